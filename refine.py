@@ -1,0 +1,27 @@
+"""Derive a study from the best of a finished one, and work on it; in several terminals, too."""
+
+from typing import Any
+
+import click
+
+from reports.command_line import report_at_the_end
+from reports.errors import ReportError
+from rnn.errors import RNNError
+from search.command_line import run, work_options
+from search.errors import SearchError
+from studies.command_line import run_command
+from studies.errors import StudiesError
+
+
+@click.command(help=f"{__doc__}\n\nSTUDY is a name in studies/ or the path of a TOML file.")
+@work_options(default_study="stage-two")
+@click.option(
+    "--partial", is_flag=True, help="Derive from what is finished of an unfinished source."
+)
+def refine(**options: Any) -> int:
+    """Work on a derived study."""
+    return run(report_at_the_end, **options)
+
+
+if __name__ == "__main__":
+    run_command(refine, (StudiesError, RNNError, SearchError, ReportError))

@@ -1,0 +1,5 @@
+"""."""
+
+
+def report_at_the_end(storage: str, studies: list[str]) -> None:
+    """."""

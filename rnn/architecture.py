@@ -1,0 +1,105 @@
+"""What a recurrent network is before it has a single weight: its switches, its depth, its width."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+StateSource = Literal["new", "old", "both"]
+GateInputs = Literal["state", "candidate"]
+
+STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
+GATE_INPUTS: tuple[GateInputs, ...] = get_args(GateInputs)
+BYTES = 256
+"""The size of the byte-level vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One point of the search: a value that says all that a network's shape depends on.
+
+    Attributes:
+        input_gate: gates the layer's input and its previous state before anything reads them.
+        forget_gate: scales the new state.
+        output_gate: gates the layer's output with a gate of its own; without it the output gates
+            itself (the swish activation).
+        state_gate: mixes the candidate with the previous state, as a GRU does.
+        residual: the read-out sees the layer's input.
+        state_source: the states that the read-out sees.
+        layers: the number of stacked layers.
+        state_size: n, the width of the states, the layers and the embedding.
+        gate_inputs: what the state gate and the forget gate see beside the layer's input and
+            previous state: nothing more (``"state"``) or the candidate too (``"candidate"``).
+            A setting of a whole study, not a searched parameter.
+
+    Raises:
+        ValueError: if a value is none of those allowed.
+    """
+
+    input_gate: bool
+    forget_gate: bool
+    output_gate: bool
+    state_gate: bool
+    residual: bool
+    state_source: StateSource
+    layers: int
+    state_size: int
+    gate_inputs: GateInputs = "state"
+
+    def __post_init__(self) -> None:
+        if self.state_source not in STATE_SOURCES:
+            raise ValueError(f"state_source is {self.state_source!r}; allowed: {STATE_SOURCES}")
+        if self.gate_inputs not in GATE_INPUTS:
+            raise ValueError(f"gate_inputs is {self.gate_inputs!r}; allowed: {GATE_INPUTS}")
+        for name, value in (("layers", self.layers), ("state_size", self.state_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+    @property
+    def reads_new(self) -> bool:
+        """Whether the read-out sees the new state."""
+        return self.state_source in ("new", "both")
+
+    @property
+    def reads_old(self) -> bool:
+        """Whether the read-out sees the previous state."""
+        return self.state_source in ("old", "both")
+
+    @property
+    def label(self) -> str:
+        """A short name that no other architecture of the study has.
+
+        For example ``"2×256 forget+state, new, residual"``.
+        """
+        gates = "+".join(
+            name for name in ("input", "forget", "output", "state") if getattr(self, f"{name}_gate")
+        )
+        residual = ", residual" if self.residual else ""
+        size = f"{self.layers}×{self.state_size}"
+        return f"{size} {gates or 'no gates'}, {self.state_source}{residual}"
+
+    def products(self, vocabulary_size: int = BYTES) -> dict[str, tuple[int, int]]:
+        """List the network's affine maps, in the order in which their weights are drawn.
+
+        Returns:
+            A map's name to its (inputs, outputs); each has a weight of that shape and a bias of
+            shape (outputs,). Switches that are off have none.
+        """
+        n = self.state_size
+        gate_inputs = 3 * n if self.gate_inputs == "candidate" else 2 * n
+        read = n * (self.reads_new + self.reads_old + self.residual)
+        layer = {
+            "input_gate": (2 * n, 2 * n) if self.input_gate else None,
+            "candidate": (2 * n, n),
+            "state_gate": (gate_inputs, n) if self.state_gate else None,
+            "forget_gate": (gate_inputs, n) if self.forget_gate else None,
+            "read_out": (read, n),
+            "output_gate": (n + read, n) if self.output_gate else None,
+        }
+        shapes = {"embedding": (vocabulary_size, n)}
+        for index in range(self.layers):
+            shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items() if shape}
+        return shapes | {"head": (n, vocabulary_size)}
+
+    def parameter_count(self, vocabulary_size: int = BYTES) -> int:
+        """Count the weights and biases of the whole network, embedding and head included."""
+        products = self.products(vocabulary_size).values()
+        return sum((inputs + 1) * outputs for inputs, outputs in products)

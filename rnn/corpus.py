@@ -1,0 +1,129 @@
+"""Texts to train on: the running Python's own library, enwik8, or any file, as raw bytes."""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rnn.download import enwik8
+from rnn.errors import CorpusError
+
+Bytes = npt.NDArray[np.uint8]
+
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and its split by position: the first 90% train, then 5% validation and 5% test.
+
+    Attributes:
+        name: ``stdlib``, ``enwik8``, or the path of a file.
+        text: (length,) bytes, memory-mapped where they come from a file.
+    """
+
+    name: str
+    text: Bytes
+
+    @cached_property
+    def sha256(self) -> str:
+        """The text's SHA-256, in hexadecimal."""
+        return hashlib.sha256(self.text.data).hexdigest()
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """The positions at which validation and test begin."""
+        return len(self.text) * 90 // 100, len(self.text) * 95 // 100
+
+    @property
+    def train(self) -> Bytes:
+        """The first 90%."""
+        return self.text[: self.split[0]]
+
+    @property
+    def validation(self) -> Bytes:
+        """The 5% after that."""
+        return self.text[self.split[0] : self.split[1]]
+
+    @property
+    def test(self) -> Bytes:
+        """The last 5%."""
+        return self.text[self.split[1] :]
+
+    def require(self, sequence_length: int) -> None:
+        """Refuse a text too short for one sequence in each split.
+
+        Raises:
+            CorpusError: with the length that it must have.
+        """
+        if min(len(self.train), len(self.validation), len(self.test)) < sequence_length:
+            raise CorpusError(
+                f"corpus {self.name} has {len(self.text):,} bytes; sequences of "
+                f"{sequence_length:,} need at least {20 * sequence_length:,} (one in each of "
+                "train 90%, validation 5% and test 5%); take a longer text or a smaller "
+                "training.sequence_length"
+            )
+
+
+def lanes(text: Bytes, starts: npt.NDArray[np.int64], length: int) -> Bytes:
+    """Gather the windows of a text that begin at the starts.
+
+    Args:
+        text: (n,) bytes.
+        starts: (B,) positions, each at most n − length.
+        length: of each window, in bytes.
+
+    Returns:
+        (length, B) bytes: a row a time step.
+    """
+    windows: Bytes = text[starts + np.arange(length)[:, None]]
+    return windows
+
+
+def open_corpus(name: str) -> Corpus:
+    """Open a corpus by its name or path.
+
+    Args:
+        name: ``stdlib`` (the running Python's library sources), ``enwik8`` (downloaded on first
+            use) or the path of any file.
+
+    Raises:
+        CorpusError: if the file is missing, empty or unreadable, or a download failed.
+    """
+    if name == "stdlib":
+        return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
+    if name == "enwik8":
+        return Corpus(name, _map(enwik8()))
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise CorpusError(
+            f"corpus {name!r} is no file; allowed: stdlib, enwik8 or the path of a file; "
+            "check the path"
+        )
+    return Corpus(str(path), _map(path))
+
+
+def _map(path: Path) -> Bytes:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except ValueError as error:  # numpy's word for a file without a byte
+        raise CorpusError(f"corpus {path} is empty; take a file with text in it") from error
+    except OSError as error:
+        raise CorpusError(f"corpus {path} cannot be read ({error.strerror}); check it") from error
+
+
+def _library_sources() -> Iterator[bytes]:
+    """Yield the standard library's modules, sorted by path, tests and installed packages left out.
+
+    What they hold together, about 10 MB of English and code, is the same for one Python.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = sorted((path.relative_to(library).as_posix(), path) for path in library.rglob("*.py"))
+    for relative, path in modules:
+        if not _NOT_LIBRARY.intersection(relative.split("/")[:-1]):
+            yield path.read_bytes()

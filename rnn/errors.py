@@ -1,0 +1,20 @@
+"""The exceptions of this package.
+
+::
+
+    RNNError
+    ├── CorpusError    a text that is missing, empty, too short, or not what it should be
+    └── DeviceError    a device that this machine does not have
+"""
+
+
+class RNNError(Exception):
+    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+
+
+class CorpusError(RNNError):
+    """A corpus cannot be used."""
+
+
+class DeviceError(RNNError):
+    """A device is not there."""

@@ -1,0 +1,47 @@
+"""How well a network foretells text that it has not seen."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnn.corpus import Bytes, lanes
+from rnn.network import Population
+
+
+@torch.no_grad()
+def held_out_losses(
+    population: Population, text: Bytes, lane_count: int, lane_length: int
+) -> Tensor:
+    """Measure every member on fixed, evenly spaced, non-overlapping lanes of a text.
+
+    Args:
+        population: K members.
+        text: (length,) a held-out split.
+        lane_count: the most lanes; a short text gives as many as fit.
+        lane_length: symbols in a lane, the first of which is only read.
+
+    Returns:
+        (K, lanes) the mean cross-entropy of each lane, in nats a symbol.
+
+    Raises:
+        ValueError: if the text is shorter than one lane.
+    """
+    count = min(lane_count, len(text) // lane_length)
+    if count < 1:
+        raise ValueError(f"the text has {len(text)} symbols; allowed: {lane_length} or more")
+    starts = np.arange(count) * (len(text) - lane_length) // max(count - 1, 1)  # (lanes,)
+    symbols = torch.from_numpy(lanes(text, starts, lane_length))  # (lane_length, lanes)
+    symbols = symbols.to(population.embedding.weight.device).long()
+    states = population.initial_state(count)
+    total = torch.zeros((), device=symbols.device)
+    for t in range(lane_length - 1):
+        logits, states = population(symbols[t], states)  # (K, lanes, V)
+        total = total + population.loss(logits, symbols[t + 1])  # (K, lanes)
+    return total / (lane_length - 1)
+
+
+def bits(nats: float) -> float:
+    """Convert nats to bits; for bytes, nats a byte to bits per character."""
+    return nats / math.log(2)

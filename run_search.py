@@ -1,0 +1,24 @@
+"""Join (or make) a study and work on it until it is done; in as many terminals as you like."""
+
+from typing import Any
+
+import click
+
+from reports.command_line import report_at_the_end
+from reports.errors import ReportError
+from rnn.errors import RNNError
+from search.command_line import run, work_options
+from search.errors import SearchError
+from studies.command_line import run_command
+from studies.errors import StudiesError
+
+
+@click.command(help=f"{__doc__}\n\nSTUDY is a name in studies/ or the path of a TOML file.")
+@work_options(default_study="stage-one")
+def run_search(**options: Any) -> int:
+    """Work on a study."""
+    return run(report_at_the_end, **options)
+
+
+if __name__ == "__main__":
+    run_command(run_search, (StudiesError, RNNError, SearchError, ReportError))

@@ -1,0 +1,1 @@
+"""Optuna meets torch: points, claims, workers."""

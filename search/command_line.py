@@ -1,0 +1,110 @@
+"""The words that ``run_search.py`` and ``refine.py`` share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from search.session import Options, Result, show_status, work
+from studies.command_line import storage_options
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--name", help="Of the study; by default its definition's."),
+    click.option(
+        "--corpus",
+        metavar="NAME|PATH",
+        help="In place of the definition's: stdlib, enwik8 or a file.",
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Override a setting of the definition, as in training.steps=2000; may be repeated.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes to start on this machine.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="Of each worker; by default this machine's workers share its cores.",
+    ),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda[:i]",
+        default="auto",
+        show_default=True,
+        help="Where to train.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        help="Of the products; fixed when the study is made.",
+    ),
+    click.option(
+        "--status", is_flag=True, help="Print where the study stands, and change nothing."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="With --status: as JSON."),
+    click.option(
+        "--extend", is_flag=True, help="Add the points of values that the definition has got since."
+    ),
+    click.option(
+        "--no-wait",
+        is_flag=True,
+        help="Leave when no point is left to claim, though some still run.",
+    ),
+)
+
+
+def work_options(default_study: str) -> Callable[[_F], _F]:
+    """Give a command the STUDY that it works on, and all that can be said about how."""
+
+    def decorate(command: _F) -> _F:
+        command = storage_options(command)
+        for option in reversed(_OPTIONS):
+            command = option(command)
+        return click.argument("study", default=default_study)(command)
+
+    return decorate
+
+
+def run(
+    report: Callable[[str, list[str]], None],
+    *,
+    status: bool,
+    as_json: bool,
+    no_wait: bool,
+    debug: bool,
+    **options: Any,
+) -> int:
+    """Do what a command line asks for.
+
+    Args:
+        report: called at the end, with the storage's URL and the study's name, if anything is
+            finished.
+        status: print where the study stands instead of working.
+        as_json: the status as JSON.
+        no_wait: leave while others still work.
+        debug: read by :func:`studies.command_line.run_command`.
+        options: of :class:`search.session.Options`.
+
+    Returns:
+        The exit code.
+    """
+    asked = Options(wait=not no_wait, **options)
+    if as_json and not status:
+        raise click.UsageError("--json goes with --status; say both")
+    if status:
+        show_status(asked, as_json)
+        return 0
+    result: Result = work(asked)
+    if result.finished and not result.exit_code:
+        report(asked.storage, [result.study])
+    return result.exit_code

@@ -1,0 +1,22 @@
+"""The exceptions of this package.
+
+::
+
+    SearchError
+    ├── SourceUnfinished    a study that another is to be derived from, not complete
+    └── GridExhausted       (also optuna.TrialPruned) no point is left to be run
+"""
+
+import optuna
+
+
+class SearchError(Exception):
+    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+
+
+class SourceUnfinished(SearchError):
+    """A source study is not complete."""
+
+
+class GridExhausted(SearchError, optuna.TrialPruned):
+    """Every point of a grid is taken; Optuna's loop takes it for a trial that was pruned."""

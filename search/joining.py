@@ -1,0 +1,202 @@
+"""Making a study, or joining one that is there, on terms that keep its results comparable."""
+
+from dataclasses import dataclass
+
+import optuna
+from optuna.pruners import NopPruner
+
+from rnn.corpus import Corpus, open_corpus
+from search.grid import GridSampler
+from search.refinement import derive_points
+from search.space import distributions, search_space, search_space_of
+from studies.accounting import accounting_of
+from studies.definition import PARAMETERS, Definition, DefinitionFile
+from studies.errors import IdentityError, StudyNotFound
+from studies.identity import differences
+from studies.opening import load_study, open_storage, read_storage
+from studies.planning import PlannedPoint, create_study, extend_study
+from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+from studies.storage import Storage
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A study that a worker takes part in."""
+
+    study: optuna.Study
+    storage: Storage
+    definition: Definition
+    corpus: Corpus
+
+    @property
+    def study_id(self) -> int:
+        """The study's id in the storage."""
+        return self.study._study_id
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a command line says beside the definition.
+
+    Attributes:
+        name: of the study; the definition's own by default.
+        corpus: in place of the definition's.
+        precision: in place of the definition's.
+        extend: add the points that the definition has more than the study.
+        partial: derive from a source that is not finished.
+    """
+
+    name: str | None = None
+    corpus: str | None = None
+    precision: str | None = None
+    extend: bool = False
+    partial: bool = False
+
+
+def stored_definition(study: optuna.Study) -> Definition:
+    """Return the definition that a study was made with.
+
+    Raises:
+        StudyNotFound: if the study was not made by this program.
+    """
+    raw = study.user_attrs.get(DEFINITION)
+    if raw is None:
+        raise StudyNotFound(
+            f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
+            "studies that were; check the name"
+        )
+    return Definition.model_validate(raw)
+
+
+def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
+    """Join the study of a definition; make it first if it is not there.
+
+    Everything that can be refused is refused before anything is written.
+
+    Args:
+        file: the definition.
+        url: of the storage.
+        terms: what the command line says beside it.
+
+    Raises:
+        DefinitionError, CorpusError: if the definition or the text cannot be used.
+        StorageError: if the storage cannot be used.
+        IdentityError: if the study is there with other settings or another text.
+        StudyNotFound, SourceUnfinished: if the study that it is to be derived from is not there,
+            or not complete.
+        StudiesError: if it is to be extended while workers hold points.
+    """
+    name = terms.name or file.name
+    definition = _resolve(file, url, terms)
+    corpus = open_corpus(definition.corpus)
+    corpus.require(max(definition.training.sequence_length, definition.evaluation.lane_length))
+    own = CorpusRecord(
+        name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
+    )
+    storage = open_storage(url)
+    if name not in optuna.get_all_study_names(storage):
+        _create(name, storage, definition, own, terms.partial)
+
+    study = load_study(storage, name)
+    stored = stored_definition(study)
+    stored_corpus = CorpusRecord.model_validate(study.user_attrs[CORPUS])
+    found = differences(stored, stored_corpus, definition, own)
+    if terms.extend:
+        found = [line for line in found if not line.startswith("space.")]
+    if found:
+        raise IdentityError(
+            f"study {name!r} was made with other settings: {'; '.join(found)}; use the same, or "
+            "another --name, or --extend where a parameter has got new values at its end"
+        )
+    if terms.extend:
+        stored = _extend(study, storage, stored, definition)
+    study = optuna.load_study(
+        study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
+    )
+    return Joined(study, storage, stored, corpus)
+
+
+def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
+    """Return the definition with all that it inherits from the study that it derives from."""
+    stated = {"corpus": terms.corpus, "precision": terms.precision}
+    file = file.stating({key: value for key, value in stated.items() if value is not None})
+    definition = file.validate_alone()
+    if definition.refinement is None:
+        return definition
+    source = load_study(read_storage(url), definition.refinement.source)
+    return file.validate_over(stored_definition(source).model_dump(mode="json"))
+
+
+def _create(
+    name: str,
+    storage: Storage,
+    definition: Definition,
+    corpus: CorpusRecord,
+    partial: bool,
+) -> None:
+    if definition.refinement is None:
+        assert definition.space is not None
+        space = search_space(definition.space)
+        planned = [PlannedPoint(point) for point in _grid(definition).points]
+    else:
+        source = load_study(storage, definition.refinement.source)
+        accounting = accounting_of(storage, source._study_id)
+        planned = derive_points(source, accounting, definition, partial)
+        space = search_space_of(point.params for point in planned)
+    # Resolved once, here: a worker's own hardware must not decide what the study's numbers are.
+    # bfloat16 is not chosen by itself as long as it is not shown to leave the answer as it is.
+    precision = "fp32" if definition.precision == "auto" else definition.precision
+    definition = definition.model_copy(update={"precision": precision, "corpus": corpus.name})
+    attributes = {
+        DEFINITION: definition.model_dump(mode="json"),
+        CORPUS: corpus.model_dump(mode="json"),
+    }
+    create_study(storage, name, METRIC_NAME, attributes, distributions(space), planned)
+
+
+def _extend(
+    study: optuna.Study, storage: Storage, stored: Definition, wider: Definition
+) -> Definition:
+    """Add the points that a definition's space has more than the study's."""
+    if stored.space is None or wider.space is None:
+        raise IdentityError(
+            f"study {study.study_name!r} has no grid of its own; allowed with --extend: studies "
+            "with a [space]; extend its source and refine that"
+        )
+    for name in PARAMETERS:
+        old, new = list(stored.space.values(name)), list(wider.space.values(name))
+        if new[: len(old)] != old:
+            raise IdentityError(
+                f"study {study.study_name!r}: space.{name} is {old} in the study and {new} here; "
+                "allowed with --extend: the same values in the same order, new ones after them"
+            )
+    old_points = list(stored.space.points())
+    new_points = _grid(wider).points
+    if lost := [point for point in old_points if point not in new_points]:
+        raise IdentityError(
+            f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
+            "here; allowed with --extend: to exclude new points only"
+        )
+    extended = stored.model_copy(update={"space": wider.space})
+    extend_study(
+        storage,
+        study._study_id,
+        {DEFINITION: extended.model_dump(mode="json")},
+        distributions(search_space(wider.space)),
+        [PlannedPoint(point) for point in new_points if point not in old_points],
+    )
+    return extended
+
+
+def _grid(definition: Definition) -> GridSampler:
+    assert definition.space is not None
+    return GridSampler(
+        search_space(definition.space), definition.seed, exclude=definition.space.exclude
+    )
+
+
+def _sampler(study: optuna.Study, definition: Definition) -> GridSampler:
+    if definition.space is not None:
+        return _grid(definition)
+    points = [trial.params for trial in study.get_trials(deepcopy=False) if trial.params]
+    return GridSampler(search_space_of(points), points=points)

@@ -1,0 +1,226 @@
+"""What the terminal shows of a search."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.status import Running, Status
+from search.worker import Ended
+
+REFRESH_SECONDS = 2.0
+"""Between two looks at the storage: a look costs a worker some milliseconds of training."""
+
+PLAIN_SECONDS = 30.0
+"""Between two lines about one trial, where the output is no terminal."""
+
+
+class Display(Protocol):
+    """What a search tells a person; a context that begins and ends with the search."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def advanced(self, running: Running) -> None:
+        """This worker's trial has come to a log point."""
+
+    def ended(self, ended: Ended) -> None:
+        """This worker's trial is done with."""
+
+    def waits(self) -> None:
+        """No point is left to claim, but others still hold some."""
+
+    def show(self, running: Sequence[Running]) -> None:
+        """These trials run, in whichever worker."""
+
+
+class Plain:
+    """Lines, for an output that is no terminal.
+
+    Args:
+        console: to write to.
+        read: reads the study's status.
+    """
+
+    def __init__(self, console: Console, read: Callable[[], Status]) -> None:
+        self._console = console
+        self._read = read
+        self._last = time.monotonic()
+        self._waiting = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    def advanced(self, running: Running) -> None:
+        """Print a line about a long trial now and then."""
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._print(
+                f"trial {running.number}  {running.label}  step {running.step:,} of "
+                f"{running.steps:,}  {loss_text(running.smoothed_loss)}"
+            )
+
+    def ended(self, ended: Ended) -> None:
+        """Print the trial's outcome and the study's progress."""
+        running = ended.running
+        value = "" if ended.value is None else f" {loss_text(ended.value)}"
+        self._print(
+            f"trial {running.number}  {running.label}  {ended.outcome}{value}  "
+            f"{ended.seconds:.1f} s  |  {progress_text(self._read())}"
+        )
+
+    def waits(self) -> None:
+        """Print once that others still work."""
+        if not self._waiting:
+            self._waiting = True
+            self._print("no point is left to claim; waiting for those that other workers hold")
+
+    def show(self, running: Sequence[Running]) -> None:
+        """Say nothing: each worker prints its own lines."""
+
+    def _print(self, line: str) -> None:
+        self._last = time.monotonic()
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Drawn:
+    """A display that is drawn anew in place, for a terminal.
+
+    Args:
+        console: to draw on.
+        read: reads the study's status.
+    """
+
+    def __init__(self, console: Console, read: Callable[[], Status]) -> None:
+        self._read = read
+        self._status = read()
+        self._read_at = time.monotonic()
+        self._running: Sequence[Running] = ()
+        self._note = ""
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=2)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._running = ()
+        if error is None:
+            self._status = self._read()
+        self._live.stop()
+
+    def advanced(self, running: Running) -> None:
+        """Show where this worker's trial is."""
+        self.show([running])
+
+    def ended(self, ended: Ended) -> None:
+        """Take this worker's trial away."""
+        self.show([])
+
+    def waits(self) -> None:
+        """Say that others still work."""
+        self.show([])
+        self._note = "no point is left to claim; waiting for those that other workers hold"
+
+    def show(self, running: Sequence[Running]) -> None:
+        """Show these trials, and the study as it stands."""
+        self._running = running
+        self._note = ""
+        if time.monotonic() - self._read_at >= REFRESH_SECONDS:
+            self._status = self._read()
+            self._read_at = time.monotonic()
+
+    def _draw(self) -> RenderableType:
+        return draw(self._status, self._running, self._note)
+
+
+class Silent(Plain):
+    """Says nothing: the process that started this worker speaks for it."""
+
+    def _print(self, line: str) -> None:
+        return
+
+    def ended(self, ended: Ended) -> None:
+        """Say nothing, and read nothing for it."""
+
+
+def draw(status: Status, running: Sequence[Running], note: str = "") -> RenderableType:
+    """Return a study's progress and its running trials as rich draws them."""
+    accounting = status.accounting
+    head = Text(f"{status.name}  {progress_text(status)}")
+    bar = ProgressBar(total=max(1, accounting.planned), completed=accounting.finished, width=60)
+    parts: list[RenderableType] = [head, bar]
+    if running:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("trial", "architecture", "step", "smoothed loss"):
+            table.add_column(column, style="dim" if column == "trial" else "")
+        for trial in running:
+            table.add_row(
+                str(trial.number),
+                trial.label,
+                f"{trial.step:,} of {trial.steps:,}",
+                loss_text(trial.smoothed_loss),
+            )
+        parts.append(table)
+    if note:
+        parts.append(Text(note, style="dim"))
+    return Group(*parts)
+
+
+def progress_text(status: Status) -> str:
+    """Return a study's progress in one line."""
+    a = status.accounting
+    parts = [f"{a.finished} of {a.planned} finished"]
+    parts += [
+        f"{count} {name}"
+        for name, count in (
+            ("running", a.running),
+            ("pruned", a.pruned),
+            ("diverged", a.diverged),
+            ("failed", a.failed),
+        )
+        if count
+    ]
+    if status.best:
+        parts.append(f"best {loss_text(status.best.value)} (trial {status.best.number})")
+    if status.seconds_left:
+        parts.append(f"about {duration_text(status.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def loss_text(loss: float | None) -> str:
+    """Return a loss with its unit."""
+    return "" if loss is None else f"{loss:.4f} nats"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration to the second, the minute or the tenth of an hour."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,82 @@
+"""The best of a finished study → the points of the next."""
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from search.errors import SourceUnfinished
+from studies.accounting import Accounting
+from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Refinement
+from studies.planning import PlannedPoint
+from studies.records import SOURCE_TRIALS
+
+
+def quota(best: float | int, planned: int) -> int:
+    """Return how many of the planned points are the best.
+
+    Args:
+        best: a fraction below 1, rounded down but at least one point, or a number of points.
+        planned: all points of the source.
+    """
+    return max(1, int(best * planned)) if best < 1 else int(best)
+
+
+def derive_points(
+    source: optuna.Study,
+    accounting: Accounting,
+    definition: Definition,
+    partial: bool = False,
+) -> list[PlannedPoint]:
+    """Take the best points of a source study through a definition's variants and replicates.
+
+    Points that coincide are one point, which carries the numbers of all the source's trials that
+    led to it. The best come first.
+
+    Args:
+        source: the study to derive from.
+        accounting: of its points.
+        definition: with a refinement.
+        partial: whether an unfinished source will do.
+
+    Raises:
+        SourceUnfinished: if points of the source are not finished, or fewer complete than wanted.
+    """
+    refinement = definition.refinement
+    assert refinement is not None
+    wanted = quota(refinement.best, accounting.planned)
+    if accounting.finished < accounting.planned and not partial:
+        raise SourceUnfinished(
+            f"study {source.study_name!r} has finished {accounting.finished} of "
+            f"{accounting.planned} points ({accounting.running} running, {accounting.waiting} "
+            "waiting); allowed: all; run it to its end, or say --partial"
+        )
+    ranked = ranking(source)
+    if len(ranked) < wanted and not (partial and ranked):
+        raise SourceUnfinished(
+            f"study {source.study_name!r} has {len(ranked)} complete points; allowed: {wanted} or "
+            f"more (refinement.best = {refinement.best}); refine fewer"
+        )
+    return _derive(ranked[:wanted], refinement)
+
+
+def ranking(study: optuna.Study) -> list[FrozenTrial]:
+    """Return a study's complete trials, the best first; of equals the lower number first."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (trial.value, trial.number))
+
+
+def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoint]:
+    sources: dict[tuple[object, ...], list[int]] = {}
+    points: dict[tuple[object, ...], Point] = {}
+    for trial in best:
+        architecture = {name: trial.params[name] for name in PARAMETERS}
+        for variant in refinement.variants:
+            for replicate in range(refinement.replicates):
+                point: Point = architecture | variant
+                if refinement.replicates > 1:
+                    point[REPLICATE] = replicate
+                key = tuple(point.values())
+                points[key] = point
+                numbers = sources.setdefault(key, [])
+                if trial.number not in numbers:
+                    numbers.append(trial.number)
+    return [PlannedPoint(point, {SOURCE_TRIALS: sources[key]}) for key, point in points.items()]

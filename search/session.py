@@ -1,0 +1,179 @@
+"""What one terminal does with a study: tell where it stands, or work on it with n processes."""
+
+import json
+import multiprocessing
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+
+import click
+import torch
+from rich.console import Console
+
+from rnn.device import find_device
+from search.joining import Joined, Terms, join, stored_definition
+from search.progress import Display, Drawn, Plain, Silent, duration_text, progress_text
+from search.status import Status, running_trials, status
+from search.stopping import StopRequest
+from search.threads import ThreadBudget
+from search.worker import Worker
+from studies.definition import find_definition
+from studies.opening import load_study, read_storage
+
+PROCESSES_SECONDS = 1.0
+"""Between two looks at the processes that were started."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was given; see ``run_search.py --help``."""
+
+    study: str
+    storage: str
+    name: str | None = None
+    corpus: str | None = None
+    overrides: tuple[str, ...] = ()
+    workers: int = 1
+    threads: int | None = None
+    device: str = "auto"
+    precision: str | None = None
+    extend: bool = False
+    wait: bool = True
+    partial: bool = False
+    child: bool = False
+
+    def terms(self) -> Terms:
+        """Return what the command line says beside the definition."""
+        return Terms(self.name, self.corpus, self.precision, self.extend, self.partial)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a session ended.
+
+    Attributes:
+        study: the study's name.
+        finished: how many of its points are finished, by whichever worker.
+        exit_code: of the command.
+    """
+
+    study: str
+    finished: int
+    exit_code: int
+
+
+def show_status(options: Options, as_json: bool) -> None:
+    """Print where a study stands, without changing anything.
+
+    Raises:
+        StudiesError: if there is no such definition, storage or study.
+    """
+    file = find_definition(options.study)
+    storage = read_storage(options.storage)
+    study = load_study(storage, options.name or file.name)
+    found = status(study, storage, stored_definition(study))
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+        return
+    accounting = found.as_json()
+    for key in ("planned", "complete", "running", "waiting", "pruned", "diverged", "failed"):
+        click.echo(f"{key:9} {accounting[key]}")
+    if found.best:
+        click.echo(
+            f"best      {found.best.value:.4f} nats, trial {found.best.number}, "
+            f"{found.best.architecture}"
+        )
+    click.echo(f"time left {_time_left(found)}")
+
+
+def work(options: Options) -> Result:
+    """Join the study and work on it until all its points are finished.
+
+    Raises:
+        StudiesError, RNNError, SearchError: for bad input, before anything is written.
+    """
+    device = find_device(options.device)
+    joined = join(
+        find_definition(options.study, options.overrides), options.storage, options.terms()
+    )
+    console = Console()
+    if not options.child:
+        _greet(console, joined, device)
+    with StopRequest() as stop, _display(options, console, joined) as display:
+        if options.workers == 1:
+            with ThreadBudget(options.threads) as budget:
+                Worker(joined, device, budget, stop, display, options.wait).run()
+            failed = 0
+        else:
+            failed = _supervise(options, joined, stop, display)
+    end = _status(joined)
+    if not options.child:
+        console.print(
+            f"study {end.name}: {progress_text(end)}", markup=False, highlight=False, soft_wrap=True
+        )
+    return Result(end.name, end.accounting.finished, stop.exit_code or failed)
+
+
+def _supervise(options: Options, joined: Joined, stop: StopRequest, display: Display) -> int:
+    """Start the workers as processes and wait for them.
+
+    Returns:
+        1 if one of them came to a bad end, else 0.
+    """
+    # The study is made: what is left of the command line is to be done once only.
+    each = replace(options, workers=1, extend=False, child=True)
+    # Not forked: torch's threads and the storage's connections do not survive that.
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = [
+        context.Process(target=_work_and_exit, args=(each,)) for _ in range(options.workers)
+    ]
+    for process in processes:
+        process.start()
+    told = False
+    while any(process.is_alive() for process in processes):
+        if stop.requested and not told:
+            told = True
+            for process in processes:
+                process.terminate()
+        display.show(running_trials(joined.study, joined.storage, joined.definition))
+        for process in processes:
+            process.join(PROCESSES_SECONDS / len(processes))
+    stopped = {0, 130, 143}
+    return int(any(process.exitcode not in stopped for process in processes))
+
+
+def _work_and_exit(options: Options) -> None:
+    raise SystemExit(work(options).exit_code)
+
+
+def _display(options: Options, console: Console, joined: Joined) -> Display:
+    def read() -> Status:
+        return _status(joined)
+
+    if not console.is_terminal:
+        return Plain(console, read)
+    # In a terminal the process that started the workers draws for all of them.
+    return Silent(console, read) if options.child else Drawn(console, read)
+
+
+def _greet(console: Console, joined: Joined, device: torch.device) -> None:
+    definition = joined.definition
+    console.print(
+        f"study {joined.study.study_name}: {joined.corpus.name}, "
+        f"{len(joined.corpus.text):,} bytes; {definition.training.steps:,} steps a point, "
+        f"{definition.precision}, on {device}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _status(joined: Joined) -> Status:
+    return status(joined.study, joined.storage, joined.definition)
+
+
+def _time_left(found: Status) -> str:
+    if found.accounting.finished == found.accounting.planned:
+        return "none: every point is finished"
+    if found.seconds_left is None:
+        return "unknown (nobody works on it, or nothing is complete yet)"
+    return f"about {duration_text(found.seconds_left)} at the present number of workers"

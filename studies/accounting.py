@@ -1,0 +1,105 @@
+"""How many points of a study are in which state, and what they took, without reading the trials."""
+
+import json
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from studies.records import FAILURE, SECONDS, Failure
+from studies.storage import Storage
+from studies.tables import ATTRIBUTES, PARAMS, TRIALS
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """How many of a study's points are in which state; together they are all of them."""
+
+    complete: int = 0
+    pruned: int = 0
+    diverged: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+
+    @property
+    def planned(self) -> int:
+        """All points."""
+        return self.finished + self.running + self.waiting
+
+    @property
+    def finished(self) -> int:
+        """The points that will not be run again."""
+        return self.complete + self.pruned + self.diverged + self.failed
+
+
+@dataclass(frozen=True)
+class Durations:
+    """What the points of one layers and state size took, and how many are still to be run.
+
+    Attributes:
+        seconds: mean of those complete.
+    """
+
+    complete: int = 0
+    running: int = 0
+    waiting: int = 0
+    seconds: float = 0.0
+
+
+def accounting_of(storage: Storage, study_id: int) -> Accounting:
+    """Count a study's points by state, without reading the trials themselves."""
+    planned = PARAMS.c.trial_id == TRIALS.c.trial_id  # a point has parameters from the start
+    failure = (
+        sa.select(ATTRIBUTES.c.value_json)
+        .where(ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, ATTRIBUTES.c.key == FAILURE)
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(TRIALS.c.state, failure.label("failure"), sa.func.count())
+        .where(TRIALS.c.study_id == study_id, sa.exists().where(planned))
+        .group_by(TRIALS.c.state, sa.literal_column("failure"))
+    )
+    counts: dict[str, int] = {}
+    with storage.engine.begin() as connection:
+        for state, failed_by, count in connection.execute(query):
+            name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
+            if failed_by is not None and json.loads(failed_by) == Failure.DIVERGED:
+                name = "diverged"
+            counts[name] = counts.get(name, 0) + count
+    return Accounting(**counts)
+
+
+def durations_of(storage: Storage, study_id: int) -> list[Durations]:
+    """Sum up what the points of each layers and state size took."""
+    layers, size = PARAMS.alias(), PARAMS.alias()
+    query = (
+        sa.select(
+            layers.c.param_value,
+            size.c.param_value,
+            TRIALS.c.state,
+            sa.func.count(),
+            sa.func.avg(sa.cast(ATTRIBUTES.c.value_json, sa.Float)),
+        )
+        .join(layers, layers.c.trial_id == TRIALS.c.trial_id)
+        .join(size, size.c.trial_id == TRIALS.c.trial_id)
+        .outerjoin(
+            ATTRIBUTES,
+            (ATTRIBUTES.c.trial_id == TRIALS.c.trial_id) & (ATTRIBUTES.c.key == SECONDS),
+        )
+        .where(
+            TRIALS.c.study_id == study_id,
+            layers.c.param_name == "layers",
+            size.c.param_name == "state_size",
+        )
+        .group_by(layers.c.param_value, size.c.param_value, TRIALS.c.state)
+    )
+    found: dict[tuple[float, float], dict[str, float]] = {}
+    with storage.engine.begin() as connection:
+        for *shape, state, count, seconds in connection.execute(query):
+            durations = found.setdefault((shape[0], shape[1]), {})
+            if state is TrialState.COMPLETE:
+                durations |= {"complete": count, "seconds": seconds or 0.0}
+            elif not state.is_finished():
+                durations[state.name.lower()] = count
+    return [Durations(**durations) for durations in found.values()]  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""The words that all commands share, and how a command ends when it cannot do what it is asked."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from studies.opening import DEFAULT_STORAGE
+
+STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
+"""The environment variable that stands in for ``--storage``: it shows in no process list."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+BAD_INPUT, BROKEN = 2, 1
+"""Exit codes: what was asked for cannot be done; something gave way while it was done."""
+
+
+def storage_options(command: _F) -> _F:
+    """Give a command ``--storage`` and ``--debug``."""
+    command = click.option(
+        "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
+    )(command)
+    return click.option(
+        "--storage",
+        metavar="URL",
+        default=DEFAULT_STORAGE,
+        envvar=STORAGE_VARIABLE,
+        show_default=True,
+        show_envvar=True,
+        help="Where studies are kept: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
+    )(command)
+
+
+def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
+    """Run a command and leave the process with its exit code.
+
+    Args:
+        command: returns its exit code.
+        bad_input: the exceptions whose message is the one line that a person is to read.
+    """
+    expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError)
+    try:
+        code = command.main(standalone_mode=False)
+    except click.ClickException as error:
+        _leave(error.format_message().replace("\n", " "), BAD_INPUT)
+    except click.Abort:
+        _leave("interrupted", 130)
+    except expected as error:
+        if "--debug" in sys.argv:
+            raise
+        if isinstance(error, bad_input):
+            _leave(str(error), BAD_INPUT)
+        reason = str(error.__cause__ or error).splitlines()[0]
+        _leave(f"the storage failed ({reason}); what was recorded is kept; run again", BROKEN)
+    sys.exit(code)
+
+
+def _leave(line: str, code: int) -> None:
+    click.echo(f"error: {line}", err=True)
+    sys.exit(code)

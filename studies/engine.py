@@ -1,0 +1,111 @@
+"""How each kind of database is spoken to, so that many processes may do it at once."""
+
+import contextlib
+import contextvars
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+from studies.errors import StorageError
+
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+
+BUSY_SECONDS = 60
+"""How long a write waits for the other writers of an SQLite file."""
+
+_writing: contextvars.ContextVar[bool] = contextvars.ContextVar("writing", default=False)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Begin the transactions inside as writers: on SQLite ``BEGIN IMMEDIATE``.
+
+    SQLite ignores ``SELECT … FOR UPDATE``: two transactions that begin as readers may both read a
+    row as free, and both write it. Readers stay deferred, so that a long read holds nobody up.
+    """
+    token = _writing.set(True)
+    try:
+        yield
+    finally:
+        _writing.reset(token)
+
+
+def parse_url(url: str) -> URL:
+    """Parse a storage URL.
+
+    Raises:
+        StorageError: if it is malformed or names another kind of database.
+    """
+    allowed = "allowed: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; correct it"
+    try:
+        parsed = sqlalchemy.make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        # Not shown: what cannot be parsed may still hold a password.
+        raise StorageError(f"the storage URL cannot be read; {allowed}") from error
+    if backend not in DRIVERS:
+        raise StorageError(f"storage {shown(parsed)} is of an unknown kind; {allowed}")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise StorageError(f"storage {shown(parsed)} names no file; {allowed}")
+    return parsed.set(drivername=DRIVERS[backend])
+
+
+def shown(url: URL) -> str:
+    """Return a URL as it may be shown: without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+def read_only(url: URL) -> URL:
+    """Return the URL of an SQLite file that makes its connections read-only.
+
+    A read-only connection to a file in WAL mode that nobody else has open would leave two files
+    beside it. Nobody writes then, so that the file may be read as one that does not change.
+    """
+    path = Path(str(url.database))
+    quiet = not path.with_name(path.name + "-wal").exists()
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if quiet else {})
+    return url.set(database=f"file:{path}").update_query_dict(query)
+
+
+def engine_options(url: URL) -> dict[str, Any]:
+    """Return what ``sqlalchemy.create_engine`` is to be given for a database of this kind."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_SECONDS}}
+    # No connection is held while a network trains: a server's connections are few.
+    return {"poolclass": NullPool}
+
+
+def configure(engine: Engine) -> None:
+    """Set up every connection that an engine will open."""
+    if engine.dialect.name != "sqlite":
+        return
+    engine.dispose()  # of what was opened before
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: DBAPIConnection, _: object) -> None:
+        # The driver's own transactions begin too late and always deferred.
+        connection.isolation_level = None
+        # In WAL mode a commit is safe against the end of any process without a sync of its own.
+        connection.cursor().execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _writing.get() else "BEGIN")
+
+    # SQLite's connections must not be carried across a fork.
+    reference = weakref.ref(engine)
+
+    def forget() -> None:
+        if (inherited := reference()) is not None:
+            inherited.dispose(close=False)
+
+    os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,35 @@
+"""The exceptions of this package.
+
+::
+
+    StudiesError
+    ├── DefinitionError    a study definition that is missing, malformed or contradictory
+    ├── StorageError       a storage that cannot be opened, or is not ours
+    ├── StudyNotFound      a study that the storage does not hold
+    ├── IdentityError      settings that differ from those that the study was made with
+    └── ClaimLost          a trial that this worker no longer holds
+"""
+
+
+class StudiesError(Exception):
+    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+
+
+class DefinitionError(StudiesError):
+    """A study's definition cannot be used."""
+
+
+class StorageError(StudiesError):
+    """A storage cannot be used."""
+
+
+class StudyNotFound(StudiesError):
+    """A storage does not hold the study."""
+
+
+class IdentityError(StudiesError):
+    """A worker's settings are not those of the study."""
+
+
+class ClaimLost(StudiesError):
+    """A worker wrote to a trial that it does not hold, and nothing was written."""

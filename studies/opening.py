@@ -1,0 +1,158 @@
+"""A storage's URL → a storage that is safe for many processes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import sqlalchemy as sa
+from optuna.exceptions import OptunaError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from studies.engine import engine_options, parse_url, read_only, shown
+from studies.errors import StorageError, StudyNotFound
+from studies.storage import Storage
+
+DEFAULT_STORAGE = "sqlite:///studies/studies.db"
+
+_OURS = {"studies", "trials", "trial_params", "version_info", "alembic_version"}
+_CREATION_LOCK = 0x524E4E  # of PostgreSQL's advisory locks; any number that others do not take
+
+
+def open_storage(url: str) -> Storage:
+    """Open a storage to work on, and make it if it is not there.
+
+    Any number of processes may do so at the same instant.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql+psycopg://USER@HOST/DATABASE``.
+
+    Raises:
+        StorageError: if it cannot be opened, holds another program's data, or is of a schema that
+            the installed Optuna does not know; it is left as it was. Passwords are not shown.
+    """
+    parsed = parse_url(url)
+    with _explained(parsed):
+        if parsed.get_backend_name() == "sqlite":
+            _create_sqlite(parsed)
+        else:
+            _create_on_server(parsed)
+        return _open_existing(parsed)
+
+
+def read_storage(url: str) -> Storage:
+    """Open a storage to read from. No file and no table is made, and nothing is changed.
+
+    Raises:
+        StorageError: as :func:`open_storage` does, and if there is no such storage.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if not Path(str(parsed.database)).exists():
+            raise StorageError(
+                f"storage {shown(parsed)} is not there; run a search first, or check --storage"
+            )
+        parsed = read_only(parsed)
+    with _explained(parsed):
+        return _open_existing(parsed)
+
+
+def load_study(storage: Storage, name: str) -> optuna.Study:
+    """Load a study by its name.
+
+    Raises:
+        StudyNotFound: with the names of those that are there.
+    """
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError as error:
+        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none yet"
+        raise StudyNotFound(
+            f"study {name!r} is not in {shown(storage.engine.url)}; there: {known}; run it first, "
+            "or check the name"
+        ) from error
+
+
+def _open_existing(url: URL) -> Storage:
+    options = engine_options(url)
+    engine = sa.create_engine(url, **options)
+    try:
+        _require_ours(engine, url)
+    finally:
+        engine.dispose()
+    return Storage(url.render_as_string(hide_password=False), options)
+
+
+def _require_ours(engine: Engine, url: URL) -> None:
+    tables = set(sa.inspect(engine).get_table_names())
+    if not tables >= _OURS:
+        raise StorageError(
+            f"storage {shown(url)} is not a database of studies; it was left as it is; "
+            "name another file or database"
+        )
+
+
+def _create_sqlite(url: URL) -> None:
+    """Make an SQLite file that is complete from the instant in which it is there."""
+    path = Path(str(url.database))
+    if path.exists():
+        return
+    if not path.parent.is_dir():
+        raise StorageError(
+            f"storage {shown(url)}: the folder {path.parent} is not there; make it, or name "
+            "another file"
+        )
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        made = RDBStorage(url.set(database=str(beside)).render_as_string(hide_password=False))
+        with made.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        made.engine.dispose()
+        # Another process may have been quicker: then its file is the one.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(beside)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _create_on_server(url: URL) -> None:
+    """Make Optuna's tables in a database that has no tables at all."""
+    engine = sa.create_engine(url, **engine_options(url))
+    with engine.connect() as connection:
+        if sa.inspect(connection).get_table_names():
+            return
+        # One process at a time: of two that create the same table one would fail.
+        connection.execute(sa.select(sa.func.pg_advisory_lock(_CREATION_LOCK)))
+        try:
+            RDBStorage(url.render_as_string(hide_password=False), engine_options(url))
+        finally:
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
+
+
+@contextlib.contextmanager
+def _explained(url: URL) -> Iterator[None]:
+    """Turn whatever a database raises while it is opened into one line without a password."""
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        raise StorageError(
+            f"storage {shown(url)} cannot be opened ({reason}); check the address and that you may "
+            "write there"
+        ) from error
+    except ImportError as error:
+        raise StorageError(
+            f"storage {shown(url)} needs the driver for PostgreSQL; install it with "
+            "pip install 'rnn-search[postgres]'"
+        ) from error
+    except RuntimeError as error:  # Optuna's word for a schema of another version
+        raise StorageError(
+            f"storage {shown(url)} is of a schema that Optuna {optuna.__version__} does not know "
+            f"(its own is {models.SCHEMA_VERSION}); it was left as it is; name another, or install "
+            "the Optuna that made it"
+        ) from error

@@ -1,0 +1,162 @@
+"""A study and all its points, stored at one stroke: never half a study, however a process ends."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.definition import Point
+from studies.errors import StudiesError
+from studies.storage import Storage
+from studies.tables import (
+    ATTRIBUTES,
+    DIRECTIONS,
+    PARAMS,
+    STUDIES,
+    STUDY_ATTRIBUTES,
+    STUDY_SYSTEM,
+    TRIALS,
+    attribute,
+)
+
+METRIC_NAMES = "study:metric_names"
+"""The system attribute in which Optuna keeps what its ``set_metric_names`` was given."""
+
+
+class PlannedPoint(NamedTuple):
+    """A point to be stored: its parameters, and what is known of it before it runs."""
+
+    params: Point
+    attributes: Mapping[str, Any] = {}
+
+
+def create_study(
+    storage: Storage,
+    name: str,
+    metric_name: str,
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedPoint],
+) -> bool:
+    """Store a study with all its points waiting, in one transaction.
+
+    Args:
+        storage: to make it in.
+        name: of the study.
+        metric_name: of its value, which is minimized.
+        attributes: of the study.
+        distributions: of every parameter.
+        points: in the order in which they are to be run.
+
+    Returns:
+        Whether it was stored now; False if a study of that name was there, which stays as it is.
+    """
+    try:
+        with storage.transaction() as connection:
+            (study_id,) = connection.execute(
+                sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+            ).one()
+            connection.execute(
+                sa.insert(DIRECTIONS).values(
+                    study_id=study_id, objective=0, direction=StudyDirection.MINIMIZE
+                )
+            )
+            connection.execute(
+                sa.insert(STUDY_SYSTEM).values(
+                    study_id=study_id, key=METRIC_NAMES, value_json=json.dumps([metric_name])
+                )
+            )
+            rows = [attribute("study_id", study_id, *item) for item in attributes.items()]
+            connection.execute(sa.insert(STUDY_ATTRIBUTES), rows)
+            _insert_points(connection, study_id, distributions, points)
+    except sa.exc.IntegrityError:
+        return False
+    return True
+
+
+def extend_study(
+    storage: Storage,
+    study_id: int,
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedPoint],
+) -> None:
+    """Append points to a study, and values to the ends of its parameters' choices.
+
+    Args:
+        storage: that holds the study.
+        study_id: of the study.
+        attributes: of the study, in place of those that it has under the same names.
+        distributions: of every parameter; those stored must be beginnings of these.
+        points: the new ones.
+
+    Raises:
+        StudiesError: if a worker holds a point, for it would go on with the old choices.
+    """
+    with storage.transaction() as connection:
+        connection.execute(
+            sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
+        )
+        running = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(TRIALS)
+            .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
+        )
+        if running:
+            raise StudiesError(
+                f"{running} points are held by workers; allowed with --extend: none; "
+                "stop the workers first"
+            )
+        own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+        for name, distribution in distributions.items():
+            connection.execute(
+                sa.update(PARAMS)
+                .where(PARAMS.c.param_name == name, PARAMS.c.trial_id.in_(own))
+                .values(distribution_json=distribution_to_json(distribution))
+            )
+        for key, value in attributes.items():
+            connection.execute(
+                sa.update(STUDY_ATTRIBUTES)
+                .where(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == key)
+                .values(value_json=json.dumps(value))
+            )
+        _insert_points(connection, study_id, distributions, points)
+
+
+def _insert_points(
+    connection: Connection,
+    study_id: int,
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedPoint],
+) -> None:
+    stored = {name: distribution_to_json(d) for name, d in distributions.items()}
+    first = connection.scalar(
+        sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    )
+    assert first is not None
+    for number, point in enumerate(points, first):
+        (trial_id,) = connection.execute(
+            sa.insert(TRIALS)
+            .values(study_id=study_id, number=number, state=TrialState.WAITING)
+            .returning(TRIALS.c.trial_id)
+        ).one()
+        connection.execute(
+            sa.insert(PARAMS),
+            [
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": distributions[name].to_internal_repr(value),
+                    "distribution_json": stored[name],
+                }
+                for name, value in point.params.items()
+            ],
+        )
+        rows = [attribute("trial_id", trial_id, *item) for item in point.attributes.items()]
+        if rows:
+            connection.execute(sa.insert(ATTRIBUTES), rows)
