@@ -1,1 +1,1 @@
-"""."""
+"""Study → table → figures → one HTML page. Nothing here needs torch."""

@@ -158,10 +158,11 @@ class Cell(nn.Module):
             The output (K, B, n) and the next state (K, B, n), which carries no gradient.
         """
         n = h.shape[2]
-        c = torch.cat((x, h), dim=2)  # (K, B, 2n)
+        c, gated_h = torch.cat((x, h), dim=2), h  # (K, B, 2n), (K, B, n)
         if (gate := self.input_gate) is not None:
             own = gate.take(c)  # (R, B, 2n)
             c = gate.put(torch.sigmoid(gate(own)) * own, c)  # (K, B, 2n)
+            gated_h = c[:, :, n:]  # (K, B, n)
 
         u = torch.tanh(self.candidate(c))  # (K, B, n)
         if (gate := self.state_gate) is not None:
@@ -171,7 +172,7 @@ class Cell(nn.Module):
             f = torch.sigmoid(gate(gate.take(self._gate_input(c, u))))  # (R, B, n)
             u = gate.put(f * gate.take(u), u)  # (K, B, n)
 
-        outputs = [read_out(u, c[:, :, n:], x) for read_out in self.read_outs]  # each (R, B, n)
+        outputs = [read_out(u, gated_h, x) for read_out in self.read_outs]  # each (R, B, n)
         # Alike as all of them are in a network alone, nothing needs to be brought into order.
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)[self.order]  # (K, B, n)
         return y, u.detach()

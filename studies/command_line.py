@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import optuna
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -42,6 +43,7 @@ def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) 
         command: returns its exit code.
         bad_input: the exceptions whose message is the one line that a person is to read.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError)
     try:
         code = command.main(standalone_mode=False)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
+from optuna.storages import _rdb as rdb
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,6 +95,15 @@ def _require_ours(engine: Engine, url: URL) -> None:
             f"storage {shown(url)} is not a database of studies; it was left as it is; "
             "name another file or database"
         )
+    with engine.connect() as connection:
+        version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    known = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
+    if version != known:
+        raise StorageError(
+            f"storage {shown(url)} is of schema {version}; allowed: {known}, which Optuna "
+            f"{optuna.__version__} knows; it was left as it is; name another, or install the "
+            "Optuna that made it"
+        )
 
 
 def _create_sqlite(url: URL) -> None:
@@ -149,10 +159,4 @@ def _explained(url: URL) -> Iterator[None]:
         raise StorageError(
             f"storage {shown(url)} needs the driver for PostgreSQL; install it with "
             "pip install 'rnn-search[postgres]'"
-        ) from error
-    except RuntimeError as error:  # Optuna's word for a schema of another version
-        raise StorageError(
-            f"storage {shown(url)} is of a schema that Optuna {optuna.__version__} does not know "
-            f"(its own is {models.SCHEMA_VERSION}); it was left as it is; name another, or install "
-            "the Optuna that made it"
         ) from error

@@ -22,6 +22,7 @@ from studies.tables import (
     STUDY_SYSTEM,
     TRIALS,
     attribute,
+    insert,
 )
 
 METRIC_NAMES = "study:metric_names"
@@ -72,7 +73,7 @@ def create_study(
                 )
             )
             rows = [attribute("study_id", study_id, *item) for item in attributes.items()]
-            connection.execute(sa.insert(STUDY_ATTRIBUTES), rows)
+            insert(connection, STUDY_ATTRIBUTES, rows)
             _insert_points(connection, study_id, distributions, points)
     except sa.exc.IntegrityError:
         return False
@@ -158,5 +159,4 @@ def _insert_points(
             ],
         )
         rows = [attribute("trial_id", trial_id, *item) for item in point.attributes.items()]
-        if rows:
-            connection.execute(sa.insert(ATTRIBUTES), rows)
+        insert(connection, ATTRIBUTES, rows)

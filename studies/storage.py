@@ -27,6 +27,7 @@ from studies.tables import (
     TRIALS,
     VALUES,
     attribute,
+    insert,
     now,
     without,
 )
@@ -164,7 +165,7 @@ class Storage(RDBStorage):
                 )
             rows = [attribute("trial_id", trial_id, *item) for item in attributes.items()]
             connection.execute(without(trial_id, ATTRIBUTES, *attributes))
-            connection.execute(sa.insert(ATTRIBUTES), rows)
+            insert(connection, ATTRIBUTES, rows)
             connection.execute(
                 sa.update(TRIALS)
                 .where(TRIALS.c.trial_id == trial_id)

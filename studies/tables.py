@@ -1,11 +1,13 @@
 """Optuna's tables, and the few ways in which this package writes them."""
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models
+from sqlalchemy.engine import Connection
 
 
 def _table(model: type[models.BaseModel]) -> sa.Table:
@@ -24,6 +26,12 @@ ATTRIBUTES = _table(models.TrialUserAttributeModel)
 SYSTEM = _table(models.TrialSystemAttributeModel)
 VALUES = _table(models.TrialValueModel)
 CURVE = _table(models.TrialIntermediateValueModel)
+
+
+def insert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, which may be none."""
+    if rows:
+        connection.execute(sa.insert(table), rows)
 
 
 def attribute(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+# The scripts for a user, a developer and the checks alike. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STORAGE ?= sqlite:///studies/studies.db
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+# More words for run_search.py and refine.py, as in: make demo OVERRIDES='--set training.steps=200'
+OVERRIDES ?=
+TESTS ?= tests
+
+.PHONY: help install demo test check format bench dashboard clean
+
+help: ## list what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## make .venv and install into it
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[dev,postgres]'
+	@touch $@
+
+demo: install ## search, refine and report on a small study: about two minutes on two cores
+	$(RUN) run_search.py quick --workers $(WORKERS) --storage $(STORAGE) $(OVERRIDES)
+	$(RUN) refine.py quick-refined --workers $(WORKERS) --storage $(STORAGE) $(OVERRIDES)
+	@echo "The report of both studies:"
+	@$(RUN) -m reports quick quick-refined --storage $(STORAGE)
+
+test: install ## run the tests
+	$(RUN) -m pytest $(TESTS)
+
+check: install ## lint, format, types and layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+format: install ## mend what can be mended
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: install ## measure, as ratios in one run
+	$(RUN) -m benchmarks
+
+dashboard: install ## open optuna-dashboard on the default storage, on this machine alone
+	$(VENV)/bin/optuna-dashboard --host 127.0.0.1 $(STORAGE)
+
+clean: ## remove the environment and the caches, but no study and no report
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

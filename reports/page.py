@@ -1,0 +1,150 @@
+"""Figures and tables → one self-contained HTML page."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from reports import figures
+from reports.trials import Results, full_factorial_blocks, read_results
+from studies.opening import read_storage
+
+OUTPUT = Path(__file__).parent / "out"
+"""Where pages land, unless another place is named."""
+
+BEST = 20
+"""Rows of the table of best architectures."""
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("reports"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page.
+
+    Attributes:
+        title: what it shows.
+        html: the figure.
+        note: how to read it.
+    """
+
+    title: str
+    html: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A study's part of the page."""
+
+    results: Results
+    curves: Drawing
+    explained: list[Drawing] = field(default_factory=list)
+    below: list[Drawing] = field(default_factory=list)
+    below_count: int = 0
+    best: int = BEST
+
+
+def write_report(storage_url: str, names: Sequence[str], output: Path | None = None) -> Path:
+    """Write the report of one or several studies.
+
+    Args:
+        storage_url: where they are kept; opened for reading only.
+        names: of the studies, in the order of the page.
+        output: the file to write; by default one named after the studies in :data:`OUTPUT`.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        StudiesError: if a study or the storage is not there.
+        ReportError: if a study has nothing to report.
+    """
+    storage = read_storage(storage_url)
+    sections = [_section(read_results(storage, name)) for name in names]
+    page = _TEMPLATES.get_template("report.html").render(
+        title=", ".join(names),
+        sections=sections,
+        written=datetime.now().astimezone(),
+        plotly_js=get_plotlyjs(),
+    )
+    path = output or OUTPUT / f"{_file_name(names)}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside and renamed: whoever has the page open never loads half of it.
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _section(results: Results) -> Section:
+    complete = results.complete
+    threshold = results.definition.threshold
+    below = complete if threshold is None else complete[complete["value"] < threshold]
+    curves = Drawing("Every training curve", _html(figures.curves(results)))
+    return Section(
+        results=results,
+        curves=curves,
+        explained=_explain(results, list(complete.index), "over all complete points")
+        + _explain_blocks(results),
+        below=_explain(results, list(below.index), f"below {threshold} nats")
+        if threshold is not None and 0 < len(below) < len(complete)
+        else [],
+        below_count=0 if threshold is None else len(below),
+    )
+
+
+def _explain(
+    results: Results, numbers: list[int], where: str, slices: bool = True
+) -> list[Drawing]:
+    """Draw what the parameters are worth among these trials, if they are enough to tell."""
+    study = figures.substudy(results, numbers)
+    if not figures.can_explain(study, results.parameters):
+        return []
+    parameters = figures.varying(study, results.parameters)
+    drawings = [
+        Drawing(f"{question}, {where}", _html(figure))
+        for question, figure in figures.importances(study, parameters).items()
+    ]
+    if slices:
+        figure = figures.slices(study, parameters)
+        drawings.append(Drawing(f"Every trial's value over each parameter, {where}", _html(figure)))
+    return drawings
+
+
+def _explain_blocks(results: Results) -> list[Drawing]:
+    note = (
+        "The grid leaves combinations out, so that over all of it a parameter's importance is "
+        "mixed with that of the parameters it excludes; within this block all are there."
+    )
+    blocks = full_factorial_blocks(results.complete, results.parameters)
+    return [
+        Drawing(drawing.title, drawing.html, note)
+        for name, block in blocks.items()
+        for drawing in _explain(results, list(block.index), f"where {name}", slices=False)
+    ]
+
+
+def _html(figure: go.Figure) -> str:
+    html: str = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displaylogo": False, "responsive": True},
+    )
+    return html
+
+
+def _file_name(names: Sequence[str]) -> str:
+    return "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)

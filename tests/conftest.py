@@ -1,0 +1,137 @@
+"""What the tests share: small studies, storages, and the commands as a user types them."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+REQUIRED = bool(os.environ.get("RNN_SEARCH_REQUIRE_SERVICES"))
+"""Whether the absence of PostgreSQL or a browser is a failure: it is where changes are judged."""
+
+TINY = (
+    "--set=training.steps=4",
+    "--set=training.batch_size=4",
+    "--set=training.sequence_length=8",
+    "--set=training.log_every=2",
+    "--set=evaluation.lanes=2",
+    "--set=evaluation.lane_length=8",
+)
+"""What makes a study so small that a point takes milliseconds."""
+
+# The machines' cores are few, and a network alone repeats bit for bit at one thread count.
+torch.set_num_threads(1)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file long enough for a tiny study."""
+    path = tmp_path / "text"
+    path.write_bytes(b"The quick brown fox jumps over the lazy dog. " * 40)
+    return path
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of an SQLite file that is not there yet."""
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of a storage that is not there yet, of each kind."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgresql_url"}[request.param]
+    return str(request.getfixturevalue(fixture))
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run a Python command of the project, as ``run("run_search.py", "quick", …)``."""
+
+    def run_command(*words: str, timeout: float = 120, **environment: str):
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run_command
+
+
+def missing(what: str) -> None:
+    """Skip a test that needs what is not there, or fail it where that must be there."""
+    if REQUIRED:
+        pytest.fail(f"{what} is required here and not installed")
+    pytest.skip(f"{what} is not installed")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of the system's packages, run by an unprivileged user: its address."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = found[-1] if found else shutil.which("initdb")
+    if not initdb:
+        missing("PostgreSQL")
+    binaries = Path(str(initdb)).parent
+    folder = tmp_path_factory.mktemp("postgresql")
+    as_user: list[str] = []
+    if os.getuid() == 0:  # which PostgreSQL refuses to run as
+        user = pwd.getpwnam("postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        for parent in folder.parents[:3]:
+            with contextlib.suppress(PermissionError):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = folder / "data"
+
+    def control(*words: str) -> None:
+        subprocess.run([*as_user, *words], check=True, capture_output=True, cwd=folder)
+
+    control(str(initdb), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
+    options = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    control(
+        str(binaries / "pg_ctl"),
+        "-D",
+        str(data),
+        "-o",
+        options,
+        "-l",
+        str(folder / "log"),
+        "-w",
+        "start",
+    )
+    try:
+        yield f"tester@127.0.0.1:{port}"
+    finally:
+        control(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The URL of an empty database on a real server."""
+    psycopg = pytest.importorskip("psycopg")
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(f"postgresql://{postgresql_server}/postgres", autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+    return f"postgresql+psycopg://{postgresql_server}/{name}"

@@ -1,0 +1,67 @@
+"""Small studies, and processes that all begin at once."""
+
+import multiprocessing
+import queue
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+
+from studies.opening import load_study, open_storage
+from studies.planning import PlannedPoint, create_study
+from studies.storage import Storage
+
+
+def small_study(storage: Storage, count: int, name: str = "small") -> int:
+    """Store a study of so many points, x from 0; return its id."""
+    points = [PlannedPoint({"x": number}) for number in range(count)]
+    distributions = {"x": CategoricalDistribution(tuple(range(count)))}
+    create_study(storage, name, "loss", {}, distributions, points)
+    return load_study(storage, name)._study_id
+
+
+def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call a function in a process for each tuple of arguments, all at the same instant.
+
+    Raises:
+        AssertionError: with the traceback of the first process that failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers: Any = context.Queue()
+    gate = context.Barrier(len(arguments))
+    processes = [
+        context.Process(target=_call, args=(function, args, gate, answers)) for args in arguments
+    ]
+    for process in processes:
+        process.start()
+    results, deadline = [], time.monotonic() + 120
+    try:
+        while len(results) < len(processes):
+            try:
+                failed, result = answers.get(timeout=1)
+            except queue.Empty:
+                assert time.monotonic() < deadline, "a process did not answer"
+                continue
+            assert not failed, result
+            results.append(result)
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    return results
+
+
+def _call(function: Any, arguments: Any, gate: Any, answers: Any) -> None:
+    import traceback
+
+    try:
+        gate.wait(60)
+        answers.put((False, function(*arguments)))
+    except BaseException:
+        answers.put((True, traceback.format_exc()))
+
+
+def open_and_count(url: str) -> int:
+    """Open a storage that may not be there yet; return the number of its studies."""
+    return len(open_storage(url).get_all_studies())

@@ -1,0 +1,184 @@
+"""The training loop: exact repetition, members that do not see each other, the smoothed loss."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rnn.architecture import Architecture
+from rnn.evaluation import bits, held_out_losses
+from rnn.network import Member, Population, initial_weights
+from rnn.training import Training, sequence, train
+
+TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
+SETTINGS = Training(
+    steps=20,
+    batch_size=6,
+    sequence_length=9,
+    log_every=2,
+    learning_rate=0.01,
+    smoothing=0.9,
+    seed=3,
+)
+
+MIXED = [
+    Member(Architecture(False, True, False, True, True, "new", 2, 8)),
+    Member(Architecture(True, True, True, True, True, "both", 2, 8)),
+    Member(Architecture(False, False, False, False, False, "old", 2, 8)),
+    Member(Architecture(True, False, False, True, False, "both", 2, 8)),
+    Member(Architecture(False, True, True, False, True, "old", 2, 8), replicate=1),
+]
+
+
+def curves(members, precision="fp32", settings=SETTINGS):
+    population = Population(members, seed=1, precision=precision)
+    points = list(train(population, TEXT, settings))
+    return np.array([point.smoothed_losses for point in points]), population
+
+
+def test_a_network_alone_repeats_bit_for_bit():
+    first, one = curves(MIXED[:1])
+    second, two = curves(MIXED[:1])
+    assert first.tobytes() == second.tobytes()
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+
+
+@pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
+def test_a_member_learns_the_same_in_company_as_alone(gate_inputs):
+    members = [
+        Member(
+            Architecture(
+                *[getattr(m.architecture, f) for f in Architecture.__slots__[:8]], gate_inputs
+            ),
+            m.replicate,
+        )
+        for m in MIXED
+    ]
+    together, _ = curves(members, "fp64")
+    for k, member in enumerate(members):
+        alone, _ = curves([member], "fp64")
+        np.testing.assert_allclose(together[:, k], alone[:, 0], rtol=1e-9)
+
+
+def test_the_smoothed_loss_is_an_average_that_starts_at_three():
+    settings = Training(**{**SETTINGS.__dict__, "learning_rate": 1e-30, "steps": 8})
+    smoothed, population = curves(MIXED[:1], "fp64", settings)
+    # With weights that stand still, the losses are those of the untrained network.
+    text = torch.from_numpy(sequence(TEXT, settings, 0)).long()
+    states, expected, log = population.initial_state(6), 3.0, []
+    for t in range(8):
+        logits, states = population(text[t], states)
+        expected = 0.9 * expected + 0.1 * population.loss(logits, text[t + 1]).mean().item()
+        log.append(expected)
+    np.testing.assert_allclose(smoothed[:, 0], log[1::2], rtol=1e-9)
+
+
+def test_log_points_are_the_multiples_of_log_every():
+    settings = Training(**{**SETTINGS.__dict__, "steps": 20, "log_every": 6})
+    points = list(train(Population(MIXED[:1], 1), TEXT, settings))
+    assert [point.step for point in points] == [6, 12, 18]
+
+
+def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_length():
+    """A sequence of L symbols gives L − 1 steps: the seventeenth step begins the third sequence."""
+    settings = Training(
+        **{
+            **SETTINGS.__dict__,
+            "learning_rate": 1e-30,
+            "steps": 17,
+            "smoothing": 0.0,
+            "log_every": 1,
+        }
+    )
+    smoothed, population = curves(MIXED[:1], "fp64", settings)
+    text = torch.from_numpy(sequence(TEXT, settings, 2)).long()
+    logits, _ = population(text[0], population.initial_state(6))
+    expected = population.loss(logits, text[1]).mean().item()
+    assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
+
+
+def test_every_architecture_reads_the_same_text_and_each_sequence_another():
+    assert np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 0))
+    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 1))
+    column = sequence(TEXT, SETTINGS, 0)[:, 0].tobytes()
+    assert column in TEXT.tobytes()
+
+
+def test_sequences_reach_both_ends_of_the_text():
+    text = np.arange(12, dtype=np.uint8)
+    drawn = [sequence(text, SETTINGS, number) for number in range(30)]
+    assert min(lanes.min() for lanes in drawn) == 0
+    assert max(lanes.max() for lanes in drawn) == 11
+
+
+def test_initial_weights_differ_by_architecture_and_replicate_alone():
+    one, other = MIXED[0], MIXED[1]
+
+    def start(member, seed=1):
+        return initial_weights(member, seed)["layers.0.candidate"][0]
+
+    assert torch.equal(start(one), start(one))
+    assert not torch.equal(start(one), start(one._replace(replicate=1)))
+    assert not torch.equal(start(one), start(other))
+    assert not torch.equal(start(one), start(one, seed=2))
+
+
+def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
+    architecture = Architecture(True, True, True, True, True, "both", 1, 64)
+    for name, (inputs, outputs) in architecture.products().items():
+        weight, bias = initial_weights(Member(architecture), 0)[name]
+        assert weight.shape == (inputs, outputs)
+        assert bias.shape == (outputs,)
+        bound = 1 / math.sqrt(inputs)
+        assert weight.abs().max() <= bound
+        assert bias.abs().max() <= bound
+        assert weight.abs().max() > 0.95 * bound
+        assert abs(weight.mean()) < 0.05 * bound
+
+
+def test_a_member_that_diverges_leaves_its_fellows_alone():
+    population = Population(MIXED, seed=1, precision="fp64")
+    with torch.no_grad():
+        population.head.weight[1] = math.inf
+    points = list(train(population, TEXT, SETTINGS))
+    together = np.array([point.smoothed_losses for point in points])
+    assert not np.isfinite(together[-1, 1])
+    undisturbed, _ = curves(MIXED, "fp64")
+    others = [0, 2, 3, 4]
+    np.testing.assert_allclose(together[:, others], undisturbed[:, others], rtol=1e-9)
+
+
+def test_training_lowers_the_loss():
+    settings = Training(**{**SETTINGS.__dict__, "steps": 200, "log_every": 10})
+    smoothed, population = curves(MIXED[:1], settings=settings)
+    assert smoothed[-1, 0] < smoothed[1, 0] - 1
+    held_out = held_out_losses(population, TEXT, 4, 20)
+    assert held_out.shape == (1, 4)
+    assert held_out.mean() < math.log(256) - 2
+
+
+def test_held_out_lanes_are_evenly_spaced_and_the_same_for_all():
+    population = Population(MIXED[:2], seed=1, precision="fp64")
+    text = TEXT[:100]
+    losses = held_out_losses(population, text, lane_count=4, lane_length=20)
+    # By hand: four lanes of twenty in a hundred, the last one at the end.
+    for lane, start in enumerate((0, 26, 53, 80)):
+        states, total = population.initial_state(1), 0.0
+        for t in range(start, start + 19):
+            logits, states = population(torch.tensor([int(text[t])]), states)
+            total += population.loss(logits, torch.tensor([int(text[t + 1])]))[:, 0]
+        torch.testing.assert_close(losses[:, lane], total / 19)
+    assert held_out_losses(population, text, 99, 20).shape == (2, 5)
+    with pytest.raises(ValueError, match="20 or more"):
+        held_out_losses(population, text[:19], 4, 20)
+
+
+def test_bits():
+    assert bits(math.log(2)) == 1
+
+
+def test_members_of_different_shapes_are_refused():
+    other = Member(Architecture(False, False, False, False, False, "new", 1, 8))
+    with pytest.raises(ValueError, match="one shape"):
+        Population([MIXED[0], other], 1)

@@ -1,0 +1,173 @@
+"""Definitions: what is shipped, what is refused and how, what is overridden and inherited."""
+
+from pathlib import Path
+
+import pytest
+
+from studies.definition import Definition, find_definition
+from studies.errors import DefinitionError
+from studies.identity import differences
+from studies.records import CorpusRecord
+
+SHIPPED = ("quick", "quick-refined", "stage-one", "stage-two", "replicates")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_definitions_are_valid_and_use_the_embedded_text(name):
+    definition = find_definition(name).validate_alone()
+    assert definition.corpus == "stdlib"
+    assert definition.question
+
+
+def test_stage_one_is_the_exhaustive_search_of_432_points():
+    definition = find_definition("stage-one").validate_alone()
+    points = list(definition.space.points())
+    assert len(points) == 432
+    assert not any(p["state_size"] == 32 and not p["residual"] for p in points)
+    training = definition.training
+    assert (training.steps, training.batch_size, training.sequence_length) == (10_000, 256, 1000)
+    assert (training.log_every, training.learning_rate, training.smoothing) == (50, 0.001, 0.95)
+
+
+def test_quick_has_all_combinations_of_the_switches():
+    definition = find_definition("quick").validate_alone()
+    points = list(definition.space.points())
+    assert len(points) == 96
+    assert len({tuple(list(p.values())[:6]) for p in points}) == 96
+
+
+def test_stage_two_and_replicates_derive_from_each_other():
+    two = find_definition("stage-two").validate_alone()
+    assert two.refinement.source == "stage-one"
+    assert (two.refinement.best, two.training.steps) == (0.1, 50_000)
+    assert len(two.refinement.variants) == 4
+    replicates = find_definition("replicates").validate_alone().refinement
+    assert (replicates.source, replicates.best, replicates.replicates) == ("stage-two", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.stepz=2", ["--set", "training.stepz", "steps, batch_size"]),
+        ("trainin.steps=2", ["--set", "trainin", "question, threshold"]),
+        ("training.steps='a'", ["--set", "training.steps is 'a'", "integer"]),
+        ("training.steps=2.5", ["training.steps is 2.5", "integer"]),
+        ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
+        ("training=3", ["training is 3"]),
+        ("space.layers=[]", ["space.layers is []", "one value or more"]),
+        ("space.layers=[1, 1]", ["space.layers is [1, 1]", "each value once"]),
+        ("space.layers=[true]", ["space.layers.0 is True", "integer"]),
+        ("space.layers=[0]", ["space.layers.0 is 0", "greater than 0"]),
+        ("space.state_source=['x']", ["'x'", "'new', 'old' or 'both'"]),
+        ("space.exclude=[{layer=2}]", ["'layer'", "input_gate, forget_gate"]),
+        ("space.exclude=[{layers=9}]", ["layers = 9", "1, 2, 3"]),
+        ("space.exclude=[{residual=1}]", ["residual = 1", "False, True"]),
+        ("space.exclude=[{}]", ["every point"]),
+        ("space.exclude=[{layers=1},{layers=2},{layers=3}]", ["no point", "at least one"]),
+        ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32' or 'bf16'"]),
+        ("refinement.source='quick'", ["both of [space] and [refinement]", "one of them"]),
+        ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
+        ("training.steps", ["'training.steps'", "KEY=VALUE"]),
+        ("corpus=text.txt", ["'text.txt'", "no TOML value", "with its quotes"]),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(override, words):
+    with pytest.raises(DefinitionError) as refused:
+        find_definition("stage-one", [override]).validate_alone()
+    line = str(refused.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("refinement.best=0", ["refinement.best is 0"]),
+        ("refinement.best=1.5", ["refinement.best is 1.5"]),
+        ("refinement.variants=[]", ["one variant or more"]),
+        ("refinement.variants=[{depth=3}]", ["'depth'", "layers, state_size"]),
+        ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
+        ("refinement.replicates=0", ["refinement.replicates is 0"]),
+    ],
+)
+def test_what_is_wrong_in_a_refinement_is_refused_by_name(override, words):
+    with pytest.raises(DefinitionError) as refused:
+        find_definition("stage-two", [override]).validate_alone()
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_an_unknown_study_is_answered_with_those_that_are_known():
+    with pytest.raises(DefinitionError, match=r"'stage-three'.*quick.*stage-one"):
+        find_definition("stage-three")
+
+
+def test_a_file_is_found_by_its_path_and_named_after_it(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[space]\nlayers = [1]\nstate_size = [8]\n")
+    file = find_definition(str(path), ["training.steps=99"])
+    assert file.name == "mine"
+    assert file.validate_alone().training.steps == 99
+
+
+@pytest.mark.parametrize("content", [b"[space", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(DefinitionError, match=r"mine\.toml: cannot be read as TOML"):
+        find_definition(str(path))
+
+
+def test_a_derived_definition_inherits_what_it_does_not_state():
+    overrides = ["seed=5", 'gate_inputs="candidate"', "training.batch_size=7"]
+    source = find_definition("stage-one", overrides).validate_alone()
+    file = find_definition("stage-two", ["training.sequence_length=10"])
+    derived = file.validate_over(source.model_dump(mode="json"))
+    assert (derived.seed, derived.gate_inputs) == (5, "candidate")
+    assert derived.training.batch_size == 7
+    assert derived.training.steps == 50_000
+    assert derived.training.sequence_length == 10
+    assert derived.threshold == 1.6
+    assert derived.space is None
+
+
+CORPUS = CorpusRecord(name="a", sha256="0", length=100, split=(90, 95))
+
+
+def alter(definition: Definition, override: str) -> Definition:
+    return find_definition("stage-one", [override]).validate_alone()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("training.steps=60", "training.steps"),
+        ("seed=1", "seed"),
+        ('gate_inputs="candidate"', "gate_inputs"),
+        ("space.layers=[1, 2]", "space.layers"),
+        ("evaluation.lanes=3", "evaluation.lanes"),
+    ],
+)
+def test_identity_holds_what_makes_results_comparable(override, key):
+    stored = find_definition("stage-one").validate_alone()
+    (line,) = differences(stored, CORPUS, alter(stored, override), CORPUS)
+    assert line.startswith(f"{key}: ")
+
+
+def test_identity_leaves_out_how_results_are_read_and_where_the_text_lies():
+    stored = find_definition("stage-one").validate_alone()
+    elsewhere = CORPUS.model_copy(update={"name": "b"})
+    for override in ("threshold=1.0", 'question="?"', 'corpus="b"'):
+        assert differences(stored, CORPUS, alter(stored, override), elsewhere) == []
+    other_text = CORPUS.model_copy(update={"sha256": "1"})
+    assert differences(stored, CORPUS, stored, other_text) == [
+        "corpus.sha256: '0' in the study, '1' here"
+    ]
+
+
+def test_a_precision_of_auto_agrees_with_the_studys_and_a_stated_one_must_be_it():
+    stored = alter(find_definition("stage-one").validate_alone(), 'precision="fp32"')
+    assert differences(stored, CORPUS, alter(stored, 'precision="auto"'), CORPUS) == []
+    (line,) = differences(stored, CORPUS, alter(stored, 'precision="bf16"'), CORPUS)
+    assert line == "precision: 'fp32' in the study, 'bf16' here"

@@ -1,0 +1,278 @@
+"""The storage: claims that hold, for many processes, on both kinds of database."""
+
+import itertools
+import pickle
+import sqlite3
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from helpers import at_once, open_and_count, small_study
+from optuna.trial import TrialState
+
+from studies.accounting import accounting_of
+from studies.errors import ClaimLost, StorageError, StudyNotFound
+from studies.opening import load_study, open_storage, read_storage
+
+
+def claim_all(url: str, worker: int) -> list[int]:
+    storage = open_storage(url)
+    study_id = load_study(storage, "small")._study_id
+    claimed = []
+    while (trial_id := storage.claim(study_id, f"worker {worker}")) is not None:
+        claimed.append(trial_id)
+        time.sleep(0.002)  # or the first process has them all before the others begin
+    return claimed
+
+
+def test_every_point_is_claimed_by_one_of_many_processes(url):
+    small_study(open_storage(url), 150)
+    claimed = at_once(claim_all, [(url, worker) for worker in range(6)])
+    together = [trial_id for ids in claimed for trial_id in ids]
+    assert len(together) == 150
+    assert len(set(together)) == 150
+    assert sum(bool(ids) for ids in claimed) > 1, "only one process got any: nothing was tested"
+
+
+def ask_all(url: str) -> list[int]:
+    study = load_study(open_storage(url), "small")
+    numbers = []
+    while any(t.state is TrialState.WAITING for t in study.get_trials(deepcopy=False)):
+        trial = study.ask()
+        if "x" not in trial.params:
+            break
+        numbers.append(trial.number)
+        study.tell(trial, 0.0)
+    return numbers
+
+
+def test_plain_optunas_claims_hold_too(url):
+    """On SQLite as it comes, some waiting trials go to two processes."""
+    small_study(open_storage(url), 60)
+    asked = at_once(ask_all, [(url,)] * 4)
+    assert sorted(itertools.chain.from_iterable(asked)) == list(range(60))
+
+
+def test_any_number_of_processes_may_make_the_same_storage(url):
+    assert at_once(open_and_count, [(url,)] * 6) == [0] * 6
+    study = optuna.create_study(storage=url)  # and it is one that plain Optuna takes
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
+    storage = open_storage(url)
+    study_id = small_study(storage, 3)
+    for number in range(3):
+        trial = storage.get_trial(storage.claim(study_id, "me"))
+        assert (trial.number, trial.params) == (number, {"x": number})
+        assert trial.state is TrialState.RUNNING
+        assert trial.datetime_start is not None
+    assert storage.claim(study_id, "me") is None
+
+
+def test_a_finished_trial_is_read_by_plain_optuna(url):
+    storage = open_storage(url)
+    study_id = small_study(storage, 1)
+    trial_id = storage.claim(study_id, "me")
+    storage.report(trial_id, "me", {1: 2.5, 2: float("nan")})
+    storage.report(trial_id, "me", {1: 2.25, 3: float("inf")})
+    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.5, {"seconds": 3.0, "host": "h"})
+    (trial,) = optuna.load_study(study_name="small", storage=url).trials
+    assert (trial.state, trial.value, trial.params) == (TrialState.COMPLETE, 1.5, {"x": 0})
+    assert trial.user_attrs == {"seconds": 3.0, "host": "h"}
+    assert trial.intermediate_values[1] == 2.25
+    assert trial.intermediate_values[2] != trial.intermediate_values[2]
+    assert trial.intermediate_values[3] == float("inf")
+    assert trial.datetime_start <= trial.datetime_complete
+    assert (
+        abs(
+            (
+                trial.datetime_complete
+                - optuna.create_study().ask()._cached_frozen_trial.datetime_start
+            ).total_seconds()
+        )
+        < 60
+    ), "the clock is stored as Optuna does"
+
+
+WRITES = [
+    lambda storage, trial_id, owner: storage.report(trial_id, owner, {1: 1.0}),
+    lambda storage, trial_id, owner: storage.finish(
+        trial_id, owner, TrialState.COMPLETE, 1.0, {"host": "late"}
+    ),
+    lambda storage, trial_id, owner: storage.give_back(trial_id, owner),
+]
+
+
+@pytest.mark.parametrize("write", WRITES, ids=["report", "finish", "give back"])
+def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
+    storage = open_storage(url)
+    study_id = small_study(storage, 1)
+    trial_id = storage.claim(study_id, "old")
+    storage.give_back(trial_id, "old")
+    with pytest.raises(ClaimLost):  # while it waits
+        write(storage, trial_id, "old")
+    assert storage.claim(study_id, "new") == trial_id
+    with pytest.raises(ClaimLost):  # while another has it
+        write(storage, trial_id, "old")
+    storage.finish(trial_id, "new", TrialState.COMPLETE, 0.5, {})
+    for owner in ("old", "new"):  # when it is done
+        with pytest.raises(ClaimLost):
+            write(storage, trial_id, owner)
+    trial = storage.get_trial(trial_id)
+    assert (trial.value, trial.user_attrs, trial.intermediate_values) == (0.5, {}, {})
+
+
+def test_a_point_given_back_waits_as_if_never_claimed(url):
+    storage = open_storage(url)
+    study_id = small_study(storage, 1)
+    before = storage.get_all_trials(study_id)
+    trial_id = storage.claim(study_id, "me")
+    storage.report(trial_id, "me", {1: 2.0})
+    storage.give_back(trial_id, "me")
+    assert storage.get_all_trials(study_id) == before
+
+
+def test_all_points_are_accounted_for(url):
+    storage = open_storage(url)
+    study_id = small_study(storage, 7)
+    ends = [
+        (TrialState.COMPLETE, 1.0, {}),
+        (TrialState.COMPLETE, 2.0, {}),
+        (TrialState.PRUNED, None, {}),
+        (TrialState.FAIL, None, {"failure": "diverged"}),
+        (TrialState.FAIL, None, {"failure": "exception"}),
+    ]
+    for state, value, attributes in ends:
+        storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
+    storage.claim(study_id, "me")
+    found = accounting_of(storage, study_id)
+    assert (found.complete, found.pruned, found.diverged, found.failed) == (2, 1, 1, 1)
+    assert (found.running, found.waiting) == (1, 1)
+    assert (found.planned, found.finished) == (7, 5)
+
+
+def test_a_pickled_storage_is_as_safe_as_the_first(sqlite_url):
+    storage = pickle.loads(pickle.dumps(open_storage(sqlite_url)))
+    study_id = small_study(storage, 1)
+    began = []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: began.append(a[2]))
+    assert storage.claim(study_id, "me") is not None
+    assert began[0] == "BEGIN IMMEDIATE"
+
+
+def test_reads_do_not_hold_up_writers(sqlite_url):
+    storage = open_storage(sqlite_url)
+    study_id = small_study(storage, 2)
+    with storage.engine.begin() as reader:
+        reader.execute(sa.text("SELECT * FROM trials")).all()
+        assert open_storage(sqlite_url).claim(study_id, "me") is not None
+
+
+def test_a_brace_in_a_file_name_is_a_brace(tmp_path):
+    open_storage(f"sqlite:///{tmp_path}/a{{b}}.db")
+    assert (tmp_path / "a{b}.db").exists()
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_reading_makes_no_file_and_changes_none(sqlite_url, tmp_path):
+    with pytest.raises(StorageError, match="not there"):
+        read_storage(sqlite_url)
+    assert files(tmp_path) == {}
+    storage = open_storage(sqlite_url)
+    small_study(storage, 2)
+    storage.engine.dispose()
+    before = files(tmp_path)
+    assert list(before) == ["studies.db"]
+    reader = read_storage(sqlite_url)
+    assert len(load_study(reader, "small").trials) == 2
+    reader.engine.dispose()
+    assert files(tmp_path) == before
+
+
+def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
+    storage = open_storage(sqlite_url)
+    study_id = small_study(storage, 2)
+    storage.claim(study_id, "me")
+    reader = read_storage(sqlite_url)
+    assert accounting_of(reader, study_id).running == 1
+    with pytest.raises(Exception, match="readonly"):
+        reader.claim(study_id, "you")
+
+
+def test_another_programs_database_is_left_as_it_is(tmp_path):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE songs (name TEXT)")
+    other.close()
+    before = files(tmp_path)
+    for opener in (open_storage, read_storage):
+        with pytest.raises(StorageError, match="not a database of studies"):
+            opener(f"sqlite:///{path}")
+    assert files(tmp_path) == before
+
+
+def test_another_programs_server_database_is_left_as_it_is(postgresql_url):
+    engine = sa.create_engine(postgresql_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE songs (name TEXT)"))
+    with pytest.raises(StorageError, match="not a database of studies"):
+        open_storage(postgresql_url)
+    assert sa.inspect(engine).get_table_names() == ["songs"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all, but a text of some length\n" * 99])
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "notes.db"
+    path.write_bytes(content)
+    with pytest.raises(StorageError):
+        open_storage(f"sqlite:///{path}")
+    assert files(tmp_path) == {"notes.db": content}
+
+
+def test_an_unknown_schema_is_left_as_it_is(sqlite_url, tmp_path):
+    open_storage(sqlite_url).engine.dispose()
+    with sqlite3.connect(tmp_path / "studies.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
+    database.close()
+    before = files(tmp_path)
+    with pytest.raises(StorageError, match="schema"):
+        open_storage(sqlite_url)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "postgresql+psycopg://me:s3cret@127.0.0.1:1/none",
+        "postgresql://me:s3cret@127.0.0.1:1/none",
+        "mysql://me:s3cret@127.0.0.1/none",
+        "redis://me:s3cret@127.0.0.1",
+        "postgresql+psycopg://me:s3cret@127.0.0.1:port/none",
+        "sqlite:////no/such/folder/studies.db",
+        "sqlite://",
+        "studies.db",
+    ],
+)
+def test_a_url_that_cannot_be_opened_is_one_line_without_its_password(bad):
+    for opener in (open_storage, read_storage):
+        with pytest.raises(StorageError) as refused:
+            opener(bad)
+        assert "s3cret" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_study_is_answered_with_those_that_are_there(sqlite_url):
+    storage = open_storage(sqlite_url)
+    small_study(storage, 1)
+    with pytest.raises(StudyNotFound, match=r"'large' is not in .*there: small"):
+        load_study(storage, "large")
