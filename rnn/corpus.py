@@ -61,7 +61,7 @@ class Corpus:
         Raises:
             CorpusError: with the length that it must have.
         """
-        if min(len(self.train), len(self.validation), len(self.test)) < sequence_length:
+        if len(self.text) < 20 * sequence_length:  # of which validation and test are a twentieth
             raise CorpusError(
                 f"corpus {self.name} has {len(self.text):,} bytes; sequences of "
                 f"{sequence_length:,} need at least {20 * sequence_length:,} (one in each of "
@@ -100,7 +100,11 @@ def open_corpus(name: str) -> Corpus:
     if name == "enwik8":
         return Corpus(name, _map(enwik8()))
     path = Path(name).expanduser().resolve()
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name that no file can have
+        is_file = False
+    if not is_file:
         raise CorpusError(
             f"corpus {name!r} is no file; allowed: stdlib, enwik8 or the path of a file; "
             "check the path"

@@ -1,0 +1,176 @@
+"""Texts: the embedded one, files, and the one that is fetched from an archive."""
+
+import hashlib
+import http.server
+import io
+import sys
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+
+from rnn import download
+from rnn.corpus import Corpus, lanes, open_corpus
+from rnn.errors import CorpusError
+
+
+def test_the_library_is_about_ten_megabytes_of_its_own_modules():
+    corpus = open_corpus("stdlib")
+    assert 5e6 < len(corpus.text) < 20e6
+    assert corpus.sha256 == open_corpus("stdlib").sha256
+    text = corpus.text.tobytes()
+    assert b"class OrderedDict" in text
+    assert b"class TestCase" in text  # unittest is part of the library, its tests are not
+    assert b"site-packages/optuna" not in text
+    assert b"import torch.nn" not in text
+
+
+def test_a_file_is_read_as_raw_bytes_and_not_into_memory(tmp_path):
+    path = tmp_path / "bytes"
+    content = bytes(range(256)) * 100
+    path.write_bytes(content)
+    corpus = open_corpus(str(path))
+    assert isinstance(corpus.text, np.memmap)
+    assert corpus.text.tobytes() == content
+    assert corpus.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_the_same_corpus_from_wherever_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "text").write_bytes(b"a" * 100)
+    monkeypatch.chdir(tmp_path)
+    assert open_corpus("text").name == str(tmp_path / "text")
+
+
+def test_the_split_is_by_position():
+    corpus = Corpus("numbers", np.arange(200, dtype=np.uint8))
+    assert corpus.split == (180, 190)
+    joined = np.concatenate([corpus.train, corpus.validation, corpus.test])
+    assert np.array_equal(joined, corpus.text)
+
+
+def test_a_text_must_have_a_sequence_in_each_split():
+    Corpus("enough", np.zeros(20 * 30, np.uint8)).require(30)
+    with pytest.raises(CorpusError, match=r"599 bytes; sequences of 30 need at least 600"):
+        Corpus("short", np.zeros(599, np.uint8)).require(30)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "empty").touch()
+    for name, words in (
+        ("missing", "no file"),
+        ("empty", "empty"),
+        ("", "no file"),
+        ("a" * 999, "no file"),
+    ):
+        with pytest.raises(CorpusError, match=words) as refused:
+            open_corpus(str(tmp_path / name))
+        assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")  # root, as in a container, reads all files
+
+    path = tmp_path / "secret"
+    path.write_bytes(b"text")
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(CorpusError, match=r"cannot be read \(Permission denied\)"):
+        open_corpus(str(path))
+
+
+def test_lanes_are_columns_of_the_text():
+    text = np.arange(50, dtype=np.uint8)
+    drawn = lanes(text, np.array([3, 40]), 5)
+    assert drawn.tolist() == [[3, 40], [4, 41], [5, 42], [6, 43], [7, 44]]
+    assert drawn.dtype == np.uint8
+
+
+# ------------------------------------------------------------------ enwik8
+
+TEXT = b"<mediawiki> a stand-in for the first 100,000,000 bytes </mediawiki>" * 50
+
+
+def packed(content: bytes, name: str = "enwik8") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Serve an archive on loopback, and keep the cache in the test's folder."""
+    served = {"body": b"", "requests": 0}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            served["requests"] += 1
+            body = served["body"]
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: served.get("cut", len(body))])
+
+        def log_message(self, *args):
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(
+        download.MIRROR_VARIABLE, f"http://127.0.0.1:{server.server_port}/enwik8.zip"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "SHA256", hashlib.sha256(TEXT).hexdigest())
+    yield served
+    server.shutdown()
+
+
+def cached(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache's place is set by a variable")
+def test_enwik8_is_fetched_once_and_kept(serve, tmp_path):
+    serve["body"] = packed(TEXT)
+    assert open_corpus("enwik8").text.tobytes() == TEXT
+    assert open_corpus("enwik8").text.tobytes() == TEXT
+    assert serve["requests"] == 1
+    assert cached(tmp_path) == ["enwik8"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (packed(b"another text"), "has the SHA-256"),
+        (packed(TEXT, "another"), "no sound archive"),
+        (packed(TEXT)[:-30], "no sound archive"),
+        (b"<html>try again later</html>", "no sound archive"),
+        (None, "cannot be fetched"),
+    ],
+    ids=["other text", "other name", "cut short", "no archive", "not found"],
+)
+def test_a_wrong_download_is_one_line_and_nothing_is_kept(serve, tmp_path, body, words):
+    serve["body"] = body
+    with pytest.raises(CorpusError, match=words) as refused:
+        open_corpus("enwik8")
+    assert "\n" not in str(refused.value)
+    assert cached(tmp_path) == []
+    serve["body"] = packed(TEXT)  # and the next try is a fresh one
+    assert open_corpus("enwik8").text.tobytes() == TEXT
+
+
+def test_a_download_that_breaks_off_is_one_line_and_nothing_is_kept(serve, tmp_path):
+    serve["body"] = packed(TEXT)
+    serve["cut"] = 100
+    with pytest.raises(CorpusError, match=r"cannot be fetched|no sound archive") as refused:
+        open_corpus("enwik8")
+    assert "\n" not in str(refused.value)
+    assert cached(tmp_path) == []
+
+
+def test_the_real_hash_is_that_of_enwik8():
+    assert download.SHA256 == ("2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8")

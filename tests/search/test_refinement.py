@@ -1,0 +1,95 @@
+"""The best of a study → the points of the next."""
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+
+from search.errors import SourceUnfinished
+from search.refinement import derive_points, quota, ranking
+from studies.accounting import Accounting
+from studies.definition import PARAMETERS, Definition, Space
+
+SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
+VARIANTS = [
+    {},
+    {"state_size": 512},
+    {"layers": 3, "state_size": 256},
+    {"layers": 3, "state_size": 512},
+]
+
+
+def source(count: int = 40, failed: int = 0) -> optuna.Study:
+    """A study in which a later point is worse."""
+    study = optuna.create_study()
+    distributions = {n: CategoricalDistribution(tuple(SPACE.values(n))) for n in PARAMETERS}
+    points = list(SPACE.points())[:count]
+    study.add_trials(
+        [
+            create_trial(
+                state=TrialState.FAIL if i >= count - failed else TrialState.COMPLETE,
+                value=None if i >= count - failed else float(i),
+                params=point,
+                distributions=distributions,
+            )
+            for i, point in enumerate(points)
+        ]
+    )
+    return study
+
+
+def definition(**refinement) -> Definition:
+    return Definition.model_validate({"refinement": {"source": "s"} | refinement})
+
+
+def accounting(complete: int, **others: int) -> Accounting:
+    return Accounting(complete=complete, **others)
+
+
+@pytest.mark.parametrize(
+    ("best", "planned", "expected"),
+    [(0.1, 432, 43), (0.1, 96, 9), (0.1, 9, 1), (0.1, 1, 1), (10, 130, 10), (0.5, 3, 1)],
+)
+def test_the_best_are_a_fraction_rounded_down_but_at_least_one(best, planned, expected):
+    assert quota(best, planned) == expected
+
+
+def test_variants_are_laid_over_the_best_and_coinciding_points_are_one():
+    points = derive_points(source(), accounting(40), definition(best=2, variants=VARIANTS))
+    # By hand: the first two points differ in their state size alone (32 and 256, one layer).
+    seen = [(p.params["layers"], p.params["state_size"]) for p in points]
+    assert seen == [(1, 32), (1, 512), (3, 256), (3, 512), (1, 256)]
+    assert [p.attributes["source_trials"] for p in points] == [[0], [0, 1], [0, 1], [0, 1], [1]]
+    switches = [list(p.params.items())[:6] for p in points]
+    assert all(s == switches[0] for s in switches)
+
+
+def test_replicates_are_numbered_by_a_parameter():
+    points = derive_points(source(), accounting(40), definition(best=2, replicates=3))
+    assert [p.params["replicate"] for p in points] == [0, 1, 2, 0, 1, 2]
+    assert [p.attributes["source_trials"] for p in points] == [[0]] * 3 + [[1]] * 3
+
+
+def test_the_decile_is_of_all_planned_points_diverged_ones_included():
+    study = source(count=40, failed=15)
+    points = derive_points(study, accounting(25, diverged=15), definition(best=0.1))
+    assert len(points) == 4
+
+
+def test_an_unfinished_source_is_refused_unless_partial_will_do():
+    study, unfinished = source(25), accounting(25, running=2, waiting=13)
+    with pytest.raises(SourceUnfinished, match=r"finished 25 of 40.*2 running, 13 waiting"):
+        derive_points(study, unfinished, definition())
+    assert len(derive_points(study, unfinished, definition(), partial=True)) == 4
+
+
+def test_fewer_complete_than_wanted_are_refused():
+    study = source(count=10, failed=8)
+    with pytest.raises(SourceUnfinished, match=r"2 complete points; allowed: 5 or more"):
+        derive_points(study, accounting(2, diverged=8), definition(best=0.5))
+
+
+def test_of_equals_the_lower_number_is_the_better():
+    study = source(3)
+    study.add_trial(create_trial(value=1.0, params={}, distributions={}))
+    assert [trial.number for trial in ranking(study)] == [0, 1, 3, 2]

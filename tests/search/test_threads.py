@@ -1,0 +1,66 @@
+"""Workers on one machine share its cores, however they end."""
+
+import multiprocessing
+import signal
+
+import pytest
+import torch
+
+from search import threads
+from search.threads import ThreadBudget
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_worker_alone_uses_the_whole_machine(tmp_path):
+    with ThreadBudget(folder=tmp_path) as budget:
+        assert budget.share() == 8
+        assert torch.get_num_threads() == 8
+
+
+def test_workers_share_every_core_and_take_back_what_others_leave(tmp_path):
+    with ThreadBudget(folder=tmp_path) as one:
+        with ThreadBudget(folder=tmp_path) as two, ThreadBudget(folder=tmp_path) as three:
+            assert sorted(w.share() for w in (one, two, three)) == [2, 3, 3]
+        assert one.share() == 8
+
+
+def test_a_fixed_number_is_kept_and_left_alone_by_the_others(tmp_path):
+    with ThreadBudget(folder=tmp_path) as one, ThreadBudget(3, folder=tmp_path) as fixed:
+        assert (one.share(), fixed.share()) == (5, 3)
+
+
+def test_there_is_always_one_thread(tmp_path):
+    with ThreadBudget(20, folder=tmp_path), ThreadBudget(folder=tmp_path) as one:
+        assert one.share() == 1
+
+
+def hold(folder, ready) -> None:
+    with ThreadBudget(folder=folder):
+        ready.set()
+        signal.pause()
+
+
+def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready))
+    other.start()
+    assert ready.wait(60)
+    with ThreadBudget(folder=tmp_path) as one:
+        assert one.share() == 4
+        other.kill()
+        other.join()
+        assert one.share() == 8
+
+
+def test_nothing_is_left_behind(tmp_path):
+    with ThreadBudget(folder=tmp_path):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
