@@ -29,7 +29,7 @@ demo: install ## search, refine and report on a small study: about two minutes o
 	@$(RUN) -m reports quick quick-refined --storage $(STORAGE)
 
 test: install ## run the tests
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) $(TESTS)
 
 check: install ## lint, format, types and layers
 	$(VENV)/bin/ruff check .

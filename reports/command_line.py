@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from reports.errors import ReportError
-from reports.page import write_report
 from studies.command_line import run_command, storage_options
 from studies.errors import StudiesError
 
@@ -13,11 +12,18 @@ from studies.errors import StudiesError
 def report_at_the_end(storage: str, names: list[str]) -> None:
     """Write the report of a search that has ended, and say where it is."""
     try:
-        path = write_report(storage, names)
+        path = _write(storage, names)
     except ReportError as error:  # nothing complete is no failure of the search
         click.echo(f"no report: {error}")
         return
     click.echo(f"report: {path}")
+
+
+def _write(storage: str, names: list[str], output: Path | None = None) -> Path:
+    # Imported here: a search that only begins, or is refused, need not wait for what draws.
+    from reports.page import write_report
+
+    return write_report(storage, names, output)
 
 
 @click.command(
@@ -33,7 +39,7 @@ def report_at_the_end(storage: str, names: list[str]) -> None:
 def reports(studies: tuple[str, ...], storage: str, output: Path | None, debug: bool) -> int:
     """Write a report."""
     names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
-    click.echo(write_report(storage, names, output))
+    click.echo(_write(storage, names, output))
     return 0
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -28,6 +29,22 @@ _TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+
+
+def _number(value: float | None, form: str) -> str:
+    """Format a number as the template wants it, and what is not there as nothing."""
+    return "" if value is None or pd.isna(value) else f"{value:{form}}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+_TEMPLATES.filters["number"] = _number
+_TEMPLATES.filters["duration"] = _duration
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,10 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         ReportError: if a study has nothing to report.
     """
     storage = read_storage(storage_url)
-    sections = [_section(read_results(storage, name)) for name in names]
+    try:
+        sections = [_section(read_results(storage, name)) for name in names]
+    finally:
+        storage.engine.dispose()
     page = _TEMPLATES.get_template("report.html").render(
         title=", ".join(names),
         sections=sections,

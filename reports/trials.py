@@ -15,6 +15,14 @@ from studies.opening import load_study
 from studies.records import CORPUS, DEFINITION, SOURCE_TRIALS, CorpusRecord, TrialRecord
 from studies.storage import Storage
 
+_NUMERIC = (
+    "value",
+    "validation_bits_per_character",
+    "parameter_count",
+    "steps_per_second",
+    "seconds",
+)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -78,6 +86,8 @@ def read_results(storage: Storage, name: str) -> Results:
     points = [trial for trial in study.get_trials(deepcopy=False) if trial.params]
     finished = [trial for trial in points if trial.state.is_finished()]
     table = pd.DataFrame([_row(trial, definition) for trial in finished]).set_index("number")
+    for name in _NUMERIC:  # which plain Optuna, driving the study, does not record
+        table[name] = pd.to_numeric(table[name])
     return Results(
         study=study,
         definition=definition,

@@ -95,6 +95,14 @@ def work(options: Options) -> Result:
     joined = join(
         find_definition(options.study, options.overrides), options.storage, options.terms()
     )
+    try:
+        return _work(options, joined, device)
+    finally:
+        # The last to close an SQLite file clears up beside it; who only reads cannot.
+        joined.storage.engine.dispose()
+
+
+def _work(options: Options, joined: Joined, device: torch.device) -> Result:
     console = Console()
     if not options.child:
         _greet(console, joined, device)

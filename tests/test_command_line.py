@@ -1,0 +1,255 @@
+"""Bad input gets one line and exit code 2, and nothing is changed; studies keep their identity."""
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import TINY
+from optuna.trial import TrialState
+
+ONE_POINT = (
+    *TINY,
+    "--set=space.state_source=['new']",
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+    "--set=space.state_gate=[false]",
+    "--set=space.residual=[true]",
+    "--set=space.state_size=[3]",
+)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def dump(folder: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(folder / "studies.db")) as database:
+        return list(database.iterdump())
+
+
+@pytest.fixture
+def search(run, sqlite_url, text):
+    """Run a search of one point; more words may be given."""
+
+    def search_one(*words: str, study: str = "quick"):
+        return run(
+            "run_search.py",
+            study,
+            "--storage",
+            sqlite_url,
+            "--corpus",
+            str(text),
+            *ONE_POINT,
+            *words,
+        )
+
+    return search_one
+
+
+BAD = [
+    (["run_search.py", "stage-three"], "study 'stage-three' is not defined"),
+    (["run_search.py", "no/such.toml"], "'no/such.toml' is not defined"),
+    (["run_search.py", "{tmp}/malformed.toml"], "cannot be read as TOML"),
+    (["run_search.py", "quick", "--set", "training.stepz=1"], "training.stepz is no known key"),
+    (["run_search.py", "quick", "--set", "training.steps"], "KEY=VALUE"),
+    (["run_search.py", "quick", "--set", "training.steps=many"], "no TOML value"),
+    (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "is no file"),
+    (["run_search.py", "quick", "--corpus", "{tmp}/empty"], "is empty"),
+    (["run_search.py", "quick", "--corpus", "{tmp}/short"], "need at least 4,000"),
+    (["run_search.py", "quick", "--device", "cuda:7"], "device 'cuda:7' is not on this machine"),
+    (["run_search.py", "quick", "--device", "tpu"], "device 'tpu'"),
+    (["run_search.py", "quick", "--precision", "fp8"], "fp8"),
+    (["run_search.py", "quick", "--workers", "0"], "--workers"),
+    (["run_search.py", "quick", "--threads", "0"], "--threads"),
+    (["run_search.py", "quick", "--json"], "--json goes with --status"),
+    (["run_search.py", "quick", "--frobnicate"], "--frobnicate"),
+    (["run_search.py", "quick", "--status"], "is not there"),
+    (["run_search.py", "quick", "--storage", "sqlite:////no/folder/s.db"], "/no/folder"),
+    (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/notes.db"], "cannot be opened"),
+    (["run_search.py", "quick", "--storage", "mysql://me:s3cret@host/db"], "mysql://me:***@host"),
+    (
+        ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"],
+        "cannot be opened",
+    ),
+    (["refine.py", "quick-refined"], "is not there"),
+    (["refine.py", "stage-three"], "study 'stage-three' is not defined"),
+    (["-m", "reports", "quick"], "is not there"),
+    (["-m", "reports"], "STUDY"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), BAD, ids=lambda value: " ".join(value))
+def test_bad_input(run, tmp_path, words, line):
+    (tmp_path / "malformed.toml").write_text("[space\n")
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_bytes(b"short" * 100)
+    (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
+    words = [word.format(tmp=tmp_path) for word in words]
+    if "--storage" not in words:
+        words += ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    before = tree(tmp_path)
+    done = run(*words)
+    assert done.returncode == 2, done.stderr
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "s3cret" not in done.stderr + done.stdout
+    assert done.stdout == ""
+    assert tree(tmp_path) == before
+
+
+def test_debug_shows_the_traceback(run, sqlite_url):
+    done = run("run_search.py", "quick", "--corpus", "missing", "--storage", sqlite_url, "--debug")
+    assert "Traceback" in done.stderr
+    assert "CorpusError" in done.stderr
+
+
+def test_refine_of_a_study_that_is_not_there(search, run, sqlite_url, tmp_path):
+    assert search("--name", "other").returncode == 0
+    before = tree(tmp_path)
+    done = run("refine.py", "quick-refined", "--storage", sqlite_url)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "study 'quick' is not in" in done.stderr
+    assert "there: other" in done.stderr
+    assert tree(tmp_path) == before
+
+
+def finish(url: str, name: str, how_many: int) -> None:
+    study = optuna.load_study(study_name=name, storage=url)
+    for value in range(how_many):
+        study.tell(study.ask(), float(value))
+
+
+def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, text):
+    """A study of eight points in its storage, of which none, then two are complete."""
+    from search.joining import Terms, join
+    from studies.definition import find_definition
+
+    settings = [word.removeprefix("--set=") for word in ONE_POINT]
+    settings += ["space.layers=[1,2,3,4]", "space.residual=[true,false]"]
+    join(find_definition("quick", settings), sqlite_url, Terms(corpus=str(text)))
+
+    done = run("-m", "reports", "quick", "--storage", sqlite_url)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no complete trial" in done.stderr
+
+    finish(sqlite_url, "quick", 2)
+    refine = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
+    done = run(*refine)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "finished 2 of 8 points (0 running, 6 waiting)" in done.stderr
+    assert "--partial" in done.stderr
+    assert optuna.get_all_study_names(sqlite_url) == ["quick"]
+
+    done = run(*refine, "--partial")
+    assert done.returncode == 0, done.stderr
+    done = run("-m", "reports", "quick", "--storage", sqlite_url)
+    assert done.returncode == 0
+    page = Path(done.stdout.strip())
+    assert "Unfinished: 2 of 8 points" in page.read_text()
+
+
+def test_a_study_is_joined_on_its_own_terms_only(search, tmp_path, sqlite_url):
+    assert search().returncode == 0
+    before = tree(tmp_path)
+    done = search("--set=training.steps=6", "--set=seed=3", "--precision", "bf16")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    for difference in (
+        "training.steps: 4 in the study, 6 here",
+        "seed: 0 in the study, 3 here",
+        "precision: 'fp32' in the study, 'bf16' here",
+    ):
+        assert difference in done.stderr
+    assert tree(tmp_path) == before
+    assert search("--set=training.steps=6", "--name", "longer").returncode == 0
+    assert sorted(optuna.get_all_study_names(sqlite_url)) == ["longer", "quick"]
+
+
+def test_a_study_is_joined_on_its_own_text_only(search, tmp_path, text):
+    assert search().returncode == 0
+    copy = tmp_path / "copy"
+    copy.write_bytes(text.read_bytes())
+    assert search("--corpus", str(copy)).returncode == 0, "the same text in another place"
+    copy.write_bytes(text.read_bytes().replace(b"fox", b"cat"))
+    done = search("--corpus", str(copy))
+    assert done.returncode == 2
+    assert "corpus.sha256" in done.stderr
+
+
+def test_precision_is_fixed_when_the_study_is_made(search, sqlite_url):
+    assert search("--precision", "bf16").returncode == 0
+    assert search().returncode == 0, "auto agrees with what the study has"
+    (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    assert trial.user_attrs["precision"] == "bf16"
+
+
+def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
+    assert search().returncode == 0
+    (first,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    wider = ("--set=space.layers=[1, 2]", "--set=space.state_size=[3, 4]")
+    before = dump(tmp_path)
+    done = search(*wider)
+    assert done.returncode == 2
+    assert "space.layers: [1] in the study, [1, 2] here" in done.stderr
+    assert "--extend" in done.stderr
+    for other in ("--set=space.layers=[2, 1]", "--set=space.layers=[2]"):
+        done = search(other, "--extend")
+        assert done.returncode == 2
+        assert "the same values in the same order" in done.stderr
+    done = search("--set=training.steps=6", *wider, "--extend")
+    assert done.returncode == 2
+    assert "training.steps" in done.stderr
+    assert dump(tmp_path) == before
+
+    assert search(*wider, "--extend").returncode == 0
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    shapes = [(trial.params["layers"], trial.params["state_size"]) for trial in study.trials]
+    assert sorted(shapes) == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    again = study.trials[0]
+    assert (again.params, again.value, again.datetime_complete) == (
+        first.params,
+        first.value,
+        first.datetime_complete,
+    )
+    assert again.distributions["layers"].choices == (1, 2)
+    assert search(*wider).returncode == 0, "the study now is the wider one"
+    assert search(*wider, "--extend").returncode == 0, "and there is nothing left to add"
+    assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 4
+
+
+def test_extending_is_refused_while_workers_hold_points(search, sqlite_url):
+    assert search("--no-wait").returncode == 0
+    assert search("--set=space.layers=[1, 2]", "--extend", "--no-wait").returncode == 0
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    study.enqueue_trial(study.trials[0].params)
+    study.ask()
+    done = search("--set=space.layers=[1, 2, 3]", "--extend")
+    assert done.returncode == 2
+    assert "1 points are held by workers" in done.stderr
+    assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 3
+
+
+def test_status_as_json(search, run, sqlite_url):
+    assert search().returncode == 0
+    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    status = json.loads(done.stdout)
+    assert status["planned"] == status["complete"] == 1
+    assert status["best"]["number"] == 0
+    assert status["seconds_left"] == 0
+
+
+def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run, sqlite_url):
+    done = search("--set=training.learning_rate=1e30", "--set=space.layers=[2]")
+    assert done.returncode == 0, done.stderr
+    assert "diverged" in done.stdout
+    assert "no report" in done.stdout
+    (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    assert trial.state is TrialState.FAIL
+    assert trial.user_attrs["failure"] == "diverged"
+    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    status = json.loads(done.stdout)
+    assert (status["planned"], status["diverged"], status["failed"]) == (1, 1, 0)

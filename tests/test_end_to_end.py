@@ -1,0 +1,268 @@
+"""The tool's main job: search, refine, report; from several processes on one study."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import ROOT, TINY
+from optuna.trial import TrialState
+
+from studies.definition import find_definition
+from studies.records import TrialRecord
+
+SMALL = (
+    *TINY,
+    "--set=space.state_size=[3, 4]",
+    "--set=space.exclude=[{state_size=3, residual=false}, {state_source='old', layers=1}]",
+    "--set=space.layers=[1, 2]",
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+)
+"""Fifteen... of 48 combinations; counted in the tests below."""
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait(process: subprocess.Popen[str]) -> str:
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return out
+
+
+def points_of(overrides: tuple[str, ...]) -> list[dict]:
+    settings = [word.removeprefix("--set=") for word in overrides]
+    return list(find_definition("quick", settings).validate_alone().space.points())
+
+
+def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run):
+    """Two terminals on one new file; then refine from two; then a report of both."""
+    common = ("--storage", sqlite_url, "--corpus", str(text))
+    search = ("run_search.py", "quick", *common, *SMALL)
+    outputs = [wait(process) for process in (start(*search), start(*search))]
+    assert all("finished" in out and "report: " in out for out in outputs)
+
+    refine = (
+        "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
+        "--set=refinement.best=3", "--set=refinement.variants=[{}, {state_size=5}]",
+    )  # fmt: skip
+    for process in (start(*refine), start(*refine)):
+        wait(process)
+
+    # By plain SQL: each valid point complete once, and no other point.
+    expected = points_of(SMALL)
+    with sqlite3.connect(tmp_path / "studies.db") as database:
+        rows = database.execute(
+            "SELECT study_name, number, state, COUNT(value) FROM trials JOIN studies "
+            "USING (study_id) LEFT JOIN trial_values USING (trial_id) "
+            "GROUP BY study_name, number, state ORDER BY study_name, number"
+        ).fetchall()
+    database.close()
+    first = [row for row in rows if row[0] == "quick"]
+    assert first == [("quick", number, "COMPLETE", 1) for number in range(len(expected))]
+
+    # By plain Optuna: the points of the definition, and what each recorded.
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    ran = [trial.params for trial in study.trials]
+    assert sorted(ran, key=repr) == sorted(expected, key=repr)
+    assert not any(p["state_size"] == 3 and not p["residual"] for p in ran)
+    assert study.metric_names == ["smoothed training loss"]
+    for trial in study.trials:
+        record = TrialRecord.model_validate(trial.user_attrs)
+        assert sorted(trial.intermediate_values) == [2, 4]
+        assert trial.value == min(trial.intermediate_values.values())
+        assert record.validation_bits_per_character > 0
+        assert record.precision == "fp32"
+        assert record.device == "cpu"
+    assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
+
+    # The refinement: the best three as they were and wider, once each, with their lineage.
+    best = sorted(study.trials, key=lambda trial: (trial.value, trial.number))[:3]
+    refined = optuna.load_study(study_name="quick-refined", storage=sqlite_url)
+    wanted = {
+        repr(sorted((trial.params | variant).items()))
+        for trial in best
+        for variant in ({}, {"state_size": 5})
+    }
+    assert {repr(sorted(trial.params.items())) for trial in refined.trials} == wanted
+    assert len(refined.trials) == len(wanted)
+    for trial in refined.trials:
+        assert trial.state is TrialState.COMPLETE
+        assert set(trial.user_attrs["source_trials"]) <= {trial.number for trial in best}
+    assert refined.user_attrs["corpus"]["sha256"] == study.user_attrs["corpus"]["sha256"]
+
+    # The report: one file that names every study and its best architecture.
+    page = tmp_path / "page.html"
+    done = run(
+        "-m", "reports", "quick", "quick-refined", "--storage", sqlite_url, "--output", str(page)
+    )
+    assert done.returncode == 0, done.stderr
+    html = page.read_text()
+    assert "<h1>quick</h1>" in html
+    assert "<h1>quick-refined</h1>" in html
+    assert f"trial {best[0].number}" in html
+    assert "src=" not in html.split("</style>")[0]
+
+    # Vanilla tools: Optuna's own command line and figures.
+    command = [Path(sys.executable).with_name("optuna"), "trials", "--study-name", "quick"]
+    listed = subprocess.run(
+        [*command, "--storage", sqlite_url, "--format", "json"], capture_output=True, text=True
+    )
+    assert len(json.loads(listed.stdout)) == len(expected), listed.stderr
+    assert optuna.visualization.plot_param_importances(study).data
+    assert optuna.visualization.plot_intermediate_values(study).data
+
+
+def test_postgresql_and_workers_started_together(postgresql_url, text, run):
+    done = run(
+        "run_search.py",
+        "quick",
+        "--corpus",
+        str(text),
+        *SMALL,
+        "--workers",
+        "3",
+        RNN_SEARCH_STORAGE=postgresql_url,
+    )
+    assert done.returncode == 0, done.stderr
+    study = optuna.load_study(study_name="quick", storage=postgresql_url)
+    ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert sorted(ran, key=repr) == sorted(points_of(SMALL), key=repr)
+    assert len({trial.user_attrs["worker"] for trial in study.trials}) > 1
+
+
+@pytest.fixture
+def slow(sqlite_url, text) -> tuple[str, ...]:
+    """A search whose trials take long enough to be stopped in."""
+    return (
+        "run_search.py",
+        "quick",
+        "--storage",
+        sqlite_url,
+        "--corpus",
+        str(text),
+        *TINY,
+        "--set=training.steps=1000000",
+        "--set=training.log_every=20",
+    )
+
+
+def running(url: str) -> list:
+    try:
+        study = optuna.load_study(study_name="quick", storage=url)
+    except Exception:  # not there yet
+        return []
+    return [t for t in study.trials if t.state is TrialState.RUNNING and t.intermediate_values]
+
+
+def until(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_worker_gives_its_point_back(slow, sqlite_url, tmp_path, number, code):
+    process = start(*slow)
+    until(lambda: running(sqlite_url))
+    process.send_signal(number)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in error
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+    assert not any(trial.intermediate_values for trial in study.trials)
+    assert "given back" in out
+
+
+def test_stopping_the_process_that_started_the_workers_stops_them_all(slow, sqlite_url):
+    process = start(*slow, "--workers", "2")
+    until(lambda: len(running(sqlite_url)) == 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+
+
+def test_status_of_a_running_study(slow, sqlite_url, tmp_path, run):
+    process = start(*slow)
+    until(lambda: running(sqlite_url))
+    try:
+        done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+        status = json.loads(done.stdout)
+        assert (status["planned"], status["running"], status["waiting"]) == (96, 1, 95)
+        assert status["best"] is None
+        assert status["seconds_left"] is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
+    common = ("run_search.py", "quick", "--storage", sqlite_url)
+    assert run(*common, "--status").returncode == 2
+    assert list(tmp_path.iterdir()) == [text]
+    assert run(*common, "--corpus", str(text), *SMALL).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run(*common, "--status")
+    assert done.returncode == 0
+    count = len(points_of(SMALL))
+    assert f"planned   {count}\ncomplete  {count}\nrunning   0\n" in done.stdout
+    assert "time left none" in done.stdout
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(sqlite_url, text, slow, run):
+    process = start(
+        *slow,
+        "--set=space.state_source=['new']",
+        "--set=space.input_gate=[false]",
+        "--set=space.forget_gate=[false]",
+        "--set=space.output_gate=[false]",
+        "--set=space.state_gate=[false]",
+        "--set=space.residual=[true]",
+    )
+    until(lambda: running(sqlite_url))
+    try:
+        done = run(
+            *slow,
+            "--set=space.state_source=['new']",
+            "--set=space.input_gate=[false]",
+            "--set=space.forget_gate=[false]",
+            "--set=space.output_gate=[false]",
+            "--set=space.state_gate=[false]",
+            "--set=space.residual=[true]",
+            "--no-wait",
+        )
+        assert done.returncode == 0, done.stderr
+        assert "0 of 1 finished, 1 running" in done.stdout
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_a_killed_worker_harms_nothing_that_is_recorded(slow, sqlite_url):
+    process = start(*slow)
+    until(lambda: running(sqlite_url))
+    process.kill()
+    process.communicate()
+    with sqlite3.connect(Path(sqlite_url.removeprefix("sqlite:///"))) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
