@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-STORAGE ?= sqlite:///studies/studies.db
+export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 # More words for run_search.py and refine.py, as in: make demo OVERRIDES='--set training.steps=200'
 OVERRIDES ?=
 TESTS ?= tests
+PORT ?= 8080
 
 .PHONY: help install demo test check format bench dashboard clean
 
@@ -23,10 +24,10 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: install ## search, refine and report on a small study: about two minutes on two cores
-	$(RUN) run_search.py quick --workers $(WORKERS) --storage $(STORAGE) $(OVERRIDES)
-	$(RUN) refine.py quick-refined --workers $(WORKERS) --storage $(STORAGE) $(OVERRIDES)
+	$(RUN) run_search.py quick --workers $(WORKERS) $(OVERRIDES)
+	$(RUN) refine.py quick-refined --workers $(WORKERS) $(OVERRIDES)
 	@echo "The report of both studies:"
-	@$(RUN) -m reports quick quick-refined --storage $(STORAGE)
+	@$(RUN) -m reports quick quick-refined
 
 test: install ## run the tests
 	$(RUN) -m pytest -n $(WORKERS) $(TESTS)
@@ -45,7 +46,7 @@ bench: install ## measure, as ratios in one run
 	$(RUN) -m benchmarks
 
 dashboard: install ## open optuna-dashboard on the default storage, on this machine alone
-	$(VENV)/bin/optuna-dashboard --host 127.0.0.1 $(STORAGE)
+	$(VENV)/bin/optuna-dashboard --host 127.0.0.1 --port $(PORT) '$(RNN_SEARCH_STORAGE)'
 
 clean: ## remove the environment and the caches, but no study and no report
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

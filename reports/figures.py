@@ -61,7 +61,8 @@ def curves(results: Results) -> go.Figure:
                 opacity=1 if best else 0.5,
                 showlegend=best,
                 legendrank=rank + 1,
-                hovertemplate="step %{x:,}: %{y:.4f} nats",
+                hovertemplate="step %{x:,}: %{y:.4f} nats<extra>%{fullData.name}</extra>",
+                hoverlabel={"namelength": -1},
             )
         )
     figure.update_layout(

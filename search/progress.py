@@ -172,7 +172,10 @@ def draw(status: Status, running: Sequence[Running], note: str = "") -> Renderab
     """Return a study's progress and its running trials as rich draws them."""
     accounting = status.accounting
     head = Text(f"{status.name}  {progress_text(status)}")
-    bar = ProgressBar(total=max(1, accounting.planned), completed=accounting.finished, width=60)
+    bar = Table.grid()  # which gives it a line of its own
+    bar.add_row(
+        ProgressBar(total=max(1, accounting.planned), completed=accounting.finished, width=60)
+    )
     parts: list[RenderableType] = [head, bar]
     if running:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -206,7 +209,8 @@ def progress_text(status: Status) -> str:
         if count
     ]
     if status.best:
-        parts.append(f"best {loss_text(status.best.value)} (trial {status.best.number})")
+        best = status.best
+        parts.append(f"best {loss_text(best.value)} (trial {best.number}, {best.architecture})")
     if status.seconds_left:
         parts.append(f"about {duration_text(status.seconds_left)} left")
     return ", ".join(parts)

@@ -1,0 +1,101 @@
+"""A study → rows and curves, tested without drawing anything."""
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from reports.errors import ReportError
+from reports.page import write_report
+from reports.trials import full_factorial_blocks, read_results
+from studies.definition import PARAMETERS, Definition
+from studies.opening import open_storage, read_storage
+from studies.planning import PlannedPoint, create_study
+from studies.records import METRIC_NAME
+
+
+def make_study(url: str, name: str = "made", threshold: float | None = 2.0, finished: int = 8):
+    """A study of eight points: 1.5, 1.6, …, the fourth diverged, the rest waiting."""
+    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
+    space |= {p: [False] for p in PARAMETERS[:4]} | {"state_source": ["new"]}
+    definition = Definition.model_validate({"space": space, "threshold": threshold})
+    storage = open_storage(url)
+    create_study(
+        storage,
+        name,
+        METRIC_NAME,
+        {
+            "definition": definition.model_dump(mode="json"),
+            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
+        },
+        {n: CategoricalDistribution(tuple(definition.space.values(n))) for n in PARAMETERS},
+        [PlannedPoint(point) for point in definition.space.points()],
+    )
+    study_id = storage.get_study_id_from_name(name)
+    for i in range(finished):
+        trial_id = storage.claim(study_id, "me")
+        value = 1.5 + i / 10
+        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        if i == 3:
+            storage.finish(trial_id, "me", TrialState.FAIL, None, {"failure": "diverged"})
+        else:
+            attributes = {"seconds": 2.0, "parameter_count": 10 + i, "worker": "w", "host": "h"}
+            storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes)
+    storage.engine.dispose()
+
+
+def test_rows_are_the_finished_points_best_first_diverged_last(sqlite_url):
+    make_study(sqlite_url, finished=6)
+    results = read_results(read_storage(sqlite_url), "made")
+    assert list(results.table.index) == [0, 1, 2, 4, 5, 3]
+    assert list(results.complete.index) == [0, 1, 2, 4, 5]
+    assert results.table.loc[0, "label"] == "1×4 no gates, new"
+    assert results.parameters == ["residual", "layers", "state_size"]
+    assert (results.accounting.planned, results.accounting.diverged) == (8, 1)
+    assert results.table["seconds"].sum() == 10
+    assert len(results.curves) == 12
+    assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
+
+
+def test_a_full_grid_has_no_blocks_and_one_with_exclusions_has_them():
+    rows = [{"a": a, "b": b, "c": c} for a in (1, 2) for b in (1, 2) for c in (1, 2, 3)]
+    full = pd.DataFrame(rows)
+    assert full_factorial_blocks(full, ["a", "b", "c"]) == {}
+    parted = full[~((full["a"] == 1) & (full["b"] == 2))]
+    blocks = full_factorial_blocks(parted, ["a", "b", "c"])
+    assert {name: len(block) for name, block in blocks.items()} == {"a = 1": 3, "a = 2": 6}
+    ragged = full.drop(index=[0, 5])
+    assert full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
+
+
+def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=0)
+    with pytest.raises(ReportError, match="no complete trial"):
+        write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    optuna.create_study(study_name="foreign", storage=sqlite_url)
+    with pytest.raises(ReportError, match="was not made by"):
+        write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
+    name = "<script>alert(1)</script>/../x"
+    make_study(sqlite_url, name)
+    monkeypatch.setattr("reports.page.OUTPUT", tmp_path / "out")
+    path = write_report(sqlite_url, [name])
+    assert path.parent == tmp_path / "out"
+    html = path.read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+@pytest.mark.parametrize(
+    ("finished", "threshold"), [(1, None), (2, 1.55), (3, 0.5), (5, 9.0), (8, 1.75)]
+)
+def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finished, threshold):
+    make_study(sqlite_url, finished=finished, threshold=threshold)
+    path = write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    html = path.read_text(encoding="utf-8")
+    assert ("Unfinished:" in html) == (finished < 8)
+    assert "1×4 no gates, new" in html

@@ -1,0 +1,121 @@
+"""Every command of the README, in the same words, made small by overrides."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import ROOT, TINY
+
+from studies.definition import Definition
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.strip().splitlines()]
+
+SMALLER = {
+    "stage-one": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
+    "replicates": ("--set=refinement.best=2", "--set=refinement.replicates=2"),
+}
+
+
+def smaller(command: list[str]) -> list[str]:
+    """The overrides that make a command small; a derived study inherits most of them."""
+    if command[:2] == ["python", "run_search.py"]:
+        named = command[2:3] if len(command) > 2 and not command[2].startswith("-") else []
+        return (
+            list(SMALLER.get((named or ["stage-one"])[0], TINY))
+            if "--status" not in command
+            else []
+        )
+    if command[:2] == ["python", "refine.py"]:
+        return list(SMALLER.get(command[2] if len(command) > 2 else "", TINY))
+    return {
+        "make demo": ["OVERRIDES=" + " ".join(TINY)],
+        "make test": ["TESTS=tests/rnn/test_corpus.py"],
+    }.get(" ".join(command[:2]), [])
+
+
+@pytest.fixture
+def environment(sqlite_url):
+    """As after ``. .venv/bin/activate``, with a storage of the test's own."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**inherited, "PATH": path, "RNN_SEARCH_STORAGE": sqlite_url}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [*command, f"PORT={port}"], cwd=ROOT, env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+                    assert b'"stage-one"' in answer.read()
+                    return
+            except urllib.error.URLError:
+                assert time.monotonic() < deadline, "the dashboard did not come up"
+                time.sleep(0.5)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_every_command(environment, postgresql_url):
+    assert len(COMMANDS) >= 12
+    for line in COMMANDS:
+        command = shlex.split(line, comments=True)
+        if command[0] == "export":
+            name, _, value = command[1].partition("=")
+            assert name in environment
+            assert value.startswith("postgresql+psycopg://")
+            environment[name] = postgresql_url
+            continue
+        if command[:2] == ["make", "dashboard"]:
+            look_at_dashboard(command, environment)
+            continue
+        done = subprocess.run(
+            [*command, *smaller(command)],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        if command[:2] == ["make", "demo"]:
+            page = Path(done.stdout.strip().splitlines()[-1])
+            assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    on_server = optuna.load_study(study_name="deeper", storage=postgresql_url)
+    assert {trial.params["layers"] for trial in on_server.trials} == {2, 3}
+
+
+def test_the_definition_shown_is_one():
+    (shown,) = blocks("toml")
+    definition = Definition.model_validate(tomllib.loads(shown))
+    assert len(list(definition.space.points())) == 432
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_every_file_that_is_named_is_there(target):
+    assert (ROOT / target).exists()
