@@ -1,6 +1,6 @@
 """The training loop: one step is one time step of all lanes and one update of all weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,16 @@ def sequence(text: Bytes, settings: Training, number: int) -> Bytes:
     return lanes(text, starts, settings.sequence_length)
 
 
-def train(population: Population, text: Bytes, settings: Training) -> Iterator[LogPoint]:
+def _nothing() -> None:
+    return
+
+
+def train(
+    population: Population,
+    text: Bytes,
+    settings: Training,
+    between_steps: Callable[[], None] = _nothing,
+) -> Iterator[LogPoint]:
     """Train every member of a population, and say at each log point where it stands.
 
     A member whose loss is not finite stays so; its fellows are not touched by it.
@@ -75,6 +84,7 @@ def train(population: Population, text: Bytes, settings: Training) -> Iterator[L
         population: trained in place, on the device where it is.
         text: (length,) the training split, at least one sequence long.
         settings: of the run.
+        between_steps: called after every step; what it raises ends the training.
 
     Yields:
         A log point every ``log_every`` steps; the smoothed loss is an exponential moving average
@@ -97,6 +107,7 @@ def train(population: Population, text: Bytes, settings: Training) -> Iterator[L
         smoothed.lerp_(losses.detach(), 1 - settings.smoothing)
         if step % settings.log_every == 0:
             yield LogPoint(step, tuple(smoothed.tolist()))
+        between_steps()
 
 
 def _steps(

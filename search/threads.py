@@ -78,7 +78,7 @@ class ThreadBudget:
         return max(1, each + first)
 
     def apply(self) -> int:
-        """Take the share, and return it. Cheap enough to be done at every log point."""
+        """Take the share, and return it. Cheap enough to be done some times a second."""
         share = self.share()
         if torch.get_num_threads() != share:
             torch.set_num_threads(share)

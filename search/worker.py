@@ -26,6 +26,9 @@ from studies.accounting import accounting_of
 from studies.errors import ClaimLost
 from studies.records import Failure, TrialRecord
 
+LOOK_SECONDS = 0.25
+"""Between two looks, in the midst of training, at the other workers and at what signals ask."""
+
 POLL_SECONDS = 1.0
 """Between two looks for a point, while the last ones are in other workers' hands."""
 
@@ -53,6 +56,10 @@ class Listener(Protocol):
         """No point is left to claim, but others still hold some."""
 
 
+class _Stopped(Exception):
+    """A stop was asked for in the midst of training."""
+
+
 class Worker:
     """Works on a study until all its points are finished.
 
@@ -60,7 +67,7 @@ class Worker:
         joined: the study.
         device: on which to train.
         budget: of threads, entered.
-        stop: asked at every log point.
+        stop: looked at between steps.
         listener: told of every log point.
         wait: stay until the points that others hold are finished too.
     """
@@ -113,15 +120,25 @@ class _Claim:
         self.running = Running(trial.number, self.member, 0, self.settings.steps)
         self.started = time.monotonic()
         self.trained_seconds = 0.0
+        self.looked = self.started
 
     def run(self) -> None:
         """Train and record, or give the point back."""
         try:
-            self._train()
+            self._train_or_fail()
         except ClaimLost:
             self._end("dropped: another worker holds it now", None)
         except (SQLAlchemyError, OptunaError, KeyboardInterrupt):
             self._try_to_give_back()
+            raise
+
+    def _train_or_fail(self) -> None:
+        try:
+            self._train()
+        except _Stopped:
+            self.joined.storage.give_back(self.trial_id, self.owner)
+            self._end("given back", None)
+        except (ClaimLost, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # whatever it is, it is this point's, and others may do well
             line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -134,7 +151,7 @@ class _Claim:
         population = Population([self.member], self.definition.seed, precision)
         population.to(self.worker.device)
         least = math.inf
-        for point in train(population, self.joined.corpus.train, self.settings):
+        for point in train(population, self.joined.corpus.train, self.settings, self._look):
             (smoothed,) = point.smoothed_losses
             self._report(point, smoothed)
             if not math.isfinite(smoothed):
@@ -142,11 +159,6 @@ class _Claim:
                 self._end("diverged", None)
                 return
             least = min(least, smoothed)
-            if self.worker.stop.requested:
-                self.joined.storage.give_back(self.trial_id, self.owner)
-                self._end("given back", None)
-                return
-            self.worker.budget.apply()
         self.trained_seconds = time.monotonic() - self.started
         evaluation = self.definition.evaluation
         losses = held_out_losses(
@@ -155,6 +167,16 @@ class _Claim:
         validation = bits(float(losses.mean()))
         self._finish(TrialState.COMPLETE, least, validation_bits_per_character=validation)
         self._end("complete", least)
+
+    def _look(self) -> None:
+        """Look up from training, now and then."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
+        if self.worker.stop.requested:
+            raise _Stopped
+        self.worker.budget.apply()
 
     def _report(self, point: LogPoint, smoothed: float) -> None:
         self.joined.storage.report(self.trial_id, self.owner, {point.step: smoothed})

@@ -1,12 +1,12 @@
 """What the tests share: small studies, storages, and the commands as a user types them."""
 
-import contextlib
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,47 +84,36 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """A PostgreSQL server of the system's packages, run by an unprivileged user: its address."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = found[-1] if found else shutil.which("initdb")
     if not initdb:
         missing("PostgreSQL")
-    binaries = Path(str(initdb)).parent
-    folder = tmp_path_factory.mktemp("postgresql")
-    as_user: list[str] = []
-    if os.getuid() == 0:  # which PostgreSQL refuses to run as
-        user = pwd.getpwnam("postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents[:3]:
-            with contextlib.suppress(PermissionError):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = folder / "data"
+    server = Path(str(initdb)).with_name("pg_ctl")
+    with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as folder:
+        as_user: list[str] = []
+        if os.getuid() == 0:  # which PostgreSQL refuses to run as
+            user = pwd.getpwnam("postgres")
+            as_user = ["runuser", "-u", "postgres", "--"]
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
 
-    def control(*words: str) -> None:
-        subprocess.run([*as_user, *words], check=True, capture_output=True, cwd=folder)
+        def control(*words: object) -> None:
+            subprocess.run(
+                [*as_user, *map(str, words)], check=True, stdout=subprocess.DEVNULL, cwd=folder
+            )
 
-    control(str(initdb), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
-    options = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    control(
-        str(binaries / "pg_ctl"),
-        "-D",
-        str(data),
-        "-o",
-        options,
-        "-l",
-        str(folder / "log"),
-        "-w",
-        "start",
-    )
-    try:
-        yield f"tester@127.0.0.1:{port}"
-    finally:
-        control(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        data = Path(folder) / "data"
+        control(initdb, "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
+        options = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        control(server, "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+        try:
+            yield f"tester@127.0.0.1:{port}"
+        finally:
+            control(server, "-D", data, "-m", "immediate", "stop")
 
 
 @pytest.fixture

@@ -52,10 +52,12 @@ def smaller(command: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def environment(sqlite_url):
+def environment(sqlite_url, tmp_path):
     """As after ``. .venv/bin/activate``, with a storage of the test's own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Tests that are run by a test must not clear up after it.
+    inherited["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
     return {**inherited, "PATH": path, "RNN_SEARCH_STORAGE": sqlite_url}
 
 

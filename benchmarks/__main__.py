@@ -1,0 +1,29 @@
+"""``python -m benchmarks [NAME …]``: measure, and print what goes into docs/benchmarks.md."""
+
+import datetime
+import platform
+
+import click
+import torch
+
+from benchmarks import sharing_cores, training_step
+from search.threads import cores
+
+BENCHMARKS = {"training-step": training_step.measure, "sharing-cores": sharing_cores.measure}
+
+
+@click.command(help="Measure, by default everything. Leave the machine alone meanwhile.")
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
+def benchmarks(names: tuple[str, ...]) -> None:
+    """Run the benchmarks that are named."""
+    processor = platform.processor() or platform.machine()
+    click.echo(
+        f"{datetime.date.today()}, {cores()} cores ({processor}), torch {torch.__version__}, "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
+    for name in names or BENCHMARKS:
+        for line in BENCHMARKS[name]():
+            click.echo(line)
+
+
+benchmarks()

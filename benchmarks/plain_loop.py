@@ -1,0 +1,97 @@
+"""The plain way to train one network, against which the training step is measured.
+
+One-hot inputs, one ``Linear`` a gate over joined inputs, default Adam, the loss read back at every
+step: what one writes first, and right.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rnn.architecture import BYTES, Architecture
+from rnn.corpus import Bytes
+from rnn.training import SMOOTHED_LOSS_START, Training, sequence
+
+
+class PlainLayer(nn.Module):
+    """One layer of one network."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a, n = architecture, architecture.state_size
+        seen = 3 * n if a.gate_inputs == "candidate" else 2 * n
+        read = n * (a.reads_new + a.reads_old + a.residual)
+        self.architecture = architecture
+        self.input_gate_x = nn.Linear(2 * n, n) if a.input_gate else None
+        self.input_gate_h = nn.Linear(2 * n, n) if a.input_gate else None
+        self.candidate = nn.Linear(2 * n, n)
+        self.state_gate = nn.Linear(seen, n) if a.state_gate else None
+        self.forget_gate = nn.Linear(seen, n) if a.forget_gate else None
+        self.read_out = nn.Linear(read, n)
+        self.output_gate = nn.Linear(n + read, n) if a.output_gate else None
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance x and h, each (B, n), by one step."""
+        a = self.architecture
+        gated_x, gated_h = x, h
+        if self.input_gate_x is not None and self.input_gate_h is not None:
+            joined = torch.cat((x, h), dim=1)
+            gated_x = torch.sigmoid(self.input_gate_x(joined)) * x
+            gated_h = torch.sigmoid(self.input_gate_h(joined)) * h
+        u = torch.tanh(self.candidate(torch.cat((gated_x, gated_h), dim=1)))
+        if self.state_gate is not None:
+            z = torch.sigmoid(self.state_gate(self._seen(gated_x, gated_h, u)))
+            u = z * u + (1 - z) * h
+        if self.forget_gate is not None:
+            u = torch.sigmoid(self.forget_gate(self._seen(gated_x, gated_h, u))) * u
+        parts = [u] * a.reads_new + [gated_h] * a.reads_old + [x] * a.residual
+        r = torch.cat(parts, dim=1)
+        o = self.read_out(r)
+        gate = o if self.output_gate is None else self.output_gate(torch.cat((o, r), dim=1))
+        return torch.sigmoid(gate) * o, u.detach()
+
+    def _seen(self, x: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        candidate = self.architecture.gate_inputs == "candidate"
+        return torch.cat((x, h, u) if candidate else (x, h), dim=1)
+
+
+class PlainNetwork(nn.Module):
+    """A whole network."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        n = architecture.state_size
+        self.embedding = nn.Linear(BYTES, n)
+        self.layers = nn.ModuleList(PlainLayer(architecture) for _ in range(architecture.layers))
+        self.head = nn.Linear(n, BYTES)
+
+    def forward(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Advance one-hot symbols x (B, 256) by one step."""
+        x, after = self.embedding(x), []
+        for layer, h in zip(self.layers, states, strict=True):
+            x, u = layer(x, h)
+            after.append(u)
+        return self.head(x), after
+
+
+def train_plainly(architecture: Architecture, text: Bytes, settings: Training) -> float:
+    """Train one network as one writes it first; return the least smoothed loss at a log point."""
+    network = PlainNetwork(architecture)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    smoothed, least, step = SMOOTHED_LOSS_START, float("inf"), 0
+    while step < settings.steps:
+        number = step // (settings.sequence_length - 1)
+        symbols = torch.from_numpy(sequence(text, settings, number)).long()
+        hot = nn.functional.one_hot(symbols, BYTES).float()
+        shape = (settings.batch_size, architecture.state_size)
+        states = [torch.zeros(shape) for _ in network.layers]
+        for t in range(min(len(symbols) - 1, settings.steps - step)):
+            logits, states = network(hot[t], states)
+            loss = nn.functional.cross_entropy(logits, symbols[t + 1])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            smoothed = settings.smoothing * smoothed + (1 - settings.smoothing) * loss.item()
+            if step % settings.log_every == 0:
+                least = min(least, smoothed)
+    return least

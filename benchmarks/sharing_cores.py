@@ -1,0 +1,69 @@
+"""Terminals that are started with no flags against workers with a fixed number of threads."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import optuna
+
+ROUNDS = 3
+
+STUDY = [
+    "stage-one",
+    "--set=training.steps=200",
+    "--set=evaluation.lanes=1",
+    "--set=space.layers=[2]",
+    "--set=space.state_size=[256]",
+    "--set=space.exclude=[]",
+    "--set=space.input_gate=[false]",
+    "--set=space.output_gate=[false]",
+    "--set=space.forget_gate=[true]",
+    "--set=space.residual=[true]",
+]
+"""Six networks of 256 states, of 200 steps each."""
+
+
+def measure() -> Iterator[str]:
+    """Yield a line for each comparison."""
+    yield f"sharing cores: steps a second, median of {ROUNDS} rounds taken in turn"
+    ways: dict[str, Sequence[Sequence[str]]] = {
+        "two terminals, no flags": [[], []],
+        "two terminals, --threads 1": [["--threads=1"], ["--threads=1"]],
+        "one terminal, no flags": [[]],
+        "one terminal, --threads 1": [["--threads=1"]],
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, terminals in ways.items():
+            rates[way].append(_steps_a_second(terminals))
+    for way, found in rates.items():
+        yield f"  {way:28} {statistics.median(found):6.1f}  ({min(found):.1f} to {max(found):.1f})"
+    for over, under in (
+        ("two terminals, no flags", "two terminals, --threads 1"),
+        ("one terminal, no flags", "one terminal, --threads 1"),
+    ):
+        ratio = statistics.median(a / b for a, b in zip(rates[over], rates[under], strict=True))
+        yield f"  {over} / {under}: {ratio:.2f}"
+
+
+def _steps_a_second(terminals: Sequence[Sequence[str]]) -> float:
+    """Start the terminals together; return all their steps over the time they took."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/studies.db"
+        command = [sys.executable, "run_search.py", *STUDY, "--storage", url]
+        processes = [
+            subprocess.Popen(
+                [*command, *flags], cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
+            )
+            for flags in terminals
+        ]
+        for process in processes:
+            if process.wait():
+                raise RuntimeError(f"a search ended with {process.returncode}")
+        trials = optuna.load_study(study_name="stage-one", storage=url).trials
+        begins = [trial.datetime_start for trial in trials if trial.datetime_start]
+        ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+        return 200 * len(trials) / (max(ends) - min(begins)).total_seconds()
