@@ -67,14 +67,22 @@ class Architecture:
     def label(self) -> str:
         """A short name that no other architecture of the study has.
 
-        For example ``"2×256 forget+state, new, residual"``.
+        For example ``"2×256 forget+state gates, new state, residual"``.
         """
-        gates = "+".join(
+        names = [
             name for name in ("input", "forget", "output", "state") if getattr(self, f"{name}_gate")
-        )
+        ]
+        gates = f"{'+'.join(names) or 'no'} gate{'' if len(names) == 1 else 's'}"
+        state = "both states" if self.state_source == "both" else f"{self.state_source} state"
         residual = ", residual" if self.residual else ""
-        size = f"{self.layers}×{self.state_size}"
-        return f"{size} {gates or 'no gates'}, {self.state_source}{residual}"
+        return f"{self.layers}×{self.state_size} {gates}, {state}{residual}"
+
+    @property
+    def key(self) -> str:
+        """The architecture in letters that never change: its initial weights are drawn by them."""
+        gates = (self.input_gate, self.forget_gate, self.output_gate, self.state_gate)
+        switches = "".join(str(int(switch)) for switch in (*gates, self.residual))
+        return f"{switches}-{self.state_source}-{self.layers}-{self.state_size}-{self.gate_inputs}"
 
     def products(self, vocabulary_size: int = BYTES) -> dict[str, tuple[int, int]]:
         """List the network's affine maps, in the order in which their weights are drawn.

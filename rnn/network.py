@@ -36,7 +36,7 @@ def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> 
     Returns:
         For each of the architecture's products its weight (inputs, outputs) and bias (outputs,).
     """
-    name = f"{seed}/{member.architecture!r}/{member.replicate}"
+    name = f"{seed}/{member.architecture.key}/{member.replicate}"
     # 63 bits: what every generator of torch takes.
     digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(digest)

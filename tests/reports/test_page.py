@@ -73,4 +73,4 @@ def test_hovering_over_a_curve_names_its_architecture(browser, page_file):
     hover.wait_for()
     # The worst lies lowest and comes first: the point that diverged, whose curve is shown too.
     assert "step 50: 2.8000 nats" in hover.text_content()
-    assert "3: 2×8 no gates, new" in hover.text_content()
+    assert "3: 2×8 no gates, new state" in hover.text_content()

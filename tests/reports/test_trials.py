@@ -50,7 +50,7 @@ def test_rows_are_the_finished_points_best_first_diverged_last(sqlite_url):
     results = read_results(read_storage(sqlite_url), "made")
     assert list(results.table.index) == [0, 1, 2, 4, 5, 3]
     assert list(results.complete.index) == [0, 1, 2, 4, 5]
-    assert results.table.loc[0, "label"] == "1×4 no gates, new"
+    assert results.table.loc[0, "label"] == "1×4 no gates, new state"
     assert results.parameters == ["residual", "layers", "state_size"]
     assert (results.accounting.planned, results.accounting.diverged) == (8, 1)
     assert results.table["seconds"].sum() == 10
@@ -98,4 +98,4 @@ def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finishe
     path = write_report(sqlite_url, ["made"], tmp_path / "page.html")
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
-    assert "1×4 no gates, new" in html
+    assert "1×4 no gates, new state" in html

@@ -124,6 +124,18 @@ def test_initial_weights_differ_by_architecture_and_replicate_alone():
     assert not torch.equal(start(one), start(one, seed=2))
 
 
+def test_initial_weights_are_the_same_for_ever():
+    """Written down: studies that are half done must go on as they began."""
+    architecture = MIXED[0].architecture
+    assert architecture.key == "01011-new-2-8-state"
+    weight, bias = initial_weights(Member(architecture, 3), seed=7)["layers.1.forget_gate"]
+    found = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
+    assert found == pytest.approx(FIRST_WEIGHTS, rel=1e-15)
+
+
+FIRST_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241]
+
+
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
     architecture = Architecture(True, True, True, True, True, "both", 1, 64)
     for name, (inputs, outputs) in architecture.products().items():

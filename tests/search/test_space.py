@@ -72,8 +72,8 @@ def test_an_architecture_survives_as_a_point(architecture, replicate):
 
 @given(st.lists(ARCHITECTURES, min_size=2, unique=True))
 def test_labels_tell_architectures_apart(architectures):
-    labels = {architecture.label for architecture in architectures}
-    assert len(labels) == len(architectures)
+    assert len({architecture.label for architecture in architectures}) == len(architectures)
+    assert len({architecture.key for architecture in architectures}) == len(architectures)
 
 
 @given(st.lists(ARCHITECTURES, min_size=1))
