@@ -106,7 +106,7 @@ def architecture_of(params: dict[str, Any], definition: Definition) -> Architect
 
 
 def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
-    """Part a grid with exclusions into blocks that hold every combination of their values.
+    """Find the largest blocks of a grid with exclusions that hold every combination of their values.
 
     Where combinations are left out, a parameter's effect is mixed with that of those which it
     excludes; within a full block it is not.
@@ -116,18 +116,22 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
         parameters: those that vary.
 
     Returns:
-        A block's name, such as ``state_size = 32``, to its rows; nothing where the grid is full
+        A block's name, such as ``state_size = 256``, to its rows; nothing where the grid is full
         already, or no single parameter parts it into full blocks.
     """
     if _is_full(table, parameters):
         return {}
+    found: dict[str, pd.DataFrame] = {}
     for parameter in parameters:
-        blocks = {
-            f"{parameter} = {value}": block for value, block in table.groupby(parameter, sort=True)
-        }
+        blocks = {f"{parameter} = {value}": block for value, block in table.groupby(parameter)}
         if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
-            return blocks
-    return {}
+            found |= blocks
+    rows = {name: set(block.index) for name, block in found.items()}
+    return {
+        name: block
+        for name, block in found.items()
+        if not any(rows[name] < rows[other] for other in found)
+    }
 
 
 def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:

@@ -63,8 +63,9 @@ def test_a_full_grid_has_no_blocks_and_one_with_exclusions_has_them():
     full = pd.DataFrame(rows)
     assert full_factorial_blocks(full, ["a", "b", "c"]) == {}
     parted = full[~((full["a"] == 1) & (full["b"] == 2))]
+    # Of a = 1, a = 2, b = 1 and b = 2 the first lies within the third, the last within the second.
     blocks = full_factorial_blocks(parted, ["a", "b", "c"])
-    assert {name: len(block) for name, block in blocks.items()} == {"a = 1": 3, "a = 2": 6}
+    assert {name: len(block) for name, block in blocks.items()} == {"a = 2": 6, "b = 1": 6}
     ragged = full.drop(index=[0, 5])
     assert full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
 
