@@ -20,7 +20,7 @@ from studies.errors import StudiesError
 )
 def refine(**options: Any) -> int:
     """Work on a derived study."""
-    return run(report_at_the_end, **options)
+    return run(report_at_the_end, derived=True, **options)
 
 
 if __name__ == "__main__":

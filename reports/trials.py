@@ -106,7 +106,7 @@ def architecture_of(params: dict[str, Any], definition: Definition) -> Architect
 
 
 def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
-    """Find the largest blocks of a grid with exclusions that hold every combination of their values.
+    """Find the largest blocks of a grid with exclusions that lack no combination of values.
 
     Where combinations are left out, a parameter's effect is mixed with that of those which it
     excludes; within a full block it is not.

@@ -7,6 +7,8 @@ import click
 
 from search.session import Options, Result, show_status, work
 from studies.command_line import storage_options
+from studies.errors import DefinitionError
+from studies.reading import find_definition
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -78,6 +80,7 @@ def work_options(default_study: str) -> Callable[[_F], _F]:
 def run(
     report: Callable[[str, list[str]], None],
     *,
+    derived: bool = False,
     status: bool,
     as_json: bool,
     no_wait: bool,
@@ -89,6 +92,7 @@ def run(
     Args:
         report: called at the end, with the storage's URL and the study's name, if anything is
             finished.
+        derived: whether only studies will do that are derived from others.
         status: print where the study stands instead of working.
         as_json: the status as JSON.
         no_wait: leave while others still work.
@@ -101,6 +105,8 @@ def run(
     asked = Options(wait=not no_wait, **options)
     if as_json and not status:
         raise click.UsageError("--json goes with --status; say both")
+    if derived:
+        _require_refinement(asked)
     if status:
         show_status(asked, as_json)
         return 0
@@ -108,3 +114,12 @@ def run(
     if result.finished and not result.exit_code:
         report(asked.storage, [result.study])
     return result.exit_code
+
+
+def _require_refinement(asked: Options) -> None:
+    file = find_definition(asked.study, asked.overrides)
+    if file.validate_alone().refinement is None:
+        raise DefinitionError(
+            f"study {file.name!r} has no [refinement]; allowed here: studies that are derived from "
+            "others; begin this one with run_search.py"
+        )

@@ -10,11 +10,12 @@ from search.grid import GridSampler
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
-from studies.definition import PARAMETERS, Definition, DefinitionFile
+from studies.definition import PARAMETERS, Definition
 from studies.errors import IdentityError, StudyNotFound
 from studies.identity import differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study, extend_study
+from studies.reading import DefinitionFile
 from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
 from studies.storage import Storage
 

@@ -16,8 +16,8 @@ from search.status import Status, running_trials, status
 from search.stopping import StopRequest
 from search.threads import ThreadBudget
 from search.worker import Worker
-from studies.definition import find_definition
 from studies.opening import load_study, read_storage
+from studies.reading import find_definition
 
 PROCESSES_SECONDS = 1.0
 """Between two looks at the processes that were started."""

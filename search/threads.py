@@ -9,7 +9,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
@@ -54,12 +53,7 @@ class ThreadBudget:
         self.apply()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         path = Path(self._lock.lock_file)
         self._lock.release()
         path.unlink(missing_ok=True)

@@ -158,5 +158,5 @@ def _explained(url: URL) -> Iterator[None]:
     except ImportError as error:
         raise StorageError(
             f"storage {shown(url)} needs the driver for PostgreSQL; install it with "
-            "pip install 'rnn-search[postgres]'"
+            "pip install 'psycopg[binary]'"
         ) from error

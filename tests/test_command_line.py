@@ -76,6 +76,7 @@ BAD = [
         "cannot be opened",
     ),
     (["refine.py", "quick-refined"], "is not there"),
+    (["refine.py", "quick"], "'quick' has no [refinement]"),
     (["refine.py", "stage-three"], "study 'stage-three' is not defined"),
     (["-m", "reports", "quick"], "is not there"),
     (["-m", "reports"], "STUDY"),
@@ -126,7 +127,7 @@ def finish(url: str, name: str, how_many: int) -> None:
 def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, text):
     """A study of eight points in its storage, of which none, then two are complete."""
     from search.joining import Terms, join
-    from studies.definition import find_definition
+    from studies.reading import find_definition
 
     settings = [word.removeprefix("--set=") for word in ONE_POINT]
     settings += ["space.layers=[1,2,3,4]", "space.residual=[true,false]"]

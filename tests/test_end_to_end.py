@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 from optuna.trial import TrialState
 
-from studies.definition import find_definition
+from studies.reading import find_definition
 from studies.records import TrialRecord
 
 SMALL = (

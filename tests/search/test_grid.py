@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from search.errors import GridExhausted
 from search.grid import SURPLUS, GridSampler
 from search.joining import Terms, join
-from studies.definition import find_definition
+from studies.reading import find_definition
 
 OVERRIDES = [
     "space.layers=[1, 2]",

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from studies.definition import Definition, find_definition
+from studies.definition import Definition
 from studies.errors import DefinitionError
 from studies.identity import differences
+from studies.reading import find_definition
 from studies.records import CorpusRecord
 
 SHIPPED = ("quick", "quick-refined", "stage-one", "stage-two", "replicates")

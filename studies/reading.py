@@ -1,0 +1,166 @@
+"""A ``*.toml`` and the command line's overrides → a definition, or one line of refusal."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from studies.definition import Definition
+from studies.errors import DefinitionError
+
+DIRECTORY = Path(__file__).parent
+"""Where the definitions are found by name."""
+
+
+class DefinitionFile(BaseModel):
+    """A definition as it was written: what it states, and where it was read."""
+
+    name: str
+    path: Path
+    stated: dict[str, Any]
+    overridden: list[str] = []
+
+    def stating(self, settings: Mapping[str, Any]) -> "DefinitionFile":
+        """Return the same definition with more settings stated, as by ``--set``."""
+        return self.model_copy(
+            update={
+                "stated": _merge(self.stated, settings),
+                "overridden": [*self.overridden, *settings],
+            }
+        )
+
+    def validate_alone(self) -> Definition:
+        """Validate what the file states, the rest by default.
+
+        Raises:
+            DefinitionError: for an unknown key, a wrong type or value, or a contradiction.
+        """
+        return self._validate(self.stated)
+
+    def validate_over(self, source: Mapping[str, Any]) -> Definition:
+        """Validate what the file states, the rest as in the source study's definition.
+
+        A derived study must not differ from its source by accident: text, precision, seed and the
+        form of the gates stay what they were unless the file says otherwise.
+
+        Args:
+            source: a :meth:`pydantic.BaseModel.model_dump` of the source's definition.
+        """
+        own = ("space", "refinement", "question")
+        inherited = {key: value for key, value in source.items() if key not in own}
+        return self._validate(_merge(inherited, self.stated))
+
+    def _validate(self, raw: Mapping[str, Any]) -> Definition:
+        try:
+            return Definition.model_validate(raw)
+        except ValidationError as error:
+            raise DefinitionError(self._explain(error)) from error
+
+    def _explain(self, error: ValidationError) -> str:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not _is_union_arm(part))
+        # An override is to blame for what it set, and for what that contradicts around it.
+        blamed = any(
+            f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
+        )
+        where = "--set" if key and blamed else _shown(self.path)
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields(first["loc"][:-1]))
+            return f"{where}: {key} is no known key; allowed here: {allowed}; correct it{more}"
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        if isinstance(first["input"], Mapping):
+            return f"{where}: {key + ': ' if key else ''}{message}{more}"
+        return f"{where}: {key} is {first['input']!r}; {message}; correct it{more}"
+
+
+def find_definition(study: str, overrides: Sequence[str] = ()) -> DefinitionFile:
+    """Read a study's definition by its name in ``studies/`` or by its path.
+
+    Args:
+        study: ``stage-one``, or ``somewhere/mine.toml``.
+        overrides: ``KEY=VALUE``, the key dotted, the value as TOML writes it.
+
+    Raises:
+        DefinitionError: if there is no such file, it is no TOML, or an override is malformed.
+    """
+    is_path = study.endswith(".toml") or "/" in study
+    path = Path(study) if is_path else DIRECTORY / f"{study}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in DIRECTORY.glob("*.toml")))
+        raise DefinitionError(
+            f"study {study!r} is not defined; allowed: {known}, or the path of a TOML file; "
+            "check the name"
+        )
+    try:
+        stated = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DefinitionError(
+            f"{_shown(path)}: cannot be read as TOML ({error}); correct it"
+        ) from error
+    file = DefinitionFile(name=path.stem, path=path, stated=stated)
+    for override in overrides:
+        key, value = _parse_override(override)
+        file = file.stating(_nest(key, value)).model_copy(
+            update={"overridden": [*file.overridden, key]}
+        )
+    return file
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise DefinitionError(
+            f"--set {override!r} has no value; allowed: KEY=VALUE, as in training.steps=2000"
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise DefinitionError(
+            f"--set {override!r}: {text!r} is no TOML value; allowed: 2000, 0.5, true, [1, 2], "
+            '"text" with its quotes; correct it'
+        ) from error
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another; tables are merged, all else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _fields(location: Sequence[int | str]) -> list[str]:
+    model: Any = Definition
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        model = next(
+            (arm for arm in getattr(annotation, "__args__", ()) if hasattr(arm, "model_fields")),
+            annotation,
+        )
+    return list(model.model_fields)
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _is_union_arm(part: int | str) -> bool:
+    """Tell pydantic's names for a union's alternatives from keys of a definition."""
+    return isinstance(part, str) and (
+        "[" in part
+        or part in {"bool", "int", "str", "float", "constrained-int", "constrained-float"}
+    )
