@@ -6,11 +6,9 @@ import click
 
 from reports.command_line import report_at_the_end
 from reports.errors import ReportError
-from rnn.errors import RNNError
 from search.command_line import run, work_options
-from search.errors import SearchError
+from search.errors import BAD_INPUT
 from studies.command_line import run_command
-from studies.errors import StudiesError
 
 
 @click.command(help=f"{__doc__}\n\nSTUDY is a name in studies/ or the path of a TOML file.")
@@ -24,4 +22,4 @@ def refine(**options: Any) -> int:
 
 
 if __name__ == "__main__":
-    run_command(refine, (StudiesError, RNNError, SearchError, ReportError))
+    run_command(refine, (*BAD_INPUT, ReportError))

@@ -6,11 +6,9 @@ import click
 
 from reports.command_line import report_at_the_end
 from reports.errors import ReportError
-from rnn.errors import RNNError
 from search.command_line import run, work_options
-from search.errors import SearchError
+from search.errors import BAD_INPUT
 from studies.command_line import run_command
-from studies.errors import StudiesError
 
 
 @click.command(help=f"{__doc__}\n\nSTUDY is a name in studies/ or the path of a TOML file.")
@@ -21,4 +19,4 @@ def run_search(**options: Any) -> int:
 
 
 if __name__ == "__main__":
-    run_command(run_search, (StudiesError, RNNError, SearchError, ReportError))
+    run_command(run_search, (*BAD_INPUT, ReportError))

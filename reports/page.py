@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -89,11 +90,8 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         StudiesError: if a study or the storage is not there.
         ReportError: if a study has nothing to report.
     """
-    storage = read_storage(storage_url)
-    try:
+    with closing(read_storage(storage_url)) as storage:
         sections = [_section(read_results(storage, name)) for name in names]
-    finally:
-        storage.engine.dispose()
     page = _TEMPLATES.get_template("report.html").render(
         title=", ".join(names),
         sections=sections,

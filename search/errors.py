@@ -9,6 +9,9 @@
 
 import optuna
 
+from rnn.errors import RNNError
+from studies.errors import StudiesError
+
 
 class SearchError(Exception):
     """Base of this package's errors: one line that gives the value, the bound and the mend."""
@@ -20,3 +23,7 @@ class SourceUnfinished(SearchError):
 
 class GridExhausted(SearchError, optuna.TrialPruned):
     """Every point of a grid is taken; Optuna's loop takes it for a trial that was pruned."""
+
+
+BAD_INPUT = (StudiesError, RNNError, SearchError)
+"""What a person can mend: its message is the one line that they are to read."""

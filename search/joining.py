@@ -1,5 +1,6 @@
 """Making a study, or joining one that is there, on terms that keep its results comparable."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import optuna
@@ -124,8 +125,9 @@ def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
     definition = file.validate_alone()
     if definition.refinement is None:
         return definition
-    source = load_study(read_storage(url), definition.refinement.source)
-    return file.validate_over(stored_definition(source).model_dump(mode="json"))
+    with closing(read_storage(url)) as storage:
+        source = stored_definition(load_study(storage, definition.refinement.source))
+    return file.validate_over(source.model_dump(mode="json"))
 
 
 def _create(

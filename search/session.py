@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 
@@ -10,12 +11,14 @@ import torch
 from rich.console import Console
 
 from rnn.device import find_device
+from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
 from search.progress import Display, Drawn, Plain, Silent, duration_text, progress_text
 from search.status import Status, running_trials, status
 from search.stopping import StopRequest
 from search.threads import ThreadBudget
 from search.worker import Worker
+from studies.command_line import leave_with
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
 
@@ -68,9 +71,9 @@ def show_status(options: Options, as_json: bool) -> None:
         StudiesError: if there is no such definition, storage or study.
     """
     file = find_definition(options.study)
-    storage = read_storage(options.storage)
-    study = load_study(storage, options.name or file.name)
-    found = status(study, storage, stored_definition(study))
+    with closing(read_storage(options.storage)) as storage:
+        study = load_study(storage, options.name or file.name)
+        found = status(study, storage, stored_definition(study))
     if as_json:
         click.echo(json.dumps(found.as_json()))
         return
@@ -95,11 +98,8 @@ def work(options: Options) -> Result:
     joined = join(
         find_definition(options.study, options.overrides), options.storage, options.terms()
     )
-    try:
+    with closing(joined.storage):
         return _work(options, joined, device)
-    finally:
-        # The last to close an SQLite file clears up beside it; who only reads cannot.
-        joined.storage.engine.dispose()
 
 
 def _work(options: Options, joined: Joined, device: torch.device) -> Result:
@@ -150,7 +150,7 @@ def _supervise(options: Options, joined: Joined, stop: StopRequest, display: Dis
 
 
 def _work_and_exit(options: Options) -> None:
-    raise SystemExit(work(options).exit_code)
+    leave_with(lambda: work(options).exit_code, BAD_INPUT)
 
 
 def _display(options: Options, console: Console, joined: Joined) -> Display:

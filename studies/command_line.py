@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import optuna
@@ -37,19 +37,29 @@ def storage_options(command: _F) -> _F:
 
 
 def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
-    """Run a command and leave the process with its exit code.
+    """Run a command and leave the process with the exit code that it returns.
 
     Args:
         command: returns its exit code.
         bad_input: the exceptions whose message is the one line that a person is to read.
     """
+    leave_with(lambda: command.main(standalone_mode=False), bad_input)
+
+
+def leave_with(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
+    """Work, and leave the process with the exit code that is returned, or with one line.
+
+    Args:
+        work: returns its exit code.
+        bad_input: the exceptions whose message is the one line that a person is to read.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError)
     try:
-        code = command.main(standalone_mode=False)
+        code = work()
     except click.ClickException as error:
         _leave(error.format_message().replace("\n", " "), BAD_INPUT)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         _leave("interrupted", 130)
     except expected as error:
         if "--debug" in sys.argv:
@@ -61,6 +71,6 @@ def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) 
     sys.exit(code)
 
 
-def _leave(line: str, code: int) -> None:
+def _leave(line: str, code: int) -> NoReturn:
     click.echo(f"error: {line}", err=True)
     sys.exit(code)

@@ -67,6 +67,14 @@ class Storage(RDBStorage):
         super().__setstate__(state)
         configure(self.engine)
 
+    def close(self) -> None:
+        """Close all connections.
+
+        The last to close an SQLite file clears up beside it, which who only reads cannot: let a
+        writer outlive the readers of its process.
+        """
+        self.engine.dispose()
+
     create_new_study = _as_writer(RDBStorage.create_new_study)
     delete_study = _as_writer(RDBStorage.delete_study)
     set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)

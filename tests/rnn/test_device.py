@@ -1,0 +1,38 @@
+"""Which device a name means, and that a graphics card gives what the processor gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from rnn.architecture import Architecture
+from rnn.device import find_device
+from rnn.errors import DeviceError
+from rnn.network import Member, Population
+from rnn.training import Training, train
+
+
+def test_the_processor_is_always_there():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "cuda:x", "CPU"])
+def test_a_device_that_is_not_there_is_answered_with_those_that_are(name):
+    with pytest.raises(DeviceError, match=r"allowed: auto, cpu.*choose one") as refused:
+        find_device(name)
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card on this machine")
+def test_a_graphics_card_trains_as_the_processor_does():
+    text = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
+    settings = Training(20, 6, 9, 2, 0.01, 0.9, 3)
+    members = [
+        Member(Architecture(False, True, False, True, True, "new", 2, 8)),
+        Member(Architecture(True, True, True, True, True, "both", 2, 8)),
+    ]
+    curves = []
+    for device in ("cpu", "cuda"):
+        population = Population(members, 1, "fp64").to(find_device(device))
+        curves.append([point.smoothed_losses for point in train(population, text, settings)])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
