@@ -16,6 +16,9 @@ VALUE_NAME = "smoothed loss (nats a byte)"
 COLOURS = "Viridis"
 """Told apart by those who do not see every colour, and in print."""
 
+POINT_COLOUR = "#31688e"
+"""Of a single trial, from the middle of those colours."""
+
 HIGHLIGHTED = 10
 """How many of the best curves are drawn thick."""
 
@@ -95,8 +98,8 @@ def slices(study: optuna.Study, parameters: list[str]) -> go.Figure:
     """Draw every trial's value over each parameter: Optuna's slice plot."""
     figure = plot_slice(study, params=parameters, target_name=VALUE_NAME)
     figure.update_layout(title=None, height=420, width=None)
-    # Order of run says nothing in a grid whose order is shuffled.
-    figure.update_traces(marker={"showscale": False})
+    # The order of the runs, which Optuna shades by, says nothing in a grid that is shuffled.
+    figure.update_traces(marker={"color": POINT_COLOUR, "opacity": 0.5, "showscale": False})
     return _styled(figure)
 
 

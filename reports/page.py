@@ -14,14 +14,23 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from reports import figures
+from reports.errors import ReportError
 from reports.trials import Results, full_factorial_blocks, read_results
 from studies.opening import read_storage
 
 OUTPUT = Path(__file__).parent / "out"
 """Where pages land, unless another place is named."""
 
+FEW = 100
+"""Points below which an importance for the best tenth rests on a handful."""
+
+_LONGEST_NAME = 200
+"""Of a file, in characters; file systems take 255 bytes."""
+
 BEST = 20
 """Rows of the table of best architectures."""
+
+_BEGINNING = b"<!DOCTYPE html>"
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("reports"),
@@ -88,7 +97,7 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
 
     Raises:
         StudiesError: if a study or the storage is not there.
-        ReportError: if a study has nothing to report.
+        ReportError: if a study has nothing to report, or the file cannot be written.
     """
     with closing(read_storage(storage_url)) as storage:
         sections = [_section(read_results(storage, name)) for name in names]
@@ -99,12 +108,25 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         plotly_js=get_plotlyjs(),
     )
     path = output or OUTPUT / f"{_file_name(names)}.html"
+    try:
+        _write(page, path)
+    except OSError as error:
+        raise ReportError(
+            f"the report cannot be written to {path} ({error.strerror}); name another --output"
+        ) from error
+    return path
+
+
+def _write(page: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes()[: len(_BEGINNING)] != _BEGINNING:
+        raise ReportError(
+            f"{path} is there and is no report; it was left as it is; name another --output"
+        )
     # Beside and renamed: whoever has the page open never loads half of it.
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)
-    return path
 
 
 def _section(results: Results) -> Section:
@@ -132,8 +154,13 @@ def _explain(
     if not figures.can_explain(study, results.parameters):
         return []
     parameters = figures.varying(study, results.parameters)
+    where = f"{where} ({len(numbers)} points)"
+    few = (
+        f"The best tenth of {len(numbers)} points are {max(1, len(numbers) // 10)}: with so few, "
+        "take it as a hint."
+    )
     drawings = [
-        Drawing(f"{question}, {where}", _html(figure))
+        Drawing(f"{question}, {where}", _html(figure), few if len(numbers) < FEW else "")
         for question, figure in figures.importances(study, parameters).items()
     ]
     if slices:
@@ -149,7 +176,7 @@ def _explain_blocks(results: Results) -> list[Drawing]:
     )
     blocks = full_factorial_blocks(results.complete, results.parameters)
     return [
-        Drawing(drawing.title, drawing.html, note)
+        Drawing(drawing.title, drawing.html, f"{note} {drawing.note}")
         for name, block in blocks.items()
         for drawing in _explain(results, list(block.index), f"where {name}", slices=False)
     ]
@@ -165,4 +192,4 @@ def _html(figure: go.Figure) -> str:
 
 
 def _file_name(names: Sequence[str]) -> str:
-    return "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
+    return "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)[:_LONGEST_NAME]

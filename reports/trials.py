@@ -33,8 +33,9 @@ class Results:
         definition: that it was made with.
         corpus: that it was trained on.
         accounting: of its points.
-        table: a row a finished point, indexed by trial number, the best first: ``label``,
-            ``state``, ``value``, the parameters, and what the trial recorded.
+        table: a row a finished point, indexed by trial number, the best first: ``architecture``
+            (its label), ``label`` (with the replicate's number), ``state``,
+            ``value``, the parameters, and what the trial recorded.
         curves: a row a log point: ``number``, ``step``, ``loss`` (nats a symbol).
     """
 
@@ -52,9 +53,20 @@ class Results:
 
     @property
     def parameters(self) -> list[str]:
-        """The parameters that take more than one value among the points."""
-        present = [name for name in (*PARAMETERS, REPLICATE) if name in self.table]
-        return [name for name in present if self.table[name].nunique() > 1]
+        """The parameters of architectures that take more than one value among the points."""
+        return [name for name in PARAMETERS if self.table[name].nunique() > 1]
+
+    @property
+    def has_replicates(self) -> bool:
+        """Whether architectures are run several times."""
+        return REPLICATE in self.table
+
+    @property
+    def replicates(self) -> pd.DataFrame:
+        """A row an architecture, the best first: its ``runs`` and their ``mean``, ``std``, …."""
+        by_label = self.complete.groupby("architecture")["value"]
+        rows = by_label.agg(["count", "mean", "std", "min", "max"])
+        return rows.rename(columns={"count": "runs"}).sort_values("mean")
 
     @property
     def complete(self) -> pd.DataFrame:
@@ -142,11 +154,13 @@ def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
 
 
 def _row(trial: FrozenTrial, definition: Definition) -> dict[str, Any]:
+    architecture = architecture_of(trial.params, definition).label
     replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
     recorded = {name: trial.user_attrs.get(name) for name in TrialRecord.model_fields}
     return recorded | {
         "number": trial.number,
-        "label": architecture_of(trial.params, definition).label + replicate,
+        "architecture": architecture,
+        "label": architecture + replicate,
         "state": trial.state.name,
         "value": trial.value if trial.state is TrialState.COMPLETE else None,
         **trial.params,

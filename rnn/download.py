@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -30,9 +31,13 @@ def enwik8() -> Path:
         return text
     retry = f"try again, or name a mirror in {MIRROR_VARIABLE} or the file's path as the corpus"
     try:
-        archive = Path(pooch.retrieve(url, None, "enwik8.zip", directory, progressbar=True))
+        pooch.get_logger().setLevel("WARNING")  # what it says, an error says, in one line
+        archive = Path(
+            pooch.retrieve(url, None, f"enwik8.{os.getpid()}.zip", directory, progressbar=True)
+        )
     except Exception as error:  # whatever requests, urllib3 and the file system raise
-        raise CorpusError(f"enwik8 cannot be fetched from {url} ({error}); {retry}") from error
+        reason = str(error) if len(str(error)) < 100 else type(error).__name__
+        raise CorpusError(f"enwik8 cannot be fetched from {url} ({reason}); {retry}") from error
     # Unpacked beside and renamed, so that another process never sees half a file.
     partial = directory / f"enwik8.{os.getpid()}.part"
     try:
@@ -42,7 +47,7 @@ def enwik8() -> Path:
                 f"enwik8 from {url} has the SHA-256 {digest}; allowed: {SHA256}; {retry}"
             )
         partial.replace(text)
-    except (BadZipFile, KeyError, EOFError, OSError) as error:
+    except (BadZipFile, zlib.error, KeyError, EOFError, OSError) as error:
         raise CorpusError(f"enwik8 from {url} is no sound archive ({error}); {retry}") from error
     finally:
         partial.unlink(missing_ok=True)

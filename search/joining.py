@@ -12,13 +12,19 @@ from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
 from studies.definition import PARAMETERS, Definition
-from studies.errors import IdentityError, StudyNotFound
+from studies.errors import DefinitionError, IdentityError, StudyNotFound
 from studies.identity import differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study, extend_study
 from studies.reading import DefinitionFile
 from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
 from studies.storage import Storage
+
+_SHOWN = 6
+"""How many differences a line of refusal lists."""
+
+_LONGEST_NAME = 200
+"""Of a study, in characters."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,13 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
         StudiesError: if it is to be extended while workers hold points.
     """
     name = terms.name or file.name
+    if len(name) > _LONGEST_NAME:
+        raise DefinitionError(
+            f"a name of {len(name)} characters is too long; allowed: {_LONGEST_NAME}; shorten it"
+        )
     definition = _resolve(file, url, terms)
     corpus = open_corpus(definition.corpus)
-    corpus.require(max(definition.training.sequence_length, definition.evaluation.lane_length))
+    corpus.require(definition.training.sequence_length, definition.evaluation.lane_length)
     own = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
@@ -106,9 +116,13 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
     if terms.extend:
         found = [line for line in found if not line.startswith("space.")]
     if found:
+        shown = "; ".join(found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        grown = all(line.startswith("space.") for line in found)
+        extend = ", or --extend if values were added at the end of a list" if grown else ""
         raise IdentityError(
-            f"study {name!r} was made with other settings: {'; '.join(found)}; use the same, or "
-            "another --name, or --extend where a parameter has got new values at its end"
+            f"study {name!r} was made with other settings: {shown}{more}; use the same, or another "
+            f"--name{extend}"
         )
     if terms.extend:
         stored = _extend(study, storage, stored, definition)

@@ -105,7 +105,9 @@ class Drawn:
         self._read_at = time.monotonic()
         self._running: Sequence[Running] = ()
         self._note = ""
-        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=2)
+        self._live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -164,7 +166,7 @@ def draw(status: Status, running: Sequence[Running], note: str = "") -> Renderab
     if running:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "architecture", "step", "smoothed loss"):
-            table.add_column(column, style="dim" if column == "trial" else "")
+            table.add_column(column, style="dim" if column == "trial" else "", no_wrap=True)
         for trial in running:
             table.add_row(
                 str(trial.number),

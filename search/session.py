@@ -5,6 +5,7 @@ import multiprocessing
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import click
 import torch
@@ -15,7 +16,7 @@ from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
 from search.progress import Display, Drawn, Plain, Silent, duration_text, progress_text
 from search.status import Status, running_trials, status
-from search.stopping import StopRequest
+from search.stopping import SIGNALS, StopRequest
 from search.threads import ThreadBudget
 from search.worker import Worker
 from studies.command_line import leave_with
@@ -24,6 +25,10 @@ from studies.reading import find_definition
 
 PROCESSES_SECONDS = 1.0
 """Between two looks at the processes that were started."""
+
+
+_ORDERLY = {0, *(128 + number for number in SIGNALS)}
+"""The exit codes of workers that did all that was to be done, or were asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,10 @@ def show_status(options: Options, as_json: bool) -> None:
     """Print where a study stands, without changing anything.
 
     Raises:
-        StudiesError: if there is no such definition, storage or study.
+        StudiesError: if there is no such storage or study.
     """
-    file = find_definition(options.study)
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or file.name)
+        study = load_study(storage, options.name or Path(options.study).stem)
         found = status(study, storage, stored_definition(study))
     if as_json:
         click.echo(json.dumps(found.as_json()))
@@ -115,9 +119,9 @@ def _work(options: Options, joined: Joined, device: torch.device) -> Result:
             failed = _supervise(options, joined, stop, display)
     end = _status(joined)
     if not options.child:
-        console.print(
-            f"study {end.name}: {progress_text(end)}", markup=False, highlight=False, soft_wrap=True
-        )
+        _say(console, f"study {end.name}: {progress_text(end)}")
+        if stop.requested:
+            _say(console, "stopped; points in hand were given back; the same command goes on")
     return Result(end.name, end.accounting.finished, stop.exit_code or failed)
 
 
@@ -145,8 +149,10 @@ def _supervise(options: Options, joined: Joined, stop: StopRequest, display: Dis
         display.show(running_trials(joined.study, joined.storage, joined.definition))
         for process in processes:
             process.join(PROCESSES_SECONDS / len(processes))
-    stopped = {0, 130, 143}
-    return int(any(process.exitcode not in stopped for process in processes))
+    lost = [process for process in processes if process.exitcode not in _ORDERLY]
+    for process in lost:
+        click.echo(f"warning: a worker ended with exit code {process.exitcode}", err=True)
+    return int(bool(lost))
 
 
 def _work_and_exit(options: Options) -> None:
@@ -165,14 +171,17 @@ def _display(options: Options, console: Console, joined: Joined) -> Display:
 
 def _greet(console: Console, joined: Joined, device: torch.device) -> None:
     definition = joined.definition
-    console.print(
+    _say(
+        console,
         f"study {joined.study.study_name}: {joined.corpus.name}, "
         f"{len(joined.corpus.text):,} bytes; {definition.training.steps:,} steps a point, "
         f"{definition.precision}, on {device}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
+
+
+def _say(console: Console, line: str) -> None:
+    # A terminal's lines are broken between words, a file's are left whole.
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _status(joined: Joined) -> Status:

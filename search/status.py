@@ -115,7 +115,13 @@ def _seconds_left(study: optuna.Study, storage: Storage, accounting: Accounting)
     seconds = 0.0
     shapes = durations_of(storage, study._study_id)
     measured = [shape for shape in shapes if shape.complete]
-    if not measured or not accounting.running:
+    unknown = [shape for shape in shapes if shape.waiting and not shape.complete]
+    # The first points may be the small ones: no estimate is better than a tenth of the truth.
+    if (
+        not measured
+        or not accounting.running
+        or (unknown and accounting.finished < accounting.planned / 2)
+    ):
         return None
     mean = sum(s.seconds * s.complete for s in measured) / sum(s.complete for s in measured)
     for shape in shapes:

@@ -5,9 +5,13 @@ import time
 from types import FrameType
 from typing import Self
 
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM, for as long as the context lasts.
+    """Remembers SIGINT, SIGTERM and SIGHUP (a terminal that is closed) while the context lasts.
 
     The first signal asks for an orderly stop; a second SIGINT raises ``KeyboardInterrupt`` at once.
 
@@ -20,7 +24,7 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
         return self
 

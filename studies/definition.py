@@ -33,7 +33,7 @@ REPLICATE = "replicate"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Space(_Strict):
@@ -45,8 +45,8 @@ class Space(_Strict):
     state_gate: list[bool] = [False, True]
     residual: list[bool] = [False, True]
     state_source: list[Literal["new", "old", "both"]] = ["new", "old", "both"]
-    layers: list[PositiveInt]
-    state_size: list[PositiveInt]
+    layers: list[Annotated[int, Field(ge=1, le=100)]]
+    state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
     exclude: list[dict[str, Value]] = []
 
     @field_validator(*PARAMETERS)
@@ -146,7 +146,7 @@ class Definition(_Strict):
     objective: Literal["training"] = "training"
     gate_inputs: Literal["state", "candidate"] = "state"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     space: Space | None = None

@@ -60,7 +60,9 @@ def parse_url(url: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Return a URL as it may be shown: without its password."""
+    """Return a URL as it may be shown: without its password, and as it was given."""
+    if str(url.database).startswith("file:"):
+        url = url.set(database=str(url.database).removeprefix("file:"), query={})
     return url.render_as_string(hide_password=True)
 
 

@@ -11,7 +11,8 @@ from alembic.script import ScriptDirectory
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.storages import _rdb as rdb
-from sqlalchemy.engine import URL, Engine
+from optuna.storages._rdb import models
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.engine import engine_options, parse_url, read_only, shown
@@ -20,7 +21,9 @@ from studies.storage import Storage
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 
-_OURS = {"studies", "trials", "trial_params", "version_info", "alembic_version"}
+_VERSION_TABLE = "alembic_version"
+_OPTUNAS = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
+_OURS = {"studies", "trials", "trial_params", "version_info", _VERSION_TABLE}
 _CREATION_LOCK = 0x524E4E  # of PostgreSQL's advisory locks; any number that others do not take
 
 
@@ -42,7 +45,12 @@ def open_storage(url: str) -> Storage:
             _create_sqlite(parsed)
         else:
             _create_on_server(parsed)
-        return _open_existing(parsed)
+        storage = _open_existing(parsed)
+        if parsed.get_backend_name() == "sqlite":
+            # One that plain Optuna made: readers and the writer would hold each other up.
+            with contextlib.closing(storage.engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+        return storage
 
 
 def read_storage(url: str) -> Storage:
@@ -90,13 +98,15 @@ def _open_existing(url: URL) -> Storage:
 
 def _require_ours(engine: Engine, url: URL) -> None:
     tables = set(sa.inspect(engine).get_table_names())
+    if not tables and engine.dialect.name != "sqlite":
+        raise StorageError(f"storage {shown(url)} holds no study yet; run a search first")
     if not tables >= _OURS:
         raise StorageError(
             f"storage {shown(url)} is not a database of studies; it was left as it is; "
             "name another file or database"
         )
     with engine.connect() as connection:
-        version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        version = _version(connection, tables)
     known = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
     if version != known:
         raise StorageError(
@@ -130,17 +140,26 @@ def _create_sqlite(url: URL) -> None:
 
 
 def _create_on_server(url: URL) -> None:
-    """Make Optuna's tables in a database that has no tables at all."""
+    """Make Optuna's tables in a database that has no others."""
     engine = sa.create_engine(url, **engine_options(url))
     with engine.connect() as connection:
-        if sa.inspect(connection).get_table_names():
-            return
-        # One process at a time: of two that create the same table one would fail.
+        # One process at a time: of two that create the same table one would fail, and who comes
+        # in between would find half of them.
         connection.execute(sa.select(sa.func.pg_advisory_lock(_CREATION_LOCK)))
         try:
-            RDBStorage(url.render_as_string(hide_password=False), engine_options(url))
+            tables = set(sa.inspect(connection).get_table_names())
+            # Without a version they are not there yet, or whoever made them was killed meanwhile.
+            if tables <= _OPTUNAS and _version(connection, tables) is None:
+                RDBStorage(url.render_as_string(hide_password=False), engine_options(url))
         finally:
             connection.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
+
+
+def _version(connection: Connection, tables: set[str]) -> str | None:
+    if _VERSION_TABLE not in tables:
+        return None
+    version: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}"))
+    return version
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The storage: claims that hold, for many processes, on both kinds of database."""
 
+import contextlib
 import itertools
 import pickle
 import sqlite3
@@ -10,6 +11,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from helpers import at_once, open_and_count, small_study
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.accounting import accounting_of
@@ -206,6 +208,26 @@ def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
     assert accounting_of(reader, study_id).running == 1
     with pytest.raises(Exception, match="readonly"):
         reader.claim(study_id, "you")
+
+
+def test_a_database_that_plain_optuna_made_is_taken_and_put_into_wal_mode(sqlite_url, tmp_path):
+    optuna.create_study(storage=sqlite_url, study_name="plain").optimize(lambda trial: 1.0, 1)
+    with contextlib.closing(open_storage(sqlite_url)) as storage:
+        assert len(load_study(storage, "plain").trials) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_tables_whose_maker_was_killed_are_completed(postgresql_url):
+    engine = sa.create_engine(postgresql_url)
+    models.StudyModel.__table__.create(engine)
+    engine.dispose()
+    small_study(open_storage(postgresql_url), 1)
+
+
+def test_a_server_without_studies_is_read_as_such(postgresql_url):
+    with pytest.raises(StorageError, match="holds no study yet; run a search first"):
+        read_storage(postgresql_url)
 
 
 def test_another_programs_database_is_left_as_it_is(tmp_path):
