@@ -177,7 +177,9 @@ def until(condition, seconds: float = 60):
     return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_stopped_worker_gives_its_point_back(slow, sqlite_url, tmp_path, number, code):
     process = start(*slow)
     until(lambda: running(sqlite_url))

@@ -1,5 +1,7 @@
 """A study → rows and curves, tested without drawing anything."""
 
+from pathlib import Path
+
 import optuna
 import pandas as pd
 import pytest
@@ -100,3 +102,58 @@ def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finishe
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
+
+
+def test_only_a_report_is_written_over(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    database = tmp_path / "studies.db"
+    before = database.read_bytes()
+    with pytest.raises(ReportError, match="is no report; it was left as it is"):
+        write_report(sqlite_url, ["made"], database)
+    assert database.read_bytes() == before
+    page = write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    assert write_report(sqlite_url, ["made"], page) == page
+    with pytest.raises(ReportError, match="cannot be written"):
+        write_report(sqlite_url, ["made"], Path("/proc/no/page.html"))
+
+
+def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
+    definition = Definition.model_validate({"refinement": {"source": "made", "replicates": 3}})
+    point = dict.fromkeys(PARAMETERS[:5], False) | {"state_source": "new", "state_size": 4}
+    points = [
+        point | {"layers": layers, "replicate": replicate}
+        for layers in (1, 2)
+        for replicate in range(3)
+    ]
+    storage = open_storage(sqlite_url)
+    create_study(
+        storage,
+        "replicates",
+        METRIC_NAME,
+        {
+            "definition": definition.model_dump(mode="json"),
+            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
+        },
+        distributions_of(points),
+        [PlannedPoint(each) for each in points],
+    )
+    study_id = storage.get_study_id_from_name("replicates")
+    for value in (2.0, 2.1, 2.2, 1.0, 1.2, 1.4):
+        trial_id = storage.claim(study_id, "me")
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
+    storage.close()
+    results = read_results(read_storage(sqlite_url), "replicates")
+    assert results.parameters == ["layers"]
+    rows = results.replicates
+    assert list(rows.index) == ["2×4 no gates, new state", "1×4 no gates, new state"]
+    assert list(rows["runs"]) == [3, 3]
+    assert list(rows["mean"]) == pytest.approx([1.2, 2.1])
+    assert list(rows["std"]) == pytest.approx([0.2, 0.1])
+    html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").read_text("utf-8")
+    assert "Each point was run once" not in html
+    assert "<td>1.2000</td><td>0.2000</td><td>1.0000</td><td>1.4000</td>" in html
+
+
+def distributions_of(points: list[dict]) -> dict[str, CategoricalDistribution]:
+    values = {name: dict.fromkeys(point[name] for point in points) for name in points[0]}
+    return {name: CategoricalDistribution(tuple(found)) for name, found in values.items()}
