@@ -18,7 +18,7 @@ SPACES = st.fixed_dictionaries(
             ("input_gate", "forget_gate", "output_gate", "state_gate", "residual"), BOOLEANS
         ),
         "state_source": st.lists(st.sampled_from(STATE_SOURCES), min_size=1, unique=True),
-        "layers": SIZES,
+        "layers": st.lists(st.integers(1, 100), min_size=1, max_size=3, unique=True),
         "state_size": SIZES,
     }
 )
