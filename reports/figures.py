@@ -106,9 +106,8 @@ def slices(study: optuna.Study, parameters: list[str]) -> go.Figure:
 def can_explain(study: optuna.Study, parameters: list[str]) -> bool:
     """Tell whether a study has what an importance needs: trials enough, and different ones."""
     trials = study.get_trials(deepcopy=False)
-    varying = [p for p in parameters if len({trial.params[p] for trial in trials}) > 1]
     values = pd.Series([trial.value for trial in trials], dtype=float)
-    return len(trials) >= 4 and bool(varying) and values.nunique() > 1
+    return len(trials) >= 4 and bool(varying(study, parameters)) and values.nunique() > 1
 
 
 def varying(study: optuna.Study, parameters: list[str]) -> list[str]:

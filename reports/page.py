@@ -174,11 +174,14 @@ def _explain_blocks(results: Results) -> list[Drawing]:
         "The grid leaves combinations out, so that over all of it a parameter's importance is "
         "mixed with that of the parameters it excludes; within this block all are there."
     )
-    blocks = full_factorial_blocks(results.complete, results.parameters)
+    blocks = full_factorial_blocks(results.table, results.parameters)
+    complete = results.complete.index
     return [
         Drawing(drawing.title, drawing.html, f"{note} {drawing.note}")
         for name, block in blocks.items()
-        for drawing in _explain(results, list(block.index), f"where {name}", slices=False)
+        for drawing in _explain(
+            results, list(block.index.intersection(complete)), f"where {name}", slices=False
+        )
     ]
 
 

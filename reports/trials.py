@@ -1,18 +1,18 @@
 """A study in its storage → rows and curves, in pandas' terms."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from reports.errors import ReportError
-from rnn.architecture import Architecture, StateSource
+from rnn.architecture import Architecture
 from studies.accounting import Accounting, accounting_of
 from studies.definition import PARAMETERS, REPLICATE, Definition
 from studies.opening import load_study
-from studies.records import CORPUS, DEFINITION, SOURCE_TRIALS, CorpusRecord, TrialRecord
+from studies.records import CORPUS, DEFINITION, SOURCE_TRIALS, CorpusRecord, TrialRecord, is_point
 from studies.storage import Storage
 
 _NUMERIC = (
@@ -95,11 +95,11 @@ def read_results(storage: Storage, name: str) -> Results:
             f"study {name!r} has no complete trial (of {accounting.planned} points, "
             f"{accounting.running} are running); a report needs one or more; run the search first"
         )
-    points = [trial for trial in study.get_trials(deepcopy=False) if trial.params]
+    points = [trial for trial in study.get_trials(deepcopy=False) if is_point(trial)]
     finished = [trial for trial in points if trial.state.is_finished()]
     table = pd.DataFrame([_row(trial, definition) for trial in finished]).set_index("number")
-    for name in _NUMERIC:  # which plain Optuna, driving the study, does not record
-        table[name] = pd.to_numeric(table[name])
+    for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
+        table[record] = pd.to_numeric(table[record])
     return Results(
         study=study,
         definition=definition,
@@ -108,13 +108,6 @@ def read_results(storage: Storage, name: str) -> Results:
         table=table.sort_values(["value", "number"], na_position="last"),
         curves=_curves(points),
     )
-
-
-def architecture_of(params: dict[str, Any], definition: Definition) -> Architecture:
-    """Return the architecture that a trial's parameters stand for."""
-    values = {name: params[name] for name in PARAMETERS}
-    values["state_source"] = cast(StateSource, values["state_source"])
-    return Architecture(**values, gate_inputs=definition.gate_inputs)
 
 
 def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
@@ -154,7 +147,7 @@ def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
 
 
 def _row(trial: FrozenTrial, definition: Definition) -> dict[str, Any]:
-    architecture = architecture_of(trial.params, definition).label
+    architecture = Architecture.of(trial.params, definition.gate_inputs).label
     replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
     recorded = {name: trial.user_attrs.get(name) for name in TrialRecord.model_fields}
     return recorded | {

@@ -1,7 +1,8 @@
 """What a recurrent network is before it has a single weight: its switches, its depth, its width."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 StateSource = Literal["new", "old", "both"]
 GateInputs = Literal["state", "candidate"]
@@ -52,6 +53,12 @@ class Architecture:
         for name, value in (("layers", self.layers), ("state_size", self.state_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], gate_inputs: GateInputs) -> "Architecture":
+        """Return the architecture of these values, by the fields' names; others are ignored."""
+        names = [field.name for field in fields(cls) if field.name != "gate_inputs"]
+        return cls(**{name: params[name] for name in names}, gate_inputs=gate_inputs)
 
     @property
     def reads_new(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rnn.download import enwik8
+from rnn import download
 from rnn.errors import CorpusError
 
 Bytes = npt.NDArray[np.uint8]
@@ -100,11 +100,12 @@ def open_corpus(name: str) -> Corpus:
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
-        return Corpus(name, _map(enwik8()))
-    path = Path(name).expanduser().resolve()
+        return _checked(Corpus(name, _map(download.enwik8())))
+    path = Path(name)
     try:
+        path = path.expanduser().resolve()
         is_file = path.is_file()
-    except OSError:  # a name that no file can have
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have
         is_file = False
     if not is_file:
         raise CorpusError(
@@ -112,6 +113,16 @@ def open_corpus(name: str) -> Corpus:
             "check the path"
         )
     return Corpus(str(path), _map(path))
+
+
+def _checked(corpus: Corpus) -> Corpus:
+    """Refuse an enwik8 in the cache that was changed after it was unpacked."""
+    if corpus.sha256 != download.SHA256:
+        raise CorpusError(
+            f"{download.enwik8()} has the SHA-256 {corpus.sha256}; allowed: {download.SHA256}; "
+            "remove the file, and it is fetched again"
+        )
+    return corpus
 
 
 def _map(path: Path) -> Bytes:

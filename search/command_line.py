@@ -118,7 +118,7 @@ def run(
 
 def _require_refinement(asked: Options) -> None:
     file = find_definition(asked.study, asked.overrides)
-    if file.validate_alone().refinement is None:
+    if file.source is None and file.validate_alone().refinement is None:
         raise DefinitionError(
             f"study {file.name!r} has no [refinement]; allowed here: studies that are derived from "
             "others; begin this one with run_search.py"

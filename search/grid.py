@@ -22,7 +22,8 @@ class GridSampler(optuna.samplers.GridSampler):
     Optuna's sampler draws a point when a trial is already there, so that two processes may draw
     the same one. Here each point is a trial from the start, which waits with its parameters fixed,
     and asking is claiming. A study made by :mod:`search.joining` holds its points already; in any
-    other study the first trial puts them there.
+    other study the first trial puts them there: begin such a study in one process, and have others
+    join when its first trial runs.
 
     When no point is left, ``optimize`` stops, and ``ask`` raises :class:`GridExhausted`. A process
     that asked while another took the last point leaves a trial without parameters, pruned and

@@ -17,7 +17,7 @@ from studies.identity import differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study, extend_study
 from studies.reading import DefinitionFile
-from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord, is_point
 from studies.storage import Storage
 
 _SHOWN = 6
@@ -125,7 +125,10 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
             f"--name{extend}"
         )
     if terms.extend:
-        stored = _extend(study, storage, stored, definition)
+        extended = _extend(study, storage, stored, definition)
+        if extended is None:  # another has done so meanwhile
+            return join(file, url, terms)
+        stored = extended
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
     )
@@ -136,11 +139,10 @@ def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
     """Return the definition with all that it inherits from the study that it derives from."""
     stated = {"corpus": terms.corpus, "precision": terms.precision}
     file = file.stating({key: value for key, value in stated.items() if value is not None})
-    definition = file.validate_alone()
-    if definition.refinement is None:
-        return definition
+    if file.source is None:
+        return file.validate_alone()
     with closing(read_storage(url)) as storage:
-        source = stored_definition(load_study(storage, definition.refinement.source))
+        source = stored_definition(load_study(storage, file.source))
     return file.validate_over(source.model_dump(mode="json"))
 
 
@@ -173,8 +175,12 @@ def _create(
 
 def _extend(
     study: optuna.Study, storage: Storage, stored: Definition, wider: Definition
-) -> Definition:
-    """Add the points that a definition's space has more than the study's."""
+) -> Definition | None:
+    """Add the points that a definition's space has more than the study's.
+
+    Returns:
+        The wider definition as stored; None if the study is no longer as it was.
+    """
     if stored.space is None or wider.space is None:
         raise IdentityError(
             f"study {study.study_name!r} has no grid of its own; allowed with --extend: studies "
@@ -195,14 +201,15 @@ def _extend(
             "here; allowed with --extend: to exclude new points only"
         )
     extended = stored.model_copy(update={"space": wider.space})
-    extend_study(
+    done = extend_study(
         storage,
         study._study_id,
+        {DEFINITION: stored.model_dump(mode="json")},
         {DEFINITION: extended.model_dump(mode="json")},
         distributions(search_space(wider.space)),
         [PlannedPoint(point) for point in new_points if point not in old_points],
     )
-    return extended
+    return extended if done else None
 
 
 def _grid(definition: Definition) -> GridSampler:
@@ -215,5 +222,5 @@ def _grid(definition: Definition) -> GridSampler:
 def _sampler(study: optuna.Study, definition: Definition) -> GridSampler:
     if definition.space is not None:
         return _grid(definition)
-    points = [trial.params for trial in study.get_trials(deepcopy=False) if trial.params]
+    points = [trial.params for trial in study.get_trials(deepcopy=False) if is_point(trial)]
     return GridSampler(search_space_of(points), points=points)

@@ -1,5 +1,7 @@
 """The best of a finished study → the points of the next."""
 
+from fractions import Fraction
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -7,7 +9,7 @@ from search.errors import SourceUnfinished
 from studies.accounting import Accounting
 from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Refinement
 from studies.planning import PlannedPoint
-from studies.records import SOURCE_TRIALS
+from studies.records import SOURCE_TRIALS, is_point
 
 
 def quota(best: float | int, planned: int) -> int:
@@ -17,7 +19,8 @@ def quota(best: float | int, planned: int) -> int:
         best: a fraction below 1, rounded down but at least one point, or a number of points.
         planned: all points of the source.
     """
-    return max(1, int(best * planned)) if best < 1 else int(best)
+    # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
+    return max(1, int(Fraction(str(best)) * planned)) if best < 1 else int(best)
 
 
 def derive_points(
@@ -61,7 +64,7 @@ def derive_points(
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
     """Return a study's complete trials, the best first; of equals the lower number first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (trial.value, trial.number))
+    return sorted(filter(is_point, complete), key=lambda trial: (trial.value, trial.number))
 
 
 def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoint]:
@@ -70,7 +73,8 @@ def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoin
     for trial in best:
         architecture = {name: trial.params[name] for name in PARAMETERS}
         for variant in refinement.variants:
-            for replicate in range(refinement.replicates):
+            # From 1: replicate 0 is the run that was chosen, and chosen for its luck, too.
+            for replicate in range(1, refinement.replicates + 1):
                 point: Point = architecture | variant
                 if refinement.replicates > 1:
                     point[REPLICATE] = replicate

@@ -33,7 +33,11 @@ _ORDERLY = {0, *(128 + number for number in SIGNALS)}
 
 @dataclass(frozen=True)
 class Options:
-    """The command line, as it was given; see ``run_search.py --help``."""
+    """The command line, as it was given; see ``run_search.py --help``.
+
+    Attributes:
+        child: whether another process of ours has started this one, and speaks for it.
+    """
 
     study: str
     storage: str
@@ -161,7 +165,7 @@ def _work_and_exit(options: Options) -> None:
 
 def _display(options: Options, console: Console, joined: Joined) -> Display:
     def read() -> Status:
-        return _status(joined)
+        return _status(joined, options.workers)
 
     if not console.is_terminal:
         return Plain(console, read)
@@ -184,8 +188,8 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _status(joined: Joined) -> Status:
-    return status(joined.study, joined.storage, joined.definition)
+def _status(joined: Joined, workers: int = 0) -> Status:
+    return status(joined.study, joined.storage, joined.definition, workers)
 
 
 def _time_left(found: Status) -> str:

@@ -1,11 +1,10 @@
 """A point of the grid ↔ Optuna's categorical parameters ↔ an architecture."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
 
 from optuna.distributions import CategoricalDistribution
 
-from rnn.architecture import Architecture, GateInputs, StateSource
+from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.network import Member
 from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Space, Value
 
@@ -40,18 +39,7 @@ def member_of(params: Mapping[str, Value], definition: Definition) -> Member:
         params: a value for each searched parameter, and the replicate's number if there are any.
         definition: of the study, for what is not searched.
     """
-    gate_inputs: GateInputs = definition.gate_inputs
-    architecture = Architecture(
-        input_gate=bool(params["input_gate"]),
-        forget_gate=bool(params["forget_gate"]),
-        output_gate=bool(params["output_gate"]),
-        state_gate=bool(params["state_gate"]),
-        residual=bool(params["residual"]),
-        state_source=cast(StateSource, params["state_source"]),
-        layers=int(params["layers"]),
-        state_size=int(params["state_size"]),
-        gate_inputs=gate_inputs,
-    )
+    architecture = Architecture.of(params, definition.gate_inputs)
     return Member(architecture, int(params.get(REPLICATE, 0)))
 
 
@@ -62,5 +50,4 @@ def point_of(member: Member, with_replicate: bool = False) -> Point:
 
 
 def _order(value: Value) -> tuple[int, Value]:
-    sources = ("new", "old", "both")
-    return (0, sources.index(value)) if value in sources else (1, value)
+    return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (1, value)

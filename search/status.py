@@ -1,5 +1,6 @@
 """Where a study stands, read from its storage alone."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,8 +9,9 @@ from optuna.trial import TrialState
 
 from rnn.network import Member
 from search.space import member_of
-from studies.accounting import Accounting, accounting_of, durations_of
+from studies.accounting import Accounting, Durations, accounting_of, best_of, durations_of
 from studies.definition import Definition
+from studies.records import is_point
 from studies.storage import Storage
 
 
@@ -73,15 +75,26 @@ class Status:
         }
 
 
-def status(study: optuna.Study, storage: Storage, definition: Definition) -> Status:
-    """Read where a study stands."""
+def status(
+    study: optuna.Study, storage: Storage, definition: Definition, workers: int = 0
+) -> Status:
+    """Read where a study stands.
+
+    Args:
+        study: to be read.
+        storage: that holds it.
+        definition: of it.
+        workers: known to be at work, even if none of them has a point in hand just now.
+    """
     accounting = accounting_of(storage, study._study_id)
     best = None
-    if accounting.complete:
-        trial = storage.get_best_trial(study._study_id)
+    if (trial_id := best_of(storage, study._study_id)) is not None:
+        trial = storage.get_trial(trial_id)
         assert trial.value is not None
         best = Best(trial.number, trial.value, label(member_of(trial.params, definition)))
-    return Status(study.study_name, accounting, best, _seconds_left(study, storage, accounting))
+    at_work = max(accounting.running, workers)
+    left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
+    return Status(study.study_name, accounting, best, left)
 
 
 def running_trials(study: optuna.Study, storage: Storage, definition: Definition) -> list[Running]:
@@ -90,6 +103,8 @@ def running_trials(study: optuna.Study, storage: Storage, definition: Definition
     for trial in storage.get_all_trials(
         study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
     ):
+        if not is_point(trial):
+            continue
         step = max(trial.intermediate_values, default=0)
         found.append(
             Running(
@@ -108,24 +123,29 @@ def label(member: Member) -> str:
     return member.architecture.label + (f" #{member.replicate}" if member.replicate else "")
 
 
-def _seconds_left(study: optuna.Study, storage: Storage, accounting: Accounting) -> float | None:
-    """Estimate from what points of the same layers and state size took."""
+def seconds_left(shapes: Sequence[Durations], accounting: Accounting, workers: int) -> float | None:
+    """Estimate what is left from what points of the same layers and state size took.
+
+    Args:
+        shapes: of the study's points.
+        accounting: of the same points.
+        workers: at work.
+
+    Returns:
+        Seconds; None while nobody works, or half of the points are still to come and some of them
+        are of a shape of which nothing is known: the first may be the small ones, and the estimate
+        a tenth of the truth.
+    """
     if accounting.finished == accounting.planned:
         return 0.0
-    seconds = 0.0
-    shapes = durations_of(storage, study._study_id)
-    measured = [shape for shape in shapes if shape.complete]
-    unknown = [shape for shape in shapes if shape.waiting and not shape.complete]
-    # The first points may be the small ones: no estimate is better than a tenth of the truth.
-    if (
-        not measured
-        or not accounting.running
-        or (unknown and accounting.finished < accounting.planned / 2)
-    ):
+    complete = sum(shape.complete for shape in shapes)
+    unknown = any(shape.waiting and not shape.complete for shape in shapes)
+    if not workers or not complete or (unknown and accounting.finished < accounting.planned / 2):
         return None
-    mean = sum(s.seconds * s.complete for s in measured) / sum(s.complete for s in measured)
-    for shape in shapes:
-        each = shape.seconds if shape.complete else mean
+    mean = sum(shape.seconds * shape.complete for shape in shapes) / complete
+    seconds = sum(
         # Of those running, half is done on average.
-        seconds += each * (shape.waiting + shape.running / 2)
-    return seconds / accounting.running
+        (shape.seconds if shape.complete else mean) * (shape.waiting + shape.running / 2)
+        for shape in shapes
+    )
+    return seconds / workers

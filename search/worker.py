@@ -128,7 +128,7 @@ class _Claim:
             self._train_or_fail()
         except ClaimLost:
             self._end("dropped: another worker holds it now", None)
-        except (SQLAlchemyError, OptunaError, KeyboardInterrupt):
+        except BaseException:  # the storage, a closed pipe, a second Ctrl-C: the point is not lost
             self._try_to_give_back()
             raise
 
@@ -165,6 +165,10 @@ class _Claim:
             population, self.joined.corpus.validation, evaluation.lanes, evaluation.lane_length
         )  # (1, lanes)
         validation = bits(float(losses.mean()))
+        if not math.isfinite(validation):  # after the last log point, or on other text
+            self._finish(TrialState.FAIL, None, failure=Failure.DIVERGED)
+            self._end("diverged", None)
+            return
         self._finish(TrialState.COMPLETE, least, validation_bits_per_character=validation)
         self._end("complete", least)
 

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from studies.records import FAILURE, SECONDS, Failure
 from studies.storage import Storage
-from studies.tables import ATTRIBUTES, PARAMS, TRIALS
+from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked_as_point
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Durations:
 
 def accounting_of(storage: Storage, study_id: int) -> Accounting:
     """Count a study's points by state, without reading the trials themselves."""
-    planned = PARAMS.c.trial_id == TRIALS.c.trial_id  # a point has parameters from the start
     failure = (
         sa.select(ATTRIBUTES.c.value_json)
         .where(ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, ATTRIBUTES.c.key == FAILURE)
@@ -57,7 +56,7 @@ def accounting_of(storage: Storage, study_id: int) -> Accounting:
     )
     query = (
         sa.select(TRIALS.c.state, failure.label("failure"), sa.func.count())
-        .where(TRIALS.c.study_id == study_id, sa.exists().where(planned))
+        .where(TRIALS.c.study_id == study_id, marked_as_point())
         .group_by(TRIALS.c.state, sa.literal_column("failure"))
     )
     counts: dict[str, int] = {}
@@ -68,6 +67,24 @@ def accounting_of(storage: Storage, study_id: int) -> Accounting:
                 name = "diverged"
             counts[name] = counts.get(name, 0) + count
     return Accounting(**counts)
+
+
+def best_of(storage: Storage, study_id: int) -> int | None:
+    """Return the id of a study's best point, of equals the first; None if none is complete."""
+    query = (
+        sa.select(TRIALS.c.trial_id)
+        .join(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.COMPLETE,
+            marked_as_point(),
+        )
+        .order_by(VALUES.c.value, TRIALS.c.number)
+        .limit(1)
+    )
+    with storage.engine.begin() as connection:
+        best: int | None = connection.scalar(query)
+    return best
 
 
 def durations_of(storage: Storage, study_id: int) -> list[Durations]:
@@ -89,6 +106,7 @@ def durations_of(storage: Storage, study_id: int) -> list[Durations]:
         )
         .where(
             TRIALS.c.study_id == study_id,
+            marked_as_point(),
             layers.c.param_name == "layers",
             size.c.param_name == "state_size",
         )

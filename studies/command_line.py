@@ -1,6 +1,7 @@
 """The words that all commands share, and how a command ends when it cannot do what it is asked."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -63,7 +64,7 @@ def leave_with(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) 
         _leave("interrupted", 130)
     except expected as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         if isinstance(error, bad_input):
             _leave(str(error), BAD_INPUT)
         reason = str(error.__cause__ or error).splitlines()[0]

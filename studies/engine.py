@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import sqlalchemy
 from sqlalchemy import event
@@ -62,7 +63,9 @@ def parse_url(url: str) -> URL:
 def shown(url: URL) -> str:
     """Return a URL as it may be shown: without its password, and as it was given."""
     if str(url.database).startswith("file:"):
-        url = url.set(database=str(url.database).removeprefix("file:"), query={})
+        url = url.set(database=unquote(str(url.database).removeprefix("file:")), query={})
+    if "password" in url.query:
+        url = url.update_query_dict({"password": "***"})
     return url.render_as_string(hide_password=True)
 
 
@@ -73,9 +76,11 @@ def read_only(url: URL) -> URL:
     beside it. Nobody writes then, so that the file may be read as one that does not change.
     """
     path = Path(str(url.database))
-    quiet = not path.with_name(path.name + "-wal").exists()
+    with path.open("rb") as file:
+        is_wal = file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
+    quiet = is_wal and not path.with_name(path.name + "-wal").exists()
     query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if quiet else {})
-    return url.set(database=f"file:{path}").update_query_dict(query)
+    return url.set(database=f"file:{quote(str(path))}").update_query_dict(query)
 
 
 def engine_options(url: URL) -> dict[str, Any]:

@@ -34,6 +34,10 @@ def differences(
 
 def _identity(definition: Definition, corpus: CorpusRecord) -> dict[str, Any]:
     settings = definition.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    if settings["space"]:  # what is left out is left out in any order
+        settings["space"]["exclude"].sort(
+            key=lambda exclusion: sorted(map(repr, exclusion.items()))
+        )
     return settings | {"corpus": corpus.model_dump(mode="json", exclude={"name"})}
 
 

@@ -60,13 +60,14 @@ def read_storage(url: str) -> Storage:
         StorageError: as :func:`open_storage` does, and if there is no such storage.
     """
     parsed = parse_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        if not Path(str(parsed.database)).exists():
-            raise StorageError(
-                f"storage {shown(parsed)} is not there; run a search first, or check --storage"
-            )
-        parsed = read_only(parsed)
+    is_file = parsed.get_backend_name() == "sqlite"
+    if is_file and not Path(str(parsed.database)).exists():
+        raise StorageError(
+            f"storage {shown(parsed)} is not there; run a search first, or check --storage"
+        )
     with _explained(parsed):
+        if is_file:
+            parsed = read_only(parsed)
         return _open_existing(parsed)
 
 

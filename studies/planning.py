@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from studies.definition import Point
 from studies.errors import StudiesError
+from studies.records import POINT
 from studies.storage import Storage
 from studies.tables import (
     ATTRIBUTES,
@@ -20,6 +21,7 @@ from studies.tables import (
     STUDIES,
     STUDY_ATTRIBUTES,
     STUDY_SYSTEM,
+    SYSTEM,
     TRIALS,
     attribute,
     insert,
@@ -83,18 +85,23 @@ def create_study(
 def extend_study(
     storage: Storage,
     study_id: int,
+    before: Mapping[str, Any],
     attributes: Mapping[str, Any],
     distributions: Mapping[str, CategoricalDistribution],
     points: Sequence[PlannedPoint],
-) -> None:
+) -> bool:
     """Append points to a study, and values to the ends of its parameters' choices.
 
     Args:
         storage: that holds the study.
         study_id: of the study.
+        before: those of the study's attributes from which the new points were worked out.
         attributes: of the study, in place of those that it has under the same names.
         distributions: of every parameter; those stored must be beginnings of these.
         points: the new ones.
+
+    Returns:
+        False, and nothing is done, if somebody has changed those attributes meanwhile.
 
     Raises:
         StudiesError: if a worker holds a point, for it would go on with the old choices.
@@ -103,6 +110,11 @@ def extend_study(
         connection.execute(
             sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
         )
+        found = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+            STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key.in_(before)
+        )
+        if {key: json.loads(value) for key, value in connection.execute(found)} != before:
+            return False
         running = connection.scalar(
             sa.select(sa.func.count())
             .select_from(TRIALS)
@@ -127,6 +139,7 @@ def extend_study(
                 .values(value_json=json.dumps(value))
             )
         _insert_points(connection, study_id, distributions, points)
+    return True
 
 
 def _insert_points(
@@ -160,3 +173,4 @@ def _insert_points(
         )
         rows = [attribute("trial_id", trial_id, *item) for item in point.attributes.items()]
         insert(connection, ATTRIBUTES, rows)
+        insert(connection, SYSTEM, [attribute("trial_id", trial_id, POINT, True)])

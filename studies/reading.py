@@ -31,6 +31,13 @@ class DefinitionFile(BaseModel):
             }
         )
 
+    @property
+    def source(self) -> str | None:
+        """The study that this one states to be derived from."""
+        refinement = self.stated.get("refinement")
+        source = refinement.get("source") if isinstance(refinement, Mapping) else None
+        return source if isinstance(source, str) else None
+
     def validate_alone(self) -> Definition:
         """Validate what the file states, the rest by default.
 
@@ -89,7 +96,11 @@ def find_definition(study: str, overrides: Sequence[str] = ()) -> DefinitionFile
     """
     is_path = study.endswith(".toml") or "/" in study
     path = Path(study) if is_path else DIRECTORY / f"{study}.toml"
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_file = False
+    if not is_file:
         known = ", ".join(sorted(file.stem for file in DIRECTORY.glob("*.toml")))
         raise DefinitionError(
             f"study {study!r} is not defined; allowed: {known}, or the path of a TOML file; "

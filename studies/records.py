@@ -3,11 +3,16 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
+from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
 METRIC_NAME = "smoothed training loss"
 """Of a trial's value: the least smoothed training loss over the log points, nats a byte. The
 intermediate values are that smoothed loss at each log point, by step."""
+
+POINT = "point"
+"""The system attribute of the trials that are a study's points; others, which plain Optuna may have
+added, are nobody's to claim and count in nothing."""
 
 FAILURE = "failure"
 """The user attribute that says why a trial failed."""
@@ -24,6 +29,11 @@ DEFINITION = "definition"
 
 CORPUS = "corpus"
 """The study attribute that holds the text's name, SHA-256, length and split."""
+
+
+def is_point(trial: FrozenTrial) -> bool:
+    """Tell a point of the study from a trial that somebody added."""
+    return POINT in trial.system_attrs
 
 
 class Failure(StrEnum):
@@ -63,13 +73,6 @@ class TrialRecord(BaseModel):
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store: those that have a value."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-def unit(record: str) -> str:
-    """Return the unit of a record, empty where it has none."""
-    extra = TrialRecord.model_fields[record].json_schema_extra
-    assert isinstance(extra, dict)
-    return str(extra["unit"])
 
 
 class CorpusRecord(BaseModel):

@@ -28,6 +28,7 @@ from studies.tables import (
     VALUES,
     attribute,
     insert,
+    marked_as_point,
     now,
     without,
 )
@@ -101,7 +102,11 @@ class Storage(RDBStorage):
         """
         next_waiting = (
             sa.select(TRIALS.c.trial_id)
-            .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.WAITING)
+            .where(
+                TRIALS.c.study_id == study_id,
+                TRIALS.c.state == TrialState.WAITING,
+                marked_as_point(),
+            )
             .order_by(TRIALS.c.number)
             .limit(1)
             .with_for_update(skip_locked=True)  # on SQLite the writer is alone

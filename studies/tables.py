@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from sqlalchemy.engine import Connection
 
+from studies.records import POINT
+
 
 def _table(model: type[models.BaseModel]) -> sa.Table:
     table = model.__table__
@@ -37,6 +39,12 @@ def insert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, 
 def attribute(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
     """Return an attribute's row, which belongs to the study or trial that the column names."""
     return {column: row_id, "key": key, "value_json": json.dumps(value)}
+
+
+def marked_as_point() -> sa.ColumnElement[bool]:
+    """Return the condition that a trial is a point of its study."""
+    marks = sa.select(SYSTEM.c.trial_id).where(SYSTEM.c.key == POINT)
+    return sa.exists(marks.where(SYSTEM.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS))
 
 
 def without(trial_id: int, table: sa.Table, *keys: str) -> sa.Delete:

@@ -62,6 +62,7 @@ def _call(function: Any, arguments: Any, gate: Any, answers: Any) -> None:
         answers.put((True, traceback.format_exc()))
 
 
-def open_and_count(url: str) -> int:
+def open_and_count(url: str, delay: float = 0.0) -> int:
     """Open a storage that may not be there yet; return the number of its studies."""
+    time.sleep(delay)
     return len(open_storage(url).get_all_studies())

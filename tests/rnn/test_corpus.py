@@ -64,6 +64,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         ("empty", "empty"),
         ("", "no file"),
         ("a" * 999, "no file"),
+        ("\0", "no file"),
     ):
         with pytest.raises(CorpusError, match=words) as refused:
             open_corpus(str(tmp_path / name))
@@ -144,16 +145,31 @@ def test_enwik8_is_fetched_once_and_kept(serve, tmp_path):
     assert cached(tmp_path) == ["enwik8"]
 
 
+def test_an_enwik8_that_was_changed_in_the_cache_is_refused(serve, tmp_path):
+    serve["body"] = packed(TEXT)
+    open_corpus("enwik8")
+    (kept,) = (tmp_path / "cache").rglob("enwik8")
+    kept.write_bytes(b"junk" * 100)
+    with pytest.raises(CorpusError, match="remove the file, and it is fetched again"):
+        open_corpus("enwik8")
+
+
+def damaged(archive: bytes) -> bytes:
+    """The same archive with a hole in its compressed stream."""
+    return archive[:50] + b"\xff" * 20 + archive[70:]
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (packed(b"another text"), "has the SHA-256"),
         (packed(TEXT, "another"), "no sound archive"),
         (packed(TEXT)[:-30], "no sound archive"),
+        (damaged(packed(TEXT)), "no sound archive"),
         (b"<html>try again later</html>", "no sound archive"),
         (None, "cannot be fetched"),
     ],
-    ids=["other text", "other name", "cut short", "no archive", "not found"],
+    ids=["other text", "other name", "cut short", "damaged", "no archive", "not found"],
 )
 def test_a_wrong_download_is_one_line_and_nothing_is_kept(serve, tmp_path, body, words):
     serve["body"] = body

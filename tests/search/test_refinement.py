@@ -9,6 +9,7 @@ from search.errors import SourceUnfinished
 from search.refinement import derive_points, quota, ranking
 from studies.accounting import Accounting
 from studies.definition import PARAMETERS, Definition, Space
+from studies.records import POINT
 
 SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
 VARIANTS = [
@@ -27,6 +28,7 @@ def source(count: int = 40, failed: int = 0) -> optuna.Study:
     study.add_trials(
         [
             create_trial(
+                system_attrs={POINT: True},
                 state=TrialState.FAIL if i >= count - failed else TrialState.COMPLETE,
                 value=None if i >= count - failed else float(i),
                 params=point,
@@ -48,7 +50,16 @@ def accounting(complete: int, **others: int) -> Accounting:
 
 @pytest.mark.parametrize(
     ("best", "planned", "expected"),
-    [(0.1, 432, 43), (0.1, 96, 9), (0.1, 9, 1), (0.1, 1, 1), (10, 130, 10), (0.5, 3, 1)],
+    [
+        (0.1, 432, 43),
+        (0.1, 96, 9),
+        (0.1, 9, 1),
+        (0.1, 1, 1),
+        (10, 130, 10),
+        (0.5, 3, 1),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+    ],
 )
 def test_the_best_are_a_fraction_rounded_down_but_at_least_one(best, planned, expected):
     assert quota(best, planned) == expected
@@ -64,9 +75,9 @@ def test_variants_are_laid_over_the_best_and_coinciding_points_are_one():
     assert all(s == switches[0] for s in switches)
 
 
-def test_replicates_are_numbered_by_a_parameter():
+def test_replicates_are_numbered_by_a_parameter_from_one():
     points = derive_points(source(), accounting(40), definition(best=2, replicates=3))
-    assert [p.params["replicate"] for p in points] == [0, 1, 2, 0, 1, 2]
+    assert [p.params["replicate"] for p in points] == [1, 2, 3, 1, 2, 3]
     assert [p.attributes["source_trials"] for p in points] == [[0]] * 3 + [[1]] * 3
 
 
@@ -91,5 +102,6 @@ def test_fewer_complete_than_wanted_are_refused():
 
 def test_of_equals_the_lower_number_is_the_better():
     study = source(3)
-    study.add_trial(create_trial(value=1.0, params={}, distributions={}))
+    study.add_trial(create_trial(value=1.0, system_attrs={POINT: True}))
+    study.add_trial(create_trial(value=0.5))  # which is no point
     assert [trial.number for trial in ranking(study)] == [0, 1, 3, 2]

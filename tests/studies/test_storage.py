@@ -14,7 +14,7 @@ from helpers import at_once, open_and_count, small_study
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from studies.accounting import accounting_of
+from studies.accounting import accounting_of, best_of
 from studies.errors import ClaimLost, StorageError, StudyNotFound
 from studies.opening import load_study, open_storage, read_storage
 
@@ -61,6 +61,11 @@ def test_any_number_of_processes_may_make_the_same_storage(url):
     assert at_once(open_and_count, [(url,)] * 6) == [0] * 6
     study = optuna.create_study(storage=url)  # and it is one that plain Optuna takes
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+def test_processes_that_come_a_little_later_find_no_half_made_storage(url):
+    delays = [0.0, 0.02, 0.05, 0.1, 0.15, 0.2]
+    assert at_once(open_and_count, [(url, delay) for delay in delays]) == [0] * 6
 
 
 def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
@@ -173,9 +178,36 @@ def test_reads_do_not_hold_up_writers(sqlite_url):
         assert open_storage(sqlite_url).claim(study_id, "me") is not None
 
 
-def test_a_brace_in_a_file_name_is_a_brace(tmp_path):
-    open_storage(f"sqlite:///{tmp_path}/a{{b}}.db")
-    assert (tmp_path / "a{b}.db").exists()
+@pytest.mark.parametrize("name", ["a{b}.db", "h#1.db", "50%.db", "ä b.db"])
+def test_a_file_name_may_hold_what_file_names_may_hold(tmp_path, name):
+    small_study(open_storage(f"sqlite:///{tmp_path}/{name}"), 1)
+    assert len(load_study(read_storage(f"sqlite:///{tmp_path}/{name}"), "small").trials) == 1
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {
+        name
+    }
+
+
+def test_trials_that_somebody_added_are_nobodys_and_count_in_nothing(url):
+    storage = open_storage(url)
+    study_id = small_study(storage, 1)
+    study = load_study(storage, "small")
+    study.enqueue_trial({"x": 0})
+    study.add_trial(optuna.trial.create_trial(value=-1.0))
+    mine = storage.claim(study_id, "me")
+    assert storage.get_trial(mine).number == 0
+    assert storage.claim(study_id, "me") is None
+    assert best_of(storage, study_id) is None
+    storage.finish(mine, "me", TrialState.COMPLETE, 1.0, {})
+    assert best_of(storage, study_id) == mine
+    assert accounting_of(storage, study_id).planned == 1
+
+
+def test_reading_a_file_that_is_not_in_wal_mode_sees_what_is_written(sqlite_url):
+    study = optuna.create_study(storage=sqlite_url, study_name="plain")
+    for count in range(3):
+        with contextlib.closing(read_storage(sqlite_url)) as reader:
+            assert len(load_study(reader, "plain").trials) == count
+        study.optimize(lambda trial: 1.0, 1)
 
 
 # ------------------------------------------------------------------ refusals
@@ -280,6 +312,7 @@ def test_an_unknown_schema_is_left_as_it_is(sqlite_url, tmp_path):
         "mysql://me:s3cret@127.0.0.1/none",
         "redis://me:s3cret@127.0.0.1",
         "postgresql+psycopg://me:s3cret@127.0.0.1:port/none",
+        "postgresql+psycopg://me@127.0.0.1:1/none?password=s3cret",
         "sqlite:////no/such/folder/studies.db",
         "sqlite://",
         "studies.db",
