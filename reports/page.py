@@ -100,7 +100,7 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         ReportError: if a study has nothing to report, or the file cannot be written.
     """
     with closing(read_storage(storage_url)) as storage:
-        sections = [_section(read_results(storage, name)) for name in names]
+        sections = [section_of(read_results(storage, name)) for name in names]
     page = _TEMPLATES.get_template("report.html").render(
         title=", ".join(names),
         sections=sections,
@@ -129,7 +129,8 @@ def _write(page: str, path: Path) -> None:
     beside.replace(path)
 
 
-def _section(results: Results) -> Section:
+def section_of(results: Results) -> Section:
+    """Draw all that the page shows of a study."""
     complete = results.complete
     threshold = results.definition.threshold
     below = complete if threshold is None else complete[complete["value"] < threshold]

@@ -25,7 +25,7 @@ SMALL = (
     "--set=space.forget_gate=[false]",
     "--set=space.output_gate=[false]",
 )
-"""Fifteen... of 48 combinations; counted in the tests below."""
+"""Fifteen combinations, of a millisecond or so each."""
 
 
 def start(*words: str) -> subprocess.Popen[str]:

@@ -6,10 +6,16 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.importance import (
+    FanovaImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
 from optuna.trial import TrialState
 
 from reports.errors import ReportError
-from reports.page import write_report
+from reports.figures import importances, substudy
+from reports.page import section_of, write_report
 from reports.trials import full_factorial_blocks, read_results
 from studies.definition import PARAMETERS, Definition
 from studies.opening import open_storage, read_storage
@@ -17,11 +23,20 @@ from studies.planning import PlannedPoint, create_study
 from studies.records import METRIC_NAME
 
 
-def make_study(url: str, name: str = "made", threshold: float | None = 2.0, finished: int = 8):
+def make_study(
+    url: str,
+    name: str = "made",
+    threshold: float | None = 2.0,
+    finished: int = 8,
+    exclude=(),
+    diverged: int | None = 3,
+):
     """A study of eight points: 1.5, 1.6, …, the fourth diverged, the rest waiting."""
     space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
     space |= {p: [False] for p in PARAMETERS[:4]} | {"state_source": ["new"]}
+    space |= {"exclude": list(exclude)}
     definition = Definition.model_validate({"space": space, "threshold": threshold})
+    finished = min(finished, len(list(definition.space.points())))
     storage = open_storage(url)
     create_study(
         storage,
@@ -39,7 +54,7 @@ def make_study(url: str, name: str = "made", threshold: float | None = 2.0, fini
         trial_id = storage.claim(study_id, "me")
         value = 1.5 + i / 10
         storage.report(trial_id, "me", {50: value + 1, 100: value})
-        if i == 3:
+        if i == diverged:
             storage.finish(trial_id, "me", TrialState.FAIL, None, {"failure": "diverged"})
         else:
             attributes = {"seconds": 2.0, "parameter_count": 10 + i, "worker": "w", "host": "h"}
@@ -102,6 +117,39 @@ def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finishe
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
+
+
+def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    below = substudy(results, [0, 1, 2])
+    assert sorted(trial.value for trial in below.trials) == pytest.approx([1.5, 1.6, 1.7])
+    section = section_of(results)
+    assert section.below_count == 4  # 1.5, 1.6, 1.7 and 1.9, for 1.8 diverged
+    assert all("(4 points)" in drawing.title for drawing in section.below)
+
+
+def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    study = substudy(results, list(results.complete.index))
+    found = importances(study, results.parameters)
+    for words, evaluator in (
+        ("PED-ANOVA", PedAnovaImportanceEvaluator()),
+        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+    ):
+        ((_, figure),) = [item for item in found.items() if words in item[0]]
+        drawn = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
+        expected = get_param_importances(study, evaluator=evaluator, params=results.parameters)
+        assert drawn == pytest.approx(expected)
+
+
+def test_blocks_are_drawn_for_a_grid_with_exclusions(sqlite_url):
+    make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
+    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    titles = " ".join(drawing.title for drawing in section.explained)
+    assert "where state_size = 8" in titles
+    assert "where residual = True" in titles
 
 
 def test_only_a_report_is_written_over(sqlite_url, tmp_path):

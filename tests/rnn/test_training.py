@@ -101,6 +101,8 @@ def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_le
 def test_every_architecture_reads_the_same_text_and_each_sequence_another():
     assert np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 0))
     assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 1))
+    other_seed = Training(**{**SETTINGS.__dict__, "seed": 4})
+    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, other_seed, 0))
     column = sequence(TEXT, SETTINGS, 0)[:, 0].tobytes()
     assert column in TEXT.tobytes()
 

@@ -1,0 +1,215 @@
+"""What a worker records is what the networks give, and what it cannot finish it gives back."""
+
+import math
+
+import optuna
+import pytest
+import torch
+from helpers import at_once
+from optuna.trial import TrialState
+
+from rnn.corpus import open_corpus
+from rnn.evaluation import held_out_losses
+from rnn.network import Member, Population
+from rnn.training import Training, train
+from search.joining import Terms, join
+from search.space import member_of
+from search.status import seconds_left
+from search.stopping import StopRequest
+from search.threads import ThreadBudget
+from search.worker import Worker
+from studies.accounting import Accounting, Durations
+from studies.definition import Definition
+from studies.reading import find_definition
+
+SETTINGS = [
+    "seed=5",
+    "training.steps=10",
+    "training.batch_size=4",
+    "training.sequence_length=8",
+    "training.log_every=4",
+    "training.smoothing=0.5",
+    "evaluation.lanes=3",
+    "evaluation.lane_length=9",
+    "space.state_size=[4]",
+    "space.layers=[2]",
+    "space.input_gate=[false]",
+    "space.output_gate=[false]",
+    "space.state_gate=[true]",
+    "space.residual=[true]",
+]
+
+
+class Quiet:
+    """A listener that keeps the outcomes."""
+
+    def __init__(self):
+        self.outcomes = []
+
+    def advanced(self, running):
+        return
+
+    def ended(self, ended):
+        self.outcomes.append(ended.outcome)
+
+    def waits(self):
+        return
+
+
+def work(url, text, overrides=(), study="quick", threads=1, **terms):
+    file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
+    joined = join(file, url, Terms(corpus=text and str(text), **terms))
+    listener = Quiet()
+    with StopRequest() as stop, ThreadBudget(threads) as budget:
+        Worker(joined, torch.device("cpu"), budget, stop, listener).run()
+    return joined, listener.outcomes
+
+
+@pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
+def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs):
+    """Each number is worked out anew from what the study and the trial say of themselves."""
+    work(sqlite_url, text, [f"gate_inputs='{gate_inputs}'"], precision="bf16")
+    refine = [
+        "refinement.best=1",
+        "refinement.variants=[{}]",
+        "refinement.replicates=2",
+        "training.steps=12",
+    ]
+    work(sqlite_url, None, refine, "quick-refined")
+    for name, steps in (("quick", [4, 8]), ("quick-refined", [4, 8, 12])):
+        study = optuna.load_study(study_name=name, storage=sqlite_url)
+        definition = Definition.model_validate(study.user_attrs["definition"])
+        assert (definition.seed, definition.precision) == (5, "bf16")
+        assert definition.gate_inputs == gate_inputs
+        corpus = open_corpus(study.user_attrs["corpus"]["name"])
+        settings = Training(**definition.training.model_dump(), seed=5)
+        for trial in study.trials:
+            member = member_of(trial.params, definition)
+            population = Population([member], seed=5, precision="bf16")
+            curve = {
+                point.step: point.smoothed_losses[0]
+                for point in train(population, corpus.train, settings)
+            }
+            assert list(curve) == steps
+            assert trial.intermediate_values == curve
+            assert trial.value == min(curve.values())
+            losses = held_out_losses(population, corpus.validation, 3, 9)
+            expected = losses.mean().item() / math.log(2)
+            assert trial.user_attrs["validation_bits_per_character"] == pytest.approx(expected)
+            assert trial.user_attrs["parameter_count"] == member.architecture.parameter_count()
+            assert trial.user_attrs["replicate"] == member.replicate
+            assert (trial.user_attrs["seed"], trial.user_attrs["threads"]) == (5, 1)
+            assert trial.user_attrs["precision"] == "bf16"
+    assert {trial.params["replicate"] for trial in study.trials} == {1, 2}
+    assert len({trial.value for trial in study.trials}) == 2, "replicates are other networks"
+
+
+def test_the_number_of_threads_is_recorded(sqlite_url, text):
+    before = torch.get_num_threads()
+    joined, _ = work(sqlite_url, text, threads=2)
+    torch.set_num_threads(before)
+    assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {2}
+
+
+def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
+    def order(seed):
+        file = find_definition(
+            "quick", [f"seed={seed}", "evaluation.lane_length=8", "training.sequence_length=8"]
+        )
+        joined = join(file, sqlite_url, Terms(name=f"seed {seed}", corpus=str(text)))
+        return [trial.params for trial in joined.study.trials]
+
+    assert order(1) != order(2)
+    assert sorted(order(1), key=repr) == sorted(order(2), key=repr)
+
+
+def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_url, text):
+    overrides = ["training.learning_rate=1e30", "training.steps=1", "training.log_every=1"]
+    joined, outcomes = work(sqlite_url, text, overrides)
+    assert set(outcomes) == {"diverged"}
+    for trial in joined.study.trials:
+        assert trial.state is TrialState.FAIL
+        assert trial.user_attrs["failure"] == "diverged"
+
+
+def test_an_exception_fails_its_point_and_no_other(sqlite_url, text, monkeypatch):
+    def sometimes(*args):
+        if not calls:
+            calls.append(1)
+            raise RuntimeError("out of something\nand more")
+        return held_out_losses(*args)
+
+    calls: list[int] = []
+    monkeypatch.setattr("search.worker.held_out_losses", sometimes)
+    joined, outcomes = work(sqlite_url, text)
+    assert outcomes[0] == "failed (RuntimeError: out of something)"
+    assert set(outcomes[1:]) == {"complete"}
+    failed = joined.study.trials[0]
+    assert (failed.state, failed.user_attrs["failure"]) == (TrialState.FAIL, "exception")
+    assert failed.user_attrs["error"] == "RuntimeError: out of something"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError])
+def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkeypatch, error):
+    def end(self, running):
+        raise error
+
+    monkeypatch.setattr(Quiet, "advanced", end)
+    if error is BrokenPipeError:  # which rich turns into an exit
+        error = SystemExit
+        monkeypatch.setattr(Quiet, "advanced", lambda self, running: exit(1))
+    with pytest.raises(error):
+        work(sqlite_url, text)
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+
+
+def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
+    file = find_definition("quick", SETTINGS)
+    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    plain = optuna.load_study(study_name="quick", storage=sqlite_url)
+    plain.enqueue_trial({"input_gate": True})
+    plain.add_trial(optuna.trial.create_trial(value=-1.0))
+    joined, outcomes = work(sqlite_url, text)
+    assert outcomes == ["complete"] * 6
+    from search.status import status
+
+    found = status(joined.study, joined.storage, joined.definition)
+    assert found.accounting.planned == found.accounting.complete == 6
+    assert found.best.value > 0
+
+
+def extend(url: str, text: str) -> int:
+    file = find_definition("quick", [*SETTINGS, "space.layers=[2, 3]"])
+    return len(join(file, url, Terms(corpus=text, extend=True)).study.trials)
+
+
+def test_who_extends_at_the_same_moment_extends_once(url, text):
+    join(find_definition("quick", SETTINGS), url, Terms(corpus=str(text)))
+    at_once(extend, [(url, str(text))] * 4)
+    trials = optuna.load_study(study_name="quick", storage=url).trials
+    assert [trial.number for trial in trials] == list(range(12))
+    assert len({tuple(trial.params.values()) for trial in trials}) == 12
+
+
+def test_the_time_left_is_that_of_each_shape():
+    shapes = [
+        Durations(complete=2, waiting=3, running=1, seconds=10.0),
+        Durations(complete=1, waiting=2, seconds=40.0),
+    ]
+    some = Accounting(complete=3, running=1, waiting=5)
+    assert seconds_left(shapes, some, workers=1) == 3.5 * 10 + 2 * 40
+    assert seconds_left(shapes, some, workers=2) == (3.5 * 10 + 2 * 40) / 2
+    assert seconds_left(shapes, some, workers=0) is None
+    assert seconds_left(shapes, Accounting(complete=9), workers=0) == 0
+    unknown = [*shapes, Durations(waiting=1)]
+    assert seconds_left(unknown, Accounting(complete=3, waiting=7), workers=1) is None
+    assert seconds_left(unknown, Accounting(complete=8, waiting=7), workers=1) == 35 + 80 + 20
+
+
+def test_a_member_is_an_architecture_and_a_replicate():
+    definition = find_definition("quick", SETTINGS).validate_alone()
+    point = next(definition.space.points())
+    assert member_of(point | {"replicate": 3}, definition) == Member(
+        member_of(point, definition).architecture, 3
+    )
