@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
@@ -39,7 +40,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def text(tmp_path: Path) -> Path:
     """A file long enough for a tiny study."""
     path = tmp_path / "text"
-    path.write_bytes(b"The quick brown fox jumps over the lazy dog. " * 40)
+    # Nowhere the same, so that what is read from the wrong place is seen.
+    path.write_bytes(bytes(random.Random(0).choices(b"abcdefgh \n", k=1800)))
     return path
 
 

@@ -111,6 +111,16 @@ def test_the_number_of_threads_is_recorded(sqlite_url, text):
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {2}
 
 
+def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
+    shares = iter([1, 1, 2] * 1000)
+    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
+    before = torch.get_num_threads()
+    joined, _ = work(sqlite_url, text)
+    torch.set_num_threads(before)
+    assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
+
+
 def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
     def order(seed):
         file = find_definition(

@@ -207,6 +207,8 @@ def test_reading_a_file_that_is_not_in_wal_mode_sees_what_is_written(sqlite_url)
     for count in range(3):
         with contextlib.closing(read_storage(sqlite_url)) as reader:
             assert len(load_study(reader, "plain").trials) == count
+            # Which would not see that a writer, in this mode, changes the file itself.
+            assert "immutable" not in str(reader.engine.url)
         study.optimize(lambda trial: 1.0, 1)
 
 
