@@ -59,7 +59,8 @@ class Results:
     @property
     def has_replicates(self) -> bool:
         """Whether architectures are run several times."""
-        return REPLICATE in self.table
+        refinement = self.definition.refinement
+        return refinement is not None and refinement.replicates > 1
 
     @property
     def replicates(self) -> pd.DataFrame:

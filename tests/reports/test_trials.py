@@ -117,6 +117,8 @@ def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finishe
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
+    assert "Each point was run once" in html
+    assert "<h2>Replicates</h2>" not in html
 
 
 def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
