@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from search.errors import GridExhausted
 from search.grid import SURPLUS, GridSampler
 from search.joining import Terms, join
+from studies.definition import PARAMETERS
 from studies.reading import find_definition
 
 OVERRIDES = [
@@ -60,17 +61,7 @@ def check_each_once(url: str) -> None:
     study = optuna.load_study(study_name="stage-one", storage=url)
     points = [trial for trial in study.trials if not trial.system_attrs.get(SURPLUS)]
     assert [trial.state for trial in points] == [TrialState.COMPLETE] * 16
-    keys = (
-        "input_gate",
-        "forget_gate",
-        "output_gate",
-        "state_gate",
-        "residual",
-        "state_source",
-        "layers",
-        "state_size",
-    )
-    run = [tuple(trial.params[key] for key in keys) for trial in points]
+    run = [tuple(trial.params[key] for key in PARAMETERS) for trial in points]
     assert len(set(run)) == 16
     assert set(run) == grid_of("")
 
