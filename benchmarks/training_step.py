@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.plain_loop import train_plainly
-from rnn.architecture import Architecture
+from rnn.architecture import Architecture, Member
 from rnn.corpus import Bytes, open_corpus
-from rnn.network import Member, Population, Precision
-from rnn.training import Training, train
+from rnn.network import Population, Precision
+from rnn.training import Run, Training
 
 ROUNDS = 5
 
@@ -45,7 +45,7 @@ def _ratio(
 ) -> float:
     def ours() -> None:
         population = Population([Member(architecture)], 0, precision)
-        for _ in train(population, text, settings):
+        for _ in Run(population, text, settings).train():
             pass
 
     plain = _seconds(lambda: train_plainly(architecture, text, settings))

@@ -20,3 +20,11 @@ def find_device(name: str) -> torch.device:
         return torch.device(here[0])
     allowed = ", ".join(["auto", "cpu", *here])
     raise DeviceError(f"device {name!r} is not on this machine; allowed: {allowed}; choose one")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that a device's, or this machine's, memory was not enough."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On the processor torch has no type of its own for it.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -3,8 +3,9 @@
 ::
 
     RNNError
-    ├── CorpusError    a text that is missing, empty, too short, or not what it should be
-    └── DeviceError    a device that this machine does not have
+    ├── CorpusError        a text that is missing, empty, too short, or not what it should be
+    ├── DeviceError        a device that this machine does not have
+    └── CheckpointError    a checkpoint that is damaged or of another run
 """
 
 
@@ -18,3 +19,7 @@ class CorpusError(RNNError):
 
 class DeviceError(RNNError):
     """A device is not there."""
+
+
+class CheckpointError(RNNError):
+    """A checkpoint cannot be gone on from."""

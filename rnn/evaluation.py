@@ -1,6 +1,7 @@
 """How well a network foretells text that it has not seen."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from rnn.network import Population
 
 @torch.no_grad()
 def held_out_losses(
-    population: Population, text: Bytes, lane_count: int, lane_length: int
+    population: Population,
+    text: Bytes,
+    lane_count: int,
+    lane_length: int,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Measure every member on fixed, evenly spaced, non-overlapping lanes of a text.
 
@@ -21,6 +26,7 @@ def held_out_losses(
         text: (length,) a held-out split.
         lane_count: the most lanes; a short text gives as many as fit.
         lane_length: symbols in a lane, the first of which is only read.
+        between_steps: called after every step; what it raises ends the measurement.
 
     Returns:
         (K, lanes) the mean cross-entropy of each lane, in nats a symbol.
@@ -39,6 +45,7 @@ def held_out_losses(
     for t in range(lane_length - 1):
         logits, states = population(symbols[t], states)  # (K, lanes, V)
         total = total + population.loss(logits, symbols[t + 1])  # (K, lanes)
+        between_steps()
     return total / (lane_length - 1)
 
 

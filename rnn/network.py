@@ -6,24 +6,17 @@ K is the number of members, B the number of lanes, n the state size, V the size 
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rnn.architecture import BYTES, Architecture
+from rnn.architecture import BYTES, Member
 from rnn.cell import Cell, Product, Weights
 
 Precision = Literal["fp32", "bf16", "fp64"]
 """Of the arithmetic: ``bf16`` takes products in bfloat16 and all else in float32; ``fp64`` is for
 checks of exactness."""
-
-
-class Member(NamedTuple):
-    """One network of a population: an architecture, and which of its replicates."""
-
-    architecture: Architecture
-    replicate: int = 0
 
 
 def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> Weights:

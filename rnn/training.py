@@ -1,5 +1,6 @@
 """The training loop: one step is one time step of all lanes and one update of all weights."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -70,53 +71,84 @@ def _nothing() -> None:
     return
 
 
-def train(
-    population: Population,
-    text: Bytes,
-    settings: Training,
-    between_steps: Callable[[], None] = _nothing,
-) -> Iterator[LogPoint]:
-    """Train every member of a population, and say at each log point where it stands.
+class Run:
+    """The training of a population: how far it has come, and how it goes on from there.
 
-    A member whose loss is not finite stays so; its fellows are not touched by it.
+    All that it depends on is here, so that what is written down between two steps
+    (:mod:`rnn.checkpoint`) can be gone on from as if nothing had been. There is no generator of
+    random numbers among it: weights are drawn before the first step, and a sequence's text follows
+    from the seed and the sequence's number.
 
     Args:
         population: trained in place, on the device where it is.
         text: (length,) the training split, at least one sequence long.
         settings: of the run.
-        between_steps: called after every step; what it raises ends the training.
 
-    Yields:
-        A log point every ``log_every`` steps; the smoothed loss is an exponential moving average
-        of the mean cross-entropy over the lanes.
+    Attributes:
+        step: steps done.
+        seconds: spent on them, on the wall.
+        optimizer: Adam.
+        states: for each layer (K, B, n), as the last step left them; none before the first.
+        smoothed: (K,) the smoothed losses, an exponential moving average of the mean
+            cross-entropy over the lanes, nats a symbol.
+        curve: the log points so far.
     """
-    device = population.embedding.weight.device
-    optimizer = torch.optim.Adam(population.parameters(), lr=settings.learning_rate, fused=True)
-    smoothed = population.embedding.weight.new_full(
-        (len(population.members),), SMOOTHED_LOSS_START
-    )  # (K,)
-    states: list[Tensor] = []
-    for step, (reads, foretells, begins) in enumerate(_steps(text, settings, device), 1):
-        if begins:
-            states = population.initial_state(settings.batch_size)  # each (K, B, n)
-        logits, states = population(reads, states)  # (K, B, V)
-        losses = population.loss(logits, foretells).mean(dim=1)  # (K,)
-        optimizer.zero_grad(set_to_none=True)
+
+    def __init__(self, population: Population, text: Bytes, settings: Training) -> None:
+        weight = population.embedding.weight
+        self.population = population
+        self.text = text
+        self.settings = settings
+        self.step = 0
+        self.seconds = 0.0
+        self.optimizer = torch.optim.Adam(
+            population.parameters(), lr=settings.learning_rate, fused=True
+        )
+        self.states: list[Tensor] = []
+        self.smoothed = weight.new_full((len(population.members),), SMOOTHED_LOSS_START)
+        self.curve: list[LogPoint] = []
+
+    def train(self, between_steps: Callable[[], None] = _nothing) -> Iterator[LogPoint]:
+        """Train every member to the last step, and say at each log point where it stands.
+
+        A member whose loss is not finite stays so; its fellows are not touched by it.
+
+        Args:
+            between_steps: called after every step; what it raises ends the training.
+
+        Yields:
+            The log points still to come, one every ``log_every`` steps.
+        """
+        began = time.monotonic() - self.seconds
+        for reads, foretells, begins in self._steps():
+            if begins:
+                self.states = self.population.initial_state(self.settings.batch_size)
+            self._advance(reads, foretells)
+            self.step += 1
+            self.seconds = time.monotonic() - began
+            if self.step % self.settings.log_every == 0:
+                self.curve.append(LogPoint(self.step, tuple(self.smoothed.tolist())))
+                yield self.curve[-1]
+            between_steps()
+
+    def _advance(self, reads: Tensor, foretells: Tensor) -> None:
+        logits, self.states = self.population(reads, self.states)  # (K, B, V)
+        losses = self.population.loss(logits, foretells).mean(dim=1)  # (K,)
+        self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        smoothed.lerp_(losses.detach(), 1 - settings.smoothing)
-        if step % settings.log_every == 0:
-            yield LogPoint(step, tuple(smoothed.tolist()))
-        between_steps()
+        self.optimizer.step()
+        self.smoothed.lerp_(losses.detach(), 1 - self.settings.smoothing)
 
-
-def _steps(
-    text: Bytes, settings: Training, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Yield for every step what lanes read and foretell (B,), and whether a sequence begins."""
-    steps_a_sequence = settings.sequence_length - 1
-    for done in range(0, settings.steps, steps_a_sequence):
-        number = done // steps_a_sequence
-        drawn = torch.from_numpy(sequence(text, settings, number)).to(device).long()  # (L, B)
-        for t in range(min(steps_a_sequence, settings.steps - done)):
-            yield drawn[t], drawn[t + 1], t == 0
+    def _steps(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
+        """Yield for each step to come what lanes read, foretell (B,), and if a sequence begins."""
+        device = self.population.embedding.weight.device
+        steps_a_sequence = self.settings.sequence_length - 1
+        first = self.step
+        while first < self.settings.steps:
+            number, begin = divmod(first, steps_a_sequence)
+            drawn = torch.from_numpy(sequence(self.text, self.settings, number))  # (L, B)
+            drawn = drawn.to(device).long()
+            end = min(steps_a_sequence, begin + self.settings.steps - first)
+            for t in range(begin, end):
+                yield drawn[t], drawn[t + 1], t == 0
+            first += end - begin

@@ -5,12 +5,27 @@ from typing import Any, TypeVar
 
 import click
 
+from search.checkpoints import DEFAULT_FOLDER
 from search.session import Options, Result, show_status, work
+from search.stopping import parse_duration
 from studies.command_line import storage_options
 from studies.errors import DefinitionError
 from studies.reading import find_definition
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
+"""The environment variable that stands in for ``--artifacts``."""
+
+
+def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{error}; allowed: a number with d, h, m or s, as in 1h30m; correct it"
+        ) from error
+
 
 _OPTIONS = (
     click.option("--name", help="Of the study; by default its definition's."),
@@ -61,6 +76,20 @@ _OPTIONS = (
         "--no-wait",
         is_flag=True,
         help="Leave when no point is left to claim, though some still run.",
+    ),
+    click.option(
+        "--until",
+        callback=_seconds,
+        metavar="DURATION",
+        help="Stop in good order after this time, as in 45m, 3h or 1h30m.",
+    ),
+    click.option(
+        "--artifacts",
+        metavar="FOLDER|s3://BUCKET",
+        envvar=ARTIFACTS_VARIABLE,
+        show_envvar=True,
+        help="Where running trials are written down; by default beside the SQLite file, or in "
+        f"{DEFAULT_FOLDER} where the studies are on a server.",
     ),
 )
 

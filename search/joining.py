@@ -1,7 +1,9 @@
 """Making a study, or joining one that is there, on terms that keep its results comparable."""
 
+import re
 from contextlib import closing
 from dataclasses import dataclass
+from uuid import uuid4
 
 import optuna
 from optuna.pruners import NopPruner
@@ -13,11 +15,11 @@ from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
 from studies.definition import PARAMETERS, Definition
 from studies.errors import DefinitionError, IdentityError, StudyNotFound
-from studies.identity import differences
+from studies.identity import RELIABILITY, differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study, extend_study
 from studies.reading import DefinitionFile
-from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord, is_point
+from studies.records import CHECKPOINTS, CORPUS, DEFINITION, METRIC_NAME, CorpusRecord, is_point
 from studies.storage import Storage
 
 _SHOWN = 6
@@ -29,7 +31,15 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Joined:
-    """A study that a worker takes part in."""
+    """A study that a worker takes part in.
+
+    Attributes:
+        study: as Optuna has it.
+        storage: that holds it.
+        definition: that it was made with; what it says of leases, checkpoints and outages is the
+            worker's own.
+        corpus: its text.
+    """
 
     study: optuna.Study
     storage: Storage
@@ -40,6 +50,11 @@ class Joined:
     def study_id(self) -> int:
         """The study's id in the storage."""
         return self.study._study_id
+
+    @property
+    def checkpoints(self) -> str:
+        """The name of the folder that the study's checkpoints lie in, and no other's."""
+        return str(self.study.user_attrs.get(CHECKPOINTS, f"study-{self.study_id}"))
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,8 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
     )
-    return Joined(study, storage, stored, corpus)
+    own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
+    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus)
 
 
 def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
@@ -169,6 +185,7 @@ def _create(
     attributes = {
         DEFINITION: definition.model_dump(mode="json"),
         CORPUS: corpus.model_dump(mode="json"),
+        CHECKPOINTS: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
     }
     create_study(storage, name, METRIC_NAME, attributes, distributions(space), planned)
 

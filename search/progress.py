@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -36,6 +37,9 @@ class Display(Protocol):
     def waits(self) -> None:
         """No point is left to claim, but others still hold some."""
 
+    def says(self, line: str) -> None:
+        """Something that a person should know."""
+
     def show(self, running: Sequence[Running]) -> None:
         """These trials run, in whichever worker."""
 
@@ -46,11 +50,15 @@ class Plain:
     Args:
         console: to write to.
         read: reads the study's status.
+        label: says what network a trial is of.
     """
 
-    def __init__(self, console: Console, read: Callable[[], Status]) -> None:
+    def __init__(
+        self, console: Console, read: Callable[[], Status], label: Callable[[FrozenTrial], str]
+    ) -> None:
         self._console = console
         self._read = read
+        self._label = label
         self._last = time.monotonic()
         self._waiting = False
 
@@ -70,18 +78,17 @@ class Plain:
 
     def ended(self, ended: Ended) -> None:
         """Print the trial's outcome and the study's progress."""
-        running = ended.running
-        value = "" if ended.value is None else f" {loss_text(ended.value)}"
-        self._print(
-            f"trial {running.number}  {running.label}  {ended.outcome}{value}  "
-            f"{ended.seconds:.1f} s  |  {progress_text(self._read())}"
-        )
+        self._print(f"{ended_text(ended, self._label)}  |  {progress_text(self._read())}")
 
     def waits(self) -> None:
         """Print once that others still work."""
         if not self._waiting:
             self._waiting = True
             self._print("no point is left to claim; waiting for those that other workers hold")
+
+    def says(self, line: str) -> None:
+        """Print it."""
+        self._print(line)
 
     def show(self, running: Sequence[Running]) -> None:
         """Say nothing: each worker prints its own lines."""
@@ -97,12 +104,17 @@ class Drawn:
     Args:
         console: to draw on.
         read: reads the study's status.
+        label: says what network a trial is of.
     """
 
-    def __init__(self, console: Console, read: Callable[[], Status]) -> None:
+    def __init__(
+        self, console: Console, read: Callable[[], Status], label: Callable[[FrozenTrial], str]
+    ) -> None:
         self._read = read
+        self._label = label
         self._status = read()
         self._read_at = time.monotonic()
+        self._console = console
         self._running: Sequence[Running] = ()
         self._note = ""
         self._live = Live(
@@ -124,13 +136,19 @@ class Drawn:
         self.show([running])
 
     def ended(self, ended: Ended) -> None:
-        """Take this worker's trial away."""
+        """Take this worker's trial away, and say what is unusual about its end."""
         self.show([])
+        if ended.value is None:
+            self.says(ended_text(ended, self._label))
 
     def waits(self) -> None:
         """Say that others still work."""
         self.show([])
         self._note = "no point is left to claim; waiting for those that other workers hold"
+
+    def says(self, line: str) -> None:
+        """Print it above what is drawn."""
+        self._console.print(line, markup=False, highlight=False)
 
     def show(self, running: Sequence[Running]) -> None:
         """Show these trials, and the study as it stands."""
@@ -150,8 +168,14 @@ class Silent(Plain):
     def _print(self, line: str) -> None:
         return
 
+    def says(self, line: str) -> None:
+        """Say it all the same."""
+        self._console.print(line, markup=False, highlight=False)
+
     def ended(self, ended: Ended) -> None:
-        """Say nothing, and read nothing for it."""
+        """Say only what is unusual, and read nothing for it."""
+        if ended.value is None:
+            self.says(ended_text(ended, self._label))
 
 
 def draw(status: Status, running: Sequence[Running], note: str = "") -> RenderableType:
@@ -178,6 +202,15 @@ def draw(status: Status, running: Sequence[Running], note: str = "") -> Renderab
     if note:
         parts.append(Text(note, style="dim"))
     return Group(*parts)
+
+
+def ended_text(ended: Ended, label: Callable[[FrozenTrial], str]) -> str:
+    """Return a trial's outcome in one line."""
+    value = "" if ended.value is None else f" {loss_text(ended.value)}"
+    return (
+        f"trial {ended.trial.number}  {label(ended.trial)}  {ended.outcome}{value}  "
+        f"{ended.seconds:.1f} s"
+    )
 
 
 def progress_text(status: Status) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import socket
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -9,15 +11,20 @@ from pathlib import Path
 
 import click
 import torch
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from rnn.device import find_device
+from search.checkpoints import Checkpoints, open_store
+from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
 from search.progress import Display, Drawn, Plain, Silent, duration_text, progress_text
-from search.status import Status, running_trials, status
+from search.space import member_of
+from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
 from search.threads import ThreadBudget
+from search.trainer import Trainer
 from search.worker import Worker
 from studies.command_line import leave_with
 from studies.opening import load_study, read_storage
@@ -36,6 +43,7 @@ class Options:
     """The command line, as it was given; see ``run_search.py --help``.
 
     Attributes:
+        until: seconds after which to stop.
         child: whether another process of ours has started this one, and speaks for it.
     """
 
@@ -51,6 +59,8 @@ class Options:
     extend: bool = False
     wait: bool = True
     partial: bool = False
+    artifacts: str | None = None
+    until: float | None = None
     child: bool = False
 
     def terms(self) -> Terms:
@@ -94,6 +104,9 @@ def show_status(options: Options, as_json: bool) -> None:
             f"{found.best.architecture}"
         )
     click.echo(f"time left {_time_left(found)}")
+    if found.setbacks:
+        counts = ", ".join(f"{count} {cause}" for cause, count in found.setbacks.items())
+        click.echo(f"run again {counts}")
 
 
 def work(options: Options) -> Result:
@@ -103,25 +116,33 @@ def work(options: Options) -> Result:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
     """
     device = find_device(options.device)
+    store = open_store(options.artifacts, options.storage)
     joined = join(
         find_definition(options.study, options.overrides), options.storage, options.terms()
     )
     with closing(joined.storage):
-        return _work(options, joined, device)
+        return _work(options, joined, device, Checkpoints(store, joined.checkpoints))
 
 
-def _work(options: Options, joined: Joined, device: torch.device) -> Result:
+def _work(
+    options: Options, joined: Joined, device: torch.device, checkpoints: Checkpoints
+) -> Result:
     console = Console()
     if not options.child:
         _greet(console, joined, device)
-    with StopRequest() as stop, _display(options, console, joined) as display:
+    reader = StatusReader(joined.study, joined.storage, joined.definition, options.workers)
+    with (
+        StopRequest(options.until, with_parent=options.child) as stop,
+        _display(options, console, joined, reader) as display,
+    ):
         if options.workers == 1:
-            with ThreadBudget(options.threads) as budget:
-                Worker(joined, device, budget, stop, display, options.wait).run()
+            _work_alone(options, joined, device, checkpoints, stop, display, reader)
             failed = 0
         else:
-            failed = _supervise(options, joined, stop, display)
-    end = _status(joined)
+            failed = _supervise(options, reader, stop, display)
+    end = reader.status()
+    if end.accounting.finished == end.accounting.planned:
+        checkpoints.clear()
     if not options.child:
         _say(console, f"study {end.name}: {progress_text(end)}")
         if stop.requested:
@@ -129,14 +150,39 @@ def _work(options: Options, joined: Joined, device: torch.device) -> Result:
     return Result(end.name, end.accounting.finished, stop.exit_code or failed)
 
 
-def _supervise(options: Options, joined: Joined, stop: StopRequest, display: Display) -> int:
+def _work_alone(
+    options: Options,
+    joined: Joined,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    display: Display,
+    reader: StatusReader,
+) -> None:
+    name = f"{socket.gethostname()}/{os.getpid()}"
+    keeper = ClaimKeeper(
+        joined.storage,
+        joined.study_id,
+        name,
+        stop,
+        display.says,
+        joined.definition.lease.seconds,
+        joined.definition.outage.seconds,
+    )
+    reader.is_away = lambda: keeper.trouble is not None
+    with ThreadBudget(options.threads) as budget, keeper:
+        trainer = Trainer(joined, device, budget, checkpoints, display, name)
+        Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
+
+
+def _supervise(options: Options, reader: StatusReader, stop: StopRequest, display: Display) -> int:
     """Start the workers as processes and wait for them.
 
     Returns:
         1 if one of them came to a bad end, else 0.
     """
     # The study is made: what is left of the command line is to be done once only.
-    each = replace(options, workers=1, extend=False, child=True)
+    each = replace(options, workers=1, extend=False, until=None, child=True)
     # Not forked: torch's threads and the storage's connections do not survive that.
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
@@ -150,7 +196,7 @@ def _supervise(options: Options, joined: Joined, stop: StopRequest, display: Dis
             told = True
             for process in processes:
                 process.terminate()
-        display.show(running_trials(joined.study, joined.storage, joined.definition))
+        display.show(reader.running())
         for process in processes:
             process.join(PROCESSES_SECONDS / len(processes))
     lost = [process for process in processes if process.exitcode not in _ORDERLY]
@@ -163,14 +209,15 @@ def _work_and_exit(options: Options) -> None:
     leave_with(lambda: work(options).exit_code, BAD_INPUT)
 
 
-def _display(options: Options, console: Console, joined: Joined) -> Display:
-    def read() -> Status:
-        return _status(joined, options.workers)
+def _display(options: Options, console: Console, joined: Joined, reader: StatusReader) -> Display:
+    def label_of(trial: FrozenTrial) -> str:
+        return label(member_of(trial.params, joined.definition))
 
     if not console.is_terminal:
-        return Plain(console, read)
+        return Plain(console, reader.status, label_of)
     # In a terminal the process that started the workers draws for all of them.
-    return Silent(console, read) if options.child else Drawn(console, read)
+    kind = Silent if options.child else Drawn
+    return kind(console, reader.status, label_of)
 
 
 def _greet(console: Console, joined: Joined, device: torch.device) -> None:
@@ -186,10 +233,6 @@ def _greet(console: Console, joined: Joined, device: torch.device) -> None:
 def _say(console: Console, line: str) -> None:
     # A terminal's lines are broken between words, a file's are left whole.
     console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
-
-
-def _status(joined: Joined, workers: int = 0) -> Status:
-    return status(joined.study, joined.storage, joined.definition, workers)
 
 
 def _time_left(found: Status) -> str:

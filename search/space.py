@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optuna.distributions import CategoricalDistribution
 
-from rnn.architecture import STATE_SOURCES, Architecture
-from rnn.network import Member
+from rnn.architecture import STATE_SOURCES, Architecture, Member
 from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Space, Value
 
 SearchSpace = dict[str, list[Value]]

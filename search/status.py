@@ -1,17 +1,25 @@
 """Where a study stands, read from its storage alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from rnn.network import Member
+from rnn.architecture import Member
 from search.space import member_of
-from studies.accounting import Accounting, Durations, accounting_of, best_of, durations_of
+from studies.accounting import (
+    Accounting,
+    Durations,
+    accounting_of,
+    best_of,
+    durations_of,
+    setbacks_of,
+)
 from studies.definition import Definition
-from studies.records import is_point
+from studies.outages import is_outage
+from studies.records import Failure, is_point
 from studies.storage import Storage
 
 
@@ -57,12 +65,14 @@ class Status:
         accounting: of its points.
         best: None before the first complete trial.
         seconds_left: an estimate, at the present number of workers; None while it is not known.
+        setbacks: how often points came back to be run again, by reason.
     """
 
     name: str
     accounting: Accounting
     best: Best | None
     seconds_left: float | None
+    setbacks: Mapping[Failure, int]
 
     def as_json(self) -> dict[str, Any]:
         """Return the status as ``--json`` prints it."""
@@ -72,6 +82,7 @@ class Status:
             **asdict(self.accounting),
             "best": asdict(self.best) if self.best else None,
             "seconds_left": self.seconds_left,
+            "setbacks": dict(self.setbacks),
         }
 
 
@@ -94,7 +105,57 @@ def status(
         best = Best(trial.number, trial.value, label(member_of(trial.params, definition)))
     at_work = max(accounting.running, workers)
     left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
-    return Status(study.study_name, accounting, best, left)
+    setbacks = setbacks_of(storage, study._study_id)
+    return Status(study.study_name, accounting, best, left, setbacks)
+
+
+class StatusReader:
+    """Reads how a study stands for a display; while the storage is away, as it last stood.
+
+    Args:
+        study: to be read.
+        storage: that holds it.
+        definition: of it.
+        workers: known to be at work.
+
+    Attributes:
+        is_away: tells whether the storage is known to be away.
+    """
+
+    def __init__(
+        self, study: optuna.Study, storage: Storage, definition: Definition, workers: int = 0
+    ) -> None:
+        self.is_away: Callable[[], bool] = lambda: False
+        self._study = study
+        self._storage = storage
+        self._definition = definition
+        self._workers = workers
+        self._status: Status | None = None
+        self._running: list[Running] = []
+
+    def accounting(self) -> Accounting:
+        """Return the study's accounting; raises whatever the storage raises."""
+        return accounting_of(self._storage, self._study._study_id)
+
+    def status(self) -> Status:
+        """Return the study's status."""
+        if self._status is not None and self.is_away():
+            return self._status
+        try:
+            self._status = status(self._study, self._storage, self._definition, self._workers)
+        except Exception as error:
+            if self._status is None or not is_outage(error):
+                raise
+        return self._status
+
+    def running(self) -> list[Running]:
+        """Return the trials that workers hold."""
+        try:
+            self._running = running_trials(self._study, self._storage, self._definition)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+        return self._running
 
 
 def running_trials(study: optuna.Study, storage: Storage, definition: Definition) -> list[Running]:

@@ -1,43 +1,77 @@
-"""A worker: claim a point → train its network → report → record, until no point is left."""
+"""A worker: claim a point → have it trained → record what came of it, until no point is left."""
 
-import math
-import os
-import platform
-import socket
+import random
 import time
-from dataclasses import dataclass, replace
-from typing import Protocol
-from uuid import uuid4
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from optuna.exceptions import OptunaError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from rnn.evaluation import bits, held_out_losses
-from rnn.network import Member, Population
-from rnn.training import LogPoint, Training, train
-from search.joining import Joined
-from search.space import member_of
-from search.status import Running
+from search.claims import Claim, ClaimKeeper
+from search.errors import Stopped
 from search.stopping import StopRequest
-from search.threads import ThreadBudget
-from studies.accounting import accounting_of
-from studies.errors import ClaimLost
-from studies.records import Failure, TrialRecord
+from studies.accounting import Accounting
+from studies.errors import ClaimLost, StorageOutage
+from studies.records import SETBACKS, Failure
 
 LOOK_SECONDS = 0.25
-"""Between two looks, in the midst of training, at the other workers and at what signals ask."""
+"""Between two looks, in the midst of training, at how things stand and what signals ask."""
 
-POLL_SECONDS = 1.0
-"""Between two looks for a point, while the last ones are in other workers' hands."""
+POLL_SECONDS = (1.0, 10.0)
+"""Between two looks for a point, while the last ones are in other workers' hands: at first, and
+when it has taken long."""
+
+LEAVE_SECONDS = 1.0
+"""How long giving a point back may take a worker that is to leave at once."""
+
+RETRIES = 3
+"""How often a point is run again after an error."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial that was run to its end.
+
+    Attributes:
+        state: COMPLETE, PRUNED or FAIL.
+        value: of a complete trial.
+        attributes: to be recorded with it.
+        words: for a person.
+    """
+
+    state: TrialState
+    value: float | None
+    attributes: Mapping[str, Any]
+    words: str
+
+
+class Trainer(Protocol):
+    """What a worker has its points trained by."""
+
+    def train(self, claim: Claim, look: Callable[[], bool]) -> Outcome:
+        """Run a trial to its end.
+
+        Args:
+            claim: of the trial, to which its values are reported.
+            look: to be called often; raises what ends the trial before its time, and tells
+                whether it was time to look.
+        """
+
+    def forget(self, claim: Claim) -> None:
+        """Throw away what was kept for going on with a trial: it is finished."""
+
+    def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
+        """Return the cause of an error, and what to record of a trial that it ends for good."""
 
 
 @dataclass(frozen=True)
 class Ended:
     """A trial that a worker has done with, as it is told of."""
 
-    running: Running
+    trial: FrozenTrial
     outcome: str
     value: float | None
     seconds: float
@@ -46,9 +80,6 @@ class Ended:
 class Listener(Protocol):
     """Whom a worker tells of itself."""
 
-    def advanced(self, running: Running) -> None:
-        """The trial in hand has come to a log point."""
-
     def ended(self, ended: Ended) -> None:
         """The trial in hand is done with."""
 
@@ -56,163 +87,117 @@ class Listener(Protocol):
         """No point is left to claim, but others still hold some."""
 
 
-class _Stopped(Exception):
-    """A stop was asked for in the midst of training."""
-
-
 class Worker:
     """Works on a study until all its points are finished.
 
     Args:
-        joined: the study.
-        device: on which to train.
-        budget: of threads, entered.
+        keeper: of the claims, entered.
+        trainer: trains the points.
+        count: reads the study's accounting.
         stop: looked at between steps.
-        listener: told of every log point.
+        listener: told of every trial.
         wait: stay until the points that others hold are finished too.
     """
 
     def __init__(
         self,
-        joined: Joined,
-        device: torch.device,
-        budget: ThreadBudget,
+        keeper: ClaimKeeper,
+        trainer: Trainer,
+        count: Callable[[], Accounting],
         stop: StopRequest,
         listener: Listener,
         wait: bool = True,
     ) -> None:
-        self.joined = joined
-        self.device = device
-        self.budget = budget
+        self.keeper = keeper
+        self.trainer = trainer
+        self.count = count
         self.stop = stop
         self.listener = listener
         self.wait = wait
-        self.name = f"{socket.gethostname()}/{os.getpid()}"
+        self._failed_here: set[int] = set()
+        self._looked = 0.0
 
     def run(self) -> None:
-        """Work. Returns when a stop is asked for, or no point is left."""
-        storage, study_id = self.joined.storage, self.joined.study_id
+        """Work. Returns when a stop is asked for, or no point is left.
+
+        Raises:
+            StorageOutage: if the storage has been away for too long.
+        """
+        idle = 0.0
         while not self.stop.requested:
-            owner = f"{self.name}/{uuid4().hex}"
-            trial_id = storage.claim(study_id, owner)
-            if trial_id is not None:
-                _Claim(self, trial_id, owner).run()
-                continue
-            accounting = accounting_of(storage, study_id)
+            try:
+                claim = self.keeper.claim(avoid=self._failed_here)
+                if claim is not None:
+                    self._work_on(claim)
+                    idle = 0.0
+                    continue
+                accounting = self.keeper.read(self.count)
+            except Stopped:
+                return
             if not self.wait or accounting.finished == accounting.planned:
                 return
             self.listener.waits()
-            self.stop.wait(POLL_SECONDS)
+            shortest, longest = POLL_SECONDS
+            pause = min(shortest + idle / 10, longest) * random.uniform(0.5, 1)
+            idle += pause
+            self.stop.wait(pause)
 
+    def _work_on(self, claim: Claim) -> None:
+        began = time.monotonic()
 
-class _Claim:
-    """One trial in a worker's hand, from its claim to its end."""
+        def look() -> bool:
+            return self._look(claim)
 
-    def __init__(self, worker: Worker, trial_id: int, owner: str) -> None:
-        self.worker = worker
-        self.joined = worker.joined
-        self.trial_id = trial_id
-        self.owner = owner
-        self.definition = self.joined.definition
-        trial = self.joined.storage.get_trial(trial_id)
-        self.member: Member = member_of(trial.params, self.definition)
-        self.settings = Training(**self.definition.training.model_dump(), seed=self.definition.seed)
-        self.running = Running(trial.number, self.member, 0, self.settings.steps)
-        self.started = time.monotonic()
-        self.trained_seconds = 0.0
-        self.looked = self.started
+        def tell(words: str, value: float | None = None) -> None:
+            self.listener.ended(Ended(claim.trial, words, value, time.monotonic() - began))
 
-    def run(self) -> None:
-        """Train and record, or give the point back."""
         try:
-            self._train_or_fail()
+            outcome = self._train_or_fail(claim, look)
+            if outcome is None:
+                tell("failed, and waits to be run again")
+                return
+            self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
+            self.trainer.forget(claim)
+            tell(outcome.words, outcome.value)
+        except Stopped:
+            self._try_to_give_back(claim)
+            tell("given back")
         except ClaimLost:
-            self._end("dropped: another worker holds it now", None)
-        except BaseException:  # the storage, a closed pipe, a second Ctrl-C: the point is not lost
-            self._try_to_give_back()
+            tell("dropped: another worker has taken it over")
+        except StorageOutage:
+            raise
+        except BaseException:  # a closed pipe, a second Ctrl-C: the point is not lost
+            self._try_to_give_back(claim, LEAVE_SECONDS)
             raise
 
-    def _train_or_fail(self) -> None:
+    def _train_or_fail(self, claim: Claim, look: Callable[[], bool]) -> Outcome | None:
+        """Run a trial to its end; None if it failed and is given back to be run again."""
         try:
-            self._train()
-        except _Stopped:
-            self.joined.storage.give_back(self.trial_id, self.owner)
-            self._end("given back", None)
-        except (ClaimLost, SQLAlchemyError, OptunaError):
+            return self.trainer.train(claim, look)
+        except (Stopped, ClaimLost, StorageOutage, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # whatever it is, it is this point's, and others may do well
             line = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._finish(TrialState.FAIL, None, failure=Failure.EXCEPTION, error=line)
-            self._end(f"failed ({line})", None)
+            cause, attributes = self.trainer.failure(error, claim)
+            setbacks = claim.trial.user_attrs.get(SETBACKS, {})
+            if sum(setbacks.get(failure, 0) for failure in Failure if failure.is_error) < RETRIES:
+                self._failed_here.add(claim.trial_id)
+                self.keeper.give_back(claim, cause, line)
+                return None
+            return Outcome(TrialState.FAIL, None, attributes, f"failed for good ({line})")
 
-    def _train(self) -> None:
-        precision = self.definition.precision
-        assert precision != "auto", "resolved when the study was made"
-        population = Population([self.member], self.definition.seed, precision)
-        population.to(self.worker.device)
-        least = math.inf
-        for point in train(population, self.joined.corpus.train, self.settings, self._look):
-            (smoothed,) = point.smoothed_losses
-            self._report(point, smoothed)
-            if not math.isfinite(smoothed):
-                self._finish(TrialState.FAIL, None, failure=Failure.DIVERGED)
-                self._end("diverged", None)
-                return
-            least = min(least, smoothed)
-        self.trained_seconds = time.monotonic() - self.started
-        evaluation = self.definition.evaluation
-        losses = held_out_losses(
-            population, self.joined.corpus.validation, evaluation.lanes, evaluation.lane_length
-        )  # (1, lanes)
-        validation = bits(float(losses.mean()))
-        if not math.isfinite(validation):  # after the last log point, or on other text
-            self._finish(TrialState.FAIL, None, failure=Failure.DIVERGED)
-            self._end("diverged", None)
-            return
-        self._finish(TrialState.COMPLETE, least, validation_bits_per_character=validation)
-        self._end("complete", least)
-
-    def _look(self) -> None:
-        """Look up from training, now and then."""
+    def _look(self, claim: Claim) -> bool:
         now = time.monotonic()
-        if now - self.looked < LOOK_SECONDS:
-            return
-        self.looked = now
-        if self.worker.stop.requested:
-            raise _Stopped
-        self.worker.budget.apply()
+        if now - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = now
+        if self.stop.requested:
+            raise Stopped
+        self.keeper.check(claim)
+        return True
 
-    def _report(self, point: LogPoint, smoothed: float) -> None:
-        self.joined.storage.report(self.trial_id, self.owner, {point.step: smoothed})
-        self.running = replace(self.running, step=point.step, smoothed_loss=smoothed)
-        self.worker.listener.advanced(self.running)
-
-    def _finish(self, state: TrialState, value: float | None, **found: object) -> None:
-        now = time.monotonic() - self.started
-        trained = self.trained_seconds or now
-        record = TrialRecord(
-            parameter_count=self.member.architecture.parameter_count(),
-            steps_per_second=self.running.step / trained if trained else 0.0,
-            seconds=now,
-            host=socket.gethostname(),
-            worker=self.worker.name,
-            device=str(self.worker.device),
-            threads=torch.get_num_threads(),
-            precision=self.definition.precision,
-            seed=self.definition.seed,
-            replicate=self.member.replicate,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            **found,
-        )
-        self.joined.storage.finish(self.trial_id, self.owner, state, value, record.attributes())
-
-    def _end(self, outcome: str, value: float | None) -> None:
-        seconds = time.monotonic() - self.started
-        self.worker.listener.ended(Ended(self.running, outcome, value, seconds))
-
-    def _try_to_give_back(self) -> None:
+    def _try_to_give_back(self, claim: Claim, within: float | None = None) -> None:
         try:
-            self.joined.storage.give_back(self.trial_id, self.owner)
-        except (SQLAlchemyError, OptunaError, ClaimLost):
-            return  # the storage is what is broken
+            self.keeper.give_back(claim, Failure.INTERRUPTED, within=within)
+        except (SQLAlchemyError, OptunaError, Stopped, ClaimLost, StorageOutage):
+            return  # its lease will run out

@@ -1,12 +1,13 @@
 """How many points of a study are in which state, and what they took, without reading the trials."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from studies.records import FAILURE, SECONDS, Failure
+from studies.records import FAILURE, SECONDS, SETBACKS, Failure
 from studies.storage import Storage
 from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked_as_point
 
@@ -67,6 +68,20 @@ def accounting_of(storage: Storage, study_id: int) -> Accounting:
                 name = "diverged"
             counts[name] = counts.get(name, 0) + count
     return Accounting(**counts)
+
+
+def setbacks_of(storage: Storage, study_id: int) -> dict[Failure, int]:
+    """Count how often a study's points came back to be run again, by reason."""
+    query = (
+        sa.select(ATTRIBUTES.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, ATTRIBUTES.c.key == SETBACKS, marked_as_point())
+    )
+    counts: Counter[str] = Counter()
+    with storage.engine.begin() as connection:
+        for stored in connection.scalars(query):
+            counts.update(json.loads(stored))
+    return {failure: counts[failure] for failure in Failure if counts[failure]}
 
 
 def best_of(storage: Storage, study_id: int) -> int | None:

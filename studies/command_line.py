@@ -10,7 +10,9 @@ import optuna
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
+from studies.errors import StorageOutage
 from studies.opening import DEFAULT_STORAGE
+from studies.outages import reason
 
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
 """The environment variable that stands in for ``--storage``: it shows in no process list."""
@@ -65,10 +67,11 @@ def leave_with(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) 
     except expected as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
+        if isinstance(error, StorageOutage):
+            _leave(str(error), BROKEN)
         if isinstance(error, bad_input):
             _leave(str(error), BAD_INPUT)
-        reason = str(error.__cause__ or error).splitlines()[0]
-        _leave(f"the storage failed ({reason}); what was recorded is kept; run again", BROKEN)
+        _leave(f"the storage failed ({reason(error)}); what is recorded is kept; run again", BROKEN)
     sys.exit(code)
 
 

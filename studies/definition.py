@@ -136,6 +136,24 @@ class EvaluationSettings(_Strict):
     lane_length: Annotated[int, Field(ge=2)] = 1000
 
 
+class LeaseSettings(_Strict):
+    """How long a worker that is not heard of keeps its trial, in seconds."""
+
+    seconds: Annotated[float, Field(ge=1)] = 120
+
+
+class CheckpointSettings(_Strict):
+    """How often a running trial is written down, in seconds."""
+
+    seconds: PositiveFloat = 60
+
+
+class OutageSettings(_Strict):
+    """How long a worker waits for a storage that is away, in seconds."""
+
+    seconds: Annotated[float, Field(ge=0)] = 600
+
+
 class Definition(_Strict):
     """A study: a grid to search (``space``) or points that follow from one (``refinement``)."""
 
@@ -149,6 +167,9 @@ class Definition(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    lease: LeaseSettings = LeaseSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    outage: OutageSettings = OutageSettings()
     space: Space | None = None
     refinement: Refinement | None = None
 

@@ -11,17 +11,27 @@ from urllib.parse import quote, unquote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from studies.errors import StorageError
+from studies.outages import patient_with_crowds
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 BUSY_SECONDS = 60
 """How long a write waits for the other writers of an SQLite file."""
+
+_SERVER_OPTIONS = {
+    # A server that does not answer is noticed, however the network was cut.
+    "connect_timeout": 10,
+    "tcp_user_timeout": 20_000,
+    # A worker that is frozen in the midst of a transaction keeps its locks from nobody for long.
+    "options": "-c idle_in_transaction_session_timeout=10s",
+}
+"""What a connection to PostgreSQL is given where the URL's query does not say it."""
 
 _writing: contextvars.ContextVar[bool] = contextvars.ContextVar("writing", default=False)
 
@@ -88,17 +98,34 @@ def engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
     # No connection is held while a network trains: a server's connections are few.
-    return {"poolclass": NullPool}
+    return {
+        "poolclass": NullPool,
+        "connect_args": {
+            name: value for name, value in _SERVER_OPTIONS.items() if name not in url.query
+        },
+    }
+
+
+def connect(url: URL) -> Engine:
+    """Return an engine for a database, each of its connections set up."""
+    engine = sqlalchemy.create_engine(url, **engine_options(url))
+    configure(engine)
+    return engine
 
 
 def configure(engine: Engine) -> None:
     """Set up every connection that an engine will open."""
     if engine.dialect.name != "sqlite":
+
+        @event.listens_for(engine, "do_connect")
+        def patiently(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
+            return patient_with_crowds(dialect.connect)(*args, **kwargs)
+
         return
     engine.dispose()  # of what was opened before
 
     @event.listens_for(engine, "connect")
-    def connect(connection: DBAPIConnection, _: object) -> None:
+    def connected(connection: DBAPIConnection, _: object) -> None:
         # The driver's own transactions begin too late and always deferred.
         connection.isolation_level = None
         # In WAL mode a commit is safe against the end of any process without a sync of its own.

@@ -7,7 +7,8 @@
     ├── StorageError       a storage that cannot be opened, or is not ours
     ├── StudyNotFound      a study that the storage does not hold
     ├── IdentityError      settings that differ from those that the study was made with
-    └── ClaimLost          a trial that this worker no longer holds
+    ├── ClaimLost          a trial that this worker no longer holds
+    └── StorageOutage      a storage that has been away for longer than a worker waits
 """
 
 
@@ -33,3 +34,7 @@ class IdentityError(StudiesError):
 
 class ClaimLost(StudiesError):
     """A worker wrote to a trial that it does not hold, and nothing was written."""
+
+
+class StorageOutage(StudiesError):
+    """A storage could not be reached, or written to, for longer than is waited for it."""

@@ -6,8 +6,11 @@ from typing import Any
 from studies.definition import Definition
 from studies.records import CorpusRecord
 
-_NOT_IDENTITY = {"question", "threshold", "corpus"}
-"""What a definition says about reading the results, or where the text was found; the text itself
+RELIABILITY = {"lease", "checkpoint", "outage"}
+"""What a definition says of how a worker keeps its points; each worker may have its own."""
+
+_NOT_IDENTITY = {"question", "threshold", "corpus", *RELIABILITY}
+"""Beside that, what it says about reading the results, or where the text was found; the text itself
 counts by its fingerprint."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
+import tenacity
 from alembic.script import ScriptDirectory
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
@@ -15,15 +16,20 @@ from optuna.storages._rdb import models
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from studies.engine import engine_options, parse_url, read_only, shown
+from studies.engine import connect, engine_options, parse_url, read_only, shown
 from studies.errors import StorageError, StudyNotFound
+from studies.outages import patient_with_crowds
 from studies.storage import Storage
+from studies.tables import TRIALS
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 
 _VERSION_TABLE = "alembic_version"
 _OPTUNAS = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
 _OURS = {"studies", "trials", "trial_params", "version_info", _VERSION_TABLE}
+CLAIM_INDEX = "ix_trials_study_id_state_number"
+"""The one thing that is added to Optuna's tables; nothing means anything else for it."""
+
 _CREATION_LOCK = 0x524E4E  # of PostgreSQL's advisory locks; any number that others do not take
 
 
@@ -50,6 +56,7 @@ def open_storage(url: str) -> Storage:
             # One that plain Optuna made: readers and the writer would hold each other up.
             with contextlib.closing(storage.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
+        _index_claims(storage)
         return storage
 
 
@@ -88,13 +95,12 @@ def load_study(storage: Storage, name: str) -> optuna.Study:
 
 
 def _open_existing(url: URL) -> Storage:
-    options = engine_options(url)
-    engine = sa.create_engine(url, **options)
+    engine = connect(url)
     try:
         _require_ours(engine, url)
     finally:
         engine.dispose()
-    return Storage(url.render_as_string(hide_password=False), options)
+    return Storage(url.render_as_string(hide_password=False), engine_options(url))
 
 
 def _require_ours(engine: Engine, url: URL) -> None:
@@ -141,19 +147,53 @@ def _create_sqlite(url: URL) -> None:
 
 
 def _create_on_server(url: URL) -> None:
-    """Make Optuna's tables in a database that has no others."""
-    engine = sa.create_engine(url, **engine_options(url))
-    with engine.connect() as connection:
-        # One process at a time: of two that create the same table one would fail, and who comes
-        # in between would find half of them.
-        connection.execute(sa.select(sa.func.pg_advisory_lock(_CREATION_LOCK)))
-        try:
-            tables = set(sa.inspect(connection).get_table_names())
-            # Without a version they are not there yet, or whoever made them was killed meanwhile.
-            if tables <= _OPTUNAS and _version(connection, tables) is None:
-                RDBStorage(url.render_as_string(hide_password=False), engine_options(url))
-        finally:
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
+    """Make Optuna's tables in a database that has no others.
+
+    One process at a time: of two that create the same table one would fail, and who comes in
+    between would find half of them. Who has to wait does so without a connection, for the one at
+    work needs some of its own.
+    """
+    engine = connect(url)
+    wait = tenacity.wait_random_exponential(multiplier=0.1, max=1)
+    for attempt in tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_Busy)):
+        with attempt, engine.connect() as connection:
+            if _is_complete(connection):
+                return
+            if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_CREATION_LOCK))):
+                raise _Busy
+            try:
+                tables = set(sa.inspect(connection).get_table_names())
+                # Without a version they are not there yet, or who made them was killed meanwhile.
+                if tables <= _OPTUNAS and _version(connection, tables) is None:
+                    make = patient_with_crowds(RDBStorage)
+                    make(url.render_as_string(hide_password=False), engine_options(url))
+            finally:
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
+
+
+class _Busy(Exception):
+    """Another process makes the tables now."""
+
+
+def _is_complete(connection: Connection) -> bool:
+    tables = set(sa.inspect(connection).get_table_names())
+    return tables >= _OURS and _version(connection, tables) is not None
+
+
+def _index_claims(storage: Storage) -> None:
+    """Let the next waiting point be found at once, however many there are."""
+    with storage.engine.connect() as connection:
+        indexes = sa.inspect(connection).get_indexes(TRIALS.name)
+    if any(index["name"] == CLAIM_INDEX for index in indexes):
+        return
+    # Who may not make an index in somebody's database claims without it.
+    with contextlib.suppress(sa.exc.ProgrammingError), storage.transaction() as connection:
+        if connection.dialect.name != "sqlite":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        columns = "study_id, state, number"
+        connection.execute(
+            sa.text(f"CREATE INDEX IF NOT EXISTS {CLAIM_INDEX} ON {TRIALS.name} ({columns})")
+        )
 
 
 def _version(connection: Connection, tables: set[str]) -> str | None:

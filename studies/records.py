@@ -17,12 +17,22 @@ added, are nobody's to claim and count in nothing."""
 FAILURE = "failure"
 """The user attribute that says why a trial failed."""
 
+SETBACKS = "setbacks"
+"""The user attribute that counts what a trial has been through, by :class:`Failure`, without being
+given up."""
+
+ERROR = "error"
+"""The user attribute that holds a trial's last exception."""
+
 SECONDS = "seconds"
 """The user attribute that says what a trial took."""
 
 SOURCE_TRIALS = "source_trials"
 """The user attribute of a derived point: the numbers of the source's trials that it came from,
 the best first."""
+
+CHECKPOINTS = "checkpoints"
+"""The study attribute that names the folder of its checkpoints, which is no other study's."""
 
 DEFINITION = "definition"
 """The study attribute that holds the whole definition, resolved."""
@@ -37,10 +47,22 @@ def is_point(trial: FrozenTrial) -> bool:
 
 
 class Failure(StrEnum):
-    """Why a trial failed."""
+    """Why a trial did not come to a value, for good or for the time being.
+
+    Only the first is a result: the loss was not finite. After the others the point is run again,
+    after an error three times at most.
+    """
 
     DIVERGED = "diverged"
     EXCEPTION = "exception"
+    OUT_OF_MEMORY = "out of memory"
+    STALE = "stale"  # its worker was killed, or not heard of for the length of its lease
+    INTERRUPTED = "interrupted"  # its worker was asked to stop
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is one of those after which a point is run again three times at most."""
+        return self in (Failure.EXCEPTION, Failure.OUT_OF_MEMORY)
 
 
 def _unit(unit: str, meaning: str) -> Any:
@@ -57,7 +79,9 @@ class TrialRecord(BaseModel):
     ] = None
     parameter_count: Annotated[int, _unit("1", "weights and biases")]
     steps_per_second: Annotated[float, _unit("1/s", "training steps over training time")]
-    seconds: Annotated[float, _unit("s", "training and evaluation, on the wall")]
+    seconds: Annotated[
+        float, _unit("s", "training and evaluation, on the wall, in all that led to the result")
+    ]
     host: Annotated[str, _unit("", "name of the machine")]
     worker: Annotated[str, _unit("", "host and process of the worker")]
     device: Annotated[str, _unit("", "where the network was trained")]
@@ -68,7 +92,10 @@ class TrialRecord(BaseModel):
     python: Annotated[str, _unit("", "version")]
     torch: Annotated[str, _unit("", "version")]
     failure: Annotated[Failure | None, _unit("", "why a failed trial failed")] = None
-    error: Annotated[str | None, _unit("", "the exception of a failed trial, in one line")] = None
+    error: Annotated[str | None, _unit("", "its last exception, in one line")] = None
+    setbacks: Annotated[
+        dict[Failure, int] | None, _unit("1", "how often it was run again, by reason")
+    ] = None
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store: those that have a value."""

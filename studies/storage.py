@@ -6,10 +6,10 @@ Optuna's own: plain Optuna reads such a study, and can drive it.
 """
 
 import contextlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -20,21 +20,17 @@ from sqlalchemy.engine import Connection
 
 from studies.engine import configure, writing
 from studies.errors import ClaimLost
-from studies.tables import (
-    ATTRIBUTES,
-    CURVE,
-    SYSTEM,
-    TRIALS,
-    VALUES,
-    attribute,
-    insert,
-    marked_as_point,
-    now,
-    without,
+from studies.leases import Lease, Watch
+from studies.records import Failure
+from studies.rows import (
+    release,
+    running_leases,
+    set_attributes,
+    set_lease,
+    state_and_lease,
+    write_curve,
 )
-
-OWNER = "owner"
-"""The system attribute that holds the token of a running trial's worker."""
+from studies.tables import TRIALS, VALUES, marked_as_point, now
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -90,12 +86,16 @@ class Storage(RDBStorage):
 
     # ------------------------------------------------------------------ one point's life
 
-    def claim(self, study_id: int, owner: str) -> int | None:
+    def claim(
+        self, study_id: int, owner: str, lease_seconds: float = 120, avoid: Collection[int] = ()
+    ) -> int | None:
         """Take the next waiting point for a worker.
 
         Args:
             study_id: of the study.
             owner: the worker's token, of this claim alone.
+            lease_seconds: without a renewal, after which the trial is anybody's.
+            avoid: the ids of trials that are taken only if no other waits.
 
         Returns:
             The trial's id; None if no point waits.
@@ -105,6 +105,7 @@ class Storage(RDBStorage):
             .where(
                 TRIALS.c.study_id == study_id,
                 TRIALS.c.state == TrialState.WAITING,
+                TRIALS.c.trial_id.not_in(avoid),
                 marked_as_point(),
             )
             .order_by(TRIALS.c.number)
@@ -119,31 +120,36 @@ class Storage(RDBStorage):
                 .returning(TRIALS.c.trial_id)
             )
             if trial_id is not None:
-                connection.execute(without(trial_id, SYSTEM, OWNER))
-                connection.execute(sa.insert(SYSTEM), attribute("trial_id", trial_id, OWNER, owner))
+                set_lease(connection, trial_id, Lease(owner, lease_seconds))
+        if trial_id is None and avoid:
+            return self.claim(study_id, owner, lease_seconds)
         return trial_id
 
-    def report(self, trial_id: int, owner: str, curve: Mapping[int, float]) -> None:
-        """Record intermediate values, by step.
+    def renew(self, trial_id: int, owner: str) -> None:
+        """Say that the trial's worker lives.
 
         Raises:
             ClaimLost: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, owner) as connection:
-            connection.execute(
-                sa.delete(CURVE).where(CURVE.c.trial_id == trial_id, CURVE.c.step.in_(curve))
-            )
-            kind = models.TrialIntermediateValueModel
-            for step, value in curve.items():
-                stored, value_type = kind.intermediate_value_to_stored_repr(value)
-                connection.execute(
-                    sa.insert(CURVE).values(
-                        trial_id=trial_id,
-                        step=step,
-                        intermediate_value=stored,
-                        intermediate_value_type=value_type,
-                    )
-                )
+        with self._held(trial_id, owner) as (connection, lease):
+            set_lease(connection, trial_id, lease.renewed())
+
+    def report(
+        self, trial_id: int, owner: str, curve: Mapping[int, float], anew: bool = False
+    ) -> None:
+        """Record intermediate values, by step.
+
+        Args:
+            trial_id: of the trial.
+            owner: the token that it was claimed with.
+            curve: values, which take the place of those of the same steps.
+            anew: of all others too.
+
+        Raises:
+            ClaimLost: if the worker no longer holds the trial; nothing is written then.
+        """
+        with self._held(trial_id, owner) as (connection, _):
+            write_curve(connection, trial_id, curve, anew)
 
     def finish(
         self,
@@ -152,6 +158,7 @@ class Storage(RDBStorage):
         state: TrialState,
         value: float | None,
         attributes: Mapping[str, Any],
+        curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         """Record a trial's end, with what is known of it, in one transaction.
 
@@ -161,11 +168,13 @@ class Storage(RDBStorage):
             state: COMPLETE, PRUNED or FAIL.
             value: of a complete trial, finite.
             attributes: the trial's user attributes.
+            curve: its last intermediate values, by step.
 
         Raises:
             ClaimLost: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, owner) as connection:
+        with self._held(trial_id, owner) as (connection, _):
+            write_curve(connection, trial_id, curve)
             if value is not None:
                 assert math.isfinite(value)
                 connection.execute(
@@ -176,29 +185,82 @@ class Storage(RDBStorage):
                         value_type=models.TrialValueModel.TrialValueType.FINITE,
                     )
                 )
-            rows = [attribute("trial_id", trial_id, *item) for item in attributes.items()]
-            connection.execute(without(trial_id, ATTRIBUTES, *attributes))
-            insert(connection, ATTRIBUTES, rows)
+            set_attributes(connection, trial_id, attributes)
             connection.execute(
                 sa.update(TRIALS)
                 .where(TRIALS.c.trial_id == trial_id)
                 .values(state=state, datetime_complete=now())
             )
 
-    def give_back(self, trial_id: int, owner: str) -> None:
-        """Let a trial wait again as if it had never been claimed.
+    def has_finished(self, trial_id: int, owner: str) -> bool:
+        """Tell whether a trial is finished, and by this owner.
+
+        A connection that is lost while a transaction is committed leaves open whether it was.
+        """
+        with self.engine.begin() as connection:
+            state, lease = state_and_lease(connection, trial_id)
+        return (
+            state is not None and state.is_finished() and lease is not None and lease.owner == owner
+        )
+
+    def give_back(
+        self,
+        trial_id: int,
+        owner: str,
+        cause: Failure,
+        error: str | None = None,
+        curve: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
+        """Let a trial wait again, with the curve that it has and a note of the cause.
+
+        Args:
+            trial_id: of the trial.
+            owner: the token that it was claimed with.
+            cause: counted among the trial's setbacks.
+            error: the exception, in one line.
+            curve: its last intermediate values, by step.
 
         Raises:
             ClaimLost: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, owner) as connection:
-            connection.execute(sa.delete(CURVE).where(CURVE.c.trial_id == trial_id))
-            connection.execute(without(trial_id, SYSTEM, OWNER))
-            connection.execute(
-                sa.update(TRIALS)
-                .where(TRIALS.c.trial_id == trial_id)
-                .values(state=TrialState.WAITING, datetime_start=None)
-            )
+        with self._held(trial_id, owner) as (connection, _):
+            write_curve(connection, trial_id, curve)
+            release(connection, trial_id, cause, error)
+
+    # ------------------------------------------------------------------ others' leases
+
+    def leases(self, study_id: int) -> dict[int, Lease]:
+        """Return the leases of a study's running trials, by trial id.
+
+        A trial that plain Optuna runs has none.
+        """
+        with self.engine.begin() as connection:
+            return running_leases(connection, study_id)
+
+    def release_stale(self, study_id: int, watch: Watch, clock: Callable[[], float]) -> list[int]:
+        """Let those trials wait again whose leases an observer has seen run out.
+
+        It is seen and done in one transaction that writes: who cannot write judges nobody, for
+        then nobody can renew.
+
+        Args:
+            study_id: of the study.
+            watch: the observer's.
+            clock: monotonic, in seconds.
+
+        Returns:
+            The ids of the trials that wait again.
+        """
+        released = []
+        with self.transaction() as connection:
+            seen = running_leases(connection, study_id)
+            for trial_id in watch.look(seen.items(), clock()):
+                state, lease = state_and_lease(connection, trial_id)
+                # On PostgreSQL its worker, or another observer, may have been quicker.
+                if state is TrialState.RUNNING and lease == seen[trial_id]:
+                    release(connection, trial_id, Failure.STALE)
+                    released.append(trial_id)
+        return released
 
     # ------------------------------------------------------------------ transactions
 
@@ -209,17 +271,10 @@ class Storage(RDBStorage):
             yield connection
 
     @contextlib.contextmanager
-    def _held(self, trial_id: int, owner: str) -> Iterator[Connection]:
+    def _held(self, trial_id: int, owner: str) -> Iterator[tuple[Connection, Lease]]:
         """Open a transaction in which the trial runs and is the owner's."""
         with self.transaction() as connection:
-            state = connection.scalar(
-                sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id).with_for_update()
-            )
-            stored = connection.scalar(
-                sa.select(SYSTEM.c.value_json).where(
-                    SYSTEM.c.trial_id == trial_id, SYSTEM.c.key == OWNER
-                )
-            )
-            if state is not TrialState.RUNNING or stored != json.dumps(owner):
+            state, lease = state_and_lease(connection, trial_id)
+            if state is not TrialState.RUNNING or lease is None or lease.owner != owner:
                 raise ClaimLost(f"trial id {trial_id} is no longer held by {owner}; it is dropped")
-            yield connection
+            yield connection, lease

@@ -178,7 +178,13 @@ def until(condition, seconds: float = 60):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 138),
+    ],
 )
 def test_a_stopped_worker_gives_its_point_back(slow, sqlite_url, tmp_path, number, code):
     process = start(*slow)
@@ -189,8 +195,11 @@ def test_a_stopped_worker_gives_its_point_back(slow, sqlite_url, tmp_path, numbe
     assert "Traceback" not in error
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
-    assert not any(trial.intermediate_values for trial in study.trials)
     assert "given back" in out
+    (given_back,) = [trial for trial in study.trials if trial.intermediate_values]
+    assert given_back.user_attrs["setbacks"] == {"interrupted": 1}
+    (checkpoint,) = tmp_path.glob("studies.db.checkpoints/*/*")
+    assert checkpoint.name == f"trial-{given_back.number}.checkpoint"
 
 
 def test_stopping_the_process_that_started_the_workers_stops_them_all(slow, sqlite_url):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
-from rnn.network import Member, Population, initial_weights
+from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture, Member
+from rnn.network import Population, initial_weights
 
 BOOLEANS = (False, True)
 SEED, LANES, SIZE = 7, 3, 5

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.architecture import Architecture
-from rnn.device import find_device
+from rnn.architecture import Architecture, Member
+from rnn.device import find_device, is_out_of_memory
 from rnn.errors import DeviceError
-from rnn.network import Member, Population
-from rnn.training import Training, train
+from rnn.network import Population
+from rnn.training import Run, Training
 
 
 def test_the_processor_is_always_there():
@@ -34,5 +34,14 @@ def test_a_graphics_card_trains_as_the_processor_does():
     curves = []
     for device in ("cpu", "cuda"):
         population = Population(members, 1, "fp64").to(find_device(device))
-        curves.append([point.smoothed_losses for point in train(population, text, settings)])
+        curves.append([point.smoothed_losses for point in Run(population, text, settings).train()])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
+
+
+def test_a_lack_of_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))

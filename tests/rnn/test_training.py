@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.architecture import Architecture
+from rnn.architecture import Architecture, Member
 from rnn.evaluation import bits, held_out_losses
-from rnn.network import Member, Population, initial_weights
-from rnn.training import Training, sequence, train
+from rnn.network import Population, initial_weights
+from rnn.training import Run, Training, sequence
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
 SETTINGS = Training(
@@ -33,7 +33,7 @@ MIXED = [
 
 def curves(members, precision="fp32", settings=SETTINGS):
     population = Population(members, seed=1, precision=precision)
-    points = list(train(population, TEXT, settings))
+    points = list(Run(population, TEXT, settings).train())
     return np.array([point.smoothed_losses for point in points]), population
 
 
@@ -76,7 +76,7 @@ def test_the_smoothed_loss_is_an_average_that_starts_at_three():
 
 def test_log_points_are_the_multiples_of_log_every():
     settings = Training(**{**SETTINGS.__dict__, "steps": 20, "log_every": 6})
-    points = list(train(Population(MIXED[:1], 1), TEXT, settings))
+    points = list(Run(Population(MIXED[:1], 1), TEXT, settings).train())
     assert [point.step for point in points] == [6, 12, 18]
 
 
@@ -155,7 +155,7 @@ def test_a_member_that_diverges_leaves_its_fellows_alone():
     population = Population(MIXED, seed=1, precision="fp64")
     with torch.no_grad():
         population.head.weight[1] = math.inf
-    points = list(train(population, TEXT, SETTINGS))
+    points = list(Run(population, TEXT, SETTINGS).train())
     together = np.array([point.smoothed_losses for point in points])
     assert not np.isfinite(together[-1, 1])
     undisturbed, _ = curves(MIXED, "fp64")

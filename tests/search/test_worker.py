@@ -8,19 +8,24 @@ import torch
 from helpers import at_once
 from optuna.trial import TrialState
 
+from rnn.architecture import Member
 from rnn.corpus import open_corpus
 from rnn.evaluation import held_out_losses
-from rnn.network import Member, Population
-from rnn.training import Training, train
+from rnn.network import Population
+from rnn.training import Run, Training
+from search.checkpoints import Checkpoints, open_store
+from search.claims import ClaimKeeper
 from search.joining import Terms, join
 from search.space import member_of
-from search.status import seconds_left
+from search.status import StatusReader, seconds_left
 from search.stopping import StopRequest
 from search.threads import ThreadBudget
+from search.trainer import Trainer
 from search.worker import Worker
-from studies.accounting import Accounting, Durations
+from studies.accounting import Accounting, Durations, accounting_of
 from studies.definition import Definition
 from studies.reading import find_definition
+from studies.records import TrialRecord
 
 SETTINGS = [
     "seed=5",
@@ -55,13 +60,23 @@ class Quiet:
     def waits(self):
         return
 
+    def says(self, line):
+        self.outcomes.append(line)
+
 
 def work(url, text, overrides=(), study="quick", threads=1, **terms):
     file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = join(file, url, Terms(corpus=text and str(text), **terms))
     listener = Quiet()
-    with StopRequest() as stop, ThreadBudget(threads) as budget:
-        Worker(joined, torch.device("cpu"), budget, stop, listener).run()
+    checkpoints = Checkpoints(open_store(None, url), joined.checkpoints)
+    reader = StatusReader(joined.study, joined.storage, joined.definition)
+    with (
+        StopRequest() as stop,
+        ThreadBudget(threads) as budget,
+        ClaimKeeper(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
+    ):
+        trainer = Trainer(joined, torch.device("cpu"), budget, checkpoints, listener, "me")
+        Worker(keeper, trainer, reader.accounting, stop, listener).run()
     return joined, listener.outcomes
 
 
@@ -88,7 +103,7 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
             population = Population([member], seed=5, precision="bf16")
             curve = {
                 point.step: point.smoothed_losses[0]
-                for point in train(population, corpus.train, settings)
+                for point in Run(population, corpus.train, settings).train()
             }
             assert list(curve) == steps
             assert trial.intermediate_values == curve
@@ -112,7 +127,7 @@ def test_the_number_of_threads_is_recorded(sqlite_url, text):
 
 
 def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
-    shares = iter([1, 1, 2] * 1000)
+    shares = iter([1, 1, 2, 2, 1] * 1000)
     monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
     before = torch.get_num_threads()
@@ -142,21 +157,45 @@ def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_ur
         assert trial.user_attrs["failure"] == "diverged"
 
 
-def test_an_exception_fails_its_point_and_no_other(sqlite_url, text, monkeypatch):
-    def sometimes(*args):
-        if not calls:
-            calls.append(1)
-            raise RuntimeError("out of something\nand more")
-        return held_out_losses(*args)
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("out of something\nand more"), "exception"),
+        (torch.OutOfMemoryError("no"), "out of memory"),
+    ],
+)
+def test_a_point_is_run_again_three_times_after_an_error(
+    sqlite_url, text, monkeypatch, error, cause
+):
+    def measure(population, *rest):
+        if population.members[0].architecture.forget_gate:
+            tries.append(population.members[0])
+            raise error
+        return held_out_losses(population, *rest)
 
-    calls: list[int] = []
-    monkeypatch.setattr("search.worker.held_out_losses", sometimes)
+    tries: list[Member] = []
+    monkeypatch.setattr("search.trainer.held_out_losses", measure)
     joined, outcomes = work(sqlite_url, text)
-    assert outcomes[0] == "failed (RuntimeError: out of something)"
-    assert set(outcomes[1:]) == {"complete"}
-    failed = joined.study.trials[0]
-    assert (failed.state, failed.user_attrs["failure"]) == (TrialState.FAIL, "exception")
-    assert failed.user_attrs["error"] == "RuntimeError: out of something"
+    line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    assert sorted(outcomes) == sorted(
+        ["complete"] * 3
+        + ["failed, and waits to be run again"] * 9
+        + [f"failed for good ({line})"] * 3
+    )
+    assert len(tries) == 12
+    # Others first: what is wrong may pass.
+    assert len(set(tries[:3])) == 3
+    for trial in joined.study.trials:
+        if not trial.params["forget_gate"]:
+            assert "setbacks" not in trial.user_attrs
+            continue
+        assert trial.state is TrialState.FAIL
+        assert trial.user_attrs["failure"] == cause
+        assert trial.user_attrs["error"] == line
+        assert trial.user_attrs["setbacks"] == {cause: 3}
+        TrialRecord.model_validate(trial.user_attrs)
+    accounting = accounting_of(joined.storage, joined.study_id)
+    assert (accounting.complete, accounting.failed) == (3, 3)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError])

@@ -14,9 +14,10 @@ from helpers import at_once, open_and_count, small_study
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from studies.accounting import accounting_of, best_of
+from studies.accounting import accounting_of, best_of, setbacks_of
 from studies.errors import ClaimLost, StorageError, StudyNotFound
 from studies.opening import load_study, open_storage, read_storage
+from studies.records import Failure
 
 
 def claim_all(url: str, worker: int) -> list[int]:
@@ -109,7 +110,7 @@ WRITES = [
     lambda storage, trial_id, owner: storage.finish(
         trial_id, owner, TrialState.COMPLETE, 1.0, {"host": "late"}
     ),
-    lambda storage, trial_id, owner: storage.give_back(trial_id, owner),
+    lambda storage, trial_id, owner: storage.give_back(trial_id, owner, Failure.INTERRUPTED),
 ]
 
 
@@ -118,7 +119,7 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
     storage = open_storage(url)
     study_id = small_study(storage, 1)
     trial_id = storage.claim(study_id, "old")
-    storage.give_back(trial_id, "old")
+    storage.give_back(trial_id, "old", Failure.INTERRUPTED)
     with pytest.raises(ClaimLost):  # while it waits
         write(storage, trial_id, "old")
     assert storage.claim(study_id, "new") == trial_id
@@ -129,17 +130,32 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
         with pytest.raises(ClaimLost):
             write(storage, trial_id, owner)
     trial = storage.get_trial(trial_id)
-    assert (trial.value, trial.user_attrs, trial.intermediate_values) == (0.5, {}, {})
+    assert (trial.value, trial.intermediate_values) == (0.5, {})
+    assert trial.user_attrs == {"setbacks": {"interrupted": 1}}
 
 
-def test_a_point_given_back_waits_as_if_never_claimed(url):
+def test_a_point_given_back_waits_with_what_is_known_of_it(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
-    before = storage.get_all_trials(study_id)
-    trial_id = storage.claim(study_id, "me")
-    storage.report(trial_id, "me", {1: 2.0})
-    storage.give_back(trial_id, "me")
-    assert storage.get_all_trials(study_id) == before
+    study_id = small_study(storage, 2)
+    for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
+        trial_id = storage.claim(study_id, "me")
+        storage.report(trial_id, "me", {1: 2.0, 3: 9.0})
+        error = "ValueError: no" if cause is Failure.EXCEPTION else None
+        storage.give_back(trial_id, "me", cause, error, {2: 1.5})
+    trial = storage.get_trial(trial_id)
+    assert (trial.number, trial.state, trial.datetime_start) == (0, TrialState.WAITING, None)
+    assert trial.intermediate_values == {1: 2.0, 2: 1.5, 3: 9.0}
+    assert trial.user_attrs == {
+        "setbacks": {"interrupted": 2, "exception": 1},
+        "error": "ValueError: no",
+    }
+    assert trial.system_attrs == {"point": True}
+    assert setbacks_of(storage, study_id) == {"exception": 1, "interrupted": 2}
+    # Who goes on from an earlier place says so.
+    assert storage.claim(study_id, "you") == trial_id
+    storage.report(trial_id, "you", {1: 2.0}, anew=True)
+    storage.finish(trial_id, "you", TrialState.COMPLETE, 1.0, {}, {2: 1.0})
+    assert storage.get_trial(trial_id).intermediate_values == {1: 2.0, 2: 1.0}
 
 
 def test_all_points_are_accounted_for(url):

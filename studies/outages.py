@@ -1,0 +1,49 @@
+"""What a database says when it cannot serve just now, and how long to ask again."""
+
+import tenacity
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+CROWDED_SECONDS = 60
+"""How long a connection is asked for where a server has no more of them."""
+
+_CROWDED = ("too many clients", "too many connections", "connection slots", "starting up")
+"""What PostgreSQL says to whom it turns away for a moment; such an answer carries no code."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error may pass by itself: the same statement, later, may succeed.
+
+    So are a server that is away, restarts or is crowded, a file that is locked, read-only or on a
+    full disk. A table that is missing, or a database that is damaged, is not.
+    """
+    if isinstance(error, StorageInternalError):  # Optuna's own methods hide the cause in it
+        return error.__cause__ is None or is_outage(error.__cause__)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    # InternalError: "cannot execute … in a read-only transaction", as on a server in recovery.
+    return isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout)
+
+
+def reason(error: BaseException) -> str:
+    """Return what a database says is wrong, in one line."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def is_crowded(error: BaseException) -> bool:
+    """Tell whether a server turns connections away only because it has enough of them."""
+    return any(words in str(error) for words in _CROWDED)
+
+
+patient_with_crowds = tenacity.retry(
+    retry=tenacity.retry_if_exception(is_crowded),
+    # At random: those who were turned away together must not come back together.
+    wait=tenacity.wait_random_exponential(multiplier=0.05, max=3),
+    stop=tenacity.stop_after_delay(CROWDED_SECONDS),
+    reraise=True,
+)
+"""Makes a function try again while a server has too many clients."""

@@ -1,0 +1,103 @@
+"""What is read and written of one trial, within a transaction of :mod:`studies.storage`."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.leases import LEASE, Lease
+from studies.records import ERROR, SETBACKS, Failure
+from studies.tables import ATTRIBUTES, CURVE, SYSTEM, TRIALS, attribute, insert, without
+
+
+def state_and_lease(
+    connection: Connection, trial_id: int
+) -> tuple[TrialState | None, Lease | None]:
+    """Read a trial's state and lease, and keep others from changing them in this transaction."""
+    state = connection.scalar(
+        sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id).with_for_update()
+    )
+    stored = connection.scalar(
+        sa.select(SYSTEM.c.value_json).where(SYSTEM.c.trial_id == trial_id, SYSTEM.c.key == LEASE)
+    )
+    return state, None if stored is None else Lease.parse(stored)
+
+
+def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
+    """Read the leases of a study's running trials, by trial id."""
+    query = (
+        sa.select(TRIALS.c.trial_id, SYSTEM.c.value_json)
+        .join(SYSTEM, SYSTEM.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.RUNNING,
+            SYSTEM.c.key == LEASE,
+        )
+    )
+    return {trial_id: Lease.parse(stored) for trial_id, stored in connection.execute(query)}
+
+
+def set_lease(connection: Connection, trial_id: int, lease: Lease) -> None:
+    """Write a trial's lease."""
+    connection.execute(without(trial_id, SYSTEM, LEASE))
+    row = {"trial_id": trial_id, "key": LEASE, "value_json": lease.stored}
+    connection.execute(sa.insert(SYSTEM), row)
+
+
+def set_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Write user attributes, in place of those of the same keys."""
+    connection.execute(without(trial_id, ATTRIBUTES, *attributes))
+    rows = [attribute("trial_id", trial_id, *item) for item in attributes.items()]
+    insert(connection, ATTRIBUTES, rows)
+
+
+def write_curve(
+    connection: Connection, trial_id: int, curve: Mapping[int, float], anew: bool = False
+) -> None:
+    """Write intermediate values, in place of those of the same steps, or ``anew`` of all."""
+    of_trial = CURVE.c.trial_id == trial_id
+    connection.execute(
+        sa.delete(CURVE).where(of_trial if anew else of_trial & CURVE.c.step.in_(curve))
+    )
+    rows = []
+    for step, value in curve.items():
+        stored, value_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
+            value
+        )
+        rows.append(
+            {
+                "trial_id": trial_id,
+                "step": step,
+                "intermediate_value": stored,
+                "intermediate_value_type": value_type,
+            }
+        )
+    insert(connection, CURVE, rows)
+
+
+def release(
+    connection: Connection, trial_id: int, cause: Failure, error: str | None = None
+) -> None:
+    """Let a trial wait again, with a note of the cause among its setbacks."""
+    stored = connection.scalar(
+        sa.select(ATTRIBUTES.c.value_json).where(
+            ATTRIBUTES.c.trial_id == trial_id, ATTRIBUTES.c.key == SETBACKS
+        )
+    )
+    setbacks = Counter(json.loads(stored) if stored else {})
+    setbacks[cause] += 1
+    noted: dict[str, Any] = {SETBACKS: setbacks}
+    if error is not None:
+        noted[ERROR] = error
+    set_attributes(connection, trial_id, noted)
+    connection.execute(without(trial_id, SYSTEM, LEASE))
+    connection.execute(
+        sa.update(TRIALS)
+        .where(TRIALS.c.trial_id == trial_id)
+        .values(state=TrialState.WAITING, datetime_start=None)
+    )

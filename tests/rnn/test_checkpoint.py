@@ -1,0 +1,134 @@
+"""A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.checkpoint import read_checkpoint, write_checkpoint
+from rnn.errors import CheckpointError
+from rnn.network import Population
+from rnn.training import Run, Training
+
+TEXT = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
+SETTINGS = Training(
+    steps=20,
+    batch_size=3,
+    sequence_length=8,
+    log_every=4,
+    learning_rate=0.01,
+    smoothing=0.9,
+    seed=3,
+)
+SWITCHES = [
+    Member(Architecture(*gates, source, 2, 5), replicate=1)
+    for *gates, source in itertools.product(*[[False, True]] * 5, STATE_SOURCES)
+]
+
+
+class Stop(Exception):
+    pass
+
+
+def begin(members, precision="fp32"):
+    return Run(Population(members, seed=1, precision=precision), TEXT, SETTINGS)
+
+
+def train_until(run, step):
+    """Train, and stop between two steps."""
+
+    def look():
+        if run.step == step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        list(run.train(look))
+
+
+def resume(written, members, precision="fp32"):
+    run = begin(members, precision)
+    read_checkpoint(run, "me", written)
+    return run
+
+
+def same(one, other):
+    for a, b in zip(one.population.parameters(), other.population.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.curve == other.curve
+
+
+@pytest.mark.parametrize("member", SWITCHES, ids=lambda member: member.architecture.key)
+def test_every_cell_goes_on_bit_for_bit(member):
+    undisturbed = begin([member])
+    list(undisturbed.train())
+    # In the midst of a sequence, at the end of one, at a log point, between two.
+    run = begin([member])
+    for step in (3, 4, 7, 13):
+        train_until(run, step)
+        run = resume(write_checkpoint(run, "me"), [member])
+    assert [point.step for point in run.train()] == [16, 20]
+    same(run, undisturbed)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_a_population_goes_on_in_every_precision(precision):
+    undisturbed = begin(SWITCHES, precision)
+    list(undisturbed.train())
+    run = begin(SWITCHES, precision)
+    train_until(run, 10)
+    run = resume(write_checkpoint(run, "me"), SWITCHES, precision)
+    list(run.train())
+    same(run, undisturbed)
+
+
+def test_a_finished_run_has_nothing_to_go_on_with():
+    run = begin(SWITCHES[:1])
+    list(run.train())
+    again = resume(write_checkpoint(run, "me"), SWITCHES[:1])
+    assert again.curve == run.curve
+    assert list(again.train()) == []
+    assert again.seconds == run.seconds
+
+
+def test_a_run_that_has_not_begun_can_be_written_down():
+    run = resume(write_checkpoint(begin(SWITCHES[:1]), "me"), SWITCHES[:1])
+    assert [point.step for point in run.train()] == [4, 8, 12, 16, 20]
+
+
+@pytest.fixture
+def written():
+    run = begin(SWITCHES[-1:])
+    train_until(run, 10)
+    return write_checkpoint(run, "me")
+
+
+def refused(written, match, members=SWITCHES[-1:], identity="me"):
+    run, untouched = begin(members), begin(members)
+    with pytest.raises(CheckpointError, match=match):
+        read_checkpoint(run, identity, written)
+    same(run, untouched)
+    assert run.step == 0
+
+
+def test_every_damage_is_seen(written):
+    for at in range(0, len(written), 97):
+        flipped = bytearray(written)
+        flipped[at] ^= 1 << at % 8
+        refused(bytes(flipped), "damaged")
+    for length in (0, 1, 31, 32, 40, len(written) // 2, len(written) - 1):
+        refused(written[:length], "damaged")
+    refused(written + b"\0", "damaged")
+
+
+def test_what_another_program_wrote_is_refused():
+    import hashlib
+
+    for content in (b"", b"\x80\x04K\x01.", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"):
+        refused(hashlib.sha256(content).digest() + content, "cannot be read")
+
+
+def test_another_runs_checkpoint_is_refused(written):
+    refused(written, "another run", identity="you")
+    refused(written, "no weights", members=SWITCHES[:1])
