@@ -1,5 +1,7 @@
 """What a database says when it cannot serve just now, and how long to ask again."""
 
+import sqlite3
+
 import tenacity
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
@@ -10,6 +12,16 @@ CROWDED_SECONDS = 60
 
 _CROWDED = ("too many clients", "too many connections", "connection slots", "starting up")
 """What PostgreSQL says to whom it turns away for a moment; such an answer carries no code."""
+
+_SQLITE_OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+}
 
 
 def is_outage(error: BaseException) -> bool:
@@ -22,6 +34,10 @@ def is_outage(error: BaseException) -> bool:
         return error.__cause__ is None or is_outage(error.__cause__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        # To SQLite a table that is missing is an OperationalError too.
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_OUTAGES
     # InternalError: "cannot execute … in a read-only transaction", as on a server in recovery.
     return isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout)
 

@@ -85,6 +85,14 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is not installed")
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """A PostgreSQL server of the system's packages, run by an unprivileged user: its address."""
@@ -99,9 +107,7 @@ def postgresql_server() -> Iterator[str]:
             user = pwd.getpwnam("postgres")
             as_user = ["runuser", "-u", "postgres", "--"]
             os.chown(folder, user.pw_uid, user.pw_gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
 
         def control(*words: object) -> None:
             subprocess.run(

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, free_port
 
 from studies.definition import Definition
 
@@ -59,12 +58,6 @@ def environment(sqlite_url, tmp_path):
     # Tests that are run by a test must not clear up after it.
     inherited["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
     return {**inherited, "PATH": path, "RNN_SEARCH_STORAGE": sqlite_url}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:

@@ -1,0 +1,156 @@
+"""Where checkpoints lie: whole or not at all, in a folder or in a bucket, and gone in the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import free_port
+
+from search.checkpoints import DEFAULT_FOLDER, Checkpoints, Folder, open_store
+from search.errors import ArtifactsError
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3-compatible service."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the service did not come up"
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="networks")
+    return "s3://networks"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return open_store(str(tmp_path / "artifacts"), "sqlite:///none.db")
+    return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db")
+
+
+def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
+    checkpoints, others = Checkpoints(store, "quick-1"), Checkpoints(store, "quick-2")
+    assert checkpoints.read(3) is None
+    checkpoints.remove(3)
+    checkpoints.write(3, b"first")
+    checkpoints.write(3, b"second")
+    checkpoints.write(4, b"another")
+    others.write(3, b"of another study")
+    assert checkpoints.read(3) == b"second"
+    checkpoints.remove(3)
+    assert checkpoints.read(3) is None
+    assert checkpoints.read(4) == b"another"
+    assert others.read(3) == b"of another study"
+
+
+def test_a_checkpoint_that_is_set_aside_is_kept_and_not_read_again(store):
+    checkpoints = Checkpoints(store, "quick-1")
+    checkpoints.write(3, b"damaged")
+    place = checkpoints.set_aside(3, b"damaged")
+    assert checkpoints.read(3) is None
+    assert store.open_reader(place).read() == b"damaged"
+
+
+def test_nothing_is_left_of_a_finished_study(tmp_path):
+    folder = tmp_path / "studies.db.checkpoints"
+    checkpoints = Checkpoints(open_store(None, f"sqlite:///{tmp_path}/studies.db"), "quick-1")
+    checkpoints.clear()  # where there is nothing
+    checkpoints.write(3, b"one")
+    (folder / "quick-1" / "trial-4.checkpoint.0123.part").write_bytes(b"of a killed worker")
+    assert [path.name for path in (folder / "quick-1").iterdir()] != []
+    checkpoints.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_ours_or_set_aside_stays(tmp_path):
+    folder = tmp_path / "artifacts"
+    checkpoints = Checkpoints(open_store(str(folder), "sqlite:///none.db"), "quick-1")
+    checkpoints.write(3, b"one")
+    checkpoints.set_aside(3, b"one")
+    checkpoints.write(5, b"two")
+    (folder / "quick-1" / "notes.txt").write_text("mine")
+    checkpoints.clear()
+    names = {path.name for path in (folder / "quick-1").iterdir()}
+    assert names == {"trial-3.set-aside", "notes.txt"}
+
+
+def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
+    """Killed when all is written but not yet put in its place."""
+    Checkpoints(Folder(tmp_path), "s").write(1, b"whole")
+    program = (
+        "import os, pathlib, signal\n"
+        "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from search.checkpoints import Checkpoints, Folder\n"
+        f"Checkpoints(Folder(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program])
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "s").iterdir())) == 2
+    assert Checkpoints(Folder(tmp_path), "s").read(1) == b"whole"
+    Checkpoints(Folder(tmp_path), "s").remove(1)
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(Folder(tmp_path), "s")
+    checkpoints.write(1, b"whole")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write(1, b"new")
+    assert checkpoints.read(1) == b"whole"
+    assert len(list((tmp_path / "s").iterdir())) == 1
+
+
+def test_the_place_follows_from_the_storage(tmp_path):
+    assert open_store(None, "sqlite:///a/b.db").path.as_posix() == "a/b.db.checkpoints"
+    assert open_store(None, "postgresql://me@host/studies").path == DEFAULT_FOLDER
+
+
+@pytest.mark.parametrize(
+    "place", ["/no/such/folder", "{tmp}/file", "ftp://host/x", "s3://", "s3://networks/in/it"]
+)
+def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place):
+    (tmp_path / "file").write_text("a file")
+    place = place.format(tmp=tmp_path)
+    with pytest.raises(ArtifactsError) as refused:
+        open_store(place, "sqlite:///none.db")
+    assert place in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_bucket_that_is_not_there_is_refused(bucket):
+    with pytest.raises(ArtifactsError, match=r"other-networks.*allowed: a bucket") as refused:
+        open_store("s3://other-networks", "sqlite:///none.db")
+    assert "s3cret" not in str(refused.value)

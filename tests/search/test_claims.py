@@ -1,0 +1,322 @@
+"""What a worker's claims go through: storages that are away, silent, locked; and other workers."""
+
+import sqlite3
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+from helpers import small_study
+from optuna.trial import TrialState
+
+from search.claims import ClaimKeeper
+from search.errors import Stopped
+from search.stopping import StopRequest
+from studies.errors import ClaimLost, StorageOutage
+from studies.opening import open_storage
+from studies.records import Failure
+
+
+class Study:
+    """A small study, and keepers that work on it."""
+
+    def __init__(self, url, count=3):
+        self.url = url
+        self.storage = open_storage(url)
+        self.study_id = small_study(self.storage, count)
+        self.said = []
+
+    def keeper(self, worker="me", stop=None, lease=120, outage=60, storage=None):
+        return ClaimKeeper(
+            storage or open_storage(self.url),
+            self.study_id,
+            worker,
+            stop or StopRequest(),
+            self.said.append,
+            lease,
+            outage,
+        )
+
+    def trial(self, claim):
+        return self.storage.get_trial(claim.trial_id)
+
+
+@pytest.fixture
+def study(url):
+    return Study(url)
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_trial_from_its_claim_to_its_end(study):
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        assert study.trial(claim).state is TrialState.RUNNING
+        for step in range(10):
+            claim.report(step, 10.0 - step)
+            keeper.check(claim)
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {"host": "h"})
+    trial = study.trial(claim)
+    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 1.0, {"host": "h"})
+    assert trial.intermediate_values == {step: 10.0 - step for step in range(10)}
+    assert study.said == []
+
+
+def test_values_are_recorded_while_it_trains(study):
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        claim.report(1, 2.0)
+        until(lambda: study.trial(claim).intermediate_values == {1: 2.0})
+        claim.report(2, 1.0)
+        until(lambda: study.trial(claim).intermediate_values == {1: 2.0, 2: 1.0})
+
+
+def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
+    with study.keeper() as keeper:
+        first = keeper.claim()
+        first.report(1, 3.0)
+        first.report(2, 2.5)
+        keeper.give_back(first, Failure.INTERRUPTED)
+        claim = keeper.claim()
+        assert claim.trial.intermediate_values == {1: 3.0, 2: 2.5}
+        assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
+        claim.begin_with({1: 2.75})
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert study.trial(claim).intermediate_values == {1: 2.75}
+
+
+def test_a_lease_is_kept_alive_whatever_a_step_takes(study):
+    """The training thread does nothing at all for some lengths of the lease."""
+    with study.keeper(lease=1) as keeper, study.keeper("observer", lease=1) as observer:
+        claim = keeper.claim()
+        time.sleep(3.5)
+        keeper.check(claim)
+        assert observer.claim().trial.number == 1
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_who_is_gone_loses_its_trial_to_others_who_say_so(study):
+    with study.keeper("gone", lease=1) as keeper:
+        keeper.claim()
+    with study.keeper("heir", lease=1) as heir:
+        busy = heir.claim()  # also who trains watches
+        until(lambda: heir.check(busy) or study.said)
+        assert "was not heard of" in study.said[0]
+        claim = heir.claim()
+        assert claim.trial.number == 0
+        assert claim.trial.user_attrs == {"setbacks": {"stale": 1}}
+
+
+def test_who_has_lost_its_trial_is_told_at_the_next_look(study):
+    with study.keeper(lease=1) as keeper:
+        claim = keeper.claim()
+        study.storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
+        study.storage.claim(study.study_id, "heir")
+        with pytest.raises(ClaimLost):
+            until(lambda: keeper.check(claim))
+        for end in (
+            lambda: keeper.finish(claim, TrialState.COMPLETE, 1.0, {}),
+            lambda: keeper.give_back(claim, Failure.INTERRUPTED),
+        ):
+            with pytest.raises(ClaimLost):
+                end()
+    assert study.trial(claim).user_attrs == {"setbacks": {"stale": 1}}
+
+
+def test_trials_that_failed_here_are_taken_last(study):
+    with study.keeper() as keeper:
+        first = keeper.claim()
+        keeper.give_back(first, Failure.EXCEPTION, "ValueError: no")
+        numbers = [keeper.claim(avoid={first.trial_id}).trial.number for _ in range(3)]
+        assert numbers == [1, 2, 0]
+        assert keeper.claim() is None
+
+
+# ------------------------------------------------------------------ the storage is away
+
+
+class Away(Exception):
+    """What a database raises."""
+
+
+@pytest.fixture
+def broken(study, monkeypatch):
+    """A switch that makes the storage fail: before a transaction, or after it was committed."""
+    storage = open_storage(study.url)
+    state = {"before": False, "after": False, "attempts": 0}
+    transaction = type(storage).transaction
+
+    def fail():
+        state["attempts"] += 1
+        raise sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection"))
+
+    import contextlib
+
+    @contextlib.contextmanager
+    def unreliable(self):
+        if self is not storage:
+            with transaction(self) as connection:
+                yield connection
+            return
+        if state["before"]:
+            fail()
+        with transaction(self) as connection:
+            yield connection
+        if state["after"]:
+            state["after"] = False  # the answer of this one is lost
+            fail()
+
+    monkeypatch.setattr(type(storage), "transaction", unreliable)
+    return storage, state
+
+
+def test_no_value_is_lost_while_the_storage_is_away(study, broken):
+    storage, state = broken
+    with study.keeper(storage=storage) as keeper:
+        claim = keeper.claim()
+        state["before"] = True
+        for step in range(5):
+            claim.report(step, float(step))
+        until(lambda: keeper.check(claim) or study.said)
+        until(lambda: state["attempts"] > 3)
+        state["before"] = False
+        until(lambda: keeper.check(claim) or len(study.said) > 1)
+        assert study.said == [
+            "the storage is away (server closed the connection); what is found meanwhile is kept",
+            "the storage is back",
+        ]
+        until(lambda: len(study.trial(claim).intermediate_values) == 5)
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_an_answer_that_is_lost_changes_nothing(study, broken):
+    """A connection breaks when the transaction is committed: it was done, and is not done twice."""
+    storage, state = broken
+    with study.keeper(storage=storage) as keeper:
+        state["after"] = True
+        claim = keeper.claim()
+        assert not state["after"]
+        assert claim.trial.number == 0
+        claim.report(1, 2.0)
+        state["after"] = True
+        keeper.give_back(claim, Failure.INTERRUPTED)
+        state["after"] = True
+        claim = keeper.claim()
+        assert claim.trial.number == 0
+        assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
+        state["after"] = True
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+        assert state["attempts"] == 4
+    states = [trial.state for trial in study.storage.get_all_trials(study.study_id)]
+    assert states == [TrialState.COMPLETE, TrialState.WAITING, TrialState.WAITING]
+    assert study.trial(claim).intermediate_values == {1: 2.0}
+
+
+def test_a_storage_is_waited_for_and_no_longer(study, broken):
+    storage, state = broken
+    with study.keeper(storage=storage, outage=0.5) as keeper:
+        claim = keeper.claim()
+        state["before"] = True
+        claim.report(1, 2.0)
+        with pytest.raises(
+            StorageOutage, match=r"server closed the connection\), waited for are 0.5 s"
+        ):
+            until(lambda: keeper.check(claim))
+        with pytest.raises(StorageOutage):
+            keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+    with study.keeper(storage=storage, outage=0.5) as keeper, pytest.raises(StorageOutage):
+        keeper.claim()
+
+
+@pytest.mark.parametrize("within", [None, 0.3])
+def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, within):
+    storage, state = broken
+    stop = StopRequest()
+    with study.keeper(storage=storage, stop=stop) as keeper:
+        claim = keeper.claim()
+        state["before"] = True
+        stop.signal = 15
+        with pytest.raises(Stopped):
+            keeper.give_back(claim, Failure.INTERRUPTED, within=within)
+
+
+def test_a_lease_outlives_an_outage_that_all_have(study, broken):
+    """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
+    storage, state = broken
+    with (
+        study.keeper(lease=2, storage=storage) as keeper,
+        study.keeper("observer", lease=2, storage=storage) as observer,
+    ):
+        claim, other = keeper.claim(), observer.claim()
+        state["before"] = True
+        time.sleep(5)
+        state["before"] = False
+        time.sleep(2)
+        keeper.check(claim)
+        observer.check(other)
+    assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
+
+
+def test_a_mistake_is_not_waited_for(study):
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        with study.storage.transaction() as connection:
+            connection.execute(sa.text("ALTER TABLE trial_intermediate_values RENAME TO gone"))
+        claim.report(1, 1.0)
+        with pytest.raises(sa.exc.SQLAlchemyError, match="trial_intermediate_values"):
+            until(lambda: keeper.check(claim))
+
+
+def test_an_unexpected_error_is_the_callers(study):
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        with pytest.raises(AssertionError):
+            keeper.finish(claim, TrialState.COMPLETE, float("nan"), {})
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path):
+    """Another program holds the file; whoever trains is not held up for an instant."""
+    study = Study(sqlite_url)
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for step in range(3):
+            claim.report(step, 1.0)
+            keeper.check(claim)
+        until(lambda: keeper.check(claim) or study.said)
+        assert "it does not answer" in study.said[0]
+        assert study.trial(claim).intermediate_values == {}
+        other.execute("ROLLBACK")
+        until(lambda: len(study.trial(claim).intermediate_values) == 3)
+        other.close()
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_no_connection_is_held_while_a_network_trains(postgresql_url):
+    study = Study(postgresql_url)
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        claim.report(1, 1.0)
+        until(lambda: study.trial(claim).intermediate_values)
+        time.sleep(0.2)
+        with study.storage.engine.connect() as connection:
+            others = connection.scalar(
+                sa.text(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid()"
+                )
+            )
+        assert others == 0
+
+
+def test_the_thread_ends_with_its_keeper(study):
+    with study.keeper():
+        assert "claims" in {thread.name for thread in threading.enumerate()}
+    assert "claims" not in {thread.name for thread in threading.enumerate()}
