@@ -10,7 +10,7 @@ OVERRIDES ?=
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test check format bench dashboard clean
+.PHONY: help install demo test chaos check format bench dashboard clean
 
 help: ## list what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ demo: install ## search, refine and report on a small study: about two minutes o
 
 test: install ## run the tests
 	$(RUN) -m pytest -n $(WORKERS) $(TESTS)
+
+chaos: install ## kill, freeze and stop workers at random, for a minute on each database
+	RNN_SEARCH_CHAOS_SECONDS=60 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_POINTS=144 \
+	RNN_SEARCH_CHAOS_STEPS=2000 $(RUN) -m pytest -s tests/faults/test_chaos.py
 
 check: install ## lint, format, types and layers
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,124 @@
+"""Workers are killed, frozen, woken and stopped at random; each point is finished once.
+
+Bounded here; ``make chaos`` runs it for a minute with eight workers on 144 points.
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from nursery import query, searching
+
+SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "10"))
+WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
+POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "24"))
+STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1000"))
+
+SPACE = {
+    "training_steps": STEPS,
+    "training_log_every": 50,
+    "lease_seconds": 2,
+    "checkpoint_seconds": 0.3,
+    "space_layers": "[1]",
+    "space_state_size": str([4 + index for index in range(POINTS // 12)]),
+    "space_input_gate": "[false]",
+    "space_output_gate": "[false]",
+    "space_residual": "[true]",
+    "space_exclude": "[]",
+}
+"""Two switches and three sources: twelve points a state size."""
+
+FINISHED = """
+    SELECT number, state, (SELECT count(*) FROM trial_values v WHERE v.trial_id = t.trial_id)
+    FROM trials t ORDER BY number
+"""
+CURVES = """
+    SELECT number, step, intermediate_value
+    FROM trials t JOIN trial_intermediate_values v ON v.trial_id = t.trial_id
+    ORDER BY number, step
+"""
+
+
+def disturb(start, seconds, workers, random):
+    """Keep so many workers at work, and do to them what may be done to a process."""
+    crew = [start() for _ in range(workers)]
+    frozen: list[tuple[float, object]] = []
+    done: dict[str, int] = {}
+    everybody = list(crew)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not all(searcher.ended.is_set() for searcher in crew):
+        time.sleep(random.uniform(0.1, 0.5))
+        for wake_at, searcher in list(frozen):
+            if time.monotonic() >= wake_at:
+                searcher.send(signal.SIGCONT)
+                frozen.remove((wake_at, searcher))
+        index = random.randrange(workers)
+        victim = crew[index]
+        if any(victim is searcher for _, searcher in frozen):
+            continue
+        number = random.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+        victim.send(number)
+        name = signal.Signals(number).name
+        done[name] = done.get(name, 0) + 1
+        if number == signal.SIGSTOP:  # for less than its lease, or for longer
+            frozen.append((time.monotonic() + random.choice([0.5, 4.0]), victim))
+        else:
+            crew[index] = start()
+            everybody.append(crew[index])
+    for _, searcher in frozen:
+        searcher.send(signal.SIGCONT)
+    return everybody, done
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text"
+    path.write_bytes(bytes(random.Random(0).choices(b"abcdefgh \n", k=1800)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nursery, text, tmp_path_factory):
+    """The curves of a search that nothing happened to."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/studies.db"
+    assert searching(nursery, url, text)(**SPACE).wait(600) == 0
+    return query(url, CURVES)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_each_point_is_finished_once_and_as_if_nothing_had_been(
+    nursery, text, undisturbed, tmp_path, kind, request
+):
+    url = request.getfixturevalue(f"{kind}_url")
+    search = searching(nursery, url, text)
+    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
+    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
+
+    def start():
+        return search(f"--artifacts={tmp_path}/artifacts", **SPACE)
+
+    everybody, done = disturb(start, SECONDS, WORKERS, random.Random(seed))
+    print(f"{kind}: {len(everybody)} workers, {done}")
+    if all(searcher.ended.is_set() for searcher in everybody):
+        everybody.append(start())
+    for searcher in everybody:
+        searcher.wait(600)
+
+    # Every worker ended as it was asked to (some before they could listen), none with an error.
+    allowed = (0, 143, -signal.SIGTERM, -signal.SIGKILL)
+    wrong = {searcher.code: searcher.output for searcher in everybody}
+    assert wrong.keys() <= set(allowed), wrong
+
+    # By plain SQL: every point is finished once, and none runs.
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(POINTS)]
+
+    # Every curve is that of a search that nothing happened to.
+    assert query(url, CURVES) == undisturbed
+    assert not (tmp_path / "artifacts").exists(), "checkpoints are left"
+    setbacks = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
+    print(f"{kind}: setbacks {[value for (value,) in setbacks]}")
+    gone_on = sum("goes on from step" in searcher.output for searcher in everybody)
+    print(f"{kind}: {gone_on} workers went on from a checkpoint")
+    assert setbacks, "nothing has happened to any point"
