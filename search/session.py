@@ -146,7 +146,7 @@ def _work(
     if not options.child:
         _say(console, f"study {end.name}: {progress_text(end)}")
         if stop.requested:
-            _say(console, "stopped; points in hand were given back; the same command goes on")
+            _say(console, "stopped; what was trained is kept, and the same command goes on")
     return Result(end.name, end.accounting.finished, stop.exit_code or failed)
 
 

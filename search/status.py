@@ -130,7 +130,7 @@ class StatusReader:
         self._storage = storage
         self._definition = definition
         self._workers = workers
-        self._status: Status | None = None
+        self._status = status(study, storage, definition, workers)
         self._running: list[Running] = []
 
     def accounting(self) -> Accounting:
@@ -139,12 +139,12 @@ class StatusReader:
 
     def status(self) -> Status:
         """Return the study's status."""
-        if self._status is not None and self.is_away():
+        if self.is_away():
             return self._status
         try:
             self._status = status(self._study, self._storage, self._definition, self._workers)
         except Exception as error:
-            if self._status is None or not is_outage(error):
+            if not is_outage(error):
                 raise
         return self._status
 

@@ -160,8 +160,8 @@ class Worker:
             self.trainer.forget(claim)
             tell(outcome.words, outcome.value)
         except Stopped:
-            self._try_to_give_back(claim)
-            tell("given back")
+            is_back = self._try_to_give_back(claim)
+            tell("given back" if is_back else "left to who finds that its lease has run out")
         except ClaimLost:
             tell("dropped: another worker has taken it over")
         except StorageOutage:
@@ -196,8 +196,9 @@ class Worker:
         self.keeper.check(claim)
         return True
 
-    def _try_to_give_back(self, claim: Claim, within: float | None = None) -> None:
+    def _try_to_give_back(self, claim: Claim, within: float | None = None) -> bool:
         try:
             self.keeper.give_back(claim, Failure.INTERRUPTED, within=within)
         except (SQLAlchemyError, OptunaError, Stopped, ClaimLost, StorageOutage):
-            return  # its lease will run out
+            return False
+        return True

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import queue
+import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
@@ -11,6 +13,22 @@ from optuna.distributions import CategoricalDistribution
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.storage import Storage
+
+ROOT = Path(__file__).parents[1]
+
+TINY = (
+    "--set=training.steps=4",
+    "--set=training.batch_size=4",
+    "--set=training.sequence_length=8",
+    "--set=training.log_every=2",
+    "--set=evaluation.lanes=2",
+    "--set=evaluation.lane_length=8",
+)
+"""What makes a study so small that a point takes milliseconds."""
+
+# Nowhere the same, so that what is read from the wrong place is seen.
+TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
+"""Long enough for a tiny study."""
 
 
 def small_study(storage: Storage, count: int, name: str = "small") -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import TINY
+from helpers import TINY
 from optuna.trial import TrialState
 
 ONE_POINT = (

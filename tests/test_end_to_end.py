@@ -10,7 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT, TINY
+from helpers import ROOT, TINY
 from optuna.trial import TrialState
 
 from studies.reading import find_definition

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT, TINY, free_port
+from helpers import ROOT, TINY
+from services import free_port
 
 from studies.definition import Definition
 

@@ -47,6 +47,8 @@ class Searcher:
     @property
     def output(self) -> str:
         """What it has said, on both of its outputs."""
+        if not self.log.exists():  # it has hardly begun
+            return ""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -136,7 +138,9 @@ def searching(nursery, url, text):
 def query(url, statement):
     """Ask a database in plain SQL."""
     if url.startswith("sqlite"):
-        database = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60)
+        # Not made where it is not there.
+        file = f"file:{url.removeprefix('sqlite:///')}?mode=rw"
+        database = sqlite3.connect(file, uri=True, timeout=60)
         try:
             return database.execute(statement).fetchall()
         finally:
@@ -145,6 +149,17 @@ def query(url, statement):
 
     with psycopg.connect(url.replace("+psycopg", "")) as database:
         return database.execute(statement).fetchall()
+
+
+FINISHED = """
+    SELECT number, state, (SELECT count(*) FROM trial_values v WHERE v.trial_id = t.trial_id)
+    FROM trials t ORDER BY number
+"""
+CURVES = """
+    SELECT number, step, intermediate_value
+    FROM trials t JOIN trial_intermediate_values v ON v.trial_id = t.trial_id
+    ORDER BY number, step
+"""
 
 
 # ------------------------------------------------------------------ the process of this file

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from nursery import query, searching
+from nursery import CURVES, FINISHED, query, searching
 
 SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "10"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
@@ -29,16 +29,6 @@ SPACE = {
     "space_exclude": "[]",
 }
 """Two switches and three sources: twelve points a state size."""
-
-FINISHED = """
-    SELECT number, state, (SELECT count(*) FROM trial_values v WHERE v.trial_id = t.trial_id)
-    FROM trials t ORDER BY number
-"""
-CURVES = """
-    SELECT number, step, intermediate_value
-    FROM trials t JOIN trial_intermediate_values v ON v.trial_id = t.trial_id
-    ORDER BY number, step
-"""
 
 
 def disturb(start, seconds, workers, random):
@@ -72,21 +62,6 @@ def disturb(start, seconds, workers, random):
     return everybody, done
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text"
-    path.write_bytes(bytes(random.Random(0).choices(b"abcdefgh \n", k=1800)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(nursery, text, tmp_path_factory):
-    """The curves of a search that nothing happened to."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/studies.db"
-    assert searching(nursery, url, text)(**SPACE).wait(600) == 0
-    return query(url, CURVES)
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_each_point_is_finished_once_and_as_if_nothing_had_been(
     nursery, text, undisturbed, tmp_path, kind, request
@@ -115,7 +90,7 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(POINTS)]
 
     # Every curve is that of a search that nothing happened to.
-    assert query(url, CURVES) == undisturbed
+    assert query(url, CURVES) == undisturbed(**SPACE)
     assert not (tmp_path / "artifacts").exists(), "checkpoints are left"
     setbacks = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
     print(f"{kind}: setbacks {[value for (value,) in setbacks]}")

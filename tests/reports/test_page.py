@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import missing
+from services import missing
 from test_trials import make_study
 
 from reports.page import write_report

@@ -8,7 +8,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import free_port
+from services import free_port
 
 from search.checkpoints import DEFAULT_FOLDER, Checkpoints, Folder, open_store
 from search.errors import ArtifactsError

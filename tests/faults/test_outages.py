@@ -1,0 +1,248 @@
+"""The storage goes away in mid-search, and comes back or does not: no value is lost."""
+
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from nursery import CURVES, FINISHED, query, searching, until
+from services import PostgreSQL, missing
+
+SIX = {
+    "training_steps": 1200,
+    "training_log_every": 50,
+    "checkpoint_seconds": 0.5,
+    "lease_seconds": 5,
+    "space_layers": "[1]",
+    "space_state_size": "[6, 7]",
+    "space_exclude": "[]",
+    "space_input_gate": "[false]",
+    "space_forget_gate": "[true]",
+    "space_output_gate": "[false]",
+    "space_state_gate": "[true]",
+    "space_residual": "[true]",
+}
+"""Six points, of a second or so each."""
+
+LONG = SIX | {
+    "training_steps": 8000,
+    "training_log_every": 500,
+    "space_state_size": "[6]",
+    "space_state_source": "['new']",
+}
+"""One point, of some seconds."""
+
+
+def values(url):
+    try:
+        return len(query(url, CURVES))
+    except Exception:  # not there yet, or away
+        return 0
+
+
+def finished_as_if_nothing_had_been(url, undisturbed, settings=SIX):
+    points = len({number for number, *_ in undisturbed(**settings)})
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(points)]
+    assert query(url, CURVES) == undisturbed(**settings)
+
+
+def no_setbacks(url):
+    return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'setbacks'")
+
+
+@pytest.fixture
+def server():
+    """A server of this test alone, that may be stopped."""
+    with PostgreSQL() as server:
+        yield server
+
+
+def test_postgresql_that_is_stopped_for_20_seconds(server, nursery, text, undisturbed, tmp_path):
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
+    until(lambda: values(url) > 5)
+    server.stop()
+    time.sleep(20)
+    server.start()
+    for worker in workers:
+        assert worker.wait() == 0
+        assert "the storage is away" in worker.output
+        assert "the storage is back" in worker.output
+    finished_as_if_nothing_had_been(url, undisturbed)
+    assert no_setbacks(url), "who trained on was taken for dead"
+
+
+def test_postgresql_that_breaks_down_again_and_again(server, nursery, text, undisturbed, tmp_path):
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
+    until(lambda: values(url) > 5)
+    for _ in range(3):
+        server.stop("immediate")
+        server.start()
+        time.sleep(0.5)
+    for worker in workers:
+        assert worker.wait() == 0
+    finished_as_if_nothing_had_been(url, undisturbed)
+
+
+def test_postgresql_that_does_not_come_back_for_long(server, nursery, text, undisturbed, tmp_path):
+    """The worker writes a checkpoint, says what is wrong, and leaves; the next goes on."""
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    words = (f"--artifacts={tmp_path}/artifacts",)
+    first = search(*words, **LONG | {"outage_seconds": 2, "checkpoint_seconds": 1000})
+    until(lambda: values(url) > 2)
+    server.stop()
+    assert first.wait() == 1
+    last = first.output.strip().splitlines()[-1]
+    assert last.startswith("error: the storage has been away for")
+    assert "waited for are 2 s; what is recorded is kept; mend it and run again" in last
+    assert "Traceback" not in first.output
+    assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
+    server.start()
+    second = search(*words, **LONG)
+    assert second.wait() == 0
+    assert "goes on from step" in second.output
+    finished_as_if_nothing_had_been(url, undisturbed, LONG)
+
+
+def test_a_server_that_takes_no_writes_for_a_while(server, nursery, text, undisturbed, tmp_path):
+    """As one does that has become another's stand-by."""
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    worker = search(f"--artifacts={tmp_path}/artifacts", **SIX)
+    until(lambda: values(url) > 5)
+    server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    server.execute("SELECT pg_reload_conf()")
+    until(lambda: "read-only transaction" in worker.output)
+    before = values(url)
+    time.sleep(1)
+    assert values(url) == before
+    server.execute("ALTER SYSTEM RESET default_transaction_read_only")
+    server.execute("SELECT pg_reload_conf()")
+    assert worker.wait() == 0
+    finished_as_if_nothing_had_been(url, undisturbed)
+
+
+def test_a_stop_while_the_server_is_away(server, nursery, text, undisturbed, tmp_path):
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    words = (f"--artifacts={tmp_path}/artifacts",)
+    first = search(*words, **LONG)
+    until(lambda: values(url) > 2)
+    server.stop()
+    until(lambda: "the storage is away" in first.output)
+    first.send(signal.SIGTERM)
+    assert first.wait(10) == 143
+    assert "Traceback" not in first.output
+    server.start()
+    second = search(*words, **LONG)
+    assert second.wait() == 0
+    assert "goes on from step" in second.output
+    finished_as_if_nothing_had_been(url, undisturbed, LONG)
+
+
+def test_a_server_that_has_stopped_to_answer(server, nursery, text, undisturbed, tmp_path):
+    """All its processes are frozen: connections are taken, and nothing comes back."""
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    worker = search(f"--artifacts={tmp_path}/artifacts", **SIX)
+    until(lambda: values(url) > 5)
+    server.signal(signal.SIGSTOP)
+    try:
+        until(lambda: "the storage is away" in worker.output)
+    finally:
+        server.signal(signal.SIGCONT)
+    assert worker.wait() == 0
+    finished_as_if_nothing_had_been(url, undisturbed)
+
+
+def test_a_file_that_another_program_has_locked(nursery, sqlite_url, text, undisturbed, tmp_path):
+    search = searching(nursery, sqlite_url, text)
+    workers = [search(**SIX) for _ in range(2)]
+    until(lambda: values(sqlite_url) > 5)
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=60)
+    other.execute("BEGIN IMMEDIATE")
+    time.sleep(12)  # longer than a lease
+    other.execute("ROLLBACK")
+    other.close()
+    for worker in workers:
+        assert worker.wait() == 0
+        assert "the storage is away (it does not answer)" in worker.output
+    finished_as_if_nothing_had_been(sqlite_url, undisturbed)
+    assert no_setbacks(sqlite_url)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        missing("the right to mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk):
+    """Fill a disk to the last byte; return what is to be removed."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_a_full_disk(nursery, small_disk, text, undisturbed):
+    """Neither the database nor a checkpoint can grow; both can when there is room again."""
+    url = f"sqlite:///{small_disk}/studies.db"
+    worker = searching(nursery, url, text)(**LONG)
+    until(lambda: values(url) > 2)
+    filler = fill(small_disk)
+    until(lambda: "the storage is away" in worker.output)
+    until(lambda: "could not be written" in worker.output)
+    time.sleep(1)
+    filler.unlink()
+    assert worker.wait() == 0
+    assert "the storage is back" in worker.output
+    finished_as_if_nothing_had_been(url, undisturbed, LONG)
+
+
+def test_a_full_disk_that_nobody_clears(nursery, small_disk, text, undisturbed):
+    url = f"sqlite:///{small_disk}/studies.db"
+    search = searching(nursery, url, text)
+    worker = search(**SIX, outage_seconds=1)
+    until(lambda: values(url) > 5)
+    filler = fill(small_disk)
+    assert worker.wait() == 1
+    last = worker.output.strip().splitlines()[-1]
+    assert last.startswith("error: the storage has been away for")
+    assert "Traceback" not in worker.output
+    filler.unlink()
+    assert search(**SIX).wait() == 0
+    finished_as_if_nothing_had_been(url, undisturbed)
+
+
+def test_a_read_only_disk_is_refused_and_left_as_it_is(nursery, small_disk, text):
+    url = f"sqlite:///{small_disk}/studies.db"
+    search = searching(nursery, url, text)
+    assert search(**SIX).wait() == 0
+    before = (small_disk / "studies.db").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = search(**SIX)
+    assert refused.wait() == 2
+    assert refused.output.startswith("error: storage sqlite:")
+    assert "check the address and that you may write there" in refused.output
+    assert refused.output.count("\n") == 1
+    told = search("--status")
+    assert told.wait() == 0
+    assert "complete  6" in told.output
+    assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
+    assert (small_disk / "studies.db").read_bytes() == before
