@@ -29,7 +29,7 @@ _SERVER_OPTIONS = {
     "connect_timeout": 10,
     "tcp_user_timeout": 20_000,
     # A worker that is frozen in the midst of a transaction keeps its locks from nobody for long.
-    "options": "-c idle_in_transaction_session_timeout=10s",
+    "options": "-c idle_in_transaction_session_timeout=30s",
 }
 """What a connection to PostgreSQL is given where the URL's query does not say it."""
 
@@ -122,7 +122,6 @@ def configure(engine: Engine) -> None:
             return patient_with_crowds(dialect.connect)(*args, **kwargs)
 
         return
-    engine.dispose()  # of what was opened before
 
     @event.listens_for(engine, "connect")
     def connected(connection: DBAPIConnection, _: object) -> None:

@@ -157,6 +157,8 @@ def _create_on_server(url: URL) -> None:
     wait = tenacity.wait_random_exponential(multiplier=0.1, max=1)
     for attempt in tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_Busy)):
         with attempt, engine.connect() as connection:
+            # A transaction that is open while others are waited for would be ended by the server.
+            connection.execution_options(isolation_level="AUTOCOMMIT")
             if _is_complete(connection):
                 return
             if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_CREATION_LOCK))):

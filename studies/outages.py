@@ -7,7 +7,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-CROWDED_SECONDS = 60
+CROWDED_SECONDS = 120
 """How long a connection is asked for where a server has no more of them."""
 
 _CROWDED = ("too many clients", "too many connections", "connection slots", "starting up")
@@ -52,7 +52,7 @@ def reason(error: BaseException) -> str:
 
 def is_crowded(error: BaseException) -> bool:
     """Tell whether a server turns connections away only because it has enough of them."""
-    return any(words in str(error) for words in _CROWDED)
+    return any(words in reason(error) for words in _CROWDED)
 
 
 patient_with_crowds = tenacity.retry(

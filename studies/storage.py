@@ -57,12 +57,15 @@ class Storage(RDBStorage):
     def __init__(self, url: str, engine_options: dict[str, Any]) -> None:
         # Optuna fills a URL in as a template: a brace in it, as of a password, is to stay one.
         template = url.replace("{", "{{").replace("}", "}}")
-        super().__init__(template, engine_options, skip_table_creation=True)
-        configure(self.engine)
+        super().__init__(
+            template, engine_options, skip_compatibility_check=True, skip_table_creation=True
+        )
 
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
-        configure(self.engine)
+    def __setattr__(self, name: str, value: Any) -> None:
+        # However Optuna comes to its engine, here or when it is unpickled: before it connects.
+        if name == "engine":
+            configure(value)
+        super().__setattr__(name, value)
 
     def close(self) -> None:
         """Close all connections.

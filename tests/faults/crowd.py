@@ -1,0 +1,95 @@
+"""A crowd of workers that all begin at the same moment, with a trainer that trains nothing.
+
+``python tests/faults/crowd.py URL WORKERS POINTS``: prints, as JSON, the exit code of each worker
+and the trials that it had. The workers are the project's own; what they import is imported once,
+and none of it is torch.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import optuna
+from helpers import small_study
+from optuna.trial import TrialState
+
+from search.claims import Claim, ClaimKeeper
+from search.stopping import StopRequest
+from search.worker import Outcome, Worker
+from studies.accounting import accounting_of
+from studies.opening import open_storage
+
+assert "torch" not in sys.modules
+
+
+class Stub:
+    """Trains nothing, and keeps the numbers of its trials."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def train(self, claim: Claim, look) -> Outcome:
+        self.numbers.append(claim.trial.number)
+        claim.report(1, 1.0)
+        look()
+        return Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
+
+    def forget(self, claim: Claim) -> None:
+        return
+
+    def failure(self, error, claim):
+        raise error
+
+
+class Quiet:
+    def ended(self, ended) -> None:
+        return
+
+    def waits(self) -> None:
+        return
+
+
+def work(url: str, points: int) -> list[int]:
+    """Work on a study that may not be there yet, nor its storage; return the trials' numbers."""
+    storage = open_storage(url)
+    study_id = small_study(storage, points)
+    stop, stub = StopRequest(), Stub()
+    with ClaimKeeper(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as keeper:
+        Worker(keeper, stub, lambda: accounting_of(storage, study_id), stop, Quiet()).run()
+    return stub.numbers
+
+
+def main(url: str, workers: int, points: int) -> None:
+    """Start the crowd, and say what became of it."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    gate, release = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        pids = []
+        for _ in range(workers):
+            pid = os.fork()
+            if not pid:
+                code = 1
+                try:
+                    os.close(release)
+                    os.read(gate, 1)  # until the other end is closed: by all at once
+                    numbers = work(url, points)
+                    Path(folder, str(os.getpid())).write_text(json.dumps(numbers))
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        os.close(release)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        claimed = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+    print(json.dumps({"codes": codes, "claimed": claimed}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
