@@ -6,10 +6,14 @@ import platform
 import click
 import torch
 
-from benchmarks import sharing_cores, training_step
+from benchmarks import claiming, sharing_cores, training_step
 from search.threads import cores
 
-BENCHMARKS = {"training-step": training_step.measure, "sharing-cores": sharing_cores.measure}
+BENCHMARKS = {
+    "training-step": training_step.measure,
+    "sharing-cores": sharing_cores.measure,
+    "claiming": claiming.measure,
+}
 
 
 @click.command(help="Measure, by default everything. Leave the machine alone meanwhile.")

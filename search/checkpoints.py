@@ -23,11 +23,17 @@ _BESIDE = ".part"
 
 
 class Folder(FileSystemArtifactStore):
-    """Optuna's artifacts in a folder, each of them there as a whole or not at all."""
+    """Optuna's artifacts in a folder, each of them there as a whole or not at all.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the folder; it is made when something is written.
+        is_ours: whether to remove it when it is empty.
+    """
+
+    def __init__(self, path: Path, is_ours: bool = False) -> None:
         super().__init__(path)
         self.path = path
+        self.is_ours = is_ours
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact beside its place, and put it there when it is on the disk."""
@@ -51,14 +57,15 @@ class Folder(FileSystemArtifactStore):
         super().remove(artifact_id)
 
     def clear(self, folder: str) -> None:
-        """Remove a folder's checkpoints, and the folders that are empty then."""
+        """Remove a folder's checkpoints, and the folder if nothing else is in it."""
         inside = self.path / folder
         for pattern in (f"*{_SUFFIX}", f"*{_SUFFIX}.*{_BESIDE}"):
             for path in inside.glob(pattern):
                 path.unlink(missing_ok=True)
-        for path in (inside, self.path):
-            with contextlib.suppress(OSError):  # not there, or something else is in it
-                path.rmdir()
+        with contextlib.suppress(OSError):  # not there, or something else is in it
+            inside.rmdir()
+            if self.is_ours:
+                self.path.rmdir()
 
 
 class Checkpoints:
@@ -124,7 +131,8 @@ def open_store(artifacts: str | None, storage: str) -> Folder | Boto3ArtifactSto
     if artifacts is None:
         url = parse_url(storage)
         is_file = url.get_backend_name() == "sqlite"
-        return Folder(Path(f"{url.database}.checkpoints") if is_file else DEFAULT_FOLDER)
+        default = Path(f"{url.database}.checkpoints") if is_file else DEFAULT_FOLDER
+        return Folder(default, is_ours=True)
     parts = urlsplit(artifacts)
     if parts.scheme == "s3":
         return _open_bucket(artifacts, parts.netloc, parts.path)

@@ -306,6 +306,7 @@ class ClaimKeeper:
                 stopped_at = time.monotonic() + GRACE_SECONDS
             if stopped_at is not None and time.monotonic() > stopped_at:
                 raise Stopped
+        self._tell()
         if task.error is not None:
             raise task.error
         return task.result  # type: ignore[return-value]  # set where there is no error

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.storages import _rdb as rdb
 from optuna.storages._rdb import models
-from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.engine import connect, engine_options, parse_url, read_only, shown
@@ -46,17 +47,21 @@ def open_storage(url: str) -> Storage:
             the installed Optuna does not know; it is left as it was. Passwords are not shown.
     """
     parsed = parse_url(url)
+    is_file = parsed.get_backend_name() == "sqlite"
     with _explained(parsed):
-        if parsed.get_backend_name() == "sqlite":
+        if is_file:
             _create_sqlite(parsed)
         else:
             _create_on_server(parsed)
-        storage = _open_existing(parsed)
-        if parsed.get_backend_name() == "sqlite":
+        found = _look(parsed)
+        _require_ours(found, parsed)
+        storage = Storage(parsed.render_as_string(hide_password=False), engine_options(parsed))
+        if is_file:
             # One that plain Optuna made: readers and the writer would hold each other up.
             with contextlib.closing(storage.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
-        _index_claims(storage)
+        if not found.is_indexed:
+            _index_claims(storage)
         return storage
 
 
@@ -75,7 +80,8 @@ def read_storage(url: str) -> Storage:
     with _explained(parsed):
         if is_file:
             parsed = read_only(parsed)
-        return _open_existing(parsed)
+        _require_ours(_look(parsed), parsed)
+        return Storage(parsed.render_as_string(hide_password=False), engine_options(parsed))
 
 
 def load_study(storage: Storage, name: str) -> optuna.Study:
@@ -94,30 +100,50 @@ def load_study(storage: Storage, name: str) -> optuna.Study:
         ) from error
 
 
-def _open_existing(url: URL) -> Storage:
+@dataclass(frozen=True)
+class _Found:
+    """What is in a database: tables, the version of Optuna's, and if claims are indexed."""
+
+    tables: set[str]
+    version: str | None
+    is_indexed: bool
+
+    @property
+    def is_complete(self) -> bool:
+        return self.tables >= _OURS and self.version is not None
+
+
+def _look(url: URL) -> _Found:
     engine = connect(url)
     try:
-        _require_ours(engine, url)
+        with engine.connect() as connection:
+            return _look_through(connection)
     finally:
         engine.dispose()
-    return Storage(url.render_as_string(hide_password=False), engine_options(url))
 
 
-def _require_ours(engine: Engine, url: URL) -> None:
-    tables = set(sa.inspect(engine).get_table_names())
-    if not tables and engine.dialect.name != "sqlite":
+def _look_through(connection: Connection) -> _Found:
+    inspector = sa.inspect(connection)
+    tables = set(inspector.get_table_names())
+    version = None
+    if _VERSION_TABLE in tables:
+        version = connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}"))
+    indexes = inspector.get_indexes(TRIALS.name) if TRIALS.name in tables else []
+    return _Found(tables, version, any(index["name"] == CLAIM_INDEX for index in indexes))
+
+
+def _require_ours(found: _Found, url: URL) -> None:
+    if not found.tables and url.get_backend_name() != "sqlite":
         raise StorageError(f"storage {shown(url)} holds no study yet; run a search first")
-    if not tables >= _OURS:
+    if not found.tables >= _OURS:
         raise StorageError(
             f"storage {shown(url)} is not a database of studies; it was left as it is; "
             "name another file or database"
         )
-    with engine.connect() as connection:
-        version = _version(connection, tables)
     known = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
-    if version != known:
+    if found.version != known:
         raise StorageError(
-            f"storage {shown(url)} is of schema {version}; allowed: {known}, which Optuna "
+            f"storage {shown(url)} is of schema {found.version}; allowed: {known}, which Optuna "
             f"{optuna.__version__} knows; it was left as it is; name another, or install the "
             "Optuna that made it"
         )
@@ -154,19 +180,19 @@ def _create_on_server(url: URL) -> None:
     work needs some of its own.
     """
     engine = connect(url)
-    wait = tenacity.wait_random_exponential(multiplier=0.1, max=1)
+    wait = tenacity.wait_random_exponential(multiplier=0.2, max=5)
     for attempt in tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_Busy)):
         with attempt, engine.connect() as connection:
             # A transaction that is open while others are waited for would be ended by the server.
             connection.execution_options(isolation_level="AUTOCOMMIT")
-            if _is_complete(connection):
+            if _look_through(connection).is_complete:
                 return
             if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_CREATION_LOCK))):
                 raise _Busy
             try:
-                tables = set(sa.inspect(connection).get_table_names())
+                found = _look_through(connection)
                 # Without a version they are not there yet, or who made them was killed meanwhile.
-                if tables <= _OPTUNAS and _version(connection, tables) is None:
+                if found.tables <= _OPTUNAS and found.version is None:
                     make = patient_with_crowds(RDBStorage)
                     make(url.render_as_string(hide_password=False), engine_options(url))
             finally:
@@ -177,17 +203,8 @@ class _Busy(Exception):
     """Another process makes the tables now."""
 
 
-def _is_complete(connection: Connection) -> bool:
-    tables = set(sa.inspect(connection).get_table_names())
-    return tables >= _OURS and _version(connection, tables) is not None
-
-
 def _index_claims(storage: Storage) -> None:
     """Let the next waiting point be found at once, however many there are."""
-    with storage.engine.connect() as connection:
-        indexes = sa.inspect(connection).get_indexes(TRIALS.name)
-    if any(index["name"] == CLAIM_INDEX for index in indexes):
-        return
     # Who may not make an index in somebody's database claims without it.
     with contextlib.suppress(sa.exc.ProgrammingError), storage.transaction() as connection:
         if connection.dialect.name != "sqlite":
@@ -196,13 +213,6 @@ def _index_claims(storage: Storage) -> None:
         connection.execute(
             sa.text(f"CREATE INDEX IF NOT EXISTS {CLAIM_INDEX} ON {TRIALS.name} ({columns})")
         )
-
-
-def _version(connection: Connection, tables: set[str]) -> str | None:
-    if _VERSION_TABLE not in tables:
-        return None
-    version: str | None = connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}"))
-    return version
 
 
 @contextlib.contextmanager

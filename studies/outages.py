@@ -58,7 +58,7 @@ def is_crowded(error: BaseException) -> bool:
 patient_with_crowds = tenacity.retry(
     retry=tenacity.retry_if_exception(is_crowded),
     # At random: those who were turned away together must not come back together.
-    wait=tenacity.wait_random_exponential(multiplier=0.05, max=3),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
     stop=tenacity.stop_after_delay(CROWDED_SECONDS),
     reraise=True,
 )

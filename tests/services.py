@@ -1,5 +1,6 @@
 """The services that tests need: a PostgreSQL server of the system's packages, free ports."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -82,7 +83,8 @@ class PostgreSQL:
         postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         for pid in (postmaster, *map(int, children)):
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def execute(self, statement: str) -> None:
         """Have it do something."""

@@ -2,15 +2,18 @@
 
 import contextlib
 import itertools
+import json
 import pickle
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import at_once, open_and_count, small_study
+from helpers import ROOT, at_once, open_and_count, small_study
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
@@ -184,6 +187,57 @@ def test_a_pickled_storage_is_as_safe_as_the_first(sqlite_url):
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: began.append(a[2]))
     assert storage.claim(study_id, "me") is not None
     assert began[0] == "BEGIN IMMEDIATE"
+
+
+def test_who_is_turned_away_by_a_full_server_comes_again(postgresql_url, monkeypatch):
+    psycopg = pytest.importorskip("psycopg")
+    first = open_storage(postgresql_url)
+    study_id = small_study(first, 2)
+    for storage in (first, pickle.loads(pickle.dumps(first))):
+        connect, answers = storage.engine.dialect.connect, [1, 2, 3]
+
+        def crowded(*args, connect=connect, answers=answers, **kwargs):
+            if answers:
+                answers.pop()
+                raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
+            return connect(*args, **kwargs)
+
+        monkeypatch.setattr(storage.engine.dialect, "connect", crowded)
+        assert storage.claim(study_id, "me") is not None
+        assert not answers
+
+
+FORKING = """
+import json, os, sys
+sys.path[:0] = ["tests", "."]
+from helpers import small_study
+from studies.opening import open_storage
+
+storage = open_storage(sys.argv[1])
+study_id = small_study(storage, 100)
+claimed = [storage.claim(study_id, "parent")]
+reader, writer = os.pipe()
+for child in range(4):
+    if not os.fork():
+        mine = [storage.claim(study_id, f"child {child}") for _ in range(20)]
+        os.write(writer, (json.dumps(mine) + "\\n").encode())
+        os._exit(0)
+claimed += [storage.claim(study_id, "parent") for _ in range(19)]
+codes = {os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)}
+os.close(writer)
+for line in os.fdopen(reader):
+    claimed += json.loads(line)
+print(json.dumps([sorted(codes), len(claimed), len(set(claimed))]))
+"""
+
+
+def test_a_forked_storage_is_as_safe_as_the_first(url):
+    """Children use the very object that their parent has used, and goes on using."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, url], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[0], 100, 100]
 
 
 def test_reads_do_not_hold_up_writers(sqlite_url):
