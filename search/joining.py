@@ -1,7 +1,7 @@
 """Making a study, or joining one that is there, on terms that keep its results comparable."""
 
 import re
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -120,35 +120,48 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
     own = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
-    storage = open_storage(url)
-    if name not in optuna.get_all_study_names(storage):
-        _create(name, storage, definition, own, terms.partial)
-
-    study = load_study(storage, name)
-    stored = stored_definition(study)
-    stored_corpus = CorpusRecord.model_validate(study.user_attrs[CORPUS])
-    found = differences(stored, stored_corpus, definition, own)
-    if terms.extend:
-        found = [line for line in found if not line.startswith("space.")]
-    if found:
-        shown = "; ".join(found[:_SHOWN])
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        grown = all(line.startswith("space.") for line in found)
-        extend = ", or --extend if values were added at the end of a list" if grown else ""
-        raise IdentityError(
-            f"study {name!r} was made with other settings: {shown}{more}; use the same, or another "
-            f"--name{extend}"
-        )
-    if terms.extend:
-        extended = _extend(study, storage, stored, definition)
-        if extended is None:  # another has done so meanwhile
-            return join(file, url, terms)
-        stored = extended
+    with ExitStack() as if_refused:
+        storage = if_refused.enter_context(closing(open_storage(url)))
+        if name not in optuna.get_all_study_names(storage):
+            _create(name, storage, definition, own, terms.partial)
+        study = load_study(storage, name)
+        stored = stored_definition(study)
+        _require_same(study, stored, definition, own, terms.extend)
+        if terms.extend:
+            extended = _extend(study, storage, stored, definition)
+            if extended is None:  # another has done so meanwhile
+                return join(file, url, terms)
+            stored = extended
+        if_refused.pop_all()
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
     )
     own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
     return Joined(study, storage, stored.model_copy(update=own_reliability), corpus)
+
+
+def _require_same(
+    study: optuna.Study,
+    stored: Definition,
+    definition: Definition,
+    corpus: CorpusRecord,
+    extend: bool,
+) -> None:
+    """Refuse a worker whose settings, or text, are not the study's."""
+    name = study.study_name
+    stored_corpus = CorpusRecord.model_validate(study.user_attrs[CORPUS])
+    found = differences(stored, stored_corpus, definition, corpus)
+    if extend:
+        found = [line for line in found if not line.startswith("space.")]
+    if found:
+        shown = "; ".join(found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        grown = all(line.startswith("space.") for line in found)
+        hint = ", or --extend if values were added at the end of a list" if grown else ""
+        raise IdentityError(
+            f"study {name!r} was made with other settings: {shown}{more}; use the same, or another "
+            f"--name{hint}"
+        )
 
 
 def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:

@@ -1,16 +1,19 @@
 """What the tests share: small studies, storages, and the commands as a user types them."""
 
-import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-from helpers import ROOT, TEXT
-from services import PostgreSQL
+from helpers import TEXT
+from nursery import Nursery
+from services import PostgreSQL, free_port
 
 # The machines' cores are few, and a network alone repeats bit for bit at one thread count.
 torch.set_num_threads(1)
@@ -38,24 +41,17 @@ def url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(fixture))
 
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts the project's commands, each in a process of its own."""
+    with Nursery(tmp_path_factory.mktemp("commands")) as nursery:
+        yield nursery
 
 
 @pytest.fixture
-def run() -> Run:
-    """Run a Python command of the project, as ``run("run_search.py", "quick", …)``."""
-
-    def run_command(*words: str, timeout: float = 120, **environment: str):
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run_command
+def run(nursery: Nursery) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a command of the project to its end, as ``run("run_search.py", "quick", …)``."""
+    return nursery.run
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +65,38 @@ def postgresql_server() -> Iterator[PostgreSQL]:
 def postgresql_url(postgresql_server: PostgreSQL) -> str:
     """The URL of an empty database on a real server."""
     return postgresql_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3-compatible service."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the service did not come up"
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of that service, as ``--artifacts`` names it."""
+    boto3 = pytest.importorskip("boto3")
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="networks")
+    return "s3://networks"

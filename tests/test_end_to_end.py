@@ -212,6 +212,16 @@ def test_stopping_the_process_that_started_the_workers_stops_them_all(slow, sqli
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
 
 
+def test_workers_stop_when_the_process_that_started_them_is_killed(slow, sqlite_url, tmp_path):
+    process = start(*slow, "--workers", "2")
+    until(lambda: len(running(sqlite_url)) == 2)
+    process.kill()
+    process.communicate()
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
+    assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 2
+
+
 def test_status_of_a_running_study(slow, sqlite_url, tmp_path, run):
     process = start(*slow)
     until(lambda: running(sqlite_url))

@@ -2,13 +2,7 @@
 
 import pytest
 from helpers import TEXT
-from nursery import CURVES, Nursery, query, searching
-
-
-@pytest.fixture(scope="session")
-def nursery(tmp_path_factory):
-    with Nursery(tmp_path_factory.mktemp("searchers")) as nursery:
-        yield nursery
+from nursery import CURVES, query, searching
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A worker that is stopped, killed or frozen loses nothing, and the next goes on bit for bit."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_a_stopped_trial_goes_on_where_it_was(
     assert query(sqlite_url, "SELECT state FROM trials") == [("WAITING",)]
     reached = max(step for _, step, _ in query(sqlite_url, CURVES))
     assert len(checkpoints(tmp_path)) == 1
+    told = search("--status")
+    assert told.wait() == 0
+    assert "waiting   1\n" in told.output
+    assert "run again 1 interrupted\n" in told.output
     second = search(**ONE)
     assert second.wait() == 0
     assert "trial 0 goes on from step" in second.output
@@ -82,6 +87,24 @@ def test_a_stopped_trial_goes_on_where_it_was(
         sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'"
     )
     assert json.loads(setbacks) == {"interrupted": 1}
+
+
+def test_a_trial_goes_on_from_a_bucket(search, sqlite_url, tmp_path, undisturbed, bucket):
+    import boto3
+
+    aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    first = search(f"--artifacts={bucket}", environment=aws, **ONE)
+    until(lambda: recorded(sqlite_url))
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143
+    kept = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
+    assert [entry["Key"].split("/")[1] for entry in kept] == ["trial-0.checkpoint"]
+    second = search(f"--artifacts={bucket}", environment=aws, **ONE)
+    assert second.wait() == 0
+    assert "trial 0 goes on from step" in second.output
+    assert "s3cret" not in first.output + second.output
+    assert "Contents" not in boto3.client("s3").list_objects(Bucket="networks")
+    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
 
 
 def test_a_worker_whose_time_is_over_stops_in_good_order(search, sqlite_url, undisturbed):

@@ -4,48 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
-from services import free_port
 
 from search.checkpoints import DEFAULT_FOLDER, Checkpoints, Folder, open_store
 from search.errors import ArtifactsError
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-    """An S3-compatible service."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the service did not come up"
-            time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
-
-
-@pytest.fixture
-def bucket(s3_server, monkeypatch):
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="networks")
-    return "s3://networks"
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -1,8 +1,8 @@
-"""Starts searches at the cost of a fork: what they import is imported once.
+"""Starts the project's commands at the cost of a fork: what they import is imported once.
 
 A process of this file reads requests from its standard input, a JSON object a line, and answers
 with the process that it started; when one of them ends, it says how. What runs in each of them is
-``run_search.py``, as it would in a terminal.
+``run_search.py`` or another command, as it would in a terminal.
 """
 
 import json
@@ -17,18 +17,26 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import MappingProxyType
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
-class Searcher:
-    """A process that searches."""
+_ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 
-    def __init__(self, pid: int, log: Path) -> None:
+
+class Command:
+    """A process that runs a command.
+
+    Attributes:
+        code: its exit code, negative for a signal; None while it runs.
+    """
+
+    def __init__(self, pid: int, out: Path) -> None:
         self.pid = pid
-        self.log = log
         self.code: int | None = None
         self.ended = threading.Event()
+        self._out = out
 
     def send(self, number: int) -> None:
         """Send a signal, if there is still somebody to receive it."""
@@ -39,26 +47,44 @@ class Searcher:
                 return
 
     def wait(self, seconds: float = 60) -> int:
-        """Return the exit code, negative for a signal."""
+        """Return the exit code."""
         assert self.ended.wait(seconds), f"it still runs:\n{self.output}"
         assert self.code is not None
         return self.code
 
     @property
+    def stdout(self) -> str:
+        """What it has said on its standard output."""
+        return _read(self._out)
+
+    @property
+    def stderr(self) -> str:
+        """What it has said on its standard error."""
+        return _read(self._out.with_suffix(".err"))
+
+    @property
     def output(self) -> str:
-        """What it has said, on both of its outputs."""
-        if not self.log.exists():  # it has hardly begun
-            return ""
-        return self.log.read_text(encoding="utf-8", errors="replace")
+        """What it has said on both."""
+        return self.stdout + self.stderr
+
+
+def _read(path: Path) -> str:
+    if not path.exists():  # it has hardly begun
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 class Nursery:
-    """A context in which searches are started quickly."""
+    """A context in which commands are started quickly.
+
+    Args:
+        folder: for what they say.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: queue.Queue[int] = queue.Queue()
-        self._searchers: dict[int, Searcher] = {}
+        self._commands: dict[int, Command] = {}
         self._count = 0
 
     def __enter__(self) -> "Nursery":
@@ -69,40 +95,48 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             # Threads that a parent has begun do not live on in a child.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env={**os.environ, **_ONE_THREAD},
         )
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for searcher in self._searchers.values():
-            searcher.send(signal.SIGKILL)
+        for command in self._commands.values():
+            command.send(signal.SIGKILL)
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(30)
 
-    def start(self, *words: str, **environment: str) -> Searcher:
-        """Start ``run_search.py`` with these words."""
+    def start(self, *words: str, **environment: str) -> Command:
+        """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``."""
         self._count += 1
-        log = self._folder / f"searcher-{self._count}.log"
-        request = {"words": words, "log": str(log), "environment": environment}
+        out = str(self._folder / f"command-{self._count}.out")
+        request = {"words": words, "out": out, "environment": environment}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._searchers[self._started.get(timeout=60)]
+        return self._commands[self._started.get(timeout=60)]
+
+    def run(
+        self, *words: str, timeout: float = 120, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        command = self.start(*words, **environment)
+        code = command.wait(timeout)
+        return subprocess.CompletedProcess(words, code, command.stdout, command.stderr)
 
     def _listen(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
             message = json.loads(line)
-            if "log" in message:
+            if "out" in message:
                 pid = message["pid"]
-                self._searchers[pid] = Searcher(pid, Path(message["log"]))
+                self._commands[pid] = Command(pid, Path(message["out"]))
                 self._started.put(pid)
             else:
-                searcher = self._searchers[message["pid"]]
-                searcher.code = message["code"]
-                searcher.ended.set()
+                command = self._commands[message["pid"]]
+                command.code = message["code"]
+                command.ended.set()
 
 
 def until(condition, seconds: float = 60):
@@ -126,11 +160,11 @@ SETTINGS = {
 def searching(nursery, url, text):
     """Return what starts a search on a small study; settings as ``training_steps=1000``."""
 
-    def start(*words, **settings):
+    def start(*words, environment=MappingProxyType({}), **settings):
         named = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | named).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
-        return nursery.start(*common, *overrides, *words)
+        return nursery.start("run_search.py", *common, *overrides, *words, **environment)
 
     return start
 
@@ -197,19 +231,28 @@ def main() -> None:
 def _start(request) -> None:
     pid = os.fork()
     if pid:
-        _say({"pid": pid, "log": request["log"]})
+        _say({"pid": pid, "out": request["out"]})
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.update(request["environment"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["run_search.py", *request["words"]]
+    out = Path(request["out"])
+    for descriptor, path, flags in (
+        (0, Path(os.devnull), os.O_RDONLY),
+        (1, out, os.O_WRONLY | os.O_CREAT),
+        (2, out.with_suffix(".err"), os.O_WRONLY | os.O_CREAT),
+    ):
+        os.dup2(os.open(path, flags, 0o600), descriptor)
     code = 70
     try:
-        runpy.run_path(str(ROOT / "run_search.py"), run_name="__main__")
+        program, *words = request["words"]
+        if program == "-m":
+            program, *words = words
+            sys.argv = [program, *words]
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [program, *words]
+            runpy.run_path(str(ROOT / program), run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:
