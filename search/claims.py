@@ -269,13 +269,17 @@ class ClaimKeeper:
 
         self._let_go(claim, attempt, within)
 
-    def read(self, query: Callable[[], _T]) -> _T:
+    def read(self, query: Callable[[], _T], within: float | None = None) -> _T:
         """Have the thread read something from the storage.
+
+        Args:
+            query: reads it.
+            within: seconds after which the storage is not waited for.
 
         Raises:
             Stopped, StorageOutage: before it is read.
         """
-        return self._do(lambda tried: query())
+        return self._do(lambda tried: query(), within)
 
     # ------------------------------------------------------------------ tasks
 
@@ -284,7 +288,8 @@ class ClaimKeeper:
     ) -> None:
         def operation(tried: bool) -> None:
             attempt(tried)
-            self._held.remove(claim)
+            if claim in self._held:
+                self._held.remove(claim)
 
         try:
             self._do(operation, within)
@@ -294,6 +299,8 @@ class ClaimKeeper:
 
     def _do(self, operation: Callable[[bool], _T], within: float | None = None) -> _T:
         task = _Task(operation)
+        if self._closed:
+            raise Stopped
         with self._changed:
             self._tasks.append(task)
             self._changed.notify_all()

@@ -130,17 +130,31 @@ def _work(
     console = Console()
     if not options.child:
         _greet(console, joined, device)
-    reader = StatusReader(joined.study, joined.storage, joined.definition, options.workers)
+    definition = joined.definition
+    reader = StatusReader(joined.study, joined.storage, definition, options.workers)
+    name = f"{socket.gethostname()}/{os.getpid()}"
     with (
         StopRequest(options.until, with_parent=options.child) as stop,
         _display(options, console, joined, reader) as display,
+        ClaimKeeper(
+            joined.storage,
+            joined.study_id,
+            name,
+            stop,
+            display.says,
+            definition.lease.seconds,
+            definition.outage.seconds,
+        ) as keeper,
     ):
+        reader.read_through(keeper)
+        failed = 0
         if options.workers == 1:
-            _work_alone(options, joined, device, checkpoints, stop, display, reader)
-            failed = 0
+            with ThreadBudget(options.threads) as budget:
+                trainer = Trainer(joined, device, budget, checkpoints, display, name)
+                Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
         else:
             failed = _supervise(options, reader, stop, display)
-    end = reader.status()
+        end = reader.status()
     if end.accounting.finished == end.accounting.planned:
         checkpoints.clear()
     if not options.child:
@@ -148,31 +162,6 @@ def _work(
         if stop.requested:
             _say(console, "stopped; what was trained is kept, and the same command goes on")
     return Result(end.name, end.accounting.finished, stop.exit_code or failed)
-
-
-def _work_alone(
-    options: Options,
-    joined: Joined,
-    device: torch.device,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-    display: Display,
-    reader: StatusReader,
-) -> None:
-    name = f"{socket.gethostname()}/{os.getpid()}"
-    keeper = ClaimKeeper(
-        joined.storage,
-        joined.study_id,
-        name,
-        stop,
-        display.says,
-        joined.definition.lease.seconds,
-        joined.definition.outage.seconds,
-    )
-    reader.is_away = lambda: keeper.trouble is not None
-    with ThreadBudget(options.threads) as budget, keeper:
-        trainer = Trainer(joined, device, budget, checkpoints, display, name)
-        Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
 
 
 def _supervise(options: Options, reader: StatusReader, stop: StopRequest, display: Display) -> int:

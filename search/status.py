@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import TrialState
 
 from rnn.architecture import Member
+from search.claims import ClaimKeeper
+from search.errors import Stopped
 from search.space import member_of
 from studies.accounting import (
     Accounting,
@@ -18,9 +20,13 @@ from studies.accounting import (
     setbacks_of,
 )
 from studies.definition import Definition
-from studies.outages import is_outage
 from studies.records import Failure, is_point
 from studies.storage import Storage
+
+ANSWER_SECONDS = 2.0
+"""How long a display waits for the storage before it shows what it knows."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -117,21 +123,22 @@ class StatusReader:
         storage: that holds it.
         definition: of it.
         workers: known to be at work.
-
-    Attributes:
-        is_away: tells whether the storage is known to be away.
     """
 
     def __init__(
         self, study: optuna.Study, storage: Storage, definition: Definition, workers: int = 0
     ) -> None:
-        self.is_away: Callable[[], bool] = lambda: False
         self._study = study
         self._storage = storage
         self._definition = definition
         self._workers = workers
-        self._status = status(study, storage, definition, workers)
+        self._keeper: ClaimKeeper | None = None
+        self._status = self._read()
         self._running: list[Running] = []
+
+    def read_through(self, keeper: ClaimKeeper) -> None:
+        """Have a keeper's thread do what is read from now on: who shows it is not to be held up."""
+        self._keeper = keeper
 
     def accounting(self) -> Accounting:
         """Return the study's accounting; raises whatever the storage raises."""
@@ -139,23 +146,30 @@ class StatusReader:
 
     def status(self) -> Status:
         """Return the study's status."""
-        if self.is_away():
-            return self._status
-        try:
-            self._status = status(self._study, self._storage, self._definition, self._workers)
-        except Exception as error:
-            if not is_outage(error):
-                raise
+        self._status = self._ask(self._read, self._status)
         return self._status
 
     def running(self) -> list[Running]:
         """Return the trials that workers hold."""
-        try:
-            self._running = running_trials(self._study, self._storage, self._definition)
-        except Exception as error:
-            if not is_outage(error):
-                raise
+
+        def read() -> list[Running]:
+            return running_trials(self._study, self._storage, self._definition)
+
+        self._running = self._ask(read, self._running)
         return self._running
+
+    def _read(self) -> Status:
+        return status(self._study, self._storage, self._definition, self._workers)
+
+    def _ask(self, query: Callable[[], _T], last: _T) -> _T:
+        if self._keeper is None:
+            return query()
+        if self._keeper.trouble:
+            return last
+        try:
+            return self._keeper.read(query, ANSWER_SECONDS)
+        except Stopped:
+            return last
 
 
 def running_trials(study: optuna.Study, storage: Storage, definition: Definition) -> list[Running]:

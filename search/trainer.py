@@ -19,13 +19,11 @@ from rnn.network import Population, Precision
 from rnn.training import Run, Training
 from search.checkpoints import Checkpoints
 from search.claims import Claim
-from search.errors import Stopped
 from search.joining import Joined
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
 from search.worker import Outcome
-from studies.errors import StorageOutage
 from studies.records import Failure, TrialRecord
 
 
@@ -70,17 +68,17 @@ class Trainer:
         self.checkpoints = checkpoints
         self.audience = audience
         self.worker = worker
+        self._run: Run | None = None
         self.settings = Training(**definition.training.model_dump(), seed=definition.seed)
 
     def train(self, claim: Claim, look: Callable[[], bool]) -> Outcome:
-        """Run a trial to its end; see :class:`search.worker.Trainer`.
-
-        A stop, or a storage that has been away for too long, leaves a checkpoint.
-        """
+        """Run a trial to its end; see :class:`search.worker.Trainer`."""
+        self._run = None
         member = member_of(claim.trial.params, self.definition)
         population = Population([member], self.definition.seed, self.precision)
         run = Run(population.to(self.device), self.joined.corpus.train, self.settings)
-        self._go_on(claim, run, member)
+        self._go_on(claim, run)
+        self._run = run
         written = time.monotonic()
 
         def between_steps() -> None:
@@ -89,14 +87,23 @@ class Trainer:
                 return
             self.budget.apply()
             if time.monotonic() - written >= self.definition.checkpoint.seconds:
-                self._write_checkpoint(claim, run, member)
+                self.keep(claim)
                 written = time.monotonic()
 
+        return self._train_and_measure(claim, run, member, between_steps)
+
+    def keep(self, claim: Claim) -> None:
+        """Write a checkpoint of the trial that was trained last, at whatever step it is."""
+        if self._run is None:
+            return
+        number = claim.trial.number
         try:
-            return self._train_and_measure(claim, run, member, between_steps)
-        except (Stopped, StorageOutage):
-            self._write_checkpoint(claim, run, member)
-            raise
+            self.checkpoints.write(number, write_checkpoint(self._run, self._identity(claim)))
+        except Exception as error:  # a full disk, a bucket that is away: training is not to suffer
+            self.audience.says(
+                f"warning: the checkpoint of trial {number} could not be written ({error}); the "
+                "one before it stands"
+            )
 
     def forget(self, claim: Claim) -> None:
         """Remove the checkpoint of a finished trial."""
@@ -174,7 +181,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _go_on(self, claim: Claim, run: Run, member: Member) -> None:
+    def _go_on(self, claim: Claim, run: Run) -> None:
         """Bring a run to where the trial's last worker left it, if that is known."""
         number = claim.trial.number
         try:
@@ -187,7 +194,7 @@ class Trainer:
             written = None
         if written is not None:
             try:
-                read_checkpoint(run, self._identity(member), written)
+                read_checkpoint(run, self._identity(claim), written)
             except CheckpointError as error:
                 self._set_aside(number, written, error)
         curve = {point.step: point.smoothed_losses[0] for point in run.curve}
@@ -196,16 +203,6 @@ class Trainer:
         if run.step:
             self.audience.says(f"trial {number} goes on from step {run.step:,}")
 
-    def _write_checkpoint(self, claim: Claim, run: Run, member: Member) -> None:
-        number = claim.trial.number
-        try:
-            self.checkpoints.write(number, write_checkpoint(run, self._identity(member)))
-        except Exception as error:  # a full disk, a bucket that is away: training is not to suffer
-            self.audience.says(
-                f"warning: the checkpoint of trial {number} could not be written ({error}); the "
-                "one before it stands"
-            )
-
     def _set_aside(self, number: int, written: bytes, error: CheckpointError) -> None:
         try:
             place = f"it is set aside as {self.checkpoints.set_aside(number, written)}"
@@ -213,8 +210,9 @@ class Trainer:
             place = f"it could not be set aside ({failed})"
         self.audience.says(f"warning: trial {number}: {error}; {place}, the trial starts afresh")
 
-    def _identity(self, member: Member) -> str:
+    def _identity(self, claim: Claim) -> str:
         """Return all that a trial's numbers follow from, threads and device apart."""
+        member = member_of(claim.trial.params, self.definition)
         parts = (
             member.architecture.key,
             member.replicate,

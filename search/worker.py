@@ -60,6 +60,9 @@ class Trainer(Protocol):
                 whether it was time to look.
         """
 
+    def keep(self, claim: Claim) -> None:
+        """Write down how far the trial in hand has come, for whoever takes it up."""
+
     def forget(self, claim: Claim) -> None:
         """Throw away what was kept for going on with a trial: it is finished."""
 
@@ -160,11 +163,13 @@ class Worker:
             self.trainer.forget(claim)
             tell(outcome.words, outcome.value)
         except Stopped:
+            self.trainer.keep(claim)
             is_back = self._try_to_give_back(claim)
             tell("given back" if is_back else "left to who finds that its lease has run out")
         except ClaimLost:
             tell("dropped: another worker has taken it over")
         except StorageOutage:
+            self.trainer.keep(claim)
             raise
         except BaseException:  # a closed pipe, a second Ctrl-C: the point is not lost
             self._try_to_give_back(claim, LEAVE_SECONDS)

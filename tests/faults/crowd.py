@@ -39,6 +39,9 @@ class Stub:
         look()
         return Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
 
+    def keep(self, claim: Claim) -> None:
+        return
+
     def forget(self, claim: Claim) -> None:
         return
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from nursery import CURVES, FINISHED, query, searching
 
-SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "10"))
+SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "8"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "24"))
 STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1000"))

@@ -27,7 +27,7 @@ SIX = {
 """Six points, of a second or so each."""
 
 LONG = SIX | {
-    "training_steps": 8000,
+    "training_steps": 6000,
     "training_log_every": 500,
     "space_state_size": "[6]",
     "space_state_source": "['new']",
@@ -110,6 +110,25 @@ def test_postgresql_that_does_not_come_back_for_long(server, nursery, text, undi
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 
+def test_a_trial_that_is_trained_when_the_server_goes_away(
+    server, nursery, text, undisturbed, tmp_path
+):
+    """Nothing is left to be trained, and there is nobody to tell the result to."""
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    words = (f"--artifacts={tmp_path}/artifacts",)
+    first = search(*words, **LONG | {"outage_seconds": 12, "checkpoint_seconds": 1000})
+    until(lambda: values(url) > 2)
+    server.stop()
+    assert first.wait() == 1
+    assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
+    server.start()
+    second = search(*words, **LONG)
+    assert second.wait() == 0
+    assert "trial 0 goes on from step 6,000" in second.output
+    finished_as_if_nothing_had_been(url, undisturbed, LONG)
+
+
 def test_a_server_that_takes_no_writes_for_a_while(server, nursery, text, undisturbed, tmp_path):
     """As one does that has become another's stand-by."""
     url = server.new_database()
@@ -159,6 +178,25 @@ def test_a_server_that_has_stopped_to_answer(server, nursery, text, undisturbed,
         server.signal(signal.SIGCONT)
     assert worker.wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed)
+
+
+def test_a_stop_while_the_server_does_not_answer(server, nursery, text, undisturbed, tmp_path):
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    words = (f"--artifacts={tmp_path}/artifacts",)
+    first = search(*words, **LONG)
+    until(lambda: values(url) > 2)
+    server.signal(signal.SIGSTOP)
+    try:
+        first.send(signal.SIGTERM)
+        assert first.wait(10) == 143
+    finally:
+        server.signal(signal.SIGCONT)
+    assert "its lease has run out" in first.output
+    second = search(*words, **LONG)
+    assert second.wait() == 0
+    assert "goes on from step" in second.output
+    finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 
 def test_a_file_that_another_program_has_locked(nursery, sqlite_url, text, undisturbed, tmp_path):
