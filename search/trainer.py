@@ -125,6 +125,8 @@ class Trainer:
     def _train_and_measure(
         self, claim: Claim, run: Run, member: Member, between_steps: Callable[[], None]
     ) -> Outcome:
+        if not all(math.isfinite(point.smoothed_losses[0]) for point in run.curve):
+            return self._diverged(run, member)  # and the last worker could not record it
         for point in run.train(between_steps):
             (smoothed,) = point.smoothed_losses
             claim.report(point.step, smoothed)

@@ -24,8 +24,10 @@ from search.trainer import Trainer
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
 from studies.definition import Definition
+from studies.errors import StorageOutage
+from studies.opening import open_storage
 from studies.reading import find_definition
-from studies.records import TrialRecord
+from studies.records import Failure, TrialRecord
 
 SETTINGS = [
     "seed=5",
@@ -155,6 +157,31 @@ def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_ur
     for trial in joined.study.trials:
         assert trial.state is TrialState.FAIL
         assert trial.user_attrs["failure"] == "diverged"
+
+
+def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
+    sqlite_url, text, tmp_path, monkeypatch
+):
+    """Its checkpoint is that of a curve that has come to its end."""
+
+    def away(self, claim, *rest):
+        raise StorageOutage("away")
+
+    overrides = ["training.learning_rate=1e30", "training.log_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ClaimKeeper, "finish", away)
+        patch.setattr(ClaimKeeper, "give_back", away)
+        with pytest.raises(StorageOutage):
+            work(sqlite_url, text, overrides)
+    assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 1
+    storage = open_storage(sqlite_url)
+    (lease,) = storage.leases(1).items()
+    storage.give_back(lease[0], lease[1].owner, Failure.STALE)
+    joined, _ = work(sqlite_url, text, overrides)
+    diverged = joined.study.trials
+    assert [trial.user_attrs["failure"] for trial in diverged] == ["diverged"] * 6
+    assert {tuple(trial.intermediate_values) for trial in diverged} == {(2,)}
+    assert diverged[0].user_attrs["setbacks"] == {"stale": 1}
 
 
 @pytest.mark.parametrize(
