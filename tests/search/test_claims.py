@@ -13,6 +13,7 @@ from search.claims import ClaimKeeper
 from search.errors import Stopped
 from search.stopping import StopRequest
 from studies.errors import ClaimLost, StorageOutage
+from studies.leases import Watch
 from studies.opening import open_storage
 from studies.records import Failure
 
@@ -175,8 +176,10 @@ def broken(study, monkeypatch):
     return storage, state
 
 
-def test_no_value_is_lost_while_the_storage_is_away(study, broken):
+def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
     storage, state = broken
+    forgotten = []
+    monkeypatch.setattr(Watch, "forget", lambda self: forgotten.append(self))
     with study.keeper(storage=storage) as keeper:
         claim = keeper.claim()
         state["before"] = True
@@ -191,6 +194,7 @@ def test_no_value_is_lost_while_the_storage_is_away(study, broken):
             "the storage is back",
         ]
         until(lambda: len(study.trial(claim).intermediate_values) == 5)
+        assert forgotten, "what was seen before an outage must not count after it"
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
@@ -198,6 +202,7 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
     """A connection breaks when the transaction is committed: it was done, and is not done twice."""
     storage, state = broken
     with study.keeper(storage=storage) as keeper:
+        until(lambda: keeper._watch_at)  # its first look at the others is done
         state["after"] = True
         claim = keeper.claim()
         assert not state["after"]

@@ -159,6 +159,16 @@ def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_ur
         assert trial.user_attrs["failure"] == "diverged"
 
 
+def test_a_trial_that_starts_afresh_does_so_with_its_curve(sqlite_url, text):
+    """Its last worker left values, and no checkpoint that they could be gone on from."""
+    joined = join(find_definition("quick", SETTINGS), sqlite_url, Terms(corpus=str(text)))
+    trial_id = joined.storage.claim(joined.study_id, "gone")
+    joined.storage.report(trial_id, "gone", {3: 9.0, 12: 9.0})
+    joined.storage.give_back(trial_id, "gone", Failure.STALE)
+    work(sqlite_url, text)
+    assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
+
+
 def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     sqlite_url, text, tmp_path, monkeypatch
 ):
