@@ -137,8 +137,12 @@ def open_store(artifacts: str | None, storage: str) -> Folder | Boto3ArtifactSto
     if parts.scheme == "s3":
         return _open_bucket(artifacts, parts.netloc, parts.path)
     path = Path(artifacts)
-    existing = path if path.exists() else path.parent
-    if "://" in artifacts or not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        existing = path if path.exists() else path.parent
+        is_writable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        is_writable = False
+    if "://" in artifacts or not is_writable:
         raise ArtifactsError(
             f"--artifacts {artifacts} cannot be written to; allowed: a folder, one that can be "
             "made in an existing folder, or s3://BUCKET; name another"
@@ -160,7 +164,7 @@ def _open_bucket(artifacts: str, bucket: str, path: str) -> Boto3ArtifactStore:
             f"--artifacts {artifacts} needs boto3; install it with pip install boto3"
         ) from error
     # Short: a checkpoint that cannot be written is not waited for, and a stop is.
-    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
+    config = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
     try:
         client = boto3.client("s3", config=config)
         client.head_bucket(Bucket=bucket)

@@ -96,6 +96,7 @@ class _Task(Generic[_T]):
     def __init__(self, operation: Callable[[bool], _T]) -> None:
         self._operation = operation
         self._tried = False
+        self.abandoned = False
         self.done = threading.Event()
         self.result: _T | None = None
         self.error: BaseException | None = None
@@ -156,6 +157,8 @@ class ClaimKeeper:
         self._news: deque[str] = deque()
         self._since: float | None = None  # when the thread began with what is not done yet
         self._refusal: str | None = None
+        self._looked = time.monotonic()
+        self._away = 0.0
         self._told = False
         self._broken: BaseException | None = None
         self._closed = False
@@ -312,6 +315,7 @@ class ClaimKeeper:
             if stopped_at is None and self._stop.requested:
                 stopped_at = time.monotonic() + GRACE_SECONDS
             if stopped_at is not None and time.monotonic() > stopped_at:
+                task.abandoned = True
                 raise Stopped
         self._tell()
         if task.error is not None:
@@ -321,13 +325,16 @@ class ClaimKeeper:
     def _require_patience(self) -> None:
         if self._broken is not None:
             raise self._broken
-        since, trouble = self._since, self.trouble
-        if since is None or trouble is None:
+        now, trouble = time.monotonic(), self.trouble
+        # A worker that was itself frozen has not seen the storage be away meanwhile.
+        elapsed, self._looked = min(now - self._looked, SILENCE_SECONDS), now
+        if trouble is None:
+            self._away = 0.0
             return
-        away = time.monotonic() - since
-        if away > self._outage_seconds:
+        self._away += elapsed
+        if self._away > self._outage_seconds:
             raise StorageOutage(
-                f"the storage has been away for {away:.0f} s ({trouble}), waited for are "
+                f"the storage has been away for {self._away:.0f} s ({trouble}), waited for are "
                 f"{self._outage_seconds:g} s; what is recorded is kept; mend it and run again"
             )
 
@@ -384,15 +391,22 @@ class ClaimKeeper:
                 self._changed.wait(min(max(left, 0.0), RECORD_SECONDS))
 
     def _pause(self, failures: int) -> None:
-        seconds = random.uniform(0.02, min(0.05 * 2 ** min(failures, 9), _LONGEST_PAUSE_SECONDS))
+        # Not so long that a lease runs out before it can be renewed again.
+        longest = min(_LONGEST_PAUSE_SECONDS, self._lease_seconds / 8)
+        seconds = random.uniform(0.02, min(0.05 * 2 ** min(failures, 9), longest))
         with self._changed:
             waiting = len(self._tasks)  # who comes now is in a hurry
             self._changed.wait_for(lambda: self._closed or len(self._tasks) > waiting, seconds)
 
     def _do_what_is_due(self) -> None:
         while self._tasks:
-            self._tasks[0].attempt()
+            task = self._tasks[0]
+            task.attempt()
             self._tasks.popleft()
+            if task.abandoned and isinstance(task.result, Claim):  # nobody is there to train it
+                self._held.remove(task.result)
+                owner = task.result.owner
+                self._storage.give_back(task.result.trial_id, owner, Failure.INTERRUPTED)
         for claim in list(self._held):
             try:
                 self._keep(claim)

@@ -50,7 +50,7 @@ _OPTIONS = (
     ),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=1024),
         help="Of each worker; by default this machine's workers share its cores.",
     ),
     click.option(

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import optuna
 from optuna.pruners import NopPruner
+from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
 from search.grid import GridSampler
@@ -88,7 +89,14 @@ def stored_definition(study: optuna.Study) -> Definition:
             f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
             "studies that were; check the name"
         )
-    return Definition.model_validate(raw)
+    try:
+        return Definition.model_validate(raw)
+    except ValidationError as error:
+        raise StudyNotFound(
+            f"study {study.study_name!r} is of another version of this program, which wrote a "
+            f"definition with {error.error_count()} settings that this one does not know or allow; "
+            "work on it with that version, or begin another under another --name"
+        ) from error
 
 
 def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:

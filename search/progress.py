@@ -1,8 +1,10 @@
 """What the terminal shows of a search."""
 
+import io
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
@@ -19,6 +21,21 @@ REFRESH_SECONDS = 2.0
 
 PLAIN_SECONDS = 30.0
 """Between two lines about one trial, where the output is no terminal."""
+
+
+class Terminal(Console):
+    """A console that falls silent when it cannot be written to.
+
+    A terminal that is closed, or a log on a full disk, is not to end what is shown on it.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        """Write what was said in this context, or give it up for good."""
+        try:
+            super().__exit__(*error)
+        except OSError:
+            self.quiet = True
+            sys.stdout = io.StringIO()  # or what is left unsaid is tried again at the exit
 
 
 class Display(Protocol):

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import socket
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -19,7 +21,7 @@ from search.checkpoints import Checkpoints, open_store
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
-from search.progress import Display, Drawn, Plain, Silent, duration_text, progress_text
+from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_text, progress_text
 from search.space import member_of
 from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
@@ -127,7 +129,7 @@ def work(options: Options) -> Result:
 def _work(
     options: Options, joined: Joined, device: torch.device, checkpoints: Checkpoints
 ) -> Result:
-    console = Console()
+    console = Terminal()
     if not options.child:
         _greet(console, joined, device)
     definition = joined.definition
@@ -177,21 +179,31 @@ def _supervise(options: Options, reader: StatusReader, stop: StopRequest, displa
     processes: list[BaseProcess] = [
         context.Process(target=_work_and_exit, args=(each,)) for _ in range(options.workers)
     ]
-    for process in processes:
-        process.start()
-    told = False
-    while any(process.is_alive() for process in processes):
-        if stop.requested and not told:
-            told = True
-            for process in processes:
-                process.terminate()
-        display.show(reader.running())
+    try:
         for process in processes:
-            process.join(PROCESSES_SECONDS / len(processes))
+            process.start()
+        while any(process.is_alive() for process in processes) and not stop.requested:
+            display.show(reader.running())
+            _wait(processes, stop)
+    finally:  # whatever this one ends by: the others are not left to themselves
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        for process in processes:
+            process.join()
     lost = [process for process in processes if process.exitcode not in _ORDERLY]
     for process in lost:
         click.echo(f"warning: a worker ended with exit code {process.exitcode}", err=True)
     return int(bool(lost))
+
+
+def _wait(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
+    """Wait a moment, for a stop or for the end of all processes at the latest."""
+    end = time.monotonic() + PROCESSES_SECONDS
+    while time.monotonic() < end and not stop.requested:
+        if not any(process.is_alive() for process in processes):
+            return
+        time.sleep(0.1)
 
 
 def _work_and_exit(options: Options) -> None:

@@ -162,9 +162,7 @@ class StatusReader:
         return status(self._study, self._storage, self._definition, self._workers)
 
     def _ask(self, query: Callable[[], _T], last: _T) -> _T:
-        if self._keeper is None:
-            return query()
-        if self._keeper.trouble:
+        if self._keeper is None or self._keeper.trouble:
             return last
         try:
             return self._keeper.read(query, ANSWER_SECONDS)

@@ -13,6 +13,8 @@ SIGNALS = [
     if hasattr(signal, name)
 ]
 
+_HANG_UP = getattr(signal, "SIGHUP", None)
+
 
 class StopRequest:
     """Remembers, while the context lasts, what asks for an orderly stop.
@@ -37,6 +39,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
+            if number == _HANG_UP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as nohup wants it
             self._before[number] = signal.signal(number, self._receive)
         return self
 

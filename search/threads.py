@@ -62,6 +62,8 @@ class ThreadBudget:
         """Return how many threads this worker should use now, at least one."""
         if self._fixed is not None:
             return self._fixed
+        if not self._folder.is_dir():  # somebody has cleared the temporary folder
+            return torch.get_num_threads()
         living = sorted(path.name for path in self._folder.iterdir() if self._lives(path))
         fixed = [int(name.rsplit("-", 1)[1]) for name in living if not name.endswith("-share")]
         sharing = [name for name in living if name.endswith("-share")]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import tenacity
 import torch
 from optuna.trial import TrialState
 
@@ -186,14 +187,14 @@ class Trainer:
     def _go_on(self, claim: Claim, run: Run) -> None:
         """Bring a run to where the trial's last worker left it, if that is known."""
         number = claim.trial.number
+        written = None
         try:
-            written = self.checkpoints.read(number)
+            written = _read_patiently(self.checkpoints, number)
         except Exception as error:
             self.audience.says(
                 f"warning: the checkpoint of trial {number} could not be read ({error}); it starts "
                 "afresh"
             )
-            written = None
         if written is not None:
             try:
                 read_checkpoint(run, self._identity(claim), written)
@@ -224,3 +225,8 @@ class Trainer:
             self.joined.corpus.split,
         )
         return " ".join(map(str, parts))
+
+
+@tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)
+def _read_patiently(checkpoints: Checkpoints, number: int) -> bytes | None:
+    return checkpoints.read(number)

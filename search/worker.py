@@ -196,9 +196,9 @@ class Worker:
         if now - self._looked < LOOK_SECONDS:
             return False
         self._looked = now
+        self.keeper.check(claim)  # first: who has lost its trial leaves no checkpoint of it
         if self.stop.requested:
             raise Stopped
-        self.keeper.check(claim)
         return True
 
     def _try_to_give_back(self, claim: Claim, within: float | None = None) -> bool:

@@ -57,7 +57,7 @@ def leave_with(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) 
         bad_input: the exceptions whose message is the one line that a person is to read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError)
+    expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
         code = work()
     except click.ClickException as error:
@@ -71,6 +71,8 @@ def leave_with(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) 
             _leave(str(error), BROKEN)
         if isinstance(error, bad_input):
             _leave(str(error), BAD_INPUT)
+        if isinstance(error, OSError):
+            _leave(f"{error}; what is recorded is kept; mend it and run again", BROKEN)
         _leave(f"the storage failed ({reason(error)}); what is recorded is kept; run again", BROKEN)
     sys.exit(code)
 

@@ -63,6 +63,11 @@ def parse_url(url: str) -> URL:
     except (ArgumentError, ValueError) as error:
         # Not shown: what cannot be parsed may still hold a password.
         raise StorageError(f"the storage URL cannot be read; {allowed}") from error
+    if "@" in (parsed.host or ""):  # the rest of a password that holds one
+        raise StorageError(
+            "the storage URL has a password with an @ in it; allowed: %40 in its place; better is "
+            "a URL without a password, and PGPASSWORD or ~/.pgpass"
+        )
     if backend not in DRIVERS:
         raise StorageError(f"storage {shown(parsed)} is of an unknown kind; {allowed}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -74,8 +79,9 @@ def shown(url: URL) -> str:
     """Return a URL as it may be shown: without its password, and as it was given."""
     if str(url.database).startswith("file:"):
         url = url.set(database=unquote(str(url.database).removeprefix("file:")), query={})
-    if "password" in url.query:
-        url = url.update_query_dict({"password": "***"})
+    secret = {key: "***" for key in url.query if "pass" in key.lower()}
+    if secret:
+        url = url.update_query_dict(secret)
     return url.render_as_string(hide_password=True)
 
 

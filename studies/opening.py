@@ -1,10 +1,10 @@
 """A storage's URL → a storage that is safe for many processes."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 import sqlalchemy as sa
@@ -73,11 +73,11 @@ def read_storage(url: str) -> Storage:
     """
     parsed = parse_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
-    if is_file and not Path(str(parsed.database)).exists():
-        raise StorageError(
-            f"storage {shown(parsed)} is not there; run a search first, or check --storage"
-        )
     with _explained(parsed):
+        if is_file and not Path(str(parsed.database)).exists():
+            raise StorageError(
+                f"storage {shown(parsed)} is not there; run a search first, or check --storage"
+            )
         if is_file:
             parsed = read_only(parsed)
         _require_ours(_look(parsed), parsed)
@@ -159,7 +159,7 @@ def _create_sqlite(url: URL) -> None:
             f"storage {shown(url)}: the folder {path.parent} is not there; make it, or name "
             "another file"
         )
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         made = RDBStorage(url.set(database=str(beside)).render_as_string(hide_password=False))
         with made.engine.connect() as connection:
@@ -169,7 +169,8 @@ def _create_sqlite(url: URL) -> None:
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(beside)
     finally:
-        beside.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
 
 
 def _create_on_server(url: URL) -> None:

@@ -14,6 +14,9 @@ from studies.leases import LEASE, Lease
 from studies.records import ERROR, SETBACKS, Failure
 from studies.tables import ATTRIBUTES, CURVE, SYSTEM, TRIALS, attribute, insert, without
 
+_STEPS = 1000
+"""Of a curve in one statement: databases take so many parameters and no more."""
+
 
 def state_and_lease(
     connection: Connection, trial_id: int
@@ -38,6 +41,7 @@ def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
             TRIALS.c.state == TrialState.RUNNING,
             SYSTEM.c.key == LEASE,
         )
+        .order_by(TRIALS.c.trial_id)  # who locks several of them does so in the same order
     )
     return {trial_id: Lease.parse(stored) for trial_id, stored in connection.execute(query)}
 
@@ -61,9 +65,12 @@ def write_curve(
 ) -> None:
     """Write intermediate values, in place of those of the same steps, or ``anew`` of all."""
     of_trial = CURVE.c.trial_id == trial_id
-    connection.execute(
-        sa.delete(CURVE).where(of_trial if anew else of_trial & CURVE.c.step.in_(curve))
-    )
+    if anew:
+        connection.execute(sa.delete(CURVE).where(of_trial))
+    steps = list(curve)
+    for first in range(0, len(steps), _STEPS):
+        some = steps[first : first + _STEPS]
+        connection.execute(sa.delete(CURVE).where(of_trial & CURVE.c.step.in_(some)))
     rows = []
     for step, value in curve.items():
         stored, value_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(

@@ -1,10 +1,13 @@
 """The tool's main job: search, refine, report; from several processes on one study."""
 
 import json
+import os
+import pty
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -210,6 +213,64 @@ def test_stopping_the_process_that_started_the_workers_stops_them_all(slow, sqli
     assert process.returncode == 130
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+
+
+def test_a_second_interrupt_stops_the_workers_too(slow, sqlite_url):
+    """Sent to the process that started them alone, and at once."""
+    process = start(*slow, "--workers", "2")
+    until(lambda: len(running(sqlite_url)) == 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
+
+
+def test_a_terminal_that_is_closed_stops_its_worker(slow, sqlite_url):
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *slow], cwd=ROOT, stdin=end, stdout=end, stderr=end, start_new_session=True
+    )
+    os.close(end)
+    drain = threading.Thread(target=lambda: [None for _ in iter(lambda: _read(terminal), b"")])
+    drain.start()
+    until(lambda: running(sqlite_url))
+    process.send_signal(signal.SIGHUP)  # as the closing terminal's session would be
+    os.close(terminal)
+    assert process.wait(30) == 129
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+
+
+def test_a_log_on_a_full_disk_does_not_end_a_search(sqlite_url, text):
+    with Path("/dev/full").open("w") as full:
+        command = ["run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL]
+        subprocess.run([sys.executable, *command], cwd=ROOT, stdout=full, timeout=120)
+    trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert not any("setbacks" in trial.user_attrs for trial in trials)
+
+
+def test_what_nohup_has_ignored_stays_ignored(slow, sqlite_url):
+    process = subprocess.Popen(
+        ["nohup", sys.executable, *slow],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: running(sqlite_url))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
 
 
 def test_workers_stop_when_the_process_that_started_them_is_killed(slow, sqlite_url, tmp_path):

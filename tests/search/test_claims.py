@@ -267,6 +267,41 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken):
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
+def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, monkeypatch):
+    """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
+    with study.keeper(outage=60) as keeper:
+        claim = keeper.claim()
+        until(lambda: keeper._since is None)
+        keeper._since = time.monotonic() - 3600
+        keeper.check(claim)
+        keeper.check(claim)
+        keeper._since = None
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken):
+    storage, state = broken
+    stop = StopRequest()
+    with study.keeper(storage=storage, stop=stop) as keeper:
+        until(lambda: keeper._watch_at)
+        state["before"] = True
+        stop.signal = 15
+        with pytest.raises(Stopped):
+            keeper.claim()
+        state["before"] = False
+        until(lambda: not keeper._tasks)
+    trials = study.storage.get_all_trials(study.study_id)
+    assert {trial.state for trial in trials} == {TrialState.WAITING}
+
+
+def test_an_outage_may_last_for_any_number_of_values(study):
+    with study.keeper() as keeper:
+        claim = keeper.claim()
+        claim.begin_with(dict.fromkeys(range(70000), 1.0))
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert len(study.trial(claim).intermediate_values) == 70_000
+
+
 def test_a_mistake_is_not_waited_for(study):
     with study.keeper() as keeper:
         claim = keeper.claim()

@@ -1,6 +1,7 @@
 """Workers on one machine share its cores, however they end."""
 
 import multiprocessing
+import shutil
 import signal
 
 import pytest
@@ -16,6 +17,12 @@ def eight_cores(monkeypatch):
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def test_a_temporary_folder_that_is_cleared_changes_nothing(tmp_path):
+    with ThreadBudget(folder=tmp_path / "workers") as budget:
+        shutil.rmtree(tmp_path / "workers")
+        assert budget.apply() == 8
 
 
 def test_one_worker_alone_uses_the_whole_machine(tmp_path):
