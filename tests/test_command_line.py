@@ -75,6 +75,21 @@ BAD = [
         ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"],
         "cannot be opened",
     ),
+    (
+        ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:p@s3cret@host/db"],
+        "allowed: %40 in its place",
+    ),
+    (
+        ["run_search.py", "quick", "--storage", "postgresql://me@127.0.0.1:1/d?sslpassword=s3cret"],
+        "cannot be opened",
+    ),
+    (["run_search.py", "quick", "--status", "--storage", "sqlite:///" + 300 * "x"], "too long"),
+    (["run_search.py", "quick", "--threads", "99999999999"], "--threads"),
+    (["run_search.py", "quick", "--artifacts", 300 * "x"], "cannot be written to"),
+    (["run_search.py", "quick", "--artifacts", "{tmp}/no/folder"], "cannot be written to"),
+    (["run_search.py", "quick", "--artifacts", "s3://"], "is no bucket"),
+    (["run_search.py", "quick", "--until", "soon"], "allowed: a number with d, h, m or s"),
+    (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
     (["refine.py", "quick-refined"], "is not there"),
     (["refine.py", "quick"], "'quick' has no [refinement]"),
     (["refine.py", "stage-three"], "study 'stage-three' is not defined"),
@@ -83,7 +98,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "line"), BAD, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(("words", "line"), BAD, ids=lambda value: " ".join(value)[:80])
 def test_bad_input(run, tmp_path, words, line):
     (tmp_path / "malformed.toml").write_text("[space\n")
     (tmp_path / "empty").touch()
