@@ -67,8 +67,12 @@ def _measure(database: str, url: str) -> Iterator[str]:
 
 
 def _create(storage: Storage, name: str, size: int) -> optuna.Study:
-    distributions = {"x": CategoricalDistribution(tuple(range(size)))}
-    points = [PlannedPoint({"x": number}) for number in range(size)]
+    digits = CategoricalDistribution(tuple(range(10)))
+    distributions = dict.fromkeys(("thousands", "hundreds", "tens", "ones"), digits)
+    points = [
+        PlannedPoint(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
+        for number in range(size)
+    ]
     create_study(storage, name, "loss", {}, distributions, points)
     return load_study(storage, name)
 

@@ -1,42 +1,29 @@
-"""The trials that a worker holds, and all its business with the storage, beside its training.
+"""The trials that a worker holds: claimed, recorded, kept and let go of, beside its training.
 
-One thread talks to the storage: it records, renews leases, watches those of others, and tries again
-while the storage is away. The thread that trains never waits for it, except where there is nothing
-to be done until the storage has answered; even then it hears a signal.
+The thread that trains never waits for the storage, except where there is nothing to be done until
+it has answered; see :mod:`search.storage_thread`.
 """
 
-import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Generic, Self, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.errors import Stopped
 from search.stopping import StopRequest
-from studies.errors import ClaimLost, StorageOutage
+from search.storage_thread import StorageThread
+from studies.errors import ClaimLost
 from studies.leases import Watch
-from studies.outages import is_outage, reason
 from studies.records import Failure
 from studies.storage import Storage
 
 RECORD_SECONDS = 1.0
 """Between two times that a running trial's new values are recorded: each costs a commit."""
 
-GRACE_SECONDS = 2.5
-"""How long an answer of the storage is still waited for once a stop is asked for."""
-
-SILENCE_SECONDS = 5.0
-"""After which a storage that neither answers nor refuses is said to be away."""
-
-_LONGEST_PAUSE_SECONDS = 5.0
 _RENEWALS = 4
 """In the length of a lease: three may fail before it runs out."""
-
-_T = TypeVar("_T")
 
 
 class Claim:
@@ -90,35 +77,7 @@ class Claim:
         self.renew_at = time.monotonic() + self._pause
 
 
-class _Task(Generic[_T]):
-    """Something to be done by the thread, and what came of it."""
-
-    def __init__(self, operation: Callable[[bool], _T]) -> None:
-        self._operation = operation
-        self._tried = False
-        self.abandoned = False
-        self.done = threading.Event()
-        self.result: _T | None = None
-        self.error: BaseException | None = None
-
-    def attempt(self) -> None:
-        """Do it; an outage is the caller's, all else is the waiting thread's."""
-        tried, self._tried = self._tried, True
-        try:
-            self.result = self._operation(tried)
-        except Exception as error:
-            if is_outage(error):
-                raise
-            self.error = error
-        self.done.set()
-
-    def fail(self, error: BaseException) -> None:
-        """Give it up."""
-        self.error = error
-        self.done.set()
-
-
-class ClaimKeeper:
+class ClaimKeeper(StorageThread):
     """Claims trials, keeps them and lets go of them; a context that begins and ends its thread.
 
     Args:
@@ -141,48 +100,17 @@ class ClaimKeeper:
         lease_seconds: float = 120,
         outage_seconds: float = 600,
     ) -> None:
+        # Not so long that a lease runs out before it can be renewed again.
+        super().__init__(stop, says, outage_seconds, longest_pause=lease_seconds / 8)
         self._storage = storage
         self._study_id = study_id
         self._worker = worker
-        self._stop = stop
-        self._says = says
         self._lease_seconds = lease_seconds
-        self._outage_seconds = outage_seconds
-        self._changed = threading.Condition()
-        self._tasks: deque[_Task[Any]] = deque()
         self._held: list[Claim] = []
         self._watch = Watch()
         self._watch_at = 0.0
-        self._watch_pause = lease_seconds / _RENEWALS
-        self._news: deque[str] = deque()
-        self._since: float | None = None  # when the thread began with what is not done yet
-        self._refusal: str | None = None
-        self._looked = time.monotonic()
-        self._away = 0.0
-        self._told = False
-        self._broken: BaseException | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="claims", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(GRACE_SECONDS)
 
     # ------------------------------------------------------------------ for the one who trains
-
-    @property
-    def trouble(self) -> str | None:
-        """What is wrong with the storage now; None if nothing is."""
-        since, refusal = self._since, self._refusal
-        if refusal is None and since is not None and time.monotonic() - since > SILENCE_SECONDS:
-            return "it does not answer"
-        return refusal
 
     def claim(self, avoid: Collection[int] = ()) -> Claim | None:
         """Take the next waiting point.
@@ -272,20 +200,6 @@ class ClaimKeeper:
 
         self._let_go(claim, attempt, within)
 
-    def read(self, query: Callable[[], _T], within: float | None = None) -> _T:
-        """Have the thread read something from the storage.
-
-        Args:
-            query: reads it.
-            within: seconds after which the storage is not waited for.
-
-        Raises:
-            Stopped, StorageOutage: before it is read.
-        """
-        return self._do(lambda tried: query(), within)
-
-    # ------------------------------------------------------------------ tasks
-
     def _let_go(
         self, claim: Claim, attempt: Callable[[bool], None], within: float | None = None
     ) -> None:
@@ -300,80 +214,7 @@ class ClaimKeeper:
             claim.lost = lost
             raise
 
-    def _do(self, operation: Callable[[bool], _T], within: float | None = None) -> _T:
-        task = _Task(operation)
-        if self._closed:
-            raise Stopped
-        with self._changed:
-            self._tasks.append(task)
-            self._changed.notify_all()
-        began = time.monotonic()
-        stopped_at = None if within is None else began + within
-        while not task.done.wait(0.1):
-            self._tell()
-            self._require_patience()
-            if stopped_at is None and self._stop.requested:
-                stopped_at = time.monotonic() + GRACE_SECONDS
-            if stopped_at is not None and time.monotonic() > stopped_at:
-                task.abandoned = True
-                raise Stopped
-        self._tell()
-        if task.error is not None:
-            raise task.error
-        return task.result  # type: ignore[return-value]  # set where there is no error
-
-    def _require_patience(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-        now, trouble = time.monotonic(), self.trouble
-        # A worker that was itself frozen has not seen the storage be away meanwhile.
-        elapsed, self._looked = min(now - self._looked, SILENCE_SECONDS), now
-        if trouble is None:
-            self._away = 0.0
-            return
-        self._away += elapsed
-        if self._away > self._outage_seconds:
-            raise StorageOutage(
-                f"the storage has been away for {self._away:.0f} s ({trouble}), waited for are "
-                f"{self._outage_seconds:g} s; what is recorded is kept; mend it and run again"
-            )
-
-    def _tell(self) -> None:
-        while self._news:
-            self._says(self._news.popleft())
-        trouble = self.trouble
-        if trouble and not self._told:
-            self._says(f"the storage is away ({trouble}); what is found meanwhile is kept")
-        elif self._told and not trouble:
-            self._says("the storage is back")
-        self._told = trouble is not None
-
     # ------------------------------------------------------------------ the thread
-
-    def _serve(self) -> None:
-        failures = 0
-        while not self._closed:
-            if not self._is_due():
-                self._rest()
-                continue
-            if self._since is None:
-                self._since = time.monotonic()
-            try:
-                self._do_what_is_due()
-            except Exception as error:
-                if not is_outage(error):
-                    self._give_up(error)
-                    return
-                failures += 1
-                self._refusal = reason(error)
-                self._watch.forget()
-                self._pause(failures)
-            else:
-                failures = 0
-                self._since = self._refusal = None
-
-    def _is_due(self) -> bool:
-        return bool(self._tasks) or self._next_time() <= time.monotonic()
 
     def _next_time(self) -> float:
         times = [self._watch_at]
@@ -383,30 +224,7 @@ class ClaimKeeper:
                 times.append(claim.record_at)
         return min(times)
 
-    def _rest(self) -> None:
-        with self._changed:
-            if not self._tasks and not self._closed:
-                # A value that is reported meanwhile waits for no longer than is said.
-                left = self._next_time() - time.monotonic()
-                self._changed.wait(min(max(left, 0.0), RECORD_SECONDS))
-
-    def _pause(self, failures: int) -> None:
-        # Not so long that a lease runs out before it can be renewed again.
-        longest = min(_LONGEST_PAUSE_SECONDS, self._lease_seconds / 8)
-        seconds = random.uniform(0.02, min(0.05 * 2 ** min(failures, 9), longest))
-        with self._changed:
-            waiting = len(self._tasks)  # who comes now is in a hurry
-            self._changed.wait_for(lambda: self._closed or len(self._tasks) > waiting, seconds)
-
-    def _do_what_is_due(self) -> None:
-        while self._tasks:
-            task = self._tasks[0]
-            task.attempt()
-            self._tasks.popleft()
-            if task.abandoned and isinstance(task.result, Claim):  # nobody is there to train it
-                self._held.remove(task.result)
-                owner = task.result.owner
-                self._storage.give_back(task.result.trial_id, owner, Failure.INTERRUPTED)
+    def _do_upkeep(self) -> None:
         for claim in list(self._held):
             try:
                 self._keep(claim)
@@ -441,14 +259,18 @@ class ClaimKeeper:
     def _look_at_others(self) -> None:
         released = self._storage.release_stale(self._study_id, self._watch, time.monotonic)
         shortest = min([self._lease_seconds, *self._watch.lengths()])
-        self._watch_pause = shortest / _RENEWALS
-        self._watch_at = time.monotonic() + self._watch_pause
+        self._watch_at = time.monotonic() + shortest / _RENEWALS
         for trial_id in released:
+            number = self._storage.get_trial_number_from_id(trial_id)
             self._news.append(
-                f"trial id {trial_id} was not heard of for the length of its lease; it waits again"
+                f"trial {number}: its worker was not heard of for the length of its lease; the "
+                "point waits again"
             )
 
-    def _give_up(self, error: BaseException) -> None:
-        self._broken = error
-        for task in list(self._tasks):
-            task.fail(error)
+    def _is_away(self) -> None:
+        self._watch.forget()
+
+    def _undo(self, result: object) -> None:
+        if isinstance(result, Claim):  # nobody is there to train it
+            self._held.remove(result)
+            self._storage.give_back(result.trial_id, result.owner, Failure.INTERRUPTED)

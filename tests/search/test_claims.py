@@ -358,5 +358,5 @@ def test_no_connection_is_held_while_a_network_trains(postgresql_url):
 
 def test_the_thread_ends_with_its_keeper(study):
     with study.keeper():
-        assert "claims" in {thread.name for thread in threading.enumerate()}
-    assert "claims" not in {thread.name for thread in threading.enumerate()}
+        assert "storage" in {thread.name for thread in threading.enumerate()}
+    assert "storage" not in {thread.name for thread in threading.enumerate()}
