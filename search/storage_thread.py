@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
@@ -52,7 +53,7 @@ class _Task(Generic[_T]):
         self.done.set()
 
 
-class StorageThread:
+class StorageThread(ABC):
     """Does what others ask of the storage, and upkeep of its own, which subclasses say.
 
     Who asks never waits for longer than it must: it hears signals meanwhile, and leaves when a stop
@@ -100,21 +101,21 @@ class StorageThread:
 
     # ------------------------------------------------------------------ for subclasses to say
 
+    @abstractmethod
     def _next_time(self) -> float:
         """Return when upkeep is due, on the monotonic clock."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _do_upkeep(self) -> None:
         """Do what is due; what an outage keeps from being done is done again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_away(self) -> None:
         """Take note that the storage could not be reached."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _undo(self, result: object) -> None:
         """Take back what was done for somebody who has not waited for it."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ for the one who asks
 
