@@ -60,6 +60,9 @@ def open_storage(url: str) -> Storage:
             # One that plain Optuna made: readers and the writer would hold each other up.
             with contextlib.closing(storage.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
+            with storage.transaction() as transaction:
+                # A file that is read-only refuses what could write, and nothing sooner.
+                transaction.execute(sa.delete(TRIALS).where(sa.false()))
         if not found.is_indexed:
             _index_claims(storage)
         return storage

@@ -284,3 +284,23 @@ def test_a_read_only_disk_is_refused_and_left_as_it_is(nursery, small_disk, text
     assert "complete  6" in told.output
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before
+
+
+def test_a_read_only_file_is_refused_and_left_as_it_is(nursery, small_disk, text):
+    """The folder can be written to, the file cannot, not even by its owner."""
+    file = small_disk / "studies.db"
+    search = searching(nursery, f"sqlite:///{file}", text)
+    assert search(**SIX).wait() == 0
+    before = file.read_bytes()
+    subprocess.run(["mount", "--bind", str(file), str(file)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(file)], check=True)
+    try:
+        refused = search(**SIX)
+        assert refused.wait() == 2
+        assert refused.output.startswith("error: storage sqlite:")
+        assert "check the address and that you may write there" in refused.output
+        assert refused.output.count("\n") == 1
+        assert file.read_bytes() == before
+    finally:
+        subprocess.run(["umount", str(file)], check=True)
+    assert search(**SIX).wait() == 0
