@@ -38,7 +38,13 @@ def start(*words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hang_up_counts,
     )
+
+
+def hang_up_counts() -> None:
+    """Also where the tests themselves are run under nohup, which their processes inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait(process: subprocess.Popen[str]) -> str:
@@ -231,7 +237,13 @@ def test_a_second_interrupt_stops_the_workers_too(slow, sqlite_url):
 def test_a_terminal_that_is_closed_stops_its_worker(slow, sqlite_url):
     terminal, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, *slow], cwd=ROOT, stdin=end, stdout=end, stderr=end, start_new_session=True
+        [sys.executable, *slow],
+        cwd=ROOT,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        preexec_fn=hang_up_counts,
     )
     os.close(end)
     drain = threading.Thread(target=lambda: [None for _ in iter(lambda: _read(terminal), b"")])
@@ -239,7 +251,10 @@ def test_a_terminal_that_is_closed_stops_its_worker(slow, sqlite_url):
     until(lambda: running(sqlite_url))
     process.send_signal(signal.SIGHUP)  # as the closing terminal's session would be
     os.close(terminal)
-    assert process.wait(30) == 129
+    try:
+        assert process.wait(30) == 129
+    finally:
+        process.kill()
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
 
