@@ -50,7 +50,7 @@ bench: install ## measure, as ratios in one run
 	$(RUN) -m benchmarks
 
 dashboard: install ## open optuna-dashboard on the default storage, on this machine alone
-	$(VENV)/bin/optuna-dashboard --host 127.0.0.1 --port $(PORT) '$(RNN_SEARCH_STORAGE)'
+	$(RUN) -m reports.dashboard --port $(PORT)
 
 clean: ## remove the environment and the caches, but no study and no report
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -3,8 +3,8 @@
 from typing import Any
 
 import click
+from reports.live import LiveView
 
-from reports.command_line import report_at_the_end
 from reports.errors import ReportError
 from search.command_line import run, work_options
 from search.errors import BAD_INPUT
@@ -18,7 +18,7 @@ from studies.command_line import run_command
 )
 def refine(**options: Any) -> int:
     """Work on a derived study."""
-    return run(report_at_the_end, derived=True, **options)
+    return run(LiveView(), derived=True, **options)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from typing import Any
 
 import click
+from reports.live import LiveView
 
-from reports.command_line import report_at_the_end
 from reports.errors import ReportError
 from search.command_line import run, work_options
 from search.errors import BAD_INPUT
@@ -15,7 +15,7 @@ from studies.command_line import run_command
 @work_options(default_study="stage-one")
 def run_search(**options: Any) -> int:
     """Work on a study."""
-    return run(report_at_the_end, **options)
+    return run(LiveView(), **options)
 
 
 if __name__ == "__main__":

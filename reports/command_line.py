@@ -1,5 +1,7 @@
 """``python -m reports``, and the report that a search ends with."""
 
+import time
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -8,22 +10,20 @@ from reports.errors import ReportError
 from studies.command_line import run_command, storage_options
 from studies.errors import StudiesError
 
+WATCH_SECONDS = 60
+"""Between two reports of a study that is watched."""
+
 
 def report_at_the_end(storage: str, names: list[str]) -> None:
     """Write the report of a search that has ended, and say where it is."""
+    from reports.page import write_report
+
     try:
-        path = _write(storage, names)
+        path = write_report(storage, names)
     except ReportError as error:  # nothing complete is no failure of the search
         click.echo(f"no report: {error}")
         return
     click.echo(f"report: {path}")
-
-
-def _write(storage: str, names: list[str], output: Path | None = None) -> Path:
-    # Imported here: a search that only begins, or is refused, need not wait for what draws.
-    from reports.page import write_report
-
-    return write_report(storage, names, output)
 
 
 @click.command(
@@ -36,11 +36,88 @@ def _write(storage: str, names: list[str], output: Path | None = None) -> Path:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file to write; by default one in reports/out/.",
 )
-def reports(studies: tuple[str, ...], storage: str, output: Path | None, debug: bool) -> int:
+@click.option(
+    "--watch",
+    is_flag=True,
+    help=f"Write it anew every {WATCH_SECONDS} seconds, until every point is finished.",
+)
+@click.option(
+    "--csv",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a row a point to this file, in place of a page.",
+)
+@click.option(
+    "--dataframe",
+    metavar="FILE.parquet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The same as Parquet, for pandas.read_parquet.",
+)
+def reports(
+    studies: tuple[str, ...],
+    storage: str,
+    output: Path | None,
+    watch: bool,
+    csv: Path | None,
+    dataframe: Path | None,
+    debug: bool,
+) -> int:
     """Write a report."""
     names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
-    click.echo(_write(storage, names, output))
+    if csv or dataframe:
+        if watch or output:
+            raise click.UsageError(
+                "--csv and --dataframe write rows, not a page; leave out --watch and --output"
+            )
+        _write_rows(storage, names, csv, dataframe)
+        return 0
+    if watch:
+        _watch(storage, names, output)
+        return 0
+    # Imported here: a command that is refused need not wait for what draws.
+    from reports.page import write_report
+
+    click.echo(write_report(storage, names, output))
     return 0
+
+
+def _write_rows(storage: str, names: list[str], csv: Path | None, dataframe: Path | None) -> None:
+    from reports.tables import write_csv, write_parquet
+    from reports.trials import read_results
+    from studies.opening import read_storage
+
+    with closing(read_storage(storage)) as opened:
+        results = [read_results(opened, name, with_curves=()) for name in names]
+    for path, write in ((csv, write_csv), (dataframe, write_parquet)):
+        if path:
+            write(results, path)
+            click.echo(path)
+
+
+def _watch(storage: str, names: list[str], output: Path | None) -> None:
+    """Write the report again and again, whatever happens to the storage, until all is finished."""
+    from reports.page import write_page
+    from reports.trials import read_results
+    from studies.opening import read_storage
+
+    last = ""
+    while True:
+        try:
+            with closing(read_storage(storage)) as opened:
+                results = [read_results(opened, name) for name in names]
+            is_done = all(r.accounting.finished == r.accounting.planned for r in results)
+            path = write_page(results, output, None if is_done else WATCH_SECONDS)
+            finished = sum(r.accounting.finished for r in results)
+            planned = sum(r.accounting.planned for r in results)
+            line = f"{path}  {finished} of {planned} points finished"
+            if is_done:
+                click.echo(line)
+                return
+        except (ReportError, StudiesError) as error:
+            line = f"no report yet: {error}"
+        if line != last:
+            click.echo(line)
+            last = line
+        time.sleep(WATCH_SECONDS)
 
 
 def main() -> None:

@@ -1,96 +1,55 @@
-"""Figures and tables → one self-contained HTML page."""
+"""Numbers, figures and words → one self-contained HTML page."""
 
-import os
+import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import pandas as pd
-import plotly.graph_objects as go
+import plotly.io
+from latex2mathml.converter import convert
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
-from reports import figures
+from reports import in_words
 from reports.errors import ReportError
-from reports.trials import Results, full_factorial_blocks, read_results
+from reports.figures import effect_colour, effect_words
+from reports.sections import Drawing, Section, section_of
+from reports.trials import Results, read_results
+from reports.words import count_word, duration_word, number_word, parameter_word, signed, value_word
+from rnn.source import equations, layer_code, module_code
+from studies.files import write_beside
 from studies.opening import read_storage
 
 OUTPUT = Path(__file__).parent / "out"
 """Where pages land, unless another place is named."""
 
-FEW = 100
-"""Points below which an importance for the best tenth rests on a handful."""
-
 _LONGEST_NAME = 200
 """Of a file, in characters; file systems take 255 bytes."""
 
-BEST = 20
-"""Rows of the table of best architectures."""
-
 _BEGINNING = b"<!DOCTYPE html>"
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("reports"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
+_THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 
-def _number(value: float | None, form: str) -> str:
-    """Format a number as the template wants it, and what is not there as nothing."""
-    return "" if value is None or pd.isna(value) else f"{value:{form}}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
-
-
-_TEMPLATES.filters["number"] = _number
-_TEMPLATES.filters["duration"] = _duration
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on the page.
-
-    Attributes:
-        title: what it shows.
-        html: the figure.
-        note: how to read it.
-    """
-
-    title: str
-    html: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A study's part of the page."""
-
-    results: Results
-    curves: Drawing
-    explained: list[Drawing] = field(default_factory=list)
-    below: list[Drawing] = field(default_factory=list)
-    below_count: int = 0
-    best: int = BEST
-
-
-def write_report(storage_url: str, names: Sequence[str], output: Path | None = None) -> Path:
+def write_report(
+    storage_url: str, names: Sequence[str], output: Path | None = None, renewed: int | None = None
+) -> Path:
     """Write the report of one or several studies.
 
     Args:
         storage_url: where they are kept; opened for reading only.
         names: of the studies, in the order of the page.
         output: the file to write; by default one named after the studies in :data:`OUTPUT`.
+        renewed: seconds after which it is written anew, and loads itself again; None if it is not.
 
     Returns:
         The file that was written.
@@ -100,14 +59,17 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
         ReportError: if a study has nothing to report, or the file cannot be written.
     """
     with closing(read_storage(storage_url)) as storage:
-        sections = [section_of(read_results(storage, name)) for name in names]
-    page = _TEMPLATES.get_template("report.html").render(
-        title=", ".join(names),
-        sections=sections,
-        written=datetime.now().astimezone(),
-        plotly_js=get_plotlyjs(),
-    )
+        results = [read_results(storage, name) for name in names]
+    return write_page(results, output, renewed)
+
+
+def write_page(
+    results: Sequence[Results], output: Path | None = None, renewed: int | None = None
+) -> Path:
+    """Write the report of results that are read already; see :func:`write_report`."""
+    names = [each.name for each in results]
     path = output or OUTPUT / f"{_file_name(names)}.html"
+    page = render([section_of(each) for each in results], renewed)
     try:
         _write(page, path)
     except OSError as error:
@@ -117,83 +79,95 @@ def write_report(storage_url: str, names: Sequence[str], output: Path | None = N
     return path
 
 
+def render(sections: Sequence[Section], renewed: int | None = None) -> str:
+    """Return the page as HTML."""
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            title=", ".join(section.results.name for section in sections),
+            sections=sections,
+            written=datetime.now().astimezone(),
+            renewed=renewed,
+            next_id=itertools.count().__next__,
+            plotly_js=Markup(get_plotlyjs()),
+            themes=_embedded({name: _theme(template) for name, template in _THEMES.items()}),
+        )
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "code": _code,
+        "count": count_word,
+        "duration": duration_word,
+        "embedded": _embedded,
+        "figure": _figure,
+        "math": lambda latex: Markup(convert(latex)),
+        "number": number_word,
+        "parameter": parameter_word,
+        "signed": signed,
+    }
+    environment.globals |= {
+        "code_styles": _code_styles(),
+        "effect_colour": effect_colour,
+        "effect_words": effect_words,
+        "effects_in_words": in_words.effects,
+        "equations": equations,
+        "layer_code": layer_code,
+        "module_code": module_code,
+        "value_word": value_word,
+    }
+    return environment
+
+
+def _figure(drawing: Drawing) -> Markup:
+    """Return a figure as JSON; what all figures look like is said once, for light and for dark."""
+    figure = json.loads(drawing.figure.to_json())
+    figure["layout"].pop("template", None)
+    return _embedded(figure)
+
+
+def _embedded(value: Any) -> Markup:
+    """Return a value as JSON that stays data within a script element, whatever texts are in it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _theme(template: str) -> dict[str, Any]:
+    theme: dict[str, Any] = plotly.io.templates[template].to_plotly_json()
+    return theme
+
+
+def _code(source: str) -> Markup:
+    """Return Python with its words marked for colouring."""
+    return Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)))
+
+
+def _code_styles() -> Markup:
+    themes = {".code": "xcode", ':root[data-theme="dark"] .code': "github-dark"}
+    styles: list[str] = [
+        HtmlFormatter(style=style).get_style_defs(selector)  # type: ignore[no-untyped-call]
+        for selector, style in themes.items()
+    ]
+    return Markup("\n".join(styles))
+
+
 def _write(page: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_bytes()[: len(_BEGINNING)] != _BEGINNING:
         raise ReportError(
             f"{path} is there and is no report; it was left as it is; name another --output"
         )
-    # Beside and renamed: whoever has the page open never loads half of it.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_beside(path, page.encode())
 
 
-def section_of(results: Results) -> Section:
-    """Draw all that the page shows of a study."""
-    complete = results.complete
-    threshold = results.definition.threshold
-    below = complete if threshold is None else complete[complete["value"] < threshold]
-    curves = Drawing("Every training curve", _html(figures.curves(results)))
-    return Section(
-        results=results,
-        curves=curves,
-        explained=_explain(results, list(complete.index), "over all complete points")
-        + _explain_blocks(results),
-        below=_explain(results, list(below.index), f"below {threshold} nats")
-        if threshold is not None and 0 < len(below) < len(complete)
-        else [],
-        below_count=0 if threshold is None else len(below),
-    )
-
-
-def _explain(
-    results: Results, numbers: list[int], where: str, slices: bool = True
-) -> list[Drawing]:
-    """Draw what the parameters are worth among these trials, if they are enough to tell."""
-    study = figures.substudy(results, numbers)
-    if not figures.can_explain(study, results.parameters):
-        return []
-    parameters = figures.varying(study, results.parameters)
-    where = f"{where} ({len(numbers)} points)"
-    few = (
-        f"The best tenth of {len(numbers)} points are {max(1, len(numbers) // 10)}: with so few, "
-        "take it as a hint."
-    )
-    drawings = [
-        Drawing(f"{question}, {where}", _html(figure), few if len(numbers) < FEW else "")
-        for question, figure in figures.importances(study, parameters).items()
-    ]
-    if slices:
-        figure = figures.slices(study, parameters)
-        drawings.append(Drawing(f"Every trial's value over each parameter, {where}", _html(figure)))
-    return drawings
-
-
-def _explain_blocks(results: Results) -> list[Drawing]:
-    note = (
-        "The grid leaves combinations out, so that over all of it a parameter's importance is "
-        "mixed with that of the parameters it excludes; within this block all are there."
-    )
-    blocks = full_factorial_blocks(results.table, results.parameters)
-    complete = results.complete.index
-    return [
-        Drawing(drawing.title, drawing.html, f"{note} {drawing.note}")
-        for name, block in blocks.items()
-        for drawing in _explain(
-            results, list(block.index.intersection(complete)), f"where {name}", slices=False
-        )
-    ]
-
-
-def _html(figure: go.Figure) -> str:
-    html: str = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"displaylogo": False, "responsive": True},
-    )
-    return html
-
-
-def _file_name(names: Sequence[str]) -> str:
+def _file_name(names: Iterable[str]) -> str:
     return "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)[:_LONGEST_NAME]

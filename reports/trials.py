@@ -1,19 +1,34 @@
 """A study in its storage → rows and curves, in pandas' terms."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
+import numpy as np
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from reports.errors import ReportError
+from reports.words import parameter_word, value_word
 from rnn.architecture import Architecture
-from studies.accounting import Accounting, accounting_of
+from studies.accounting import Accounting
 from studies.definition import PARAMETERS, REPLICATE, Definition
+from studies.errors import StudyNotFound
 from studies.opening import load_study
-from studies.records import CORPUS, DEFINITION, SOURCE_TRIALS, CorpusRecord, TrialRecord, is_point
+from studies.points import StoredPoint, read_curves, read_points
+from studies.records import (
+    COMMANDS,
+    CORPUS,
+    DEFINITION,
+    SOURCE_TRIALS,
+    CorpusRecord,
+    Failure,
+    TrialRecord,
+)
 from studies.storage import Storage
+
+DIVERGED = "DIVERGED"
+"""The state, in a table, of a trial that failed because its loss was not finite."""
 
 _NUMERIC = (
     "value",
@@ -29,32 +44,35 @@ class Results:
     """All that a report is made from.
 
     Attributes:
-        study: as Optuna's own figures want it.
+        name: of the study.
         definition: that it was made with.
         corpus: that it was trained on.
-        accounting: of its points.
-        table: a row a finished point, indexed by trial number, the best first: ``architecture``
-            (its label), ``label`` (with the replicate's number), ``state``,
-            ``value``, the parameters, and what the trial recorded.
+        commands: that made it and extended it; none where that is not known.
+        table: a row a point, indexed by trial number, the best first: ``architecture`` (its
+            label), ``label`` (with the replicate's number), ``state``, ``value``, the parameters,
+            and what the trial recorded.
         curves: a row a log point: ``number``, ``step``, ``loss`` (nats a symbol).
+        sources: of a derived study, a row a complete trial of its source, by number: ``value`` and
+            the parameters.
     """
 
-    study: optuna.Study
+    name: str
     definition: Definition
     corpus: CorpusRecord
-    accounting: Accounting
+    commands: list[str]
     table: pd.DataFrame
     curves: pd.DataFrame
-
-    @property
-    def name(self) -> str:
-        """The study's name."""
-        return self.study.study_name
+    sources: pd.DataFrame
 
     @property
     def parameters(self) -> list[str]:
         """The parameters of architectures that take more than one value among the points."""
         return [name for name in PARAMETERS if self.table[name].nunique() > 1]
+
+    @property
+    def axes(self) -> list[str]:
+        """What tells one point from another: those parameters, and the replicate's number."""
+        return self.parameters + ([REPLICATE] if REPLICATE in self.table else [])
 
     @property
     def has_replicates(self) -> bool:
@@ -63,24 +81,39 @@ class Results:
         return refinement is not None and refinement.replicates > 1
 
     @property
-    def replicates(self) -> pd.DataFrame:
-        """A row an architecture, the best first: its ``runs`` and their ``mean``, ``std``, …."""
-        by_label = self.complete.groupby("architecture")["value"]
-        rows = by_label.agg(["count", "mean", "std", "min", "max"])
-        return rows.rename(columns={"count": "runs"}).sort_values("mean")
-
-    @property
     def complete(self) -> pd.DataFrame:
         """The rows with a value."""
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
 
+    @property
+    def below(self) -> pd.DataFrame:
+        """The rows with a value below the definition's threshold; all if it has none."""
+        threshold = self.definition.threshold
+        rows = self.complete
+        return rows if threshold is None else rows[rows["value"] < threshold]
 
-def read_results(storage: Storage, name: str) -> Results:
+    @property
+    def accounting(self) -> Accounting:
+        """How many points are in which state, of those in the table."""
+        counts = self.table["state"].value_counts()
+        states = ("complete", "pruned", "diverged", "running", "waiting")
+        by_state = {state: int(counts.get(state.upper(), 0)) for state in states}
+        return Accounting(**by_state, failed=int(counts.get(TrialState.FAIL.name, 0)))
+
+
+def read_results(
+    storage: Storage, name: str, with_curves: Collection[int] | None = None
+) -> Results:
     """Read a study that has something to report.
+
+    Args:
+        storage: that holds it.
+        name: of the study.
+        with_curves: the numbers of the trials whose curves are read; all by default.
 
     Raises:
         StudyNotFound: if it is not in the storage.
-        ReportError: if it was not made by this program, or nothing of it is finished.
+        ReportError: if it was not made by this program, or nothing of it is complete.
     """
     study = load_study(storage, name)
     attributes = study.user_attrs
@@ -90,25 +123,24 @@ def read_results(storage: Storage, name: str) -> Results:
             "were; check the name"
         )
     definition = Definition.model_validate(attributes[DEFINITION])
-    accounting = accounting_of(storage, study._study_id)
+    results = Results(
+        name=name,
+        definition=definition,
+        corpus=CorpusRecord.model_validate(attributes[CORPUS]),
+        commands=attributes.get(COMMANDS, []),
+        table=_table(read_points(storage, study._study_id), definition),
+        curves=pd.DataFrame(
+            read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
+        ),
+        sources=_sources(storage, definition),
+    )
+    accounting = results.accounting
     if not accounting.complete:
         raise ReportError(
             f"study {name!r} has no complete trial (of {accounting.planned} points, "
             f"{accounting.running} are running); a report needs one or more; run the search first"
         )
-    points = [trial for trial in study.get_trials(deepcopy=False) if is_point(trial)]
-    finished = [trial for trial in points if trial.state.is_finished()]
-    table = pd.DataFrame([_row(trial, definition) for trial in finished]).set_index("number")
-    for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
-        table[record] = pd.to_numeric(table[record])
-    return Results(
-        study=study,
-        definition=definition,
-        corpus=CorpusRecord.model_validate(attributes[CORPUS]),
-        accounting=accounting,
-        table=table.sort_values(["value", "number"], na_position="last"),
-        curves=_curves(points),
-    )
+    return results
 
 
 def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
@@ -122,14 +154,17 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
         parameters: those that vary.
 
     Returns:
-        A block's name, such as ``state_size = 256``, to its rows; nothing where the grid is full
+        A block's name, such as ``state size is 256``, to its rows; nothing where the grid is full
         already, or no single parameter parts it into full blocks.
     """
     if _is_full(table, parameters):
         return {}
     found: dict[str, pd.DataFrame] = {}
     for parameter in parameters:
-        blocks = {f"{parameter} = {value}": block for value, block in table.groupby(parameter)}
+        name = parameter_word(parameter)
+        blocks = {
+            f"{name} is {value_word(value)}": block for value, block in table.groupby(parameter)
+        }
         if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
             found |= blocks
     rows = {name: set(block.index) for name, block in found.items()}
@@ -140,6 +175,17 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
     }
 
 
+def architecture_of(row: "pd.Series[Any]", definition: Definition) -> Architecture:
+    """Return the architecture of a table's row, whose numbers may be numpy's."""
+    params = {name: own_value(row[name]) for name in PARAMETERS}
+    return Architecture.of(params, definition.gate_inputs)
+
+
+def own_value(value: Any) -> Any:
+    """Return Python's own value for one of numpy's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
     combinations = 1
     for parameter in parameters:
@@ -147,27 +193,46 @@ def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
     return not parameters or len(table.drop_duplicates(parameters)) == combinations
 
 
-def _row(trial: FrozenTrial, definition: Definition) -> dict[str, Any]:
-    architecture = Architecture.of(trial.params, definition.gate_inputs).label
-    replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
-    recorded = {name: trial.user_attrs.get(name) for name in TrialRecord.model_fields}
+def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
+    table = pd.DataFrame([_row(point, definition) for point in points]).set_index("number")
+    for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
+        table[record] = pd.to_numeric(table[record])
+    # The best first, then those that ended without a value, then those that have not ended.
+    table["rank"] = table["state"].map({"RUNNING": 1, "WAITING": 2}).fillna(0)
+    table = table.sort_values(["rank", "value", "number"], na_position="last")
+    return table.drop(columns="rank")
+
+
+def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
+    architecture = Architecture.of(point.params, definition.gate_inputs).label
+    replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
+    recorded = {name: point.attributes.get(name) for name in TrialRecord.model_fields}
+    diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
-        "number": trial.number,
+        "number": point.number,
         "architecture": architecture,
         "label": architecture + replicate,
-        "state": trial.state.name,
-        "value": trial.value if trial.state is TrialState.COMPLETE else None,
-        **trial.params,
-        SOURCE_TRIALS: trial.user_attrs.get(SOURCE_TRIALS),
-        "started": trial.datetime_start,
-        "completed": trial.datetime_complete,
+        "state": DIVERGED if diverged else point.state.name,
+        "value": point.value,
+        **point.params,
+        SOURCE_TRIALS: point.attributes.get(SOURCE_TRIALS),
+        "started": point.started,
+        "completed": point.completed,
     }
 
 
-def _curves(trials: list[FrozenTrial]) -> pd.DataFrame:
-    rows = [
-        (trial.number, step, loss)
-        for trial in trials
-        for step, loss in sorted(trial.intermediate_values.items())
-    ]
-    return pd.DataFrame(rows, columns=["number", "step", "loss"])
+def _sources(storage: Storage, definition: Definition) -> pd.DataFrame:
+    """Read what a derived study's source came to; nothing if that is no longer there."""
+    rows = []
+    if definition.refinement is not None:
+        try:
+            source = load_study(storage, definition.refinement.source)
+            rows = [
+                {"number": point.number, "value": point.value} | point.params
+                for point in read_points(storage, source._study_id)
+                if point.value is not None
+            ]
+        except StudyNotFound:
+            pass
+    columns = ["number", "value", *PARAMETERS]
+    return pd.DataFrame(rows, columns=columns).set_index("number")

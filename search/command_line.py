@@ -1,21 +1,18 @@
 """The words that ``run_search.py`` and ``refine.py`` share."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 import click
 
-from search.checkpoints import DEFAULT_FOLDER
 from search.session import Options, Result, show_status, work
 from search.stopping import parse_duration
-from studies.command_line import storage_options
+from studies.command_line import artifacts_option, dashboard_port_option, storage_options
 from studies.errors import DefinitionError
 from studies.reading import find_definition
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
-"""The environment variable that stands in for ``--artifacts``."""
 
 
 def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -84,13 +81,12 @@ _OPTIONS = (
         help="Stop in good order after this time, as in 45m, 3h or 1h30m.",
     ),
     click.option(
-        "--artifacts",
-        metavar="FOLDER|s3://BUCKET",
-        envvar=ARTIFACTS_VARIABLE,
-        show_envvar=True,
-        help="Where running trials are written down; by default beside the SQLite file, or in "
-        f"{DEFAULT_FOLDER} where the studies are on a server.",
+        "--dashboard",
+        is_flag=True,
+        help="Show the study in optuna-dashboard meanwhile, on this machine alone.",
     ),
+    dashboard_port_option,
+    artifacts_option,
 )
 
 
@@ -106,32 +102,55 @@ def work_options(default_study: str) -> Callable[[_F], _F]:
     return decorate
 
 
+class Viewer(Protocol):
+    """Whom a command shows its study through: the doors bring it along."""
+
+    def meanwhile(
+        self, storage: str, study: str, artifacts: str | None, port: int | None
+    ) -> AbstractContextManager[object]:
+        """Return what is entered while a study is worked on.
+
+        Args:
+            storage: its URL.
+            study: the study's name.
+            artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
+            port: to serve optuna-dashboard on; None not to.
+        """
+
+    def at_the_end(self, storage: str, study: str, artifacts: str | None) -> None:
+        """Show a study that the work on has ended in good order."""
+
+
 def run(
-    report: Callable[[str, list[str]], None],
+    viewer: Viewer,
     *,
     derived: bool = False,
     status: bool,
     as_json: bool,
     no_wait: bool,
+    dashboard: bool,
+    port: int,
     debug: bool,
     **options: Any,
 ) -> int:
     """Do what a command line asks for.
 
     Args:
-        report: called at the end, with the storage's URL and the study's name, if anything is
-            finished.
+        viewer: shows the study, meanwhile and at the end.
         derived: whether only studies will do that are derived from others.
         status: print where the study stands instead of working.
         as_json: the status as JSON.
         no_wait: leave while others still work.
+        dashboard: serve optuna-dashboard meanwhile.
+        port: to serve it on.
         debug: read by :func:`studies.command_line.run_command`.
         options: of :class:`search.session.Options`.
 
     Returns:
         The exit code.
     """
-    asked = Options(wait=not no_wait, **options)
+    program = "refine.py" if derived else "run_search.py"
+    asked = Options(wait=not no_wait, program=program, **options)
     if as_json and not status:
         raise click.UsageError("--json goes with --status; say both")
     if derived:
@@ -139,9 +158,13 @@ def run(
     if status:
         show_status(asked, as_json)
         return 0
-    result: Result = work(asked)
+
+    def companion(study: str) -> AbstractContextManager[object]:
+        return viewer.meanwhile(asked.storage, study, asked.artifacts, port if dashboard else None)
+
+    result: Result = work(asked, companion)
     if result.finished and not result.exit_code:
-        report(asked.storage, [result.study])
+        viewer.at_the_end(asked.storage, result.study, asked.artifacts)
     return result.exit_code
 
 

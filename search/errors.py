@@ -5,7 +5,6 @@
     SearchError
     ├── SourceUnfinished    a study that another is to be derived from, not complete
     ├── GridExhausted       (also optuna.TrialPruned) no point is left to be run
-    ├── ArtifactsError      a place for checkpoints that cannot be used
     └── Stopped             a stop was asked for in the midst of something
 """
 
@@ -25,10 +24,6 @@ class SourceUnfinished(SearchError):
 
 class GridExhausted(SearchError, optuna.TrialPruned):
     """Every point of a grid is taken; Optuna's loop takes it for a trial that was pruned."""
-
-
-class ArtifactsError(SearchError):
-    """Checkpoints cannot be kept where they were asked to be."""
 
 
 class Stopped(SearchError):

@@ -20,7 +20,15 @@ from studies.identity import RELIABILITY, differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study, extend_study
 from studies.reading import DefinitionFile
-from studies.records import CHECKPOINTS, CORPUS, DEFINITION, METRIC_NAME, CorpusRecord, is_point
+from studies.records import (
+    CHECKPOINTS,
+    COMMANDS,
+    CORPUS,
+    DEFINITION,
+    METRIC_NAME,
+    CorpusRecord,
+    is_point,
+)
 from studies.storage import Storage
 
 _SHOWN = 6
@@ -68,6 +76,7 @@ class Terms:
         precision: in place of the definition's.
         extend: add the points that the definition has more than the study.
         partial: derive from a source that is not finished.
+        command: as the study is to remember it, if it is made or extended by it.
     """
 
     name: str | None = None
@@ -75,6 +84,7 @@ class Terms:
     precision: str | None = None
     extend: bool = False
     partial: bool = False
+    command: str = ""
 
 
 def stored_definition(study: optuna.Study) -> Definition:
@@ -131,12 +141,12 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
     with ExitStack() as if_refused:
         storage = if_refused.enter_context(closing(open_storage(url)))
         if name not in optuna.get_all_study_names(storage):
-            _create(name, storage, definition, own, terms.partial)
+            _create(name, storage, definition, own, terms)
         study = load_study(storage, name)
         stored = stored_definition(study)
         _require_same(study, stored, definition, own, terms.extend)
         if terms.extend:
-            extended = _extend(study, storage, stored, definition)
+            extended = _extend(study, storage, stored, definition, terms.command)
             if extended is None:  # another has done so meanwhile
                 return join(file, url, terms)
             stored = extended
@@ -188,7 +198,7 @@ def _create(
     storage: Storage,
     definition: Definition,
     corpus: CorpusRecord,
-    partial: bool,
+    terms: Terms,
 ) -> None:
     if definition.refinement is None:
         assert definition.space is not None
@@ -197,7 +207,7 @@ def _create(
     else:
         source = load_study(storage, definition.refinement.source)
         accounting = accounting_of(storage, source._study_id)
-        planned = derive_points(source, accounting, definition, partial)
+        planned = derive_points(source, accounting, definition, terms.partial)
         space = search_space_of(point.params for point in planned)
     # Resolved once, here: a worker's own hardware must not decide what the study's numbers are.
     # bfloat16 is not chosen by itself as long as it is not shown to leave the answer as it is.
@@ -206,13 +216,14 @@ def _create(
     attributes = {
         DEFINITION: definition.model_dump(mode="json"),
         CORPUS: corpus.model_dump(mode="json"),
+        COMMANDS: [terms.command],
         CHECKPOINTS: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
     }
     create_study(storage, name, METRIC_NAME, attributes, distributions(space), planned)
 
 
 def _extend(
-    study: optuna.Study, storage: Storage, stored: Definition, wider: Definition
+    study: optuna.Study, storage: Storage, stored: Definition, wider: Definition, command: str
 ) -> Definition | None:
     """Add the points that a definition's space has more than the study's.
 
@@ -243,7 +254,10 @@ def _extend(
         storage,
         study._study_id,
         {DEFINITION: stored.model_dump(mode="json")},
-        {DEFINITION: extended.model_dump(mode="json")},
+        {
+            DEFINITION: extended.model_dump(mode="json"),
+            COMMANDS: [*study.user_attrs.get(COMMANDS, []), command],
+        },
         distributions(search_space(wider.space)),
         [PlannedPoint(point) for point in new_points if point not in old_points],
     )

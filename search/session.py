@@ -3,10 +3,11 @@
 import json
 import multiprocessing
 import os
+import shlex
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from rnn.device import find_device
-from search.checkpoints import Checkpoints, open_store
+from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
@@ -28,6 +29,7 @@ from search.stopping import SIGNALS, StopRequest
 from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
+from studies.artifacts import open_store
 from studies.command_line import leave_with
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
@@ -47,6 +49,7 @@ class Options:
     Attributes:
         until: seconds after which to stop.
         child: whether another process of ours has started this one, and speaks for it.
+        program: that was started.
     """
 
     study: str
@@ -64,10 +67,31 @@ class Options:
     artifacts: str | None = None
     until: float | None = None
     child: bool = False
+    program: str = "run_search.py"
 
     def terms(self) -> Terms:
         """Return what the command line says beside the definition."""
-        return Terms(self.name, self.corpus, self.precision, self.extend, self.partial)
+        return Terms(
+            self.name, self.corpus, self.precision, self.extend, self.partial, self.command()
+        )
+
+    def command(self) -> str:
+        """Return what makes the same study again, wherever it is kept and whoever works on it."""
+        words = ["python", self.program, self.study]
+        for option, value in (
+            ("--name", self.name),
+            ("--corpus", self.corpus),
+            ("--precision", self.precision),
+            *(("--set", override) for override in self.overrides),
+        ):
+            words += [] if value is None else [option, value]
+        words += ["--extend"] if self.extend else []
+        words += ["--partial"] if self.partial else []
+        return shlex.join(words)
+
+
+Companion = Callable[[str], AbstractContextManager[object]]
+"""Called with a study's name, and entered while the process that a person started works on it."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +135,22 @@ def show_status(options: Options, as_json: bool) -> None:
         click.echo(f"run again {counts}")
 
 
-def work(options: Options) -> Result:
+def work(options: Options, companion: Companion = nullcontext) -> Result:
     """Join the study and work on it until all its points are finished.
+
+    Args:
+        options: the command line.
+        companion: goes along with the work, and may take nothing from it.
 
     Raises:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
     """
     device = find_device(options.device)
-    store = open_store(options.artifacts, options.storage)
+    store = open_store(options.artifacts, options.storage, "checkpoints")
     joined = join(
         find_definition(options.study, options.overrides), options.storage, options.terms()
     )
-    with closing(joined.storage):
+    with closing(joined.storage), companion(joined.study.study_name):
         return _work(options, joined, device, Checkpoints(store, joined.checkpoints))
 
 

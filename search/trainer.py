@@ -16,6 +16,7 @@ from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.device import is_out_of_memory
 from rnn.errors import CheckpointError
 from rnn.evaluation import bits, held_out_losses
+from rnn.fingerprint import code_fingerprint
 from rnn.network import Population, Precision
 from rnn.training import Run, Training
 from search.checkpoints import Checkpoints
@@ -179,6 +180,7 @@ class Trainer:
             replicate=member.replicate,
             python=platform.python_version(),
             torch=torch.__version__,
+            code=code_fingerprint(),
             **found,
         ).attributes()
 

@@ -17,6 +17,9 @@ from studies.outages import reason
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
 """The environment variable that stands in for ``--storage``: it shows in no process list."""
 
+ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
+"""The environment variable that stands in for ``--artifacts``."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 BAD_INPUT, BROKEN = 2, 1
@@ -37,6 +40,24 @@ def storage_options(command: _F) -> _F:
         show_envvar=True,
         help="Where studies are kept: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
     )(command)
+
+
+artifacts_option = click.option(
+    "--artifacts",
+    metavar="FOLDER|s3://BUCKET",
+    envvar=ARTIFACTS_VARIABLE,
+    show_envvar=True,
+    help="Where the files of a study lie: how far running trials have come, and what the dashboard "
+    "shows; by default beside the SQLite file, or in studies/ where the studies are on a server.",
+)
+
+dashboard_port_option = click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    show_default=True,
+    help="Of optuna-dashboard.",
+)
 
 
 def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:

@@ -6,6 +6,7 @@
     ├── DefinitionError    a study definition that is missing, malformed or contradictory
     ├── StorageError       a storage that cannot be opened, or is not ours
     ├── StudyNotFound      a study that the storage does not hold
+    ├── ArtifactsError     a place for files that cannot be used
     ├── IdentityError      settings that differ from those that the study was made with
     ├── ClaimLost          a trial that this worker no longer holds
     └── StorageOutage      a storage that has been away for longer than a worker waits
@@ -26,6 +27,10 @@ class StorageError(StudiesError):
 
 class StudyNotFound(StudiesError):
     """A storage does not hold the study."""
+
+
+class ArtifactsError(StudiesError):
+    """Files cannot be kept where they were asked to be."""
 
 
 class IdentityError(StudiesError):

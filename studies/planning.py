@@ -1,7 +1,7 @@
 """A study and all its points, stored at one stroke: never half a study, however a process ends."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -140,6 +140,30 @@ def extend_study(
             )
         _insert_points(connection, study_id, distributions, points)
     return True
+
+
+def rewrite_attributes(
+    storage: Storage, study_id: int, compose: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Renew system attributes of a study in one transaction, in which nobody else does so.
+
+    Args:
+        storage: that holds the study.
+        study_id: of the study; where it is gone, nothing is done.
+        compose: given all that the study has, returns those that are to take the place of the
+            attributes of the same names.
+    """
+    of_study = STUDY_SYSTEM.c.study_id == study_id
+    with storage.transaction() as connection:
+        study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+        if connection.scalar(study.with_for_update()) is None:
+            return
+        query = sa.select(STUDY_SYSTEM.c.key, STUDY_SYSTEM.c.value_json).where(of_study)
+        found = {key: json.loads(value) for key, value in connection.execute(query)}
+        changed = compose(found)
+        connection.execute(sa.delete(STUDY_SYSTEM).where(of_study, STUDY_SYSTEM.c.key.in_(changed)))
+        rows = [attribute("study_id", study_id, *item) for item in changed.items()]
+        insert(connection, STUDY_SYSTEM, rows)
 
 
 def _insert_points(

@@ -37,6 +37,9 @@ CHECKPOINTS = "checkpoints"
 DEFINITION = "definition"
 """The study attribute that holds the whole definition, resolved."""
 
+COMMANDS = "commands"
+"""The study attribute that lists the commands that made it, and those that extended it."""
+
 CORPUS = "corpus"
 """The study attribute that holds the text's name, SHA-256, length and split."""
 
@@ -91,6 +94,7 @@ class TrialRecord(BaseModel):
     replicate: Annotated[int, _unit("", "number of the replicate, from 0")]
     python: Annotated[str, _unit("", "version")]
     torch: Annotated[str, _unit("", "version")]
+    code: Annotated[str | None, _unit("", "fingerprint of the training code")] = None
     failure: Annotated[Failure | None, _unit("", "why a failed trial failed")] = None
     error: Annotated[str | None, _unit("", "its last exception, in one line")] = None
     setbacks: Annotated[

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from helpers import TEXT
+from helpers import NO_SYNC, TEXT
 from nursery import Nursery
 from services import PostgreSQL, free_port
 
@@ -57,7 +57,7 @@ def run(nursery: Nursery) -> Callable[..., "subprocess.CompletedProcess[str]"]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
     """A server that the tests of a session share."""
-    with PostgreSQL() as server:
+    with PostgreSQL(NO_SYNC) as server:
         yield server
 
 

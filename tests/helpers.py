@@ -26,6 +26,9 @@ TINY = (
 )
 """What makes a study so small that a point takes milliseconds."""
 
+NO_SYNC = "-c fsync=off"
+"""For a PostgreSQL server: what it commits outlives its processes, if not its machine."""
+
 # Nowhere the same, so that what is read from the wrong place is seen.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
 """Long enough for a tiny study."""
@@ -45,7 +48,8 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
     Raises:
         AssertionError: with the traceback of the first process that failed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.session"])
     answers: Any = context.Queue()
     gate = context.Barrier(len(arguments))
     processes = [

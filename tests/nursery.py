@@ -235,6 +235,7 @@ def _start(request) -> None:
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, above the tests, has ignored
     os.environ.update(request["environment"])
     out = Path(request["out"])
     for descriptor, path, flags in (

@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 from helpers import ROOT, TINY
+from nursery import until
 from optuna.trial import TrialState
 
 from studies.reading import find_definition
@@ -31,14 +32,20 @@ SMALL = (
 """Fifteen combinations, of a millisecond or so each."""
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def start(nursery):
+    """Start a command of the project."""
+    return nursery.start
+
+
+def in_terminal(*words: str) -> subprocess.Popen[str]:
+    """Start a command as in a terminal: by an interpreter of its own."""
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hang_up_counts,
     )
 
 
@@ -58,19 +65,19 @@ def points_of(overrides: tuple[str, ...]) -> list[dict]:
     return list(find_definition("quick", settings).validate_alone().space.points())
 
 
-def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run):
+def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start):
     """Two terminals on one new file; then refine from two; then a report of both."""
     common = ("--storage", sqlite_url, "--corpus", str(text))
     search = ("run_search.py", "quick", *common, *SMALL)
-    outputs = [wait(process) for process in (start(*search), start(*search))]
+    outputs = [wait(process) for process in (in_terminal(*search), in_terminal(*search))]
     assert all("finished" in out and "report: " in out for out in outputs)
 
     refine = (
         "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
         "--set=refinement.best=3", "--set=refinement.variants=[{}, {state_size=5}]",
     )  # fmt: skip
-    for process in (start(*refine), start(*refine)):
-        wait(process)
+    for command in (start(*refine), start(*refine)):
+        assert command.wait() == 0, command.stderr
 
     # By plain SQL: each valid point complete once, and no other point.
     expected = points_of(SMALL)
@@ -178,14 +185,6 @@ def running(url: str) -> list:
     return [t for t in study.trials if t.state is TrialState.RUNNING and t.intermediate_values]
 
 
-def until(condition, seconds: float = 60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
-    return found
-
-
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -195,41 +194,38 @@ def until(condition, seconds: float = 60):
         (signal.SIGUSR1, 138),
     ],
 )
-def test_a_stopped_worker_gives_its_point_back(slow, sqlite_url, tmp_path, number, code):
+def test_a_stopped_worker_gives_its_point_back(start, slow, sqlite_url, tmp_path, number, code):
     process = start(*slow)
     until(lambda: running(sqlite_url))
-    process.send_signal(number)
-    out, error = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert "Traceback" not in error
+    process.send(number)
+    assert process.wait(30) == code
+    assert "Traceback" not in process.stderr
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
-    assert "given back" in out
+    assert "given back" in process.stdout
     (given_back,) = [trial for trial in study.trials if trial.intermediate_values]
     assert given_back.user_attrs["setbacks"] == {"interrupted": 1}
     (checkpoint,) = tmp_path.glob("studies.db.checkpoints/*/*")
     assert checkpoint.name == f"trial-{given_back.number}.checkpoint"
 
 
-def test_stopping_the_process_that_started_the_workers_stops_them_all(slow, sqlite_url):
+def test_stopping_the_process_that_started_the_workers_stops_them_all(start, slow, sqlite_url):
     process = start(*slow, "--workers", "2")
     until(lambda: len(running(sqlite_url)) == 2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send(signal.SIGINT)
+    assert process.wait(30) == 130
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
 
 
-def test_a_second_interrupt_stops_the_workers_too(slow, sqlite_url):
+def test_a_second_interrupt_stops_the_workers_too(start, slow, sqlite_url):
     """Sent to the process that started them alone, and at once."""
     process = start(*slow, "--workers", "2")
     until(lambda: len(running(sqlite_url)) == 2)
-    process.send_signal(signal.SIGINT)
+    process.send(signal.SIGINT)
     time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send(signal.SIGINT)
+    assert process.wait(30) == 130
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
 
@@ -288,17 +284,19 @@ def test_what_nohup_has_ignored_stays_ignored(slow, sqlite_url):
     assert process.wait(30) == 143
 
 
-def test_workers_stop_when_the_process_that_started_them_is_killed(slow, sqlite_url, tmp_path):
+def test_workers_stop_when_the_process_that_started_them_is_killed(
+    start, slow, sqlite_url, tmp_path
+):
     process = start(*slow, "--workers", "2")
     until(lambda: len(running(sqlite_url)) == 2)
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
     assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 2
 
 
-def test_status_of_a_running_study(slow, sqlite_url, tmp_path, run):
+def test_status_of_a_running_study(start, slow, sqlite_url, run):
     process = start(*slow)
     until(lambda: running(sqlite_url))
     try:
@@ -308,8 +306,8 @@ def test_status_of_a_running_study(slow, sqlite_url, tmp_path, run):
         assert status["best"] is None
         assert status["seconds_left"] is None
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.send(signal.SIGTERM)
+        process.wait(30)
 
 
 def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
@@ -326,7 +324,7 @@ def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(sqlite_url, text, slow, run):
+def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(start, slow, sqlite_url, run):
     process = start(
         *slow,
         "--set=space.state_source=['new']",
@@ -351,15 +349,15 @@ def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(sqlite_url
         assert done.returncode == 0, done.stderr
         assert "0 of 1 finished, 1 running" in done.stdout
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.send(signal.SIGTERM)
+        process.wait(30)
 
 
-def test_a_killed_worker_harms_nothing_that_is_recorded(slow, sqlite_url):
+def test_a_killed_worker_harms_nothing_that_is_recorded(start, slow, sqlite_url):
     process = start(*slow)
     until(lambda: running(sqlite_url))
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
     with sqlite3.connect(Path(sqlite_url.removeprefix("sqlite:///"))) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()

@@ -1,6 +1,9 @@
 """What the tests of faults share."""
 
+import hashlib
+
 import pytest
+from filelock import FileLock
 from helpers import TEXT
 from nursery import CURVES, query, searching
 
@@ -14,16 +17,20 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(nursery, text, tmp_path_factory):
-    """Return the curves of a search that nothing happened to."""
-    known = {}
+def undisturbed(nursery, text, tmp_path_factory, worker_id):
+    """Return the curves of a search that nothing happened to, which is run once in all."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
 
     def curves(**settings):
-        key = repr(sorted(settings.items()))
-        if key not in known:
-            url = f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/studies.db"
-            assert searching(nursery, url, text)(**settings).wait(600) == 0
-            known[key] = query(url, CURVES)
-        return known[key]
+        key = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
+        folder = shared / f"undisturbed-{key}"
+        folder.mkdir(exist_ok=True)
+        url = f"sqlite:///{folder}/studies.db"
+        with FileLock(folder / "lock"):
+            if not (folder / "done").exists():
+                assert searching(nursery, url, text)(**settings).wait(600) == 0
+                (folder / "done").touch()
+        return query(url, CURVES)
 
     return curves

@@ -5,6 +5,7 @@ and the trials that it had. The workers are the project's own; what they import 
 and none of it is torch.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -70,8 +71,12 @@ def work(url: str, points: int) -> list[int]:
 def main(url: str, workers: int, points: int) -> None:
     """Start the crowd, and say what became of it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url.startswith("postgresql"):
+        importlib.import_module("psycopg")
     gate, release = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as other:
+            work(f"sqlite:///{other}/studies.db", 1)  # also what is imported late is, once
         pids = []
         for _ in range(workers):
             pid = os.fork()

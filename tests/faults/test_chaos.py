@@ -11,9 +11,9 @@ import time
 import pytest
 from nursery import CURVES, FINISHED, query, searching
 
-SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "8"))
+SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "5"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
-POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "24"))
+POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "12"))
 STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1000"))
 
 SPACE = {

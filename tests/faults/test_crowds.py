@@ -8,8 +8,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from helpers import NO_SYNC
 from nursery import FINISHED, query
 from services import PostgreSQL
+
+CLAIMS = 640
 
 
 def crowd(url, workers, points):
@@ -25,28 +28,30 @@ def crowd(url, workers, points):
 
 
 def test_16_claimants_of_an_sqlite_file(sqlite_url):
-    claimed = crowd(sqlite_url, 16, 2000)
-    assert Counter(chain(*claimed)) == Counter(range(2000))
-    assert query(sqlite_url, FINISHED) == [(number, "COMPLETE", 1) for number in range(2000)]
+    claimed = crowd(sqlite_url, 16, CLAIMS)
+    assert Counter(chain(*claimed)) == Counter(range(CLAIMS))
+    assert query(sqlite_url, FINISHED) == [(number, "COMPLETE", 1) for number in range(CLAIMS)]
     assert sum(map(bool, claimed)) > 1, "only one had any: nothing was tested"
 
 
 def test_64_claimants_of_a_server(postgresql_url):
-    claimed = crowd(postgresql_url, 64, 2000)
-    assert Counter(chain(*claimed)) == Counter(range(2000))
-    assert query(postgresql_url, FINISHED) == [(n, "COMPLETE", 1) for n in range(2000)]
+    claimed = crowd(postgresql_url, 64, CLAIMS)
+    assert Counter(chain(*claimed)) == Counter(range(CLAIMS))
+    assert query(postgresql_url, FINISHED) == [(n, "COMPLETE", 1) for n in range(CLAIMS)]
     assert sum(map(bool, claimed)) > 1, "only one had any: nothing was tested"
 
 
 @pytest.fixture
 def server_of_100():
-    with PostgreSQL("-c max_connections=100 -c superuser_reserved_connections=3") as server:
+    with PostgreSQL(
+        f"{NO_SYNC} -c max_connections=100 -c superuser_reserved_connections=3"
+    ) as server:
         yield server
 
 
 def test_190_workers_on_a_server_of_100_connections(server_of_100):
     """A default server; all begin at once, and not even the tables are there yet."""
     url = server_of_100.new_database()
-    claimed = crowd(url, 190, 380)
-    assert Counter(chain(*claimed)) == Counter(range(380))
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(380)]
+    claimed = crowd(url, 190, 190)
+    assert Counter(chain(*claimed)) == Counter(range(190))
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(190)]

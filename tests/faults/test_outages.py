@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from helpers import NO_SYNC
 from nursery import CURVES, FINISHED, query, searching, until
 from services import PostgreSQL
 
@@ -14,7 +15,7 @@ SIX = {
     "training_steps": 1200,
     "training_log_every": 50,
     "checkpoint_seconds": 0.5,
-    "lease_seconds": 5,
+    "lease_seconds": 4,
     "space_layers": "[1]",
     "space_state_size": "[6, 7]",
     "space_exclude": "[]",
@@ -27,8 +28,8 @@ SIX = {
 """Six points, of a second or so each."""
 
 LONG = SIX | {
-    "training_steps": 6000,
-    "training_log_every": 500,
+    "training_steps": 4000,
+    "training_log_every": 250,
     "space_state_size": "[6]",
     "space_state_source": "['new']",
 }
@@ -55,17 +56,17 @@ def no_setbacks(url):
 @pytest.fixture
 def server():
     """A server of this test alone, that may be stopped."""
-    with PostgreSQL() as server:
+    with PostgreSQL(NO_SYNC) as server:
         yield server
 
 
-def test_postgresql_that_is_stopped_for_20_seconds(server, nursery, text, undisturbed, tmp_path):
+def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undisturbed, tmp_path):
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
     until(lambda: values(url) > 5)
     server.stop()
-    time.sleep(20)
+    time.sleep(9)
     server.start()
     for worker in workers:
         assert worker.wait() == 0
@@ -117,7 +118,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     url = server.new_database()
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
-    first = search(*words, **LONG | {"outage_seconds": 12, "checkpoint_seconds": 1000})
+    first = search(*words, **LONG | {"outage_seconds": 8, "checkpoint_seconds": 1000})
     until(lambda: values(url) > 2)
     server.stop()
     assert first.wait() == 1
@@ -125,7 +126,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     server.start()
     second = search(*words, **LONG)
     assert second.wait() == 0
-    assert "trial 0 goes on from step 6,000" in second.output
+    assert "trial 0 goes on from step 4,000" in second.output
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 
@@ -205,7 +206,7 @@ def test_a_file_that_another_program_has_locked(nursery, sqlite_url, text, undis
     until(lambda: values(sqlite_url) > 5)
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=60)
     other.execute("BEGIN IMMEDIATE")
-    time.sleep(12)  # longer than a lease
+    time.sleep(9)  # longer than two leases
     other.execute("ROLLBACK")
     other.close()
     for worker in workers:

@@ -1,76 +1,214 @@
-"""The page in a real browser: from disk, with the network off, everything drawn."""
+"""The page in a real browser: from disk, with the network off, everything drawn and clicked on."""
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import csv
+import re
+from contextlib import contextmanager
 
 import pytest
-from services import missing
-from test_trials import make_study
+from made import make_study
 
 from reports.page import write_report
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
-
-
-DRAWN = """[...document.querySelectorAll('figure')].every(figure =>
-    figure.querySelector('.trace .point, .trace path, .points path') ||
-    [...figure.querySelectorAll('canvas')].some(canvas => canvas.width > 100))"""
-
-FIRST_POINT = """() => {
-    const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect();
+FIRST_CURVE = """() => {
+    const plot = document.querySelector('.curves .plot'), box = plot.getBoundingClientRect();
     const {xaxis, yaxis} = plot._fullLayout, {x, y} = plot._fullData[0];
-    return [box.left + xaxis._offset + xaxis.d2p(x[0]), box.top + yaxis._offset + yaxis.d2p(y[0])];
+    return [box.left + xaxis._offset + xaxis.d2p(x[1]), box.top + yaxis._offset + yaxis.d2p(y[1])];
+}"""
+
+# Marks of every kind of trace; what WebGL draws is read back, pixel by pixel.
+MARKS = """async (plot) => {
+    if (plot.querySelector('.trace path, .trace .point, .points path, .contour path, .hm image'))
+        return true;
+    for (const canvas of plot.querySelectorAll('canvas')) {
+        const picture = new Image();
+        picture.src = canvas.toDataURL();
+        await picture.decode();
+        const copy = document.createElement('canvas').getContext('2d');
+        [copy.canvas.width, copy.canvas.height] = [picture.width, picture.height];
+        copy.drawImage(picture, 0, 0);
+        const pixels = copy.getImageData(0, 0, picture.width, picture.height).data;
+        if (new Set(new Uint32Array(pixels.buffer)).size > 1) return true;
+    }
+    return false;
 }"""
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not executable:
-        missing("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield started
-        started.close()
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    url = f"sqlite:///{folder}/studies.db"
+    make_study(url, threshold=2.05)
+    make_study(url, "second", threshold=None)
+    return write_report(url, ["made", "second"], folder / "page.html")
 
 
-@pytest.fixture
-def page_file(sqlite_url, tmp_path) -> Path:
-    make_study(sqlite_url, threshold=2.05)
-    make_study(sqlite_url, "second", threshold=None)
-    return write_report(sqlite_url, ["made", "second"], tmp_path / "page.html")
-
-
-@pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_opens_offline_and_draws_every_figure(browser, page_file, width):
-    context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
+@contextmanager
+def opened(browser, path, width=1200, **options):
+    """Open a file with the network off; whatever the page complains of, or asks for, fails."""
+    context = browser.new_context(
+        offline=True, viewport={"width": width, "height": 900}, accept_downloads=True, **options
+    )
     page = context.new_page()
     complaints, requests = [], []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(page_file.as_uri())
-    page.wait_for_function(DRAWN, timeout=30_000)
+    page.goto(path.as_uri())
+    yield page
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert page.locator("h1").all_inner_texts() == ["made", "second"]
-    assert page.locator("figure").count() >= 8
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
 
 
-def test_hovering_over_a_curve_names_its_architecture(browser, page_file):
-    page = browser.new_context(offline=True, viewport={"width": 1200, "height": 900}).new_page()
-    page.goto(page_file.as_uri())
-    page.wait_for_function(DRAWN)
-    page.locator("figure").first.scroll_into_view_if_needed()
-    page.mouse.move(*page.evaluate(FIRST_POINT))
-    hover = page.locator("figure").first.locator(".hoverlayer .hovertext")
-    hover.wait_for()
-    # The worst lies lowest and comes first: the point that diverged, whose curve is shown too.
-    assert "step 50: 2.8000 nats" in hover.text_content()
-    assert "3: 2×8 no gates, new state" in hover.text_content()
+def look_at_every_figure(page):
+    """Scroll to each figure, as a reader does, and see that it is drawn."""
+    plots = page.locator(".plot")
+    for i in range(plots.count()):
+        plot = plots.nth(i)
+        plot.scroll_into_view_if_needed()
+        page.wait_for_function(
+            "plot => plot.classList.contains('drawn')", arg=plot.element_handle()
+        )
+        assert plot.evaluate(MARKS), plot.get_attribute("aria-label")
+    return plots.count()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
+def test_the_page_opens_offline_and_draws_every_figure(browser, page_file, width, scheme):
+    with opened(browser, page_file, width, color_scheme=scheme) as page:
+        assert look_at_every_figure(page) >= 25
+        assert page.locator("h1").all_inner_texts() == ["made", "second"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
+
+
+def test_a_derived_study_and_its_source_on_one_page(browser, derived, tmp_path):
+    path = write_report(derived, ["made", "derived"], tmp_path / "page.html")
+    with opened(browser, path) as page:
+        look_at_every_figure(page)
+        assert page.locator("#s2-lineage").inner_text() == "From study to study"
+        assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
+
+
+def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
+    with opened(browser, page_file) as page:
+        curves = page.locator(".curves").first
+        curves.scroll_into_view_if_needed()
+        page.wait_for_selector(".curves .plot.drawn")
+        page.mouse.move(*page.evaluate(FIRST_CURVE))
+        hover = curves.locator(".hoverlayer .hovertext")
+        hover.wait_for()
+        # The point that diverged comes last; its curve is shown too.
+        assert "step 100: 1.8000 nats" in hover.text_content()
+        assert "trial 3: 2×8 no gates, new state" in hover.text_content()
+
+        page.mouse.click(*page.evaluate(FIRST_CURVE))
+        assert curves.locator(".isolated").inner_text() == "trial 3: 2×8 no gates, new state"
+        assert curves.locator("svg.alone polyline").count() == 1
+        page.keyboard.press("Escape")
+        assert curves.locator("svg.alone").count() == 0
+        assert curves.locator(".isolated").inner_text() == ""
+
+        curves.locator("select").select_option("residual")
+        assert curves.locator(".legend").inner_text().split() == ["off", "on"]
+        colours = page.evaluate(
+            "[...new Set(document.querySelector('.curves .plot').data.map(t => t.line.color))]"
+        )
+        assert len(colours) == 2
+
+
+def test_a_part_of_the_grid_is_chosen(browser, page_file):
+    with opened(browser, page_file) as page:
+        chooser = page.locator(".chooser").first
+        chooser.scroll_into_view_if_needed()
+        table = chooser.locator(".chosen table")
+        assert table.locator("tbody tr").count() == 3
+        whole = table.inner_text()
+        chooser.get_by_role("combobox", name="State size").select_option("8")
+        assert "3 points in state size 8." in chooser.inner_text()
+        assert table.locator("tbody th").all_inner_texts() == ["residual", "layers 1 → 2"]
+        assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == "1"
+        chooser.locator(".plot.drawn").wait_for()
+        chooser.get_by_role("combobox", name="Loss").select_option("below 2.05 nats")
+        assert "state size 8 and loss below 2.05 nats" in chooser.inner_text()
+        chooser.get_by_role("combobox", name="State size").select_option("any")
+        chooser.get_by_role("combobox", name="Loss").select_option("any")
+        assert table.inner_text() == whole
+        chooser.locator(".plot.drawn").wait_for()
+
+
+def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
+    with opened(browser, page_file) as page:
+        table = page.locator("table.sortable").first
+        losses = table.locator("tbody tr td:nth-child(3)")
+        shown = losses.all_inner_texts()
+        assert shown == sorted(shown)
+        header = table.get_by_role("button", name="loss")
+        header.click()
+        assert losses.all_inner_texts() == shown
+        header.click()
+        assert losses.all_inner_texts() == shown[::-1]
+        assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+        page.locator("details.every-point").first.evaluate("details => details.open = true")
+        with page.expect_download() as download:
+            page.locator("details.every-point button.csv").first.click()
+        assert download.value.suggested_filename == "made-points.csv"
+        download.value.save_as(tmp_path / "points.csv")
+        rows = list(csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8")))
+        assert [row["trial"] for row in rows] == ["0", "1", "2", "4", "5", "6", "7", "3"]
+        assert [row["state"] for row in rows] == ["complete"] * 7 + ["diverged"]
+        assert [row["loss"] for row in rows] == [
+            "1.5",
+            "1.6",
+            "1.7",
+            "1.9",
+            "2.0",
+            "2.1",
+            "2.2",
+            "",
+        ]
+        assert {row["residual"] for row in rows} == {"on", "off"}
+
+
+def test_the_reader_chooses_light_or_dark(browser, page_file):
+    with opened(browser, page_file, color_scheme="light") as page:
+        page.locator(".plot").first.scroll_into_view_if_needed()
+        page.locator(".plot.drawn").first.wait_for()
+        page.locator("#theme").select_option("dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+        page.wait_for_function(
+            "document.querySelector('.plot.drawn')._fullLayout.paper_bgcolor === '#14171b'"
+        )
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
+    with opened(browser, page_file, color_scheme="dark") as page:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+        page.wait_for_function(
+            "document.querySelectorAll('.plot:not(.webgl, .drawn)').length === 0 && "
+            "document.querySelectorAll('.plot .points').length > 0"
+        )
+        page.emulate_media(media="print")
+        # What is not printed is a button or a menu, and no part of a figure.
+        hidden = "[...document.querySelectorAll('.plot .points')].filter(e => getComputedStyle(e).display === 'none')"
+        assert page.evaluate(f"{hidden}.length") == 0
+        assert not page.locator(".tools").first.is_visible()
+        page.emulate_media(media="screen")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_study_with_a_hostile_name_and_worker_runs_nothing(browser, sqlite_url, tmp_path):
+    name = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    make_study(sqlite_url, name, worker=f"</script>{name}", question=name)
+    path = write_report(sqlite_url, [name], tmp_path / "page.html")
+    with opened(browser, path) as page:
+        look_at_every_figure(page)
+        assert page.locator("h1").inner_text() == name
+        assert page.title() == name
+        assert page.locator("img").count() == 0

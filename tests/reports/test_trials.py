@@ -1,11 +1,12 @@
 """A study → rows and curves, tested without drawing anything."""
 
+import re
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
-from optuna.distributions import CategoricalDistribution
+from made import distributions_of, make_study
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -14,61 +15,30 @@ from optuna.importance import (
 from optuna.trial import TrialState
 
 from reports.errors import ReportError
-from reports.figures import importances, substudy
-from reports.page import section_of, write_report
+from reports.figures import colourings, curves, drawn_curves, timeline
+from reports.lineage import changes, lineage_of, replicates
+from reports.optuna_figures import in_memory
+from reports.page import write_report
+from reports.sections import section_of
+from reports.tables import write_csv, write_parquet
 from reports.trials import full_factorial_blocks, read_results
+from studies.accounting import accounting_of
 from studies.definition import PARAMETERS, Definition
 from studies.opening import open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRIC_NAME
 
 
-def make_study(
-    url: str,
-    name: str = "made",
-    threshold: float | None = 2.0,
-    finished: int = 8,
-    exclude=(),
-    diverged: int | None = 3,
-):
-    """A study of eight points: 1.5, 1.6, …, the fourth diverged, the rest waiting."""
-    space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
-    space |= {p: [False] for p in PARAMETERS[:4]} | {"state_source": ["new"]}
-    space |= {"exclude": list(exclude)}
-    definition = Definition.model_validate({"space": space, "threshold": threshold})
-    finished = min(finished, len(list(definition.space.points())))
-    storage = open_storage(url)
-    create_study(
-        storage,
-        name,
-        METRIC_NAME,
-        {
-            "definition": definition.model_dump(mode="json"),
-            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-        },
-        {n: CategoricalDistribution(tuple(definition.space.values(n))) for n in PARAMETERS},
-        [PlannedPoint(point) for point in definition.space.points()],
-    )
-    study_id = storage.get_study_id_from_name(name)
-    for i in range(finished):
-        trial_id = storage.claim(study_id, "me")
-        value = 1.5 + i / 10
-        storage.report(trial_id, "me", {50: value + 1, 100: value})
-        if i == diverged:
-            storage.finish(trial_id, "me", TrialState.FAIL, None, {"failure": "diverged"})
-        else:
-            attributes = {"seconds": 2.0, "parameter_count": 10 + i, "worker": "w", "host": "h"}
-            storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes)
-    storage.engine.dispose()
-
-
-def test_rows_are_the_finished_points_best_first_diverged_last(sqlite_url):
+def test_rows_are_the_points_the_best_first_then_those_without_a_value(sqlite_url):
     make_study(sqlite_url, finished=6)
     results = read_results(read_storage(sqlite_url), "made")
-    assert list(results.table.index) == [0, 1, 2, 4, 5, 3]
+    assert list(results.table.index) == [0, 1, 2, 4, 5, 3, 6, 7]
+    assert list(results.table["state"]) == ["COMPLETE"] * 5 + ["DIVERGED"] + ["WAITING"] * 2
     assert list(results.complete.index) == [0, 1, 2, 4, 5]
     assert results.table.loc[0, "label"] == "1×4 no gates, new state"
     assert results.parameters == ["residual", "layers", "state_size"]
+    storage = read_storage(sqlite_url)
+    assert results.accounting == accounting_of(storage, storage.get_study_id_from_name("made"))
     assert (results.accounting.planned, results.accounting.diverged) == (8, 1)
     assert results.table["seconds"].sum() == 10
     assert len(results.curves) == 12
@@ -82,7 +52,7 @@ def test_a_full_grid_has_no_blocks_and_one_with_exclusions_has_them():
     parted = full[~((full["a"] == 1) & (full["b"] == 2))]
     # Of a = 1, a = 2, b = 1 and b = 2 the first lies within the third, the last within the second.
     blocks = full_factorial_blocks(parted, ["a", "b", "c"])
-    assert {name: len(block) for name, block in blocks.items()} == {"a = 2": 6, "b = 1": 6}
+    assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
     ragged = full.drop(index=[0, 5])
     assert full_factorial_blocks(ragged, ["a", "b", "c"]) == {}
 
@@ -118,40 +88,91 @@ def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finishe
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
     assert "Each point was run once" in html
-    assert "<h2>Replicates</h2>" not in html
+    assert "<h3>Replicates</h3>" not in html
+    assert "<strong>The grid is not complete:</strong>" in html  # one point diverged
+
+
+def test_optuna_sees_the_trials_it_is_to_draw_by_their_numbers_and_in_words(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    study = in_memory(results, [0, 2, 5], results.parameters)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [(trial.number, trial.value) for trial in complete] == [(0, 1.5), (2, 1.7), (5, 2.0)]
+    assert complete[0].params == {"residual": "off", "layers": 1, "state size": 4}
+    assert complete[2].params["residual"] == "on"
 
 
 def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     make_study(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "made")
-    below = substudy(results, [0, 1, 2])
-    assert sorted(trial.value for trial in below.trials) == pytest.approx([1.5, 1.6, 1.7])
-    section = section_of(results)
-    assert section.below_count == 4  # 1.5, 1.6, 1.7 and 1.9, for 1.8 diverged
-    assert all("(4 points)" in drawing.title for drawing in section.below)
+    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    assert list(section.results.below.index) == [0, 1, 2, 4]  # 1.8, the fourth, diverged
+    assert section.below.points == 4
+    assert [each.where for each in section.below_importances] == ["below the threshold (4 points)"]
 
 
 def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
-    study = substudy(results, list(results.complete.index))
-    found = importances(study, results.parameters)
-    for words, evaluator in (
+    complete = list(results.complete.index)
+    study = in_memory(results, complete, results.parameters)
+    (found,) = section_of(results).importances
+    assert found.where == "over all complete points (7 points)"
+    for name, evaluator in (
         ("PED-ANOVA", PedAnovaImportanceEvaluator()),
         ("fANOVA", FanovaImportanceEvaluator(seed=0)),
     ):
-        ((_, figure),) = [item for item in found.items() if words in item[0]]
-        drawn = dict(zip(figure.data[0].y, figure.data[0].x, strict=True))
-        expected = get_param_importances(study, evaluator=evaluator, params=results.parameters)
-        assert drawn == pytest.approx(expected)
+        (drawing,) = [drawing for drawing in found.drawings if drawing.title == name]
+        bars = drawing.figure.data[0]
+        expected = get_param_importances(study, evaluator=evaluator)
+        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
+        # As Optuna has them of the stored study itself.
+        stored = optuna.load_study(study_name="made", storage=sqlite_url)
+        expected = get_param_importances(stored, evaluator=evaluator, params=results.parameters)
+        assert sorted(bars.x) == pytest.approx(sorted(expected.values()))
 
 
 def test_blocks_are_drawn_for_a_grid_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
     section = section_of(read_results(read_storage(sqlite_url), "made"))
-    titles = " ".join(drawing.title for drawing in section.explained)
-    assert "where state_size = 8" in titles
-    assert "where residual = True" in titles
+    where = [each.where for each in section.importances]
+    assert where == [
+        "over all complete points (6 points)",
+        "where residual is on (4 points)",
+        "where state size is 8 (4 points)",
+    ]
+
+
+def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    figure = curves(results)
+    numbers = [int(trace.name.split(":")[0].removeprefix("trial ")) for trace in figure.data]
+    assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
+    assert list(figure.data[-1].y) == [2.5, 1.5]
+    assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
+    by_label = {each.label: each for each in colourings(results)}
+    assert list(by_label) == ["the loss they end with", "residual", "layers", "state size"]
+    by_loss = by_label["the loss they end with"]
+    assert by_loss.of == sorted(by_loss.of, reverse=True)
+    residual = by_label["residual"]
+    words = [residual.legend[place][0] for place in residual.of]
+    expected = results.table.loc[numbers, "residual"].map({True: "on", False: "off"})
+    assert words == expected.tolist()
+
+
+def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url, monkeypatch):
+    make_study(sqlite_url, diverged=None)
+    monkeypatch.setattr("reports.figures.MOST_CURVES", 4)
+    results = read_results(read_storage(sqlite_url), "made")
+    assert drawn_curves(results) == [0, 1, 2, 7]
+    assert "Of 8 curves 4 are drawn." in section_of(results).curves.note
+
+
+def test_the_timeline_has_a_row_a_worker_and_a_bar_a_trial(sqlite_url):
+    make_study(sqlite_url)
+    figure = timeline(read_results(read_storage(sqlite_url), "made"))
+    assert [(bar.name, len(bar.x), set(bar.y)) for bar in figure.data] == [("complete", 7, {"w"})]
+    assert all(length >= 0 for length in figure.data[0].x)
 
 
 def test_only_a_report_is_written_over(sqlite_url, tmp_path):
@@ -194,16 +215,73 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     storage.close()
     results = read_results(read_storage(sqlite_url), "replicates")
     assert results.parameters == ["layers"]
-    rows = results.replicates
+    rows = replicates(results)
     assert list(rows.index) == ["2×4 no gates, new state", "1×4 no gates, new state"]
     assert list(rows["runs"]) == [3, 3]
     assert list(rows["mean"]) == pytest.approx([1.2, 2.1])
     assert list(rows["std"]) == pytest.approx([0.2, 0.1])
     html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").read_text("utf-8")
     assert "Each point was run once" not in html
-    assert "<td>1.2000</td><td>0.2000</td><td>1.0000</td><td>1.4000</td>" in html
+    # Student's t at 97.5% with two degrees of freedom is 4.303.
+    assert rows["high"].iloc[0] == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
+    assert rows["values"].iloc[0] == [1.0, 1.2, 1.4]
+    assert re.search(r">1\.2000</td><td[^>]*>0\.2000</td>", html)
 
 
-def distributions_of(points: list[dict]) -> dict[str, CategoricalDistribution]:
-    values = {name: dict.fromkeys(point[name] for point in points) for name in points[0]}
-    return {name: CategoricalDistribution(tuple(found)) for name, found in values.items()}
+def test_each_point_is_followed_from_its_source_to_each_variant(derived):
+    results = read_results(read_storage(derived), "derived")
+    lineage = lineage_of(results)
+    rows = lineage.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
+    assert sorted(rows) == [
+        [0, 1.5, "as it was", 1.4],
+        [0, 1.5, "state size 16", 1.2],
+        [1, 1.6, "as it was", 1.3],
+        [1, 1.6, "state size 16", 1.2],
+    ]
+    as_it_was, wider = changes(lineage)
+    assert (as_it_was.variant, as_it_was.pairs) == ("as it was", 0)
+    assert as_it_was.from_source == pytest.approx((-0.1 - 0.3) / 2)
+    assert (wider.variant, wider.count, wider.pairs, wider.helped) == ("state size 16", 2, 2, 2)
+    assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
+    figure = section_of(results).slopes.figure
+    assert [trace.name for trace in figure.data] == ["as it was", "state size 16"]
+    assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
+
+
+def test_a_derived_study_whose_source_is_gone_is_reported_without_it(derived, tmp_path):
+    storage = open_storage(derived)
+    storage.delete_study(storage.get_study_id_from_name("made"))
+    storage.close()
+    html = write_report(derived, ["derived"], tmp_path / "page.html").read_text("utf-8")
+    assert "From study to study" not in html
+    assert "refinement.best=2" in html
+
+
+def test_rows_are_written_for_pandas(derived, tmp_path):
+    storage = read_storage(derived)
+    results = [read_results(storage, name, with_curves=()) for name in ("made", "derived")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
+        assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
+        assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
+        assert rows["source_trials"].iloc[8] == "[0, 1]"
+    with pytest.raises(ReportError, match="cannot be written"):
+        write_csv(results, Path("/proc/no/rows.csv"))
+
+
+def test_results_are_read_as_optuna_reads_them(sqlite_url):
+    make_study(sqlite_url, finished=5)
+    storage = read_storage(sqlite_url)
+    results = read_results(storage, "made")
+    trials = storage.get_all_trials(storage.get_study_id_from_name("made"))
+    for trial in trials:
+        row = results.table.loc[trial.number]
+        assert {name: row[name] for name in trial.params} == trial.params
+        assert row["state"] == ("DIVERGED" if trial.number == 3 else trial.state.name)
+        curve = results.curves[results.curves["number"] == trial.number]
+        assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values
+        if trial.state.is_finished():
+            assert row["completed"] == trial.datetime_complete
+            assert trial.number == 3 or row["value"] == trial.value

@@ -7,15 +7,16 @@ import sys
 
 import pytest
 
-from search.checkpoints import DEFAULT_FOLDER, Checkpoints, Folder, open_store
-from search.errors import ArtifactsError
+from search.checkpoints import Checkpoints
+from studies.artifacts import Folder, open_store
+from studies.errors import ArtifactsError
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def store(request, tmp_path):
     if request.param == "folder":
-        return open_store(str(tmp_path / "artifacts"), "sqlite:///none.db")
-    return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db")
+        return open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
+    return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db", "checkpoints")
 
 
 def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
@@ -43,7 +44,9 @@ def test_a_checkpoint_that_is_set_aside_is_kept_and_not_read_again(store):
 
 def test_nothing_is_left_of_a_finished_study(tmp_path):
     folder = tmp_path / "studies.db.checkpoints"
-    checkpoints = Checkpoints(open_store(None, f"sqlite:///{tmp_path}/studies.db"), "quick-1")
+    checkpoints = Checkpoints(
+        open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints"), "quick-1"
+    )
     checkpoints.clear()  # where there is nothing
     checkpoints.write(3, b"one")
     (folder / "quick-1" / "trial-4.checkpoint.0123.part").write_bytes(b"of a killed worker")
@@ -54,7 +57,9 @@ def test_nothing_is_left_of_a_finished_study(tmp_path):
 
 def test_what_is_not_ours_or_set_aside_stays(tmp_path):
     folder = tmp_path / "artifacts"
-    checkpoints = Checkpoints(open_store(str(folder), "sqlite:///none.db"), "quick-1")
+    checkpoints = Checkpoints(
+        open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
+    )
     checkpoints.write(3, b"one")
     checkpoints.set_aside(3, b"one")
     checkpoints.write(5, b"two")
@@ -70,7 +75,8 @@ def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
     program = (
         "import os, pathlib, signal\n"
         "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from search.checkpoints import Checkpoints, Folder\n"
+        "from search.checkpoints import Checkpoints\n"
+        "from studies.artifacts import Folder\n"
         f"Checkpoints(Folder(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", program])
@@ -96,8 +102,13 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
 
 def test_the_place_follows_from_the_storage(tmp_path):
-    assert open_store(None, "sqlite:///a/b.db").path.as_posix() == "a/b.db.checkpoints"
-    assert open_store(None, "postgresql://me@host/studies").path == DEFAULT_FOLDER
+    assert (
+        open_store(None, "sqlite:///a/b.db", "checkpoints").path.as_posix() == "a/b.db.checkpoints"
+    )
+    assert (
+        open_store(None, "postgresql://me@host/studies", "checkpoints").path.as_posix()
+        == "studies/checkpoints"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +118,7 @@ def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place
     (tmp_path / "file").write_text("a file")
     place = place.format(tmp=tmp_path)
     with pytest.raises(ArtifactsError) as refused:
-        open_store(place, "sqlite:///none.db")
+        open_store(place, "sqlite:///none.db", "checkpoints")
     assert place in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -115,5 +126,5 @@ def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place
 
 def test_a_bucket_that_is_not_there_is_refused(bucket):
     with pytest.raises(ArtifactsError, match=r"other-networks.*allowed: a bucket") as refused:
-        open_store("s3://other-networks", "sqlite:///none.db")
+        open_store("s3://other-networks", "sqlite:///none.db", "checkpoints")
     assert "s3cret" not in str(refused.value)

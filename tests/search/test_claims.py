@@ -95,7 +95,7 @@ def test_a_lease_is_kept_alive_whatever_a_step_takes(study):
     """The training thread does nothing at all for some lengths of the lease."""
     with study.keeper(lease=1) as keeper, study.keeper("observer", lease=1) as observer:
         claim = keeper.claim()
-        time.sleep(3.5)
+        time.sleep(2.5)
         keeper.check(claim)
         assert observer.claim().trial.number == 1
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
@@ -254,14 +254,14 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken):
     """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
     storage, state = broken
     with (
-        study.keeper(lease=2, storage=storage) as keeper,
-        study.keeper("observer", lease=2, storage=storage) as observer,
+        study.keeper(lease=1, storage=storage) as keeper,
+        study.keeper("observer", lease=1, storage=storage) as observer,
     ):
         claim, other = keeper.claim(), observer.claim()
         state["before"] = True
-        time.sleep(5)
+        time.sleep(2.5)
         state["before"] = False
-        time.sleep(2)
+        time.sleep(1.5)
         keeper.check(claim)
         observer.check(other)
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}

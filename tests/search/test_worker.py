@@ -13,7 +13,7 @@ from rnn.corpus import open_corpus
 from rnn.evaluation import held_out_losses
 from rnn.network import Population
 from rnn.training import Run, Training
-from search.checkpoints import Checkpoints, open_store
+from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.joining import Terms, join
 from search.space import member_of
@@ -23,6 +23,7 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
+from studies.artifacts import open_store
 from studies.definition import Definition
 from studies.errors import StorageOutage
 from studies.opening import open_storage
@@ -70,7 +71,7 @@ def work(url, text, overrides=(), study="quick", threads=1, **terms):
     file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = join(file, url, Terms(corpus=text and str(text), **terms))
     listener = Quiet()
-    checkpoints = Checkpoints(open_store(None, url), joined.checkpoints)
+    checkpoints = Checkpoints(open_store(None, url, "checkpoints"), joined.checkpoints)
     reader = StatusReader(joined.study, joined.storage, joined.definition)
     with (
         StopRequest() as stop,

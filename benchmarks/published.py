@@ -1,0 +1,92 @@
+"""A table of published results → a study: what a report must make of them is known.
+
+The file is one that a user has: a CSV, compressed or not, with a row an architecture, a column for
+each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve as ``loss_50``,
+``loss_100`` ….
+"""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from rnn.architecture import Architecture
+from studies.definition import PARAMETERS, Definition
+from studies.opening import load_study, open_storage
+from studies.planning import PlannedPoint, create_study
+from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+
+VARIABLE = "RNN_SEARCH_PUBLISHED"
+"""The environment variable that names the file."""
+
+STEPS = 10_989
+
+ENWIK8 = CorpusRecord(
+    name="enwik8",
+    sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    length=100_000_000,
+    split=(90_000_000, 95_000_000),
+)
+
+
+def published_file() -> Path | None:
+    """Return the file that the environment names, if it does."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else None
+
+
+def load_published(path: Path, url: str, name: str = "published") -> None:
+    """Store the published results as a finished study.
+
+    Args:
+        path: of the file.
+        url: of the storage; it is made if it is not there.
+        name: of the study, which must not be there.
+    """
+    table = pd.read_csv(path)
+    for switch in PARAMETERS[:5]:
+        table[switch] = table[switch].astype(bool)
+    steps = {str(c): int(str(c)[5:]) for c in table if str(c).startswith("loss_")}
+    definition = Definition.model_validate(
+        {
+            "question": "Which switches make a gated recurrent network good?",
+            "threshold": 1.9,
+            "corpus": ENWIK8.name,
+            "gate_inputs": "candidate",
+            "precision": "fp32",
+            "space": {
+                "layers": [1, 2, 3],
+                "state_size": [32, 256],
+                "exclude": [{"state_size": 32, "residual": False}],
+            },
+            "training": {"steps": STEPS},
+        }
+    )
+    assert definition.space is not None
+    rows = table.to_dict("records")
+    points = [{parameter: row[parameter] for parameter in PARAMETERS} for row in rows]
+    storage = open_storage(url)
+    create_study(
+        storage,
+        name,
+        METRIC_NAME,
+        {DEFINITION: definition.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
+        {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
+        [PlannedPoint(point) for point in points],
+    )
+    study_id = load_study(storage, name)._study_id
+    for row, point in zip(rows, points, strict=True):
+        trial_id = storage.claim(study_id, "loader")
+        assert trial_id is not None
+        architecture = Architecture.of(point, definition.gate_inputs)
+        attributes = {
+            "seconds": row["seconds"],
+            "steps_per_second": STEPS / row["seconds"],
+            "parameter_count": architecture.parameter_count(),
+        }
+        curve = {step: row[column] for column, step in steps.items()}
+        storage.report(trial_id, "loader", curve)
+        storage.finish(trial_id, "loader", TrialState.COMPLETE, row["min_loss"], attributes)
+    storage.close()

@@ -1,0 +1,116 @@
+"""What each figure shows, in words: for those who hear a page, and for print."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports.effects import Effect, Interaction
+from reports.figures import effect_words, interaction_words
+from reports.lineage import Lineage
+from reports.trials import Results
+from reports.words import count_word, parameter_word, value_word
+
+_NAMED = 5
+"""Of a long list, how many are named."""
+
+
+def effects(found: Sequence[Effect]) -> str:
+    """Name every effect."""
+    return "; ".join(map(effect_words, found)) + "."
+
+
+def interactions(found: Sequence[Interaction]) -> str:
+    """Name the largest interactions."""
+    largest = sorted(found, key=lambda each: -abs(each.mean))[:_NAMED]
+    return "The largest: " + "; ".join(map(interaction_words, largest)) + "."
+
+
+def importance(figure: go.Figure) -> str:
+    """Name every parameter's importance, the greatest first."""
+    (bars,) = figure.data
+    pairs = sorted(zip(bars.x, bars.y, strict=True), reverse=True)
+    return ", ".join(f"{name} {value:.3f}" for value, name in pairs) + "."
+
+
+def medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
+    """Name the median value at each value of each parameter."""
+    parts = []
+    for name in parameters:
+        found = rows.groupby(name)["value"].median()
+        values = (f"{value_word(value)} {median:.3f}" for value, median in found.items())
+        parts.append(f"{parameter_word(name)}: {', '.join(values)}")
+    return "Median loss by value: " + "; ".join(parts) + "."
+
+
+def pairs(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
+    """Name the median value at each two values of two parameters."""
+    found = rows.groupby(list(parameters))["value"].median()
+    parts = []
+    for values, median in found.items():
+        assert isinstance(values, tuple)
+        words = (
+            f"{parameter_word(name)} {value_word(value)}"
+            for name, value in zip(parameters, values, strict=True)
+        )
+        parts.append(f"{' and '.join(words)} {median:.3f}")
+    return "Median loss: " + "; ".join(parts) + "."
+
+
+def distribution(rows: pd.DataFrame) -> str:
+    """Name the quartiles."""
+    least, lower, middle, upper, most = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
+    return (
+        f"From {least:.3f} to {most:.3f} nats; a quarter of the trials lies below {lower:.3f}, "
+        f"half below {middle:.3f}, three quarters below {upper:.3f}."
+    )
+
+
+def history(rows: pd.DataFrame) -> str:
+    """Name the trials that were the best when they ended."""
+    by_number = rows["value"].sort_index()
+    best = by_number[by_number.cummin() == by_number].drop_duplicates()
+    named = ", ".join(f"{value:.3f} at trial {number}" for number, value in best.items())
+    return f"The best so far: {named}."
+
+
+def curves(results: Results) -> str:
+    """Name the best curves, and where all of them ended."""
+    best = results.complete.head(_NAMED)
+    named = "; ".join(f"{row.label} {row.value:.4f}" for row in best.itertuples())
+    values = results.complete["value"]
+    return (
+        f"{count_word(results.curves['number'].nunique(), 'curve')}, whose least values lie from "
+        f"{values.min():.3f} to {values.max():.3f} nats. The best: {named}."
+    )
+
+
+def timeline(table: pd.DataFrame) -> str:
+    """Name the span of time, and how many trials each worker finished."""
+    rows = table.dropna(subset=["started", "completed", "worker"])
+    counts = rows["worker"].value_counts()
+    named = ", ".join(f"{worker} {count:,}" for worker, count in counts.head(_NAMED).items())
+    more = f", and {len(counts) - _NAMED} more workers" if len(counts) > _NAMED else ""
+    return (
+        f"From {rows['started'].min():%Y-%m-%d %H:%M} to "
+        f"{rows['completed'].max():%Y-%m-%d %H:%M} UTC. Trials by worker: {named}{more}."
+    )
+
+
+def slopes(lineage: Lineage) -> str:
+    """Name what each variant came to."""
+    parts = []
+    for variant, rows in lineage.by_variant():
+        best = rows.sort_values("value").iloc[0]
+        fell = int((rows["value"] < rows["source_value"]).sum())
+        parts.append(
+            f"{variant}: lower than in {lineage.source} for {fell} of {len(rows)}, the best "
+            f"{best['label']} with {best['value']:.4f} nats"
+        )
+    return "; ".join(parts) + "."
+
+
+def replicates(rows: pd.DataFrame) -> str:
+    """Name each architecture's mean and spread."""
+    parts = (f"{row.Index}: {row.mean:.4f} ± {row.std:.4f}" for row in rows.itertuples())
+    return "Mean and standard deviation: " + "; ".join(parts) + "."

@@ -1,0 +1,131 @@
+"""From study to study: what became of each architecture, and what replicates say of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from reports.effects import CONFIDENCE, interval
+from reports.trials import Results
+from reports.words import parameter_word, value_word
+from studies.definition import PARAMETERS
+from studies.records import SOURCE_TRIALS
+
+AS_IT_WAS = "as it was"
+"""The variant that changes nothing in the architecture."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which of a derived study's points came from which of its source's.
+
+    Attributes:
+        source: the source study's name.
+        study: the derived study's name.
+        rows: a row for each source trial and variant: ``origin`` (the source's trial number),
+            ``source_value``, ``variant`` (what was changed, in words), ``label`` and ``value`` (the
+            mean over replicates).
+    """
+
+    source: str
+    study: str
+    rows: pd.DataFrame
+
+    def by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield each variant's rows, what changes nothing first."""
+        names = sorted(self.rows["variant"].unique(), key=lambda name: (name != AS_IT_WAS, name))
+        for name in names:
+            yield name, self.rows[self.rows["variant"] == name]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a variant is worth beside the same architectures as they were, and from the source.
+
+    Attributes:
+        variant: in words.
+        count: of its points.
+        best: its least value, nats.
+        from_source: mean difference to the source's values, nats; the budgets may differ.
+        pairs: of its points with those that are as they were; 0 where that is not compared.
+        mean: of the pairs' differences, nats; NaN without pairs.
+        low: the lower end of the bootstrap's interval.
+        high: the upper end.
+        helped: in how many of the pairs the value is lower.
+    """
+
+    variant: str
+    count: int
+    best: float
+    from_source: float
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    helped: int
+
+
+def lineage_of(results: Results) -> Lineage | None:
+    """Return where a derived study's complete points came from; None where that is not known."""
+    refinement = results.definition.refinement
+    if refinement is None or results.sources.empty:
+        return None
+    rows = []
+    for row in results.complete.to_dict("records"):
+        for origin in row[SOURCE_TRIALS] or []:
+            if origin not in results.sources.index:
+                continue
+            source = results.sources.loc[origin]
+            changed = [name for name in PARAMETERS if row[name] != source[name]]
+            words = (f"{parameter_word(name)} {value_word(row[name])}" for name in changed)
+            variant = ", ".join(words) or AS_IT_WAS
+            rows.append((origin, source["value"], variant, row["architecture"], row["value"]))
+    if not rows:
+        return None
+    table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
+    keys = ["origin", "source_value", "variant", "label"]
+    means = table.groupby(keys)["value"].mean().reset_index()
+    return Lineage(refinement.source, results.name, means)
+
+
+def changes(lineage: Lineage) -> list[Change]:
+    """Return what each variant is worth, pairs being variants of one source trial."""
+    as_it_was = lineage.rows[lineage.rows["variant"] == AS_IT_WAS].set_index("origin")["value"]
+    found = []
+    for variant, rows in lineage.by_variant():
+        values = rows.set_index("origin")["value"]
+        compared = variant != AS_IT_WAS
+        differences = (values - as_it_was).dropna().to_numpy() if compared else np.empty(0)
+        low, high = interval(differences)
+        found.append(
+            Change(
+                variant,
+                count=len(rows),
+                best=float(rows["value"].min()),
+                from_source=float((rows["value"] - rows["source_value"]).mean()),
+                pairs=len(differences),
+                mean=float(differences.mean()) if len(differences) else float("nan"),
+                low=low,
+                high=high,
+                helped=int((differences < 0).sum()),
+            )
+        )
+    return found
+
+
+def replicates(results: Results) -> pd.DataFrame:
+    """Return a row an architecture, the best first.
+
+    Returns:
+        Indexed by label: ``runs``, ``mean``, ``std``, ``min``, ``max``, ``values``, and ``low`` and
+        ``high``, the ends of Student's 95% interval of the mean (NaN for a single run).
+    """
+    groups = results.complete.groupby("architecture")["value"]
+    rows = groups.agg(["count", "mean", "std", "min", "max"]).rename(columns={"count": "runs"})
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, (rows["runs"] - 1).clip(lower=1))
+    margin = half * rows["std"] / np.sqrt(rows["runs"])
+    rows["low"], rows["high"] = rows["mean"] - margin, rows["mean"] + margin
+    rows["values"] = groups.agg(list)
+    return rows.sort_values("mean")

@@ -1,0 +1,253 @@
+"""What optuna-dashboard shows of a study beside its trials, kept up with the search.
+
+A note, the figure of the effects and files of the best trials, all in the dashboard's and Optuna's
+own attributes of the study. Any number of terminals may renew them at once: what is stored follows
+from the study's state alone, and is stored in one transaction, only if nobody has been quicker.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+from reports import figures, note
+from reports.effects import Grid
+from reports.errors import ReportError
+from reports.note import Written
+from reports.study_files import Curves, files_of, identifier, numbers_of_best, roles
+from reports.trials import Results, read_results
+from studies.accounting import Accounting, accounting_of, best_of
+from studies.artifacts import open_store
+from studies.definition import Definition
+from studies.engine import parse_url, shown
+from studies.errors import ArtifactsError, StorageError
+from studies.opening import load_study, open_storage
+from studies.planning import rewrite_attributes
+from studies.points import read_curves
+from studies.records import CHECKPOINTS, COMMANDS, CORPUS, DEFINITION, CorpusRecord
+from studies.storage import Storage
+
+MARK = "rnn_search:live"
+"""The system attribute of a study that says of which state its note, figure and files are."""
+
+FIGURE = "effects"
+"""What the dashboard calls the figure."""
+
+_TITLE = "What each switch is worth: left of zero it helps"
+
+_FORM = 1
+"""Of the note, the figure and the files: to be counted up when they are made otherwise."""
+
+_NOTE_VERSION = "dashboard:note_ver"
+_ARTIFACTS = "artifacts:"
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class _State:
+    """What note, figure and files follow from."""
+
+    accounting: Accounting
+    best: int | None
+
+    def mark(self, written: Written, with_files: list[str]) -> dict[str, Any]:
+        return {
+            "form": _FORM,
+            "points": asdict(self.accounting),
+            "best": self.best,
+            "note": list(written),
+            "files": with_files,
+        }
+
+
+def renew(storage_url: str, name: str, artifacts: str | None) -> None:
+    """Renew what the dashboard shows of a study, if the study has changed since.
+
+    Args:
+        storage_url: of the storage, which must be there.
+        name: of the study.
+        artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
+
+    Raises:
+        StudiesError: if the storage or the study is not there.
+        ArtifactsError: if files cannot be written; all else is renewed then.
+        ReportError: if the study was not made by this program.
+    """
+    url = parse_url(storage_url)
+    # Who only shows a study makes no new storage in the place of one that was removed.
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise StorageError(f"storage {shown(url)} is not there any more")
+    with contextlib.closing(open_storage(storage_url)) as storage:
+        study = load_study(storage, name)
+        for _ in range(_TRIES):
+            if _Renewal(storage, study).try_once(storage_url, artifacts):
+                return
+            time.sleep(random.uniform(0, 0.2))
+
+
+class _Renewal:
+    """One look at a study, and the attempt to store what is made of it."""
+
+    def __init__(self, storage: Storage, study: optuna.Study) -> None:
+        self._storage = storage
+        self._study = study
+        self._id = study._study_id
+        self._attributes = study.user_attrs
+        if DEFINITION not in self._attributes or CORPUS not in self._attributes:
+            raise ReportError(f"study {study.study_name!r} was not made by this program")
+        self._own_name = self._attributes.get(CHECKPOINTS, f"{self._id}/{study.study_name}")
+
+    def try_once(self, storage_url: str, artifacts: str | None) -> bool:
+        """Return whether all is as it should be; False if somebody else was quicker."""
+        # First what is stored, then the state: so no older state takes a newer one's place.
+        found = self._storage.get_study_system_attrs(self._id)
+        best_id = best_of(self._storage, self._id)
+        best = None if best_id is None else self._storage.get_trial_number_from_id(best_id)
+        state = _State(accounting_of(self._storage, self._id), best)
+        if self._is_renewed(found, state):
+            return True
+
+        results = None
+        if state.accounting.complete:
+            results = read_results(self._storage, self._study.study_name, with_curves=())
+            state = _State(results.accounting, int(results.complete.index[0]))
+        effects = [] if results is None else Grid.of(results.table, results.axes).effects()
+        text = note.compose(
+            self._study.study_name,
+            Definition.model_validate(self._attributes[DEFINITION]),
+            CorpusRecord.model_validate(self._attributes[CORPUS]),
+            self._attributes.get(COMMANDS, []),
+            state.accounting,
+            results,
+            bool(effects),
+        )
+        figure = None
+        if effects:
+            figure = figures.effects(effects)
+            figure.layout.template = None  # the browser has it; it is twice as long as the rest
+            figure.update_layout(height=None, title=_TITLE)
+        problem: Exception | None = None
+        files: dict[str, str] = {}
+        if results is not None:
+            try:
+                files = self._write_files(results, found, storage_url, artifacts)
+            except Exception as error:  # of whatever kind of store
+                problem = error
+
+        is_stored = False
+
+        def compose(now: dict[str, Any]) -> dict[str, Any]:
+            nonlocal is_stored
+            if now.get(MARK) != found.get(MARK):
+                return {}
+            is_stored = True
+            return self._composed(now, state, text, figure, files)
+
+        rewrite_attributes(self._storage, self._id, compose)
+        if is_stored and problem is not None:
+            raise ArtifactsError(f"the study's files cannot be written ({problem})") from problem
+        return is_stored
+
+    def _is_renewed(self, found: Mapping[str, Any], state: _State) -> bool:
+        mark = found.get(MARK)
+        if mark is None:
+            return False
+        written = Written(*mark["note"])
+        expected = [self._key(role) for role in roles(state.accounting.complete)]
+        return (
+            mark == state.mark(written, mark["files"])
+            and len(mark["files"]) == len(expected)
+            and all(_is_there(found, key) for key in expected)
+            and note.is_intact(get_note(self._with(_Recorder(found))), written)
+        )
+
+    def _write_files(
+        self, results: Results, found: Mapping[str, Any], url: str, artifacts: str | None
+    ) -> dict[str, str]:
+        """Write the files, unless those that are there are of the same trials.
+
+        Returns:
+            The attributes that tell Optuna of them.
+        """
+        curves: Curves = defaultdict(list)
+        for number, step, loss in read_curves(self._storage, self._id, numbers_of_best(results)):
+            curves[number].append((step, loss))
+        files = files_of(results, curves)
+        attributes = {}
+        for file in files:
+            key = self._key(file.role)
+            told = {
+                "artifact_id": key.removeprefix(_ARTIFACTS),
+                "filename": file.name,
+                "mimetype": file.kind,
+                "encoding": None,
+            }
+            attributes[key] = json.dumps(told)
+        mark = found.get(MARK) or {"form": None}
+        is_same = mark["form"] == _FORM and mark["files"] == [file.name for file in files]
+        if is_same and all(_is_there(found, key) for key in attributes):
+            return attributes
+        store = open_store(artifacts, url, "artifacts")
+        for file in files:
+            store.write(identifier(self._own_name, file.role), io.BytesIO(file.content))
+        return attributes
+
+    def _composed(
+        self,
+        now: dict[str, Any],
+        state: _State,
+        text: str,
+        figure: Any,
+        files: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Return the attributes that change, as the dashboard and Optuna write them."""
+        recorder = _Recorder(now)
+        study = self._with(recorder)
+        mark = now.get(MARK)
+        body = get_note(study)
+        save_note(study, note.joined(body, Written(*mark["note"]) if mark else None, text))
+        if _NOTE_VERSION in now:
+            # A new one would refuse what a person is writing there at the moment.
+            recorder.attributes[_NOTE_VERSION] = now[_NOTE_VERSION]
+        if figure is not None:
+            save_plotly_graph_object(study, figure, graph_object_id=FIGURE)
+        recorder.attributes |= files
+        names = [json.loads(told)["filename"] for told in files.values()]
+        recorder.attributes[MARK] = state.mark(Written.of(text), names)
+        return {key: value for key, value in recorder.attributes.items() if now.get(key) != value}
+
+    def _with(self, recorder: "_Recorder") -> optuna.Study:
+        study = copy.copy(self._study)
+        study._storage = recorder  # type: ignore[assignment]  # all that the dashboard asks for
+        return study
+
+    def _key(self, role: str) -> str:
+        return _ARTIFACTS + identifier(self._own_name, role)
+
+
+class _Recorder:
+    """Stands in for a storage: has a study's system attributes, and keeps what is set in them."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self.attributes = dict(found)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.attributes
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.attributes[key] = value
+
+
+def _is_there(found: Mapping[str, Any], key: str) -> bool:
+    # Of one that a person has removed, the dashboard keeps the word null.
+    return json.loads(found.get(key, "null")) is not None

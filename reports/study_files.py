@@ -1,0 +1,181 @@
+"""The best trials → files to be looked at beside a study: their curves and their code."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+import jinja2
+import pandas as pd
+
+from reports.figures import PALETTE
+from reports.note import BEST
+from reports.trials import Results, architecture_of
+from reports.words import LOSS
+from rnn.source import module_code
+
+_NAMES = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
+"""The name space of the files' identifiers."""
+
+_INK = "#787878"  # can be read on white and on black
+_DASHES = ("none", "10 4", "3 3", "14 4 3 4", "6 6")
+_WIDTH, _LEFT, _TOP, _RIGHT, _BOTTOM, _ROW = 860, 78, 14, 840, 400, 24
+_MOST_POINTS = 600
+"""Of a line; a picture has no more columns."""
+
+_BEGINNING = 0.1
+"""The part of a curve whose fall would leave no height for the rest; it may be cut off."""
+
+Curves = dict[int, list[tuple[int, float]]]
+"""By trial number: (step, loss), by step."""
+
+Best = list[tuple[int, "pd.Series[Any]"]]
+"""The best trials' numbers and rows of the table, the best first."""
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A file that belongs to a study.
+
+    Attributes:
+        role: what it is to the study; a new one takes the place of that of the same role.
+        name: as a person sees it.
+        kind: its media type.
+        content: of the file.
+    """
+
+    role: str
+    name: str
+    kind: str
+    content: bytes
+
+
+def roles(complete: int) -> list[str]:
+    """Name the files of a study of which so many points are complete.
+
+    The best trials' texts will be among them as soon as trials write any.
+    """
+    if not complete:
+        return []
+    return ["curves.csv", "curves.svg", *(f"best-{i}" for i in range(1, min(BEST, complete) + 1))]
+
+
+def identifier(study: str, role: str) -> str:
+    """Return the name that the file of a role is kept under: always the same.
+
+    Args:
+        study: what no other study is called.
+        role: of :func:`roles`.
+    """
+    return str(uuid5(_NAMES, f"{study}/{role}"))
+
+
+def numbers_of_best(results: Results) -> list[int]:
+    """Return the numbers of the trials that the files are about, the best first."""
+    return [int(number) for number in results.complete.index[:BEST]]
+
+
+def files_of(results: Results, curves: Curves) -> list[StudyFile]:
+    """Write the files of a study.
+
+    Args:
+        results: of the study.
+        curves: of its best trials.
+    """
+    rows = [row for _, row in results.complete.head(BEST).iterrows()]
+    best = list(zip(numbers_of_best(results), rows, strict=True))
+    files = [
+        StudyFile("curves.csv", "best-curves.csv", "text/csv", _table(best, curves).encode()),
+        StudyFile(
+            "curves.svg",
+            "best-curves.svg",
+            "image/svg+xml",
+            _picture(results.name, best, curves).encode(),
+        ),
+    ]
+    for rank, (number, row) in enumerate(best, 1):
+        code = module_code(architecture_of(row, results.definition))
+        name = f"best-{rank}-trial-{number}.py"
+        files.append(StudyFile(f"best-{rank}", name, "text/x-python", code.encode()))
+    return files
+
+
+def _table(best: Best, curves: Curves) -> str:
+    """Return the curves as CSV: a row a step, a column a trial, the best first."""
+    columns = {number: dict(curves.get(number, [])) for number, _ in best}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *(f"trial {number}" for number in columns)])
+    for step in sorted({step for column in columns.values() for step in column}):
+        losses = (column.get(step, math.nan) for column in columns.values())
+        writer.writerow([step, *("" if math.isnan(loss) else f"{loss:.6f}" for loss in losses)])
+    return text.getvalue()
+
+
+def _picture(name: str, best: Best, curves: Curves) -> str:
+    """Draw the curves, from the height at which they have begun to differ."""
+    finite = {
+        number: [(step, loss) for step, loss in curve if math.isfinite(loss)]
+        for number, curve in curves.items()
+    }
+    drawn = [point for number, _ in best for point in finite.get(number, [])] or [(1, 1.0)]
+    last = max(step for step, _ in drawn)
+    low = min(loss for _, loss in drawn)
+    high = max(loss for step, loss in drawn if step >= _BEGINNING * last)
+    margin = 0.05 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+
+    def across(step: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * step / last, 1)
+
+    def down(loss: float) -> float:
+        return round(_BOTTOM - (_BOTTOM - _TOP) * (loss - low) / (high - low), 1)
+
+    lines = []
+    for i, (number, row) in enumerate(best):
+        points = finite.get(number, [])
+        points = points[:: math.ceil(len(points) / _MOST_POINTS) or 1]
+        lines.append(
+            {
+                "colour": PALETTE[i],
+                "dashes": _DASHES[i],
+                "points": " ".join(f"{across(step)},{down(loss)}" for step, loss in points),
+                "place": _BOTTOM + 80 + i * _ROW,
+                "words": f"{i + 1}: trial {number}, {row['label']}, {row['value']:.4f}",
+            }
+        )
+    return _TEMPLATES.get_template("curves.svg").render(
+        name=name,
+        width=_WIDTH,
+        height=_BOTTOM + 80 + len(best) * _ROW,
+        left=_LEFT,
+        top=_TOP,
+        right=_RIGHT,
+        bottom=_BOTTOM,
+        ink=_INK,
+        axis=LOSS,
+        steps=[(across(tick), f"{tick:,.0f}") for tick, _ in _ticks(0, last, least=1)],
+        losses=[(down(tick), f"{tick:.{digits}f}") for tick, digits in _ticks(low, high)],
+        lines=lines,
+    )
+
+
+def _ticks(low: float, high: float, least: float = 0) -> Iterable[tuple[float, int]]:
+    """Yield some five round numbers between two, each with the digits that it needs."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    distance = max(least, next(power * i for i in (1, 2, 5, 10) if power * i >= (high - low) / 6))
+    digits = max(0, -math.floor(math.log10(distance)))
+    for i in range(math.ceil(low / distance), math.floor(high / distance) + 1):
+        yield i * distance, digits
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("reports"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)

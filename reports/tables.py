@@ -1,0 +1,70 @@
+"""The rows of studies as files for users of pandas."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from reports.errors import ReportError
+from reports.trials import Results
+from studies.files import write_beside
+from studies.records import SETBACKS, SOURCE_TRIALS
+
+STUDY = "study"
+"""The column that names a row's study."""
+
+
+def rows_of(results: Sequence[Results]) -> pd.DataFrame:
+    """Return a row a point of all these studies: its study, its trial, and all that is known of it.
+
+    Switches are true or false, times UTC; what was not recorded is missing. What is no single value
+    (the source's trials, the setbacks) is JSON.
+    """
+    tables = []
+    for each in results:
+        table = each.table.reset_index()
+        table.insert(0, STUDY, each.name)
+        tables.append(table)
+    rows = pd.concat(tables, ignore_index=True)
+    for column in (SOURCE_TRIALS, SETBACKS):
+        rows[column] = rows[column].map(json.dumps, na_action="ignore")
+    return rows
+
+
+def write_csv(results: Sequence[Results], path: Path) -> None:
+    """Write the rows as CSV.
+
+    Raises:
+        ReportError: if the file cannot be written.
+    """
+    _write(path, lambda: rows_of(results).to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_parquet(results: Sequence[Results], path: Path) -> None:
+    """Write the rows as Parquet.
+
+    Raises:
+        ReportError: if pyarrow is not installed, or the file cannot be written.
+    """
+
+    def content() -> bytes:
+        buffer = io.BytesIO()
+        rows_of(results).to_parquet(buffer, index=False)
+        return buffer.getvalue()
+
+    try:
+        _write(path, content)
+    except ImportError as error:
+        raise ReportError(
+            f"{path}: Parquet needs pyarrow; install it with pip install pyarrow, or take --csv"
+        ) from error
+
+
+def _write(path: Path, content: Callable[[], bytes]) -> None:
+    data = content()
+    try:
+        write_beside(path, data)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written ({error.strerror}); name another") from error

@@ -1,0 +1,331 @@
+"use strict";
+// Draws figures as they come near, and does what a reader clicks on. All data lie in the page.
+
+const themes = JSON.parse(document.getElementById("themes").textContent);
+const root = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+const printing = matchMedia("print");
+const NEAR = "800px";
+const CONFIG = { displaylogo: false, responsive: true };
+// A browser grants a page some sixteen WebGL contexts, and a figure takes three.
+const MOST_WEBGL = 4;
+
+// ------------------------------------------------------------------ light and dark
+
+const chosenTheme = document.getElementById("theme");
+
+function isDark() {
+  if (printing.matches || root.dataset.printing) return false;
+  return chosenTheme.value === "dark" || (chosenTheme.value === "auto" && system.matches);
+}
+
+function shade(name) {
+  return getComputedStyle(root).getPropertyValue(name).trim();
+}
+
+function layoutOf(figure) {
+  const theme = structuredClone(themes[isDark() ? "dark" : "light"]);
+  Object.assign(theme.layout, {
+    paper_bgcolor: shade("--paper"), plot_bgcolor: shade("--paper"),
+    font: { family: "system-ui, sans-serif", color: shade("--ink"), size: 13 },
+  });
+  const margin = { l: 60, r: 20, t: 20, b: 60, ...figure.layout.margin };
+  return { ...figure.layout, template: theme, margin, width: undefined, autosize: true };
+}
+
+// On colours that are half transparent plotly's own choice of black or white is wrong.
+function ink(figure) {
+  for (const trace of figure.data) {
+    if (trace.type === "heatmap") trace.textfont = { color: shade("--ink") };
+  }
+}
+
+function applyTheme() {
+  root.dataset.theme = isDark() ? "dark" : "light";
+  for (const plot of document.querySelectorAll(".plot.drawn")) {
+    ink(figureOf(plot));
+    Plotly.relayout(plot, { template: layoutOf(figureOf(plot)).template });
+  }
+}
+
+// Storage may be forbidden to a page that is opened from a disk.
+function remember(key, value) { try { localStorage.setItem(key, value); } catch { /* not kept */ } }
+function recall(key) { try { return localStorage.getItem(key); } catch { return null; } }
+
+chosenTheme.value = recall("rnn-search theme") ?? "auto";
+chosenTheme.addEventListener("change", () => {
+  remember("rnn-search theme", chosenTheme.value);
+  applyTheme();
+});
+system.addEventListener("change", applyTheme);
+
+// ------------------------------------------------------------------ drawing
+
+const figures = new Map();
+let withWebGL = [];
+
+function figureOf(plot) {
+  const id = plot.dataset.figure;
+  if (!figures.has(id)) {
+    const data = plot.closest(".drawing").querySelector(`script[id="${id}"]`);
+    figures.set(id, JSON.parse(data.textContent));
+  }
+  return figures.get(id);
+}
+
+async function draw(plot) {
+  if (plot.classList.contains("begun")) return;
+  plot.classList.add("begun");
+  if (plot.classList.contains("webgl")) {
+    withWebGL.push(plot);
+    while (withWebGL.length > MOST_WEBGL) undraw(withWebGL.shift());
+  }
+  const figure = figureOf(plot);
+  const curves = plot.closest(".curves");
+  if (curves) {
+    await colour(curves, plot);
+    listenToCurves(curves, plot);
+  } else {
+    ink(figure);
+    await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
+  }
+  plot.classList.add("drawn");
+}
+
+function undraw(plot) {
+  if (plot.closest(".curves")) showAll(plot.closest(".curves"));
+  Plotly.purge(plot);
+  plot.classList.remove("begun", "drawn");
+  near.observe(plot);
+}
+
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    near.unobserve(entry.target);
+    draw(entry.target);
+  }
+}, { rootMargin: NEAR });
+
+function watch(within) {
+  for (const plot of within.querySelectorAll(".plot:not(.begun)")) near.observe(plot);
+}
+
+// All at once: a browser prints as soon as it is told that the page is ready.
+function drawAll() {
+  return Promise.all([...document.querySelectorAll(".plot:not(.begun)")].map(draw));
+}
+
+addEventListener("beforeprint", () => {
+  root.dataset.printing = "yes";
+  applyTheme();
+  drawAll();
+});
+addEventListener("afterprint", () => {
+  delete root.dataset.printing;
+  applyTheme();
+});
+
+// ------------------------------------------------------------------ a part of the grid
+
+for (const chooser of document.querySelectorAll(".chooser")) {
+  const selects = [...chooser.querySelectorAll(".choices select")];
+  const chosen = chooser.querySelector(".chosen");
+  const whole = document.createElement("template");
+  whole.innerHTML = chosen.innerHTML;
+  for (const select of selects) {
+    select.addEventListener("change", () => {
+      const key = selects.map((each) => each.value).join("/");
+      const part = [...chooser.querySelectorAll("template")].find((t) => t.dataset.key === key);
+      for (const plot of chosen.querySelectorAll(".plot.drawn")) Plotly.purge(plot);
+      chosen.replaceChildren((part ?? whole).content.cloneNode(true));
+      watch(chosen);
+    });
+  }
+}
+
+// ------------------------------------------------------------------ curves
+
+const KINDS = { f4: Float32Array, f8: Float64Array, i1: Int8Array, i2: Int16Array, i4: Int32Array };
+
+function numbers(array) {
+  if (Array.isArray(array)) return array;
+  const bytes = Uint8Array.from(atob(array.bdata), (letter) => letter.charCodeAt(0));
+  return new KINDS[array.dtype](bytes.buffer);
+}
+
+function stepsOf(curve, count) {
+  return curve.x ? numbers(curve.x) : Float64Array.from({ length: count }, (_, i) => curve.x0 + i * curve.dx);
+}
+
+function colouringOf(curves) {
+  const all = JSON.parse(curves.querySelector(".colourings").textContent);
+  return all[curves.querySelector(".colouring").selectedIndex];
+}
+
+// One trace a colour, its curves parted by gaps: what plotly takes for a trace it takes a dozen
+// times then, and not once for each curve.
+function bundled(figure, { legend, of }) {
+  const bundles = new Map();
+  figure.data.forEach((curve, i) => {
+    const isThick = curve.line.width > 1;
+    const key = `${Number(isThick)} ${String(999 - of[i]).padStart(3, "0")}`;
+    if (!bundles.has(key)) {
+      bundles.set(key, {
+        type: "scattergl", mode: "lines", x: [], y: [], text: [], customdata: [],
+        line: { width: curve.line.width, color: legend[of[i]][1] }, opacity: curve.opacity,
+        hovertemplate: "step %{x:,}: %{y:.4f} nats<extra>%{text}</extra>",
+        hoverlabel: curve.hoverlabel,
+      });
+    }
+    const bundle = bundles.get(key), y = numbers(curve.y), x = stepsOf(curve, y.length);
+    for (let j = 0; j <= y.length; j++) {
+      bundle.x.push(j < y.length ? x[j] : null);
+      bundle.y.push(j < y.length ? y[j] : null);
+      bundle.text.push(curve.name);
+      bundle.customdata.push(i);
+    }
+  });
+  // The thick ones on top of the thin ones, the best on top of each.
+  return [...bundles.keys()].sort().map((key) => bundles.get(key));
+}
+
+function showLegend(curves, { legend }) {
+  const isOrdered = legend.length > 1 && !legend[1][0];
+  const entries = legend.map(([meaning, colour], i) => {
+    const entry = document.createElement("span"), swatch = document.createElement("i");
+    swatch.style.background = colour;
+    // Of what has an order only the ends are named, one before the first shade.
+    entry.append(...(isOrdered && i === 0 ? [`${meaning} `, swatch] : [swatch, meaning]));
+    return entry;
+  });
+  const place = curves.querySelector(".legend");
+  place.classList.toggle("ordered", isOrdered);
+  place.replaceChildren(...entries);
+}
+
+async function colour(curves, plot) {
+  const figure = figureOf(plot), colouring = colouringOf(curves);
+  showLegend(curves, colouring);
+  await Plotly.react(plot, bundled(figure, colouring), layoutOf(figure), CONFIG);
+}
+
+function listenToCurves(curves, plot) {
+  plot.on("plotly_click", ({ points: [point] }) => {
+    plot.dataset.clicked = "yes";  // the page's own listener comes after
+    isolate(curves, plot, point.customdata);
+  });
+  plot.on("plotly_afterplot", () => { if (curves.alone !== undefined) isolate(curves, plot, curves.alone); });
+}
+
+// The one curve is drawn over all others, which fade as one picture: that takes no time however
+// many they are.
+function isolate(curves, plot, number) {
+  showAll(curves);
+  const curve = figureOf(plot).data[number], y = numbers(curve.y), x = stepsOf(curve, y.length);
+  const { xaxis, yaxis } = plot._fullLayout;
+  const points = Array.from(y, (loss, i) => `${xaxis.d2p(x[i]).toFixed(1)},${yaxis.d2p(loss).toFixed(1)}`);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "alone");
+  svg.setAttribute("viewBox", `0 0 ${xaxis._length} ${yaxis._length}`);
+  Object.assign(svg.style, {
+    left: `${xaxis._offset}px`, top: `${yaxis._offset}px`,
+    width: `${xaxis._length}px`, height: `${yaxis._length}px`,
+  });
+  const line = document.createElementNS(svg.namespaceURI, "polyline");
+  line.setAttribute("points", points.filter((point) => !point.includes("NaN")).join(" "));
+  svg.append(line);
+  plot.append(svg);
+  curves.alone = number;
+  curves.classList.add("alone");
+  curves.querySelector(".isolated").textContent = curve.name;
+}
+
+function showAll(curves) {
+  delete curves.alone;
+  curves.classList.remove("alone");
+  curves.querySelector(".isolated").textContent = "";
+  curves.querySelector("svg.alone")?.remove();
+}
+
+for (const curves of document.querySelectorAll(".curves")) {
+  const plot = curves.querySelector(".plot");
+  curves.querySelector(".colouring").addEventListener("change", () => {
+    if (plot.classList.contains("drawn")) colour(curves, plot);
+  });
+  plot.addEventListener("click", () => {
+    if (plot.dataset.clicked) delete plot.dataset.clicked;
+    else showAll(curves);
+  });
+  addEventListener("keydown", (event) => { if (event.key === "Escape") showAll(curves); });
+}
+
+// ------------------------------------------------------------------ tables
+
+function sortKey(cell) {
+  const key = cell.dataset.sort ?? cell.textContent.trim();
+  return key === "" || Number.isNaN(Number(key)) ? key : Number(key);
+}
+
+function compare(a, b) {
+  if (a === "" || b === "") return (a === "") - (b === "");
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  return String(a).localeCompare(String(b), "en", { numeric: true });
+}
+
+function sort(header) {
+  const table = header.closest("table"), column = header.cellIndex;
+  const upwards = header.getAttribute("aria-sort") !== "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", upwards ? "ascending" : "descending");
+  const rows = [...table.tBodies[0].rows].map((row) => [sortKey(row.cells[column]), row]);
+  rows.sort(([a], [b]) => {
+    const empty = a === "" || b === "";  // what is not there comes last either way
+    return upwards || empty ? compare(a, b) : compare(b, a);
+  });
+  table.tBodies[0].append(...rows.map(([, row]) => row));
+}
+
+function csv(table) {
+  const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const field = (cell) => {
+    const text = (cell.dataset.sort ?? cell.textContent).replaceAll(/\s+/g, " ").trim();
+    // A spreadsheet runs what begins so; a number may.
+    const runs = /^[=+\-@]/.test(text) && Number.isNaN(Number(text));
+    return quoted(runs ? `'${text}` : text);
+  };
+  return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
+}
+
+function download(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = `${name.replaceAll(/[^\p{L}\p{N}.-]+/gu, "-")}.csv`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (button?.matches(".sort")) sort(button.closest("th"));
+  if (button?.matches(".csv")) {
+    download(button.dataset.name, csv(button.closest(".tools").previousElementSibling.querySelector("table")));
+  }
+  if (button?.matches(".copy")) {
+    await navigator.clipboard.writeText(button.closest("details").querySelector("code").textContent);
+    button.textContent = "Copied";
+  }
+  for (const menu of document.querySelectorAll(".menu[open]")) {
+    if (!menu.contains(event.target) || event.target.closest("a")) menu.open = false;
+  }
+});
+
+// ------------------------------------------------------------------ a page that is renewed
+
+const seconds = Number(document.body.dataset.renewed ?? 0);
+if (seconds) {
+  setInterval(() => { if (document.getElementById("reload").checked) location.reload(); }, 1000 * seconds);
+}
+
+applyTheme();
+watch(document);

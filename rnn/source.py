@@ -1,0 +1,214 @@
+"""An architecture written out, as code and as equations: its switches are settled, none is left.
+
+:class:`rnn.cell.Cell` computes all architectures at once and is full of switches. Here is what one
+of them comes to, for a reader who wants to know, or to use, that network alone.
+"""
+
+from collections.abc import Sequence
+from textwrap import indent
+
+from rnn.architecture import BYTES, Architecture
+
+_LAYER = "layers.0."
+"""What the products of the first layer start with; the other layers' are the same."""
+
+_MODULE = '''\
+"""A recurrent network: {label}.
+
+B is the number of lanes (texts read side by side), n = {n} the state size and V = {v} the size of
+the vocabulary. No gradient crosses a time step.
+"""
+
+import torch
+from torch import nn
+
+
+class Layer(nn.Module):
+    """One layer, one time step at a time."""
+
+    def __init__(self):
+        super().__init__()
+{linears}
+
+{forward}
+
+
+class Network(nn.Module):
+    """The whole network: reads a symbol, and says which comes next."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Linear{embedding}
+        self.layers = nn.ModuleList(Layer() for _ in range({layers}))
+        self.head = nn.Linear{head}
+
+    def initial_state(self, lanes):
+        """Return the states at a text's start: for each layer zeros (B, n)."""
+        return [self.head.weight.new_zeros(lanes, {n}) for _ in self.layers]
+
+    def forward(self, symbols, states):
+        """Map symbols (B,) and each layer's state (B, n) to logits (B, V) and new states."""
+        # Of a one-hot symbol, a linear map takes one row of its table.
+        table = self.embedding.weight.T  # (V, n)
+        x = table[symbols] + self.embedding.bias  # (B, n)
+        new_states = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x, new_state = layer(x, state)  # (B, n) each
+            new_states.append(new_state)
+        logits = self.head(x)  # (B, V)
+        return logits, new_states
+'''
+
+
+def layer_code(architecture: Architecture) -> str:
+    """Write the forward function of one layer in Python.
+
+    Args:
+        architecture: whose layers all compute the same.
+
+    Returns:
+        The source of a method ``forward(self, x, state)``, not indented and without a newline at
+        its end. Each line that makes a tensor ends in its shape, B lanes and a state size of n.
+    """
+    a = architecture
+    lines = ["c = torch.cat((x, state), dim=1)  # (B, 2n)"]
+    old = "state"
+    if a.input_gate:
+        lines += [
+            "input_gate = torch.sigmoid(self.input_gate(c))  # (B, 2n)",
+            "c = input_gate * c  # (B, 2n)",
+        ]
+        if a.reads_old:
+            old = "gated_state"
+            lines += ["_, gated_state = c.chunk(2, dim=1)  # (B, n)"]
+
+    def gate(name: str, state: str) -> list[str]:
+        seen, joined = "c", []
+        if a.gate_inputs == "candidate":
+            seen, joined = "seen", [f"seen = {_cat(['c', state])}  # (B, 3n)"]
+        return [*joined, f"{name} = torch.sigmoid(self.{name}({seen}))  # (B, n)"]
+
+    states = _states(a, "candidate", "mixed_state", "new_state")
+    lines += [f"{states[0]} = torch.tanh(self.candidate(c))  # (B, n)"]
+    if a.state_gate:
+        mix = f"state_gate * {states[0]} + (1 - state_gate) * state"
+        lines += [*gate("state_gate", states[0]), f"{states[1]} = {mix}  # (B, n)"]
+    if a.forget_gate:
+        forget = f"{states[-1]} = forget_gate * {states[-2]}  # (B, n)"
+        lines += [*gate("forget_gate", states[-2]), forget]
+
+    reads = _reads(a, "new_state", old, "x")
+    read = reads[0]
+    if len(reads) > 1:
+        read = "read"
+        lines += [f"read = {_cat(reads)}  # (B, {len(reads)}n)"]
+    lines += [f"output = self.read_out({read})  # (B, n)"]
+    if a.output_gate:
+        lines += [
+            f"seen = {_cat(['output', read])}  # (B, {1 + len(reads)}n)",
+            "output_gate = torch.sigmoid(self.output_gate(seen))  # (B, n)",
+            "output = output_gate * output  # (B, n)",
+        ]
+    else:
+        lines += ["output = output * torch.sigmoid(output)  # (B, n)"]
+    lines += ["return output, new_state.detach()"]
+    return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
+
+
+def module_code(architecture: Architecture, vocabulary_size: int = BYTES) -> str:
+    """Write a Python file that is the whole network and needs nothing but PyTorch.
+
+    Its modules are called as :meth:`rnn.architecture.Architecture.products` calls the affine
+    maps, so that ``layers.0.candidate.weight``, say, is the transpose of that product's weight.
+
+    Args:
+        architecture: the network to write.
+        vocabulary_size: V, the number of symbols.
+
+    Returns:
+        The file's text, with the classes ``Layer``, whose forward function is that of
+        :func:`layer_code`, and ``Network``.
+    """
+    products = architecture.products(vocabulary_size)
+    linears = [
+        f"self.{name.removeprefix(_LAYER)} = nn.Linear{shape}"
+        for name, shape in products.items()
+        if name.startswith(_LAYER)
+    ]
+    return _MODULE.format(
+        label=architecture.label,
+        n=architecture.state_size,
+        v=vocabulary_size,
+        linears=indent("\n".join(linears), " " * 8),
+        forward=indent(layer_code(architecture), " " * 4),
+        embedding=products["embedding"],
+        layers=architecture.layers,
+        head=products["head"],
+    )
+
+
+def equations(architecture: Architecture) -> list[str]:
+    r"""Write one layer in LaTeX, with the letters of :class:`rnn.cell.Cell`.
+
+    A prime marks what the input gate let through. Where a gate follows it, ``\tilde u`` is the
+    candidate, and ``\hat u`` what the state gate makes of it; u is the new state.
+
+    Args:
+        architecture: whose layers all compute the same.
+
+    Returns:
+        The equations in the order in which they are computed, without delimiters: from the
+        input x and the previous state h to the output y and, in the last, the next h.
+    """
+    a = architecture
+    lines = [rf"c = {_join(['x', 'h'])}"]
+    c, old = "c", "h"
+    if a.input_gate:
+        c = "c'"
+        lines += [r"c' = \sigma(c W_i + b_i) \odot c"]
+        if a.reads_old:
+            old = "h'"
+            lines += [r"[x' \,;\, h'] = c'"]
+
+    def gate(letter: str, state: str) -> str:
+        seen = _join([c, state]) if a.gate_inputs == "candidate" else c
+        return rf"{letter} = \sigma({seen} W_{letter} + b_{letter})"
+
+    states = _states(a, r"\tilde u", r"\hat u", "u")
+    lines += [rf"{states[0]} = \tanh({c} W_u + b_u)"]
+    if a.state_gate:
+        mix = rf"{states[1]} = z \odot {states[0]} + (1 - z) \odot h"
+        lines += [gate("z", states[0]), mix]
+    if a.forget_gate:
+        lines += [gate("f", states[-2]), rf"{states[-1]} = f \odot {states[-2]}"]
+
+    reads = _reads(a, "u", old, "x")
+    read = reads[0]
+    if len(reads) > 1:
+        read = "r"
+        lines += [f"r = {_join(reads)}"]
+    lines += [f"o = {read} W_o + b_o"]
+    if a.output_gate:
+        lines += [rf"y = \sigma({_join(['o', read])} W_y + b_y) \odot o"]
+    else:
+        lines += [r"y = o \odot \sigma(o)"]
+    return [*lines, r"h \leftarrow \operatorname{detach}(u)"]
+
+
+def _states(a: Architecture, candidate: str, mixed: str, new: str) -> list[str]:
+    """List what the new state is called on its way from gate to gate, the last always ``new``."""
+    return [*(candidate, mixed)[: a.state_gate + a.forget_gate], new]
+
+
+def _reads(a: Architecture, new: str, old: str, x: str) -> list[str]:
+    """List what the read-out sees, of these names, in the order in which it joins them."""
+    choices = ((new, a.reads_new), (old, a.reads_old), (x, a.residual))
+    return [name for name, read in choices if read]
+
+
+def _cat(names: Sequence[str]) -> str:
+    return f"torch.cat(({', '.join(names)}), dim=1)"
+
+
+def _join(names: Sequence[str]) -> str:
+    return "[" + r" \,;\, ".join(names) + "]"

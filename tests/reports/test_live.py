@@ -1,0 +1,442 @@
+"""What optuna-dashboard shows of a study while it is searched, and afterwards."""
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from xml.etree import ElementTree
+
+import optuna
+import pytest
+from made import make_study
+from nursery import SETTINGS, until
+from optuna.trial import TrialState
+from optuna_dashboard import get_note, save_note
+from services import free_port
+
+from reports import live, note
+from reports.dashboard import listen, local_only
+from reports.errors import DashboardError, ReportError
+from reports.live import LiveView
+from reports.renewal import MARK, renew
+from reports.trials import read_results
+from studies.accounting import Accounting
+from studies.definition import Definition
+from studies.errors import ArtifactsError, StorageError
+from studies.opening import load_study, open_storage
+
+MARKUP = "<script>alert(1)</script> *a* | b"
+
+
+def attributes(url, name="made"):
+    with closing(open_storage(url)) as storage:
+        return load_study(storage, name).system_attrs
+
+
+def note_of(url, name="made"):
+    with closing(open_storage(url)) as storage:
+        return get_note(load_study(storage, name))
+
+
+def write_note(url, body):
+    with closing(open_storage(url)) as storage:
+        save_note(load_study(storage, "made"), body)
+
+
+def finish_one(url, value):
+    with closing(open_storage(url)) as storage:
+        trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
+        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {"parameter_count": 1})
+        return storage.get_trial_number_from_id(trial_id)
+
+
+def artifacts_of(url):
+    told = [value for key, value in attributes(url).items() if key.startswith("artifacts:")]
+    return {each["artifact_id"]: each for each in map(json.loads, told)}
+
+
+# ------------------------------------------------------------------ what is stored
+
+
+def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(url, tmp_path):
+    make_study(url, finished=6)
+    renew(url, "made", str(tmp_path / "files"))
+    body = note_of(url)
+    assert "6 of 8 points are finished" in body
+    assert "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n" in body
+    assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
+    assert "4 of the 5 complete points lie below 2.0 nats" in body
+    with closing(open_storage(url)) as storage:
+        stored = load_study(storage, "made").user_attrs["definition"]
+    written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
+    assert Definition.model_validate(written) == Definition.model_validate(stored)
+
+
+def test_it_is_renewed_when_something_has_changed_and_only_then(url, tmp_path):
+    files = tmp_path / "files"
+    make_study(url, finished=5)
+    renew(url, "made", str(files))
+    before = attributes(url)
+    times = {path: path.stat().st_mtime_ns for path in files.iterdir()}
+    renew(url, "made", str(files))
+    assert attributes(url) == before
+    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
+    finish_one(url, 1.9)
+    renew(url, "made", str(files))
+    after = attributes(url)
+    assert "6 of 8 points" in note_of(url)
+    assert after[MARK] != before[MARK]
+    # Else who edits the note in the dashboard at that moment could not save it.
+    assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
+    assert max(len(str(value)) for value in after.values()) <= 2045
+
+
+def test_a_study_of_which_nothing_is_complete_has_a_note_alone(url, tmp_path):
+    make_study(url, finished=0)
+    renew(url, "made", str(tmp_path / "files"))
+    assert "No point is complete yet" in note_of(url)
+    assert not any("plot_data" in key for key in attributes(url))
+    assert artifacts_of(url) == {}
+    assert not (tmp_path / "files").exists()
+
+
+def test_files_take_the_place_of_those_before(url, tmp_path):
+    files = tmp_path / "files"
+    make_study(url, finished=5)
+    renew(url, "made", str(files))
+    before = artifacts_of(url)
+    names = {each["filename"] for each in before.values()}
+    assert {"best-curves.csv", "best-curves.svg", "best-1-trial-0.py"} <= names
+    best = finish_one(url, 1.0)
+    renew(url, "made", str(files))
+    after = artifacts_of(url)
+    content = {
+        each["filename"]: (files / key).read_text("utf-8")
+        for key, each in after.items()
+        if key in before or each["filename"] == "best-5-trial-4.py"
+    }
+    assert set(content) == {each["filename"] for each in after.values()}
+    assert {path.name for path in files.iterdir()} == set(after)
+    compile(content[f"best-1-trial-{best}.py"], "best", "exec")
+    assert content["best-curves.csv"].splitlines()[0].startswith(f"step,trial {best},trial 0,")
+    assert content["best-curves.csv"].splitlines()[2].startswith("100,1.000000,1.500000,")
+    picture = ElementTree.fromstring(content["best-curves.svg"])
+    assert len(picture.findall(".//{*}polyline")) == 5
+
+
+def test_a_file_that_a_person_removed_comes_back(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    renew(sqlite_url, "made", None)
+    before = artifacts_of(sqlite_url)
+    key = f"artifacts:{next(iter(before))}"
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        storage.set_study_system_attr(study_id, key, json.dumps(None))
+    renew(sqlite_url, "made", None)
+    assert artifacts_of(sqlite_url) == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda body: f"My words\n\n{body}",
+        lambda body: f"{body}\n\nMy words\n",
+        lambda body: f"My words\n{body.removeprefix(note.LINE)}",
+        lambda body: "My words",
+        lambda body: body.replace(note.LINE, f"My words\n{note.LINE[:-9]}"),
+    ],
+    ids=["above", "at the end", "in place of the line", "in place of all", "line edited"],
+)
+def test_what_a_person_wrote_stays(sqlite_url, edit):
+    make_study(sqlite_url, finished=5)
+    renew(sqlite_url, "made", None)
+    write_note(sqlite_url, edit(note_of(sqlite_url)))
+    for value in (1.9, 1.95):
+        finish_one(sqlite_url, value)
+        renew(sqlite_url, "made", None)
+    above, line, below = note_of(sqlite_url).partition(note.LINE)
+    assert above.startswith("My words")
+    assert line
+    assert "7 of 8 points" in below
+    assert "points are finished" not in above
+    assert "My words" not in below
+
+
+def test_what_a_person_did_to_the_note_below_the_line_is_mended(sqlite_url):
+    make_study(sqlite_url)
+    renew(sqlite_url, "made", None)
+    before = note_of(sqlite_url)
+    write_note(sqlite_url, before.replace("8 of 8", "9 of 8"))
+    renew(sqlite_url, "made", None)
+    assert note_of(sqlite_url) == before
+
+
+def test_markup_in_names_is_shown_as_it_is(sqlite_url):
+    make_study(sqlite_url, MARKUP)
+    renew(sqlite_url, MARKUP, None)
+    heading = r"## \<script\>alert(1)\</script\> \*a\* \| b"
+    assert heading in note_of(sqlite_url, MARKUP)
+    with closing(open_storage(sqlite_url)) as storage:
+        results = read_results(storage, MARKUP)
+    results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
+    text = note.compose(
+        "made", results.definition, results.corpus, ["```"], Accounting(8), results, False
+    )
+    assert r"&ensp;a\|b \`\`\` | 1.5000" in text
+    assert "````sh\n```\n````" in text
+
+
+def test_others_studies_are_left_alone(sqlite_url):
+    make_study(sqlite_url)
+    optuna.create_study(study_name="foreign", storage=sqlite_url)
+    with pytest.raises(ReportError, match="was not made by this program"):
+        renew(sqlite_url, "foreign", None)
+    assert attributes(sqlite_url, "foreign") == {}
+
+
+def test_without_a_place_for_files_all_else_is_renewed(sqlite_url, tmp_path):
+    (tmp_path / "file").touch()
+    make_study(sqlite_url)
+    with pytest.raises(ArtifactsError, match="cannot be written"):
+        renew(sqlite_url, "made", str(tmp_path / "file" / "folder"))
+    assert "8 of 8 points" in note_of(sqlite_url)
+    assert "dashboard:plot_data:effects:0" in attributes(sqlite_url)
+    assert artifacts_of(sqlite_url) == {}
+    renew(sqlite_url, "made", None)
+    assert len(artifacts_of(sqlite_url)) == 7
+
+
+def renew_often(url, files, seed, ended):
+    random.seed(seed)
+    while not ended.is_set():
+        renew(url, "made", files)
+    renew(url, "made", files)
+
+
+def test_two_that_renew_at_once_never_mix(url, tmp_path):
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A person's words. " * 200)
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    each = [context.Process(target=renew_often, args=(url, str(files), i, ended)) for i in (0, 1)]
+    for process in each:
+        process.start()
+    looks = 0
+    for value in (1.9, 1.4, 1.3, 1.2, 1.1):
+        finish_one(url, value)
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end or MARK not in attributes(url):
+            with closing(open_storage(url)) as storage:
+                study = load_study(storage, "made")
+                found = study.system_attrs
+                study._storage = Fixed(found)
+            if MARK in found:
+                looks += 1
+                assert note.is_intact(get_note(study), note.Written(*found[MARK]["note"]))
+    ended.set()
+    for process in each:
+        process.join(60)
+    assert [process.exitcode for process in each] == [0, 0]
+    assert looks > 5
+    # What is left is what one alone would have made.
+    before, contents = attributes(url), {path: path.read_bytes() for path in files.iterdir()}
+    with closing(open_storage(url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        storage.set_study_system_attr(study_id, MARK, before[MARK] | {"form": 0})
+    renew(url, "made", str(files))
+    assert attributes(url) == before
+    assert {path: path.read_bytes() for path in files.iterdir()} == contents
+
+
+class Fixed:
+    def __init__(self, found):
+        self.get_study_system_attrs = lambda _: found
+
+
+# ------------------------------------------------------------------ beside a search
+
+
+def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.01)
+    tries = []
+    monkeypatch.setattr(
+        live.Renewals,
+        "renew",
+        lambda self, renew=live.Renewals.renew: (tries.append(1), renew(self)),
+    )
+    url = f"sqlite:///{tmp_path}/gone.db"
+    with LiveView().meanwhile(url, "made", None, None):
+        until(lambda: len(tries) > 3)
+    said = capsys.readouterr().err
+    assert said.count("warning: what the dashboard shows is not up to date") == 1
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError, match="not there any more"):
+        renew(url, "made", None)
+
+
+def test_at_the_end_all_is_renewed_before_the_report(sqlite_url, monkeypatch):
+    make_study(sqlite_url)
+    reported = []
+    monkeypatch.setattr(
+        live, "report_at_the_end", lambda *what: reported.append((*what, note_of(sqlite_url)))
+    )
+    LiveView().at_the_end(sqlite_url, "made", None)
+    ((storage, names, body),) = reported
+    assert (storage, names) == (sqlite_url, ["made"])
+    assert "8 of 8 points" in body
+
+
+def test_a_port_that_is_taken_is_said_and_ends_nothing(sqlite_url, capsys, run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with LiveView().meanwhile(sqlite_url, "made", None, port):
+            said = capsys.readouterr().out
+        assert said.startswith(f"dashboard: port {port} cannot be had (Address already in use)")
+        assert said.count("\n") == 1
+        ended = run("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: port {port} cannot be had")
+    assert ended.stderr.count("\n") == 1
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"HTTP_HOST": "127.0.0.1:8080"}, "200"),
+        ({"HTTP_HOST": "localhost:9000", "HTTP_ORIGIN": "http://localhost:9000"}, "200"),
+        ({"HTTP_HOST": "rebound.example:8080"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1.example"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "http://elsewhere.example"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "null"}, "403"),
+        ({"HTTP_HOST": "[::1"}, "403"),
+        ({}, "403"),
+    ],
+)
+def test_only_who_means_this_machine_is_answered(headers, status):
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return [b"all studies"]
+
+    statuses = []
+    body = local_only(application)(headers, lambda status, _: statuses.append(status))
+    assert statuses[0].startswith(status)
+    assert (list(body) == [b"all studies"]) == (status == "200")
+
+
+def fetch(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+        return answer.read()
+
+
+def processes():
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "ended_by", "code"),
+    [("postgresql", signal.SIGINT, 130), ("sqlite", signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_the_dashboard_lives_as_long_as_the_search(request, nursery, text, kind, ended_by, code):
+    url = request.getfixturevalue(f"{kind}_url").replace("tester@", "tester:s3cret@")
+    port = free_port()
+    search = nursery.start(
+        *("run_search.py", "quick", "--corpus", str(text), "--threads", "1"),
+        *(f"--set={key}={value}" for key, value in (SETTINGS | {"training.steps": 9999}).items()),
+        *("--dashboard", "--port", str(port)),
+        RNN_SEARCH_STORAGE=url,
+    )
+    until(lambda: f"dashboard: http://127.0.0.1:{port}" in search.stdout)
+    (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
+    assert study["study_name"] == "quick"
+    servers = [n for n, words in processes().items() if f"reports.dashboard --port {port}" in words]
+    assert len(servers) == 1
+    assert not any("s3cret" in words for words in processes().values())
+    with pytest.raises(DashboardError, match="optuna-dashboard that is there already"):
+        listen(port)
+    search.send(ended_by)
+    assert search.wait() == code
+    until(lambda: servers[0] not in processes())
+    listen(port).close()
+
+
+# ------------------------------------------------------------------ in a browser
+
+
+@pytest.mark.parametrize("program", ["ours", "plain"])
+def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url, program):
+    make_study(sqlite_url, MARKUP)
+    port = free_port()
+    if program == "ours":
+        server = nursery.start("-m", "reports.dashboard", "--port", str(port),
+                               "--storage", sqlite_url)  # fmt: skip
+    else:
+        renew(sqlite_url, MARKUP, None)
+        words = [str(Path(sys.executable).with_name("optuna-dashboard")), "--port", str(port)]
+        server = subprocess.Popen(
+            [*words, "--host", "127.0.0.1", sqlite_url],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    until(lambda: answers(port))
+    until(lambda: MARK in attributes(sqlite_url, MARKUP))
+    page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.get_by_text(MARKUP).first.click()
+    page.wait_for_selector('[id="user-defined-plot:effects"] .trace .point')
+    page.get_by_text("best-1-trial-0.py").wait_for()
+    assert page.url.endswith("/dashboard/studies/1")
+    page.goto(f"{page.url}/note")
+    page.get_by_role("heading", name="The best").wait_for()
+    assert page.get_by_role("heading", name=MARKUP).count() == 1
+    cells = page.locator("tr", has_text="1×8 no gates, new state").first.locator("td")
+    assert [cell.strip() for cell in cells.all_inner_texts()][:4] == [
+        "2",
+        "1",
+        "1×8 no gates, new state",
+        "1.6000",
+    ]
+    assert dialogs == []
+    page.context.close()
+    if program == "ours":
+        (csv,) = (
+            json.loads(value)["artifact_id"]
+            for key, value in attributes(sqlite_url, MARKUP).items()
+            if key.startswith("artifacts:") and ".csv" in value
+        )
+        assert fetch(port, f"/artifacts/1/{csv}").startswith(b"step,trial 0,")
+        server.send(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+        assert server.stdout == f"dashboard: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        assert server.stderr == ""
+    else:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(port):
+    try:
+        return fetch(port, "/api/meta")
+    except OSError:
+        return False

@@ -1,0 +1,238 @@
+"""What is written out is what runs: each architecture's code and equations against the network."""
+
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture, Member
+from rnn.network import Population, initial_weights
+from rnn.source import equations, layer_code, module_code
+
+SEED, LANES, SIZE, VOCABULARY, STEPS = 7, 3, 4, 11, 3
+GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
+LETTERS = {
+    "input_gate": "i",
+    "candidate": "u",
+    "state_gate": "z",
+    "forget_gate": "f",
+    "read_out": "o",
+    "output_gate": "y",
+}
+ALL = [
+    Architecture(*switches, source, 2, SIZE, gate_inputs)
+    for gate_inputs in GATE_INPUTS
+    for switches in itertools.product((False, True), repeat=5)
+    for source in STATE_SOURCES
+]
+each_architecture = pytest.mark.parametrize(
+    "architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}"
+)
+EXAMPLE = Architecture(False, True, False, True, True, "new", 2, 256)
+
+
+def run(code: str) -> dict[str, Any]:
+    """What a file of this code defines."""
+    names: dict[str, Any] = {"__name__": "written"}
+    exec(compile(code, "written.py", "exec"), names)
+    return names
+
+
+def population_of(architecture: Architecture) -> Population:
+    return Population([Member(architecture)], SEED, "fp64", VOCABULARY)
+
+
+def network_of(architecture: Architecture) -> nn.Module:
+    """The network that is written out, with the population's weights under the products' names."""
+    network: nn.Module = run(module_code(architecture, VOCABULARY))["Network"]().double()
+    state = {}
+    for name, (weight, bias) in initial_weights(Member(architecture), SEED, VOCABULARY).items():
+        state |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    network.load_state_dict(state)
+    return network
+
+
+@each_architecture
+def test_the_module_is_the_network(architecture: Architecture):
+    population, network = population_of(architecture), network_of(architecture)
+    generator = torch.Generator().manual_seed(SEED)
+    text = torch.randint(VOCABULARY, (STEPS + 1, LANES), generator=generator)
+
+    expected_states, states = population.initial_state(LANES), network.initial_state(LANES)
+    for t in range(STEPS):
+        expected, expected_states = population(text[t], expected_states)
+        logits, states = network(text[t], states)
+        torch.testing.assert_close(logits, expected[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(states, [s[0] for s in expected_states], rtol=1e-12, atol=1e-12)
+    assert not any(state.requires_grad for state in states)
+
+    # What reached past the last time step would show in these gradients.
+    population.loss(expected, text[STEPS]).mean(dim=1).sum().backward()
+    nn.functional.cross_entropy(logits, text[STEPS]).backward()
+    for weight, product in (
+        (network.embedding.weight, population.embedding),
+        (network.layers[0].candidate.weight, population.cells[0].candidate),
+        (network.layers[1].read_out.weight, population.cells[1].read_outs[0].read_out),
+    ):
+        # Some architectures' outputs do not depend on some weights: both have no gradient then.
+        gradients = (weight.grad, product.weight.grad)
+        if gradients != (None, None):
+            torch.testing.assert_close(weight.grad.T, product.weight.grad[0], rtol=1e-9, atol=1e-12)
+
+
+@each_architecture
+def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
+    code, module = layer_code(architecture), module_code(architecture)
+    assert indent(code, "    ") in module
+    for name in GATES:
+        on = getattr(architecture, name)
+        assert (name in code) == on
+        assert (f"self.{name} = nn.Linear(" in module) == on
+    assert not re.search(r"\b(if|else|None)\b", code)
+
+    # Each line that makes a tensor says what shape it has.
+    first, *assignments, last = code.splitlines()
+    assert first == "def forward(self, x, state):"
+    assert all(re.fullmatch(r"    .+ = .+  # \(B, [234]?n\)", line) for line in assignments)
+    assert last == "    return output, new_state.detach()"
+
+
+@each_architecture
+def test_the_shapes_in_the_code_are_those_of_its_tensors(architecture: Architecture):
+    checked = re.sub(
+        r"( +)(?:_, )?(\w+) = .+  # \(B, ([234]?)n\)",
+        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({LANES}, {m[3] or 1} * {SIZE})",
+        layer_code(architecture),
+    )
+    assert checked.count("assert") == len(layer_code(architecture).splitlines()) - 2
+    forward = run("import torch\n" + checked)["forward"]
+    layer = network_of(architecture).layers[0]
+    forward(layer, *torch.rand(2, LANES, SIZE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("vocabulary_size", [256, VOCABULARY])
+def test_the_module_has_as_many_parameters_as_the_architecture(vocabulary_size: int):
+    for a in ALL:
+        network = run(module_code(a, vocabulary_size))["Network"]()
+        count = sum(p.numel() for p in network.parameters())
+        assert count == a.parameter_count(vocabulary_size), a.label
+
+
+def test_the_modules_are_clean(tmp_path: Path):
+    for k, architecture in enumerate((*ALL, EXAMPLE)):
+        code = module_code(architecture)
+        imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
+        assert imports == ["import torch", "from torch import nn"]
+        (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff"]
+    isolated = ["--isolated", "--no-cache", str(tmp_path)]
+    for command in (["check"], ["format", "--check", "--line-length=100"]):
+        done = subprocess.run([*ruff, *command, *isolated], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compute(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names: Any) -> Any:
+    """What a reader who takes the equations at their word computes: all letters' values."""
+
+    def affine(letter: str, x: Tensor) -> Tensor:
+        weight, bias = weights[letter]
+        return x @ weight + bias
+
+    functions = {
+        "affine": affine,
+        "join": lambda *parts: torch.cat(parts, dim=1),
+        "sigma": torch.sigmoid,
+        "tanh": torch.tanh,
+        "detach": torch.detach,
+    }
+    for line in lines:
+        line = line.replace("'", "_gated")
+        line = re.sub(r"\\(tilde|hat) u", r"u_\1", line)
+        target, formula = re.split(r" = | \\leftarrow ", line)
+        if target.startswith("["):
+            left, right = target.strip("[]").split(r" \,;\, ")
+            names[left], names[right] = names[formula].chunk(2, dim=1)
+            continue
+        formula = re.sub(r"\[(.+?)\]", r"join(\1)", formula).replace(r" \,;\,", ",")
+        formula = re.sub(r"(\w+|join\(.+?\)) W_(\w) \+ b_\2", r"affine('\2', \1)", formula)
+        formula = formula.replace(r"\odot", "*").replace(r"\operatorname{detach}", "detach")
+        names[target] = eval(re.sub(r"\\(sigma|tanh)", r"\1", formula), functions | names)
+    return names
+
+
+@each_architecture
+def test_the_equations_are_the_network(architecture: Architecture):
+    weights = initial_weights(Member(architecture), SEED, VOCABULARY)
+    letters = {
+        letter: weights[f"layers.0.{name}"]
+        for name, letter in LETTERS.items()
+        if f"layers.0.{name}" in weights
+    }
+    x, h = torch.rand(2, LANES, SIZE, dtype=torch.float64, requires_grad=True)
+    output, state = population_of(architecture).cells[0](x[None], h[None])
+    values = compute(equations(architecture), letters, x=x, h=h)
+    torch.testing.assert_close(values["y"], output[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["h"], state[0], rtol=1e-12, atol=1e-12)
+    assert values["u"].requires_grad
+    assert not values["h"].requires_grad
+
+
+@each_architecture
+def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: Architecture):
+    text = "\n".join(equations(architecture))
+    assert {LETTERS[name] for name in ("candidate", "read_out")} <= set(re.findall(r"W_(\w)", text))
+    for name in GATES:
+        assert (f"W_{LETTERS[name]}" in text) == getattr(architecture, name)
+    assert ("'" in text) == architecture.input_gate
+    assert ("z" in text) == architecture.state_gate
+    assert bool(re.search(r"\bf\b", text)) == architecture.forget_gate
+    # Each letter is given a value once, and h its next one in the last line.
+    targets = [re.split(r" = | \\leftarrow ", line)[0] for line in text.splitlines()]
+    assert len(set(targets)) == len(targets)
+    assert targets[-1] == "h"
+
+
+def test_the_equations_can_be_rendered():
+    converter = pytest.importorskip("latex2mathml.converter")
+    for line in {line for a in ALL for line in equations(a)}:
+        shown = converter.convert(line)
+        assert shown.startswith("<math")
+        assert "\\" not in shown, f"{line} has a command that is not understood"
+
+
+def test_the_example_as_a_reader_would_write_it():
+    assert EXAMPLE.label == "2×256 forget+state gates, new state, residual"
+    assert layer_code(EXAMPLE) + "\n" == dedent(
+        """\
+        def forward(self, x, state):
+            c = torch.cat((x, state), dim=1)  # (B, 2n)
+            candidate = torch.tanh(self.candidate(c))  # (B, n)
+            state_gate = torch.sigmoid(self.state_gate(c))  # (B, n)
+            mixed_state = state_gate * candidate + (1 - state_gate) * state  # (B, n)
+            forget_gate = torch.sigmoid(self.forget_gate(c))  # (B, n)
+            new_state = forget_gate * mixed_state  # (B, n)
+            read = torch.cat((new_state, x), dim=1)  # (B, 2n)
+            output = self.read_out(read)  # (B, n)
+            output = output * torch.sigmoid(output)  # (B, n)
+            return output, new_state.detach()
+        """
+    )
+    assert equations(EXAMPLE) == [
+        r"c = [x \,;\, h]",
+        r"\tilde u = \tanh(c W_u + b_u)",
+        r"z = \sigma(c W_z + b_z)",
+        r"\hat u = z \odot \tilde u + (1 - z) \odot h",
+        r"f = \sigma(c W_f + b_f)",
+        r"u = f \odot \hat u",
+        r"r = [u \,;\, x]",
+        r"o = r W_o + b_o",
+        r"y = o \odot \sigma(o)",
+        r"h \leftarrow \operatorname{detach}(u)",
+    ]
