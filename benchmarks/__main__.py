@@ -4,15 +4,17 @@ import datetime
 import platform
 
 import click
+import optuna
 import torch
 
-from benchmarks import claiming, sharing_cores, training_step
+from benchmarks import claiming, reporting, sharing_cores, training_step
 from search.threads import cores
 
 BENCHMARKS = {
     "training-step": training_step.measure,
     "sharing-cores": sharing_cores.measure,
     "claiming": claiming.measure,
+    "reporting": reporting.measure,
 }
 
 
@@ -20,6 +22,7 @@ BENCHMARKS = {
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
 def benchmarks(names: tuple[str, ...]) -> None:
     """Run the benchmarks that are named."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     processor = platform.processor() or platform.machine()
     click.echo(
         f"{datetime.date.today()}, {cores()} cores ({processor}), torch {torch.__version__}, "

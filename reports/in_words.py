@@ -6,18 +6,35 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.effects import Effect, Interaction
-from reports.figures import effect_words, interaction_words
 from reports.lineage import Lineage
 from reports.trials import Results
-from reports.words import count_word, parameter_word, value_word
+from reports.words import count_word, parameter_word, signed, value_word
 
 _NAMED = 5
 """Of a long list, how many are named."""
 
 
+def effect_words(effect: Effect) -> str:
+    """Return an effect in one line."""
+    bounds = "" if effect.low != effect.low else f" [{signed(effect.low)}, {signed(effect.high)}]"
+    return (
+        f"{effect.contrast.meaning}: {signed(effect.mean)} nats{bounds}, better in "
+        f"{effect.helped / effect.pairs:.0%} of {effect.pairs:,} pairs"
+    )
+
+
 def effects(found: Sequence[Effect]) -> str:
     """Name every effect."""
     return "; ".join(map(effect_words, found)) + "."
+
+
+def interaction_words(each: Interaction) -> str:
+    """Return an interaction in one line."""
+    bounds = "" if each.low != each.low else f" [{signed(each.low)}, {signed(each.high)}]"
+    return (
+        f"{each.first.label} with {each.second.label}: {signed(each.mean)} nats{bounds} beside "
+        f"what each does alone, over {each.foursomes:,} foursomes"
+    )
 
 
 def interactions(found: Sequence[Interaction]) -> str:

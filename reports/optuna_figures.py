@@ -5,11 +5,7 @@ from collections.abc import Collection
 import optuna
 import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import (
-    FanovaImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
+from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.importance._base import BaseImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import (
@@ -23,7 +19,7 @@ from optuna.visualization import (
 )
 
 from reports.trials import Results, own_value
-from reports.words import LOSS, parameter_word, value_word
+from reports.words import LOSS, parameter_word, plain, value_word
 
 POINT_COLOUR = "#3b7dd8"
 """Of a single trial; seen on white and on black."""
@@ -49,7 +45,7 @@ def in_memory(results: Results, numbers: Collection[int], parameters: list[str])
     wanted = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    study = optuna.create_study(study_name=results.name, direction="minimize")
+    study = optuna.create_study(study_name=plain(results.name), direction="minimize")
     for number in range(int(rows.index[-1]) + 1):
         if number not in wanted:
             study.add_trial(create_trial(state=TrialState.FAIL))
@@ -98,11 +94,6 @@ def importance(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Fi
         margin={"r": 50},
     )
     return figure
-
-
-def most_important(study: optuna.Study) -> list[str]:
-    """Return the study's parameters by what they move overall (fANOVA), the most first."""
-    return list(get_param_importances(study, evaluator=evaluators()["fANOVA"]))
 
 
 def slices(study: optuna.Study) -> go.Figure:

@@ -19,10 +19,10 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports import in_words
+from reports.drawing import Drawing
 from reports.errors import ReportError
-from reports.figures import effect_colour, effect_words
-from reports.sections import Drawing, Section, section_of
+from reports.figures import effect_colour
+from reports.sections import Section, section_of
 from reports.trials import Results, read_results
 from reports.words import count_word, duration_word, number_word, parameter_word, signed, value_word
 from rnn.source import equations, layer_code, module_code
@@ -119,8 +119,6 @@ def _templates() -> jinja2.Environment:
     environment.globals |= {
         "code_styles": _code_styles(),
         "effect_colour": effect_colour,
-        "effect_words": effect_words,
-        "effects_in_words": in_words.effects,
         "equations": equations,
         "layer_code": layer_code,
         "module_code": module_code,

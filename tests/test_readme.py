@@ -28,26 +28,30 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line for block in blocks("sh") for line in block.strip().splitlines()]
 
+FEW = (
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+)
 SMALLER = {
-    "stage-one": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
+    "stage-one": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
+    "quick": (*TINY, *FEW),
     "replicates": ("--set=refinement.best=2", "--set=refinement.replicates=2"),
 }
 
 
-def smaller(command: list[str]) -> list[str]:
-    """The overrides that make a command small; a derived study inherits most of them."""
+def smaller(command: list[str], text: Path) -> list[str]:
+    """What makes a command small; a derived study inherits most of it."""
+    named = "".join(word for word in command[2:3] if not word.startswith("-"))
     if command[:2] == ["python", "run_search.py"]:
-        named = command[2:3] if len(command) > 2 and not command[2].startswith("-") else []
-        return (
-            list(SMALLER.get((named or ["stage-one"])[0], TINY))
-            if "--status" not in command
-            else []
-        )
+        if "--status" in command:
+            return []
+        return [*SMALLER.get(named or "stage-one", TINY), "--corpus", str(text)]
     if command[:2] == ["python", "refine.py"]:
-        return list(SMALLER.get(command[2] if len(command) > 2 else "", TINY))
+        return list(SMALLER.get(named, TINY))
     return {
-        "make demo": ["OVERRIDES=" + " ".join(TINY)],
-        "make test": ["TESTS=tests/rnn/test_corpus.py"],
+        "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
+        "make test": ["TESTS=tests/search/test_space.py", "WORKERS=1"],
     }.get(" ".join(command[:2]), [])
 
 
@@ -81,7 +85,7 @@ def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
         process.wait(30)
 
 
-def test_every_command(environment, postgresql_url):
+def test_every_command(environment, postgresql_url, text, run):
     assert len(COMMANDS) >= 12
     for line in COMMANDS:
         command = shlex.split(line, comments=True)
@@ -94,10 +98,13 @@ def test_every_command(environment, postgresql_url):
         if command[:2] == ["make", "dashboard"]:
             look_at_dashboard(command, environment)
             continue
-        done = subprocess.run(
-            [*command, *smaller(command)],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        words = [*command, *smaller(command, text)]
+        if command[0] == "python":
+            done = run(*words[1:], RNN_SEARCH_STORAGE=environment["RNN_SEARCH_STORAGE"])
+        else:
+            done = subprocess.run(
+                words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         if command[:2] == ["make", "demo"]:
             page = Path([line for line in done.stdout.splitlines() if line.endswith(".html")][-1])

@@ -1,9 +1,10 @@
-"""A real browser, for the pages that are looked at in one."""
+"""A real browser, and studies to look at in it."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
+from made import make_derived
 from services import missing
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
@@ -21,3 +22,10 @@ def browser() -> Iterator:
         started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield started
         started.close()
+
+
+@pytest.fixture
+def derived(sqlite_url):
+    """The URL of a storage with the studies ``made`` and ``derived``."""
+    make_derived(sqlite_url)
+    return sqlite_url

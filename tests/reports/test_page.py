@@ -55,6 +55,7 @@ def opened(browser, path, width=1200, **options):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     context.close()
@@ -78,7 +79,6 @@ def test_the_page_opens_offline_and_draws_every_figure(browser, page_file, width
     with opened(browser, page_file, width, color_scheme=scheme) as page:
         assert look_at_every_figure(page) >= 25
         assert page.locator("h1").all_inner_texts() == ["made", "second"]
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
 
@@ -195,8 +195,10 @@ def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
         )
         page.emulate_media(media="print")
         # What is not printed is a button or a menu, and no part of a figure.
-        hidden = "[...document.querySelectorAll('.plot .points')].filter(e => getComputedStyle(e).display === 'none')"
-        assert page.evaluate(f"{hidden}.length") == 0
+        display = (
+            "[...document.querySelectorAll('.plot .points')].map(e => getComputedStyle(e).display)"
+        )
+        assert "none" not in page.evaluate(display)
         assert not page.locator(".tools").first.is_visible()
         page.emulate_media(media="screen")
         page.evaluate("dispatchEvent(new Event('afterprint'))")

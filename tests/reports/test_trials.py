@@ -14,8 +14,9 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
+from reports.curves import colourings, draw, drawn_curves
 from reports.errors import ReportError
-from reports.figures import colourings, curves, drawn_curves, timeline
+from reports.figures import timeline
 from reports.lineage import changes, lineage_of, replicates
 from reports.optuna_figures import in_memory
 from reports.page import write_report
@@ -145,7 +146,7 @@ def test_blocks_are_drawn_for_a_grid_with_exclusions(sqlite_url):
 def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
-    figure = curves(results)
+    figure = draw(results)
     numbers = [int(trace.name.split(":")[0].removeprefix("trial ")) for trace in figure.data]
     assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
     assert list(figure.data[-1].y) == [2.5, 1.5]
@@ -162,7 +163,7 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
 
 def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url, monkeypatch):
     make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.figures.MOST_CURVES", 4)
+    monkeypatch.setattr("reports.curves.MOST_CURVES", 4)
     results = read_results(read_storage(sqlite_url), "made")
     assert drawn_curves(results) == [0, 1, 2, 7]
     assert "Of 8 curves 4 are drawn." in section_of(results).curves.note

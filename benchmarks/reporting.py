@@ -1,0 +1,100 @@
+"""How long a report takes, and how large it is: 432 points of 200 log points each."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from benchmarks.published import VARIABLE, load_published, published_file
+from reports.effects import Grid
+from reports.page import write_page
+from reports.sections import section_of
+from reports.trials import read_results
+from studies.definition import PARAMETERS
+from studies.opening import load_study, open_storage, read_storage
+from studies.planning import PlannedPoint, create_study
+from studies.reading import find_definition
+from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+
+LOG_POINTS = 200
+
+_T = TypeVar("_T")
+
+
+def measure() -> Iterator[str]:
+    """Yield a line for each part of the work, and for what published results come to."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/studies.db"
+        _make(url)
+        storage = read_storage(url)
+        results, reading = _timed(lambda: read_results(storage, "stage-one"))
+        _, working_out = _timed(lambda: section_of(results))
+        page, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
+        optuna_trials, optuna_reading = _timed(
+            lambda: load_study(storage, "stage-one").get_trials(deepcopy=False)
+        )
+        size = page.stat().st_size / 1e6
+        yield f"report of {len(optuna_trials)} points × {LOG_POINTS} log points, SQLite"
+        times = optuna_reading / reading
+        yield f"  reading it {reading:.2f} s; with Optuna's own objects {times:.1f} times that"
+        yield f"  working it out {working_out:.1f} s; with the page written {writing:.1f} s"
+        yield f"  in all {reading + writing:.1f} s (allowed 20), {size:.1f} MB (allowed 15)"
+    yield from _measure_published()
+
+
+def _measure_published() -> Iterator[str]:
+    path = published_file()
+    if path is None:
+        yield f"  published results: not looked at; name their file in {VARIABLE}"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/studies.db"
+        load_published(path, url)
+        results = read_results(read_storage(url), "published", with_curves=())
+    yield "effects in the published results: mean in nats, its 95% interval, better in, pairs"
+    for effect in Grid.of(results.table, results.axes).effects():
+        yield (
+            f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
+            f"{effect.high:+.3f}]  {effect.helped / effect.pairs:4.0%}  {effect.pairs}"
+        )
+
+
+def _make(url: str) -> None:
+    """Store a study of stage one's size, whose curves fall to where its switches take them."""
+    definition = find_definition("stage-one").validate_alone()
+    assert definition.space is not None
+    points = list(definition.space.points())
+    corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
+    storage = open_storage(url)
+    create_study(
+        storage,
+        "stage-one",
+        METRIC_NAME,
+        {DEFINITION: definition.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
+        {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
+        [PlannedPoint(point) for point in points],
+    )
+    study_id = load_study(storage, "stage-one")._study_id
+    random = np.random.default_rng(0)
+    steps = 50 * np.arange(1, LOG_POINTS + 1)
+    for point in points:
+        end = 2.2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.1)
+        losses = end + 3 * np.exp(-steps / 1000) + random.normal(0, 0.02, LOG_POINTS)
+        trial_id = storage.claim(study_id, "maker")
+        assert trial_id is not None
+        curve = dict(zip(steps.tolist(), losses.tolist(), strict=True))
+        storage.report(trial_id, "maker", curve)
+        attributes = {"seconds": 60.0, "worker": f"host/{trial_id % 8}", "host": "host"}
+        storage.finish(trial_id, "maker", TrialState.COMPLETE, min(curve.values()), attributes)
+    storage.close()
+
+
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    began = time.perf_counter()
+    done = work()
+    return done, time.perf_counter() - began
