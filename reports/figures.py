@@ -176,7 +176,12 @@ def slopes(lineage: Lineage) -> go.Figure:
             )
         )
     return figure.update_layout(
-        xaxis={"tickvals": list(ticks), "ticktext": list(ticks.values()), "showgrid": False},
+        xaxis={
+            "tickvals": list(ticks),
+            "ticktext": list(ticks.values()),
+            "showgrid": False,
+            "zeroline": False,
+        },
         yaxis_title=LOSS,
         showlegend=False,
         hovermode="closest",

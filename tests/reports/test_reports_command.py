@@ -1,0 +1,81 @@
+"""``python -m reports`` as it is typed: what it writes, what it refuses."""
+
+import threading
+
+import pandas as pd
+import pytest
+from made import make_study
+from nursery import until
+from optuna.trial import TrialState
+
+from reports import command_line
+from studies.opening import open_storage
+
+
+def finish_one(url, value):
+    storage = open_storage(url)
+    study_id = storage.get_study_id_from_name("made")
+    trial_id = storage.claim(study_id, "me")
+    storage.finish(trial_id, "me", TrialState.COMPLETE, value, {"seconds": 1.0}, {50: value})
+    storage.close()
+
+
+def test_a_page_and_rows_are_written_and_named(sqlite_url, tmp_path, run):
+    make_study(sqlite_url)
+    command = ("-m", "reports", "made", "--storage", sqlite_url)
+    done = run(*command, "--output", str(tmp_path / "new" / "page.html"))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/new/page.html\n")
+    rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]
+    done = run(*command, "--csv", rows[0], "--dataframe", rows[1])
+    assert (done.returncode, done.stdout.split()) == (0, rows)
+    assert len(pd.read_csv(rows[0])) == len(pd.read_parquet(rows[1])) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("nothing",), "study 'nothing' is not in"),
+        (("made", "--csv", "/proc/no/rows.csv"), "/proc/no/rows.csv cannot be written"),
+        (("made", "--csv", "rows.csv", "--watch"), "leave out --watch and --output"),
+        (("made", "--output", "studies"), "is a directory"),
+        ((), "Missing argument 'STUDY...'"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(sqlite_url, run, words, line):
+    make_study(sqlite_url)
+    done = run("-m", "reports", *words, "--storage", sqlite_url)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_watched_study_is_reported_anew_until_it_is_finished(
+    sqlite_url, tmp_path, monkeypatch, capsys
+):
+    make_study(sqlite_url, finished=0)
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(command_line, "WATCH_SECONDS", 0.2)
+    watching = threading.Thread(
+        target=command_line._watch, args=(sqlite_url, ["made"], page), daemon=True
+    )
+    watching.start()
+    said = []
+
+    def says(words):
+        said.append(capsys.readouterr().out)
+        return words in "".join(said)
+
+    until(lambda: says("no report yet: study 'made' has no complete trial"))
+    finish_one(sqlite_url, 1.5)
+    until(lambda: says("1 of 8 points finished"))
+    html = page.read_text(encoding="utf-8")
+    assert "Unfinished: 1 of 8 points." in html
+    assert 'data-renewed="0.2"' in html
+    for _ in range(7):
+        finish_one(sqlite_url, 1.4)
+    watching.join(60)
+    assert not watching.is_alive()
+    assert says("8 of 8 points finished")
+    html = page.read_text(encoding="utf-8")
+    assert "Unfinished" not in html
+    assert "data-renewed=" not in html
