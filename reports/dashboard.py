@@ -20,7 +20,6 @@ import click
 import optuna
 
 from reports.errors import DashboardError, ReportError
-from studies.artifacts import open_store
 from studies.command_line import (
     artifacts_option,
     dashboard_port_option,
@@ -29,6 +28,7 @@ from studies.command_line import (
 )
 from studies.errors import StudiesError
 from studies.opening import open_storage
+from studies.stores import open_store
 
 HOST = "127.0.0.1"
 """The only address that is served: the dashboard asks nobody who he is, and can delete studies."""

@@ -27,7 +27,6 @@ from reports.note import Written
 from reports.study_files import Curves, files_of, identifier, numbers_of_best, roles
 from reports.trials import Results, read_results
 from studies.accounting import Accounting, accounting_of, best_of
-from studies.artifacts import open_store
 from studies.definition import Definition
 from studies.engine import parse_url, shown
 from studies.errors import ArtifactsError, StorageError
@@ -36,6 +35,7 @@ from studies.planning import rewrite_attributes
 from studies.points import read_curves
 from studies.records import CHECKPOINTS, COMMANDS, CORPUS, DEFINITION, CorpusRecord
 from studies.storage import Storage
+from studies.stores import open_store
 
 MARK = "rnn_search:live"
 """The system attribute of a study that says of which state its note, figure and files are."""
@@ -76,7 +76,7 @@ def renew(storage_url: str, name: str, artifacts: str | None) -> None:
     Args:
         storage_url: of the storage, which must be there.
         name: of the study.
-        artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
+        artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
 
     Raises:
         StudiesError: if the storage or the study is not there.

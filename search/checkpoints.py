@@ -5,7 +5,7 @@ import io
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from studies.artifacts import Folder, Store
+from studies.stores import Folder, Store
 
 _SUFFIX = ".checkpoint"
 

@@ -113,7 +113,7 @@ class Viewer(Protocol):
         Args:
             storage: its URL.
             study: the study's name.
-            artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
+            artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
             port: to serve optuna-dashboard on; None not to.
         """
 

@@ -29,10 +29,10 @@ from search.stopping import SIGNALS, StopRequest
 from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
-from studies.artifacts import open_store
 from studies.command_line import leave_with
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
+from studies.stores import open_store
 
 PROCESSES_SECONDS = 1.0
 """Between two looks at the processes that were started."""

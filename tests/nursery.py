@@ -203,12 +203,14 @@ def main() -> None:
     """Serve until the standard input ends."""
     import torch
 
-    import reports.command_line
+    import reports.page
+    import reports.renewal
     import search.session
 
     torch.set_num_threads(1)
     assert search.session
-    assert reports.command_line
+    assert reports.page
+    assert reports.renewal
     wake, awaken = os.pipe()
     os.set_blocking(awaken, False)
     signal.set_wakeup_fd(awaken, warn_on_full_buffer=False)

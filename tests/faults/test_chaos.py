@@ -91,7 +91,7 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
 
     # Every curve is that of a search that nothing happened to.
     assert query(url, CURVES) == undisturbed(**SPACE)
-    assert list((tmp_path / "artifacts").rglob("*")) == [], "checkpoints are left"
+    assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
     setbacks = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
     print(f"{kind}: setbacks {[value for (value,) in setbacks]}")
     gone_on = sum("goes on from step" in searcher.output for searcher in everybody)

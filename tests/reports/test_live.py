@@ -87,19 +87,27 @@ def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(url, tmp_p
     assert Definition.model_validate(written) == Definition.model_validate(stored)
 
 
+def renew_in_vain(*what):
+    """See that a study is up to date, without making anything anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(note, "compose", None)
+        renew(*what)
+
+
 def test_it_is_renewed_when_something_has_changed_and_only_then(url, tmp_path):
     files = tmp_path / "files"
-    make_study(url, finished=5)
+    make_study(url, finished=6)
     renew(url, "made", str(files))
     before = attributes(url)
     times = {path: path.stat().st_mtime_ns for path in files.iterdir()}
-    renew(url, "made", str(files))
+    renew_in_vain(url, "made", str(files))
     assert attributes(url) == before
-    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
-    finish_one(url, 1.9)
+    finish_one(url, 2.5)
     renew(url, "made", str(files))
     after = attributes(url)
-    assert "6 of 8 points" in note_of(url)
+    assert "7 of 8 points" in note_of(url)
+    # The best are those that they were.
+    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
     assert after[MARK] != before[MARK]
     # Else who edits the note in the dashboard at that moment could not save it.
     assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
@@ -110,6 +118,7 @@ def test_a_study_of_which_nothing_is_complete_has_a_note_alone(url, tmp_path):
     make_study(url, finished=0)
     renew(url, "made", str(tmp_path / "files"))
     assert "No point is complete yet" in note_of(url)
+    renew_in_vain(url, "made", str(tmp_path / "files"))
     assert not any("plot_data" in key for key in attributes(url))
     assert artifacts_of(url) == {}
     assert not (tmp_path / "files").exists()
@@ -211,14 +220,23 @@ def test_others_studies_are_left_alone(sqlite_url):
 
 def test_without_a_place_for_files_all_else_is_renewed(sqlite_url, tmp_path):
     (tmp_path / "file").touch()
-    make_study(sqlite_url)
-    with pytest.raises(ArtifactsError, match="cannot be written"):
-        renew(sqlite_url, "made", str(tmp_path / "file" / "folder"))
-    assert "8 of 8 points" in note_of(sqlite_url)
+    nowhere = str(tmp_path / "file" / "folder")
+    make_study(sqlite_url, finished=7)
+    for _ in range(2):
+        with pytest.raises(ArtifactsError, match="cannot be written"):
+            renew(sqlite_url, "made", nowhere)
+    assert "7 of 8 points" in note_of(sqlite_url)
     assert "dashboard:plot_data:effects:0" in attributes(sqlite_url)
     assert artifacts_of(sqlite_url) == {}
+    # They follow as soon as there is one, and again after it was away.
     renew(sqlite_url, "made", None)
     assert len(artifacts_of(sqlite_url)) == 7
+    best = finish_one(sqlite_url, 1.0)
+    with pytest.raises(ArtifactsError, match="cannot be written"):
+        renew(sqlite_url, "made", nowhere)
+    renew(sqlite_url, "made", None)
+    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
+    assert f"best-1-trial-{best}.py" in names
 
 
 def renew_often(url, files, seed, ended):
@@ -240,7 +258,7 @@ def test_two_that_renew_at_once_never_mix(url, tmp_path):
     looks = 0
     for value in (1.9, 1.4, 1.3, 1.2, 1.1):
         finish_one(url, value)
-        end = time.monotonic() + 0.4
+        end = time.monotonic() + 0.2
         while time.monotonic() < end or MARK not in attributes(url):
             found = attributes(url)
             if MARK in found:
@@ -309,6 +327,15 @@ def test_a_port_that_is_taken_is_said_and_ends_nothing(sqlite_url, capsys, run):
     assert ended.stderr.startswith(f"error: port {port} cannot be had")
     assert ended.stderr.count("\n") == 1
     assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
+def test_the_server_is_gone_when_the_work_has_ended(sqlite_url, capsys):
+    port = free_port()
+    with LiveView().meanwhile(sqlite_url, "made", None, port):
+        assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"
+        with pytest.raises(DashboardError, match=f"port {port}"):
+            listen(port)
+    listen(port).close()
 
 
 @pytest.mark.parametrize(

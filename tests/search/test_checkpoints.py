@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from search.checkpoints import Checkpoints
-from studies.artifacts import Folder, open_store
 from studies.errors import ArtifactsError
+from studies.stores import Folder, open_store
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -76,7 +76,7 @@ def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
         "import os, pathlib, signal\n"
         "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from search.checkpoints import Checkpoints\n"
-        "from studies.artifacts import Folder\n"
+        "from studies.stores import Folder\n"
         f"Checkpoints(Folder(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", program])

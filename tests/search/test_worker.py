@@ -23,12 +23,12 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
-from studies.artifacts import open_store
 from studies.definition import Definition
 from studies.errors import StorageOutage
 from studies.opening import open_storage
 from studies.reading import find_definition
 from studies.records import Failure, TrialRecord
+from studies.stores import open_store
 
 SETTINGS = [
     "seed=5",
