@@ -4,7 +4,8 @@ In a full factorial design two points that differ in one parameter alone are a m
 the mean of the pairs' differences is the parameter's main effect; the difference of two such
 differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
 chapter 5). The interval is the bootstrap's, bias-corrected and accelerated (Efron, *Better
-Bootstrap Confidence Intervals*, 1987), over the pairs.
+Bootstrap Confidence Intervals*, 1987), over the pairs, and expanded for small samples (Hesterberg,
+*What Teachers Should Know About the Bootstrap*, 2015, section 4.5).
 """
 
 import itertools
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from reports.words import parameter_word, value_word
 from studies.definition import REPLICATE
@@ -25,6 +27,12 @@ RESAMPLES = 4000
 """Of the bootstrap: its error is then a twentieth of the interval's width or less."""
 
 CONFIDENCE = 0.95
+
+LEAST_PAIRS = 8
+"""With fewer, differences that are noise alone lie on one side of zero too often."""
+
+SOURCES = ("old", "new", "both")
+"""The state sources, from what a change is reckoned to what it is reckoned to lead."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -96,8 +104,8 @@ class Effect:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval lies on one side of zero, and rests on pairs enough to say so."""
+        return self.pairs >= LEAST_PAIRS and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ class Grid:
 def interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the bias-corrected and accelerated bootstrap interval of a sample's mean.
 
-    The same sample always gives the same interval.
+    The same numbers, in whatever order, always give the same interval.
 
     Args:
         sample: (n,)
@@ -268,6 +276,7 @@ def interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, flo
     n = len(sample)
     if n < 2:
         return math.nan, math.nan
+    sample = np.sort(sample)
     mean = sample.mean()
     deviations = sample - mean
     spread = float((deviations**2).sum())
@@ -281,15 +290,17 @@ def interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, flo
     bias = normal.inv_cdf(min(max(below, 1 / RESAMPLES), 1 - 1 / RESAMPLES))
     # The jackknife's acceleration, which for a mean needs no resampling.
     acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
+    # A resample varies less than a sample of so few does: by n − 1 over n, and unlike Student's t.
+    reach = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1 + confidence) / 2, n - 1))
     ends = []
-    for quantile in ((1 - confidence) / 2, (1 + confidence) / 2):
-        shifted = bias + normal.inv_cdf(quantile)
+    for end in (-reach, reach):
+        shifted = bias + end
         ends.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
     low, high = np.quantile(means, ends)
     return float(low), float(high)
 
 
 def _in_order(column: "pd.Series[Any]") -> list[Any]:
-    """Return a column's values: switches from off to on, numbers upwards, words as they are met."""
-    values = list(dict.fromkeys(column.tolist()))
-    return values if any(isinstance(value, str) for value in values) else sorted(values)
+    """Return a column's values: switches from off to on, numbers upwards, sources as in SOURCES."""
+    values = set(column)
+    return [source for source in SOURCES if source in values] or sorted(values)

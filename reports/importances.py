@@ -85,8 +85,9 @@ def parameters_of(
             Drawing(
                 f"Rank over the most important parameters ({', '.join(top)})",
                 optuna_figures.ranks(study, top),
-                in_words.medians(rows, [_parameter(word) for word in top]),
-                "The bluer, the better a trial's rank; points in one place lie on each other.",
+                in_words.least(rows, [_parameter(word) for word in top]),
+                "The bluer, the better a trial's rank. Many trials lie in one place: the best of "
+                "them is on top, and seen.",
                 width=640,
             ),
             Drawing(
@@ -99,7 +100,8 @@ def parameters_of(
             Drawing(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
                 optuna_figures.contour(study, pair),
-                in_words.pairs(rows, [_parameter(word) for word in pair]),
+                in_words.least(rows, [_parameter(word) for word in pair]),
+                "Of the trials with the same two values the best counts.",
             ),
         ]
     return drawings
@@ -111,14 +113,14 @@ def whole_of(results: Results) -> list[Drawing]:
     return [
         Drawing(
             "Empirical distribution of the loss",
-            optuna_figures.distribution([study]),
+            optuna_figures.distribution(study),
             in_words.distribution(results.complete),
         ),
         Drawing(
             "Optimization history",
             optuna_figures.history(study),
             in_words.history(results.complete),
-            "A grid is run in a shuffled order: that the best so far falls is chance, no learning.",
+            "Nothing learns from the trials before: that the best so far falls is chance.",
         ),
     ]
 

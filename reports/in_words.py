@@ -60,25 +60,25 @@ def medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
     return "Median loss by value: " + "; ".join(parts) + "."
 
 
-def pairs(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
-    """Name the median value at each two values of two parameters."""
-    found = rows.groupby(list(parameters))["value"].median()
+def least(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
+    """Name the least value at each combination of some parameters' values."""
+    found = rows.groupby(list(parameters))["value"].min()
     parts = []
-    for values, median in found.items():
+    for values, loss in found.items():
         assert isinstance(values, tuple)
         words = (
             f"{parameter_word(name)} {value_word(value)}"
             for name, value in zip(parameters, values, strict=True)
         )
-        parts.append(f"{' and '.join(words)} {median:.3f}")
-    return "Median loss: " + "; ".join(parts) + "."
+        parts.append(f"{' and '.join(words)} {loss:.3f}")
+    return "Least loss: " + "; ".join(parts) + "."
 
 
 def distribution(rows: pd.DataFrame) -> str:
     """Name the quartiles."""
-    least, lower, middle, upper, most = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
+    lowest, lower, middle, upper, highest = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
     return (
-        f"From {least:.3f} to {most:.3f} nats; a quarter of the trials lies below {lower:.3f}, "
+        f"From {lowest:.3f} to {highest:.3f} nats; a quarter of the trials lies below {lower:.3f}, "
         f"half below {middle:.3f}, three quarters below {upper:.3f}."
     )
 

@@ -1,13 +1,13 @@
 """Optuna's own figures of some of a study's trials, parameters and values called by their names."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 
 import optuna
 import plotly.graph_objects as go
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.importance._base import BaseImportanceEvaluator
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import (
     plot_contour,
     plot_edf,
@@ -23,6 +23,16 @@ from reports.words import LOSS, parameter_word, plain, value_word
 
 POINT_COLOUR = "#3b7dd8"
 """Of a single trial; seen on white and on black."""
+
+
+class _Uncopied(optuna.Study):
+    """A study whose trials nobody changes: Optuna's figures would copy them all for each bar."""
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials themselves."""
+        return super().get_trials(deepcopy=False, states=states)
 
 
 def in_memory(results: Results, numbers: Collection[int], parameters: list[str]) -> optuna.Study:
@@ -45,7 +55,8 @@ def in_memory(results: Results, numbers: Collection[int], parameters: list[str])
     wanted = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    study = optuna.create_study(study_name=plain(results.name), direction="minimize")
+    made = optuna.create_study(study_name=plain(results.name), direction="minimize")
+    study = _Uncopied(made.study_name, made._storage)
     for number in range(int(rows.index[-1]) + 1):
         if number not in wanted:
             study.add_trial(create_trial(state=TrialState.FAIL))
@@ -114,8 +125,19 @@ def slices(study: optuna.Study) -> go.Figure:
 
 
 def ranks(study: optuna.Study, parameters: list[str]) -> go.Figure:
-    """Draw the trials' ranks over each two of these parameters."""
+    """Draw the trials' ranks over each two of these parameters, the best on top of the others."""
     figure = plot_rank(study, params=parameters, target_name=LOSS)
+    values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
+    for trace in figure.data:
+        if trace.x is None or len(trace.x) != len(order):  # the bar of the colours
+            continue
+        trace.update(
+            x=[trace.x[i] for i in order],
+            y=[trace.y[i] for i in order],
+            hovertext=[trace.hovertext[i] for i in order],
+            marker={"color": [trace.marker.color[i] for i in order]},
+        )
     figure.update_layout(title=None, height=640, width=None)
     return figure
 
@@ -134,9 +156,9 @@ def contour(study: optuna.Study, parameters: list[str]) -> go.Figure:
     return figure
 
 
-def distribution(studies: list[optuna.Study]) -> go.Figure:
-    """Draw how large a share of each study's trials lies below each value."""
-    figure = plot_edf(studies, target_name=LOSS)
+def distribution(study: optuna.Study) -> go.Figure:
+    """Draw how large a share of a study's trials lies below each value."""
+    figure = plot_edf(study, target_name=LOSS)
     figure.update_layout(title=None, height=400, yaxis_title="share of the trials")
     return figure
 

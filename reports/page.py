@@ -1,9 +1,10 @@
 """Numbers, figures and words → one self-contained HTML page."""
 
+import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import cache
@@ -32,8 +33,8 @@ from studies.opening import read_storage
 OUTPUT = Path(__file__).parent / "out"
 """Where pages land, unless another place is named."""
 
-_LONGEST_NAME = 200
-"""Of a file, in characters; file systems take 255 bytes."""
+_LONGEST_NAME = 180
+"""Of a file, in bytes; file systems take 255, and others are added."""
 
 _BEGINNING = b"<!DOCTYPE html>"
 
@@ -167,5 +168,10 @@ def _write(page: str, path: Path) -> None:
     write_beside(path, page.encode())
 
 
-def _file_name(names: Iterable[str]) -> str:
-    return "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)[:_LONGEST_NAME]
+def _file_name(names: Sequence[str]) -> str:
+    """Return a file's name for studies; two studies never get the same."""
+    plain = "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
+    cut = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    if cut == "+".join(names):
+        return cut
+    return f"{cut}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"

@@ -85,9 +85,9 @@ def parts_of(choices: list[Choice], grid: Grid) -> Iterator[Part]:
 def part_of(grid: Grid, chosen: dict[str, Any], below: float | None, key: str) -> Part:
     """Return the effects within a part of the grid: chosen values, and losses below a bound."""
     part = grid.where(chosen, below)
-    words = [f"{parameter_word(name)} {value_word(v)}" for name, v in chosen.items()]
-    words += [] if below is None else [f"loss below {below} nats"]
-    where = " and ".join(words) or "the whole grid"
+    words = [f"with {parameter_word(name)} {value_word(v)}" for name, v in chosen.items()]
+    words += [] if below is None else [f"with a loss below {below} nats"]
+    where = " and ".join(words) or "in all"
     found = part.effects()
     drawing = None
     if found:

@@ -1,7 +1,6 @@
 """A study's results → all that the page shows of it: numbers, figures, and those in words."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -19,6 +18,7 @@ from reports.lineage import Change, changes, lineage_of, replicates
 from reports.parts import Choice, Part, choices_of, interactions_of, part_of, parts_of
 from reports.trials import Results, architecture_of
 from rnn.architecture import Architecture
+from studies.records import SOURCE_TRIALS
 
 BEST = 10
 """Architectures in the answer's table, each with its forward function."""
@@ -29,14 +29,26 @@ class Winner:
     """One of the best architectures.
 
     Attributes:
-        number: of its trial.
-        row: of the table.
+        number: of its trial, the best of them if it was run several times.
         architecture: to be written out.
+        runs: that are complete; what follows is their mean.
+        value: the loss, nats a byte.
+        spread: standard deviation of the loss over the runs; NaN for one.
+        held_out: bits per character.
+        parameters: weights and biases.
+        seconds: of computing.
+        sources: the numbers of the trials that it was derived from.
     """
 
     number: int
-    row: "pd.Series[Any]"
     architecture: Architecture
+    runs: int
+    value: float
+    spread: float
+    held_out: float
+    parameters: float
+    seconds: float
+    sources: list[int]
 
 
 @dataclass(frozen=True)
@@ -116,11 +128,24 @@ def section_of(results: Results) -> Section:
 
 
 def _winners(results: Results) -> list[Winner]:
-    rows = results.complete.drop_duplicates("architecture").head(BEST)
-    return [
-        Winner(number, rows.loc[number], architecture_of(rows.loc[number], results.definition))
-        for number in rows.index
-    ]
+    """Return the best architectures: of replicates not the luckiest, but the best on average."""
+    winners = []
+    for _, runs in results.complete.groupby("architecture"):
+        best = runs.iloc[0]
+        winners.append(
+            Winner(
+                int(runs.index[0]),
+                architecture_of(best, results.definition),
+                len(runs),
+                float(runs["value"].mean()),
+                float(runs["value"].std()),
+                float(runs["validation_bits_per_character"].mean()),
+                float(runs["parameter_count"].mean()),
+                float(runs["seconds"].mean()),
+                best[SOURCE_TRIALS] or [],
+            )
+        )
+    return sorted(winners, key=lambda winner: (winner.value, winner.number))[:BEST]
 
 
 def _curves(results: Results) -> Drawing | None:

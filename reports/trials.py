@@ -39,6 +39,10 @@ _NUMERIC = (
 )
 
 
+_RECORDED = [name for name in TrialRecord.model_fields if name != REPLICATE]
+"""Of what a trial records; a replicate's number is a parameter, where there are any."""
+
+
 @dataclass(frozen=True)
 class Results:
     """All that a report is made from.
@@ -206,7 +210,7 @@ def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
 def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
     architecture = Architecture.of(point.params, definition.gate_inputs).label
     replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
-    recorded = {name: point.attributes.get(name) for name in TrialRecord.model_fields}
+    recorded = {name: point.attributes.get(name) for name in _RECORDED}
     diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
         "number": point.number,

@@ -143,7 +143,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     assert optuna.visualization.plot_intermediate_values(study).data
 
 
-def test_postgresql_and_workers_started_together(postgresql_url, text, run):
+def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text, run):
     done = run(
         "run_search.py",
         "quick",
@@ -153,6 +153,7 @@ def test_postgresql_and_workers_started_together(postgresql_url, text, run):
         "--workers",
         "3",
         RNN_SEARCH_STORAGE=postgresql_url,
+        RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
     assert done.returncode == 0, done.stderr
     study = optuna.load_study(study_name="quick", storage=postgresql_url)

@@ -62,7 +62,8 @@ def environment(sqlite_url, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # Tests that are run by a test must not clear up after it.
     inherited["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
-    return {**inherited, "PATH": path, "RNN_SEARCH_STORAGE": sqlite_url}
+    ours = {"RNN_SEARCH_STORAGE": sqlite_url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
+    return {**inherited, "PATH": path, **ours}
 
 
 def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
@@ -100,7 +101,8 @@ def test_every_command(environment, postgresql_url, text, run):
             continue
         words = [*command, *smaller(command, text)]
         if command[0] == "python":
-            done = run(*words[1:], RNN_SEARCH_STORAGE=environment["RNN_SEARCH_STORAGE"])
+            named = {key: environment[key] for key in environment if key.startswith("RNN_SEARCH_")}
+            done = run(*words[1:], **named)
         else:
             done = subprocess.run(
                 words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

@@ -118,6 +118,7 @@ function drawAll() {
 
 addEventListener("beforeprint", () => {
   root.dataset.printing = "yes";
+  for (const details of document.querySelectorAll(".forward")) details.open = true;
   applyTheme();
   drawAll();
 });
@@ -173,12 +174,16 @@ function bundled(figure, { legend, of }) {
     if (!bundles.has(key)) {
       bundles.set(key, {
         type: "scattergl", mode: "lines", x: [], y: [], text: [], customdata: [],
+        marker: { size: 4 },
         line: { width: curve.line.width, color: legend[of[i]][1] }, opacity: curve.opacity,
         hovertemplate: "step %{x:,}: %{y:.4f} nats<extra>%{text}</extra>",
         hoverlabel: curve.hoverlabel,
       });
     }
     const bundle = bundles.get(key), y = numbers(curve.y), x = stepsOf(curve, y.length);
+    // Of a value with none beside it there is no line to see.
+    const isAlone = (j) => !Number.isNaN(y[j]) && !(y[j - 1] === y[j - 1] && j > 0) && !(y[j + 1] === y[j + 1] && j + 1 < y.length);
+    if (Array.from(y.keys()).some(isAlone)) bundle.mode = "lines+markers";
     for (let j = 0; j <= y.length; j++) {
       bundle.x.push(j < y.length ? x[j] : null);
       bundle.y.push(j < y.length ? y[j] : null);

@@ -8,6 +8,11 @@ from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRIC_NAME
 
+RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
+            "replicate": 0, "python": "3", "torch": "2", "code": "ab", "steps_per_second": 10.0,
+            "validation_bits_per_character": 2.5}  # fmt: skip
+"""Of every finished trial."""
+
 
 def make_study(
     url: str,
@@ -45,9 +50,11 @@ def make_study(
         value = 1.5 + i / 10
         storage.report(trial_id, "me", {50: value + 1, 100: value})
         if i == diverged:
-            storage.finish(trial_id, "me", TrialState.FAIL, None, {"failure": "diverged"})
+            storage.finish(
+                trial_id, "me", TrialState.FAIL, None, {"failure": "diverged", **RECORDED}
+            )
         else:
-            attributes = {"seconds": 2.0, "parameter_count": 10 + i, "worker": worker, "host": "h"}
+            attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10 + i, "worker": worker}
             storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes)
     storage.engine.dispose()
 

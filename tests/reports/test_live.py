@@ -61,7 +61,9 @@ def finish_one(url, value):
     with closing(open_storage(url)) as storage:
         trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
         storage.report(trial_id, "me", {50: value + 1, 100: value})
-        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {"parameter_count": 1})
+        storage.finish(
+            trial_id, "me", TrialState.COMPLETE, value, {"parameter_count": 1, "replicate": 0}
+        )
         return storage.get_trial_number_from_id(trial_id)
 
 

@@ -210,7 +210,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
         [PlannedPoint(each) for each in points],
     )
     study_id = storage.get_study_id_from_name("replicates")
-    for value in (2.0, 2.1, 2.2, 1.0, 1.2, 1.4):
+    for value in (0.9, 2.6, 2.8, 1.0, 1.2, 1.4):
         trial_id = storage.claim(study_id, "me")
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
     storage.close()
@@ -220,9 +220,13 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     assert list(rows.index) == ["2×4 no gates, new state", "1×4 no gates, new state"]
     assert list(rows["runs"]) == [3, 3]
     assert list(rows["mean"]) == pytest.approx([1.2, 2.1])
-    assert list(rows["std"]) == pytest.approx([0.2, 0.1])
+    assert list(rows["std"]) == pytest.approx([0.2, 1.044], abs=1e-3)
     html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").read_text("utf-8")
     assert "Each point was run once" not in html
+    # By the mean, though the luckiest run is of the other.
+    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
+    assert "by the mean of its 3 runs, is 2×4 no gates, new state: 1.2000 ± 0.2000" in words
+    assert [winner.architecture.layers for winner in section_of(results).winners] == [2, 1]
     # Student's t at 97.5% with two degrees of freedom is 4.303.
     assert rows["high"].iloc[0] == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
     assert rows["values"].iloc[0] == [1.0, 1.2, 1.4]
