@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
-from reports.figures import PALETTE, UNCLEAR
+from reports.colours import PALETTE, UNCLEAR, in_order
 from reports.trials import Results
 from reports.words import LOSS, parameter_word, value_word
 
@@ -81,7 +80,7 @@ def colourings(results: Results) -> list[Colouring]:
     """Return the ways to colour :func:`draw`: by the value's rank, and by each parameter."""
     numbers = list(reversed(drawn_curves(results)))
     count = max(1, len(numbers))
-    shades = _shades(SHADES)
+    shades = in_order(SHADES)
     ends = {0: "best tenth", SHADES - 1: "worst tenth, or without a value"}
     found = [
         Colouring(
@@ -93,7 +92,7 @@ def colourings(results: Results) -> list[Colouring]:
     for name in results.parameters:
         values = sorted(results.table[name].unique().tolist())
         has_order = name in ("layers", "state_size") and len(values) > 1
-        colours = _shades(len(values)) if has_order else PALETTE
+        colours = in_order(len(values)) if has_order else PALETTE
         legend = [(value_word(value), colours[i % len(colours)]) for i, value in enumerate(values)]
         rows = results.table.loc[numbers, name].tolist()
         found.append(Colouring(parameter_word(name), legend, [values.index(v) for v in rows]))
@@ -106,10 +105,3 @@ def _steps(steps: np.ndarray) -> dict[str, object]:
     if len(distances) == 1:
         return {"x0": int(steps[0]), "dx": int(distances[0])}
     return {"x": steps.astype(np.int32)}
-
-
-def _shades(count: int) -> list[str]:
-    """Return colours with an order, from orange, the best or least, to violet."""
-    # The ends of the scale are left out: one is too faint on white, the other on black.
-    places = np.linspace(0.78, 0.3, count) if count > 1 else [0.5]
-    return [str(colour) for colour in sample_colorscale("Plasma", places)]

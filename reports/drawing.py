@@ -41,4 +41,4 @@ class Drawing:
     @property
     def is_webgl(self) -> bool:
         """Whether it needs one of the few WebGL contexts that a browser grants a page."""
-        return any(trace.type in ("scattergl", "parcoords") for trace in self.figure.data)
+        return any(trace.type == "scattergl" for trace in self.figure.data)

@@ -1,8 +1,4 @@
-"""Rows, curves and effects → figures of our own, where Optuna has none.
-
-Colours are near those of Okabe and Ito (*Color Universal Design*, 2008), told apart by those who do
-not see every colour; what they say is said by position or shape too.
-"""
+"""Rows, curves and effects → figures of our own, where Optuna has none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +7,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.colours import HELPS, HURTS, PALETTE, UNCLEAR
 from reports.effects import Effect, Interaction
 from reports.in_words import effect_words, interaction_words
 from reports.lineage import Lineage
 from reports.trials import Results
 from reports.words import LOSS, duration_word, plain
-
-HELPS, HURTS, UNCLEAR = "#2f7fd1", "#d55e00", "#8a9099"
-"""Of an effect: the loss falls, it rises, the interval has zero in it."""
-
-PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a9099")
-"""Of values that have no order."""
 
 _ROW = 28  # pixels
 

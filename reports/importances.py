@@ -94,7 +94,7 @@ def parameters_of(
                 "Parallel coordinates: every trial as a line",
                 optuna_figures.parallel_coordinates(study),
                 in_words.medians(rows, names),
-                "Drag along an axis to choose some of its values.",
+                "The best in orange, on top.",
                 width=110 * (1 + len(names)),
             ),
             Drawing(

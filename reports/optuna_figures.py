@@ -18,6 +18,7 @@ from optuna.visualization import (
     plot_slice,
 )
 
+from reports.colours import in_order
 from reports.trials import Results, own_value
 from reports.words import LOSS, parameter_word, plain, value_word
 
@@ -145,7 +146,17 @@ def ranks(study: optuna.Study, parameters: list[str]) -> go.Figure:
 def parallel_coordinates(study: optuna.Study) -> go.Figure:
     """Draw each trial as a line through its parameters' values."""
     figure = plot_parallel_coordinate(study, target_name="loss")
-    figure.update_layout(title=None, height=460)
+    *lines, colour_bar = figure.data
+    lines.sort(key=lambda line: line.y[0], reverse=True)  # the best on top
+    # Optuna's blues, its white ground and its grey words are for a white page alone.
+    scale = in_order(10)
+    for line in lines:
+        line.line.color = scale[min(9, int(10 * line.y[0]))]
+    colour_bar.marker.update(colorscale=scale, reversescale=False)
+    figure.data = []
+    figure.add_traces([*lines, colour_bar])
+    figure.update_annotations(font={"size": 11, "color": None})
+    figure.update_layout(title=None, height=460, plot_bgcolor=None)
     return figure
 
 

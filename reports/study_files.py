@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 import jinja2
 import pandas as pd
 
-from reports.figures import PALETTE
+from reports.colours import PALETTE
 from reports.note import BEST
 from reports.trials import Results, architecture_of
 from reports.words import LOSS
