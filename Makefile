@@ -30,7 +30,7 @@ demo: install ## search, refine and report on a small study: about two minutes o
 	@$(RUN) -m reports quick quick-refined
 
 test: install ## run the tests
-	$(RUN) -m pytest -n $(WORKERS) $(TESTS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 chaos: install ## kill, freeze and stop workers at random, for a minute on each database
 	RNN_SEARCH_CHAOS_SECONDS=60 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_POINTS=144 \

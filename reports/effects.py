@@ -163,7 +163,8 @@ class Grid:
         )
         shape = tuple(map(len, axes.values()))
         values, planned = np.full(shape, math.nan), np.zeros(shape, dtype=bool)
-        values[places] = table["value"].to_numpy(dtype=float)
+        # Where nothing varies there is one point, and an array without an axis.
+        values[places] = table["value"].to_numpy(dtype=float) if axes else table["value"].iloc[0]
         planned[places] = True
         return cls(axes, values, planned)
 

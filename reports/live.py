@@ -21,8 +21,9 @@ FIRST_SECONDS, EVERY_SECONDS = 5.0, 60.0
 """After which the note, the figure and the files of a study are renewed, at first and from then on;
 each time a quarter more or less, so that not all terminals come at once."""
 
-JOIN_SECONDS = 1.0
-"""How long the end of a search waits for a renewal that is under way."""
+JOIN_SECONDS = 0.2
+"""How long the end of a search waits for a renewal that is under way: who is told to stop does not
+wait for a storage that does not answer."""
 
 STOP_SECONDS = 5.0
 """How long it waits for the server before it kills it."""

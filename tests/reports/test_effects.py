@@ -77,6 +77,13 @@ def test_points_that_the_design_excludes_are_not_missing():
     assert effect.mean == pytest.approx((-0.1 + 0.3) / 2)
 
 
+def test_where_nothing_varies_there_is_nothing_to_tell():
+    grid = grid_of([{"value": 1.5}], parameters=())
+    assert grid.is_complete
+    assert (grid.points, grid.effects(), grid.interactions()) == (1, [], [])
+    assert grid.where({}, below=1.0).points == 0
+
+
 def test_a_part_of_the_grid_is_chosen_by_value_and_by_loss():
     grid = grid_of(by_hand())
     assert grid.where({"size": 1}).effect(A).mean == pytest.approx(-0.5)

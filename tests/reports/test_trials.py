@@ -290,3 +290,24 @@ def test_results_are_read_as_optuna_reads_them(sqlite_url):
         if trial.state.is_finished():
             assert row["completed"] == trial.datetime_complete
             assert trial.number == 3 or row["value"] == trial.value
+
+
+def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
+    monkeypatch.setattr("reports.page.OUTPUT", tmp_path / "out")
+    names = ["a b", "a_b", "é" * 200]
+    for name in names:
+        make_study(sqlite_url, name, finished=1)
+    pages = [write_report(sqlite_url, [name]) for name in names]
+    assert pages[1].name == "a_b.html"
+    assert len(set(pages)) == 3
+    assert all(page.exists() for page in pages)
+
+
+def test_a_study_under_way_says_what_is_left_out(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=7)
+    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    left_out = {effect.contrast.label: effect.left_out for effect in section.parts[0].effects}
+    # The fourth diverged, the eighth waits: a pair in the residual, of two pairs else.
+    assert left_out == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
+    words = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text("utf-8")
+    assert "2 points of" in re.sub(r"\s+", " ", words)
