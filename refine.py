@@ -3,9 +3,9 @@
 from typing import Any
 
 import click
-from reports.live import LiveView
 
 from reports.errors import ReportError
+from reports.live import LiveView
 from search.command_line import run, work_options
 from search.errors import BAD_INPUT
 from studies.command_line import run_command

@@ -5,6 +5,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
+from helpers import TINY
 from made import make_study
 
 from reports.page import write_report
@@ -89,6 +90,19 @@ def test_a_derived_study_and_its_source_on_one_page(browser, derived, tmp_path):
         look_at_every_figure(page)
         assert page.locator("#s2-lineage").inner_text() == "From study to study"
         assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
+
+
+def test_the_report_of_a_search_that_was_run(browser, sqlite_url, text, tmp_path, run):
+    place = ("--storage", sqlite_url)
+    searched = run("run_search.py", "quick", *place, *TINY, "--corpus", str(text), "--threads=1")
+    assert searched.returncode == 0, searched.stderr
+    path = tmp_path / "page.html"
+    assert run("-m", "reports", "quick", *place, "--output", str(path)).returncode == 0
+    with opened(browser, path) as page:
+        assert look_at_every_figure(page) >= 10
+        assert "The grid is complete" in page.locator("main").inner_text()
+        assert "python run_search.py quick --corpus" in page.locator("pre.commands").inner_text()
+        assert page.locator(".forward[open] math").count() >= 6
 
 
 def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
