@@ -254,14 +254,14 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken):
     """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
     storage, state = broken
     with (
-        study.keeper(lease=1, storage=storage) as keeper,
-        study.keeper("observer", lease=1, storage=storage) as observer,
+        study.keeper(lease=2, storage=storage) as keeper,
+        study.keeper("observer", lease=2, storage=storage) as observer,
     ):
         claim, other = keeper.claim(), observer.claim()
         state["before"] = True
-        time.sleep(2.5)
+        time.sleep(5)
         state["before"] = False
-        time.sleep(1.5)
+        time.sleep(2)
         keeper.check(claim)
         observer.check(other)
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
