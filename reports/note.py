@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-
+from reports.templating import templates
 from reports.trials import Results
 from reports.words import number_word
 from studies.accounting import Accounting
@@ -128,13 +127,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # of a number or a text, TOML writes the same
 
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("reports"),
-    autoescape=False,  # it is no HTML
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
+_TEMPLATES = templates(escaping=False)
 _TEMPLATES.filters |= {
     "count": "{:,}".format,
     "escaped": escaped,

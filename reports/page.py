@@ -24,6 +24,7 @@ from reports.drawing import Drawing
 from reports.errors import ReportError
 from reports.figures import effect_colour
 from reports.sections import Section, section_of
+from reports.templating import templates
 from reports.trials import Results, read_results
 from reports.words import count_word, duration_word, number_word, parameter_word, signed, value_word
 from rnn.source import equations, layer_code, module_code
@@ -99,13 +100,7 @@ def render(sections: Sequence[Section], renewed: int | None = None) -> str:
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reports"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = templates()
     environment.filters |= {
         "code": _code,
         "count": count_word,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid5
 
-import jinja2
 import pandas as pd
 
 from reports.colours import PALETTE
 from reports.note import BEST
+from reports.templating import templates
 from reports.trials import Results, architecture_of
 from reports.words import LOSS
 from rnn.source import module_code
@@ -147,19 +147,23 @@ def _picture(name: str, best: Best, curves: Curves) -> str:
                 "words": f"{i + 1}: trial {number}, {row['label']}, {row['value']:.4f}",
             }
         )
-    return _TEMPLATES.get_template("curves.svg").render(
-        name=name,
-        width=_WIDTH,
-        height=_BOTTOM + 80 + len(best) * _ROW,
-        left=_LEFT,
-        top=_TOP,
-        right=_RIGHT,
-        bottom=_BOTTOM,
-        ink=_INK,
-        axis=LOSS,
-        steps=[(across(tick), f"{tick:,.0f}") for tick, _ in _ticks(0, last, least=1)],
-        losses=[(down(tick), f"{tick:.{digits}f}") for tick, digits in _ticks(low, high)],
-        lines=lines,
+    return (
+        templates()
+        .get_template("curves.svg")
+        .render(
+            name=name,
+            width=_WIDTH,
+            height=_BOTTOM + 80 + len(best) * _ROW,
+            left=_LEFT,
+            top=_TOP,
+            right=_RIGHT,
+            bottom=_BOTTOM,
+            ink=_INK,
+            axis=LOSS,
+            steps=[(across(tick), f"{tick:,.0f}") for tick, _ in _ticks(0, last, least=1)],
+            losses=[(down(tick), f"{tick:.{digits}f}") for tick, digits in _ticks(low, high)],
+            lines=lines,
+        )
     )
 
 
@@ -170,12 +174,3 @@ def _ticks(low: float, high: float, least: float = 0) -> Iterable[tuple[float, i
     digits = max(0, -math.floor(math.log10(distance)))
     for i in range(math.ceil(low / distance), math.floor(high / distance) + 1):
         yield i * distance, digits
-
-
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("reports"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
