@@ -71,6 +71,16 @@ class Architecture:
         return self.state_source in ("old", "both")
 
     @property
+    def learns_old(self) -> bool:
+        """Whether the read-out's view of the previous state is a way for a gradient to weights."""
+        return self.reads_old and self.input_gate
+
+    @property
+    def passes_input(self) -> bool:
+        """Whether a layer's output depends on its input at the same step."""
+        return self.reads_new or self.residual or self.input_gate
+
+    @property
     def label(self) -> str:
         """A short name that no other architecture of the study has.
 

@@ -1,99 +1,18 @@
-"""One recurrent layer of K networks, their switches mixed, one time step at a time.
+"""One recurrent layer of K networks, their switches mixed, one time step at a time."""
 
-The letters are those of the equations in :class:`Cell`; K is the number of members (networks
-trained in lockstep), B the number of lanes (texts read side by side), n the state size.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rnn.affine import Affine, Input, Workspace
 from rnn.architecture import Architecture
-
-Weights = dict[str, tuple[Tensor, Tensor]]
-"""A network's affine maps: a name to a weight (inputs, outputs) and a bias (outputs,)."""
-
-
-class Product(nn.Module):
-    """The affine map x·W + b of those members that have it, each with weights of its own.
-
-    Args:
-        name: the map's key in each member's weights.
-        members: the weights of all K members; those without ``name`` have no such map.
-        mixed: take the product in bfloat16, and the sum in the weights' own type.
-
-    Attributes:
-        weight: (R, inputs, outputs), R the number of members that have the map.
-        bias: (R, 1, outputs)
-    """
-
-    def __init__(self, name: str, members: Sequence[Weights], mixed: bool = False) -> None:
-        super().__init__()
-        self.rows = [k for k, weights in enumerate(members) if name in weights]
-        self.mixed = mixed
-        self.weight = nn.Parameter(torch.stack([members[k][name][0] for k in self.rows]))
-        self.bias = nn.Parameter(torch.stack([members[k][name][1][None] for k in self.rows]))
-        # None where every member has the map: the case of one network alone needs no indexing.
-        index = None if len(self.rows) == len(members) else torch.tensor(self.rows)
-        self.register_buffer("index", index, persistent=False)
-        self.index: Tensor | None
-
-    def take(self, x: Tensor) -> Tensor:
-        """Return the rows of x (K, …) that belong to the members with this map: (R, …)."""
-        return x if self.index is None else x.index_select(0, self.index)
-
-    def put(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Return x (K, …) with the rows of the members with this map replaced by rows (R, …)."""
-        return rows if self.index is None else x.index_copy(0, self.index, rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (R, B, inputs) to (R, B, outputs)."""
-        if self.mixed:
-            product = torch.bmm(x.bfloat16(), self.weight.bfloat16())  # (R, B, outputs)
-            return product.to(self.bias.dtype) + self.bias  # (R, B, outputs)
-        return torch.baddbmm(self.bias, x, self.weight)  # (R, B, outputs)
+from rnn.gates import Gates
+from rnn.read_out import ReadOut
 
 
-class ReadOut(nn.Module):
-    """What a layer hands on, for those members (rows, R of the K) that read the same things."""
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        rows: Sequence[int],
-        members: Sequence[Weights],
-        mixed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.rows: Tensor
-        members = [members[k] for k in rows]
-        self.read_out = Product("read_out", members, mixed)
-        self.output_gate = (
-            Product("output_gate", members, mixed) if architecture.output_gate else None
-        )
-
-    def forward(self, u: Tensor, h: Tensor, x: Tensor) -> Tensor:
-        """Read the new state u, the gated previous state h' and the input x, each (K, B, n).
-
-        Returns:
-            (R, B, n)
-        """
-        a = self.architecture
-        reads = ((u, a.reads_new), (h, a.reads_old), (x, a.residual))
-        r = torch.cat([part for part, read in reads if read], dim=2)  # (K, B, n to 3n)
-        if len(self.rows) < len(r):
-            r = r.index_select(0, self.rows)  # (R, B, n to 3n)
-        o: Tensor = self.read_out(r)  # (R, B, n)
-        if self.output_gate is None:
-            return o * torch.sigmoid(o)  # (R, B, n)
-        y = self.output_gate(torch.cat((o, r), dim=2))  # (R, B, n)
-        return torch.sigmoid(y) * o  # (R, B, n)
-
-
-class Cell(nn.Module):
+class Cell:
     """One layer of K members of one state size.
 
     With [a ; b] joining along the last axis, ⊙ element-wise and σ the logistic function::
@@ -108,74 +27,120 @@ class Cell(nn.Module):
         output gate   y = σ([o ; r]·W_y + b) ⊙ o            else y = o ⊙ σ(o)
 
     g is c', or [c' ; u] with u as it stands where ``gate_inputs`` is ``"candidate"``: there the
-    forget gate sees what the state gate made. The output is y, the next state u, detached: no
-    gradient ever crosses a time step.
+    forget gate sees what the state gate made. The output is y, the next state u: no gradient ever
+    crosses a time step.
+
+    Products with the same input are one: c' is multiplied by [W_u ; W_z ; W_f] side by side, r by
+    [W_o ; W_y], as far as the switches are on.
 
     Args:
-        architectures: the K members' architectures.
-        members: the K members' weights of this layer, under the names of
-            :meth:`rnn.architecture.Architecture.products` without their prefix.
-        mixed: take the products in bfloat16.
+        architectures: the K members', those with the same gates one after another.
+        learns: for each, whether the loss depends on the layer's output.
+        repeats: whether lanes share their input.
+        device: where to compute.
     """
 
     def __init__(
         self,
         architectures: Sequence[Architecture],
-        members: Sequence[Weights],
-        mixed: bool = False,
+        learns: Sequence[bool],
+        repeats: bool,
+        device: torch.device,
     ) -> None:
-        super().__init__()
-        self.gates_see_candidate = architectures[0].gate_inputs == "candidate"
+        def gated_alike(k: int) -> Hashable:
+            a = architectures[k]
+            gates = a.input_gate, a.state_gate, a.forget_gate
+            return gates, learns[k] and a.reads_new, learns[k] and a.learns_old
 
-        def product(name: str) -> Product | None:
-            owned = any(name in weights for weights in members)
-            return Product(name, members, mixed) if owned else None
+        def read_alike(k: int) -> tuple[str, bool, bool, bool, bool]:
+            a = architectures[k]
+            return a.state_source, a.residual, a.output_gate, a.learns_old, learns[k]
 
-        self.input_gate = product("input_gate")
-        self.candidate = Product("candidate", members, mixed)
-        self.state_gate = product("state_gate")
-        self.forget_gate = product("forget_gate")
+        self.gates: list[Gates] = []
+        for members in _runs(range(len(architectures)), gated_alike):
+            run = range(members[0], members[-1] + 1)
+            self.gates.append(Gates(architectures[run[0]], run, learns[run[0]], repeats))
+        order = sorted(range(len(architectures)), key=read_alike)
+        self.read_outs: list[ReadOut] = []
+        first = 0
+        for members in _runs(order, read_alike):
+            k = members[0]
+            self.read_outs.append(ReadOut(architectures[k], members, first, learns[k], repeats))
+            first += len(members)
+        # Read-outs stand in an order of their own; where it is the same, nothing is moved.
+        self.order: Tensor | None = None
+        self.back: Tensor | None = None
+        if order != sorted(order):
+            self.order = torch.tensor(order, device=device)  # (K,)
+            self.back = self.order.argsort()  # (K,)
+        self.space = Workspace()
 
-        # Members that read alike share one tensor program; the others have each their own.
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for k, a in enumerate(architectures):
-            alike.setdefault((a.state_source, a.residual, a.output_gate), []).append(k)
-        self.read_outs = nn.ModuleList(
-            ReadOut(architectures[rows[0]], rows, members, mixed) for rows in alike.values()
-        )
-        order = torch.tensor([k for rows in alike.values() for k in rows]).argsort()
-        self.register_buffer("order", order, persistent=False)  # (K,)
-        self.order: Tensor
+    def maps(self) -> Iterator[Affine]:
+        """Yield the affine maps."""
+        for gates in self.gates:
+            yield from gates.maps()
+        for read_out in self.read_outs:
+            yield from read_out.maps()
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Input, h: Tensor) -> tuple[Tensor, Tensor]:
         """Advance by one time step.
 
         Args:
-            x: (K, B, n), the layer's input.
-            h: (K, B, n), its previous state.
+            x: the layer's input, (K, U, n) as lanes share it.
+            h: (K, B, n), its previous state; to stay as it is until the backward pass.
 
         Returns:
-            The output (K, B, n) and the next state (K, B, n), which carries no gradient.
+            The output (K, B, n) and the next state (K, B, n), which last until the next step.
         """
-        n = h.shape[2]
-        c, gated_h = torch.cat((x, h), dim=2), h  # (K, B, 2n), (K, B, n)
-        if (gate := self.input_gate) is not None:
-            own = gate.take(c)  # (R, B, 2n)
-            c = gate.put(torch.sigmoid(gate(own)) * own, c)  # (K, B, 2n)
-            gated_h = c[:, :, n:]  # (K, B, n)
+        if len(self.gates) == 1:
+            u, gated_h = self.gates[0].forward(x, h)
+        else:
+            u, gated_h = (self.space(name, h.shape, like=h) for name in ("u", "h'"))
+            for gates in self.gates:
+                made, gated = gates.forward(x.of(gates.of), h[gates.of])
+                u[gates.of].copy_(made)
+                gated_h[gates.of].copy_(gated)
+        y = self.space("y", h.shape, like=h)
+        reads = Input(self._ordered("x", x.values), x.rows)
+        new, old = self._ordered("u in order", u), self._ordered("h' in order", gated_h)
+        for read_out in self.read_outs:
+            some = read_out.of
+            read_out.forward(reads.of(some), new[some], old[some], y[some])
+        return self._ordered("y in order", y, back=True), u
 
-        u = torch.tanh(self.candidate(c))  # (K, B, n)
-        if (gate := self.state_gate) is not None:
-            z = torch.sigmoid(gate(gate.take(self._gate_input(c, u))))  # (R, B, n)
-            u = gate.put(z * gate.take(u) + (1 - z) * gate.take(h), u)  # (K, B, n)
-        if (gate := self.forget_gate) is not None:
-            f = torch.sigmoid(gate(gate.take(self._gate_input(c, u))))  # (R, B, n)
-            u = gate.put(f * gate.take(u), u)  # (K, B, n)
+    def backward(self, dy: Tensor, distinct: int) -> Tensor:
+        """Take the gradients of the weights.
 
-        outputs = [read_out(u, gated_h, x) for read_out in self.read_outs]  # each (R, B, n)
-        # Alike as all of them are in a network alone, nothing needs to be brought into order.
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)[self.order]  # (K, B, n)
-        return y, u.detach()
+        Args:
+            dy: (K, B, n), at the output.
+            distinct: U, of the input.
 
-    def _gate_input(self, c: Tensor, u: Tensor) -> Tensor:
-        return torch.cat((c, u), dim=2) if self.gates_see_candidate else c  # (K, B, 2n or 3n)
+        Returns:
+            (K, U, n), at the input.
+        """
+        k, _, n = dy.shape
+        dy = self._ordered("dy", dy)
+        du, dh = (self.space(name, dy.shape, like=dy) for name in ("du", "dh"))
+        dx = self.space("dx", (k, distinct, n), like=dy)
+        for read_out in self.read_outs:
+            some = read_out.of
+            read_out.backward(dy[some], du[some], dh[some], dx[some])
+        du, dh, dx = (
+            self._ordered(f"{name} in order", d, back=True)
+            for name, d in (("du", du), ("dh", dh), ("dx", dx))
+        )
+        for gates in self.gates:
+            gates.backward(du[gates.of], dh[gates.of], dx[gates.of])
+        return dx
+
+    def _ordered(self, name: str, x: Tensor, back: bool = False) -> Tensor:
+        """Return x (K, …) with its members in the read-outs' order, or back in the population's."""
+        order = self.back if back else self.order
+        if order is None:
+            return x
+        return torch.index_select(x, 0, order, out=self.space(name, x.shape, like=x))
+
+
+def _runs(members: Sequence[int], alike: Callable[[int], Hashable]) -> list[list[int]]:
+    """Divide members into those that are alike and stand one after another."""
+    return [list(run) for _, run in groupby(members, alike)]

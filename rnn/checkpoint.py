@@ -1,14 +1,13 @@
-"""A training run written down, to be gone on from as if nothing had been.
+"""A member's training written down, to be gone on from as if nothing had been.
 
 A checkpoint is the SHA-256 of what follows it, and a file in the form of safetensors: numbers and
-names, never code. It holds the weights, Adam's moments, the hidden states, the smoothed losses, the
+names, never code. It holds the weights, Adam's moments, the hidden states, the smoothed loss, the
 position and the curve. The position, with the study's seed, is also the state of all that is drawn
-at random; see :class:`rnn.training.Run`.
+at random; see :class:`rnn.training.Progress`. It does not say whom the member was trained with.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,85 +15,86 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rnn.architecture import BYTES, Architecture
 from rnn.errors import CheckpointError
-from rnn.training import LogPoint, Run
+from rnn.parameters import Weights
+from rnn.training import Progress
 
 _DIGEST = hashlib.sha256().digest_size
-_FORM = "1"
+_FORM = "2"
 
 
-def write_checkpoint(run: Run, identity: str) -> bytes:
-    """Write down a run, between two of its steps.
+def write_checkpoint(progress: Progress, identity: str) -> bytes:
+    """Write down how far a member has come.
 
     Args:
-        run: as it stands.
-        identity: of the run: all that its numbers follow from, in any words.
+        progress: of the member.
+        identity: of its training: all that its numbers follow from, in any words.
     """
-    tensors = dict(_weights(run))
-    for name, parameter in run.population.named_parameters():
-        # A weight that no gradient has reached has no moments.
-        for moment, value in run.optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{moment}"] = value
-    tensors |= {f"states.{index}": state for index, state in enumerate(run.states)}
-    tensors["smoothed"] = run.smoothed
-    tensors["curve.steps"] = torch.tensor([point.step for point in run.curve])
-    losses = [point.smoothed_losses for point in run.curve]
-    tensors["curve.losses"] = torch.tensor(losses, dtype=torch.float64)  # (points, K)
+    tensors: dict[str, Tensor] = {}
+    for kind, weights in _kinds(progress.weights, *progress.moments).items():
+        for name, (weight, bias) in weights.items():
+            tensors[f"{kind}.{name}.weight"], tensors[f"{kind}.{name}.bias"] = weight, bias
+    tensors |= {f"states.{index}": state for index, state in enumerate(progress.states)}
+    tensors["smoothed"] = progress.smoothed
+    tensors["curve.steps"] = torch.tensor(list(progress.curve), dtype=torch.int64)
+    tensors["curve.losses"] = torch.tensor(list(progress.curve.values()), dtype=torch.float64)
     metadata = {
         "form": _FORM,
         "identity": identity,
-        "step": str(run.step),
-        "seconds": repr(run.seconds),
+        "step": str(progress.step),
+        "seconds": repr(progress.seconds),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
 
 
-def read_checkpoint(run: Run, identity: str, written: bytes) -> None:
-    """Bring a run to where a checkpoint left it.
+def read_checkpoint(
+    architecture: Architecture, identity: str, written: bytes, vocabulary_size: int = BYTES
+) -> Progress:
+    """Return how far a member had come when a checkpoint was written.
 
     Args:
-        run: a new one, of the same population and settings.
+        architecture: of the member.
         identity: that the checkpoint must have been written with.
         written: the checkpoint.
+        vocabulary_size: V.
 
     Raises:
-        CheckpointError: if it is damaged or of another run; this one stays as it was.
+        CheckpointError: if it is damaged or of another training.
     """
     tensors, metadata = _parse(written)
     if (metadata.get("form"), metadata.get("identity")) != (_FORM, identity):
         raise CheckpointError("the checkpoint is of another run or of another version")
-    for name, weight in _weights(run):
-        if name not in tensors or tensors[name].shape != weight.shape:
-            raise CheckpointError(f"the checkpoint has no {name} of the shape {weight.shape}")
-    device = run.smoothed.device
-
-    def taken(name: str) -> Tensor:
-        # A copy of its own: what is read lies at any address, and sums may depend on it.
-        return tensors[name].to(device, copy=True)
-
-    with torch.no_grad():
-        for name, weight in _weights(run):
-            weight.copy_(tensors[name])
-    for name, parameter in run.population.named_parameters():
-        prefix = f"optimizer.{name}."
-        moments = {
-            key.removeprefix(prefix): taken(key) for key in tensors if key.startswith(prefix)
-        }
-        if moments:
-            run.optimizer.state[parameter] = moments
-    states = sum(name.startswith("states.") for name in tensors)  # none before the first step
-    run.states = [taken(f"states.{index}") for index in range(states)]
-    run.smoothed = taken("smoothed")
-    run.step = int(metadata["step"])
-    run.seconds = float(metadata["seconds"])
-    points = zip(tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist(), strict=True)
-    run.curve = [LogPoint(step, tuple(losses)) for step, losses in points]
+    shapes = architecture.products(vocabulary_size)
+    kinds: dict[str, Weights] = {}
+    for kind in _kinds({}, {}, {}):
+        kinds[kind] = {}
+        for name, (inputs, outputs) in shapes.items():
+            weight = _tensor(tensors, f"{kind}.{name}.weight", (inputs, outputs))
+            bias = _tensor(tensors, f"{kind}.{name}.bias", (outputs,))
+            kinds[kind][name] = weight, bias
+    weights, first, second = kinds.values()
+    steps, losses = tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist()
+    return Progress(
+        int(metadata["step"]),
+        float(metadata["seconds"]),
+        weights,
+        (first, second),
+        [tensors[f"states.{index}"] for index in range(architecture.layers)],
+        tensors["smoothed"],
+        dict(zip(steps, losses, strict=True)),
+    )
 
 
-def _weights(run: Run) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in run.population.named_parameters():
-        yield f"weights.{name}", parameter.detach()
+def _kinds(weights: Weights, first: Weights, second: Weights) -> dict[str, Weights]:
+    return {"weights": weights, "first moments": first, "second moments": second}
+
+
+def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    if name not in tensors or tensors[name].shape != shape:
+        raise CheckpointError(f"the checkpoint has no {name} of the shape {shape}")
+    return tensors[name]
 
 
 def _parse(written: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -83,8 +83,8 @@ def lanes(text: Bytes, starts: npt.NDArray[np.int64], length: int) -> Bytes:
     Returns:
         (length, B) bytes: a row a time step.
     """
-    windows: Bytes = text[starts + np.arange(length)[:, None]]
-    return windows
+    windows = np.lib.stride_tricks.sliding_window_view(text, length)[starts]  # (B, length)
+    return np.ascontiguousarray(windows.T)
 
 
 def open_corpus(name: str) -> Corpus:

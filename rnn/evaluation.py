@@ -11,7 +11,6 @@ from rnn.corpus import Bytes, lanes
 from rnn.network import Population
 
 
-@torch.no_grad()
 def held_out_losses(
     population: Population,
     text: Bytes,
@@ -39,12 +38,15 @@ def held_out_losses(
         raise ValueError(f"the text has {len(text)} symbols; allowed: {lane_length} or more")
     starts = np.arange(count) * (len(text) - lane_length) // max(count - 1, 1)  # (lanes,)
     symbols = torch.from_numpy(lanes(text, starts, lane_length))  # (lane_length, lanes)
-    symbols = symbols.to(population.embedding.weight.device).long()
-    states = population.initial_state(count)
-    total = torch.zeros((), device=symbols.device)
+    symbols = symbols.to(population.device).long()
+    states = population.initial_states(count)
+    total = torch.zeros((len(population.members), count), device=population.device)
     for t in range(lane_length - 1):
-        logits, states = population(symbols[t], states)  # (K, lanes, V)
-        total = total + population.loss(logits, symbols[t + 1])  # (K, lanes)
+        reads = population.symbols(symbols[t])
+        logits, after = population.forward(reads, states)  # (K, lanes, V)
+        total += population.losses(logits, symbols[t + 1])  # (K, lanes)
+        for state, new in zip(states, after, strict=True):
+            state.copy_(new)
         between_steps()
     return total / (lane_length - 1)
 

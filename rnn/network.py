@@ -1,22 +1,25 @@
 """A population of byte-level language models trained in lockstep; one network is K = 1.
 
-K is the number of members, B the number of lanes, n the state size, V the size of the vocabulary.
+K is the number of members, B the number of lanes, n the state size, V the size of the vocabulary,
+U the number of distinct symbols that the lanes read at a step.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rnn.architecture import BYTES, Member
-from rnn.cell import Cell, Product, Weights
+from rnn.affine import Affine, Block, Input, Workspace
+from rnn.architecture import BYTES, Architecture, Member
+from rnn.cell import Cell
+from rnn.parameters import Parameters, Weights
 
-Precision = Literal["fp32", "bf16", "fp64"]
-"""Of the arithmetic: ``bf16`` takes products in bfloat16 and all else in float32; ``fp64`` is for
-checks of exactness."""
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
+"""Of the arithmetic: ``bf16`` takes products in bfloat16 and all else in float32; ``tf32`` has a
+GPU round the factors of products to ten bits; ``fp64`` is for checks of exactness."""
 
 
 def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> Weights:
@@ -42,7 +45,32 @@ def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> 
     return weights
 
 
-class Population(nn.Module):
+_GRANULE = 16
+"""Distinct symbols are counted up to a multiple of this, so that products have but few shapes."""
+
+
+class Symbols(NamedTuple):
+    """What the lanes read at one step.
+
+    Attributes:
+        distinct: (U,) the symbols that are read; one may stand there more than once.
+        rows: (B,) for each lane the one of the U that it reads; None if lane b reads the b-th.
+    """
+
+    distinct: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of(cls, symbols: Tensor) -> "Symbols":
+        """Return what lanes with these symbols (B,) read: most symbols are read by many lanes."""
+        occurs = torch.bincount(symbols) > 0  # (at most V,)
+        distinct = occurs.nonzero()[:, 0]
+        rows = (occurs.cumsum(0) - 1)[symbols.long()]
+        over = -len(distinct) % _GRANULE
+        return cls(torch.cat((distinct, distinct[:1].expand(over))), rows)
+
+
+class Population:
     """K networks of one depth and one state size, whatever their switches, as one program.
 
     Args:
@@ -50,6 +78,15 @@ class Population(nn.Module):
         seed: of their initial weights.
         precision: of the arithmetic.
         vocabulary_size: V.
+        device: where to compute.
+        weights: of members, in place of the initial ones.
+        fixed: whether every step is to be the same operations on the same memory, whatever is read,
+            as a graph that is recorded once must be; by default where that is of use, on a GPU.
+            Otherwise what many lanes have in common is worked out once.
+
+    Attributes:
+        members: those with the same switches one after another, whatever order they came in.
+        parameters: their weights.
 
     Raises:
         ValueError: if the members differ in layers, state size or ``gate_inputs``.
@@ -61,66 +98,104 @@ class Population(nn.Module):
         seed: int,
         precision: Precision = "fp32",
         vocabulary_size: int = BYTES,
+        device: torch.device | None = None,
+        weights: Mapping[Member, Weights] | None = None,
+        fixed: bool | None = None,
     ) -> None:
-        super().__init__()
-        architectures = [member.architecture for member in members]
+        self.members = tuple(sorted(members, key=_alike))
+        architectures = [member.architecture for member in self.members]
         shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
         if len(shapes) != 1:
             raise ValueError(
                 f"members have the shapes {sorted(shapes)}; allowed: one shape (layers, "
                 "state size, gate inputs); train the others in a population of their own"
             )
-        self.members = tuple(members)
+        self.seed, self.precision = seed, precision
+        self.device = device or torch.device("cpu")
+        self.fixed = self.device.type == "cuda" if fixed is None else fixed
         self.layers, self.state_size, _ = shapes.pop()
         self.vocabulary_size = vocabulary_size
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
-        dtype = torch.float64 if precision == "fp64" else torch.float32
-        mixed = precision == "bf16"
-        weights = [
-            {
-                name: (weight.to(dtype), bias.to(dtype))
-                for name, (weight, bias) in initial_weights(member, seed, vocabulary_size).items()
-            }
-            for member in members
-        ]
-        self.embedding = Product("embedding", weights)
-        self.cells = nn.ModuleList(
-            Cell(architectures, [_under(f"layers.{index}.", w) for w in weights], mixed)
-            for index in range(self.layers)
+        everyone, n = range(len(members)), self.state_size
+        self._embedding = _whole("embedding", everyone, vocabulary_size, n)
+        self._head = _whole("head", everyone, n, vocabulary_size)
+        learns = [True] * len(members)
+        self._cells: list[Cell] = []
+        for layer in reversed(range(self.layers)):
+            # In the first layer x stands for a symbol, and many lanes have the same.
+            repeats = layer == 0 and not self.fixed
+            self._cells.insert(0, Cell(architectures, learns, repeats, self.device))
+            learns = [
+                learning and a.passes_input
+                for a, learning in zip(architectures, learns, strict=True)
+            ]
+        self.parameters = Parameters(
+            self.members,
+            [*self._maps(), ("", self._head)],
+            self._embedding,
+            torch.float64 if precision == "fp64" else torch.float32,
+            precision == "bf16",
+            self.device,
+            vocabulary_size,
         )
-        self.head = Product("head", weights, mixed)
-        # Member k's embedding stands in rows k·V … (k+1)·V of one table.
-        first_rows = torch.arange(len(members))[:, None] * vocabulary_size  # (K, 1)
-        self.register_buffer("first_rows", first_rows, persistent=False)
-        self.first_rows: Tensor
+        for k, member in enumerate(self.members):
+            own = (weights or {}).get(member) or initial_weights(member, seed, vocabulary_size)
+            self.parameters.put(k, self.parameters.values, own)
+        self._space = Workspace()
 
-    def initial_state(self, lanes: int) -> list[Tensor]:
+    def of(self, weights: Mapping[Member, Weights]) -> "Population":
+        """Return a population like this one of these members and their weights."""
+        return Population(
+            list(weights),
+            self.seed,
+            self.precision,
+            self.vocabulary_size,
+            self.device,
+            weights,
+            self.fixed,
+        )
+
+    def _maps(self) -> Iterator[tuple[str, Affine]]:
+        for layer, cell in enumerate(self._cells):
+            for affine in cell.maps():
+                yield f"layers.{layer}.", affine
+
+    def initial_states(self, lanes: int) -> list[Tensor]:
         """Return the zero states at a sequence's start, for each layer (K, B, n)."""
         shape = (len(self.members), lanes, self.state_size)
-        weight = self.embedding.weight
-        return [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in self.cells]
+        return [self.parameters.values.new_zeros(shape) for _ in self._cells]
 
-    def forward(self, symbols: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def symbols(self, symbols: Tensor) -> Symbols:
+        """Return what lanes with these symbols (B,) read, as this population takes it."""
+        return Symbols(symbols) if self.fixed else Symbols.of(symbols)
+
+    def forward(self, reads: Symbols, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advance all members by one time step over the same text.
 
         Args:
-            symbols: (B,), integers below V, the symbol that each lane reads.
+            reads: the symbols.
             states: for each layer (K, B, n).
 
         Returns:
-            The logits of each lane's next symbol (K, B, V), and the next states, which carry no
-            gradient.
+            The logits of each lane's next symbol (K, B, V), and the next states; both last until
+            the next step.
         """
-        table = self.embedding.weight.flatten(0, 1)  # (K·V, n)
-        x = nn.functional.embedding(self.first_rows + symbols, table) + self.embedding.bias
-        # x: (K, B, n)
+        self.parameters.read()
+        table = self._embedding
+        shape = (len(self.members), len(reads.distinct), self.state_size)
+        values = self._space("x", shape, like=table.weight)
+        torch.index_select(table.weight, 1, reads.distinct, out=values).add_(table.bias)
+        x = Input(values, reads.rows)  # (K, U, n)
         next_states = []
-        for cell, h in zip(self.cells, states, strict=True):
-            x, u = cell(x, h)  # (K, B, n) both
+        for cell, h in zip(self._cells, states, strict=True):
+            y, u = cell.forward(x, h)  # (K, B, n) both
+            x = Input(y)
             next_states.append(u)
-        return self.head(x), next_states
+        return self._head.forward(x.values), next_states
 
-    def loss(self, logits: Tensor, symbols: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, symbols: Tensor) -> Tensor:
         """Return the cross-entropy of the symbols that came, in nats.
 
         Args:
@@ -130,11 +205,88 @@ class Population(nn.Module):
         Returns:
             (K, B)
         """
-        k, b, v = logits.shape
-        targets = symbols.expand(k, b).reshape(-1)  # (K·B,)
-        losses = nn.functional.cross_entropy(logits.view(-1, v), targets, reduction="none")
-        return losses.view(k, b)
+        losses, _ = self._losses(logits, symbols)
+        return losses
+
+    def learn(
+        self, reads: Symbols, foretells: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step, and take the gradients of its losses; see :meth:`forward`.
+
+        Args:
+            reads: the symbols.
+            foretells: (B,), the symbols that come next.
+            states: for each layer (K, B, n); no gradient goes further back.
+
+        Returns:
+            The members' mean losses over the lanes (K,), in nats, and the next states.
+        """
+        logits, next_states = self.forward(reads, states)
+        losses, d = self._losses(logits, foretells)
+        # The gradient of the mean cross-entropy: (softmax − one-hot) / B.
+        targets = foretells[None, :, None].expand(len(d), -1, 1)
+        d.scatter_add_(2, targets, d.new_full((), -1.0).expand(targets.shape))
+        self._head.backward(d.mul_(1 / d.shape[1]))
+        d = self._head.input_gradient(self.state_size)  # (K, B, n)
+        for layer, cell in reversed(list(enumerate(self._cells))):
+            distinct = len(reads.distinct) if layer == 0 else d.shape[1]
+            d = cell.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
+        self._learn_embedding(reads.distinct, d)
+        self.parameters.sum_up()
+        return losses.mean(1), next_states
+
+    def _learn_embedding(self, distinct: Tensor, d: Tensor) -> None:
+        table = self._embedding
+        torch.sum(d, 1, keepdim=True, out=table.bias_gradient)
+        if self.device.type == "cpu":
+            table.weight_gradient.zero_().index_add_(1, distinct, d)
+            return
+        # A GPU adds in whatever order its threads come; a product repeats bit for bit.
+        vocabulary = torch.arange(self.vocabulary_size, device=self.device)
+        one_hot = (vocabulary[:, None] == distinct).to(d.dtype)  # (V, U)
+        torch.matmul(one_hot, d, out=table.weight_gradient)
+
+    def _losses(self, logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropies (K, B), and the probabilities (K, B, V)."""
+        p = self._space("p", logits.shape, like=logits)
+        torch.ops.aten._softmax.out(logits, 2, False, out=p)
+        # The likeliest symbol has the probability 1 / Σ exp(logit − greatest logit).
+        log_sum = logits.amax(2) - p.amax(2).log()  # (K, B)
+        targets = symbols[None, :, None].expand(len(logits), -1, 1)
+        return log_sum - logits.gather(2, targets)[:, :, 0], p
 
 
-def _under(prefix: str, weights: Weights) -> Weights:
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+def member_bytes(
+    architecture: Architecture,
+    lanes: int,
+    precision: Precision,
+    vocabulary_size: int = BYTES,
+) -> int:
+    """Estimate the memory that a member of a population takes in training, from above.
+
+    Args:
+        architecture: of the member.
+        lanes: B.
+        precision: of the arithmetic.
+        vocabulary_size: V.
+    """
+    size = 8 if precision == "fp64" else 4
+    parameters = architecture.parameter_count(vocabulary_size)
+    # Weights, gradients, two moments, and the low ones of the first two.
+    weights = parameters * (4 * size + 2 * 2 * (precision == "bf16"))
+    # All that a pass keeps or needs meanwhile: some numbers for each input and output.
+    numbers = sum(
+        2 * inputs + 3 * outputs
+        for inputs, outputs in architecture.products(vocabulary_size).values()
+    )
+    return weights + lanes * numbers * size
+
+
+def _alike(member: Member) -> tuple[object, ...]:
+    a = member.architecture
+    gates = a.input_gate, a.state_gate, a.forget_gate
+    return *gates, not a.reads_new, not a.reads_old, a.residual, a.output_gate, member.replicate
+
+
+def _whole(product: str, members: range, inputs: int, outputs: int) -> Affine:
+    return Affine(members, inputs, outputs, [Block(product, (0, inputs))])

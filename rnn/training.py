@@ -1,15 +1,18 @@
 """The training loop: one step is one time step of all lanes and one update of all weights."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rnn.architecture import Member
 from rnn.corpus import Bytes, lanes
 from rnn.network import Population
+from rnn.parameters import Weights
+from rnn.program import Program
 
 SMOOTHED_LOSS_START = 3.0
 """Where the smoothed loss begins, nats a symbol."""
@@ -52,6 +55,32 @@ class LogPoint:
     smoothed_losses: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far one member has come, and all that its training goes on from.
+
+    There is no generator of random numbers among it: weights are drawn before the first step, and a
+    sequence's text follows from the seed and the sequence's number.
+
+    Attributes:
+        step: steps done.
+        seconds: the member's share of the wall time that they took.
+        weights: as they are.
+        moments: Adam's, first and second.
+        states: for each layer (B, n), as the last step left them.
+        smoothed: () the smoothed loss.
+        curve: the smoothed loss at each log point so far, by step.
+    """
+
+    step: int
+    seconds: float
+    weights: Weights
+    moments: tuple[Weights, Weights]
+    states: list[Tensor]
+    smoothed: Tensor
+    curve: dict[int, float]
+
+
 def sequence(text: Bytes, settings: Training, number: int) -> Bytes:
     """Draw the lanes of a run's n-th sequence, one random start a lane.
 
@@ -74,44 +103,41 @@ def _nothing() -> None:
 class Run:
     """The training of a population: how far it has come, and how it goes on from there.
 
-    All that it depends on is here, so that what is written down between two steps
-    (:mod:`rnn.checkpoint`) can be gone on from as if nothing had been. There is no generator of
-    random numbers among it: weights are drawn before the first step, and a sequence's text follows
-    from the seed and the sequence's number.
-
     Args:
-        population: trained in place, on the device where it is.
+        population: trained in place, on the device where it is; it becomes a smaller one when
+            members leave.
         text: (length,) the training split, at least one sequence long.
         settings: of the run.
+        progress: of each member, where they go on from; all have done the same steps. The weights
+            are the population's own concern.
 
     Attributes:
+        members: those that are trained, in the order in which all is listed that each has its own
+            of.
         step: steps done.
-        seconds: spent on them, on the wall.
-        optimizer: Adam.
-        states: for each layer (K, B, n), as the last step left them; none before the first.
-        smoothed: (K,) the smoothed losses, an exponential moving average of the mean
-            cross-entropy over the lanes, nats a symbol.
-        curve: the log points so far.
+        seconds: for each member its share of the wall time that they took.
+        curves: for each member the smoothed loss at each log point so far, by step.
     """
 
-    def __init__(self, population: Population, text: Bytes, settings: Training) -> None:
-        weight = population.embedding.weight
-        self.population = population
+    members: tuple[Member, ...]
+
+    def __init__(
+        self,
+        population: Population,
+        text: Bytes,
+        settings: Training,
+        progress: Mapping[Member, Progress] | None = None,
+    ) -> None:
         self.text = text
         self.settings = settings
-        self.step = 0
-        self.seconds = 0.0
-        self.optimizer = torch.optim.Adam(
-            population.parameters(), lr=settings.learning_rate, fused=True
-        )
-        self.states: list[Tensor] = []
-        self.smoothed = weight.new_full((len(population.members),), SMOOTHED_LOSS_START)
-        self.curve: list[LogPoint] = []
+        self._charged = time.monotonic()
+        self._take_up(population, progress or {})
 
     def train(self, between_steps: Callable[[], None] = _nothing) -> Iterator[LogPoint]:
         """Train every member to the last step, and say at each log point where it stands.
 
-        A member whose loss is not finite stays so; its fellows are not touched by it.
+        A member whose loss is not finite stays so; its fellows are not touched by it. Members may
+        be dropped meanwhile.
 
         Args:
             between_steps: called after every step; what it raises ends the training.
@@ -119,35 +145,89 @@ class Run:
         Yields:
             The log points still to come, one every ``log_every`` steps.
         """
-        began = time.monotonic() - self.seconds
+        self._charged = time.monotonic()
         for reads, foretells, begins in self._steps():
             if begins:
-                self.states = self.population.initial_state(self.settings.batch_size)
-            self._advance(reads, foretells)
+                self._program.begin_sequence()
+            self._program.step(reads, foretells)
             self.step += 1
-            self.seconds = time.monotonic() - began
             if self.step % self.settings.log_every == 0:
-                self.curve.append(LogPoint(self.step, tuple(self.smoothed.tolist())))
-                yield self.curve[-1]
+                point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))
+                for curve, loss in zip(self.curves, point.smoothed_losses, strict=True):
+                    curve[point.step] = loss
+                self._charge()
+                yield point
             between_steps()
+            if not self.members:
+                return
+        self._charge()
 
-    def _advance(self, reads: Tensor, foretells: Tensor) -> None:
-        logits, self.states = self.population(reads, self.states)  # (K, B, V)
-        losses = self.population.loss(logits, foretells).mean(dim=1)  # (K,)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.smoothed.lerp_(losses.detach(), 1 - self.settings.smoothing)
+    def drop(self, leaving: Collection[Member]) -> None:
+        """Go on without some members: from now on they cost nothing."""
+        self._charge()
+        staying = {
+            member: self.progress(member) for member in self.members if member not in leaving
+        }
+        if not staying:
+            self.members = ()
+            return
+        weights = {member: progress.weights for member, progress in staying.items()}
+        self._take_up(self.population.of(weights), staying)
+
+    def progress(self, member: Member) -> Progress:
+        """Return all that a member's training goes on from, between two steps."""
+        self._charge()
+        k = self.members.index(member)
+        parameters, program = self.population.parameters, self._program
+        first, second = (parameters.of(k, moments) for moments in program.moments)
+        return Progress(
+            self.step,
+            self.seconds[k],
+            parameters.of(k, parameters.values),
+            (first, second),
+            [state[k].clone() for state in program.states],
+            program.smoothed[k].clone(),
+            dict(self.curves[k]),
+        )
+
+    def _take_up(self, population: Population, progress: Mapping[Member, Progress]) -> None:
+        self.population = population
+        self.members = population.members
+        settings = self.settings
+        self._program = program = Program(
+            population, settings.batch_size, settings.learning_rate, settings.smoothing
+        )
+        program.smoothed.fill_(SMOOTHED_LOSS_START)
+        self.step = 0
+        self.seconds = [0.0] * len(self.members)
+        self.curves: list[dict[int, float]] = [{} for _ in self.members]
+        for k, member in enumerate(self.members):
+            if (own := progress.get(member)) is None:
+                continue
+            self.step = own.step
+            self.seconds[k], self.curves[k] = own.seconds, dict(own.curve)
+            for flat, moments in zip(program.moments, own.moments, strict=True):
+                population.parameters.put(k, flat, moments)
+            for state, before in zip(program.states, own.states, strict=True):
+                state[k].copy_(before)
+            program.smoothed[k].copy_(own.smoothed)
+        program.set_updates(self.step)
+
+    def _charge(self) -> None:
+        """Charge the members with the time since this was done last."""
+        now = time.monotonic()
+        share = (now - self._charged) / max(1, len(self.members))
+        self.seconds = [seconds + share for seconds in self.seconds]
+        self._charged = now
 
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Yield for each step to come what lanes read, foretell (B,), and if a sequence begins."""
-        device = self.population.embedding.weight.device
         steps_a_sequence = self.settings.sequence_length - 1
         first = self.step
         while first < self.settings.steps:
             number, begin = divmod(first, steps_a_sequence)
             drawn = torch.from_numpy(sequence(self.text, self.settings, number))  # (L, B)
-            drawn = drawn.to(device).long()
+            drawn = drawn.to(self.population.device)
             end = min(steps_a_sequence, begin + self.settings.steps - first)
             for t in range(begin, end):
                 yield drawn[t], drawn[t + 1], t == 0

@@ -4,9 +4,10 @@ The thread that trains never waits for the storage, except where there is nothin
 it has answered; see :mod:`search.storage_thread`.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.stopping import StopRequest
 from search.storage_thread import StorageThread
+from studies.claiming import Held
 from studies.errors import ClaimLost
 from studies.leases import Watch
 from studies.records import Failure
@@ -32,12 +34,15 @@ class Claim:
     Attributes:
         trial: as it was claimed, with the curve and the setbacks that it had.
         owner: the token of this claim.
+        lost: set once another worker has taken the trial over.
+        has_reported: whether values of the trial may have been recorded since it was claimed.
     """
 
     def __init__(self, trial: FrozenTrial, owner: str, lease_seconds: float) -> None:
         self.trial = trial
         self.owner = owner
         self.lost: ClaimLost | None = None
+        self.has_reported = False
         self.record_at = 0.0
         self._curve: dict[int, float] = {}
         self._anew = False
@@ -50,10 +55,16 @@ class Claim:
         """The trial's id in the storage."""
         return self.trial._trial_id
 
+    @property
+    def due_at(self) -> float:
+        """When something is to be recorded of the trial, on the monotonic clock."""
+        return min(self.renew_at, self.record_at if any(self.unrecorded()) else math.inf)
+
     def report(self, step: int, value: float) -> None:
         """Have an intermediate value recorded; what is not recorded yet is kept."""
         with self._lock:
             self._curve[step] = value
+            self.has_reported = True
 
     def begin_with(self, curve: Mapping[int, float]) -> None:
         """Have the trial's curve be this one and no longer, whatever was recorded before."""
@@ -112,14 +123,21 @@ class ClaimKeeper(StorageThread):
 
     # ------------------------------------------------------------------ for the one who trains
 
-    def claim(self, avoid: Collection[int] = ()) -> Claim | None:
-        """Take the next waiting point.
+    def claim(
+        self,
+        avoid: Collection[int] = (),
+        alike: Sequence[str] = (),
+        limit: Callable[[FrozenTrial], int] = lambda trial: 1,
+    ) -> list[Claim]:
+        """Take the next waiting point, and others that are like it.
 
         Args:
-            avoid: the ids of trials that are taken only if no other waits.
+            avoid: the ids of trials that are taken only if no other waits, and then alone.
+            alike: the parameters whose values must be the same.
+            limit: says how many to take in all, if the first is this trial.
 
         Returns:
-            None if no point waits.
+            The claims; none if no point waits.
 
         Raises:
             Stopped: if a stop is asked for before the storage has answered.
@@ -127,31 +145,38 @@ class ClaimKeeper(StorageThread):
         """
         owner = f"{self._worker}/{uuid4().hex}"
 
-        def attempt(tried: bool) -> Claim | None:
-            trial_id = None
+        def attempt(tried: bool) -> list[Claim]:
+            taken: list[int] = []
             if tried:  # it may have been done, and only the answer been lost
                 leases = self._storage.leases(self._study_id).items()
-                trial_id = next((key for key, lease in leases if lease.owner == owner), None)
-            if trial_id is None:
-                trial_id = self._storage.claim(self._study_id, owner, self._lease_seconds, avoid)
-            if trial_id is None:
-                return None
-            claim = Claim(self._storage.get_trial(trial_id), owner, self._lease_seconds)
-            self._held.append(claim)
-            return claim
+                taken = [key for key, lease in leases if lease.owner == owner]
+            if not taken:
+                first = self._storage.claim(self._study_id, owner, self._lease_seconds, avoid)
+                if first is None:
+                    return []
+                taken = [first, *more(first)]
+            claims = [
+                Claim(self._storage.get_trial(trial_id), owner, self._lease_seconds)
+                for trial_id in taken
+            ]
+            self._held.extend(claims)
+            return claims
+
+        def more(first: int) -> list[int]:
+            others = limit(self._storage.get_trial(first)) - 1
+            if first in avoid or others < 1:
+                return []
+            return self._storage.claim_alike(first, owner, others, alike, avoid)
 
         return self._do(attempt)
 
-    def check(self, claim: Claim) -> None:
-        """Look, in the midst of training, at how the trial and the storage stand.
+    def check(self) -> None:
+        """Look, in the midst of training, at how the storage stands; see ``Claim.lost`` too.
 
         Raises:
-            ClaimLost: if another worker has taken the trial over.
             StorageOutage: if the storage has been away for too long.
         """
         self._tell()
-        if claim.lost:
-            raise claim.lost
         self._require_patience()
 
     def finish(
@@ -217,42 +242,41 @@ class ClaimKeeper(StorageThread):
     # ------------------------------------------------------------------ the thread
 
     def _next_time(self) -> float:
-        times = [self._watch_at]
-        for claim in list(self._held):
-            times.append(claim.renew_at)
-            if any(claim.unrecorded()):
-                times.append(claim.record_at)
-        return min(times)
+        return min([self._watch_at, *(claim.due_at for claim in list(self._held))])
 
     def _do_upkeep(self) -> None:
-        for claim in list(self._held):
-            try:
-                self._keep(claim)
-            except ClaimLost as lost:
-                claim.lost = lost
-                self._held.remove(claim)
+        # Together, though not all of it is due: each transaction costs a commit.
+        if min((claim.due_at for claim in self._held), default=math.inf) <= time.monotonic():
+            self._keep(list(self._held))
         if self._watch_at <= time.monotonic():
             self._look_at_others()
 
-    def _keep(self, claim: Claim) -> None:
-        if claim.renew_at <= time.monotonic():
-            self._storage.renew(claim.trial_id, claim.owner)
-            claim.renewed()
-        if claim.record_at <= time.monotonic():
-            self._record(claim)
-
-    def _record(self, claim: Claim) -> None:
-        curve, anew = claim.unrecorded()
-        if curve or anew:
-            self._storage.report(claim.trial_id, claim.owner, curve, anew)
+    def _keep(self, claims: Sequence[Claim]) -> None:
+        """Record what there is of trials, and renew their leases."""
+        now = time.monotonic()
+        unrecorded = [claim.unrecorded() for claim in claims]
+        lost = self._storage.keep(
+            Held(claim.trial_id, claim.owner, curve, anew, renew=claim.renew_at <= now)
+            for claim, (curve, anew) in zip(claims, unrecorded, strict=True)
+        )
+        for claim, (curve, _) in zip(claims, unrecorded, strict=True):
+            if claim.trial_id in lost:
+                claim.lost = ClaimLost(
+                    f"trial id {claim.trial_id} is no longer held by {claim.owner}; it is dropped"
+                )
+                self._held.remove(claim)
+                continue
             claim.recorded(curve)
-        claim.record_at = time.monotonic() + RECORD_SECONDS
+            if claim.renew_at <= now:
+                claim.renewed()
+            claim.record_at = time.monotonic() + RECORD_SECONDS
 
     def _last_values(self, claim: Claim) -> dict[int, float]:
         """Return what is to be recorded together with a trial's end."""
         curve, anew = claim.unrecorded()
         if anew:
-            self._record(claim)
+            self._storage.report(claim.trial_id, claim.owner, curve, anew)
+            claim.recorded(curve)
             return {}
         return curve
 
@@ -271,6 +295,7 @@ class ClaimKeeper(StorageThread):
         self._watch.forget()
 
     def _undo(self, result: object) -> None:
-        if isinstance(result, Claim):  # nobody is there to train it
-            self._held.remove(result)
-            self._storage.give_back(result.trial_id, result.owner, Failure.INTERRUPTED)
+        if isinstance(result, list):  # claims, and nobody is there to train them
+            for claim in result:
+                self._held.remove(claim)
+                self._storage.give_back(claim.trial_id, claim.owner, Failure.INTERRUPTED)

@@ -24,6 +24,16 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
         ) from error
 
 
+def _population(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(
+            f"{text!r} is no number of networks; allowed: auto, or 1 and more; correct it"
+        )
+    return int(text)
+
+
 _OPTIONS = (
     click.option("--name", help="Of the study; by default its definition's."),
     click.option(
@@ -51,6 +61,14 @@ _OPTIONS = (
         help="Of each worker; by default this machine's workers share its cores.",
     ),
     click.option(
+        "--population",
+        callback=_population,
+        metavar="auto|K",
+        default="auto",
+        show_default=True,
+        help="Networks that each worker trains in lockstep, at most.",
+    ),
+    click.option(
         "--device",
         metavar="auto|cpu|cuda[:i]",
         default="auto",
@@ -59,7 +77,7 @@ _OPTIONS = (
     ),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16"]),
+        type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
         help="Of the products; fixed when the study is made.",
     ),
     click.option(

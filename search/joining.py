@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import optuna
+import torch
 from optuna.pruners import NopPruner
 from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
+from rnn.device import has_bfloat16, require_precision
 from search.grid import GridSampler
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
@@ -37,6 +39,14 @@ _SHOWN = 6
 _LONGEST_NAME = 200
 """Of a study, in characters."""
 
+_PROCESSOR = torch.device("cpu")
+
+_REASONS = {
+    "bf16": "{} multiplies bfloat16 in hardware",
+    "fp32": "{} does not multiply bfloat16 in hardware",
+}
+_FIXED = "it is the study's from now on, whoever works on it"
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -48,12 +58,14 @@ class Joined:
         definition: that it was made with; what it says of leases, checkpoints and outages is the
             worker's own.
         corpus: its text.
+        news: what a person should know of how it was made; nothing if it was there.
     """
 
     study: optuna.Study
     storage: Storage
     definition: Definition
     corpus: Corpus
+    news: str = ""
 
     @property
     def study_id(self) -> int:
@@ -109,7 +121,7 @@ def stored_definition(study: optuna.Study) -> Definition:
         ) from error
 
 
-def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
+def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _PROCESSOR) -> Joined:
     """Join the study of a definition; make it first if it is not there.
 
     Everything that can be refused is refused before anything is written.
@@ -118,8 +130,10 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
         file: the definition.
         url: of the storage.
         terms: what the command line says beside it.
+        device: on which this worker trains.
 
     Raises:
+        DeviceError: if the device does not have the study's precision.
         DefinitionError, CorpusError: if the definition or the text cannot be used.
         StorageError: if the storage cannot be used.
         IdentityError: if the study is there with other settings or another text.
@@ -133,29 +147,44 @@ def join(file: DefinitionFile, url: str, terms: Terms) -> Joined:
             f"a name of {len(name)} characters is too long; allowed: {_LONGEST_NAME}; shorten it"
         )
     definition = _resolve(file, url, terms)
+    require_precision(definition.precision, device)
     corpus = open_corpus(definition.corpus)
     corpus.require(definition.training.sequence_length, definition.evaluation.lane_length)
     own = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
+    news = ""
     with ExitStack() as if_refused:
         storage = if_refused.enter_context(closing(open_storage(url)))
         if name not in optuna.get_all_study_names(storage):
-            _create(name, storage, definition, own, terms)
+            made_with = _precision(definition.precision, device)
+            if definition.precision == "auto":
+                news = f"precision {made_with}, for {_REASONS[made_with].format(device)}; {_FIXED}"
+            _create(name, storage, made_with, definition, own, terms)
         study = load_study(storage, name)
         stored = stored_definition(study)
         _require_same(study, stored, definition, own, terms.extend)
         if terms.extend:
             extended = _extend(study, storage, stored, definition, terms.command)
             if extended is None:  # another has done so meanwhile
-                return join(file, url, terms)
+                return join(file, url, terms, device)
             stored = extended
         if_refused.pop_all()
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
     )
     own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
-    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus)
+    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus, news)
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    """Return the precision that a study is made with.
+
+    It is resolved once: a worker's own hardware must not decide what the study's numbers are.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if has_bfloat16(device) else "fp32"
 
 
 def _require_same(
@@ -196,6 +225,7 @@ def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
 def _create(
     name: str,
     storage: Storage,
+    precision: str,
     definition: Definition,
     corpus: CorpusRecord,
     terms: Terms,
@@ -209,9 +239,6 @@ def _create(
         accounting = accounting_of(storage, source._study_id)
         planned = derive_points(source, accounting, definition, terms.partial)
         space = search_space_of(point.params for point in planned)
-    # Resolved once, here: a worker's own hardware must not decide what the study's numbers are.
-    # bfloat16 is not chosen by itself as long as it is not shown to leave the answer as it is.
-    precision = "fp32" if definition.precision == "auto" else definition.precision
     definition = definition.model_copy(update={"precision": precision, "corpus": corpus.name})
     attributes = {
         DEFINITION: definition.model_dump(mode="json"),

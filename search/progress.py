@@ -22,6 +22,9 @@ REFRESH_SECONDS = 2.0
 PLAIN_SECONDS = 30.0
 """Between two lines about one trial, where the output is no terminal."""
 
+SHOWN = 16
+"""The most trials that are shown at once."""
+
 
 class Terminal(Console):
     """A console that falls silent when it cannot be written to.
@@ -45,11 +48,11 @@ class Display(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def advanced(self, running: Running) -> None:
-        """This worker's trial has come to a log point."""
+    def advanced(self, running: Sequence[Running]) -> None:
+        """This worker's trials have come to a log point."""
 
     def ended(self, ended: Ended) -> None:
-        """This worker's trial is done with."""
+        """One of this worker's trials is done with."""
 
     def waits(self) -> None:
         """No point is left to claim, but others still hold some."""
@@ -85,13 +88,16 @@ class Plain:
     def __exit__(self, *error: object) -> None:
         return
 
-    def advanced(self, running: Running) -> None:
-        """Print a line about a long trial now and then."""
-        if time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._print(
-                f"trial {running.number}  {running.label}  step {running.step:,} of "
-                f"{running.steps:,}  {loss_text(running.smoothed_loss)}"
-            )
+    def advanced(self, running: Sequence[Running]) -> None:
+        """Print a line about long trials now and then."""
+        if time.monotonic() - self._last < PLAIN_SECONDS:
+            return
+        first, *others = running
+        more = f"  and {len(others)} more" if others else ""
+        self._print(
+            f"trial {first.number}  {first.label}  step {first.step:,} of {first.steps:,}  "
+            f"{loss_text(first.smoothed_loss)}{more}"
+        )
 
     def ended(self, ended: Ended) -> None:
         """Print the trial's outcome and the study's progress."""
@@ -148,13 +154,13 @@ class Drawn:
             self._status = self._read()
         self._live.stop()
 
-    def advanced(self, running: Running) -> None:
-        """Show where this worker's trial is."""
-        self.show([running])
+    def advanced(self, running: Sequence[Running]) -> None:
+        """Show where this worker's trials are."""
+        self.show(running)
 
     def ended(self, ended: Ended) -> None:
-        """Take this worker's trial away, and say what is unusual about its end."""
-        self.show([])
+        """Take the trial away, and say what is unusual about its end."""
+        self.show([trial for trial in self._running if trial.number != ended.trial.number])
         if ended.value is None:
             self.says(ended_text(ended, self._label))
 
@@ -208,7 +214,7 @@ def draw(status: Status, running: Sequence[Running], note: str = "") -> Renderab
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "architecture", "step", "smoothed loss"):
             table.add_column(column, style="dim" if column == "trial" else "", no_wrap=True)
-        for trial in running:
+        for trial in running[:SHOWN]:
             table.add_row(
                 str(trial.number),
                 trial.label,
@@ -216,6 +222,8 @@ def draw(status: Status, running: Sequence[Running], note: str = "") -> Renderab
                 loss_text(trial.smoothed_loss),
             )
         parts.append(table)
+        if len(running) > SHOWN:
+            parts.append(Text(f"and {len(running) - SHOWN} more", style="dim"))
     if note:
         parts.append(Text(note, style="dim"))
     return Group(*parts)

@@ -17,7 +17,7 @@ import torch
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from rnn.device import find_device
+from rnn.device import find_device, share_devices
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
@@ -59,6 +59,7 @@ class Options:
     overrides: tuple[str, ...] = ()
     workers: int = 1
     threads: int | None = None
+    population: int | None = None
     device: str = "auto"
     precision: str | None = None
     extend: bool = False
@@ -147,9 +148,8 @@ def work(options: Options, companion: Companion = nullcontext) -> Result:
     """
     device = find_device(options.device)
     store = open_store(options.artifacts, options.storage, "checkpoints")
-    joined = join(
-        find_definition(options.study, options.overrides), options.storage, options.terms()
-    )
+    file = find_definition(options.study, options.overrides)
+    joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):
         return _work(options, joined, device, Checkpoints(store, joined.checkpoints))
 
@@ -180,7 +180,9 @@ def _work(
         failed = 0
         if options.workers == 1:
             with ThreadBudget(options.threads) as budget:
-                trainer = Trainer(joined, device, budget, checkpoints, display, name)
+                trainer = Trainer(
+                    joined, device, budget, checkpoints, display, name, options.population
+                )
                 Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
         else:
             failed = _supervise(options, reader, stop, display)
@@ -205,7 +207,8 @@ def _supervise(options: Options, reader: StatusReader, stop: StopRequest, displa
     # Not forked: torch's threads and the storage's connections do not survive that.
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=_work_and_exit, args=(each,)) for _ in range(options.workers)
+        context.Process(target=_work_and_exit, args=(replace(each, device=device),))
+        for device in share_devices(options.device, options.workers)
     ]
     try:
         for process in processes:
@@ -257,6 +260,8 @@ def _greet(console: Console, joined: Joined, device: torch.device) -> None:
         f"{len(joined.corpus.text):,} bytes; {definition.training.steps:,} steps a point, "
         f"{definition.precision}, on {device}",
     )
+    if joined.news:
+        _say(console, joined.news)
 
 
 def _say(console: Console, line: str) -> None:

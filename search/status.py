@@ -109,7 +109,10 @@ def status(
         trial = storage.get_trial(trial_id)
         assert trial.value is not None
         best = Best(trial.number, trial.value, label(member_of(trial.params, definition)))
-    at_work = max(accounting.running, workers)
+    # A worker may hold many trials; plain Optuna's have no lease.
+    leases = storage.leases(study._study_id).values()
+    others = accounting.running - len(leases)
+    at_work = max(len({lease.worker for lease in leases}) + others, workers)
     left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
     setbacks = setbacks_of(storage, study._study_id)
     return Status(study.study_name, accounting, best, left, setbacks)

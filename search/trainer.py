@@ -1,27 +1,26 @@
-"""One point of the grid: its network trained and measured, from the start or from a checkpoint."""
+"""Points of the grid: their networks trained and measured, together, from wherever they are."""
 
 import math
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import tenacity
 import torch
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from rnn.architecture import Member
-from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.device import is_out_of_memory
-from rnn.errors import CheckpointError
 from rnn.evaluation import bits, held_out_losses
 from rnn.fingerprint import code_fingerprint
 from rnn.network import Population, Precision
-from rnn.training import Run, Training
+from rnn.training import Progress, Run
 from search.checkpoints import Checkpoints
 from search.claims import Claim
 from search.joining import Joined
+from search.populations import useful_population
+from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
@@ -32,15 +31,15 @@ from studies.records import Failure, TrialRecord
 class Audience(Protocol):
     """Whom a trainer tells of itself."""
 
-    def advanced(self, running: Running) -> None:
-        """The trial in hand has come to a log point."""
+    def advanced(self, running: Sequence[Running]) -> None:
+        """The trials in hand have come to a log point."""
 
     def says(self, line: str) -> None:
         """Something that a person should know."""
 
 
 class Trainer:
-    """Trains the points of a study, one at a time.
+    """Trains the points of a study, those of one shape in lockstep.
 
     Args:
         joined: the study.
@@ -49,6 +48,7 @@ class Trainer:
         checkpoints: of the study's trials.
         audience: told of every log point.
         worker: this worker's name.
+        population: the most networks to train together; None for what is of use on the device.
     """
 
     def __init__(
@@ -59,63 +59,61 @@ class Trainer:
         checkpoints: Checkpoints,
         audience: Audience,
         worker: str,
+        population: int | None = None,
     ) -> None:
         definition = joined.definition
         assert definition.precision != "auto", "resolved when the study was made"
-        self.joined = joined
         self.definition = definition
+        self.corpus = joined.corpus
         self.precision: Precision = definition.precision
         self.device = device
         self.budget = budget
-        self.checkpoints = checkpoints
+        self.resumption = Resumption(joined, checkpoints, audience.says)
         self.audience = audience
         self.worker = worker
+        self.population = population
+        self.settings = self.resumption.settings
         self._run: Run | None = None
-        self.settings = Training(**definition.training.model_dump(), seed=definition.seed)
+        self._together = 0
+        self._most: int | None = None  # after memory was not enough for more
 
-    def train(self, claim: Claim, look: Callable[[], bool]) -> Outcome:
-        """Run a trial to its end; see :class:`search.worker.Trainer`."""
-        self._run = None
-        member = member_of(claim.trial.params, self.definition)
-        population = Population([member], self.definition.seed, self.precision)
-        run = Run(population.to(self.device), self.joined.corpus.train, self.settings)
-        self._go_on(claim, run)
-        self._run = run
-        written = time.monotonic()
+    def limit(self, trial: FrozenTrial) -> int:
+        """Return how many trials like this one, itself among them, to train together."""
+        architecture = member_of(trial.params, self.definition).architecture
+        limit = self.population or useful_population(
+            architecture, self.settings.batch_size, self.precision, self.device
+        )
+        return min(limit, self._most or limit)
 
-        def between_steps() -> None:
-            nonlocal written
-            if not look():
-                return
-            self.budget.apply()
-            if time.monotonic() - written >= self.definition.checkpoint.seconds:
-                self.keep(claim)
-                written = time.monotonic()
+    def train(
+        self, claims: Sequence[Claim], look: Callable[[], bool]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Run trials to their ends; see :class:`search.worker.Trainer`."""
+        self._together = len(claims)
+        begun = {claim: self.resumption.progress(claim) for claim in claims}
+        # In lockstep are those that have come as far: as a rule all, for they stopped together.
+        for step in sorted({progress.step if progress else 0 for progress in begun.values()}):
+            some = {
+                claim: progress
+                for claim, progress in begun.items()
+                if (progress.step if progress else 0) == step and not claim.lost
+            }
+            if some:
+                yield from self._train(some, look)
 
-        return self._train_and_measure(claim, run, member, between_steps)
-
-    def keep(self, claim: Claim) -> None:
-        """Write a checkpoint of the trial that was trained last, at whatever step it is."""
-        if self._run is None:
+    def keep(self, claims: Sequence[Claim]) -> None:
+        """Write a checkpoint of those trials that are trained now, at whatever step they are."""
+        run = self._run
+        if run is None:
             return
-        number = claim.trial.number
-        try:
-            self.checkpoints.write(number, write_checkpoint(self._run, self._identity(claim)))
-        except Exception as error:  # a full disk, a bucket that is away: training is not to suffer
-            self.audience.says(
-                f"warning: the checkpoint of trial {number} could not be written ({error}); the "
-                "one before it stands"
-            )
+        for claim in claims:
+            member = member_of(claim.trial.params, self.definition)
+            if member in run.members:
+                self.resumption.write(claim, run.progress(member))
 
     def forget(self, claim: Claim) -> None:
         """Remove the checkpoint of a finished trial."""
-        try:
-            self.checkpoints.remove(claim.trial.number)
-        except Exception as error:
-            self.audience.says(
-                f"warning: the checkpoint of trial {claim.trial.number} could not be removed "
-                f"({error})"
-            )
+        self.resumption.forget(claim)
 
     def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and what to record of a trial that it ends for good."""
@@ -124,44 +122,109 @@ class Trainer:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return cause, self._record(member, 0.0, 0.0, failure=cause, error=line)
 
-    def _train_and_measure(
-        self, claim: Claim, run: Run, member: Member, between_steps: Callable[[], None]
-    ) -> Outcome:
-        if not all(math.isfinite(point.smoothed_losses[0]) for point in run.curve):
-            return self._diverged(run, member)  # and the last worker could not record it
-        for point in run.train(between_steps):
-            (smoothed,) = point.smoothed_losses
-            claim.report(point.step, smoothed)
-            self.audience.advanced(
-                Running(claim.trial.number, member, point.step, self.settings.steps, smoothed)
+    # ------------------------------------------------------------------ one population
+
+    def _train(
+        self, begun: Mapping[Claim, Progress | None], look: Callable[[], bool]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Train networks that have come equally far, together to their ends."""
+        self._run = None
+        claims = {member_of(claim.trial.params, self.definition): claim for claim in begun}
+        progress = {member: begun[claim] for member, claim in claims.items()}
+        known = {member: own for member, own in progress.items() if own is not None}
+        try:
+            population = Population(
+                list(claims),
+                self.definition.seed,
+                self.precision,
+                device=self.device,
+                weights={member: own.weights for member, own in known.items()},
             )
-            if not math.isfinite(smoothed):
-                return self._diverged(run, member)
+            self._run = run = Run(population, self.corpus.train, self.settings, known)
+            yield from self._train_and_measure(run, claims, look)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._most = max(1, len(claims) // 2)
+            raise
+
+    def _train_and_measure(
+        self, run: Run, claims: Mapping[Member, Claim], look: Callable[[], bool]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        written = time.monotonic()
+
+        def held() -> list[Claim]:
+            return [claims[member] for member in run.members]
+
+        def between_steps() -> None:
+            nonlocal written
+            if not look():
+                return
+            self.budget.apply()
+            if any(claim.lost for claim in held()):
+                run.drop([member for member in run.members if claims[member].lost])
+            if time.monotonic() - written >= self.definition.checkpoint.seconds:
+                self.keep(held())
+                written = time.monotonic()
+
+        # Whom the last worker saw diverge, and could not record, is not trained again.
+        yield from self._diverged(run, claims)
+        for point in run.train(between_steps):
+            running = []
+            for member, smoothed in zip(run.members, point.smoothed_losses, strict=True):
+                claims[member].report(point.step, smoothed)
+                number = claims[member].trial.number
+                running.append(Running(number, member, point.step, self.settings.steps, smoothed))
+            self.audience.advanced(running)
+            yield from self._diverged(run, claims)
+        if run.members:
+            yield from self._measure(run, claims, between_steps)
+
+    def _measure(
+        self, run: Run, claims: Mapping[Member, Claim], between_steps: Callable[[], None]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Measure on held-out text what is trained to the end."""
         began = time.monotonic()
         evaluation = self.definition.evaluation
+        members = run.members
         losses = held_out_losses(
             run.population,
-            self.joined.corpus.validation,
+            self.corpus.validation,
             evaluation.lanes,
             evaluation.lane_length,
             between_steps,
-        )  # (1, lanes)
-        validation = bits(float(losses.mean()))
-        if not math.isfinite(validation):  # after the last log point, or on other text
-            return self._diverged(run, member)
-        attributes = self._record(
-            member,
-            self.settings.steps / run.seconds,
-            run.seconds + time.monotonic() - began,
-            validation_bits_per_character=validation,
-        )
-        value = min(point.smoothed_losses[0] for point in run.curve)
-        return Outcome(TrialState.COMPLETE, value, attributes, "complete")
+        ).mean(dim=1)  # (K,)
+        share = (time.monotonic() - began) / len(members)
+        for k, (member, loss) in enumerate(zip(members, losses.tolist(), strict=True)):
+            seconds = run.seconds[k]
+            if not math.isfinite(loss):  # after the last log point, or on other text
+                yield claims[member], self._divergence(run, member)
+                continue
+            attributes = self._record(
+                member,
+                self.settings.steps / seconds,
+                seconds + share,
+                validation_bits_per_character=bits(loss),
+            )
+            value = min(run.curves[k].values())
+            yield claims[member], Outcome(TrialState.COMPLETE, value, attributes, "complete")
 
-    def _diverged(self, run: Run, member: Member) -> Outcome:
-        attributes = self._record(
-            member, run.step / run.seconds, run.seconds, failure=Failure.DIVERGED
-        )
+    def _diverged(
+        self, run: Run, claims: Mapping[Member, Claim]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Go on without those that have diverged."""
+        gone = [
+            member
+            for member, curve in zip(run.members, run.curves, strict=True)
+            if not all(map(math.isfinite, curve.values()))
+        ]
+        outcomes = [(claims[member], self._divergence(run, member)) for member in gone]
+        if gone:
+            run.drop(gone)
+        yield from outcomes
+
+    def _divergence(self, run: Run, member: Member) -> Outcome:
+        seconds = run.seconds[run.members.index(member)]
+        attributes = self._record(member, run.step / seconds, seconds, failure=Failure.DIVERGED)
         return Outcome(TrialState.FAIL, None, attributes, "diverged")
 
     def _record(
@@ -175,6 +238,7 @@ class Trainer:
             worker=self.worker,
             device=str(self.device),
             threads=torch.get_num_threads(),
+            population=self._together,
             precision=self.precision,
             seed=self.definition.seed,
             replicate=member.replicate,
@@ -183,52 +247,3 @@ class Trainer:
             code=code_fingerprint(),
             **found,
         ).attributes()
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def _go_on(self, claim: Claim, run: Run) -> None:
-        """Bring a run to where the trial's last worker left it, if that is known."""
-        number = claim.trial.number
-        written = None
-        try:
-            written = _read_patiently(self.checkpoints, number)
-        except Exception as error:
-            self.audience.says(
-                f"warning: the checkpoint of trial {number} could not be read ({error}); it starts "
-                "afresh"
-            )
-        if written is not None:
-            try:
-                read_checkpoint(run, self._identity(claim), written)
-            except CheckpointError as error:
-                self._set_aside(number, written, error)
-        curve = {point.step: point.smoothed_losses[0] for point in run.curve}
-        if claim.trial.intermediate_values != curve:
-            claim.begin_with(curve)
-        if run.step:
-            self.audience.says(f"trial {number} goes on from step {run.step:,}")
-
-    def _set_aside(self, number: int, written: bytes, error: CheckpointError) -> None:
-        try:
-            place = f"it is set aside as {self.checkpoints.set_aside(number, written)}"
-        except Exception as failed:
-            place = f"it could not be set aside ({failed})"
-        self.audience.says(f"warning: trial {number}: {error}; {place}, the trial starts afresh")
-
-    def _identity(self, claim: Claim) -> str:
-        """Return all that a trial's numbers follow from, threads and device apart."""
-        member = member_of(claim.trial.params, self.definition)
-        parts = (
-            member.architecture.key,
-            member.replicate,
-            self.precision,
-            self.settings,
-            self.joined.corpus.sha256,
-            self.joined.corpus.split,
-        )
-        return " ".join(map(str, parts))
-
-
-@tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)
-def _read_patiently(checkpoints: Checkpoints, number: int) -> bytes | None:
-    return checkpoints.read(number)

@@ -1,8 +1,8 @@
-"""A worker: claim a point → have it trained → record what came of it, until no point is left."""
+"""A worker: claim points → have them trained → record what came of each, until none is left."""
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ when it has taken long."""
 
 LEAVE_SECONDS = 1.0
 """How long giving a point back may take a worker that is to leave at once."""
+
+ALIKE = ("layers", "state_size")
+"""The parameters of a network's shape: networks of one shape are trained together."""
 
 RETRIES = 3
 """How often a point is run again after an error."""
@@ -51,17 +54,23 @@ class Outcome:
 class Trainer(Protocol):
     """What a worker has its points trained by."""
 
-    def train(self, claim: Claim, look: Callable[[], bool]) -> Outcome:
-        """Run a trial to its end.
+    def limit(self, trial: FrozenTrial) -> int:
+        """Return how many trials like this one, itself among them, to train together."""
+
+    def train(
+        self, claims: Sequence[Claim], look: Callable[[], bool]
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Run trials to their ends, and say of each what came of it as soon as it is known.
 
         Args:
-            claim: of the trial, to which its values are reported.
-            look: to be called often; raises what ends the trial before its time, and tells
+            claims: of the trials, to which their values are reported; of one that is lost meanwhile
+                (``claim.lost``) nothing more is said, and nothing more done for it.
+            look: to be called often; raises what ends the training before its time, and tells
                 whether it was time to look.
         """
 
-    def keep(self, claim: Claim) -> None:
-        """Write down how far the trial in hand has come, for whoever takes it up."""
+    def keep(self, claims: Sequence[Claim]) -> None:
+        """Write down how far these trials have come, for whoever takes them up."""
 
     def forget(self, claim: Claim) -> None:
         """Throw away what was kept for going on with a trial: it is finished."""
@@ -84,7 +93,10 @@ class Listener(Protocol):
     """Whom a worker tells of itself."""
 
     def ended(self, ended: Ended) -> None:
-        """The trial in hand is done with."""
+        """A trial in hand is done with."""
+
+    def says(self, line: str) -> None:
+        """Something that a person should know."""
 
     def waits(self) -> None:
         """No point is left to claim, but others still hold some."""
@@ -119,6 +131,8 @@ class Worker:
         self.wait = wait
         self._failed_here: set[int] = set()
         self._looked = 0.0
+        self._in_hand: list[Claim] = []
+        self._began = 0.0
 
     def run(self) -> None:
         """Work. Returns when a stop is asked for, or no point is left.
@@ -129,9 +143,9 @@ class Worker:
         idle = 0.0
         while not self.stop.requested:
             try:
-                claim = self.keeper.claim(avoid=self._failed_here)
-                if claim is not None:
-                    self._work_on(claim)
+                claims = self.keeper.claim(self._failed_here, ALIKE, self.trainer.limit)
+                if claims:
+                    self._work_on(claims)
                     idle = 0.0
                     continue
                 accounting = self.keeper.read(self.count)
@@ -145,58 +159,92 @@ class Worker:
             idle += pause
             self.stop.wait(pause)
 
-    def _work_on(self, claim: Claim) -> None:
-        began = time.monotonic()
-
-        def look() -> bool:
-            return self._look(claim)
-
-        def tell(words: str, value: float | None = None) -> None:
-            self.listener.ended(Ended(claim.trial, words, value, time.monotonic() - began))
-
+    def _work_on(self, claims: list[Claim]) -> None:
+        """Run trials to their ends; whatever happens, none of them stays in hand."""
+        self._in_hand, self._began = claims, time.monotonic()
         try:
-            outcome = self._train_or_fail(claim, look)
-            if outcome is None:
-                tell("failed, and waits to be run again")
-                return
-            self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
-            self.trainer.forget(claim)
-            tell(outcome.words, outcome.value)
+            self._train(claims)
         except Stopped:
-            self.trainer.keep(claim)
-            is_back = self._try_to_give_back(claim)
-            tell("given back" if is_back else "left to who finds that its lease has run out")
-        except ClaimLost:
-            tell("dropped: another worker has taken it over")
+            self.trainer.keep(self._held())
+            for claim in self._held():
+                is_back = self._try_to_give_back(claim)
+                self._done(
+                    claim,
+                    "given back" if is_back else "left to who finds that its lease has run out",
+                )
         except StorageOutage:
-            self.trainer.keep(claim)
+            self.trainer.keep(self._held())
             raise
-        except BaseException:  # a closed pipe, a second Ctrl-C: the point is not lost
-            self._try_to_give_back(claim, LEAVE_SECONDS)
+        except BaseException:  # a closed pipe, a second Ctrl-C: the points are not lost
+            end = time.monotonic() + LEAVE_SECONDS
+            for claim in self._held():
+                self._try_to_give_back(claim, max(0.0, end - time.monotonic()))
             raise
 
-    def _train_or_fail(self, claim: Claim, look: Callable[[], bool]) -> Outcome | None:
-        """Run a trial to its end; None if it failed and is given back to be run again."""
+    def _train(self, claims: Sequence[Claim]) -> None:
+        """Train trials together; after an error in halves, until it is known whose it is."""
         try:
-            return self.trainer.train(claim, look)
+            for claim, outcome in self.trainer.train(claims, self._look):
+                self._finish(claim, outcome)
+            self._held()
         except (Stopped, ClaimLost, StorageOutage, SQLAlchemyError, OptunaError):
             raise
-        except Exception as error:  # whatever it is, it is this point's, and others may do well
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            cause, attributes = self.trainer.failure(error, claim)
-            setbacks = claim.trial.user_attrs.get(SETBACKS, {})
-            if sum(setbacks.get(failure, 0) for failure in Failure if failure.is_error) < RETRIES:
-                self._failed_here.add(claim.trial_id)
-                self.keeper.give_back(claim, cause, line)
-                return None
-            return Outcome(TrialState.FAIL, None, attributes, f"failed for good ({line})")
+        except Exception as error:  # whatever it is, it is a point's own, and others may do well
+            left = [claim for claim in claims if claim in self._held()]
+            if len(left) > 1:
+                self.listener.says(
+                    f"{len(left)} trials that are trained together failed ({_in_one_line(error)}); "
+                    "they go on in halves"
+                )
+                middle = len(left) // 2
+                self._train(left[:middle])
+                self._train(left[middle:])
+            elif left:
+                self._fail(left[0], error)
 
-    def _look(self, claim: Claim) -> bool:
+    def _fail(self, claim: Claim, error: Exception) -> None:
+        """Give a trial back to be run again, or up."""
+        line = _in_one_line(error)
+        cause, attributes = self.trainer.failure(error, claim)
+        setbacks = claim.trial.user_attrs.get(SETBACKS, {})
+        if sum(setbacks.get(failure, 0) for failure in Failure if failure.is_error) >= RETRIES:
+            words = f"failed for good ({line})"
+            self._finish(claim, Outcome(TrialState.FAIL, None, attributes, words))
+            return
+        self._failed_here.add(claim.trial_id)
+        try:
+            self.keeper.give_back(claim, cause, line)
+        except ClaimLost:
+            self._held()
+            return
+        self._done(claim, "failed, and waits to be run again")
+
+    def _finish(self, claim: Claim, outcome: Outcome) -> None:
+        """Record a trial's end."""
+        try:
+            self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
+        except ClaimLost:
+            self._held()
+            return
+        self.trainer.forget(claim)
+        self._done(claim, outcome.words, outcome.value)
+
+    def _done(self, claim: Claim, words: str, value: float | None = None) -> None:
+        self._in_hand.remove(claim)
+        self.listener.ended(Ended(claim.trial, words, value, time.monotonic() - self._began))
+
+    def _held(self) -> list[Claim]:
+        """Return the claims in hand; those that are lost meanwhile are dropped."""
+        for claim in [claim for claim in self._in_hand if claim.lost]:
+            self._done(claim, "dropped: another worker has taken it over")
+        return list(self._in_hand)
+
+    def _look(self) -> bool:
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
         self._looked = now
-        self.keeper.check(claim)  # first: who has lost its trial leaves no checkpoint of it
+        self.keeper.check()
         if self.stop.requested:
             raise Stopped
         return True
@@ -207,3 +255,7 @@ class Worker:
         except (SQLAlchemyError, OptunaError, Stopped, ClaimLost, StorageOutage):
             return False
         return True
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -163,7 +163,7 @@ class Definition(_Strict):
     vocabulary: Literal["bytes"] = "bytes"
     objective: Literal["training"] = "training"
     gate_inputs: Literal["state", "candidate"] = "state"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -14,7 +14,7 @@ class Lease:
     """What a worker has said of a trial that it holds.
 
     Attributes:
-        owner: the worker's token, of this claim alone.
+        owner: the worker's name, a slash, and a token of this claim alone.
         seconds: without a renewal, after which the trial is anybody's.
         renewals: how often the worker has said that it lives.
     """
@@ -32,6 +32,11 @@ class Lease:
     def stored(self) -> str:
         """The lease as it is stored."""
         return json.dumps(asdict(self))
+
+    @property
+    def worker(self) -> str:
+        """The name of the worker, whatever it has claimed."""
+        return self.owner.rpartition("/")[0] or self.owner
 
     def renewed(self) -> "Lease":
         """Return the lease with one more renewal."""

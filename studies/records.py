@@ -81,14 +81,18 @@ class TrialRecord(BaseModel):
         float | None, _unit("bit/character", "held-out loss of the trained network")
     ] = None
     parameter_count: Annotated[int, _unit("1", "weights and biases")]
-    steps_per_second: Annotated[float, _unit("1/s", "training steps over training time")]
+    steps_per_second: Annotated[
+        float, _unit("1/s", "training steps over its share of the training time")
+    ]
     seconds: Annotated[
-        float, _unit("s", "training and evaluation, on the wall, in all that led to the result")
+        float,
+        _unit("s", "training and evaluation, its share of the wall time of those trained together"),
     ]
     host: Annotated[str, _unit("", "name of the machine")]
     worker: Annotated[str, _unit("", "host and process of the worker")]
     device: Annotated[str, _unit("", "where the network was trained")]
     threads: Annotated[int, _unit("1", "of the processor, at the end")]
+    population: Annotated[int, _unit("1", "networks trained together, when it began")] = 1
     precision: Annotated[str, _unit("", "of the arithmetic")]
     seed: Annotated[int, _unit("", "of the study")]
     replicate: Annotated[int, _unit("", "number of the replicate, from 0")]

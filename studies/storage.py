@@ -7,7 +7,7 @@ Optuna's own: plain Optuna reads such a study, and can drive it.
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,6 +18,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
+from studies.claiming import Held, held_lease, record, take, take_alike, waiting_points
 from studies.engine import configure, writing
 from studies.errors import ClaimLost
 from studies.leases import Lease, Watch
@@ -30,7 +31,7 @@ from studies.rows import (
     state_and_lease,
     write_curve,
 )
-from studies.tables import TRIALS, VALUES, marked_as_point, now
+from studies.tables import TRIALS, VALUES, now
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -103,30 +104,40 @@ class Storage(RDBStorage):
         Returns:
             The trial's id; None if no point waits.
         """
-        next_waiting = (
-            sa.select(TRIALS.c.trial_id)
-            .where(
-                TRIALS.c.study_id == study_id,
-                TRIALS.c.state == TrialState.WAITING,
-                TRIALS.c.trial_id.not_in(avoid),
-                marked_as_point(),
-            )
-            .order_by(TRIALS.c.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # on SQLite the writer is alone
-        )
         with self.transaction() as connection:
-            trial_id: int | None = connection.scalar(
-                sa.update(TRIALS)
-                .where(TRIALS.c.trial_id == next_waiting.scalar_subquery())
-                .values(state=TrialState.RUNNING, datetime_start=now())
-                .returning(TRIALS.c.trial_id)
-            )
-            if trial_id is not None:
-                set_lease(connection, trial_id, Lease(owner, lease_seconds))
-        if trial_id is None and avoid:
+            taken = take(connection, waiting_points(study_id, avoid), Lease(owner, lease_seconds))
+        if not taken and avoid:
             return self.claim(study_id, owner, lease_seconds)
-        return trial_id
+        return taken[0] if taken else None
+
+    def claim_alike(
+        self,
+        trial_id: int,
+        owner: str,
+        limit: int,
+        parameters: Sequence[str],
+        avoid: Collection[int] = (),
+    ) -> list[int]:
+        """Take waiting points that are like one that a worker has just claimed, in their order.
+
+        Of those that wait it takes no more than its share: as many as each worker that runs trials
+        of the study would get.
+
+        Args:
+            trial_id: of the claimed one.
+            owner: the token that it was claimed with, and the others will be.
+            limit: the most to take.
+            parameters: those that must have the same values.
+            avoid: the ids of trials that are not taken.
+
+        Returns:
+            The trials' ids.
+
+        Raises:
+            ClaimLost: if the worker does not hold that one; nothing is taken then.
+        """
+        with self._held(trial_id, owner) as (connection, lease):
+            return take_alike(connection, trial_id, lease, limit, parameters, avoid)
 
     def renew(self, trial_id: int, owner: str) -> None:
         """Say that the trial's worker lives.
@@ -153,6 +164,15 @@ class Storage(RDBStorage):
         """
         with self._held(trial_id, owner) as (connection, _):
             write_curve(connection, trial_id, curve, anew)
+
+    def keep(self, trials: Iterable[Held]) -> list[int]:
+        """Record what there is of several trials that a worker holds, in one transaction.
+
+        Returns:
+            The ids of those that the worker no longer holds; of them nothing is written.
+        """
+        with self.transaction() as connection:
+            return record(connection, trials)
 
     def finish(
         self,
@@ -277,7 +297,7 @@ class Storage(RDBStorage):
     def _held(self, trial_id: int, owner: str) -> Iterator[tuple[Connection, Lease]]:
         """Open a transaction in which the trial runs and is the owner's."""
         with self.transaction() as connection:
-            state, lease = state_and_lease(connection, trial_id)
-            if state is not TrialState.RUNNING or lease is None or lease.owner != owner:
+            lease = held_lease(connection, trial_id, owner)
+            if lease is None:
                 raise ClaimLost(f"trial id {trial_id} is no longer held by {owner}; it is dropped")
             yield connection, lease

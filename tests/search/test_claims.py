@@ -56,11 +56,11 @@ def until(condition, seconds=30):
 
 def test_a_trial_from_its_claim_to_its_end(study):
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         assert study.trial(claim).state is TrialState.RUNNING
         for step in range(10):
             claim.report(step, 10.0 - step)
-            keeper.check(claim)
+            keeper.check()
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {"host": "h"})
     trial = study.trial(claim)
     assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 1.0, {"host": "h"})
@@ -70,7 +70,7 @@ def test_a_trial_from_its_claim_to_its_end(study):
 
 def test_values_are_recorded_while_it_trains(study):
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         claim.report(1, 2.0)
         until(lambda: study.trial(claim).intermediate_values == {1: 2.0})
         claim.report(2, 1.0)
@@ -79,11 +79,11 @@ def test_values_are_recorded_while_it_trains(study):
 
 def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
     with study.keeper() as keeper:
-        first = keeper.claim()
+        (first,) = keeper.claim()
         first.report(1, 3.0)
         first.report(2, 2.5)
         keeper.give_back(first, Failure.INTERRUPTED)
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         assert claim.trial.intermediate_values == {1: 3.0, 2: 2.5}
         assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
         claim.begin_with({1: 2.75})
@@ -94,10 +94,10 @@ def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
 def test_a_lease_is_kept_alive_whatever_a_step_takes(study):
     """The training thread does nothing at all for some lengths of the lease."""
     with study.keeper(lease=1) as keeper, study.keeper("observer", lease=1) as observer:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         time.sleep(2.5)
-        keeper.check(claim)
-        assert observer.claim().trial.number == 1
+        keeper.check()
+        assert observer.claim()[0].trial.number == 1
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
@@ -105,21 +105,20 @@ def test_who_is_gone_loses_its_trial_to_others_who_say_so(study):
     with study.keeper("gone", lease=1) as keeper:
         keeper.claim()
     with study.keeper("heir", lease=1) as heir:
-        busy = heir.claim()  # also who trains watches
-        until(lambda: heir.check(busy) or study.said)
+        heir.claim()  # also who trains watches
+        until(lambda: heir.check() or study.said)
         assert "was not heard of" in study.said[0]
-        claim = heir.claim()
+        (claim,) = heir.claim()
         assert claim.trial.number == 0
         assert claim.trial.user_attrs == {"setbacks": {"stale": 1}}
 
 
 def test_who_has_lost_its_trial_is_told_at_the_next_look(study):
     with study.keeper(lease=1) as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         study.storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
         study.storage.claim(study.study_id, "heir")
-        with pytest.raises(ClaimLost):
-            until(lambda: keeper.check(claim))
+        until(lambda: keeper.check() or claim.lost)
         for end in (
             lambda: keeper.finish(claim, TrialState.COMPLETE, 1.0, {}),
             lambda: keeper.give_back(claim, Failure.INTERRUPTED),
@@ -131,11 +130,11 @@ def test_who_has_lost_its_trial_is_told_at_the_next_look(study):
 
 def test_trials_that_failed_here_are_taken_last(study):
     with study.keeper() as keeper:
-        first = keeper.claim()
+        (first,) = keeper.claim()
         keeper.give_back(first, Failure.EXCEPTION, "ValueError: no")
-        numbers = [keeper.claim(avoid={first.trial_id}).trial.number for _ in range(3)]
+        numbers = [keeper.claim(avoid={first.trial_id})[0].trial.number for _ in range(3)]
         assert numbers == [1, 2, 0]
-        assert keeper.claim() is None
+        assert keeper.claim() == []
 
 
 # ------------------------------------------------------------------ the storage is away
@@ -181,14 +180,14 @@ def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
     forgotten = []
     monkeypatch.setattr(Watch, "forget", lambda self: forgotten.append(self))
     with study.keeper(storage=storage) as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         state["before"] = True
         for step in range(5):
             claim.report(step, float(step))
-        until(lambda: keeper.check(claim) or study.said)
+        until(lambda: keeper.check() or study.said)
         until(lambda: state["attempts"] > 3)
         state["before"] = False
-        until(lambda: keeper.check(claim) or len(study.said) > 1)
+        until(lambda: keeper.check() or len(study.said) > 1)
         assert study.said == [
             "the storage is away (server closed the connection); what is found meanwhile is kept",
             "the storage is back",
@@ -204,14 +203,14 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
     with study.keeper(storage=storage) as keeper:
         until(lambda: keeper._watch_at)  # its first look at the others is done
         state["after"] = True
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         assert not state["after"]
         assert claim.trial.number == 0
         claim.report(1, 2.0)
         state["after"] = True
         keeper.give_back(claim, Failure.INTERRUPTED)
         state["after"] = True
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         assert claim.trial.number == 0
         assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
         state["after"] = True
@@ -225,13 +224,13 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
 def test_a_storage_is_waited_for_and_no_longer(study, broken):
     storage, state = broken
     with study.keeper(storage=storage, outage=0.5) as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         state["before"] = True
         claim.report(1, 2.0)
         with pytest.raises(
             StorageOutage, match=r"server closed the connection\), waited for are 0.5 s"
         ):
-            until(lambda: keeper.check(claim))
+            until(lambda: keeper.check())
         with pytest.raises(StorageOutage):
             keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
     with study.keeper(storage=storage, outage=0.5) as keeper, pytest.raises(StorageOutage):
@@ -243,7 +242,7 @@ def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, within):
     storage, state = broken
     stop = StopRequest()
     with study.keeper(storage=storage, stop=stop) as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         state["before"] = True
         stop.signal = 15
         with pytest.raises(Stopped):
@@ -257,24 +256,24 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken):
         study.keeper(lease=2, storage=storage) as keeper,
         study.keeper("observer", lease=2, storage=storage) as observer,
     ):
-        claim, other = keeper.claim(), observer.claim()
+        (claim,), (other,) = keeper.claim(), observer.claim()
         state["before"] = True
         time.sleep(5)
         state["before"] = False
         time.sleep(2)
-        keeper.check(claim)
-        observer.check(other)
+        keeper.check()
+        observer.check()
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
 def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, monkeypatch):
     """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
     with study.keeper(outage=60) as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         until(lambda: keeper._since is None)
         keeper._since = time.monotonic() - 3600
-        keeper.check(claim)
-        keeper.check(claim)
+        keeper.check()
+        keeper.check()
         keeper._since = None
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
@@ -296,7 +295,7 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken):
 
 def test_an_outage_may_last_for_any_number_of_values(study):
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         claim.begin_with(dict.fromkeys(range(70000), 1.0))
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert len(study.trial(claim).intermediate_values) == 70_000
@@ -304,17 +303,17 @@ def test_an_outage_may_last_for_any_number_of_values(study):
 
 def test_a_mistake_is_not_waited_for(study):
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         with study.storage.transaction() as connection:
             connection.execute(sa.text("ALTER TABLE trial_intermediate_values RENAME TO gone"))
         claim.report(1, 1.0)
         with pytest.raises(sa.exc.SQLAlchemyError, match="trial_intermediate_values"):
-            until(lambda: keeper.check(claim))
+            until(lambda: keeper.check())
 
 
 def test_an_unexpected_error_is_the_callers(study):
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         with pytest.raises(AssertionError):
             keeper.finish(claim, TrialState.COMPLETE, float("nan"), {})
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
@@ -324,13 +323,13 @@ def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path):
     """Another program holds the file; whoever trains is not held up for an instant."""
     study = Study(sqlite_url)
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         for step in range(3):
             claim.report(step, 1.0)
-            keeper.check(claim)
-        until(lambda: keeper.check(claim) or study.said)
+            keeper.check()
+        until(lambda: keeper.check() or study.said)
         assert "it does not answer" in study.said[0]
         assert study.trial(claim).intermediate_values == {}
         other.execute("ROLLBACK")
@@ -342,7 +341,7 @@ def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path):
 def test_no_connection_is_held_while_a_network_trains(postgresql_url):
     study = Study(postgresql_url)
     with study.keeper() as keeper:
-        claim = keeper.claim()
+        (claim,) = keeper.claim()
         claim.report(1, 1.0)
         until(lambda: study.trial(claim).intermediate_values)
         time.sleep(0.2)

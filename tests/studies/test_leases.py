@@ -183,7 +183,7 @@ def test_a_claim_looks_at_no_trial_that_it_does_not_take(sqlite_url):
     seen = []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: seen.append(a[2:4]))
     storage.claim(study_id, "me", avoid=[3, 4])
-    (claim,) = [found for found in seen if found[0].startswith("UPDATE trials")]
+    (claim,) = [found for found in seen if "ORDER BY trials.number" in found[0]]
     with storage.engine.begin() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {claim[0]}", claim[1]).all()
     steps = [row[3] for row in plan]

@@ -1,0 +1,286 @@
+"""Affine maps of R networks at once: one product for all that share an input, and its gradients.
+
+Nothing here is drawn on autograd's tape: a map keeps what its own backward pass needs, in memory
+that is taken once and used again at every step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LARGE = 128 * 128
+"""Weights of a map from which on a processor takes one product after another no slower than all at
+once; in bfloat16 it is faster, where a batch of transposed factors would be copied first."""
+
+
+class Workspace:
+    """Memory that is taken once and used again: what stands in it lasts until the next step."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return the tensor of this name, with whatever it holds.
+
+        Args:
+            name: of the tensor.
+            shape: one that needs more memory than there is under this name takes it anew.
+            like: of the type, and on the device, that is wanted.
+        """
+        key = (name, like.dtype, tuple(shape))
+        view = self._views.get(key)
+        if view is not None:
+            return view
+        size = math.prod(shape)
+        memory = self._memory.get(key[:2])
+        if memory is None or memory.numel() < size:
+            memory = self._memory[key[:2]] = like.new_empty(size)
+            self._views = {other: v for other, v in self._views.items() if other[:2] != key[:2]}
+        view = self._views[key] = memory[:size].view(key[2])
+        return view
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which part of a member's product (:meth:`Architecture.products`) stands where in a map.
+
+    Attributes:
+        product: its name.
+        inputs: the product's first input in this block, and how many.
+        at: where they stand: the map's first input, and its first output.
+    """
+
+    product: str
+    inputs: tuple[int, int]
+    at: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer reads: for each member and lane n numbers, which lanes may have in common.
+
+    Attributes:
+        values: (K, U, n), the numbers that occur.
+        rows: (B,), for each lane the one of the U that it has; None if lane b has the b-th.
+    """
+
+    values: Tensor
+    rows: Tensor | None = None
+
+    def of(self, members: slice) -> "Input":
+        """Return what some of the members read."""
+        return Input(self.values[members], self.rows)
+
+    def lanes(self, space: Workspace) -> Tensor:
+        """Return the numbers of each lane, (K, B, n)."""
+        return self.values if self.rows is None else spread(self.values, self.rows, space)
+
+    def add_lanes(self, dx: Tensor, d: Tensor) -> None:
+        """Add to the gradient dx (K, U, n) what the lanes have of it, d (K, B, n)."""
+        dx.add_(d) if self.rows is None else dx.index_add_(1, self.rows, d)
+
+
+class Affine:
+    """y = [p₁ ; p₂ ; …]·W + b for R members, each with weights of its own.
+
+    Args:
+        members: which of the population's K have this map.
+        inputs: of the map.
+        outputs: of the map.
+        blocks: what it joins.
+        has_bias: whether there is a b.
+
+    Attributes:
+        weight: (R, inputs, outputs), in the type of the products.
+        bias: (R, 1, outputs)
+        weight_gradient, bias_gradient: of the same shapes, set by :meth:`backward`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[int],
+        inputs: int,
+        outputs: int,
+        blocks: Sequence[Block],
+        has_bias: bool = True,
+    ) -> None:
+        self.members = list(members)
+        self.inputs = inputs
+        self.outputs = outputs
+        self.blocks = blocks
+        self.has_bias = has_bias
+        self._space = Workspace()
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Map parts, each (R, B, …), joined along the last axis, to (R, B, outputs)."""
+        self._x = self._joined(parts)  # (R, B, inputs)
+        shape = (*self._x.shape[:2], self.outputs)
+        y = product(self._x, self.weight, self._space("product", shape, like=self.weight))
+        if y.dtype != self.bias.dtype:
+            y = self._space("y", shape, like=self.bias).copy_(y)
+        return y.add_(self.bias) if self.has_bias else y
+
+    def backward(self, dy: Tensor, first: int = 0) -> None:
+        """Take the gradient of the weights.
+
+        Args:
+            dy: (R, B, outputs or less), the gradient of the outputs, of those that have one.
+            first: the first of those.
+        """
+        self._outputs = slice(first, first + dy.shape[2])
+        if self.has_bias:
+            db = self.bias_gradient[:, :, self._outputs]
+            torch.sum(dy, 1, keepdim=True, out=db)
+        self._dy = self._low("dy", dy)
+        dw = self.weight_gradient
+        if dy.shape[2] == self.outputs:
+            product(self._x.mT, self._dy, dw)
+        else:
+            part = self._space("dw", (len(dw), self.inputs, dy.shape[2]), like=dw)
+            dw[:, :, self._outputs] = product(self._x.mT, self._dy, part)
+
+    def input_gradient(self, inputs: int) -> Tensor:
+        """Return the gradient of the first so many inputs (R, B, inputs), after the weights'."""
+        weight = self.weight[:, :inputs, self._outputs]
+        dx = self._space("dx", (*self._dy.shape[:2], inputs), like=weight)
+        return product(self._dy, weight.mT, dx)
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return self._low("x", parts[0])
+        x, at = self._space("x", (*parts[0].shape[:2], self.inputs), like=self.weight), 0
+        for part in parts:
+            x[:, :, at : at + part.shape[2]].copy_(part)
+            at += part.shape[2]
+        return x
+
+    def _low(self, name: str, x: Tensor) -> Tensor:
+        """Return x in the type of the products."""
+        if x.dtype == self.weight.dtype:
+            return x
+        return self._space(name, x.shape, like=self.weight).copy_(x)
+
+
+class Joint:
+    """An affine map of [x ; p₁ ; p₂ ; …], where lanes may share their x.
+
+    It is one product; but of an x that many lanes have in common (in the first layer, where x
+    stands for a symbol) each is multiplied once, and the result given to all its lanes.
+
+    Args:
+        members: which of the population's K have this map.
+        n: the width of x and of each part.
+        has_x: whether x is among the inputs.
+        parts: how many others are.
+        outputs: of the map.
+        blocks: what it joins, the inputs counted as if x were there in one map.
+        repeats: whether lanes share their x.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[int],
+        n: int,
+        has_x: bool,
+        parts: int,
+        outputs: int,
+        blocks: Sequence[Block],
+        repeats: bool,
+    ) -> None:
+        self.n = n
+        self.outputs = outputs
+        self.split = repeats and has_x
+        self.has_x = has_x
+        self._space = Workspace()
+        inputs = n * (parts + has_x)
+        if not self.split:
+            self.maps = [Affine(members, inputs, outputs, blocks)]
+            return
+        own, rest = _divided(blocks, n)
+        self.maps = [Affine(members, n, outputs, own)]
+        if parts:
+            self.maps.append(Affine(members, inputs - n, outputs, rest, has_bias=False))
+
+    def forward(self, x: Input, *parts: Tensor) -> Tensor:
+        """Map x and the parts, each (R, B, n), to (R, B, outputs)."""
+        if not self.split:
+            own = [x.values] if self.has_x else []
+            return self.maps[0].forward(*own, *parts)
+        assert x.rows is not None
+        self._rows, self._distinct = x.rows, x.values.shape[1]
+        y = spread(self.maps[0].forward(x.values), x.rows, self._space)
+        return y.add_(self.maps[1].forward(*parts)) if parts else y
+
+    def backward(self, dy: Tensor, first: int = 0) -> None:
+        """Take the gradient of the weights; see :meth:`Affine.backward`."""
+        if not self.split:
+            self.maps[0].backward(dy, first)
+            return
+        shared = self._space("dy", (len(dy), self._distinct, dy.shape[2]), like=dy)
+        self.maps[0].backward(shared.zero_().index_add_(1, self._rows, dy), first)
+        if len(self.maps) > 1:
+            self.maps[1].backward(dy, first)
+
+    def input_gradient(self, inputs: int) -> Tensor:
+        """Return the gradient of the first so many inputs, of which lanes share none."""
+        return self.maps[0].input_gradient(inputs)
+
+    def add_x_gradient(self, dx: Tensor) -> None:
+        """Add the gradient of x to dx (R, U, n)."""
+        dx.add_(self.maps[0].input_gradient(self.n))
+
+    def input_gradients(self, dx: Tensor, parts: int) -> Tensor | None:
+        """Set the gradient of x, and return that of the first so many parts.
+
+        Args:
+            dx: (R, U, n)
+            parts: how many; they stand before those whose gradient nobody needs.
+
+        Returns:
+            (R, B, parts · n); None for no part.
+        """
+        n = self.n
+        if self.split or not self.has_x:
+            dx.copy_(self.maps[0].input_gradient(n)) if self.has_x else dx.zero_()
+            return self.maps[-1].input_gradient(n * parts) if parts else None
+        both = self.maps[0].input_gradient(n * (1 + parts))
+        dx.copy_(both[:, :, :n])
+        return both[:, :, n:] if parts else None
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Multiply (R, i, j) by (R, j, k), member by member, into out (R, i, k)."""
+    if b.device.type == "cpu" and b.shape[1] * b.shape[2] >= _LARGE:
+        for one, other, result in zip(a, b, out, strict=True):
+            torch.mm(one, other, out=result)
+        return out
+    return torch.bmm(a, b, out=out)
+
+
+def spread(x: Tensor, rows: Tensor, space: Workspace) -> Tensor:
+    """Give each lane its row of x (R, U, m): (R, B, m)."""
+    lanes = space("lanes", (len(x), len(rows), x.shape[2]), like=x)
+    return torch.index_select(x, 1, rows, out=lanes)
+
+
+def _divided(blocks: Sequence[Block], n: int) -> tuple[list[Block], list[Block]]:
+    """Tell the blocks of x, the first n inputs, from those of the rest, cut where they meet."""
+    own, rest = [], []
+    for block in blocks:
+        (first, count), (row, column) = block.inputs, block.at
+        mine = min(count, max(0, n - row))
+        if mine:
+            own.append(Block(block.product, (first, mine), (row, column)))
+        if count > mine:
+            at = (max(row - n, 0), column)
+            rest.append(Block(block.product, (first + mine, count - mine), at))
+    return own, rest

@@ -1,0 +1,110 @@
+"""One training step of a population as a program over memory of its own."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rnn.network import Population
+
+WARM_UP = 3
+"""Steps that are taken before a graph is recorded: libraries set themselves up in the first."""
+
+
+class Program:
+    """A training step: forward, backward, optimizer, smoothed losses.
+
+    On a GPU it is recorded as a graph and played again, so that a step costs one launch.
+
+    Args:
+        population: trained in place.
+        lanes: B.
+        learning_rate: Adam's.
+        smoothing: the weight of the past in the smoothed losses.
+
+    Attributes:
+        optimizer: Adam, over one tensor of all weights.
+        states: for each layer (K, B, n), as the last step left them.
+        smoothed: (K,) the smoothed losses, an exponential moving average of the mean cross-entropy
+            over the lanes, nats a symbol.
+    """
+
+    def __init__(
+        self, population: Population, lanes: int, learning_rate: float, smoothing: float
+    ) -> None:
+        self.population = population
+        self.values = population.parameters.values
+        self.states = population.initial_states(lanes)
+        self.smoothed = self.values.new_zeros(len(population.members))
+        on_gpu = population.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            [self.values], lr=learning_rate, fused=True, capturable=on_gpu
+        )
+        self.moments = (torch.zeros_like(self.values), torch.zeros_like(self.values))
+        self._updates = torch.zeros((), device=population.device)
+        self.optimizer.state[self.values] = {
+            "step": self._updates,
+            "exp_avg": self.moments[0],
+            "exp_avg_sq": self.moments[1],
+        }
+        self._smoothing = smoothing
+        symbols = torch.zeros(lanes, dtype=torch.long, device=population.device)
+        self._reads, self._foretells = symbols, symbols.clone()
+        self._play = recorded(self._advance) if on_gpu else self._advance
+
+    def set_updates(self, updates: int) -> None:
+        """Say how many steps the optimizer's moments stand for."""
+        self._updates.fill_(updates)
+
+    def begin_sequence(self) -> None:
+        """Set the states to zero."""
+        for state in self.states:
+            state.zero_()
+
+    def step(self, reads: Tensor, foretells: Tensor) -> None:
+        """Train every member on one more symbol of each lane.
+
+        Args:
+            reads: (B,) the symbols, of any type of integers.
+            foretells: (B,) those that come next.
+        """
+        self._reads.copy_(reads)
+        self._foretells.copy_(foretells)
+        self._play()
+
+    def _advance(self) -> None:
+        reads = self.population.symbols(self._reads)
+        losses, states = self.population.learn(reads, self._foretells, self.states)
+        self.optimizer.step()
+        self.smoothed.lerp_(losses, 1 - self._smoothing)
+        for state, after in zip(self.states, states, strict=True):
+            state.copy_(after)
+
+
+def recorded(work: Callable[[], None]) -> Callable[[], None]:
+    """Return what does the same on a GPU, from the fourth call on as one launch.
+
+    Args:
+        work: the same operations on the same memory, whatever that holds.
+    """
+    graph: torch.cuda.CUDAGraph | None = None
+    calls = 0
+
+    def play() -> None:
+        nonlocal graph, calls
+        if graph is None and calls < WARM_UP:
+            calls += 1
+            # Aside, as recording wants it.
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                work()
+            torch.cuda.current_stream().wait_stream(aside)
+            return
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                work()  # noted, not done
+        graph.replay()
+
+    return play

@@ -1,0 +1,118 @@
+"""Which points a worker takes, and what it says of several at once, within one transaction."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.leases import Lease
+from studies.rows import running_leases, set_lease, state_and_lease, write_curve
+from studies.tables import PARAMS, TRIALS, marked_as_point, now
+
+Points = sa.Select[int]
+"""A query for the ids of trials."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is to be recorded of a trial that a worker holds.
+
+    Attributes:
+        trial_id: of the trial.
+        owner: the token that it was claimed with.
+        curve: intermediate values, by step, which take the place of those of the same steps.
+        anew: of all others too.
+        renew: say too that the worker lives.
+    """
+
+    trial_id: int
+    owner: str
+    curve: Mapping[int, float] = field(default_factory=dict)
+    anew: bool = False
+    renew: bool = False
+
+
+def waiting_points(study_id: int, avoid: Collection[int] = ()) -> Points:
+    """Return the query for a study's waiting points, less those to avoid."""
+    return sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id,
+        TRIALS.c.state == TrialState.WAITING,
+        TRIALS.c.trial_id.not_in(avoid),
+        marked_as_point(),
+    )
+
+
+def take(connection: Connection, waiting: Points, lease: Lease, limit: int = 1) -> list[int]:
+    """Set the first so many of the waiting points running, under this lease; return their ids."""
+    first = waiting.order_by(TRIALS.c.number).limit(limit)
+    # Nobody waits for another: what somebody else is just taking is passed over. On SQLite the
+    # writer is alone.
+    chosen = list(connection.scalars(first.with_for_update(skip_locked=True)))
+    if chosen:
+        connection.execute(
+            sa.update(TRIALS)
+            .where(TRIALS.c.trial_id.in_(chosen))
+            .values(state=TrialState.RUNNING, datetime_start=now())
+        )
+    for trial_id in chosen:
+        set_lease(connection, trial_id, lease)
+    return chosen
+
+
+def take_alike(
+    connection: Connection,
+    trial_id: int,
+    lease: Lease,
+    limit: int,
+    parameters: Sequence[str],
+    avoid: Collection[int],
+) -> list[int]:
+    """Take waiting points like one that a worker holds; see ``Storage.claim_alike``."""
+    study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id))
+    assert study_id is not None
+    waiting = waiting_points(study_id, avoid)
+    for parameter in parameters:
+        waiting = waiting.where(_same_value(parameter, trial_id))
+    count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery())) or 0
+    workers = {other.worker for other in running_leases(connection, study_id).values()}
+    share = -(-(count + 1) // len(workers)) - 1  # the one that is held counts as taken
+    return take(connection, waiting, Lease(lease.owner, lease.seconds), max(0, min(limit, share)))
+
+
+def held_lease(connection: Connection, trial_id: int, owner: str) -> Lease | None:
+    """Return the lease of a trial, if it runs and is the owner's."""
+    state, lease = state_and_lease(connection, trial_id)
+    held = state is TrialState.RUNNING and lease is not None and lease.owner == owner
+    return lease if held else None
+
+
+def record(connection: Connection, trials: Iterable[Held]) -> list[int]:
+    """Record what there is of trials; return the ids of those that their owner no longer holds."""
+    lost = []
+    # Whoever locks several does so in the same order.
+    for held in sorted(trials, key=lambda held: held.trial_id):
+        lease = held_lease(connection, held.trial_id, held.owner)
+        if lease is None:
+            lost.append(held.trial_id)
+            continue
+        if held.renew:
+            set_lease(connection, held.trial_id, lease.renewed())
+        if held.curve or held.anew:
+            write_curve(connection, held.trial_id, held.curve, held.anew)
+    return lost
+
+
+def _same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial has the value of a parameter that another one has."""
+    own, other = PARAMS.alias(), PARAMS.alias()
+    pairs = sa.select(own.c.trial_id).join(other, own.c.param_value == other.c.param_value)
+    return sa.exists(
+        pairs.where(
+            own.c.param_name == parameter,
+            other.c.param_name == parameter,
+            other.c.trial_id == trial_id,
+            own.c.trial_id == TRIALS.c.trial_id,
+        ).correlate(TRIALS)
+    )
