@@ -40,7 +40,7 @@ def held_out_losses(
     symbols = torch.from_numpy(lanes(text, starts, lane_length))  # (lane_length, lanes)
     symbols = symbols.to(population.device).long()
     states = population.initial_states(count)
-    total = torch.zeros((len(population.members), count), device=population.device)
+    total = states[0].new_zeros(len(population.members), count)
     for t in range(lane_length - 1):
         reads = population.symbols(symbols[t])
         logits, after = population.forward(reads, states)  # (K, lanes, V)

@@ -122,11 +122,11 @@ class Population:
         self._embedding = _whole("embedding", everyone, vocabulary_size, n)
         self._head = _whole("head", everyone, n, vocabulary_size)
         learns = [True] * len(members)
-        self._cells: list[Cell] = []
+        self.cells: list[Cell] = []
         for layer in reversed(range(self.layers)):
             # In the first layer x stands for a symbol, and many lanes have the same.
             repeats = layer == 0 and not self.fixed
-            self._cells.insert(0, Cell(architectures, learns, repeats, self.device))
+            self.cells.insert(0, Cell(architectures, learns, repeats, self.device))
             learns = [
                 learning and a.passes_input
                 for a, learning in zip(architectures, learns, strict=True)
@@ -158,14 +158,14 @@ class Population:
         )
 
     def _maps(self) -> Iterator[tuple[str, Affine]]:
-        for layer, cell in enumerate(self._cells):
+        for layer, cell in enumerate(self.cells):
             for affine in cell.maps():
                 yield f"layers.{layer}.", affine
 
     def initial_states(self, lanes: int) -> list[Tensor]:
         """Return the zero states at a sequence's start, for each layer (K, B, n)."""
         shape = (len(self.members), lanes, self.state_size)
-        return [self.parameters.values.new_zeros(shape) for _ in self._cells]
+        return [self.parameters.values.new_zeros(shape) for _ in self.cells]
 
     def symbols(self, symbols: Tensor) -> Symbols:
         """Return what lanes with these symbols (B,) read, as this population takes it."""
@@ -189,7 +189,7 @@ class Population:
         torch.index_select(table.weight, 1, reads.distinct, out=values).add_(table.bias)
         x = Input(values, reads.rows)  # (K, U, n)
         next_states = []
-        for cell, h in zip(self._cells, states, strict=True):
+        for cell, h in zip(self.cells, states, strict=True):
             y, u = cell.forward(x, h)  # (K, B, n) both
             x = Input(y)
             next_states.append(u)
@@ -228,7 +228,7 @@ class Population:
         d.scatter_add_(2, targets, d.new_full((), -1.0).expand(targets.shape))
         self._head.backward(d.mul_(1 / d.shape[1]))
         d = self._head.input_gradient(self.state_size)  # (K, B, n)
-        for layer, cell in reversed(list(enumerate(self._cells))):
+        for layer, cell in reversed(list(enumerate(self.cells))):
             distinct = len(reads.distinct) if layer == 0 else d.shape[1]
             d = cell.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
         self._learn_embedding(reads.distinct, d)

@@ -130,7 +130,7 @@ class Run:
     ) -> None:
         self.text = text
         self.settings = settings
-        self._charged = time.monotonic()
+        self._charged: float | None = None  # when, while it is trained
         self._take_up(population, progress or {})
 
     def train(self, between_steps: Callable[[], None] = _nothing) -> Iterator[LogPoint]:
@@ -145,22 +145,23 @@ class Run:
         Yields:
             The log points still to come, one every ``log_every`` steps.
         """
+        if self.step >= self.settings.steps:
+            return
         self._charged = time.monotonic()
-        for reads, foretells, begins in self._steps():
-            if begins:
-                self._program.begin_sequence()
-            self._program.step(reads, foretells)
-            self.step += 1
-            if self.step % self.settings.log_every == 0:
-                point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))
-                for curve, loss in zip(self.curves, point.smoothed_losses, strict=True):
-                    curve[point.step] = loss
-                self._charge()
-                yield point
-            between_steps()
-            if not self.members:
-                return
-        self._charge()
+        try:
+            for reads, foretells, begins in self._steps():
+                if begins:
+                    self._program.begin_sequence()
+                self._program.step(reads, foretells)
+                self.step += 1
+                if self.step % self.settings.log_every == 0:
+                    yield self._log()
+                between_steps()
+                if not self.members:
+                    return
+        finally:
+            self._charge()
+            self._charged = None
 
     def drop(self, leaving: Collection[Member]) -> None:
         """Go on without some members: from now on they cost nothing."""
@@ -213,8 +214,17 @@ class Run:
             program.smoothed[k].copy_(own.smoothed)
         program.set_updates(self.step)
 
+    def _log(self) -> LogPoint:
+        point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))
+        for curve, loss in zip(self.curves, point.smoothed_losses, strict=True):
+            curve[point.step] = loss
+        self._charge()
+        return point
+
     def _charge(self) -> None:
-        """Charge the members with the time since this was done last."""
+        """Charge the members with the time of training since this was done last."""
+        if self._charged is None:
+            return
         now = time.monotonic()
         share = (now - self._charged) / max(1, len(self.members))
         self.seconds = [seconds + share for seconds in self.seconds]

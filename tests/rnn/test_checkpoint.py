@@ -47,16 +47,24 @@ def train_until(run, step):
         list(run.train(look))
 
 
-def resume(written, members, precision="fp32"):
-    run = begin(members, precision)
-    read_checkpoint(run, "me", written)
-    return run
+def write(run):
+    return {member: write_checkpoint(run.progress(member), "me") for member in run.members}
+
+
+def resume(written, precision="fp32"):
+    progress = {
+        member: read_checkpoint(member.architecture, "me", content)
+        for member, content in written.items()
+    }
+    weights = {member: own.weights for member, own in progress.items()}
+    population = Population(list(written), 1, precision, weights=weights)
+    return Run(population, TEXT, SETTINGS, progress)
 
 
 def same(one, other):
-    for a, b in zip(one.population.parameters(), other.population.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert one.curve == other.curve
+    assert one.members == other.members
+    assert torch.equal(one.population.parameters.values, other.population.parameters.values)
+    assert one.curves == other.curves
 
 
 @pytest.mark.parametrize("member", SWITCHES, ids=lambda member: member.architecture.key)
@@ -67,7 +75,7 @@ def test_every_cell_goes_on_bit_for_bit(member):
     run = begin([member])
     for step in (3, 4, 7, 13):
         train_until(run, step)
-        run = resume(write_checkpoint(run, "me"), [member])
+        run = resume(write(run))
     assert [point.step for point in run.train()] == [16, 20]
     same(run, undisturbed)
 
@@ -78,7 +86,7 @@ def test_a_population_goes_on_in_every_precision(precision):
     list(undisturbed.train())
     run = begin(SWITCHES, precision)
     train_until(run, 10)
-    run = resume(write_checkpoint(run, "me"), SWITCHES, precision)
+    run = resume(write(run), precision)
     list(run.train())
     same(run, undisturbed)
 
@@ -86,30 +94,42 @@ def test_a_population_goes_on_in_every_precision(precision):
 def test_a_finished_run_has_nothing_to_go_on_with():
     run = begin(SWITCHES[:1])
     list(run.train())
-    again = resume(write_checkpoint(run, "me"), SWITCHES[:1])
-    assert again.curve == run.curve
+    again = resume(write(run))
+    assert again.curves == run.curves
     assert list(again.train()) == []
     assert again.seconds == run.seconds
 
 
 def test_a_run_that_has_not_begun_can_be_written_down():
-    run = resume(write_checkpoint(begin(SWITCHES[:1]), "me"), SWITCHES[:1])
+    run = resume(write(begin(SWITCHES[:1])))
     assert [point.step for point in run.train()] == [4, 8, 12, 16, 20]
+
+
+def test_who_was_trained_with_others_goes_on_alone():
+    """And the other way round: a checkpoint knows of no company."""
+    some = SWITCHES[::19]
+    undisturbed = begin(some, "fp64")
+    list(undisturbed.train())
+    together = begin(some, "fp64")
+    train_until(together, 10)
+    written = write(together)
+    for member in some:
+        alone = resume({member: written[member]}, "fp64")
+        list(alone.train())
+        expected = undisturbed.curves[undisturbed.members.index(member)]
+        assert alone.curves[0] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.fixture
 def written():
     run = begin(SWITCHES[-1:])
     train_until(run, 10)
-    return write_checkpoint(run, "me")
+    return write_checkpoint(run.progress(SWITCHES[-1]), "me")
 
 
-def refused(written, match, members=SWITCHES[-1:], identity="me"):
-    run, untouched = begin(members), begin(members)
+def refused(written, match, member=SWITCHES[-1], identity="me"):
     with pytest.raises(CheckpointError, match=match):
-        read_checkpoint(run, identity, written)
-    same(run, untouched)
-    assert run.step == 0
+        read_checkpoint(member.architecture, identity, written)
 
 
 def test_every_damage_is_seen(written):
@@ -131,4 +151,5 @@ def test_what_another_program_wrote_is_refused():
 
 def test_another_runs_checkpoint_is_refused(written):
     refused(written, "another run", identity="you")
-    refused(written, "no weights", members=SWITCHES[:1])
+    other = Architecture(True, True, True, True, True, "both", 2, 6)
+    refused(written, "no weights", member=Member(other))

@@ -33,7 +33,7 @@ def test_a_graphics_card_trains_as_the_processor_does():
     ]
     curves = []
     for device in ("cpu", "cuda"):
-        population = Population(members, 1, "fp64").to(find_device(device))
+        population = Population(members, 1, "fp64", device=find_device(device))
         curves.append([point.smoothed_losses for point in Run(population, text, settings).train()])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
 

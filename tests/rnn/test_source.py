@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rnn.affine import Input
 from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture, Member
 from rnn.network import Population, initial_weights
 from rnn.source import equations, layer_code, module_code
@@ -65,26 +66,28 @@ def test_the_module_is_the_network(architecture: Architecture):
     generator = torch.Generator().manual_seed(SEED)
     text = torch.randint(VOCABULARY, (STEPS + 1, LANES), generator=generator)
 
-    expected_states, states = population.initial_state(LANES), network.initial_state(LANES)
+    expected_states, states = population.initial_states(LANES), network.initial_state(LANES)
     for t in range(STEPS):
-        expected, expected_states = population(text[t], expected_states)
+        before = [state.clone() for state in expected_states]
+        expected, after = population.forward(population.symbols(text[t]), expected_states)
+        expected_states = [state.clone() for state in after]
         logits, states = network(text[t], states)
-        torch.testing.assert_close(logits, expected[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(states, [s[0] for s in expected_states], rtol=1e-12, atol=1e-12)
     assert not any(state.requires_grad for state in states)
 
     # What reached past the last time step would show in these gradients.
-    population.loss(expected, text[STEPS]).mean(dim=1).sum().backward()
+    population.learn(population.symbols(text[STEPS - 1]), text[STEPS], before)
     nn.functional.cross_entropy(logits, text[STEPS]).backward()
+    gradients = population.parameters.of(0, population.parameters.values.grad)
     for weight, product in (
-        (network.embedding.weight, population.embedding),
-        (network.layers[0].candidate.weight, population.cells[0].candidate),
-        (network.layers[1].read_out.weight, population.cells[1].read_outs[0].read_out),
+        (network.embedding.weight, "embedding"),
+        (network.layers[0].candidate.weight, "layers.0.candidate"),
+        (network.layers[1].read_out.weight, "layers.1.read_out"),
     ):
-        # Some architectures' outputs do not depend on some weights: both have no gradient then.
-        gradients = (weight.grad, product.weight.grad)
-        if gradients != (None, None):
-            torch.testing.assert_close(weight.grad.T, product.weight.grad[0], rtol=1e-9, atol=1e-12)
+        # Some architectures' outputs do not depend on some weights.
+        own = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(own.T, gradients[product][0], rtol=1e-9, atol=1e-12)
 
 
 @each_architecture
@@ -176,10 +179,11 @@ def test_the_equations_are_the_network(architecture: Architecture):
         if f"layers.0.{name}" in weights
     }
     x, h = torch.rand(2, LANES, SIZE, dtype=torch.float64, requires_grad=True)
-    output, state = population_of(architecture).cells[0](x[None], h[None])
+    population = Population([Member(architecture)], SEED, "fp64", VOCABULARY, fixed=True)
+    output, state = population.cells[0].forward(Input(x.detach()[None]), h.detach()[None])
     values = compute(equations(architecture), letters, x=x, h=h)
-    torch.testing.assert_close(values["y"], output[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(values["h"], state[0], rtol=1e-12, atol=1e-12)
+    for letter, found in (("y", output), ("h", state)):
+        torch.testing.assert_close(values[letter].detach(), found[0], rtol=1e-12, atol=1e-12)
     assert values["u"].requires_grad
     assert not values["h"].requires_grad
 

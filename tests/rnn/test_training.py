@@ -1,10 +1,12 @@
 """The training loop: exact repetition, members that do not see each other, the smoothed loss."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
+from products import products, work_of
 
 from rnn.architecture import Architecture, Member
 from rnn.evaluation import bits, held_out_losses
@@ -32,16 +34,27 @@ MIXED = [
 
 
 def curves(members, precision="fp32", settings=SETTINGS):
+    """The smoothed losses (log points, K), in the order of these members; and the population."""
     population = Population(members, seed=1, precision=precision)
-    points = list(Run(population, TEXT, settings).train())
-    return np.array([point.smoothed_losses for point in points]), population
+    run = Run(population, TEXT, settings)
+    points = list(run.train())
+    columns = [run.members.index(member) for member in members]
+    return np.array([point.smoothed_losses for point in points])[:, columns], population
+
+
+def losses_of(population, reads, foretells, states):
+    """One step forward, with the states replaced by the next ones; the losses (K, B)."""
+    logits, after = population.forward(population.symbols(reads), states)
+    for state, new in zip(states, after, strict=True):
+        state.copy_(new)
+    return population.losses(logits, foretells)
 
 
 def test_a_network_alone_repeats_bit_for_bit():
     first, one = curves(MIXED[:1])
     second, two = curves(MIXED[:1])
     assert first.tobytes() == second.tobytes()
-    assert all(map(torch.equal, one.parameters(), two.parameters()))
+    assert torch.equal(one.parameters.values, two.parameters.values)
 
 
 @pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
@@ -66,10 +79,10 @@ def test_the_smoothed_loss_is_an_average_that_starts_at_three():
     smoothed, population = curves(MIXED[:1], "fp64", settings)
     # With weights that stand still, the losses are those of the untrained network.
     text = torch.from_numpy(sequence(TEXT, settings, 0)).long()
-    states, expected, log = population.initial_state(6), 3.0, []
+    states, expected, log = population.initial_states(6), 3.0, []
     for t in range(8):
-        logits, states = population(text[t], states)
-        expected = 0.9 * expected + 0.1 * population.loss(logits, text[t + 1]).mean().item()
+        loss = losses_of(population, text[t], text[t + 1], states).mean().item()
+        expected = 0.9 * expected + 0.1 * loss
         log.append(expected)
     np.testing.assert_allclose(smoothed[:, 0], log[1::2], rtol=1e-9)
 
@@ -93,8 +106,8 @@ def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_le
     )
     smoothed, population = curves(MIXED[:1], "fp64", settings)
     text = torch.from_numpy(sequence(TEXT, settings, 2)).long()
-    logits, _ = population(text[0], population.initial_state(6))
-    expected = population.loss(logits, text[1]).mean().item()
+    states = population.initial_states(6)
+    expected = losses_of(population, text[0], text[1], states).mean().item()
     assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
 
 
@@ -153,14 +166,69 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
 
 def test_a_member_that_diverges_leaves_its_fellows_alone():
     population = Population(MIXED, seed=1, precision="fp64")
-    with torch.no_grad():
-        population.head.weight[1] = math.inf
-    points = list(Run(population, TEXT, SETTINGS).train())
-    together = np.array([point.smoothed_losses for point in points])
-    assert not np.isfinite(together[-1, 1])
+    ill = MIXED[1]
+    k = population.members.index(ill)
+    values = population.parameters.values
+    weights = population.parameters.of(k, values)
+    weights["head"][0].fill_(math.inf)
+    population.parameters.put(k, values, weights)
+    run = Run(population, TEXT, SETTINGS)
+    list(run.train())
+    together = dict(zip(run.members, run.curves, strict=True))
+    assert not math.isfinite(together[ill][20])
     undisturbed, _ = curves(MIXED, "fp64")
-    others = [0, 2, 3, 4]
-    np.testing.assert_allclose(together[:, others], undisturbed[:, others], rtol=1e-9)
+    for column, member in enumerate(MIXED):
+        if member != ill:
+            found = list(together[member].values())
+            np.testing.assert_allclose(found, undisturbed[:, column], rtol=1e-9)
+
+
+@pytest.mark.parametrize("leaving", [[0], [1, 3], [0, 1, 2, 3]])
+def test_members_that_are_dropped_leave_the_others_as_they_were(leaving):
+    """In the midst of a sequence, between two log points."""
+    run = Run(Population(MIXED, seed=1, precision="fp64"), TEXT, SETTINGS)
+
+    def look():
+        if run.step == 11:
+            run.drop([MIXED[k] for k in leaving])
+
+    points = list(run.train(look))
+    staying = [member for k, member in enumerate(MIXED) if k not in leaving]
+    assert set(run.members) == set(staying)
+    assert len(points[-1].smoothed_losses) == len(staying)
+    for member, curve in zip(run.members, run.curves, strict=True):
+        alone, _ = curves([member], "fp64")
+        np.testing.assert_allclose(list(curve.values()), alone[:, 0], rtol=1e-9)
+
+
+def test_a_dropped_member_costs_nothing_from_then_on():
+    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
+    whole = products(run)
+    run.drop(MIXED[:3])
+    left = products(run)
+    smaller = Run(Population(MIXED[3:], seed=1), TEXT, SETTINGS)
+    assert left == products(smaller)
+    assert work_of(left) < work_of(whole)
+    assert run.population.parameters.values.numel() == smaller.population.parameters.values.numel()
+
+
+def test_nothing_is_trained_when_all_are_dropped():
+    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
+
+    def look():
+        if run.step == 5:
+            run.drop(MIXED)
+
+    assert [point.step for point in run.train(look)] == [2, 4]
+    assert run.members == ()
+
+
+def test_a_members_seconds_are_its_share_of_the_time():
+    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
+    began = time.monotonic()
+    list(run.train())
+    assert 0 < sum(run.seconds) <= time.monotonic() - began
+    assert len(set(run.seconds)) == 1
 
 
 def test_training_lowers_the_loss():
@@ -178,10 +246,10 @@ def test_held_out_lanes_are_evenly_spaced_and_the_same_for_all():
     losses = held_out_losses(population, text, lane_count=4, lane_length=20)
     # By hand: four lanes of twenty in a hundred, the last one at the end.
     for lane, start in enumerate((0, 26, 53, 80)):
-        states, total = population.initial_state(1), 0.0
+        states, total = population.initial_states(1), 0.0
         for t in range(start, start + 19):
-            logits, states = population(torch.tensor([int(text[t])]), states)
-            total += population.loss(logits, torch.tensor([int(text[t + 1])]))[:, 0]
+            reads, foretells = (torch.tensor([int(text[i])]) for i in (t, t + 1))
+            total = total + losses_of(population, reads, foretells, states)[:, 0]
         torch.testing.assert_close(losses[:, lane], total / 19)
     assert held_out_losses(population, text, 99, 20).shape == (2, 5)
     with pytest.raises(ValueError, match="20 or more"):
