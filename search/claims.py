@@ -5,7 +5,6 @@ it has answered; see :mod:`search.storage_thread`.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.claim import RENEWALS, Claim
 from search.stopping import StopRequest
 from search.storage_thread import StorageThread
 from studies.claiming import Held
@@ -23,69 +23,6 @@ from studies.storage import Storage
 
 RECORD_SECONDS = 1.0
 """Between two times that a running trial's new values are recorded: each costs a commit."""
-
-_RENEWALS = 4
-"""In the length of a lease: three may fail before it runs out."""
-
-
-class Claim:
-    """A trial that this worker holds.
-
-    Attributes:
-        trial: as it was claimed, with the curve and the setbacks that it had.
-        owner: the token of this claim.
-        lost: set once another worker has taken the trial over.
-        has_reported: whether values of the trial may have been recorded since it was claimed.
-    """
-
-    def __init__(self, trial: FrozenTrial, owner: str, lease_seconds: float) -> None:
-        self.trial = trial
-        self.owner = owner
-        self.lost: ClaimLost | None = None
-        self.has_reported = False
-        self.record_at = 0.0
-        self._curve: dict[int, float] = {}
-        self._anew = False
-        self._lock = threading.Lock()
-        self._pause = lease_seconds / _RENEWALS
-        self.renewed()
-
-    @property
-    def trial_id(self) -> int:
-        """The trial's id in the storage."""
-        return self.trial._trial_id
-
-    @property
-    def due_at(self) -> float:
-        """When something is to be recorded of the trial, on the monotonic clock."""
-        return min(self.renew_at, self.record_at if any(self.unrecorded()) else math.inf)
-
-    def report(self, step: int, value: float) -> None:
-        """Have an intermediate value recorded; what is not recorded yet is kept."""
-        with self._lock:
-            self._curve[step] = value
-            self.has_reported = True
-
-    def begin_with(self, curve: Mapping[int, float]) -> None:
-        """Have the trial's curve be this one and no longer, whatever was recorded before."""
-        with self._lock:
-            self._curve, self._anew = dict(curve), True
-
-    def unrecorded(self) -> tuple[dict[int, float], bool]:
-        """Return the values still to be recorded, and if they are to take the place of all."""
-        with self._lock:
-            return self._curve.copy(), self._anew
-
-    def recorded(self, curve: Mapping[int, float]) -> None:
-        """Take note that these values, of those still to be recorded, are."""
-        with self._lock:
-            self._anew = False
-            for step in curve:
-                del self._curve[step]
-
-    def renewed(self) -> None:
-        """Take note that the lease is as good as new."""
-        self.renew_at = time.monotonic() + self._pause
 
 
 class ClaimKeeper(StorageThread):
@@ -256,34 +193,34 @@ class ClaimKeeper(StorageThread):
         now = time.monotonic()
         unrecorded = [claim.unrecorded() for claim in claims]
         lost = self._storage.keep(
-            Held(claim.trial_id, claim.owner, curve, anew, renew=claim.renew_at <= now)
-            for claim, (curve, anew) in zip(claims, unrecorded, strict=True)
+            Held(claim.trial_id, claim.owner, values.curve, values.anew, claim.renew_at <= now)
+            for claim, values in zip(claims, unrecorded, strict=True)
         )
-        for claim, (curve, _) in zip(claims, unrecorded, strict=True):
+        for claim, values in zip(claims, unrecorded, strict=True):
             if claim.trial_id in lost:
                 claim.lost = ClaimLost(
                     f"trial id {claim.trial_id} is no longer held by {claim.owner}; it is dropped"
                 )
                 self._held.remove(claim)
                 continue
-            claim.recorded(curve)
+            claim.recorded(values)
             if claim.renew_at <= now:
                 claim.renewed()
             claim.record_at = time.monotonic() + RECORD_SECONDS
 
     def _last_values(self, claim: Claim) -> dict[int, float]:
         """Return what is to be recorded together with a trial's end."""
-        curve, anew = claim.unrecorded()
-        if anew:
-            self._storage.report(claim.trial_id, claim.owner, curve, anew)
-            claim.recorded(curve)
+        values = claim.unrecorded()
+        if values.anew:
+            self._storage.report(claim.trial_id, claim.owner, values.curve, values.anew)
+            claim.recorded(values)
             return {}
-        return curve
+        return values.curve
 
     def _look_at_others(self) -> None:
         released = self._storage.release_stale(self._study_id, self._watch, time.monotonic)
         shortest = min([self._lease_seconds, *self._watch.lengths()])
-        self._watch_at = time.monotonic() + shortest / _RENEWALS
+        self._watch_at = time.monotonic() + shortest / RENEWALS
         for trial_id in released:
             number = self._storage.get_trial_number_from_id(trial_id)
             self._news.append(

@@ -8,7 +8,7 @@ from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.errors import CheckpointError
 from rnn.training import Progress, Training
 from search.checkpoints import Checkpoints
-from search.claims import Claim
+from search.claim import Claim
 from search.joining import Joined
 from search.space import member_of
 

@@ -17,7 +17,7 @@ from rnn.fingerprint import code_fingerprint
 from rnn.network import Population, Precision
 from rnn.training import Progress, Run
 from search.checkpoints import Checkpoints
-from search.claims import Claim
+from search.claim import Claim
 from search.joining import Joined
 from search.populations import useful_population
 from search.resumption import Resumption
@@ -217,10 +217,10 @@ class Trainer:
             for member, curve in zip(run.members, run.curves, strict=True)
             if not all(map(math.isfinite, curve.values()))
         ]
-        outcomes = [(claims[member], self._divergence(run, member)) for member in gone]
+        # They leave when it is recorded: until then they can be written down.
+        yield from ((claims[member], self._divergence(run, member)) for member in gone)
         if gone:
             run.drop(gone)
-        yield from outcomes
 
     def _divergence(self, run: Run, member: Member) -> Outcome:
         seconds = run.seconds[run.members.index(member)]

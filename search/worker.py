@@ -10,7 +10,8 @@ from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.claims import Claim, ClaimKeeper
+from search.claim import Claim
+from search.claims import ClaimKeeper
 from search.errors import Stopped
 from search.stopping import StopRequest
 from studies.accounting import Accounting

@@ -19,7 +19,8 @@ import optuna
 from helpers import small_study
 from optuna.trial import TrialState
 
-from search.claims import Claim, ClaimKeeper
+from search.claim import Claim
+from search.claims import ClaimKeeper
 from search.stopping import StopRequest
 from search.worker import Outcome, Worker
 from studies.accounting import accounting_of

@@ -359,3 +359,59 @@ def test_the_thread_ends_with_its_keeper(study):
     with study.keeper():
         assert "storage" in {thread.name for thread in threading.enumerate()}
     assert "storage" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(study):
+    with study.keeper(lease=4) as keeper:
+        first, second, third = keeper.claim(limit=lambda trial: 3)
+        study.storage.give_back(second.trial_id, second.owner, Failure.STALE)
+        for claim in (first, second, third):
+            claim.report(1, 2.0)
+        until(lambda: keeper.check() or second.lost)
+        until(lambda: study.trial(third).intermediate_values == {1: 2.0})
+        assert not first.lost
+        assert not third.lost
+        assert study.trial(second).intermediate_values == {}
+        keeper.finish(first, TrialState.COMPLETE, 1.0, {})
+        keeper.give_back(third, Failure.INTERRUPTED)
+        assert study.trial(third).state is TrialState.WAITING
+
+
+def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, monkeypatch):
+    """As when training in company has failed, and goes on in halves."""
+    with study.keeper() as keeper:
+        (claim,) = keeper.claim()
+        record, begun = keeper._storage.keep, []
+
+        def slowly(trials):
+            lost = record(list(trials))
+            if not begun:
+                claim.begin_with({5: 5.0})
+                begun.append(True)
+            return lost
+
+        monkeypatch.setattr(keeper._storage, "keep", slowly)
+        claim.report(1, 2.0)
+        until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert study.trial(claim).intermediate_values == {5: 5.0}
+
+
+def test_a_trial_that_failed_here_is_taken_alone(study):
+    with study.keeper() as keeper:
+        ids = [trial._trial_id for trial in study.storage.get_all_trials(study.study_id)]
+        (only,) = keeper.claim(avoid=ids[1:], limit=lambda trial: 3)
+        assert only.trial_id == ids[0]
+        (alone,) = keeper.claim(avoid=ids[1:], limit=lambda trial: 3)
+        assert alone.trial_id == ids[1]
+
+
+def test_claims_whose_answer_was_lost_are_found_again(broken, study):
+    storage, state = broken
+    with study.keeper(storage=storage) as keeper:
+        state["after"] = True
+        claims = keeper.claim(limit=lambda trial: 2)
+        assert claims[0].trial.number == 0
+        owners = {lease.owner for lease in study.storage.leases(study.study_id).values()}
+        assert owners == {claims[0].owner}
+        assert len(study.storage.leases(study.study_id)) == len(claims)

@@ -67,7 +67,7 @@ class Quiet:
         self.outcomes.append(line)
 
 
-def work(url, text, overrides=(), study="quick", threads=1, **terms):
+def work(url, text, overrides=(), study="quick", threads=1, population=None, **terms):
     file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = join(file, url, Terms(corpus=text and str(text), **terms))
     listener = Quiet()
@@ -78,7 +78,8 @@ def work(url, text, overrides=(), study="quick", threads=1, **terms):
         ThreadBudget(threads) as budget,
         ClaimKeeper(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
     ):
-        trainer = Trainer(joined, torch.device("cpu"), budget, checkpoints, listener, "me")
+        device = torch.device("cpu")
+        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", population)
         Worker(keeper, trainer, reader.accounting, stop, listener).run()
     return joined, listener.outcomes
 
@@ -134,7 +135,7 @@ def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text
     monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
     before = torch.get_num_threads()
-    joined, _ = work(sqlite_url, text)
+    joined, _ = work(sqlite_url, text, population=1)
     torch.set_num_threads(before)
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
 
@@ -184,15 +185,127 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
         patch.setattr(ClaimKeeper, "give_back", away)
         with pytest.raises(StorageOutage):
             work(sqlite_url, text, overrides)
-    assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 1
+    assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 6
     storage = open_storage(sqlite_url)
-    (lease,) = storage.leases(1).items()
-    storage.give_back(lease[0], lease[1].owner, Failure.STALE)
+    for trial_id, lease in storage.leases(1).items():
+        storage.give_back(trial_id, lease.owner, Failure.STALE)
     joined, _ = work(sqlite_url, text, overrides)
     diverged = joined.study.trials
     assert [trial.user_attrs["failure"] for trial in diverged] == ["diverged"] * 6
     assert {tuple(trial.intermediate_values) for trial in diverged} == {(2,)}
     assert diverged[0].user_attrs["setbacks"] == {"stale": 1}
+
+
+def fail_with_a_forget_gate(monkeypatch, error):
+    """Have whatever has such a member fail at its end; what did is returned as it comes."""
+
+    def measure(population, *rest):
+        if any(member.architecture.forget_gate for member in population.members):
+            tries.append(population.members)
+            raise error
+        return held_out_losses(population, *rest)
+
+    tries: list[tuple[Member, ...]] = []
+    monkeypatch.setattr("search.trainer.held_out_losses", measure)
+    return tries
+
+
+def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, monkeypatch):
+    """Halves are tried until it is known whose the error is; only its own setbacks count."""
+    alone, _ = work(sqlite_url, text, ["precision='fp32'"], name="alone", population=1)
+    tries = fail_with_a_forget_gate(monkeypatch, RuntimeError("no"))
+    overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
+    joined, outcomes = work(sqlite_url, text, overrides, population=4)
+    assert max(map(len, tries)) == 4
+    assert any("trained together failed (RuntimeError: no)" in line for line in outcomes)
+    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+        assert trial.params == same.params
+        if trial.params["forget_gate"]:
+            assert trial.state is TrialState.FAIL
+            assert trial.user_attrs["setbacks"] == {"exception": 3}
+        else:
+            assert "setbacks" not in trial.user_attrs
+            assert trial.value == pytest.approx(same.value, rel=1e-5)
+            assert list(trial.intermediate_values) == [4, 8]
+
+
+def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text, monkeypatch):
+    sizes = []
+
+    class Spied(Population):
+        def __init__(self, members, *args, **kwargs):
+            sizes.append(len(members))
+            if len(members) > 2:
+                raise torch.OutOfMemoryError("no")
+            super().__init__(members, *args, **kwargs)
+
+    monkeypatch.setattr("search.trainer.Population", Spied)
+    joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], population=4)
+    assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
+    assert sizes.count(4) == 1
+    assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
+
+
+@pytest.mark.parametrize("population", [1, 3, 6, 100])
+def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, population):
+    overrides = ["precision='fp32'"]
+    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
+    joined, _ = work(sqlite_url, text, overrides, population=population)
+    trials = joined.study.trials
+    for trial, same in zip(trials, alone.study.trials, strict=True):
+        assert trial.params == same.params
+        assert trial.intermediate_values == pytest.approx(same.intermediate_values, rel=1e-5)
+        assert trial.value == pytest.approx(same.value, rel=1e-5)
+    most = min(population, 6)
+    assert {trial.user_attrs["population"] for trial in trials} == {most}
+
+
+def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monkeypatch):
+    seen = []
+
+    class Spied(Population):
+        def __init__(self, members, *args, **kwargs):
+            seen.append(members)
+            super().__init__(members, *args, **kwargs)
+
+    monkeypatch.setattr("search.trainer.Population", Spied)
+    work(sqlite_url, text, ["space.layers=[1, 2]", "space.state_size=[4, 5]"], population=100)
+    assert sorted(map(len, seen)) == [6, 6, 6, 6]
+
+
+def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, monkeypatch):
+    """Some were given back in the midst of it, and some never begun."""
+    overrides = ["training.log_every=2"]
+    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
+    file = find_definition("quick", [*SETTINGS, *overrides])
+    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+
+    def stop_at(step, population):
+        asked = []
+
+        def advanced(self, running):
+            asked.extend(r for r in running if r.step == step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Quiet, "advanced", advanced)
+            patch.setattr("search.worker.LOOK_SECONDS", 0)
+            patch.setattr(StopRequest, "requested", property(lambda self: bool(asked)))
+            work(sqlite_url, text, overrides, population=population)
+
+    stop_at(4, population=2)
+    stop_at(2, population=1)  # which goes on with one of those two, but finds another first
+    runs = []
+
+    class Spied(Run):
+        def __init__(self, population, text, settings, progress):
+            runs.append({own.step for own in progress.values()})
+            super().__init__(population, text, settings, progress)
+
+    monkeypatch.setattr("search.trainer.Run", Spied)
+    joined, _ = work(sqlite_url, text, overrides, population=6)
+    assert all(len(steps) <= 1 for steps in runs)
+    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+        assert trial.value == pytest.approx(same.value, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -205,15 +318,8 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
 def test_a_point_is_run_again_three_times_after_an_error(
     sqlite_url, text, monkeypatch, error, cause
 ):
-    def measure(population, *rest):
-        if population.members[0].architecture.forget_gate:
-            tries.append(population.members[0])
-            raise error
-        return held_out_losses(population, *rest)
-
-    tries: list[Member] = []
-    monkeypatch.setattr("search.trainer.held_out_losses", measure)
-    joined, outcomes = work(sqlite_url, text)
+    tries = fail_with_a_forget_gate(monkeypatch, error)
+    joined, outcomes = work(sqlite_url, text, population=1)
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert sorted(outcomes) == sorted(
         ["complete"] * 3
@@ -223,6 +329,7 @@ def test_a_point_is_run_again_three_times_after_an_error(
     assert len(tries) == 12
     # Others first: what is wrong may pass.
     assert len(set(tries[:3])) == 3
+    assert all(len(together) == 1 for together in tries)
     for trial in joined.study.trials:
         if not trial.params["forget_gate"]:
             assert "setbacks" not in trial.user_attrs

@@ -68,7 +68,7 @@ def test_stage_two_and_replicates_derive_from_each_other():
         ("space.exclude=[{residual=1}]", ["residual = 1", "False, True"]),
         ("space.exclude=[{}]", ["every point"]),
         ("space.exclude=[{layers=1},{layers=2},{layers=3}]", ["no point", "at least one"]),
-        ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32' or 'bf16'"]),
+        ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
         ("refinement.source='quick'", ["both of [space] and [refinement]", "one of them"]),
         ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
         ("training.steps", ["'training.steps'", "KEY=VALUE"]),

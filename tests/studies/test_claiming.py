@@ -1,0 +1,125 @@
+"""Several points claimed, kept and recorded at once, on both kinds of database."""
+
+import itertools
+import time
+
+import pytest
+import sqlalchemy as sa
+from helpers import at_once
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from studies.claiming import Held
+from studies.errors import ClaimLost
+from studies.opening import load_study, open_storage
+from studies.planning import PlannedPoint, create_study
+from studies.records import Failure
+
+SIZES = (32, 256)
+
+
+def two_sizes(url, count=12):
+    """A study of points that are of the one size and the other in turn; its storage and id."""
+    storage = open_storage(url)
+    distributions = {
+        "x": CategoricalDistribution(tuple(range(count))),
+        "size": CategoricalDistribution(SIZES),
+    }
+    points = [PlannedPoint({"x": x, "size": SIZES[x % 2]}) for x in range(count)]
+    create_study(storage, "two sizes", "loss", {}, distributions, points)
+    return storage, load_study(storage, "two sizes")._study_id
+
+
+def xs(storage, trial_ids):
+    return [storage.get_trial(trial_id).params["x"] for trial_id in trial_ids]
+
+
+def test_points_of_the_same_values_are_claimed_in_their_order(url):
+    storage, study_id = two_sizes(url)
+    first = storage.claim(study_id, "me/1")
+    more = storage.claim_alike(first, "me/1", 3, ["size"])
+    assert xs(storage, [first, *more]) == [0, 2, 4, 6]
+    assert storage.leases(study_id).keys() == {first, *more}
+    assert {lease.owner for lease in storage.leases(study_id).values()} == {"me/1"}
+    for trial_id in more:
+        trial = storage.get_trial(trial_id)
+        assert trial.state is TrialState.RUNNING
+        assert trial.datetime_start is not None
+        storage.finish(trial_id, "me/1", TrialState.COMPLETE, 1.0, {})
+    assert xs(storage, storage.claim_alike(first, "me/1", 99, ["size"])) == [8, 10]
+    assert storage.claim_alike(first, "me/1", 99, ["size"]) == []
+    assert storage.claim_alike(first, "me/1", 0, []) == []
+    assert xs(storage, storage.claim_alike(first, "me/1", 99, [], avoid=[])) == [1, 3, 5, 7, 9, 11]
+
+
+def test_points_that_are_to_be_avoided_are_left(url):
+    storage, study_id = two_sizes(url)
+    first = storage.claim(study_id, "me/1")
+    avoid = [first + 2, first + 4]
+    assert xs(storage, storage.claim_alike(first, "me/1", 2, ["size"], avoid)) == [6, 8]
+
+
+def test_no_worker_takes_the_others_share(url):
+    """Two run trials: each may have half of what waits, and the last is for the second."""
+    storage, study_id = two_sizes(url, 13)
+    mine, yours = storage.claim(study_id, "me/1"), storage.claim(study_id, "you/1")
+    assert len(storage.claim_alike(mine, "me/1", 99, [])) == 5  # of eleven, with its own six
+    assert len(storage.claim_alike(yours, "you/1", 99, [])) == 3
+    # Whose claims are many is one worker all the same.
+    assert {lease.worker for lease in storage.leases(study_id).values()} == {"me", "you"}
+
+
+def test_who_has_lost_its_trial_gets_no_others(url):
+    storage, study_id = two_sizes(url)
+    first = storage.claim(study_id, "me/1")
+    storage.give_back(first, "me/1", Failure.STALE)
+    with pytest.raises(ClaimLost):
+        storage.claim_alike(first, "me/1", 9, ["size"])
+    assert storage.leases(study_id) == {}
+
+
+def claim_many(url, worker):
+    storage = open_storage(url)
+    study_id = load_study(storage, "two sizes")._study_id
+    claimed = []
+    owners = (f"worker {worker}/{turn}" for turn in itertools.count())
+    owner = next(owners)
+    while (first := storage.claim(study_id, owner)) is not None:
+        claimed += [first, *storage.claim_alike(first, owner, 5, ["size"])]
+        owner = next(owners)
+        time.sleep(0.005)
+    return claimed
+
+
+def test_no_point_is_claimed_twice_by_many_that_claim_several(url):
+    two_sizes(url, 120)
+    claimed = at_once(claim_many, [(url, worker) for worker in range(5)])
+    assert sorted(itertools.chain.from_iterable(claimed)) == sorted(
+        trial._trial_id for trial in load_study(open_storage(url), "two sizes").trials
+    )
+    assert sum(len(ids) > 1 for ids in claimed) > 1, "only one process got any"
+
+
+def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
+    storage, study_id = two_sizes(url)
+    first = storage.claim(study_id, "me/1")
+    trials = [first, *storage.claim_alike(first, "me/1", 3, ["size"])]
+    storage.give_back(trials[1], "me/1", Failure.STALE)
+    storage.report(trials[3], "me/1", {1: 9.0, 2: 9.0})
+    transactions = []
+    sa.event.listen(storage.engine, "commit", transactions.append)
+    lost = storage.keep(
+        [
+            Held(trials[3], "me/1", {2: 4.0}, anew=True),
+            Held(trials[0], "me/1", {1: 3.0, 2: 2.0}, renew=True),
+            Held(trials[1], "me/1", {1: 3.0}, renew=True),
+            Held(trials[2], "me/1", renew=True),
+        ]
+    )
+    assert len(transactions) == 1
+    assert lost == [trials[1]]
+    curves = [storage.get_trial(trial_id).intermediate_values for trial_id in trials]
+    assert curves == [{1: 3.0, 2: 2.0}, {}, {}, {2: 4.0}]
+    renewals = {key: lease.renewals for key, lease in storage.leases(study_id).items()}
+    assert renewals == {trials[0]: 1, trials[2]: 1, trials[3]: 0}
+    assert storage.keep([]) == []
