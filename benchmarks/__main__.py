@@ -7,11 +7,23 @@ import click
 import optuna
 import torch
 
-from benchmarks import claiming, reporting, sharing_cores, training_step
+from benchmarks import (
+    claiming,
+    off_the_path,
+    precision,
+    reporting,
+    sharing_cores,
+    start_to_end,
+    training_step,
+)
 from search.threads import cores
 
 BENCHMARKS = {
     "training-step": training_step.measure,
+    "populations": training_step.populations,
+    "start-to-end": start_to_end.measure,
+    "off-the-path": off_the_path.measure,
+    "precision": precision.measure,
     "sharing-cores": sharing_cores.measure,
     "claiming": claiming.measure,
     "reporting": reporting.measure,

@@ -1,55 +1,125 @@
-"""The training step against the plain loop: alternately in one process, medians of the ratios."""
+"""The training step against the plain loop, and against the machine's limit."""
 
+import itertools
+import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from benchmarks.plain_loop import train_plainly
-from rnn.architecture import Architecture, Member
+from benchmarks.products import least_seconds, products
+from rnn.architecture import STATE_SOURCES, Architecture, Member
 from rnn.corpus import Bytes, open_corpus
 from rnn.network import Population, Precision
 from rnn.training import Run, Training
 
 ROUNDS = 5
 
-WORK = {
-    "2×256, forget, state, residual, new": Architecture(
-        False, True, False, True, True, "new", 2, 256
-    ),
-    "3×256, everything": Architecture(True, True, True, True, True, "both", 3, 256),
-    "2×32, forget, state, residual, new": Architecture(
-        False, True, False, True, True, "new", 2, 32
-    ),
+BEST = Architecture(False, True, False, True, True, "new", 2, 256)
+EVERYTHING = Architecture(True, True, True, True, True, "both", 3, 256)
+SMALL = [
+    Architecture(i, f, o, s, True, source, 2, 32)
+    for i, f, o, s in itertools.product((False, True), repeat=4)
+    for source in STATE_SOURCES
+]
+"""All 48 networks of two layers and 32 states in stage one."""
+
+WORK: dict[str, Sequence[Architecture]] = {
+    "2×256, forget, state, residual, new": [BEST],
+    "3×256, everything on": [EVERYTHING],
+    "48 of 2×32, mixed switches": SMALL,
 }
+
+PLAINLY = 6
+"""So many of a population's networks are trained plainly, others in each round."""
 
 
 def measure() -> Iterator[str]:
     """Yield a line for each work and precision."""
     torch.set_num_threads(1)
     text = open_corpus("stdlib").train
-    yield "training step, one thread, batch 256: times the plain loop's throughput, median (range)"
-    for name, architecture in WORK.items():
-        steps = 60 if architecture.state_size > 100 else 300
-        settings = Training(steps, 256, 1000, steps, 0.001, 0.95, 0)
+    yield (
+        "training step, one thread, batch 256: a network's throughput in times the plain loop's, "
+        f"median of {ROUNDS} (range); share of the limit: what the products of the equations, each "
+        "lane multiplied, would take alone, over what the step takes; in brackets of the products "
+        "that are taken"
+    )
+    for name, architectures in WORK.items():
         for precision in ("fp32", "bf16"):
-            ratios = [_ratio(architecture, text, settings, precision) for _ in range(ROUNDS + 1)]
-            ratios = sorted(ratios[1:])  # the first warms up
-            median = statistics.median(ratios)
-            yield f"  {name:38} {precision}  {median:.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            yield f"  {name:38} {precision}  {_compared(architectures, text, precision)}"
 
 
-def _ratio(
-    architecture: Architecture, text: Bytes, settings: Training, precision: Precision
+def populations() -> Iterator[str]:
+    """Yield a line for each number of small networks trained together."""
+    torch.set_num_threads(1)
+    text = open_corpus("stdlib").train
+    yield f"milliseconds a network's step, by how many are trained together, least of {ROUNDS}"
+    large = [
+        Architecture(i, f, o, s, r, "new", 2, 256)
+        for i, f, o, s, r in itertools.product((False, True), repeat=5)
+    ]
+    for name, architectures in (("2×32", SMALL), ("2×256", large)):
+        mixed = random.Random(0).sample(architectures, 32)
+        for precision in ("fp32", "bf16"):
+            found = {}
+            for size in (1, 2, 4, 8, 16, 32):
+                groups = [mixed[first : first + size] for first in range(0, 32, size)]
+                steps = 30 if architectures is SMALL else 4
+                seconds = min(
+                    sum(_step_seconds(group, text, precision, steps) for group in groups)
+                    for _ in range(ROUNDS if architectures is SMALL else 2)
+                )
+                found[size] = f"{size}: {1000 * seconds / 32:.2f}"
+            yield f"  {name:6} {precision}  {', '.join(found.values())}"
+
+
+def _compared(architectures: Sequence[Architecture], text: Bytes, precision: Precision) -> str:
+    steps = 40 if architectures[0].state_size > 100 else 100
+    chosen = random.Random(0)
+    ratios, shares, taken_shares = [], [], []
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    asked = products(_run(architectures, text, precision, 2, fixed=True))
+    taken = products(_run(architectures, text, precision, 2))
+    for round_ in range(ROUNDS + 1):
+        some = chosen.sample(list(architectures), min(PLAINLY, len(architectures)))
+        plain = statistics.mean(_plain_step_seconds(a, text, steps) for a in some)
+        ours = _step_seconds(architectures, text, precision, steps)
+        if round_:  # the first warms up
+            ratios.append(plain * len(architectures) / ours)
+            shares.append(least_seconds(asked, dtype, 1) / ours)
+            taken_shares.append(least_seconds(taken, dtype, 1) / ours)
+    return (
+        f"{statistics.median(ratios):.2f}×  ({min(ratios):.2f} to {max(ratios):.2f})  "
+        f"{statistics.median(shares):.2f} [{statistics.median(taken_shares):.2f}] of the limit"
+    )
+
+
+def _settings(steps: int) -> Training:
+    return Training(steps, 256, 1000, steps, 0.001, 0.95, 0)
+
+
+def _run(
+    architectures: Sequence[Architecture],
+    text: Bytes,
+    precision: Precision,
+    steps: int,
+    fixed: bool | None = None,
+) -> Run:
+    population = Population([Member(a) for a in architectures], 0, precision, fixed=fixed)
+    return Run(population, text, _settings(steps))
+
+
+def _step_seconds(
+    architectures: Sequence[Architecture], text: Bytes, precision: Precision, steps: int
 ) -> float:
-    def ours() -> None:
-        population = Population([Member(architecture)], 0, precision)
-        for _ in Run(population, text, settings).train():
-            pass
+    run = _run(architectures, text, precision, steps)
+    return _seconds(lambda: list(run.train())) / steps
 
-    plain = _seconds(lambda: train_plainly(architecture, text, settings))
-    return plain / _seconds(ours)
+
+def _plain_step_seconds(architecture: Architecture, text: Bytes, steps: int) -> float:
+    return _seconds(lambda: train_plainly(architecture, text, _settings(steps))) / steps
 
 
 def _seconds(work: Callable[[], object]) -> float:

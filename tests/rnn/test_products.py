@@ -9,8 +9,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from products import products
 
+from benchmarks.products import products
 from rnn.architecture import STATE_SOURCES, Architecture, Member
 from rnn.network import Population
 from rnn.training import Run, Training

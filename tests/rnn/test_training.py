@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from products import products, work_of
 
+from benchmarks.products import products, work_of
 from rnn.architecture import Architecture, Member
 from rnn.evaluation import bits, held_out_losses
 from rnn.network import Population, initial_weights

@@ -1,0 +1,111 @@
+"""Two workers that search against two plain loops, from the start of their processes to the end."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.strata import strata
+from search.joining import Terms, join
+from search.space import distributions, search_space
+from studies.definition import Point
+from studies.opening import open_storage
+from studies.planning import PlannedPoint, create_study
+from studies.reading import find_definition
+from studies.records import METRIC_NAME
+
+POINTS = 24
+STEPS = 200
+ROUNDS = 5
+
+ROOT = Path(__file__).parents[1]
+
+SETTINGS = (
+    f"training.steps={STEPS}",
+    # The plain loop measures nothing on held-out text.
+    "evaluation.lanes=1",
+    "evaluation.lane_length=2",
+)
+
+PLAINLY = """
+import json, sys, torch
+from benchmarks.plain_loop import train_plainly
+from rnn.architecture import Architecture
+from rnn.corpus import open_corpus
+from rnn.training import Training
+torch.set_num_threads(1)
+text = open_corpus("stdlib").train
+for point in json.loads(sys.argv[1]):
+    train_plainly(
+        Architecture.of(point, "state"), text, Training({steps}, 256, 1000, 50, 0.001, 0.95, 0)
+    )
+"""
+
+
+def measure() -> Iterator[str]:
+    """Yield a line for each precision."""
+    points = strata(POINTS)
+    yield (
+        f"start to end: {POINTS} stratified points of stage one, {STEPS} steps each, two workers "
+        f"against two plain loops of one thread, median of {ROUNDS} (range)"
+    )
+    for precision in ("fp32", "bf16"):
+        ratios, megabytes = [], 0.0
+        for _ in range(ROUNDS):
+            plain, _ = _timed([_plainly(points[::2]), _plainly(points[1::2])])
+            with tempfile.TemporaryDirectory() as folder:
+                url = f"sqlite:///{folder}/studies.db"
+                _create(url, points, precision)
+                ours, peak = _timed([_search(url, precision), _search(url, precision)])
+            ratios.append(plain / ours)
+            megabytes = max(megabytes, peak)
+        yield (
+            f"  {precision}  {statistics.median(ratios):.2f}×  ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}); a worker's peak memory {megabytes:.0f} MB"
+        )
+
+
+def _create(url: str, points: Sequence[Point], precision: str) -> None:
+    """Store a study that has some of the grid's points only."""
+    file = find_definition("stage-one", SETTINGS)
+    definition = file.validate_alone()
+    whole = join(file, f"{url}.whole", Terms(precision=precision))
+    assert definition.space is not None
+    create_study(
+        open_storage(url),
+        "stage-one",
+        METRIC_NAME,
+        whole.study.user_attrs,
+        distributions(search_space(definition.space)),
+        [PlannedPoint(point) for point in points],
+    )
+
+
+def _search(url: str, precision: str) -> list[str]:
+    words = ["run_search.py", "stage-one", "--storage", url, "--precision", precision]
+    return [sys.executable, *words, *(f"--set={setting}" for setting in SETTINGS)]
+
+
+def _plainly(points: Sequence[Point]) -> list[str]:
+    return [sys.executable, "-c", PLAINLY.replace("{steps}", str(STEPS)), json.dumps(points)]
+
+
+def _timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Run commands side by side; return the seconds they took, and the largest one's peak in MB."""
+    began = time.perf_counter()
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands
+    ]
+    peak = 0
+    for process in processes:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        if status:
+            raise RuntimeError(f"{process.args!r} ended with {status}")
+        peak = max(peak, usage.ru_maxrss)
+    return time.perf_counter() - began, peak / 1000
