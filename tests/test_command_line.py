@@ -7,8 +7,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from helpers import TINY
 from optuna.trial import TrialState
+
+from rnn.device import has_bfloat16
 
 ONE_POINT = (
     *TINY,
@@ -169,7 +172,7 @@ def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, text):
 
 
 def test_a_study_is_joined_on_its_own_terms_only(search, tmp_path, sqlite_url):
-    assert search().returncode == 0
+    assert search("--precision", "fp32").returncode == 0
     before = tree(tmp_path)
     done = search("--set=training.steps=6", "--set=seed=3", "--precision", "bf16")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
@@ -200,6 +203,47 @@ def test_precision_is_fixed_when_the_study_is_made(search, sqlite_url):
     assert search().returncode == 0, "auto agrees with what the study has"
     (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert trial.user_attrs["precision"] == "bf16"
+
+
+def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
+    """When the study is made; from then on it is the study's."""
+    chosen = "bf16" if has_bfloat16(torch.device("cpu")) else "fp32"
+    made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
+    assert f"precision {chosen}, for cpu" in made.stdout
+    assert "the study's from now on" in made.stdout
+    assert f"{chosen}, on cpu" in joined.stdout
+    for other in (joined, named):
+        assert "from now on" not in other.stdout
+    (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    assert trial.user_attrs["precision"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--population", "0"], "'0' is no number of networks; allowed: auto, or 1 and more"),
+        (["--population", "-1"], "'-1' is no number of networks"),
+        (["--population", "all"], "'all' is no number of networks"),
+        (["--population", "2.5"], "'2.5' is no number of networks"),
+        (["--precision", "tf32"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
+        (["--set=precision='tf32'"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
+    ],
+)
+def test_what_this_machine_or_nobody_has_is_refused(search, tmp_path, words, line):
+    before = tree(tmp_path)
+    done = search(*words, "--device", "cpu")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert line in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_how_many_are_trained_together_is_a_workers_own(search, sqlite_url):
+    """It is no part of the study: the next one may say otherwise."""
+    grid = ("--set=space.state_source=['new', 'old', 'both']",)
+    assert search(*grid, "--population", "2").returncode == 0
+    assert search(*grid, "--population", "1").returncode == 0
+    trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
+    assert sorted(trial.user_attrs["population"] for trial in trials) == [1, 2, 2]
 
 
 def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):

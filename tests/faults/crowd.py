@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -35,13 +36,17 @@ class Stub:
     def __init__(self) -> None:
         self.numbers: list[int] = []
 
-    def train(self, claim: Claim, look) -> Outcome:
-        self.numbers.append(claim.trial.number)
-        claim.report(1, 1.0)
-        look()
-        return Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
+    def limit(self, trial) -> int:
+        return 1
 
-    def keep(self, claim: Claim) -> None:
+    def train(self, claims: Sequence[Claim], look) -> Iterator[tuple[Claim, Outcome]]:
+        for claim in claims:
+            self.numbers.append(claim.trial.number)
+            claim.report(1, 1.0)
+            look()
+            yield claim, Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
+
+    def keep(self, claims: Sequence[Claim]) -> None:
         return
 
     def forget(self, claim: Claim) -> None:
@@ -56,6 +61,9 @@ class Quiet:
         return
 
     def waits(self) -> None:
+        return
+
+    def says(self, line: str) -> None:
         return
 
 
