@@ -5,6 +5,9 @@ with the process that it started; when one of them ends, it says how. What runs 
 ``run_search.py`` or another command, as it would in a terminal.
 """
 
+import contextlib
+import gc
+import importlib
 import json
 import os
 import queue
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -69,7 +73,7 @@ class Command:
 
 
 def _read(path: Path) -> str:
-    if not path.exists():  # it has hardly begun
+    if not path.is_file():  # it has hardly begun, or says it to a device
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
 
@@ -107,11 +111,21 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait(30)
 
-    def start(self, *words: str, **environment: str) -> Command:
-        """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``."""
+    def start(
+        self, *words: str, stdout: str = "", ignored: Sequence[int] = (), **environment: str
+    ) -> Command:
+        """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``.
+
+        Args:
+            words: of its command line.
+            stdout: the file that its standard output goes to, in place of one that is read here.
+            ignored: signals that it is started with as ignored.
+            environment: what is added to it.
+        """
         self._count += 1
         out = str(self._folder / f"command-{self._count}.out")
         request = {"words": words, "out": out, "environment": environment}
+        request |= {"stdout": stdout or out, "ignored": [*ignored]}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -185,6 +199,23 @@ def query(url, statement):
         return database.execute(statement).fetchall()
 
 
+def freeze(command, url):
+    """Stop a process, but not in a transaction: it would keep an SQLite file's lock for itself."""
+
+    def is_frozen() -> bool:
+        command.send(signal.SIGSTOP)
+        time.sleep(0.1)  # until all its threads have come to a halt
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as file:
+            try:
+                file.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                command.send(signal.SIGCONT)
+                return False
+        return True
+
+    until(is_frozen)
+
+
 FINISHED = """
     SELECT number, state, (SELECT count(*) FROM trial_values v WHERE v.trial_id = t.trial_id)
     FROM trials t ORDER BY number
@@ -211,6 +242,15 @@ def main() -> None:
     assert search.session
     assert reports.page
     assert reports.renewal
+    # What is imported late only: by the first optimizer, which takes a second for it, and by the
+    # first connections.
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # Else the first collection in each process would copy all memory that it shares with this one.
+    gc.collect()
+    gc.freeze()
     wake, awaken = os.pipe()
     os.set_blocking(awaken, False)
     signal.set_wakeup_fd(awaken, warn_on_full_buffer=False)
@@ -238,11 +278,13 @@ def _start(request) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, above the tests, has ignored
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
     out = Path(request["out"])
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
-        (1, out, os.O_WRONLY | os.O_CREAT),
+        (1, Path(request["stdout"]), os.O_WRONLY | os.O_CREAT),
         (2, out.with_suffix(".err"), os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
@@ -261,8 +303,11 @@ def _start(request) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                code = 120  # as an interpreter ends that cannot say its last words
         os._exit(code)
 
 

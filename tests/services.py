@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -56,6 +57,7 @@ class PostgreSQL:
             self._as_user = ["runuser", "-u", "postgres", "--"]
             os.chown(self._folder.name, user.pw_uid, user.pw_gid)
         self._data = Path(self._folder.name) / "data"
+        self._log = Path(self._folder.name) / "log"
         self._run(self._initdb, "-D", self._data, "-U", "tester", "-A", "trust", "--no-sync")
         self.start()
         return self
@@ -71,12 +73,23 @@ class PostgreSQL:
             f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= "
             f"{self._settings}"
         )
-        log = f"{self._folder.name}/log"
-        self._control("-o", options, "-l", log, "-w", "start")
+        self._control("-o", options, "-l", self._log, "-w", "start")
 
     def stop(self, mode: str = "fast") -> None:
         """Stop it: ``fast``, or as if its machine had lost its power, ``immediate``."""
         self._control("-m", mode, "-w", "stop")
+
+    def restore(self) -> None:
+        """Have it answer again, whatever a test that failed has left it in."""
+        if (self._data / "postmaster.pid").exists():
+            self.signal(signal.SIGCONT)
+        else:
+            self.start()
+
+    @property
+    def said(self) -> str:
+        """What it has written to its log."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: int) -> None:
         """Send a signal to each of its processes."""

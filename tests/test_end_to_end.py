@@ -268,25 +268,21 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def test_a_log_on_a_full_disk_does_not_end_a_search(sqlite_url, text):
-    with Path("/dev/full").open("w") as full:
-        command = ["run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL]
-        subprocess.run([sys.executable, *command], cwd=ROOT, stdout=full, timeout=120)
+def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
+    words = ("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL)
+    start(*words, stdout="/dev/full").wait(120)
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert not any("setbacks" in trial.user_attrs for trial in trials)
 
 
-def test_what_nohup_has_ignored_stays_ignored(slow, sqlite_url):
-    process = subprocess.Popen(
-        ["nohup", sys.executable, *slow],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+def test_what_nohup_has_ignored_stays_ignored(start, slow, sqlite_url):
+    process = start(*slow, ignored=[signal.SIGHUP])  # which is all that nohup does
     until(lambda: running(sqlite_url))
-    process.send_signal(signal.SIGHUP)
+    process.send(signal.SIGHUP)
     time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    assert not process.ended.is_set()
+    process.send(signal.SIGTERM)
     assert process.wait(30) == 143
 
 

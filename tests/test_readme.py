@@ -28,6 +28,22 @@ def blocks(language: str) -> list[str]:
 
 COMMANDS = [line for block in blocks("sh") for line in block.strip().splitlines()]
 
+
+def parts() -> dict[str, list[str]]:
+    """The commands, parted where they need nothing of those before."""
+    found: dict[str, list[str]] = {}
+    part = "on a file"
+    for line in COMMANDS:
+        command = shlex.split(line, comments=True)
+        if command[0] == "export":
+            part = "on a server"
+        alone = command[:2] in (["make", "demo"], ["make", "test"])
+        found.setdefault(line if alone else part, []).append(line)
+    return found
+
+
+PARTS = parts()
+
 FEW = (
     "--set=space.input_gate=[false]",
     "--set=space.forget_gate=[false]",
@@ -86,15 +102,21 @@ def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
         process.wait(30)
 
 
-def test_every_command(environment, postgresql_url, text, run):
+def test_a_test_runs_every_command():
     assert len(COMMANDS) >= 12
-    for line in COMMANDS:
+    assert sorted(line for part in PARTS.values() for line in part) == sorted(COMMANDS)
+    assert {*PARTS} >= {"make demo", "make test", "on a file", "on a server"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_command(part, environment, text, run, request):
+    for line in PARTS[part]:
         command = shlex.split(line, comments=True)
         if command[0] == "export":
             name, _, value = command[1].partition("=")
             assert name in environment
             assert value.startswith("postgresql+psycopg://")
-            environment[name] = postgresql_url
+            environment[name] = request.getfixturevalue("postgresql_url")
             continue
         if command[:2] == ["make", "dashboard"]:
             look_at_dashboard(command, environment)
@@ -111,8 +133,10 @@ def test_every_command(environment, postgresql_url, text, run):
         if command[:2] == ["make", "demo"]:
             page = Path([line for line in done.stdout.splitlines() if line.endswith(".html")][-1])
             assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    on_server = optuna.load_study(study_name="deeper", storage=postgresql_url)
-    assert {trial.params["layers"] for trial in on_server.trials} == {2, 3}
+    if part == "on a server":
+        storage = environment["RNN_SEARCH_STORAGE"]
+        on_server = optuna.load_study(study_name="deeper", storage=storage)
+        assert {trial.params["layers"] for trial in on_server.trials} == {2, 3}
 
 
 def test_the_definition_shown_is_one():

@@ -28,7 +28,7 @@ SIX = {
 """Six points, of a second or so each."""
 
 LONG = SIX | {
-    "training_steps": 4000,
+    "training_steps": 7000,
     "training_log_every": 250,
     "space_state_size": "[6]",
     "space_state_source": "['new']",
@@ -53,11 +53,17 @@ def no_setbacks(url):
     return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'setbacks'")
 
 
-@pytest.fixture
-def server():
-    """A server of this test alone, that may be stopped."""
+@pytest.fixture(scope="module")
+def stoppable():
     with PostgreSQL(NO_SYNC) as server:
         yield server
+
+
+@pytest.fixture
+def server(stoppable):
+    """A server that nobody else uses, and that may be stopped."""
+    yield stoppable
+    stoppable.restore()
 
 
 def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undisturbed, tmp_path):
@@ -118,7 +124,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     url = server.new_database()
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
-    first = search(*words, **LONG | {"outage_seconds": 8, "checkpoint_seconds": 1000})
+    first = search(*words, **LONG | {"outage_seconds": 12, "checkpoint_seconds": 1000})
     until(lambda: values(url) > 2)
     server.stop()
     assert first.wait() == 1
@@ -126,7 +132,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     server.start()
     second = search(*words, **LONG)
     assert second.wait() == 0
-    assert "trial 0 goes on from step 4,000" in second.output
+    assert "trial 0 goes on from step 7,000" in second.output
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 

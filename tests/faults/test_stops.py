@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from nursery import CURVES, FINISHED, query, searching, until
+from nursery import CURVES, FINISHED, freeze, query, searching, until
 
 ONE = {
-    "training_steps": 3000,
+    "training_steps": 4000,
     "training_log_every": 100,
     "checkpoint_seconds": 0.3,
     "lease_seconds": 2,
@@ -148,7 +148,7 @@ def test_who_wakes_up_after_its_lease_finds_its_trial_gone(
     """Frozen, taken over, woken while the other trains: its first write is refused."""
     frozen = search(**TWO)
     until(lambda: recorded(sqlite_url))
-    frozen.send(signal.SIGSTOP)
+    freeze(frozen, sqlite_url)
     heir = search(**TWO)
     until(lambda: "was not heard of" in heir.output)
     frozen.send(signal.SIGCONT)
@@ -163,7 +163,7 @@ def test_who_wakes_up_when_all_is_done_overwrites_nothing(
 ):
     frozen = search(**ONE)
     until(lambda: recorded(sqlite_url))
-    frozen.send(signal.SIGSTOP)
+    freeze(frozen, sqlite_url)
     assert search(**ONE).wait() == 0
     before = query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values")
     frozen.send(signal.SIGCONT)
