@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 _LARGE = 128 * 128
-"""Weights of a map from which on a processor takes one product after another no slower than all at
-once; in bfloat16 it is faster, where a batch of transposed factors would be copied first."""
+"""Weights of a map from which on a processor takes products with transposed ones one after another:
+of a batch of them it would make copies first."""
 
 
 class Workspace:
@@ -96,8 +96,9 @@ class Affine:
 
     Attributes:
         weight: (R, inputs, outputs), in the type of the products.
-        bias: (R, 1, outputs)
-        weight_gradient, bias_gradient: of the same shapes, set by :meth:`backward`.
+        bias: (R, 1, outputs), in that type.
+        weight_gradient: of the same shape and type as the weight, set by :meth:`backward`.
+        bias_gradient: of the same shape as the bias, in the type of all that is no product.
     """
 
     weight: Tensor
@@ -123,11 +124,13 @@ class Affine:
     def forward(self, *parts: Tensor) -> Tensor:
         """Map parts, each (R, B, …), joined along the last axis, to (R, B, outputs)."""
         self._x = self._joined(parts)  # (R, B, inputs)
-        shape = (*self._x.shape[:2], self.outputs)
-        y = product(self._x, self.weight, self._space("product", shape, like=self.weight))
-        if y.dtype != self.bias.dtype:
-            y = self._space("y", shape, like=self.bias).copy_(y)
-        return y.add_(self.bias) if self.has_bias else y
+        y = self._space("y", (*self._x.shape[:2], self.outputs), like=self.weight)
+        if self.has_bias:
+            torch.baddbmm(self.bias, self._x, self.weight, out=y)
+        else:
+            torch.bmm(self._x, self.weight, out=y)
+        full = self.bias_gradient
+        return y if y.dtype == full.dtype else self._space("full", y.shape, like=full).copy_(y)
 
     def backward(self, dy: Tensor, first: int = 0) -> None:
         """Take the gradient of the weights.
@@ -143,16 +146,19 @@ class Affine:
         self._dy = self._low("dy", dy)
         dw = self.weight_gradient
         if dy.shape[2] == self.outputs:
-            product(self._x.mT, self._dy, dw)
+            torch.bmm(self._x.mT, self._dy, out=dw)
         else:
-            part = self._space("dw", (len(dw), self.inputs, dy.shape[2]), like=dw)
-            dw[:, :, self._outputs] = product(self._x.mT, self._dy, part)
+            dw[:, :, self._outputs].copy_(torch.bmm(self._x.mT, self._dy))
 
     def input_gradient(self, inputs: int) -> Tensor:
         """Return the gradient of the first so many inputs (R, B, inputs), after the weights'."""
         weight = self.weight[:, :inputs, self._outputs]
         dx = self._space("dx", (*self._dy.shape[:2], inputs), like=weight)
-        return product(self._dy, weight.mT, dx)
+        if weight.device.type != "cpu" or inputs * self.outputs < _LARGE:
+            return torch.bmm(self._dy, weight.mT, out=dx)
+        for dy, w, result in zip(self._dy, weight, dx, strict=True):
+            torch.mm(dy, w.T, out=result)
+        return dx
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         if len(parts) == 1:
@@ -255,15 +261,6 @@ class Joint:
         both = self.maps[0].input_gradient(n * (1 + parts))
         dx.copy_(both[:, :, :n])
         return both[:, :, n:] if parts else None
-
-
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Multiply (R, i, j) by (R, j, k), member by member, into out (R, i, k)."""
-    if b.device.type == "cpu" and b.shape[1] * b.shape[2] >= _LARGE:
-        for one, other, result in zip(a, b, out, strict=True):
-            torch.mm(one, other, out=result)
-        return out
-    return torch.bmm(a, b, out=out)
 
 
 def spread(x: Tensor, rows: Tensor, space: Workspace) -> Tensor:

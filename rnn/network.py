@@ -81,8 +81,9 @@ class Population:
         device: where to compute.
         weights: of members, in place of the initial ones.
         fixed: whether every step is to be the same operations on the same memory, whatever is read,
-            as a graph that is recorded once must be; by default where that is of use, on a GPU.
-            Otherwise what many lanes have in common is worked out once.
+            as a graph that is recorded once must be. Otherwise what many lanes have in common is
+            worked out once; by default where that is worth the trouble: for float32 products of
+            large networks on a processor.
 
     Attributes:
         members: those with the same switches one after another, whatever order they came in.
@@ -112,8 +113,9 @@ class Population:
             )
         self.seed, self.precision = seed, precision
         self.device = device or torch.device("cpu")
-        self.fixed = self.device.type == "cuda" if fixed is None else fixed
         self.layers, self.state_size, _ = shapes.pop()
+        sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
+        self.fixed = not sharing_pays if fixed is None else fixed
         self.vocabulary_size = vocabulary_size
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -182,7 +184,6 @@ class Population:
             The logits of each lane's next symbol (K, B, V), and the next states; both last until
             the next step.
         """
-        self.parameters.read()
         table = self._embedding
         shape = (len(self.members), len(reads.distinct), self.state_size)
         values = self._space("x", shape, like=table.weight)
@@ -232,7 +233,6 @@ class Population:
             distinct = len(reads.distinct) if layer == 0 else d.shape[1]
             d = cell.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
         self._learn_embedding(reads.distinct, d)
-        self.parameters.sum_up()
         return losses.mean(1), next_states
 
     def _learn_embedding(self, distinct: Tensor, d: Tensor) -> None:

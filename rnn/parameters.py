@@ -39,7 +39,12 @@ class Parameters:
         vocabulary_size: V.
 
     Attributes:
-        values: (P,), with ``grad`` beside it; what nothing depends on has a gradient of zero.
+        values: (P,), in the order: weights that take part in products, biases, the embedding.
+        low: what products read, as far as the biases: in bfloat16, or the values themselves.
+        low_gradients: what products write, of the weights that take part in them.
+        full_gradients: all others; or all, if there is no lower type. What nothing depends on has a
+            gradient of zero.
+        is_mixed: whether products are taken in bfloat16.
     """
 
     def __init__(
@@ -55,47 +60,52 @@ class Parameters:
         self._members = members
         self._vocabulary_size = vocabulary_size
         end = 0
-        sizes: list[slice] = []
-        for affine in (*(affine for _, affine in maps), table):
-            size = len(affine.members) * affine.inputs * affine.outputs
-            sizes.append(slice(end, end + size))
-            end += _aligned(size)
-        self._products = sizes[-1].start  # where the weights end that take part in products
-        self._places: list[tuple[str, _Place]] = []
-        for (prefix, affine), weight in zip((*maps, ("", table)), sizes, strict=True):
-            size = len(affine.members) * affine.outputs if affine.has_bias else 0
-            self._places.append((prefix, _Place(affine, weight, slice(end, end + size))))
-            end += _aligned(size)
+
+        def placed(size: int) -> slice:
+            nonlocal end
+            first, end = end, end + _aligned(size)
+            return slice(first, first + size)
+
+        named = [*maps, ("", table)]
+        weights = [placed(len(a.members) * a.inputs * a.outputs) for _, a in maps]
+        products = end
+        biases = [placed(len(a.members) * a.outputs * a.has_bias) for _, a in named]
+        read = end
+        weights.append(placed(len(table.members) * table.inputs * table.outputs))
+        self._places = [
+            (prefix, _Place(affine, *place))
+            for (prefix, affine), *place in zip(named, weights, biases, strict=True)
+        ]
+        self.is_mixed = mixed
         self.values = torch.zeros(end, dtype=dtype, device=device)
-        self.values.grad = torch.zeros_like(self.values)
-        low = torch.bfloat16 if mixed else dtype
+        gradients = torch.zeros(end - products if mixed else end, dtype=dtype, device=device)
+        self.full_gradients = gradients
         # Without a lower type, products read and write the values and gradients themselves.
-        self._low = self.values[: self._products].to(low)
-        self._low_gradients = self.values.grad[: self._products].to(low)
-        for _, place in self._places:
-            affine = place.affine
-            read, written = (
-                (self.values, self.values.grad)
-                if affine is table
-                else (self._low, self._low_gradients)
+        self.low = self.values[:read]
+        self.low_gradients = gradients[:products]
+        if mixed:
+            self.low = self.low.bfloat16()
+            self.low_gradients = self.values[:products].bfloat16()
+        skipped = products if mixed else 0
+        for affine, weight, bias in (place for _, place in self._places):
+            is_table = affine is table
+            affine.weight = _weight_of(self.values if is_table else self.low, affine, weight)
+            affine.bias = _bias_of(self.values if is_table else self.low, affine, bias)
+            own = slice(weight.start - skipped, weight.stop - skipped)
+            affine.weight_gradient = (
+                _weight_of(gradients, affine, own)
+                if is_table
+                else _weight_of(self.low_gradients, affine, weight)
             )
-            affine.weight, affine.weight_gradient = (
-                _weight_of(flat, place) for flat in (read, written)
-            )
-            affine.bias, affine.bias_gradient = (
-                _bias_of(flat, place) for flat in (self.values, self.values.grad)
-            )
+            own = slice(bias.start - skipped, bias.stop - skipped)
+            affine.bias_gradient = _bias_of(gradients, affine, own)
 
-    def read(self) -> None:
-        """Have the products take part with the weights as they are now."""
-        if self._low.dtype != self.values.dtype:
-            self._low.copy_(self.values[: self._products])
-
-    def sum_up(self) -> None:
-        """Have the gradients of the products stand among all others."""
-        if self._low.dtype != self.values.dtype:
-            assert self.values.grad is not None
-            self.values.grad[: self._products].copy_(self._low_gradients)
+    @property
+    def gradients(self) -> Tensor:
+        """The gradients of all values (P,)."""
+        if not self.is_mixed:
+            return self.full_gradients
+        return torch.cat((self.low_gradients.to(self.values.dtype), self.full_gradients))
 
     def of(self, k: int, flat: Tensor) -> Weights:
         """Return a copy of what belongs to member k.
@@ -117,20 +127,22 @@ class Parameters:
         """Set what belongs to member k; see :meth:`of`."""
         for here, there in self._pairs(k, flat, weights):
             here.copy_(there)
+        if self.is_mixed and flat is self.values:
+            self.low.copy_(flat[: len(self.low)])
 
     def _pairs(self, k: int, flat: Tensor, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
-        for prefix, place in self._places:
-            if k not in place.affine.members:
+        for prefix, (affine, weight, bias) in self._places:
+            if k not in affine.members:
                 continue
-            r = place.affine.members.index(k)
-            joined, biases = _weight_of(flat, place)[r], _bias_of(flat, place)
-            for block in place.affine.blocks:
-                weight, bias = weights[prefix + block.product]
+            r = affine.members.index(k)
+            joined, biases = _weight_of(flat, affine, weight)[r], _bias_of(flat, affine, bias)
+            for block in affine.blocks:
+                own_weight, own_bias = weights[prefix + block.product]
                 (first, count), (row, column) = block.inputs, block.at
-                columns = slice(column, column + weight.shape[1])
-                yield joined[row : row + count, columns], weight[first : first + count]
-                if place.affine.has_bias:
-                    yield biases[r, 0, columns], bias
+                columns = slice(column, column + own_weight.shape[1])
+                yield joined[row : row + count, columns], own_weight[first : first + count]
+                if affine.has_bias:
+                    yield biases[r, 0, columns], own_bias
 
 
 def _aligned(size: int) -> int:
@@ -138,11 +150,9 @@ def _aligned(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _weight_of(flat: Tensor, place: _Place) -> Tensor:
-    affine = place.affine
-    return flat[place.weight].view(len(affine.members), affine.inputs, affine.outputs)
+def _weight_of(flat: Tensor, affine: Affine, place: slice) -> Tensor:
+    return flat[place].view(len(affine.members), affine.inputs, affine.outputs)
 
 
-def _bias_of(flat: Tensor, place: _Place) -> Tensor:
-    # A map without a bias has an empty one.
-    return flat[place.bias].view(-1, 1, place.affine.outputs)
+def _bias_of(flat: Tensor, affine: Affine, place: slice) -> Tensor:
+    return flat[place].view(-1, 1, affine.outputs)  # of a map that has none: empty

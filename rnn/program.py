@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rnn.adam import Adam
 from rnn.network import Population
 
 WARM_UP = 3
@@ -23,7 +24,7 @@ class Program:
         smoothing: the weight of the past in the smoothed losses.
 
     Attributes:
-        optimizer: Adam, over one tensor of all weights.
+        optimizer: of all weights at once.
         states: for each layer (K, B, n), as the last step left them.
         smoothed: (K,) the smoothed losses, an exponential moving average of the mean cross-entropy
             over the lanes, nats a symbol.
@@ -33,28 +34,14 @@ class Program:
         self, population: Population, lanes: int, learning_rate: float, smoothing: float
     ) -> None:
         self.population = population
-        self.values = population.parameters.values
         self.states = population.initial_states(lanes)
-        self.smoothed = self.values.new_zeros(len(population.members))
-        on_gpu = population.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            [self.values], lr=learning_rate, fused=True, capturable=on_gpu
-        )
-        self.moments = (torch.zeros_like(self.values), torch.zeros_like(self.values))
-        self._updates = torch.zeros((), device=population.device)
-        self.optimizer.state[self.values] = {
-            "step": self._updates,
-            "exp_avg": self.moments[0],
-            "exp_avg_sq": self.moments[1],
-        }
+        self.smoothed = self.states[0].new_zeros(len(population.members))
+        self.optimizer = Adam(population.parameters, learning_rate)
         self._smoothing = smoothing
         symbols = torch.zeros(lanes, dtype=torch.long, device=population.device)
         self._reads, self._foretells = symbols, symbols.clone()
+        on_gpu = population.device.type == "cuda"
         self._play = recorded(self._advance) if on_gpu else self._advance
-
-    def set_updates(self, updates: int) -> None:
-        """Say how many steps the optimizer's moments stand for."""
-        self._updates.fill_(updates)
 
     def begin_sequence(self) -> None:
         """Set the states to zero."""

@@ -180,7 +180,7 @@ class Run:
         self._charge()
         k = self.members.index(member)
         parameters, program = self.population.parameters, self._program
-        first, second = (parameters.of(k, moments) for moments in program.moments)
+        first, second = (parameters.of(k, moments) for moments in program.optimizer.moments)
         return Progress(
             self.step,
             self.seconds[k],
@@ -207,12 +207,12 @@ class Run:
                 continue
             self.step = own.step
             self.seconds[k], self.curves[k] = own.seconds, dict(own.curve)
-            for flat, moments in zip(program.moments, own.moments, strict=True):
+            for flat, moments in zip(program.optimizer.moments, own.moments, strict=True):
                 population.parameters.put(k, flat, moments)
             for state, before in zip(program.states, own.states, strict=True):
                 state[k].copy_(before)
             program.smoothed[k].copy_(own.smoothed)
-        program.set_updates(self.step)
+        program.optimizer.updates.fill_(self.step)
 
     def _log(self) -> LogPoint:
         point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))

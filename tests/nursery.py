@@ -167,17 +167,22 @@ SETTINGS = {
     "evaluation.lane_length": 8,
     "training.batch_size": 4,
     "training.sequence_length": 32,
+    "precision": "'fp32'",
 }
 """Of networks that are trained in a second or so."""
 
 
 def searching(nursery, url, text):
-    """Return what starts a search on a small study; settings as ``training_steps=1000``."""
+    """Return what starts a search on a small study; settings as ``training_steps=1000``.
 
-    def start(*words, environment=MappingProxyType({}), **settings):
+    Its networks are trained one by one, and so give the same curves bit for bit.
+    """
+
+    def start(*words, environment=MappingProxyType({}), population="1", **settings):
         named = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | named).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
+        common += ("--population", population)
         return nursery.start("run_search.py", *common, *overrides, *words, **environment)
 
     return start
@@ -242,9 +247,7 @@ def main() -> None:
     assert search.session
     assert reports.page
     assert reports.renewal
-    # What is imported late only: by the first optimizer, which takes a second for it, and by the
-    # first connections.
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    # What is imported late only, by the first connections.
     for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

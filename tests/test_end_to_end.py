@@ -103,7 +103,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
         assert sorted(trial.intermediate_values) == [2, 4]
         assert trial.value == min(trial.intermediate_values.values())
         assert record.validation_bits_per_character > 0
-        assert record.precision == "fp32"
+        assert record.precision == study.user_attrs["definition"]["precision"]
         assert record.device == "cpu"
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
 
@@ -200,8 +200,11 @@ def running(url: str) -> list:
         (signal.SIGUSR1, 138),
     ],
 )
-def test_a_stopped_worker_gives_its_point_back(start, slow, sqlite_url, tmp_path, number, code):
-    process = start(*slow)
+@pytest.mark.parametrize("population", [1, 3])
+def test_a_stopped_worker_gives_its_points_back(
+    start, slow, sqlite_url, tmp_path, number, code, population
+):
+    process = start(*slow, "--population", str(population))
     until(lambda: running(sqlite_url))
     process.send(number)
     assert process.wait(30) == code
@@ -209,15 +212,16 @@ def test_a_stopped_worker_gives_its_point_back(start, slow, sqlite_url, tmp_path
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
     assert "given back" in process.stdout
-    (given_back,) = [trial for trial in study.trials if trial.intermediate_values]
-    assert given_back.user_attrs["setbacks"] == {"interrupted": 1}
-    (checkpoint,) = tmp_path.glob("studies.db.checkpoints/*/*")
-    assert checkpoint.name == f"trial-{given_back.number}.checkpoint"
+    given_back = [trial for trial in study.trials if trial.intermediate_values]
+    assert len(given_back) == population
+    assert all(trial.user_attrs["setbacks"] == {"interrupted": 1} for trial in given_back)
+    kept = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
+    assert kept == {f"trial-{trial.number}.checkpoint" for trial in given_back}
 
 
 def test_stopping_the_process_that_started_the_workers_stops_them_all(start, slow, sqlite_url):
-    process = start(*slow, "--workers", "2")
-    until(lambda: len(running(sqlite_url)) == 2)
+    process = start(*slow, "--workers", "2", "--population", "2")
+    until(lambda: len(running(sqlite_url)) == 4)
     process.send(signal.SIGINT)
     assert process.wait(30) == 130
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
@@ -226,8 +230,8 @@ def test_stopping_the_process_that_started_the_workers_stops_them_all(start, slo
 
 def test_a_second_interrupt_stops_the_workers_too(start, slow, sqlite_url):
     """Sent to the process that started them alone, and at once."""
-    process = start(*slow, "--workers", "2")
-    until(lambda: len(running(sqlite_url)) == 2)
+    process = start(*slow, "--workers", "2", "--population", "2")
+    until(lambda: len(running(sqlite_url)) == 4)
     process.send(signal.SIGINT)
     time.sleep(0.05)
     process.send(signal.SIGINT)
@@ -289,22 +293,22 @@ def test_what_nohup_has_ignored_stays_ignored(start, slow, sqlite_url):
 def test_workers_stop_when_the_process_that_started_them_is_killed(
     start, slow, sqlite_url, tmp_path
 ):
-    process = start(*slow, "--workers", "2")
-    until(lambda: len(running(sqlite_url)) == 2)
+    process = start(*slow, "--workers", "2", "--population", "2")
+    until(lambda: len(running(sqlite_url)) == 4)
     process.send(signal.SIGKILL)
     process.wait()
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
-    assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 2
+    assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 4
 
 
 def test_status_of_a_running_study(start, slow, sqlite_url, run):
-    process = start(*slow)
+    process = start(*slow, "--population", "5")
     until(lambda: running(sqlite_url))
     try:
         done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
         status = json.loads(done.stdout)
-        assert (status["planned"], status["running"], status["waiting"]) == (96, 1, 95)
+        assert (status["planned"], status["running"], status["waiting"]) == (96, 5, 91)
         assert status["best"] is None
         assert status["seconds_left"] is None
     finally:

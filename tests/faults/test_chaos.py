@@ -14,7 +14,7 @@ from nursery import CURVES, FINISHED, query, searching
 SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "5"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "12"))
-STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1000"))
+STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1700"))
 
 SPACE = {
     "training_steps": STEPS,
@@ -62,9 +62,9 @@ def disturb(start, seconds, workers, random):
     return everybody, done
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(("kind", "population"), [("sqlite", "5"), ("postgresql", "1")])
 def test_each_point_is_finished_once_and_as_if_nothing_had_been(
-    nursery, text, undisturbed, tmp_path, kind, request
+    nursery, text, undisturbed, tmp_path, kind, population, request
 ):
     url = request.getfixturevalue(f"{kind}_url")
     search = searching(nursery, url, text)
@@ -72,7 +72,7 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
 
     def start():
-        return search(f"--artifacts={tmp_path}/artifacts", **SPACE)
+        return search(f"--artifacts={tmp_path}/artifacts", population=population, **SPACE)
 
     everybody, done = disturb(start, SECONDS, WORKERS, random.Random(seed))
     print(f"{kind}: {len(everybody)} workers, {done}")
@@ -89,8 +89,13 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
     # By plain SQL: every point is finished once, and none runs.
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(POINTS)]
 
-    # Every curve is that of a search that nothing happened to.
-    assert query(url, CURVES) == undisturbed(**SPACE)
+    # Every curve is that of a search that nothing happened to: of networks that are trained one by
+    # one bit for bit, of others to the last digits, for their company has changed.
+    found, expected = query(url, CURVES), undisturbed(**SPACE)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    tolerance = 0 if population == "1" else 1e-3
+    losses = [row[2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
     setbacks = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
     print(f"{kind}: setbacks {[value for (value,) in setbacks]}")

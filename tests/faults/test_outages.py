@@ -28,7 +28,7 @@ SIX = {
 """Six points, of a second or so each."""
 
 LONG = SIX | {
-    "training_steps": 7000,
+    "training_steps": 12000,
     "training_log_every": 250,
     "space_state_size": "[6]",
     "space_state_source": "['new']",

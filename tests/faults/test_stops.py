@@ -10,7 +10,7 @@ import pytest
 from nursery import CURVES, FINISHED, freeze, query, searching, until
 
 ONE = {
-    "training_steps": 4000,
+    "training_steps": 7000,
     "training_log_every": 100,
     "checkpoint_seconds": 0.3,
     "lease_seconds": 2,
@@ -27,6 +27,10 @@ ONE = {
 """One point, of some seconds."""
 
 TWO = ONE | {"space_residual": "[true, false]"}
+
+
+FIVE = "[{residual=false, state_source='old'}]"
+"""What to leave out of six points."""
 
 
 @pytest.fixture
@@ -140,6 +144,27 @@ def test_a_killed_workers_trial_is_adopted_by_who_waits_for_it(
     assert "trial 0 goes on from step" in waiting.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     assert list(tmp_path.glob("*.checkpoints")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_trials_that_were_trained_together_go_on_together(
+    search, sqlite_url, tmp_path, undisturbed, number
+):
+    """To the last digits: their company is another, for a fifth point is there to be claimed."""
+    five = TWO | {"space_state_source": "['new', 'old', 'both']", "space_exclude": FIVE}
+    first = search(population="4", **five)
+    until(lambda: recorded(sqlite_url) and len(checkpoints(tmp_path)) == 4)
+    first.send(number)
+    first.wait()
+    second = search(population="5", **five)
+    assert second.wait() == 0
+    assert second.output.count("goes on from step") == 4
+    found, expected = query(sqlite_url, CURVES), undisturbed(**five)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    losses = [row[2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx(losses, rel=1e-3)
+    states = query(sqlite_url, FINISHED)
+    assert states == [(number, "COMPLETE", 1) for number in range(5)]
 
 
 def test_who_wakes_up_after_its_lease_finds_its_trial_gone(

@@ -89,9 +89,7 @@ def advance(population: Population, symbols: Tensor, states: list[Tensor]) -> Te
 
 def gradients(population: Population, k: int = 0) -> Weights:
     """A member's gradients under the names of its architecture's products."""
-    grad = population.parameters.values.grad
-    assert grad is not None
-    return population.parameters.of(k, grad)
+    return population.parameters.of(k, population.parameters.gradients)
 
 
 @pytest.mark.parametrize("architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}")
@@ -141,7 +139,7 @@ def test_gradients_are_the_slopes_of_the_loss(architecture: Architecture):
         def forward(ctx, weights):
             values.copy_(weights)
             losses, _ = population.learn(reads, foretells, states)
-            ctx.save_for_backward(values.grad.clone())
+            ctx.save_for_backward(population.parameters.gradients.clone())
             return losses.sum()
 
         @staticmethod
@@ -214,7 +212,7 @@ def test_products_in_bfloat16_change_little_and_keep_float32_weights():
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.02)
     for population, start in ((full, expected_states), (mixed, states)):
         population.learn(population.symbols(symbols), symbols, start)
-    assert mixed.parameters.values.grad.dtype == torch.float32
+    assert mixed.parameters.gradients.dtype == torch.float32
     for name, (weight, bias) in gradients(full).items():
         for own, reference in zip(gradients(mixed)[name], (weight, bias), strict=True):
             assert (own - reference).norm() < 0.05 * reference.norm() + 1e-6, name

@@ -79,7 +79,7 @@ def test_the_module_is_the_network(architecture: Architecture):
     # What reached past the last time step would show in these gradients.
     population.learn(population.symbols(text[STEPS - 1]), text[STEPS], before)
     nn.functional.cross_entropy(logits, text[STEPS]).backward()
-    gradients = population.parameters.of(0, population.parameters.values.grad)
+    gradients = population.parameters.of(0, population.parameters.gradients)
     for weight, product in (
         (network.embedding.weight, "embedding"),
         (network.layers[0].candidate.weight, "layers.0.candidate"),

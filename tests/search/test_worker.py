@@ -1,6 +1,8 @@
 """What a worker records is what the networks give, and what it cannot finish it gives back."""
 
 import math
+import time
+from functools import partialmethod
 
 import optuna
 import pytest
@@ -244,6 +246,40 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 1
     assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
+
+
+def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monkeypatch):
+    """Another has given it back meanwhile, and it is nobody's in the end."""
+    overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
+    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
+    sizes, lost = [], []
+
+    def advanced(self, running):
+        sizes.append(len(running))
+        storage = open_storage(sqlite_url)
+        if running[0].step == 4:
+            number = running[0].number
+            study_id = storage.get_study_id_from_name("quick")
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            lost.append(trial_id)
+            storage.give_back(trial_id, storage.leases(study_id)[trial_id].owner, Failure.STALE)
+            storage.claim(study_id, "you")
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Quiet, "advanced", advanced)
+    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
+    joined, outcomes = work(sqlite_url, text, overrides, population=6)
+    assert outcomes.count("dropped: another worker has taken it over") == 1
+    assert outcomes.count("complete") == 5
+    assert sizes[0] == 6
+    assert sizes[-1] == 5
+    assert len(sizes) == 20
+    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+        if trial._trial_id in lost:
+            assert trial.state is TrialState.RUNNING
+        else:
+            assert trial.value == pytest.approx(same.value, rel=1e-4)
 
 
 @pytest.mark.parametrize("population", [1, 3, 6, 100])
