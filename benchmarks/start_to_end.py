@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[1]
 
 SETTINGS = (
     f"training.steps={STEPS}",
+    # As long as it is read: the plain loop makes all one-hot inputs of a sequence at once.
+    f"training.sequence_length={STEPS + 1}",
     # The plain loop measures nothing on held-out text.
     "evaluation.lanes=1",
     "evaluation.lane_length=2",
@@ -41,9 +43,8 @@ from rnn.training import Training
 torch.set_num_threads(1)
 text = open_corpus("stdlib").train
 for point in json.loads(sys.argv[1]):
-    train_plainly(
-        Architecture.of(point, "state"), text, Training({steps}, 256, 1000, 50, 0.001, 0.95, 0)
-    )
+    settings = Training({steps}, 256, {steps} + 1, 50, 0.001, 0.95, 0)
+    train_plainly(Architecture.of(point, "state"), text, settings)
 """
 
 

@@ -4,6 +4,7 @@ Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
 """
 
 import torch
+from torch import Tensor
 
 from rnn.parameters import Parameters
 
@@ -34,32 +35,42 @@ class Adam:
         self.updates = torch.zeros((), device=values.device)
         self._learning_rate = learning_rate
         self._parameters = parameters
-        size = _CHUNK if values.device.type == "cpu" else max(1, len(parameters.low_gradients))
-        self._gradient = values.new_empty(size)
         cast = len(parameters.low_gradients) if parameters.is_mixed else 0
-        self._chunks = [slice(i, min(i + size, cast)) for i in range(0, cast, size)]
-        self._rest = slice(cast, None)
+        size = _CHUNK if values.device.type == "cpu" else max(1, cast)
+        scratch = values.new_empty(min(size, cast))
+        self._chunks = []
+        for first in range(0, cast, size):
+            some = slice(first, min(first + size, cast))
+            low = parameters.low_gradients[some]
+            gradient = scratch[: len(low)]
+            self._chunks.append((low, gradient, parameters.low[some], self._of(some, gradient)))
+        self._rest = self._of(slice(cast, None), parameters.full_gradients)
+        biases = slice(cast, len(parameters.low) if parameters.is_mixed else cast)
+        self._biases = parameters.low[biases], values[biases]
 
     def step(self) -> None:
         """Update the weights, and what products read of them."""
-        parameters = self._parameters
         self.updates.add_(1)
-        for chunk in self._chunks:
-            low = parameters.low_gradients[chunk]
-            self._update(chunk, self._gradient[: len(low)].copy_(low))
-            parameters.low[chunk].copy_(parameters.values[chunk])
-        self._update(self._rest, parameters.full_gradients)
-        if parameters.is_mixed:
-            biases = slice(len(parameters.low_gradients), len(parameters.low))
-            parameters.low[biases].copy_(parameters.values[biases])
+        for low_gradient, gradient, low, some in self._chunks:
+            gradient.copy_(low_gradient)
+            self._update(some)
+            low.copy_(some[0][0])
+        self._update(self._rest)
+        low, values = self._biases
+        low.copy_(values)
 
-    def _update(self, some: slice, gradient: torch.Tensor) -> None:
-        first, second = self.moments
+    def _of(self, some: slice, gradient: Tensor) -> tuple[list[Tensor], ...]:
+        """Return values, gradients and moments of some weights, as the kernel takes them."""
+        tensors = (self._parameters.values[some], gradient, *(m[some] for m in self.moments))
+        return tuple([tensor] for tensor in tensors)
+
+    def _update(self, some: tuple[list[Tensor], ...]) -> None:
+        values, gradients, first, second = some
         torch._fused_adam_(
-            [self._parameters.values[some]],
-            [gradient],
-            [first[some]],
-            [second[some]],
+            values,
+            gradients,
+            first,
+            second,
             [],
             [self.updates],
             lr=self._learning_rate,

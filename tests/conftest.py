@@ -98,5 +98,8 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="networks")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="networks")
+    for left in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
+        client.delete_object(Bucket="networks", Key=left["Key"])
     return "s3://networks"

@@ -132,7 +132,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     server.start()
     second = search(*words, **LONG)
     assert second.wait() == 0
-    assert "trial 0 goes on from step 7,000" in second.output
+    assert "trial 0 goes on from step 12,000" in second.output
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 

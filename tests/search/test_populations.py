@@ -1,0 +1,88 @@
+"""How many networks a worker trains together, where nobody has said; which device each takes."""
+
+import pytest
+import torch
+
+from rnn.architecture import Architecture
+from rnn.device import has_bfloat16, require_precision, share_devices
+from rnn.errors import DeviceError
+from rnn.network import member_bytes
+from search import populations
+from search.populations import useful_population
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+def architecture(state_size, layers=2):
+    return Architecture(False, True, False, True, True, "new", layers, state_size)
+
+
+def test_small_networks_are_trained_together_and_large_ones_alone_on_a_processor():
+    assert useful_population(architecture(32), 256, "fp32", CPU) == 32
+    assert useful_population(architecture(256), 256, "bf16", CPU) == 1
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_no_more_are_trained_together_than_memory_has_room_for(monkeypatch, device):
+    size = member_bytes(architecture(32), 256, "fp32")
+    monkeypatch.setattr(populations, "free_memory", lambda device: 10 * size)
+    assert useful_population(architecture(32), 256, "fp32", device) == 8
+    monkeypatch.setattr(populations, "free_memory", lambda device: 1)
+    assert useful_population(architecture(32), 256, "fp32", device) == 1
+
+
+def test_a_card_takes_a_whole_shape_group(monkeypatch):
+    """96 networks of three layers and 256 states, on a card of 24 GB."""
+    monkeypatch.setattr(populations, "free_memory", lambda device: 24 * 10**9)
+    everything = Architecture(True, True, True, True, True, "both", 3, 256)
+    assert useful_population(everything, 256, "bf16", CUDA) >= 96
+
+
+def test_a_member_takes_no_more_memory_than_is_said():
+    """Told by torch's own account of what it allocates."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from rnn.architecture import Member
+    from rnn.network import Population
+    from rnn.program import Program
+
+    for precision in ("fp32", "bf16"):
+        for a in (architecture(32), Architecture(True, True, True, True, True, "both", 3, 64)):
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+                program = Program(Population([Member(a)], 0, precision), 256, 0.001, 0.9)
+                symbols = torch.arange(256)
+                program.step(symbols, symbols)
+            kept = sum(event.self_cpu_memory_usage for event in found.key_averages())
+            said = member_bytes(a, 256, precision)
+            assert kept < said < 4 * kept
+
+
+def test_workers_of_a_machine_share_its_cards(monkeypatch):
+    assert share_devices("auto", 3) == ["auto"] * 3 or torch.cuda.device_count() > 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert share_devices(name, 5) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+    assert share_devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert share_devices("cpu", 2) == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_which_cards_have_which_precision(monkeypatch, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bfloat16(CUDA) is has
+    if has:
+        require_precision("tf32", CUDA)
+    else:
+        with pytest.raises(DeviceError, match=r"tf32 .* cuda:0; allowed: a GPU of compute cap"):
+            require_precision("tf32", CUDA)
+    require_precision("fp32", CUDA)
+    require_precision("bf16", CPU)
+    with pytest.raises(DeviceError, match="cpu"):
+        require_precision("tf32", CPU)
+
+
+def test_a_processor_has_bfloat16_if_its_flags_say_so():
+    from pathlib import Path
+
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
