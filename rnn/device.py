@@ -62,7 +62,9 @@ def free_memory(device: torch.device) -> int:
     """Return how many bytes a device has to spare."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free
+        # What torch keeps for itself, and does not use, is to be had too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + kept
     return psutil.virtual_memory().available
 
 

@@ -119,6 +119,7 @@ class Population:
         self.vocabulary_size = vocabulary_size
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
         everyone, n = range(len(members)), self.state_size
         self._embedding = _whole("embedding", everyone, vocabulary_size, n)
@@ -276,7 +277,7 @@ def member_bytes(
     weights = parameters * (4 * size + 2 * 2 * (precision == "bf16"))
     # All that a pass keeps or needs meanwhile: some numbers for each input and output.
     numbers = sum(
-        2 * inputs + 3 * outputs
+        4 * inputs + 6 * outputs
         for inputs, outputs in architecture.products(vocabulary_size).values()
     )
     return weights + lanes * numbers * size

@@ -108,15 +108,16 @@ class Parameters:
         return torch.cat((self.low_gradients.to(self.values.dtype), self.full_gradients))
 
     def of(self, k: int, flat: Tensor) -> Weights:
-        """Return a copy of what belongs to member k.
+        """Return a copy of what belongs to member k, in the processor's memory.
 
         Args:
             k: its number.
             flat: (P,), the values, or whatever an optimizer keeps for each.
         """
         shapes = self._members[k].architecture.products(self._vocabulary_size)
+        memory = torch.empty(0, dtype=flat.dtype)  # of the processor
         taken = {
-            name: (flat.new_empty(shape), flat.new_empty(shape[1]))
+            name: (memory.new_empty(shape), memory.new_empty(shape[1]))
             for name, shape in shapes.items()
         }
         for here, there in self._pairs(k, flat, taken):

@@ -1,6 +1,7 @@
 """One training step of a population as a program over memory of its own."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Program:
         symbols = torch.zeros(lanes, dtype=torch.long, device=population.device)
         self._reads, self._foretells = symbols, symbols.clone()
         on_gpu = population.device.type == "cuda"
-        self._play = recorded(self._advance) if on_gpu else self._advance
+        self._recorder = Recorder(population.device) if on_gpu else None
 
     def begin_sequence(self) -> None:
         """Set the states to zero."""
@@ -57,7 +58,10 @@ class Program:
         """
         self._reads.copy_(reads)
         self._foretells.copy_(foretells)
-        self._play()
+        if self._recorder is None:
+            self._advance()
+        else:
+            self._recorder.play(self._advance)
 
     def _advance(self) -> None:
         reads = self.population.symbols(self._reads)
@@ -68,30 +72,40 @@ class Program:
             state.copy_(after)
 
 
-def recorded(work: Callable[[], None]) -> Callable[[], None]:
-    """Return what does the same on a GPU, from the fourth call on as one launch.
+class Recorder:
+    """Does the same work on a GPU again and again: from the fourth time on as one launch.
 
     Args:
-        work: the same operations on the same memory, whatever that holds.
+        device: the GPU.
     """
-    graph: torch.cuda.CUDAGraph | None = None
-    calls = 0
 
-    def play() -> None:
-        nonlocal graph, calls
-        if graph is None and calls < WARM_UP:
-            calls += 1
-            # Aside, as recording wants it.
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                work()
-            torch.cuda.current_stream().wait_stream(aside)
-            return
-        if graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._times = 0
+
+    def play(self, work: Callable[[], None]) -> None:
+        """Do the work: the same operations on the same memory as before, whatever that holds."""
+        with torch.cuda.device(self._device):
+            if self._graph is not None:
+                self._graph.replay()
+                return
+            aside = _stream_aside(self._device)
+            if self._times < WARM_UP:
+                self._times += 1
+                # On the stream that is recorded later, as recording wants it.
+                aside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(aside):
+                    work()
+                torch.cuda.current_stream().wait_stream(aside)
+                return
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=aside):
                 work()  # noted, not done
-        graph.replay()
+            self._graph.replay()
 
-    return play
+
+@cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    # One for good: libraries keep memory for each stream that they have met.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -120,6 +120,8 @@ class Run:
     """
 
     members: tuple[Member, ...]
+    seconds: list[float]
+    curves: list[dict[int, float]]
 
     def __init__(
         self,
@@ -145,7 +147,7 @@ class Run:
         Yields:
             The log points still to come, one every ``log_every`` steps.
         """
-        if self.step >= self.settings.steps:
+        if self.step >= self.settings.steps or not self.members:
             return
         self._charged = time.monotonic()
         try:
@@ -156,6 +158,7 @@ class Run:
                 self.step += 1
                 if self.step % self.settings.log_every == 0:
                     yield self._log()
+                    self._charged = time.monotonic()  # what was done meanwhile is no training
                 between_steps()
                 if not self.members:
                     return
@@ -170,10 +173,12 @@ class Run:
             member: self.progress(member) for member in self.members if member not in leaving
         }
         if not staying:
-            self.members = ()
+            self.members, self.seconds, self.curves = (), [], []
             return
         weights = {member: progress.weights for member, progress in staying.items()}
-        self._take_up(self.population.of(weights), staying)
+        like = self.population
+        del self.population, self._program  # there may be no memory for both
+        self._take_up(like.of(weights), staying)
 
     def progress(self, member: Member) -> Progress:
         """Return all that a member's training goes on from, between two steps."""
@@ -186,8 +191,8 @@ class Run:
             self.seconds[k],
             parameters.of(k, parameters.values),
             (first, second),
-            [state[k].clone() for state in program.states],
-            program.smoothed[k].clone(),
+            [state[k].to("cpu", copy=True) for state in program.states],
+            program.smoothed[k].to("cpu", copy=True),
             dict(self.curves[k]),
         )
 
@@ -201,7 +206,7 @@ class Run:
         program.smoothed.fill_(SMOOTHED_LOSS_START)
         self.step = 0
         self.seconds = [0.0] * len(self.members)
-        self.curves: list[dict[int, float]] = [{} for _ in self.members]
+        self.curves = [{} for _ in self.members]
         for k, member in enumerate(self.members):
             if (own := progress.get(member)) is None:
                 continue

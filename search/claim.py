@@ -72,6 +72,7 @@ class Claim:
         with self._lock:
             self._curve, self._anew = dict(curve), True
             self._beginnings += 1
+            self.has_reported = True
 
     def unrecorded(self) -> Unrecorded:
         """Return what is still to be recorded."""

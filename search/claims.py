@@ -85,25 +85,27 @@ class ClaimKeeper(StorageThread):
         def attempt(tried: bool) -> list[Claim]:
             taken: list[int] = []
             if tried:  # it may have been done, and only the answer been lost
+                self._held = [claim for claim in self._held if claim.owner != owner]
                 leases = self._storage.leases(self._study_id).items()
                 taken = [key for key, lease in leases if lease.owner == owner]
-            if not taken:
+            first = taken.pop(0) if taken else None
+            if first is None:
                 first = self._storage.claim(self._study_id, owner, self._lease_seconds, avoid)
-                if first is None:
-                    return []
-                taken = [first, *more(first)]
-            claims = [
-                Claim(self._storage.get_trial(trial_id), owner, self._lease_seconds)
-                for trial_id in taken
-            ]
-            self._held.extend(claims)
-            return claims
-
-        def more(first: int) -> list[int]:
-            others = limit(self._storage.get_trial(first)) - 1
-            if first in avoid or others < 1:
+            if first is None:
                 return []
-            return self._storage.claim_alike(first, owner, others, alike, avoid)
+            claims = [self._hold(first, owner)]
+            if not taken and first not in avoid:
+                taken = more(claims[0])
+            return claims + [self._hold(trial_id, owner) for trial_id in taken]
+
+        def more(first: Claim) -> list[int]:
+            others = limit(first.trial) - 1
+            if others < 1:
+                return []
+            try:
+                return self._storage.claim_alike(first.trial_id, owner, others, alike, avoid)
+            except ClaimLost:  # between the two; it will be seen where others are
+                return []
 
         return self._do(attempt)
 
@@ -231,8 +233,13 @@ class ClaimKeeper(StorageThread):
     def _is_away(self) -> None:
         self._watch.forget()
 
+    def _hold(self, trial_id: int, owner: str) -> Claim:
+        claim = Claim(self._storage.get_trial(trial_id), owner, self._lease_seconds)
+        self._held.append(claim)
+        return claim
+
     def _undo(self, result: object) -> None:
-        if isinstance(result, list):  # claims, and nobody is there to train them
-            for claim in result:
+        for claim in result if isinstance(result, list) else ():
+            if isinstance(claim, Claim):  # and nobody is there to train it
                 self._held.remove(claim)
                 self._storage.give_back(claim.trial_id, claim.owner, Failure.INTERRUPTED)

@@ -169,6 +169,7 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             if extended is None:  # another has done so meanwhile
                 return join(file, url, terms, device)
             stored = extended
+        require_precision(stored.precision, device)
         if_refused.pop_all()
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()

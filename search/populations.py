@@ -6,7 +6,7 @@ from rnn.architecture import Architecture
 from rnn.device import free_memory
 from rnn.network import Precision, member_bytes
 
-_ON_A_PROCESSOR = 32
+_ON_A_PROCESSOR = 8
 """Of small networks: more of them no longer fit into a core's cache, and gain nothing."""
 
 _SMALL = 64

@@ -111,7 +111,7 @@ def status(
         best = Best(trial.number, trial.value, label(member_of(trial.params, definition)))
     # A worker may hold many trials; plain Optuna's have no lease.
     leases = storage.leases(study._study_id).values()
-    others = accounting.running - len(leases)
+    others = max(0, accounting.running - len(leases))
     at_work = max(len({lease.worker for lease in leases}) + others, workers)
     left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
     setbacks = setbacks_of(storage, study._study_id)

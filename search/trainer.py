@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.architecture import Member
+from rnn.architecture import Architecture, Member
 from rnn.device import is_out_of_memory
 from rnn.evaluation import bits, held_out_losses
 from rnn.fingerprint import code_fingerprint
@@ -24,7 +24,7 @@ from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
-from search.worker import Outcome
+from search.worker import Outcome, in_one_line
 from studies.records import Failure, TrialRecord
 
 
@@ -75,21 +75,21 @@ class Trainer:
         self.settings = self.resumption.settings
         self._run: Run | None = None
         self._together = 0
-        self._most: int | None = None  # after memory was not enough for more
+        self._most: dict[tuple[int, int], int] = {}  # of a shape, after memory was too small
 
     def limit(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, itself among them, to train together."""
         architecture = member_of(trial.params, self.definition).architecture
+        lanes = max(self.settings.batch_size, self.definition.evaluation.lanes)
         limit = self.population or useful_population(
-            architecture, self.settings.batch_size, self.precision, self.device
+            architecture, lanes, self.precision, self.device
         )
-        return min(limit, self._most or limit)
+        return min(limit, self._most.get(_shape(architecture), limit))
 
     def train(
         self, claims: Sequence[Claim], look: Callable[[], bool]
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Run trials to their ends; see :class:`search.worker.Trainer`."""
-        self._together = len(claims)
         begun = {claim: self.resumption.progress(claim) for claim in claims}
         # In lockstep are those that have come as far: as a rule all, for they stopped together.
         for step in sorted({progress.step if progress else 0 for progress in begun.values()}):
@@ -100,6 +100,7 @@ class Trainer:
             }
             if some:
                 yield from self._train(some, look)
+        self._run = None  # its memory is the next ones'
 
     def keep(self, claims: Sequence[Claim]) -> None:
         """Write a checkpoint of those trials that are trained now, at whatever step they are."""
@@ -119,8 +120,7 @@ class Trainer:
         """Return the cause of an error, and what to record of a trial that it ends for good."""
         cause = Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.EXCEPTION
         member = member_of(claim.trial.params, self.definition)
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return cause, self._record(member, 0.0, 0.0, failure=cause, error=line)
+        return cause, self._record(member, 0.0, 0.0, failure=cause, error=in_one_line(error))
 
     # ------------------------------------------------------------------ one population
 
@@ -129,6 +129,7 @@ class Trainer:
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Train networks that have come equally far, together to their ends."""
         self._run = None
+        self._together = len(begun)
         claims = {member_of(claim.trial.params, self.definition): claim for claim in begun}
         progress = {member: begun[claim] for member, claim in claims.items()}
         known = {member: own for member, own in progress.items() if own is not None}
@@ -144,7 +145,8 @@ class Trainer:
             yield from self._train_and_measure(run, claims, look)
         except Exception as error:
             if is_out_of_memory(error):
-                self._most = max(1, len(claims) // 2)
+                shape = _shape(next(iter(claims)).architecture)
+                self._most[shape] = max(1, len(claims) // 2)
             raise
 
     def _train_and_measure(
@@ -185,7 +187,8 @@ class Trainer:
         """Measure on held-out text what is trained to the end."""
         began = time.monotonic()
         evaluation = self.definition.evaluation
-        members = run.members
+        # As they are now: whoever is lost meanwhile is measured with the others, and not told of.
+        members, seconds, curves = run.members, list(run.seconds), list(run.curves)
         losses = held_out_losses(
             run.population,
             self.corpus.validation,
@@ -194,37 +197,38 @@ class Trainer:
             between_steps,
         ).mean(dim=1)  # (K,)
         share = (time.monotonic() - began) / len(members)
-        for k, (member, loss) in enumerate(zip(members, losses.tolist(), strict=True)):
-            seconds = run.seconds[k]
+        for member, loss, trained, curve in zip(
+            members, losses.tolist(), seconds, curves, strict=True
+        ):
+            if claims[member].lost:
+                continue
+            rate = self.settings.steps / trained
             if not math.isfinite(loss):  # after the last log point, or on other text
-                yield claims[member], self._divergence(run, member)
+                yield claims[member], self._divergence(member, rate, trained)
                 continue
             attributes = self._record(
-                member,
-                self.settings.steps / seconds,
-                seconds + share,
-                validation_bits_per_character=bits(loss),
+                member, rate, trained + share, validation_bits_per_character=bits(loss)
             )
-            value = min(run.curves[k].values())
+            value = min(curve.values())
             yield claims[member], Outcome(TrialState.COMPLETE, value, attributes, "complete")
 
     def _diverged(
         self, run: Run, claims: Mapping[Member, Claim]
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Go on without those that have diverged."""
-        gone = [
-            member
-            for member, curve in zip(run.members, run.curves, strict=True)
+        gone = {
+            member: seconds
+            for member, curve, seconds in zip(run.members, run.curves, run.seconds, strict=True)
             if not all(map(math.isfinite, curve.values()))
-        ]
+        }
         # They leave when it is recorded: until then they can be written down.
-        yield from ((claims[member], self._divergence(run, member)) for member in gone)
+        for member, seconds in gone.items():
+            yield claims[member], self._divergence(member, run.step / seconds, seconds)
         if gone:
             run.drop(gone)
 
-    def _divergence(self, run: Run, member: Member) -> Outcome:
-        seconds = run.seconds[run.members.index(member)]
-        attributes = self._record(member, run.step / seconds, seconds, failure=Failure.DIVERGED)
+    def _divergence(self, member: Member, steps_per_second: float, seconds: float) -> Outcome:
+        attributes = self._record(member, steps_per_second, seconds, failure=Failure.DIVERGED)
         return Outcome(TrialState.FAIL, None, attributes, "diverged")
 
     def _record(
@@ -247,3 +251,7 @@ class Trainer:
             code=code_fingerprint(),
             **found,
         ).attributes()
+
+
+def _shape(architecture: Architecture) -> tuple[int, int]:
+    return architecture.layers, architecture.state_size

@@ -14,6 +14,7 @@ from search.claim import Claim
 from search.claims import ClaimKeeper
 from search.errors import Stopped
 from search.stopping import StopRequest
+from search.storage_thread import GRACE_SECONDS
 from studies.accounting import Accounting
 from studies.errors import ClaimLost, StorageOutage
 from studies.records import SETBACKS, Failure
@@ -167,8 +168,7 @@ class Worker:
             self._train(claims)
         except Stopped:
             self.trainer.keep(self._held())
-            for claim in self._held():
-                is_back = self._try_to_give_back(claim)
+            for claim, is_back in self._give_all_back(GRACE_SECONDS):
                 self._done(
                     claim,
                     "given back" if is_back else "left to who finds that its lease has run out",
@@ -177,10 +177,16 @@ class Worker:
             self.trainer.keep(self._held())
             raise
         except BaseException:  # a closed pipe, a second Ctrl-C: the points are not lost
-            end = time.monotonic() + LEAVE_SECONDS
-            for claim in self._held():
-                self._try_to_give_back(claim, max(0.0, end - time.monotonic()))
+            for _ in self._give_all_back(LEAVE_SECONDS):
+                pass  # nobody may be there to be told
             raise
+
+    def _give_all_back(self, within: float) -> Iterator[tuple[Claim, bool]]:
+        """Give back what is in hand; say of each if that was done in so many seconds for all."""
+        end = time.monotonic() + within
+        for claim in self._held():
+            left = end - time.monotonic()
+            yield claim, left > 0 and self._try_to_give_back(claim, left)
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; after an error in halves, until it is known whose it is."""
@@ -188,24 +194,28 @@ class Worker:
             for claim, outcome in self.trainer.train(claims, self._look):
                 self._finish(claim, outcome)
             self._held()
+            return
         except (Stopped, ClaimLost, StorageOutage, SQLAlchemyError, OptunaError):
             raise
-        except Exception as error:  # whatever it is, it is a point's own, and others may do well
-            left = [claim for claim in claims if claim in self._held()]
-            if len(left) > 1:
-                self.listener.says(
-                    f"{len(left)} trials that are trained together failed ({_in_one_line(error)}); "
-                    "they go on in halves"
-                )
-                middle = len(left) // 2
-                self._train(left[:middle])
-                self._train(left[middle:])
-            elif left:
-                self._fail(left[0], error)
+        except Exception as raised:  # whatever it is, it is a point's own, and others may do well
+            # Without what it was raised in, which would keep all of that one's memory.
+            error = raised.with_traceback(None)
+        held = self._held()
+        left = [claim for claim in claims if claim in held]
+        if len(left) > 1:
+            self.listener.says(
+                f"{len(left)} trials that are trained together failed ({in_one_line(error)}); "
+                "they go on in halves"
+            )
+            middle = len(left) // 2
+            self._train(left[:middle])
+            self._train(left[middle:])
+        elif left:
+            self._fail(left[0], error)
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         """Give a trial back to be run again, or up."""
-        line = _in_one_line(error)
+        line = in_one_line(error)
         cause, attributes = self.trainer.failure(error, claim)
         setbacks = claim.trial.user_attrs.get(SETBACKS, {})
         if sum(setbacks.get(failure, 0) for failure in Failure if failure.is_error) >= RETRIES:
@@ -250,7 +260,7 @@ class Worker:
             raise Stopped
         return True
 
-    def _try_to_give_back(self, claim: Claim, within: float | None = None) -> bool:
+    def _try_to_give_back(self, claim: Claim, within: float) -> bool:
         try:
             self.keeper.give_back(claim, Failure.INTERRUPTED, within=within)
         except (SQLAlchemyError, OptunaError, Stopped, ClaimLost, StorageOutage):
@@ -258,5 +268,6 @@ class Worker:
         return True
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Return an exception's type and the first line of what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
