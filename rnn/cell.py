@@ -92,14 +92,14 @@ class Cell:
         Returns:
             The output (K, B, n) and the next state (K, B, n), which last until the next step.
         """
+        u = self.space("u", h.shape, like=h)
         if len(self.gates) == 1:
-            u, gated_h = self.gates[0].forward(x, h)
+            gated_h = self.gates[0].forward(x, h, u)
         else:
-            u, gated_h = (self.space(name, h.shape, like=h) for name in ("u", "h'"))
+            gated_h = self.space("h'", h.shape, like=h)
             for gates in self.gates:
-                made, gated = gates.forward(x.of(gates.of), h[gates.of])
-                u[gates.of].copy_(made)
-                gated_h[gates.of].copy_(gated)
+                some = gates.of
+                gated_h[some].copy_(gates.forward(x.of(some), h[some], u[some]))
         y = self.space("y", h.shape, like=h)
         reads = Input(self._ordered("x", x.values), x.rows)
         new, old = self._ordered("u in order", u), self._ordered("h' in order", gated_h)

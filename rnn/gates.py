@@ -99,9 +99,15 @@ class Gates:
         yield from self.joint.maps
         yield from self.seen.values()
 
-    def forward(self, x: Input, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Make of the input and the previous state h the new state u and h', each (R, B, n)."""
-        n, shape = self.n, h.shape
+    def forward(self, x: Input, h: Tensor, u_out: Tensor) -> Tensor:
+        """Make of the input and the previous state h the new state; return h' (R, B, n).
+
+        Args:
+            x: the input.
+            h: (R, B, n)
+            u_out: (R, B, n), where the new state is to stand.
+        """
+        n = self.n
         self.h = gated_h = h
         if self.input_gate is None:
             p = self.joint.forward(x, h)  # (R, B, n to 3n)
@@ -112,15 +118,19 @@ class Gates:
         # tanh(a) = 2σ(2a) − 1, which is many times faster on a processor.
         p[:, :, :n].mul_(2)
         (p[:, :, :n] if self.seen else p).sigmoid_()
-        u = self.candidate = p[:, :, :n].mul_(2).sub_(1)  # (R, B, n)
+        twice = p[:, :, :n].mul_(2)
+        # What is made last stands where it is wanted, all before it in memory of its own.
+        last = not (self.state_gate or self.forget_gate)
+        u = self.candidate = torch.sub(twice, 1, out=u_out if last else twice)  # (R, B, n)
         if self.state_gate:
             self.z = self._gate("state_gate", p, u)
-            u = torch.lerp(h, u, self.z, out=self.space("mixed", shape, like=h))
+            mixed = self.space("mixed", h.shape, like=h) if self.forget_gate else u_out
+            u = torch.lerp(h, u, self.z, out=mixed)
         self.mixed = u
         if self.forget_gate:
             self.f = self._gate("forget_gate", p, u)
-            u = torch.mul(self.f, u, out=self.space("kept", shape, like=h))
-        return u, gated_h
+            torch.mul(self.f, u, out=u_out)
+        return gated_h
 
     def backward(self, du: Tensor, dh: Tensor, dx: Tensor) -> None:
         """Take the gradients of the weights, and add that of the input.

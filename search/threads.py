@@ -48,15 +48,17 @@ class ThreadBudget:
         self._lock = FileLock(self._folder / name)
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock.acquire()
         self.apply()
         return self
 
     def __exit__(self, *error: object) -> None:
-        path = Path(self._lock.lock_file)
-        self._lock.release()
-        path.unlink(missing_ok=True)
+        self.rest()
+
+    def rest(self) -> None:
+        """Leave the cores to the others, until the share is taken again."""
+        if self._lock.is_locked:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def share(self) -> int:
         """Return how many threads this worker should use now, at least one."""
@@ -75,6 +77,9 @@ class ThreadBudget:
 
     def apply(self) -> int:
         """Take the share, and return it. Cheap enough to be done some times a second."""
+        if not self._lock.is_locked:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock.acquire()
         share = self.share()
         if torch.get_num_threads() != share:
             torch.set_num_threads(share)

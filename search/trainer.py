@@ -90,6 +90,7 @@ class Trainer:
         self, claims: Sequence[Claim], look: Callable[[], bool]
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Run trials to their ends; see :class:`search.worker.Trainer`."""
+        self.budget.apply()
         begun = {claim: self.resumption.progress(claim) for claim in claims}
         # In lockstep are those that have come as far: as a rule all, for they stopped together.
         for step in sorted({progress.step if progress else 0 for progress in begun.values()}):
@@ -101,6 +102,10 @@ class Trainer:
             if some:
                 yield from self._train(some, look)
         self._run = None  # its memory is the next ones'
+
+    def rest(self) -> None:
+        """Let the other workers of this machine have its cores, until there is something to do."""
+        self.budget.rest()
 
     def keep(self, claims: Sequence[Claim]) -> None:
         """Write a checkpoint of those trials that are trained now, at whatever step they are."""

@@ -71,6 +71,9 @@ class Trainer(Protocol):
                 whether it was time to look.
         """
 
+    def rest(self) -> None:
+        """Leave the machine to others: for the time being there is nothing to train."""
+
     def keep(self, claims: Sequence[Claim]) -> None:
         """Write down how far these trials have come, for whoever takes them up."""
 
@@ -155,6 +158,7 @@ class Worker:
                 return
             if not self.wait or accounting.finished == accounting.planned:
                 return
+            self.trainer.rest()
             self.listener.waits()
             shortest, longest = POLL_SECONDS
             pause = min(shortest + idle / 10, longest) * random.uniform(0.5, 1)

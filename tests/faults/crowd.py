@@ -46,6 +46,9 @@ class Stub:
             look()
             yield claim, Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
 
+    def rest(self) -> None:
+        return
+
     def keep(self, claims: Sequence[Claim]) -> None:
         return
 

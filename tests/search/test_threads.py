@@ -71,3 +71,14 @@ def test_nothing_is_left_behind(tmp_path):
     with ThreadBudget(folder=tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_rests_leaves_its_cores_until_there_is_something_to_do(tmp_path):
+    with ThreadBudget(folder=tmp_path) as one, ThreadBudget(folder=tmp_path) as two:
+        two.rest()
+        assert one.apply() == 8
+        two.rest()
+        assert two.apply() == 4
+        assert one.apply() == 4
+        two.rest()
+    assert list(tmp_path.iterdir()) == []

@@ -142,6 +142,19 @@ def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
 
 
+def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch):
+    file = find_definition("quick", SETTINGS)
+    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    joined.storage.claim(joined.study_id, "you/1")
+    seen = []
+    monkeypatch.setattr(ThreadBudget, "rest", lambda self: seen.append("rests"))
+    monkeypatch.setattr(Quiet, "waits", lambda self: seen.append("waits"))
+    monkeypatch.setattr(StopRequest, "requested", property(lambda self: "waits" in seen))
+    _, outcomes = work(sqlite_url, text)
+    assert outcomes == ["complete"] * 5
+    assert seen[:2] == ["rests", "waits"]
+
+
 def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
     def order(seed):
         file = find_definition(
