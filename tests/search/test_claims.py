@@ -415,3 +415,13 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
         owners = {lease.owner for lease in study.storage.leases(study.study_id).values()}
         assert owners == {claims[0].owner}
         assert len(study.storage.leases(study.study_id)) == len(claims)
+
+
+def test_what_was_read_for_nobody_any_more_is_no_claim(study):
+    """As when a display asks for a list of trials, and the server answers too late."""
+    with study.keeper() as keeper:
+        with pytest.raises(Stopped):
+            keeper.read(lambda: time.sleep(0.5) or ["not", "claims"], within=0.05)
+        (claim,) = keeper.claim()
+        keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert study.trial(claim).state is TrialState.COMPLETE

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from rnn.architecture import Member
 from rnn.corpus import open_corpus
+from rnn.errors import DeviceError
 from rnn.evaluation import held_out_losses
 from rnn.network import Population
 from rnn.training import Run, Training
@@ -26,7 +27,7 @@ from search.trainer import Trainer
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
 from studies.definition import Definition
-from studies.errors import StorageOutage
+from studies.errors import ClaimLost, StorageOutage
 from studies.opening import open_storage
 from studies.reading import find_definition
 from studies.records import Failure, TrialRecord
@@ -293,6 +294,39 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
             assert trial.state is TrialState.RUNNING
         else:
             assert trial.value == pytest.approx(same.value, rel=1e-4)
+
+
+def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
+    sqlite_url, text, monkeypatch
+):
+    alone, _ = work(sqlite_url, text, ["precision='fp32'"], name="alone", population=1)
+    measure, gone = Trainer._measure, []
+
+    def losing(self, run, claims, between_steps):
+        first = claims[run.members[0]]
+        first.lost = ClaimLost("gone")
+        gone.append(first.trial_id)
+        yield from measure(self, run, claims, between_steps)
+
+    monkeypatch.setattr(Trainer, "_measure", losing)
+    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
+    joined, outcomes = work(sqlite_url, text, ["precision='fp32'"], population=6)
+    assert outcomes.count("complete") == 5
+    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+        if trial._trial_id not in gone:
+            assert trial.value == pytest.approx(same.value, rel=1e-5)
+            bits = "validation_bits_per_character"
+            assert trial.user_attrs[bits] == pytest.approx(same.user_attrs[bits], rel=1e-5)
+
+
+def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url, text, monkeypatch):
+    """Nor by who says nothing of precision, and so agrees with what the study has."""
+    with monkeypatch.context() as patch:
+        patch.setattr("search.joining.require_precision", lambda precision, device: None)
+        work(sqlite_url, text, precision="tf32")
+    with pytest.raises(DeviceError, match="precision tf32 is not to be had on cpu"):
+        work(sqlite_url, text)
 
 
 @pytest.mark.parametrize("population", [1, 3, 6, 100])
