@@ -12,7 +12,7 @@ from nursery import CURVES, FINISHED, query, searching, until
 from services import PostgreSQL
 
 SIX = {
-    "training_steps": 1200,
+    "training_steps": 3000,
     "training_log_every": 50,
     "checkpoint_seconds": 0.5,
     "lease_seconds": 4,
@@ -86,7 +86,9 @@ def test_postgresql_that_breaks_down_again_and_again(server, nursery, text, undi
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
-    until(lambda: values(url) > 5)
+    # Both have begun: who finds no server at its start is to say so and leave.
+    running = "SELECT count(*) FROM trials WHERE state = 'RUNNING'"
+    until(lambda: values(url) > 5 and query(url, running) == [(2,)])
     for _ in range(3):
         server.stop("immediate")
         server.start()
