@@ -5,23 +5,41 @@ from contextlib import closing
 from pathlib import Path
 
 import click
+import tenacity
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import ReportError
 from studies.command_line import run_command, storage_options
 from studies.errors import StudiesError
+from studies.outages import is_outage, reason
 
 WATCH_SECONDS = 60
 """Between two reports of a study that is watched."""
 
+OUTAGE_SECONDS = 60
+"""How long the report of a search that has ended waits for a storage that is away."""
+
+_NO_REPORT = (ReportError, StudiesError, SQLAlchemyError, OptunaError)
+
 
 def report_at_the_end(storage: str, names: list[str]) -> None:
-    """Write the report of a search that has ended, and say where it is."""
+    """Write the report of a search that has ended, and say where it is.
+
+    Whatever fails here is no failure of the search: its results are recorded.
+    """
     from reports.page import write_report
 
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_outage),
+        wait=tenacity.wait_random(0.2, 2),
+        stop=tenacity.stop_after_delay(OUTAGE_SECONDS),
+        reraise=True,
+    )
     try:
-        path = write_report(storage, names)
-    except ReportError as error:  # nothing complete is no failure of the search
-        click.echo(f"no report: {error}")
+        path = patiently(write_report, storage, names)
+    except (*_NO_REPORT, OSError) as error:
+        click.echo(f"no report: {reason(error)}")
         return
     click.echo(f"report: {path}")
 
@@ -112,8 +130,8 @@ def _watch(storage: str, names: list[str], output: Path | None) -> None:
             if is_done:
                 click.echo(line)
                 return
-        except (ReportError, StudiesError) as error:
-            line = f"no report yet: {error}"
+        except _NO_REPORT as error:
+            line = f"no report yet: {reason(error)}"
         if line != last:
             click.echo(line)
             last = line

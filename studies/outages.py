@@ -7,6 +7,8 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from studies.errors import StorageError
+
 CROWDED_SECONDS = 120
 """How long a connection is asked for where a server has no more of them."""
 
@@ -32,6 +34,8 @@ def is_outage(error: BaseException) -> bool:
     """
     if isinstance(error, StorageInternalError):  # Optuna's own methods hide the cause in it
         return error.__cause__ is None or is_outage(error.__cause__)
+    if isinstance(error, StorageError):  # and so does opening a storage
+        return error.__cause__ is not None and is_outage(error.__cause__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     cause = getattr(error, "orig", None)

@@ -4,12 +4,16 @@ import contextlib
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 
 import pytest
 from helpers import NO_SYNC
 from nursery import CURVES, FINISHED, query, searching, until
 from services import PostgreSQL
+
+from reports import command_line
+from reports.command_line import report_at_the_end
 
 SIX = {
     "training_steps": 3000,
@@ -43,6 +47,11 @@ def values(url):
         return 0
 
 
+def both_have_begun(url):
+    """Who finds no server at its start is to say so and leave."""
+    return query(url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'") == [(2,)]
+
+
 def finished_as_if_nothing_had_been(url, undisturbed, settings=SIX):
     points = len({number for number, *_ in undisturbed(**settings)})
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(points)]
@@ -70,7 +79,7 @@ def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undist
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
-    until(lambda: values(url) > 5)
+    until(lambda: values(url) > 5 and both_have_begun(url))
     server.stop()
     time.sleep(9)
     server.start()
@@ -86,9 +95,7 @@ def test_postgresql_that_breaks_down_again_and_again(server, nursery, text, undi
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
-    # Both have begun: who finds no server at its start is to say so and leave.
-    running = "SELECT count(*) FROM trials WHERE state = 'RUNNING'"
-    until(lambda: values(url) > 5 and query(url, running) == [(2,)])
+    until(lambda: values(url) > 5 and both_have_begun(url))
     for _ in range(3):
         server.stop("immediate")
         server.start()
@@ -136,6 +143,25 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     assert second.wait() == 0
     assert "trial 0 goes on from step 12,000" in second.output
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
+
+
+def test_the_report_at_the_end_waits_for_a_server_that_is_away(
+    server, nursery, text, tmp_path, capsys, monkeypatch
+):
+    url = server.new_database()
+    search = searching(nursery, url, text)
+    made = search(f"--artifacts={tmp_path}/artifacts", **SIX | {"training_steps": 100})
+    assert made.wait() == 0
+    server.stop()
+    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
+    report_at_the_end(url, ["quick"])
+    said = capsys.readouterr().out
+    assert said.startswith("no report: storage postgresql+psycopg://")
+    assert said.count("\n") == 1
+    monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 60)
+    threading.Timer(2, server.start).start()
+    report_at_the_end(url, ["quick"])
+    assert capsys.readouterr().out.startswith("report: ")
 
 
 def test_a_server_that_takes_no_writes_for_a_while(server, nursery, text, undisturbed, tmp_path):

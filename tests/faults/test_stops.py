@@ -51,8 +51,13 @@ def recorded(url):
         return []
 
 
-def checkpoints(tmp_path):
+def files(tmp_path):
     return list(tmp_path.glob("studies.db.checkpoints/*/*"))
+
+
+def checkpoints(tmp_path):
+    """Those that are complete: one that is being written has another name."""
+    return [path for path in files(tmp_path) if path.suffix == ".checkpoint"]
 
 
 def finished_as_if_nothing_had_been(url, undisturbed, settings):
@@ -75,7 +80,7 @@ def test_a_stopped_trial_goes_on_where_it_was(
     assert "Traceback" not in first.output
     assert query(sqlite_url, "SELECT state FROM trials") == [("WAITING",)]
     reached = max(step for _, step, _ in query(sqlite_url, CURVES))
-    assert len(checkpoints(tmp_path)) == 1
+    assert len(files(tmp_path)) == 1
     told = search("--status")
     assert told.wait() == 0
     assert "waiting   1\n" in told.output
@@ -85,7 +90,7 @@ def test_a_stopped_trial_goes_on_where_it_was(
     assert "trial 0 goes on from step" in second.output
     step = second.output.split("goes on from step ")[1].split()[0]
     assert int(step.replace(",", "")) >= reached
-    assert checkpoints(tmp_path) == []
+    assert files(tmp_path) == []
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     ((setbacks,),) = query(
         sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'"
@@ -196,7 +201,7 @@ def test_who_wakes_up_when_all_is_done_overwrites_nothing(
     assert "dropped: another worker has taken it over" in frozen.output
     assert query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values") == before
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    assert checkpoints(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 def test_a_second_interrupt_leaves_at_once(search, sqlite_url, tmp_path, undisturbed):
@@ -228,7 +233,7 @@ def stopped(search, sqlite_url, tmp_path) -> Path:
     until(lambda: recorded(sqlite_url))
     first.send(signal.SIGTERM)
     assert first.wait() == 143
-    (checkpoint,) = checkpoints(tmp_path)
+    (checkpoint,) = files(tmp_path)
     return checkpoint
 
 
@@ -257,7 +262,7 @@ def test_a_damaged_checkpoint_is_set_aside(
     assert "warning: trial 0: the checkpoint is damaged" in second.output
     assert "the trial starts afresh" in second.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    (aside,) = checkpoints(tmp_path)
+    (aside,) = files(tmp_path)
     assert aside.name == "trial-0.set-aside"
     assert aside.read_bytes() == damaged
 
