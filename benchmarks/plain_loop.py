@@ -73,25 +73,51 @@ class PlainNetwork(nn.Module):
         return self.head(x), after
 
 
+class PlainTraining:
+    """The training of one network.
+
+    Args:
+        architecture: of the network.
+        text: to learn.
+        settings: of the run.
+    """
+
+    def __init__(self, architecture: Architecture, text: Bytes, settings: Training) -> None:
+        # As torch comes: rnn.precision has the process take products of another library.
+        if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
+            onednn.fp32_precision = "ieee"
+        self.network = PlainNetwork(architecture)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self.smoothed = SMOOTHED_LOSS_START
+        self._text, self._settings = text, settings
+        self._shape = (settings.batch_size, architecture.state_size)
+
+    def begin_sequence(self, number: int) -> None:
+        """Draw a sequence, make its one-hot inputs, set the states to zero."""
+        symbols = torch.from_numpy(sequence(self._text, self._settings, number)).long()
+        self._symbols, self._hot = symbols, nn.functional.one_hot(symbols, BYTES).float()
+        self._states = [torch.zeros(self._shape) for _ in self.network.layers]
+
+    def step(self, t: int) -> None:
+        """Learn the t-th symbol of the sequence."""
+        logits, self._states = self.network(self._hot[t], self._states)
+        loss = nn.functional.cross_entropy(logits, self._symbols[t + 1])
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        past = self._settings.smoothing
+        self.smoothed = past * self.smoothed + (1 - past) * loss.item()
+
+
 def train_plainly(architecture: Architecture, text: Bytes, settings: Training) -> float:
     """Train one network as one writes it first; return the least smoothed loss at a log point."""
-    network = PlainNetwork(architecture)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    smoothed, least, step = SMOOTHED_LOSS_START, float("inf"), 0
-    while step < settings.steps:
-        number = step // (settings.sequence_length - 1)
-        symbols = torch.from_numpy(sequence(text, settings, number)).long()
-        hot = nn.functional.one_hot(symbols, BYTES).float()
-        shape = (settings.batch_size, architecture.state_size)
-        states = [torch.zeros(shape) for _ in network.layers]
-        for t in range(min(len(symbols) - 1, settings.steps - step)):
-            logits, states = network(hot[t], states)
-            loss = nn.functional.cross_entropy(logits, symbols[t + 1])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step += 1
-            smoothed = settings.smoothing * smoothed + (1 - settings.smoothing) * loss.item()
-            if step % settings.log_every == 0:
-                least = min(least, smoothed)
+    training = PlainTraining(architecture, text, settings)
+    least = float("inf")
+    for step in range(settings.steps):
+        number, t = divmod(step, settings.sequence_length - 1)
+        if t == 0:
+            training.begin_sequence(number)
+        training.step(t)
+        if (step + 1) % settings.log_every == 0:
+            least = min(least, training.smoothed)
     return least

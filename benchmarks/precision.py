@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 from benchmarks.strata import strata
 from rnn.architecture import Architecture, Member
 from rnn.corpus import open_corpus
-from rnn.network import Population, Precision
+from rnn.network import Population
+from rnn.precision import Precision
 from rnn.training import Run, Training
 from search.threads import cores
 

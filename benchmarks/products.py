@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rnn.precision import prepare
 from rnn.training import Run
 
 Shape = tuple[int, int, int]
@@ -54,6 +55,8 @@ def least_seconds(products: Counter[Shape], dtype: torch.dtype, repeat: int = 5)
     Returns:
         The sum over all products of the least time that one of its shape took.
     """
+    if dtype is torch.float32:
+        prepare("fp32", torch.device("cpu"))
     total = 0.0
     for (i, j, k), count in products.items():
         a, b = torch.rand(i, j).to(dtype), torch.rand(j, k).to(dtype)

@@ -36,28 +36,6 @@ def share_devices(name: str, workers: int) -> list[str]:
     return [f"cuda:{worker % count}" for worker in range(workers)]
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 numbers in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def require_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that a device does not have.
-
-    Raises:
-        DeviceError: if it is tf32, and the device no GPU that has it.
-    """
-    if precision != "tf32":
-        return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        raise DeviceError(
-            f"precision tf32 is not to be had on {device}; allowed: a GPU of compute capability "
-            "8.0 or more; choose another --device, or begin a study of another --precision"
-        )
-
-
 def free_memory(device: torch.device) -> int:
     """Return how many bytes a device has to spare."""
     if device.type == "cuda":

@@ -7,7 +7,7 @@ U the number of distinct symbols that the lanes read at a step.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ from rnn.affine import Affine, Block, Input, Workspace
 from rnn.architecture import BYTES, Architecture, Member
 from rnn.cell import Cell
 from rnn.parameters import Parameters, Weights
-
-Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-"""Of the arithmetic: ``bf16`` takes products in bfloat16 and all else in float32; ``tf32`` has a
-GPU round the factors of products to ten bits; ``fp64`` is for checks of exactness."""
+from rnn.precision import Precision, prepare
 
 
 def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> Weights:
@@ -117,9 +114,7 @@ class Population:
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.fixed = not sharing_pays if fixed is None else fixed
         self.vocabulary_size = vocabulary_size
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        prepare(precision, self.device)
 
         everyone, n = range(len(members)), self.state_size
         self._embedding = _whole("embedding", everyone, vocabulary_size, n)

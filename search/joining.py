@@ -11,7 +11,7 @@ from optuna.pruners import NopPruner
 from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
-from rnn.device import has_bfloat16, require_precision
+from rnn.precision import has_bfloat16, require_precision
 from search.grid import GridSampler
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of

@@ -4,7 +4,8 @@ import torch
 
 from rnn.architecture import Architecture
 from rnn.device import free_memory
-from rnn.network import Precision, member_bytes
+from rnn.network import member_bytes
+from rnn.precision import Precision
 
 _ON_A_PROCESSOR = 8
 """Of small networks: more of them no longer fit into a core's cache, and gain nothing."""

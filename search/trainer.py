@@ -14,7 +14,8 @@ from rnn.architecture import Architecture, Member
 from rnn.device import is_out_of_memory
 from rnn.evaluation import bits, held_out_losses
 from rnn.fingerprint import code_fingerprint
-from rnn.network import Population, Precision
+from rnn.network import Population
+from rnn.precision import Precision
 from rnn.training import Progress, Run
 from search.checkpoints import Checkpoints
 from search.claim import Claim

@@ -11,7 +11,7 @@ import torch
 from helpers import TINY
 from optuna.trial import TrialState
 
-from rnn.device import has_bfloat16
+from rnn.precision import has_bfloat16
 
 ONE_POINT = (
     *TINY,

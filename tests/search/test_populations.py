@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from rnn.architecture import STATE_SOURCES, Architecture, Member
-from rnn.device import has_bfloat16, require_precision, share_devices
-from rnn.errors import DeviceError
+from rnn.device import share_devices
 from rnn.network import Population, member_bytes
 from rnn.program import Program
 from search import populations
@@ -74,25 +73,3 @@ def test_workers_of_a_machine_share_its_cards(monkeypatch):
         assert share_devices(name, 5) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
     assert share_devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
     assert share_devices("cpu", 2) == ["cpu", "cpu"]
-
-
-@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_which_cards_have_which_precision(monkeypatch, capability, has):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert has_bfloat16(CUDA) is has
-    if has:
-        require_precision("tf32", CUDA)
-    else:
-        with pytest.raises(DeviceError, match=r"tf32 .* cuda:0; allowed: a GPU of compute cap"):
-            require_precision("tf32", CUDA)
-    require_precision("fp32", CUDA)
-    require_precision("bf16", CPU)
-    with pytest.raises(DeviceError, match="cpu"):
-        require_precision("tf32", CPU)
-
-
-def test_a_processor_has_bfloat16_if_its_flags_say_so():
-    from pathlib import Path
-
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)

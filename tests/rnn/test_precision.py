@@ -1,0 +1,92 @@
+"""Which precisions a device has, and that products are taken in the one that was asked for."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnn import precision
+from rnn.errors import DeviceError
+from rnn.precision import has_bfloat16, onednn_is_exact, prepare, require_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_which_cards_have_which_precision(monkeypatch, capability, has):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bfloat16(CUDA) is has
+    if has:
+        require_precision("tf32", CUDA)
+    else:
+        with pytest.raises(DeviceError, match=r"tf32 .* cuda:0; allowed: a GPU of compute cap"):
+            require_precision("tf32", CUDA)
+    require_precision("fp32", CUDA)
+    require_precision("bf16", CPU)
+    with pytest.raises(DeviceError, match="cpu"):
+        require_precision("tf32", CPU)
+
+
+def test_a_processor_has_bfloat16_if_its_flags_say_so():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+@pytest.fixture
+def library():
+    """What chooses the library for products, as it was found."""
+    if precision._onednn is None:
+        pytest.skip("this torch lets nobody choose")
+    before = precision._onednn.fp32_precision
+    yield precision._onednn
+    precision._onednn.fp32_precision = before
+    onednn_is_exact.cache_clear()
+
+
+SHAPES = [
+    (256, parts * n, gates * n) for n in (6, 32, 48, 256) for parts in (1, 2, 3) for gates in (1, 3)
+]
+"""Of products as a layer takes them."""
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_float32_products_are_float32_whatever_library_takes_them(shape, library):
+    """To the bound that holds for any order of their sums (Higham 2002, 3.5)."""
+    prepare("fp32", CPU)
+    i, j, k = shape
+    generator = torch.Generator().manual_seed(0)
+    for first, second in itertools.product((False, True), repeat=2):
+        a = torch.rand(3, *((j, i) if first else (i, j)), generator=generator)
+        b = torch.rand(3, *((k, j) if second else (j, k)), generator=generator)
+        a, b = (a.mT if first else a), (b.mT if second else b)
+        exact = a.double() @ b.double()
+        bound = j * 2.0**-24 * 1.01 * exact  # all are positive
+        bias = torch.zeros(3, 1, k)
+        for product in (torch.bmm(a, b), torch.baddbmm(bias, a, b)):
+            assert ((product.double() - exact).abs() <= bound).all()
+        assert ((torch.mm(a[0], b[0]).double() - exact[0]).abs() <= bound[0]).all()
+
+
+def rounding(a, b):
+    return torch.matmul(a.bfloat16(), b.bfloat16()).float()
+
+
+def test_a_library_that_rounds_float32_numbers_is_not_taken(library, monkeypatch):
+    """As oneDNN does on processors with AMX."""
+    exact = torch.bmm
+
+    def bmm(a, b):
+        return (rounding if library.fp32_precision == "bf16" else exact)(a, b)
+
+    onednn_is_exact.cache_clear()
+    monkeypatch.setattr(torch, "bmm", bmm)
+    prepare("fp32", CPU)
+    assert library.fp32_precision == "ieee"
+    x = torch.full((1, 8, 8), 1.001)
+    assert torch.equal(torch.bmm(x, x), exact(x, x))
+
+
+def test_a_torch_that_lets_nobody_choose_is_left_alone(monkeypatch):
+    monkeypatch.setattr(precision, "_onednn", None)
+    prepare("fp32", CPU)
