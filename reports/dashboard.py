@@ -19,6 +19,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import click
 import optuna
 
+from reports.beside import wait_for_search
 from reports.errors import DashboardError, ReportError
 from studies.command_line import (
     artifacts_option,
@@ -118,7 +119,7 @@ def dashboard(
             names = optuna.get_all_study_names(opened)
             _start(lambda: _renew_all(storage, names, artifacts))
         else:
-            _start(lambda: ends.put(_wait_for_parent()))
+            _start(lambda: _end_with_search(ends))
         code = ends.get()
         server.shutdown()
     return code
@@ -147,11 +148,9 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _wait_for_parent() -> int:
-    with contextlib.suppress(OSError):
-        while os.read(0, 1024):
-            pass
-    return 0
+def _end_with_search(ends: "queue.SimpleQueue[int]") -> None:
+    wait_for_search()
+    ends.put(0)
 
 
 def _renew_all(storage: str, names: list[str], artifacts: str | None) -> None:

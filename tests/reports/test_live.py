@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import optuna
@@ -23,12 +25,13 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from services import free_port
 
-from reports import live, note
+from reports import live, note, upkeep
 from reports.dashboard import listen, local_only
 from reports.errors import DashboardError, ReportError
 from reports.live import LiveView
 from reports.renewal import MARK, renew
 from reports.trials import read_results
+from reports.upkeep import Upkeep
 from studies.accounting import Accounting
 from studies.definition import Definition
 from studies.errors import ArtifactsError, StorageError
@@ -283,8 +286,7 @@ def test_two_that_renew_at_once_never_mix(url, tmp_path):
 
 
 def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(live, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "EVERY_SECONDS", 0.01)
     tries = []
 
     def renew_and_count(*what):
@@ -293,14 +295,47 @@ def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatc
 
     monkeypatch.setattr("reports.renewal.renew", renew_and_count)
     url = f"sqlite:///{tmp_path}/gone.db"
-    with LiveView().meanwhile(url, "made", None, None):
-        until(lambda: len(tries) > 3)
+    ended = threading.Event()
+    renewing = threading.Thread(target=Upkeep(url, "made", None).go_on, args=(ended,))
+    renewing.start()
+    until(lambda: len(tries) > 3)
+    ended.set()
+    renewing.join(60)
+    assert not renewing.is_alive()
     said = capsys.readouterr().err
     assert said.count("warning: what the dashboard shows is not up to date") == 1
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StorageError, match="not there any more"):
         renew(url, "made", None)
+
+
+def upkeeps(study):
+    return [n for n, words in processes().items() if f"reports.upkeep -- {study} " in words]
+
+
+def test_a_study_is_kept_up_in_a_process_beside_the_search(url, monkeypatch, capfd):
+    monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
+    name = f"--help {uuid4().hex}"
+    make_study(url, name, finished=6)
+    with LiveView().meanwhile(url, name, None, None):
+        until(lambda: "6 of 8 points" in note_of(url, name))
+        assert len(upkeeps(name)) == 1
+    assert upkeeps(name) == []
+    assert capfd.readouterr().err == ""
+    with LiveView().meanwhile("sqlite:////nowhere/studies.db", name, None, None):
+        until(lambda: "not up to date" in "".join(capfd.readouterr()))
+
+
+def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch):
+    make_study(sqlite_url)
+    monkeypatch.setattr(live, "FIRST_SECONDS", 0.3)
+    started = []
+    monkeypatch.setattr("reports.beside.start", lambda *what: started.append(what))
+    with LiveView().meanwhile(sqlite_url, "made", None, None):
+        pass
+    time.sleep(0.5)
+    assert started == []
 
 
 def test_at_the_end_all_is_renewed_before_the_report(sqlite_url, monkeypatch):
@@ -383,24 +418,27 @@ def processes():
 )
 def test_the_dashboard_lives_as_long_as_the_search(request, nursery, text, kind, ended_by, code):
     url = request.getfixturevalue(f"{kind}_url").replace("tester@", "tester:s3cret@")
+    name = uuid4().hex
     port = free_port()
     search = nursery.start(
         *("run_search.py", "quick", "--corpus", str(text), "--threads", "1"),
         *(f"--set={key}={value}" for key, value in (SETTINGS | {"training.steps": 9999}).items()),
-        *("--dashboard", "--port", str(port), "--artifacts", str(text.parent)),
+        *("--dashboard", "--port", str(port), "--artifacts", str(text.parent), "--name", name),
         RNN_SEARCH_STORAGE=url,
     )
     until(lambda: f"dashboard: http://127.0.0.1:{port}" in search.stdout)
     (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
-    assert study["study_name"] == "quick"
+    assert study["study_name"] == name
     servers = [n for n, words in processes().items() if f"reports.dashboard --port {port}" in words]
     assert len(servers) == 1
+    if ended_by == signal.SIGKILL:  # nobody tells them to end
+        servers += until(lambda: upkeeps(name))
     assert not any("s3cret" in words for words in processes().values())
     with pytest.raises(DashboardError, match="optuna-dashboard that is there already"):
         listen(port)
     search.send(ended_by)
     assert search.wait() == code
-    until(lambda: servers[0] not in processes())
+    until(lambda: not set(servers) & set(processes()))
     listen(port).close()
 
 

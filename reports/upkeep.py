@@ -1,0 +1,77 @@
+"""``python -m reports.upkeep``: renews what optuna-dashboard shows of a study, time and again.
+
+A process beside the search, for what it imports takes as much memory as a network in training.
+"""
+
+import contextlib
+import random
+import threading
+
+import click
+
+from reports.beside import wait_for_search
+from studies.command_line import artifacts_option, run_command, storage_options
+from studies.errors import StudiesError
+from studies.outages import reason
+
+EVERY_SECONDS = 60.0
+"""Between two renewals, a quarter more or less: not all terminals are to come at once."""
+
+
+class Upkeep:
+    """Renews the note, the figure and the files of a study; whatever fails is tried again.
+
+    Args:
+        storage: its URL.
+        study: the study's name.
+        artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
+    """
+
+    def __init__(self, storage: str, study: str, artifacts: str | None) -> None:
+        self._what = (storage, study, artifacts)
+        self._has_warned = False
+
+    def renew(self) -> None:
+        """Renew once; what fails is said the first time only."""
+        try:
+            # Imported here: it takes a second or two, which the end of a search need not wait.
+            from reports.renewal import renew
+
+            renew(*self._what)
+        except Exception as error:  # a storage that is away, a full disk, whatever else
+            if not self._has_warned:
+                self._has_warned = True
+                warn(f"what the dashboard shows is not up to date: {reason(error)}")
+
+    def go_on(self, ended: threading.Event) -> None:
+        """Renew time and again."""
+        while not ended.is_set():
+            self.renew()
+            ended.wait(EVERY_SECONDS * random.uniform(0.75, 1.25))
+
+
+def warn(line: str) -> None:
+    """Say what is wrong, if there is somebody to be told."""
+    # Nor does a terminal that is closed end the search.
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"warning: {line}", err=True)
+
+
+@click.command(help="Renew what optuna-dashboard shows of a study until the standard input ends.")
+@click.argument("study")
+@storage_options
+@artifacts_option
+def upkeep(study: str, storage: str, artifacts: str | None, debug: bool) -> int:
+    """Renew until the search has ended, and then what is under way."""
+    ended = threading.Event()
+    work = Upkeep(storage, study, artifacts)
+    renewing = threading.Thread(target=work.go_on, args=(ended,))
+    renewing.start()
+    wait_for_search()
+    ended.set()
+    renewing.join()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(upkeep, (StudiesError,))
