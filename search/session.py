@@ -17,7 +17,7 @@ import torch
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from rnn.device import find_device, share_devices
+from rnn.device import find_device, give_memory_back, share_devices
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
@@ -184,6 +184,7 @@ def _work(
                     joined, device, budget, checkpoints, display, name, options.population
                 )
                 Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
+            give_memory_back()  # what follows, the report, takes as much
         else:
             failed = _supervise(options, reader, stop, display)
         end = reader.status()

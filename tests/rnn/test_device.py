@@ -1,11 +1,14 @@
 """Which device a name means, and that a graphics card gives what the processor gives."""
 
+import platform
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from rnn.architecture import Architecture, Member
-from rnn.device import find_device, is_out_of_memory
+from rnn.device import find_device, give_memory_back, is_out_of_memory
 from rnn.errors import DeviceError
 from rnn.network import Population
 from rnn.training import Run, Training
@@ -36,6 +39,19 @@ def test_a_graphics_card_trains_as_the_processor_does():
         population = Population(members, 1, "fp64", device=find_device(device))
         curves.append([point.smoothed_losses for point in Run(population, text, settings).train()])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
+
+
+def test_memory_that_is_free_is_given_back():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+    process = psutil.Process()
+    pieces = [torch.ones(20_000) for _ in range(2_000)]  # 160 MB, each too small to be its own
+    kept = pieces[::200]
+    full = process.memory_info().rss
+    del pieces
+    give_memory_back()
+    assert process.memory_info().rss < full - 100_000_000
+    assert all(bool((piece == 1).all()) for piece in kept)
 
 
 def test_a_lack_of_memory_is_told_from_other_errors():
