@@ -1,7 +1,6 @@
 """Two workers that search against two plain loops, from the start of their processes to the end."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -49,6 +48,15 @@ for point in json.loads(sys.argv[1]):
     settings = Training({steps}, 256, {steps} + 1, 50, 0.001, 0.95, 0)
     train_plainly(Architecture.of(point, "state"), text, settings)
 """
+
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+"""Runs a command and prints its peak in kilobytes: a small process, for what starts a command has
+its own peak counted as the command's."""
 
 
 def measure() -> Iterator[str]:
@@ -110,13 +118,15 @@ def _timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
     """Run commands side by side; return the seconds they took, and the largest one's peak in MB."""
     began = time.perf_counter()
     processes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands
+        subprocess.Popen(
+            [sys.executable, "-c", MEASURED, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for command in commands
     ]
-    peak = 0
+    peaks = []
     for process in processes:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status
-        if status:
-            raise RuntimeError(f"{process.args!r} ended with {status}")
-        peak = max(peak, usage.ru_maxrss)
-    return time.perf_counter() - began, peak / 1000
+        printed, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        peaks.append(int(printed))
+    return time.perf_counter() - began, max(peaks) / 1000
