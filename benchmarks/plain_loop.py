@@ -85,7 +85,7 @@ class PlainTraining:
     def __init__(self, architecture: Architecture, text: Bytes, settings: Training) -> None:
         # As torch comes: rnn.precision has the process take products of another library.
         if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
-            onednn.fp32_precision = "ieee"
+            onednn.fp32_precision = "none"
         self.network = PlainNetwork(architecture)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self.smoothed = SMOOTHED_LOSS_START

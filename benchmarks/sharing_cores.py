@@ -11,9 +11,11 @@ import optuna
 
 ROUNDS = 3
 
+STEPS = 600
+
 STUDY = [
     "stage-one",
-    "--set=training.steps=200",
+    f"--set=training.steps={STEPS}",
     "--set=evaluation.lanes=1",
     "--set=space.layers=[2]",
     "--set=space.state_size=[256]",
@@ -23,7 +25,7 @@ STUDY = [
     "--set=space.forget_gate=[true]",
     "--set=space.residual=[true]",
 ]
-"""Six networks of 256 states, of 200 steps each."""
+"""Six networks of 256 states."""
 
 
 def measure() -> Iterator[str]:
@@ -66,4 +68,4 @@ def _steps_a_second(terminals: Sequence[Sequence[str]]) -> float:
         trials = optuna.load_study(study_name="stage-one", storage=url).trials
         begins = [trial.datetime_start for trial in trials if trial.datetime_start]
         ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-        return 200 * len(trials) / (max(ends) - min(begins)).total_seconds()
+        return STEPS * len(trials) / (max(ends) - min(begins)).total_seconds()

@@ -20,7 +20,7 @@ def start(
     storage: str,
     artifacts: str | None,
     inherited: Sequence[int] = (),
-    speaks: bool = True,
+    is_heard: bool = False,
 ) -> "subprocess.Popen[bytes]":
     """Start a module of this project as a process.
 
@@ -30,10 +30,10 @@ def start(
         storage: the storage's URL, which may hold a password and is not among them.
         artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
         inherited: open files that are the process's too.
-        speaks: whether what it says on its standard error is for the person who searches.
+        is_heard: whether what it says on its standard error is read by the caller; else it is lost.
 
     Raises:
-        OSError: if it cannot be started.
+        OSError, ValueError: if it cannot be started.
     """
     path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
@@ -48,7 +48,7 @@ def start(
         # Nothing is ever written there. It ends with this process, however that ends.
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=None if speaks else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if is_heard else subprocess.DEVNULL,
         pass_fds=inherited,
         # A Ctrl-C in the terminal is for the search, which may work on for a while.
         start_new_session=True,

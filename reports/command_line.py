@@ -18,9 +18,7 @@ WATCH_SECONDS = 60
 """Between two reports of a study that is watched."""
 
 OUTAGE_SECONDS = 60
-"""How long the report of a search that has ended waits for a storage that is away."""
-
-_NO_REPORT = (ReportError, StudiesError, SQLAlchemyError, OptunaError)
+"""After which the report of a search that has ended is not tried again, if the storage is away."""
 
 
 def report_at_the_end(storage: str, names: list[str]) -> None:
@@ -28,17 +26,30 @@ def report_at_the_end(storage: str, names: list[str]) -> None:
 
     Whatever fails here is no failure of the search: its results are recorded.
     """
-    from reports.page import write_report
+
+    def write() -> Path:
+        from reports.page import write_report
+
+        return write_report(storage, names)
+
+    has_told = False
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        nonlocal has_told
+        if not has_told:
+            has_told = True
+            click.echo("the storage is away; the report waits for it")
 
     patiently = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_outage),
         wait=tenacity.wait_random(0.2, 2),
         stop=tenacity.stop_after_delay(OUTAGE_SECONDS),
+        before_sleep=tell,
         reraise=True,
     )
     try:
-        path = patiently(write_report, storage, names)
-    except (*_NO_REPORT, OSError) as error:
+        path = patiently(write)
+    except Exception as error:
         click.echo(f"no report: {reason(error)}")
         return
     click.echo(f"report: {path}")
@@ -130,7 +141,7 @@ def _watch(storage: str, names: list[str], output: Path | None) -> None:
             if is_done:
                 click.echo(line)
                 return
-        except _NO_REPORT as error:
+        except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
             line = f"no report yet: {reason(error)}"
         if line != last:
             click.echo(line)

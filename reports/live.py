@@ -11,12 +11,11 @@ import click
 from reports import beside
 from reports.command_line import report_at_the_end
 from reports.dashboard import address, listen
-from reports.errors import DashboardError
 from reports.upkeep import Upkeep, warn
 
-FIRST_SECONDS = 5.0
-"""After which a study's upkeep begins, a quarter more or less: a search that ends sooner is shown
-at its end."""
+FIRST_SECONDS, AGAIN_SECONDS = 5.0, 60.0
+"""After which a study's upkeep begins, a quarter more or less, and begins again if it has failed: a
+search that ends sooner is shown at its end."""
 
 
 class LiveView:
@@ -42,18 +41,19 @@ class LiveView:
                 server = _serve(storage, artifacts, port)
                 if server is not None:
                     stack.callback(beside.stop, server)
-            upkeep = _LaterUpkeep(storage, study, artifacts)
+            upkeep = _Upkeep(storage, study, artifacts)
             stack.callback(upkeep.stop)
+            upkeep.start()
             yield
 
     def at_the_end(self, storage: str, study: str, artifacts: str | None) -> None:
-        """Renew what the dashboard shows for the last time, and write the report."""
-        Upkeep(storage, study, artifacts).renew()
+        """Write the report, and renew what the dashboard shows for the last time."""
         report_at_the_end(storage, [study])
+        Upkeep(storage, study, artifacts).renew()
 
 
-class _LaterUpkeep:
-    """The process that renews what the dashboard shows of a study, once the search has begun.
+class _Upkeep(threading.Thread):
+    """Has a process renew what the dashboard shows of a study, once the search has begun.
 
     Args:
         storage: its URL.
@@ -62,31 +62,54 @@ class _LaterUpkeep:
     """
 
     def __init__(self, storage: str, study: str, artifacts: str | None) -> None:
+        super().__init__(name="upkeep", daemon=True)
         self._what = (study, storage, artifacts)
         self._process: subprocess.Popen[bytes] | None = None
-        self._has_ended = False
+        self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._timer = threading.Timer(FIRST_SECONDS * random.uniform(0.75, 1.25), self._start)
-        self._timer.daemon = True
-        self._timer.start()
+        self._has_warned = False
+
+    def run(self) -> None:
+        """Start the process, say what it says, and start it again if it ends before its time."""
+        pause = FIRST_SECONDS
+        while not self._ended.wait(pause * random.uniform(0.75, 1.25)):
+            pause = AGAIN_SECONDS
+            try:
+                self._go_along()
+            except Exception as error:  # there may be no memory for another process
+                self._warn(f"warning: what the dashboard shows is not kept up: {error}")
 
     def stop(self) -> None:
-        """End it, or see that it does not begin."""
-        self._timer.cancel()
+        """End the process, or see that it does not begin."""
+        self._ended.set()
         with self._lock:
-            self._has_ended = True
-        if self._process is not None:
-            beside.stop(self._process)
+            if self._process is not None:
+                beside.stop(self._process)
 
-    def _start(self) -> None:
+    def _go_along(self) -> None:
         study, storage, artifacts = self._what
         with self._lock:
-            if self._has_ended:
+            if self._ended.is_set():
                 return
-            try:
-                self._process = beside.start("reports.upkeep", ["--", study], storage, artifacts)
-            except OSError as error:
-                warn(f"what the dashboard shows is not kept up: {error}")
+            self._process = beside.start(
+                "reports.upkeep", ["--", study], storage, artifacts, is_heard=True
+            )
+        said = self._process.stderr
+        assert said is not None
+        for line in said:
+            # By this process, which may be drawing on the terminal.
+            warn(line.decode(errors="replace").rstrip())
+        code = self._process.wait()
+        if not self._ended.is_set():
+            self._warn(
+                "warning: what keeps up what the dashboard shows has ended "
+                f"(exit code {code}); it is started again"
+            )
+
+    def _warn(self, line: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(line)
 
 
 def _serve(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes] | None":
@@ -99,10 +122,8 @@ def _serve(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[
         with listen(port) as listening:
             inherited = listening.fileno()
             words = ["--port", str(port), "--inherited", str(inherited)]
-            server = beside.start(
-                "reports.dashboard", words, storage, artifacts, [inherited], speaks=False
-            )
-    except (DashboardError, OSError) as error:
+            server = beside.start("reports.dashboard", words, storage, artifacts, [inherited])
+    except Exception as error:  # a port that is taken, no memory for another process
         click.echo(f"dashboard: {error}; the search goes on")
         return None
     click.echo(f"dashboard: {address(port)}")

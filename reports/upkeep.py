@@ -4,12 +4,16 @@ A process beside the search, for what it imports takes as much memory as a netwo
 """
 
 import contextlib
+import os
 import random
+import signal
+import sys
 import threading
+import time
 
 import click
 
-from reports.beside import wait_for_search
+from reports.beside import STOP_SECONDS, wait_for_search
 from studies.command_line import artifacts_option, run_command, storage_options
 from studies.errors import StudiesError
 from studies.outages import reason
@@ -34,14 +38,14 @@ class Upkeep:
     def renew(self) -> None:
         """Renew once; what fails is said the first time only."""
         try:
-            # Imported here: it takes a second or two, which the end of a search need not wait.
+            # Imported here: it takes a second or two, and this process may be to end at once.
             from reports.renewal import renew
 
             renew(*self._what)
         except Exception as error:  # a storage that is away, a full disk, whatever else
             if not self._has_warned:
                 self._has_warned = True
-                warn(f"what the dashboard shows is not up to date: {reason(error)}")
+                warn(f"warning: what the dashboard shows is not up to date: {reason(error)}")
 
     def go_on(self, ended: threading.Event) -> None:
         """Renew time and again."""
@@ -54,7 +58,7 @@ def warn(line: str) -> None:
     """Say what is wrong, if there is somebody to be told."""
     # Nor does a terminal that is closed end the search.
     with contextlib.suppress(OSError, ValueError):
-        click.echo(f"warning: {line}", err=True)
+        click.echo(line, err=True)
 
 
 @click.command(help="Renew what optuna-dashboard shows of a study until the standard input ends.")
@@ -62,15 +66,22 @@ def warn(line: str) -> None:
 @storage_options
 @artifacts_option
 def upkeep(study: str, storage: str, artifacts: str | None, debug: bool) -> int:
-    """Renew until the search has ended, and then what is under way."""
+    """Renew until the search has ended, and then end with what is under way."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # the cores are for training
+    # So that a file which is being written is not left half-way.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     ended = threading.Event()
-    work = Upkeep(storage, study, artifacts)
-    renewing = threading.Thread(target=work.go_on, args=(ended,))
-    renewing.start()
+    threading.Thread(target=_end_with_search, args=(ended,), daemon=True).start()
+    Upkeep(storage, study, artifacts).go_on(ended)
+    return 0
+
+
+def _end_with_search(ended: threading.Event) -> None:
     wait_for_search()
     ended.set()
-    renewing.join()
-    return 0
+    time.sleep(STOP_SECONDS)
+    os._exit(1)  # a storage that does not answer; and nobody is left to end this process
 
 
 if __name__ == "__main__":

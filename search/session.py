@@ -151,7 +151,9 @@ def work(options: Options, companion: Companion = nullcontext) -> Result:
     file = find_definition(options.study, options.overrides)
     joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):
-        return _work(options, joined, device, Checkpoints(store, joined.checkpoints))
+        result = _work(options, joined, device, Checkpoints(store, joined.checkpoints))
+    give_memory_back()  # what follows, a report, takes as much
+    return result
 
 
 def _work(
@@ -184,7 +186,6 @@ def _work(
                     joined, device, budget, checkpoints, display, name, options.population
                 )
                 Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
-            give_memory_back()  # what follows, the report, takes as much
         else:
             failed = _supervise(options, reader, stop, display)
         end = reader.status()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -25,7 +26,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from services import free_port
 
-from reports import live, note, upkeep
+from reports import beside, live, note, upkeep
 from reports.dashboard import listen, local_only
 from reports.errors import DashboardError, ReportError
 from reports.live import LiveView
@@ -314,40 +315,92 @@ def upkeeps(study):
     return [n for n, words in processes().items() if f"reports.upkeep -- {study} " in words]
 
 
-def test_a_study_is_kept_up_in_a_process_beside_the_search(url, monkeypatch, capfd):
+def test_a_study_is_kept_up_in_a_process_beside_the_search(url, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(live, "AGAIN_SECONDS", 0.01)
     name = f"--help {uuid4().hex}"
     make_study(url, name, finished=6)
-    with LiveView().meanwhile(url, name, None, None):
+    with LiveView().meanwhile(url, name, str(tmp_path / "files"), None):
         until(lambda: "6 of 8 points" in note_of(url, name))
-        assert len(upkeeps(name)) == 1
+        (first,) = upkeeps(name)
+        assert capsys.readouterr().err == ""
+        os.kill(first, signal.SIGKILL)
+        until(lambda: set(upkeeps(name)) - {first})
     assert upkeeps(name) == []
-    assert capfd.readouterr().err == ""
-    with LiveView().meanwhile("sqlite:////nowhere/studies.db", name, None, None):
-        until(lambda: "not up to date" in "".join(capfd.readouterr()))
+    said = capsys.readouterr().err
+    assert "has ended (exit code -9); it is started again" in said
+    assert said.count("\n") == 1
+
+
+def test_what_keeps_a_study_up_says_what_fails_through_the_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
+    with LiveView().meanwhile(f"sqlite:///{tmp_path}/gone.db", "made", None, None):
+        said = until(lambda: capsys.readouterr().err)
+    assert said.startswith("warning: what the dashboard shows is not up to date: storage sqlite")
+    assert said.count("\n") == 1
+
+
+def test_a_process_that_cannot_be_started_ends_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with LiveView().meanwhile(f"sqlite:///{tmp_path}/gone.db", "made", None, free_port()):
+        said = until(lambda: capsys.readouterr().err)
+    assert said.startswith("warning: what the dashboard shows is not kept up")
 
 
 def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch):
     make_study(sqlite_url)
-    monkeypatch.setattr(live, "FIRST_SECONDS", 0.3)
-    started = []
-    monkeypatch.setattr("reports.beside.start", lambda *what: started.append(what))
+    monkeypatch.setattr("reports.beside.start", None)
     with LiveView().meanwhile(sqlite_url, "made", None, None):
-        pass
-    time.sleep(0.5)
-    assert started == []
+        (waiting,) = [each for each in threading.enumerate() if each.name == "upkeep"]
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
-def test_at_the_end_all_is_renewed_before_the_report(sqlite_url, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_keeps_a_study_up_ends_when_it_is_told_to(sqlite_url, tmp_path, number):
+    name = uuid4().hex
+    make_study(sqlite_url, name)
+    process = beside.start("reports.upkeep", ["--", name], sqlite_url, str(tmp_path / "files"))
+    until(lambda: note_of(sqlite_url, name))
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert not list(tmp_path.glob("files/*.part"))
+
+
+def test_what_keeps_a_study_up_outlives_no_search_though_nothing_answers(
+    tmp_path,
+):
+    """Its storage takes connections and never answers, as a frozen server does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://me@127.0.0.1:{silent.getsockname()[1]}/studies"
+        process = beside.start("reports.upkeep", ["--", "made"], url, str(tmp_path))
+        connection, _ = silent.accept()
+        assert process.stdin is not None
+        process.stdin.close()  # as if the search had been killed
+        assert process.wait(20) == 1
+        connection.close()
+
+
+def test_at_the_end_all_is_reported_and_then_renewed(sqlite_url, monkeypatch):
     make_study(sqlite_url)
     reported = []
-    monkeypatch.setattr(
-        live, "report_at_the_end", lambda *what: reported.append((*what, note_of(sqlite_url)))
-    )
+    monkeypatch.setattr(live, "report_at_the_end", lambda *what: reported.append(what))
     LiveView().at_the_end(sqlite_url, "made", None)
-    ((storage, names, body),) = reported
-    assert (storage, names) == (sqlite_url, ["made"])
-    assert "8 of 8 points" in body
+    assert reported == [(sqlite_url, ["made"])]
+    assert "8 of 8 points" in note_of(sqlite_url)
+
+
+def test_a_report_that_fails_is_no_failure_of_the_search(sqlite_url, monkeypatch, capsys):
+    make_study(sqlite_url)
+
+    def fail(*what):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("reports.page.write_report", fail)
+    LiveView().at_the_end(sqlite_url, "made", None)
+    assert capsys.readouterr().out == "no report: a defect\n"
+    assert "8 of 8 points" in note_of(sqlite_url)
 
 
 def test_a_port_that_is_taken_is_said_and_ends_nothing(sqlite_url, capsys, run):

@@ -45,9 +45,13 @@ def library():
 
 
 SHAPES = [
-    (256, parts * n, gates * n) for n in (6, 32, 48, 256) for parts in (1, 2, 3) for gates in (1, 3)
+    (rows, parts * n, gates * n)
+    for n in (6, 32, 48, 256, 512)
+    for rows in (16, 48, 256)
+    for parts in (1, 3)
+    for gates in (1, 3)
 ]
-"""Of products as a layer takes them."""
+"""Of products as a layer takes them, of lanes and of distinct symbols."""
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,6 +70,12 @@ def test_float32_products_are_float32_whatever_library_takes_them(shape, library
         for product in (torch.bmm(a, b), torch.baddbmm(bias, a, b)):
             assert ((product.double() - exact).abs() <= bound).all()
         assert ((torch.mm(a[0], b[0]).double() - exact[0]).abs() <= bound[0]).all()
+
+
+def test_a_library_that_is_exact_is_taken(library, monkeypatch):
+    monkeypatch.setattr(precision, "onednn_is_exact", lambda: True)
+    prepare("fp32", CPU)
+    assert library.fp32_precision == "bf16"
 
 
 def rounding(a, b):
