@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import cache
@@ -73,7 +73,12 @@ def write_page(
     path = output or OUTPUT / f"{_file_name(names)}.html"
     page = render([section_of(each) for each in results], renewed)
     try:
-        _write(page, path)
+        if not _may_be_replaced(path):
+            raise ReportError(
+                f"{path} is there and is no report; it was left as it is; name another --output"
+            )
+        # Piece by piece: a page of some megabytes would be there several times at once.
+        write_beside(path, (piece.encode() for piece in page))
     except OSError as error:
         raise ReportError(
             f"the report cannot be written to {path} ({error.strerror}); name another --output"
@@ -81,12 +86,12 @@ def write_page(
     return path
 
 
-def render(sections: Sequence[Section], renewed: int | None = None) -> str:
-    """Return the page as HTML."""
+def render(sections: Sequence[Section], renewed: int | None = None) -> Iterator[str]:
+    """Return the page as HTML, in pieces."""
     return (
         _templates()
         .get_template("report.html")
-        .render(
+        .generate(
             title=", ".join(section.results.name for section in sections),
             sections=sections,
             written=datetime.now().astimezone(),
@@ -155,12 +160,12 @@ def _code_styles() -> Markup:
     return Markup("\n".join(styles))
 
 
-def _write(page: str, path: Path) -> None:
-    if path.exists() and path.read_bytes()[: len(_BEGINNING)] != _BEGINNING:
-        raise ReportError(
-            f"{path} is there and is no report; it was left as it is; name another --output"
-        )
-    write_beside(path, page.encode())
+def _may_be_replaced(path: Path) -> bool:
+    """Tell whether a file is a report, or not there."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def _file_name(names: Sequence[str]) -> str:

@@ -65,6 +65,6 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
 def _write(path: Path, content: Callable[[], bytes]) -> None:
     data = content()
     try:
-        write_beside(path, data)
+        write_beside(path, [data])
     except OSError as error:
         raise ReportError(f"{path} cannot be written ({error.strerror}); name another") from error
