@@ -1,5 +1,7 @@
 """How many networks a worker trains in lockstep, where nobody has said."""
 
+from dataclasses import replace
+
 import torch
 
 from rnn.architecture import Architecture
@@ -7,11 +9,15 @@ from rnn.device import free_memory
 from rnn.network import member_bytes
 from rnn.precision import Precision
 
-_ON_A_PROCESSOR = 8
-"""Of small networks: more of them no longer fit into a core's cache, and gain nothing."""
+_SMALL = 256 * 48
+"""Numbers in a layer's state, of all lanes, up to which a step on a processor is short enough for
+what surrounds its products to count."""
 
-_SMALL = 64
-"""The largest state for which a step is too short for what surrounds its products."""
+_ON_A_PROCESSOR = 32
+"""Of small networks: more would gain little, and all would end at once."""
+
+_BYTES_ON_A_PROCESSOR = 256 * 2**20
+"""What they may take: no more than twice what one of the large ones does."""
 
 _SHARE_OF_MEMORY = 0.8
 
@@ -27,8 +33,21 @@ def useful_population(
         precision: of the arithmetic.
         device: on which to train; on a GPU it is as many as its memory has room for.
     """
-    room = free_memory(device) * _SHARE_OF_MEMORY / member_bytes(architecture, lanes, precision)
-    most = max(1, int(room))
-    if device.type != "cpu":
-        return most
-    return min(most, _ON_A_PROCESSOR if architecture.state_size <= _SMALL else 1)
+    on_a_processor = device.type == "cpu"
+    if on_a_processor and lanes * architecture.state_size > _SMALL:
+        return 1
+    # Its fellows may have everything on.
+    largest = replace(
+        architecture,
+        input_gate=True,
+        forget_gate=True,
+        output_gate=True,
+        state_gate=True,
+        residual=True,
+        state_source="both",
+    )
+    room = free_memory(device) * _SHARE_OF_MEMORY
+    if on_a_processor:
+        room = min(room, _BYTES_ON_A_PROCESSOR)
+    most = max(1, int(room / member_bytes(largest, lanes, precision)))
+    return min(most, _ON_A_PROCESSOR) if on_a_processor else most

@@ -16,29 +16,41 @@ from search.populations import useful_population
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
-def architecture(state_size, layers=2):
-    return Architecture(False, True, False, True, True, "new", layers, state_size)
+def everything(state_size, layers=2):
+    return Architecture(True, True, True, True, True, "both", layers, state_size)
+
+
+PLAIN = Architecture(False, False, False, False, False, "new", 3, 32)
 
 
 def test_small_networks_are_trained_together_and_large_ones_alone_on_a_processor():
-    assert useful_population(architecture(32), 256, "fp32", CPU) == 8
-    assert useful_population(architecture(256), 256, "bf16", CPU) == 1
+    assert useful_population(everything(32, 1), 256, "fp32", CPU) == 32
+    assert useful_population(everything(64), 32, "fp32", CPU) == 32
+    assert useful_population(everything(64), 256, "fp32", CPU) == 1
+    assert useful_population(everything(256), 256, "bf16", CPU) == 1
+
+
+def test_a_processors_worker_takes_no_more_memory_for_many_than_for_a_large_one():
+    """Whichever of them was claimed first: its fellows may have everything on."""
+    count = useful_population(PLAIN, 256, "bf16", CPU)
+    assert count == useful_population(everything(32, 3), 256, "bf16", CPU) > 16
+    taken = count * member_bytes(everything(32, 3), 256, "bf16")
+    assert taken < 2 * member_bytes(everything(256, 3), 256, "bf16")
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_no_more_are_trained_together_than_memory_has_room_for(monkeypatch, device):
-    size = member_bytes(architecture(32), 256, "fp32")
+    size = member_bytes(everything(32, 3), 256, "fp32")
     monkeypatch.setattr(populations, "free_memory", lambda device: 10 * size)
-    assert useful_population(architecture(32), 256, "fp32", device) == 8
+    assert useful_population(PLAIN, 256, "fp32", device) == 8
     monkeypatch.setattr(populations, "free_memory", lambda device: 1)
-    assert useful_population(architecture(32), 256, "fp32", device) == 1
+    assert useful_population(PLAIN, 256, "fp32", device) == 1
 
 
 def test_a_card_takes_a_whole_shape_group(monkeypatch):
     """96 networks of three layers and 256 states, on a card of 24 GB."""
     monkeypatch.setattr(populations, "free_memory", lambda device: 24 * 10**9)
-    everything = Architecture(True, True, True, True, True, "both", 3, 256)
-    assert useful_population(everything, 256, "bf16", CUDA) >= 96
+    assert useful_population(everything(256, 3), 256, "bf16", CUDA) >= 96
 
 
 def tensors() -> dict[int, int]:
