@@ -69,12 +69,19 @@ def upkeep(study: str, storage: str, artifacts: str | None, debug: bool) -> int:
     """Renew until the search has ended, and then end with what is under way."""
     if hasattr(os, "nice"):
         os.nice(10)  # the cores are for training
-    # So that a file which is being written is not left half-way.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    ended = threading.Event()
+    ended, code = threading.Event(), 0
+
+    def end(number: int, _: object) -> None:
+        nonlocal code
+        code = 128 + number
+        ended.set()
+        sys.exit(code)  # and a file that is being written is not left half-way
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     threading.Thread(target=_end_with_search, args=(ended,), daemon=True).start()
     Upkeep(storage, study, artifacts).go_on(ended)
-    return 0
+    return code
 
 
 def _end_with_search(ended: threading.Event) -> None:

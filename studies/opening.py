@@ -180,12 +180,10 @@ def _create_on_server(url: URL) -> None:
     """Make Optuna's tables in a database that has no others.
 
     One process at a time: of two that create the same table one would fail, and who comes in
-    between would find half of them. Who has to wait does so without a connection, for the one at
-    work needs some of its own.
+    between would find half of them.
     """
     engine = connect(url)
-    wait = tenacity.wait_random_exponential(multiplier=0.2, max=5)
-    for attempt in tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_Busy)):
+    for attempt in _when_nobody_else_does():
         with attempt, engine.connect() as connection:
             # A transaction that is open while others are waited for would be ended by the server.
             connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -204,19 +202,38 @@ def _create_on_server(url: URL) -> None:
 
 
 class _Busy(Exception):
-    """Another process makes the tables now."""
+    """Another process makes tables or the index now."""
+
+
+def _when_nobody_else_does() -> tenacity.Retrying:
+    """Return the attempts at something that one process at a time does, and the others wait for.
+
+    They try its lock, and do not wait for it: they would hold a connection each meanwhile, and the
+    one at work needs some more of its own.
+    """
+    wait = tenacity.wait_random_exponential(multiplier=0.2, max=5)
+    return tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_Busy))
 
 
 def _index_claims(storage: Storage) -> None:
     """Let the next waiting point be found at once, however many there are."""
-    # Who may not make an index in somebody's database claims without it.
-    with contextlib.suppress(sa.exc.ProgrammingError), storage.transaction() as connection:
-        if connection.dialect.name != "sqlite":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
-        columns = "study_id, state, number"
-        connection.execute(
-            sa.text(f"CREATE INDEX IF NOT EXISTS {CLAIM_INDEX} ON {TRIALS.name} ({columns})")
-        )
+    for attempt in _when_nobody_else_does():
+        # Who may not make an index in somebody's database claims without it.
+        with (
+            attempt,
+            contextlib.suppress(sa.exc.ProgrammingError),
+            storage.transaction() as connection,
+        ):
+            if connection.dialect.name != "sqlite":
+                if _look_through(connection).is_indexed:
+                    return
+                own = sa.select(sa.func.pg_try_advisory_xact_lock(_CREATION_LOCK))
+                if not connection.scalar(own):
+                    raise _Busy
+            columns = "study_id, state, number"
+            connection.execute(
+                sa.text(f"CREATE INDEX IF NOT EXISTS {CLAIM_INDEX} ON {TRIALS.name} ({columns})")
+            )
 
 
 @contextlib.contextmanager

@@ -8,14 +8,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+import psycopg
 import pytest
 from helpers import NO_SYNC
 from nursery import FINISHED, query
 from services import PostgreSQL
+
+from studies.opening import _CREATION_LOCK, CLAIM_INDEX, open_storage
 
 CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "256"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "40"))
@@ -53,6 +58,27 @@ def small_server():
     settings = f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections=3"
     with PostgreSQL(f"{NO_SYNC} {settings}") as server:
         yield server
+
+
+def test_who_waits_for_the_tables_holds_no_connection(postgresql_url):
+    """They stand already, but who makes them has not done, and may need another connection."""
+    open_storage(postgresql_url).engine.dispose()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    waiting += " AND datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as maker:
+        maker.execute(f"DROP INDEX {CLAIM_INDEX}")
+        maker.execute("SELECT pg_advisory_lock(%s)", [_CREATION_LOCK])
+        opening = threading.Thread(target=open_storage, args=(postgresql_url,))
+        opening.start()
+        for _ in range(20):
+            time.sleep(0.1)
+            assert maker.execute(waiting).fetchone() == (0,)
+        assert opening.is_alive()
+        maker.execute("SELECT pg_advisory_unlock(%s)", [_CREATION_LOCK])
+        opening.join(60)
+        assert not opening.is_alive()
+        indexes = "SELECT count(*) FROM pg_indexes WHERE indexname = %s"
+        assert maker.execute(indexes, [CLAIM_INDEX]).fetchone() == (1,)
 
 
 def test_more_workers_than_a_server_has_connections(small_server):
