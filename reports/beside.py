@@ -9,7 +9,7 @@ from pathlib import Path
 
 from studies.command_line import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 
-ASK_SECONDS, STOP_SECONDS = 0.2, 5.0
+ASK_SECONDS, STOP_SECONDS = 0.2, 0.5
 """How long a process that is asked to end is waited for before it is told to, and then before it is
 killed: a search that is to stop does not wait for a storage that does not answer."""
 

@@ -13,13 +13,16 @@ import time
 
 import click
 
-from reports.beside import STOP_SECONDS, wait_for_search
+from reports.beside import wait_for_search
 from studies.command_line import artifacts_option, run_command, storage_options
 from studies.errors import StudiesError
 from studies.outages import reason
 
 EVERY_SECONDS = 60.0
 """Between two renewals, a quarter more or less: not all terminals are to come at once."""
+
+LAST_SECONDS = 5.0
+"""For what is under way when the search has ended without a word."""
 
 
 class Upkeep:
@@ -87,7 +90,7 @@ def upkeep(study: str, storage: str, artifacts: str | None, debug: bool) -> int:
 def _end_with_search(ended: threading.Event) -> None:
     wait_for_search()
     ended.set()
-    time.sleep(STOP_SECONDS)
+    time.sleep(LAST_SECONDS)
     os._exit(1)  # a storage that does not answer; and nobody is left to end this process
 
 

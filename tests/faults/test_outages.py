@@ -197,7 +197,7 @@ def test_a_stop_while_the_server_is_away(server, nursery, text, undisturbed, tmp
     server.stop()
     until(lambda: "the storage is away" in first.output)
     first.send(signal.SIGTERM)
-    assert first.wait(10) == 143
+    assert first.wait(20) == 143
     assert "Traceback" not in first.output
     server.start()
     second = search(*words, **LONG)
@@ -230,7 +230,7 @@ def test_a_stop_while_the_server_does_not_answer(server, nursery, text, undistur
     server.signal(signal.SIGSTOP)
     try:
         first.send(signal.SIGTERM)
-        assert first.wait(10) == 143
+        assert first.wait(20) == 143
     finally:
         server.signal(signal.SIGCONT)
     assert "its lease has run out" in first.output
