@@ -81,6 +81,12 @@ def report_at_the_end(storage: str, names: list[str]) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The same as Parquet, for pandas.read_parquet.",
 )
+@click.option(
+    "--curves",
+    metavar="FILE.csv[.gz]",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a row a complete point with its whole curve, of one study.",
+)
 def reports(
     studies: tuple[str, ...],
     storage: str,
@@ -88,16 +94,23 @@ def reports(
     watch: bool,
     csv: Path | None,
     dataframe: Path | None,
+    curves: Path | None,
     debug: bool,
 ) -> int:
     """Write a report."""
     names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
-    if csv or dataframe:
+    if csv or dataframe or curves:
         if watch or output:
             raise click.UsageError(
-                "--csv and --dataframe write rows, not a page; leave out --watch and --output"
+                "--csv, --dataframe and --curves write rows, not a page; leave out --watch and "
+                "--output"
             )
-        _write_rows(storage, names, csv, dataframe)
+        if curves and len(names) > 1:
+            raise click.UsageError(
+                f"--curves was given {len(names)} studies; allowed: one, for the steps of others "
+                "may be other ones; name one"
+            )
+        _write_rows(storage, names, csv, dataframe, curves)
         return 0
     if watch:
         _watch(storage, names, output)
@@ -109,14 +122,21 @@ def reports(
     return 0
 
 
-def _write_rows(storage: str, names: list[str], csv: Path | None, dataframe: Path | None) -> None:
-    from reports.tables import write_csv, write_parquet
+def _write_rows(
+    storage: str,
+    names: list[str],
+    csv: Path | None,
+    dataframe: Path | None,
+    curves: Path | None,
+) -> None:
+    from reports.tables import write_csv, write_curves, write_parquet
     from reports.trials import read_results
     from studies.opening import read_storage
 
     with closing(read_storage(storage)) as opened:
-        results = [read_results(opened, name, with_curves=()) for name in names]
-    for path, write in ((csv, write_csv), (dataframe, write_parquet)):
+        wanted = None if curves else ()
+        results = [read_results(opened, name, with_curves=wanted) for name in names]
+    for path, write in ((csv, write_csv), (dataframe, write_parquet), (curves, write_curves)):
         if path:
             write(results, path)
             click.echo(path)

@@ -1,5 +1,6 @@
 """The rows of studies as files for users of pandas."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import pandas as pd
 
 from reports.errors import ReportError
 from reports.trials import Results
+from studies.definition import PARAMETERS
 from studies.files import write_beside
 from studies.records import SETBACKS, SOURCE_TRIALS
 
@@ -60,6 +62,24 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
         raise ReportError(
             f"{path}: Parquet needs pyarrow; install it with pip install pyarrow, or take --csv"
         ) from error
+
+
+def write_curves(results: Sequence[Results], path: Path) -> None:
+    """Write a row for each complete point of a study, with its curve, as CSV.
+
+    The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (its value), and
+    for each log point the loss there, as ``loss_50``. A name that ends in ``.gz`` is compressed.
+
+    Raises:
+        ReportError: if the file cannot be written.
+    """
+    (each,) = results
+    names = [*PARAMETERS, *(name for name in each.axes if name not in PARAMETERS)]
+    rows = each.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
+    rows = rows.astype(dict.fromkeys(rows.select_dtypes(bool), int))
+    curves = each.curves.pivot(index="number", columns="step", values="loss").add_prefix("loss_")
+    text = rows.join(curves).sort_index().to_csv(index=False, lineterminator="\n").encode()
+    _write(path, lambda: gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def _write(path: Path, content: Callable[[], bytes]) -> None:

@@ -7,12 +7,13 @@ it has answered; see :mod:`search.storage_thread`.
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from optuna.trial import FrozenTrial, TrialState
 
 from search.claim import RENEWALS, Claim
+from search.errors import Stopped
 from search.stopping import StopRequest
 from search.storage_thread import StorageThread
 from studies.claiming import Held
@@ -21,8 +22,13 @@ from studies.leases import Watch
 from studies.records import Failure
 from studies.storage import Storage
 
+CONSULT_SECONDS = 2.5
+"""How long an answer on which training does not depend is waited for."""
+
 RECORD_SECONDS = 1.0
 """Between two times that a running trial's new values are recorded: each costs a commit."""
+
+_T = TypeVar("_T")
 
 
 class ClaimKeeper(StorageThread):
@@ -65,6 +71,7 @@ class ClaimKeeper(StorageThread):
         avoid: Collection[int] = (),
         alike: Sequence[str] = (),
         limit: Callable[[FrozenTrial], int] = lambda trial: 1,
+        choose: Callable[[], Sequence[int]] = tuple,
     ) -> list[Claim]:
         """Take the next waiting point, and others that are like it.
 
@@ -72,9 +79,11 @@ class ClaimKeeper(StorageThread):
             avoid: the ids of trials that are taken only if no other waits, and then alone.
             alike: the parameters whose values must be the same.
             limit: says how many to take in all, if the first is this trial.
+            choose: where no other waits, reads which paused trial to go on with, and after it those
+                that may be taken along; nothing for none.
 
         Returns:
-            The claims; none if no point waits.
+            The claims; none if no point waits, or none is wanted.
 
         Raises:
             Stopped: if a stop is asked for before the storage has answered.
@@ -89,21 +98,31 @@ class ClaimKeeper(StorageThread):
                 leases = self._storage.leases(self._study_id).items()
                 taken = [key for key, lease in leases if lease.owner == owner]
             first = taken.pop(0) if taken else None
+            fellows: Sequence[int] | None = None
             if first is None:
                 first = self._storage.claim(self._study_id, owner, self._lease_seconds, avoid)
-            if first is None:
-                return []
+            while first is None:
+                chosen = choose()
+                if not chosen:
+                    return []
+                # None if somebody else has just taken it: then others may be wanted.
+                first = self._storage.claim(
+                    self._study_id, owner, self._lease_seconds, among=chosen[:1]
+                )
+                fellows = chosen[1:]
             claims = [self._hold(first, owner)]
             if not taken and first not in avoid:
-                taken = more(claims[0])
+                taken = more(claims[0], fellows)
             return claims + [self._hold(trial_id, owner) for trial_id in taken]
 
-        def more(first: Claim) -> list[int]:
+        def more(first: Claim, fellows: Sequence[int] | None) -> list[int]:
             others = limit(first.trial) - 1
-            if others < 1:
+            if others < 1 or fellows == []:
                 return []
             try:
-                return self._storage.claim_alike(first.trial_id, owner, others, alike, avoid)
+                return self._storage.claim_alike(
+                    first.trial_id, owner, others, alike, avoid, fellows
+                )
             except ClaimLost:  # between the two; it will be seen where others are
                 return []
 
@@ -117,6 +136,27 @@ class ClaimKeeper(StorageThread):
         """
         self._tell()
         self._require_patience()
+
+    def consult(self, query: Callable[[], _T]) -> _T | None:
+        """Have all that is known of the trials in hand recorded, then read something.
+
+        Returns:
+            What is read; None if the storage does not answer soon.
+
+        Raises:
+            StorageOutage: if it has been away for too long.
+        """
+
+        def attempt(tried: bool) -> _T:
+            self._keep(list(self._held))
+            return query()
+
+        if self.trouble:
+            return None
+        try:
+            return self._do(attempt, CONSULT_SECONDS)
+        except Stopped:
+            return None
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
@@ -132,6 +172,23 @@ class ClaimKeeper(StorageThread):
                 return
             curve = self._last_values(claim)
             self._storage.finish(claim.trial_id, claim.owner, state, value, attributes, curve)
+
+        self._let_go(claim, attempt)
+
+    def pause(self, claim: Claim, attributes: Mapping[str, Any]) -> None:
+        """Let a trial wait until it is wanted; see :meth:`studies.storage.Storage.pause`.
+
+        Raises:
+            ClaimLost, Stopped, StorageOutage: and the lease is left to run out.
+        """
+
+        def attempt(tried: bool) -> None:
+            try:
+                curve = self._last_values(claim)
+                self._storage.pause(claim.trial_id, claim.owner, attributes, curve)
+            except ClaimLost:
+                if not tried:  # else it may have been done, and only the answer been lost
+                    raise
 
         self._let_go(claim, attempt)
 

@@ -85,6 +85,11 @@ _OPTIONS = (
     ),
     click.option("--json", "as_json", is_flag=True, help="With --status: as JSON."),
     click.option(
+        "--prune",
+        is_flag=True,
+        help="Give up on points that are unlikely to end among the best; as pruning.enabled=true.",
+    ),
+    click.option(
         "--extend", is_flag=True, help="Add the points of values that the definition has got since."
     ),
     click.option(

@@ -7,12 +7,13 @@ from uuid import uuid4
 
 import optuna
 import torch
-from optuna.pruners import NopPruner
+from optuna.pruners import BasePruner, NopPruner
 from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
 from rnn.precision import has_bfloat16, require_precision
 from search.grid import GridSampler
+from search.pruner import BestFractionPruner
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
@@ -86,6 +87,7 @@ class Terms:
         name: of the study; the definition's own by default.
         corpus: in place of the definition's.
         precision: in place of the definition's.
+        prune: give up on points that are unlikely to end among the best.
         extend: add the points that the definition has more than the study.
         partial: derive from a source that is not finished.
         command: as the study is to remember it, if it is made or extended by it.
@@ -94,6 +96,7 @@ class Terms:
     name: str | None = None
     corpus: str | None = None
     precision: str | None = None
+    prune: bool = False
     extend: bool = False
     partial: bool = False
     command: str = ""
@@ -172,7 +175,7 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
         require_precision(stored.precision, device)
         if_refused.pop_all()
     study = optuna.load_study(
-        study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=NopPruner()
+        study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=_pruner(stored)
     )
     own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
     return Joined(study, storage, stored.model_copy(update=own_reliability), corpus, news)
@@ -216,6 +219,8 @@ def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
     """Return the definition with all that it inherits from the study that it derives from."""
     stated = {"corpus": terms.corpus, "precision": terms.precision}
     file = file.stating({key: value for key, value in stated.items() if value is not None})
+    if terms.prune:
+        file = file.stating({"pruning": {"enabled": True}})
     if file.source is None:
         return file.validate_alone()
     with closing(read_storage(url)) as storage:
@@ -238,7 +243,8 @@ def _create(
     else:
         source = load_study(storage, definition.refinement.source)
         accounting = accounting_of(storage, source._study_id)
-        planned = derive_points(source, accounting, definition, terms.partial)
+        keep = stored_definition(source).pruning.keep
+        planned = derive_points(source, accounting, definition, terms.partial, keep)
         space = search_space_of(point.params for point in planned)
     definition = definition.model_copy(update={"precision": precision, "corpus": corpus.name})
     attributes = {
@@ -277,6 +283,13 @@ def _extend(
             f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
             "here; allowed with --extend: to exclude new points only"
         )
+    pruned = accounting_of(storage, study._study_id).pruned
+    if pruned:
+        raise IdentityError(
+            f"study {study.study_name!r} has pruned {pruned} points, as none of the best "
+            f"{stored.pruning.keep:g} of those that there were; allowed with --extend: studies "
+            "without pruned points; begin the wider one under another --name"
+        )
     extended = stored.model_copy(update={"space": wider.space})
     done = extend_study(
         storage,
@@ -296,6 +309,15 @@ def _grid(definition: Definition) -> GridSampler:
     assert definition.space is not None
     return GridSampler(
         search_space(definition.space), definition.seed, exclude=definition.space.exclude
+    )
+
+
+def _pruner(definition: Definition) -> BasePruner:
+    pruning, training = definition.pruning, definition.training
+    if not pruning.enabled:
+        return NopPruner()
+    return BestFractionPruner(
+        training.steps, training.log_every, keep=pruning.keep, confidence=pruning.confidence
     )
 
 

@@ -8,6 +8,7 @@ from rnn.architecture import Architecture
 from rnn.device import free_memory
 from rnn.network import member_bytes
 from rnn.precision import Precision
+from search.pruner import NEEDED
 
 _SMALL = 256 * 48
 """Numbers in a layer's state, of all lanes, up to which a step on a processor is short enough for
@@ -20,6 +21,9 @@ _BYTES_ON_A_PROCESSOR = 256 * 2**20
 """What they may take: no more than twice what one of the large ones does."""
 
 _SHARE_OF_MEMORY = 0.8
+
+_SPARE = 0.01
+"""The chance from which a paused network is taken along where that costs next to nothing."""
 
 
 def useful_population(
@@ -51,3 +55,12 @@ def useful_population(
         room = min(room, _BYTES_ON_A_PROCESSOR)
     most = max(1, int(room / member_bytes(largest, lanes, precision)))
     return min(most, _ON_A_PROCESSOR) if on_a_processor else most
+
+
+def useful_chance(device: torch.device) -> float:
+    """Return the chance to be wanted from which a paused network is worth taking along.
+
+    On a processor each network costs its own time; on a GPU, whose steps are bound by launches,
+    those that are trained beside others cost next to nothing.
+    """
+    return NEEDED if device.type == "cpu" else _SPARE

@@ -161,7 +161,7 @@ class Drawn:
     def ended(self, ended: Ended) -> None:
         """Take the trial away, and say what is unusual about its end."""
         self.show([trial for trial in self._running if trial.number != ended.trial.number])
-        if ended.value is None:
+        if ended.value is None and not ended.is_paused:
             self.says(ended_text(ended, self._label))
 
     def waits(self) -> None:
@@ -197,7 +197,7 @@ class Silent(Plain):
 
     def ended(self, ended: Ended) -> None:
         """Say only what is unusual, and read nothing for it."""
-        if ended.value is None:
+        if ended.value is None and not ended.is_paused:
             self.says(ended_text(ended, self._label))
 
 
@@ -246,6 +246,7 @@ def progress_text(status: Status) -> str:
         f"{count} {name}"
         for name, count in (
             ("running", a.running),
+            ("paused", a.paused),
             ("pruned", a.pruned),
             ("diverged", a.diverged),
             ("failed", a.failed),

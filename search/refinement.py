@@ -28,6 +28,7 @@ def derive_points(
     accounting: Accounting,
     definition: Definition,
     partial: bool = False,
+    keep: float = 1,
 ) -> list[PlannedPoint]:
     """Take the best points of a source study through a definition's variants and replicates.
 
@@ -39,9 +40,11 @@ def derive_points(
         accounting: of its points.
         definition: with a refinement.
         partial: whether an unfinished source will do.
+        keep: the fraction of its points that pruning has kept, if it was pruned.
 
     Raises:
-        SourceUnfinished: if points of the source are not finished, or fewer complete than wanted.
+        SourceUnfinished: if points of the source are not finished, or fewer complete than wanted,
+            or fewer were kept.
     """
     refinement = definition.refinement
     assert refinement is not None
@@ -51,6 +54,12 @@ def derive_points(
             f"study {source.study_name!r} has finished {accounting.finished} of "
             f"{accounting.planned} points ({accounting.running} running, {accounting.waiting} "
             "waiting); allowed: all; run it to its end, or say --partial"
+        )
+    if accounting.pruned and wanted > (kept := quota(keep, accounting.planned)):
+        raise SourceUnfinished(
+            f"study {source.study_name!r} was pruned, and kept the best {kept} of its "
+            f"{accounting.planned} points; refinement.best = {refinement.best} asks for {wanted}; "
+            "allowed: as many, or fewer; refine fewer, or search anew with a larger pruning.keep"
         )
     ranked = ranking(source)
     if len(ranked) < wanted and not (partial and ranked):

@@ -11,6 +11,7 @@ from search.checkpoints import Checkpoints
 from search.claim import Claim
 from search.joining import Joined
 from search.space import member_of
+from studies.records import RUNG
 
 
 class Resumption:
@@ -56,30 +57,30 @@ class Resumption:
         curve = progress.curve if progress else {}
         if claim.trial.intermediate_values != curve or claim.has_reported:
             claim.begin_with(curve)
-        if progress and progress.step:
+        was_paused = progress and progress.step == claim.trial.user_attrs.get(RUNG)
+        if progress and progress.step and not was_paused:  # which is nothing to be told of
             self.says(f"trial {number} goes on from step {progress.step:,}")
         return progress
 
-    def write(self, claim: Claim, progress: Progress) -> None:
-        """Write a checkpoint of a trial."""
+    def write(self, claim: Claim, progress: Progress) -> bool:
+        """Write a checkpoint of a trial; tell whether it could be written."""
         number = claim.trial.number
         try:
             self.checkpoints.write(number, write_checkpoint(progress, self._identity(claim)))
+            return True
         except Exception as error:  # a full disk, a bucket that is away: training is not to suffer
             self.says(
                 f"warning: the checkpoint of trial {number} could not be written ({error}); the "
                 "one before it stands"
             )
+            return False
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, number: int) -> None:
         """Remove the checkpoint of a finished trial."""
         try:
-            self.checkpoints.remove(claim.trial.number)
+            self.checkpoints.remove(number)
         except Exception as error:
-            self.says(
-                f"warning: the checkpoint of trial {claim.trial.number} could not be removed "
-                f"({error})"
-            )
+            self.says(f"warning: the checkpoint of trial {number} could not be removed ({error})")
 
     def _set_aside(self, number: int, written: bytes, error: CheckpointError) -> None:
         try:

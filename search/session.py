@@ -22,6 +22,7 @@ from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
+from search.pausing import Pausing
 from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_text, progress_text
 from search.space import member_of
 from search.status import Status, StatusReader, label, status
@@ -62,6 +63,7 @@ class Options:
     population: int | None = None
     device: str = "auto"
     precision: str | None = None
+    prune: bool = False
     extend: bool = False
     wait: bool = True
     partial: bool = False
@@ -73,7 +75,13 @@ class Options:
     def terms(self) -> Terms:
         """Return what the command line says beside the definition."""
         return Terms(
-            self.name, self.corpus, self.precision, self.extend, self.partial, self.command()
+            self.name,
+            self.corpus,
+            self.precision,
+            self.prune,
+            self.extend,
+            self.partial,
+            self.command(),
         )
 
     def command(self) -> str:
@@ -86,6 +94,7 @@ class Options:
             *(("--set", override) for override in self.overrides),
         ):
             words += [] if value is None else [option, value]
+        words += ["--prune"] if self.prune else []
         words += ["--extend"] if self.extend else []
         words += ["--partial"] if self.partial else []
         return shlex.join(words)
@@ -185,7 +194,11 @@ def _work(
                 trainer = Trainer(
                     joined, device, budget, checkpoints, display, name, options.population
                 )
-                Worker(keeper, trainer, reader.accounting, stop, display, options.wait).run()
+                pausing = None
+                if definition.pruning.enabled:
+                    pausing = Pausing(joined.storage, joined.study_id, definition)
+                count = reader.accounting
+                Worker(keeper, trainer, count, stop, display, options.wait, pausing).run()
         else:
             failed = _supervise(options, reader, stop, display)
         end = reader.status()

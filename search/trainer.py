@@ -20,12 +20,13 @@ from rnn.training import Progress, Run
 from search.checkpoints import Checkpoints
 from search.claim import Claim
 from search.joining import Joined
-from search.populations import useful_population
+from search.populations import useful_chance, useful_population
+from search.pruner import rungs_of
 from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
-from search.worker import Outcome, in_one_line
+from search.worker import Judge, Outcome, in_one_line
 from studies.records import Failure, TrialRecord
 
 
@@ -77,6 +78,9 @@ class Trainer:
         self._run: Run | None = None
         self._together = 0
         self._most: dict[tuple[int, int], int] = {}  # of a shape, after memory was too small
+        self.least_chance = useful_chance(device)
+        rungs = rungs_of(self.settings.steps, self.settings.log_every)
+        self._rungs = {rung.step for rung in rungs} if definition.pruning.enabled else set()
 
     def limit(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, itself among them, to train together."""
@@ -88,7 +92,7 @@ class Trainer:
         return min(limit, self._most.get(_shape(architecture), limit))
 
     def train(
-        self, claims: Sequence[Claim], look: Callable[[], bool]
+        self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Run trials to their ends; see :class:`search.worker.Trainer`."""
         self.budget.apply()
@@ -101,7 +105,7 @@ class Trainer:
                 if (progress.step if progress else 0) == step and not claim.lost
             }
             if some:
-                yield from self._train(some, look)
+                yield from self._train(some, look, judge)
         self._run = None  # its memory is the next ones'
 
     def rest(self) -> None:
@@ -118,9 +122,9 @@ class Trainer:
             if member in run.members:
                 self.resumption.write(claim, run.progress(member))
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, number: int) -> None:
         """Remove the checkpoint of a finished trial."""
-        self.resumption.forget(claim)
+        self.resumption.forget(number)
 
     def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and what to record of a trial that it ends for good."""
@@ -131,7 +135,7 @@ class Trainer:
     # ------------------------------------------------------------------ one population
 
     def _train(
-        self, begun: Mapping[Claim, Progress | None], look: Callable[[], bool]
+        self, begun: Mapping[Claim, Progress | None], look: Callable[[], bool], judge: Judge
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Train networks that have come equally far, together to their ends."""
         self._run = None
@@ -148,7 +152,7 @@ class Trainer:
                 weights={member: own.weights for member, own in known.items()},
             )
             self._run = run = Run(population, self.corpus.train, self.settings, known)
-            yield from self._train_and_measure(run, claims, look)
+            yield from self._train_and_measure(run, claims, look, judge)
         except Exception as error:
             if is_out_of_memory(error):
                 shape = _shape(next(iter(claims)).architecture)
@@ -156,7 +160,11 @@ class Trainer:
             raise
 
     def _train_and_measure(
-        self, run: Run, claims: Mapping[Member, Claim], look: Callable[[], bool]
+        self,
+        run: Run,
+        claims: Mapping[Member, Claim],
+        look: Callable[[], bool],
+        judge: Judge,
     ) -> Iterator[tuple[Claim, Outcome]]:
         written = time.monotonic()
 
@@ -184,6 +192,8 @@ class Trainer:
                 running.append(Running(number, member, point.step, self.settings.steps, smoothed))
             self.audience.advanced(running)
             yield from self._diverged(run, claims)
+            if run.step in self._rungs:
+                yield from self._put_off(run, claims, judge)
         if run.members:
             yield from self._measure(run, claims, between_steps)
 
@@ -232,6 +242,33 @@ class Trainer:
             yield claims[member], self._divergence(member, run.step / seconds, seconds)
         if gone:
             run.drop(gone)
+
+    def _put_off(
+        self, run: Run, claims: Mapping[Member, Claim], judge: Judge
+    ) -> Iterator[tuple[Claim, Outcome]]:
+        """Go on without those that are not wanted at this rung, for now or at all."""
+        # Who was further before, and lost its checkpoint, is not put off again until it is there.
+        asked = {
+            claims[member]: k
+            for k, member in enumerate(run.members)
+            if max(claims[member].trial.intermediate_values, default=0) < run.step
+        }
+        members, seconds, leaving = run.members, list(run.seconds), []
+        for claim, verdict in judge(list(asked)).items():
+            k = asked[claim]
+            found = self._record(members[k], run.step / seconds[k], seconds[k])
+            attributes = {**found, **verdict.attributes}
+            if verdict.is_final:
+                words = f"pruned at step {run.step:,}"
+                yield claim, Outcome(TrialState.PRUNED, None, attributes, words)
+            elif self.resumption.write(claim, run.progress(members[k])):
+                words = f"paused at step {run.step:,}"
+                yield claim, Outcome(TrialState.WAITING, None, attributes, words)
+            else:
+                continue  # nobody could go on with it
+            leaving.append(members[k])
+        if leaving:
+            run.drop(leaving)
 
     def _divergence(self, member: Member, steps_per_second: float, seconds: float) -> Outcome:
         attributes = self._record(member, steps_per_second, seconds, failure=Failure.DIVERGED)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.claim import Claim
 from search.claims import ClaimKeeper
 from search.errors import Stopped
+from search.pausing import Pausing, Verdict
 from search.stopping import StopRequest
 from search.storage_thread import GRACE_SECONDS
 from studies.accounting import Accounting
@@ -38,10 +39,10 @@ RETRIES = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial that was run to its end.
+    """What came of a trial that was run to its end, or put off.
 
     Attributes:
-        state: COMPLETE, PRUNED or FAIL.
+        state: COMPLETE, PRUNED or FAIL; WAITING of one that is paused, and written down.
         value: of a complete trial.
         attributes: to be recorded with it.
         words: for a person.
@@ -53,14 +54,22 @@ class Outcome:
     words: str
 
 
+Judge = Callable[[Sequence[Claim]], Mapping[Claim, Verdict]]
+"""Told of trials at a rung, tells of those that do not go on."""
+
+
 class Trainer(Protocol):
     """What a worker has its points trained by."""
+
+    @property
+    def least_chance(self) -> float:
+        """The chance from which a paused point is worth taking along with another."""
 
     def limit(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, itself among them, to train together."""
 
     def train(
-        self, claims: Sequence[Claim], look: Callable[[], bool]
+        self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Run trials to their ends, and say of each what came of it as soon as it is known.
 
@@ -69,6 +78,7 @@ class Trainer(Protocol):
                 (``claim.lost``) nothing more is said, and nothing more done for it.
             look: to be called often; raises what ends the training before its time, and tells
                 whether it was time to look.
+            judge: to be asked of trials that have come to a rung.
         """
 
     def rest(self) -> None:
@@ -77,7 +87,7 @@ class Trainer(Protocol):
     def keep(self, claims: Sequence[Claim]) -> None:
         """Write down how far these trials have come, for whoever takes them up."""
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, number: int) -> None:
         """Throw away what was kept for going on with a trial: it is finished."""
 
     def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
@@ -92,6 +102,7 @@ class Ended:
     outcome: str
     value: float | None
     seconds: float
+    is_paused: bool = False
 
 
 class Listener(Protocol):
@@ -117,6 +128,8 @@ class Worker:
         stop: looked at between steps.
         listener: told of every trial.
         wait: stay until the points that others hold are finished too.
+        pausing: decides which points are put off, and when they are gone on with; None where every
+            point is run to its end.
     """
 
     def __init__(
@@ -127,6 +140,7 @@ class Worker:
         stop: StopRequest,
         listener: Listener,
         wait: bool = True,
+        pausing: Pausing | None = None,
     ) -> None:
         self.keeper = keeper
         self.trainer = trainer
@@ -134,6 +148,7 @@ class Worker:
         self.stop = stop
         self.listener = listener
         self.wait = wait
+        self.pausing = pausing
         self._failed_here: set[int] = set()
         self._looked = 0.0
         self._in_hand: list[Claim] = []
@@ -148,11 +163,14 @@ class Worker:
         idle = 0.0
         while not self.stop.requested:
             try:
-                claims = self.keeper.claim(self._failed_here, ALIKE, self.trainer.limit)
+                claims = self.keeper.claim(
+                    self._failed_here, ALIKE, self.trainer.limit, self._choose
+                )
                 if claims:
                     self._work_on(claims)
                     idle = 0.0
                     continue
+                self._conclude()
                 accounting = self.keeper.read(self.count)
             except Stopped:
                 return
@@ -164,6 +182,28 @@ class Worker:
             pause = min(shortest + idle / 10, longest) * random.uniform(0.5, 1)
             idle += pause
             self.stop.wait(pause)
+
+    def _choose(self) -> list[int]:
+        """Read which paused trials to go on with."""
+        return self.pausing.choose(self.trainer.least_chance) if self.pausing else []
+
+    def _judge(self, claims: Sequence[Claim]) -> Mapping[Claim, Verdict]:
+        """Read what is to become of trials at a rung; while the storage is away, they go on."""
+        if self.pausing is None:
+            return {}
+        pausing, by_id = self.pausing, {claim.trial_id: claim for claim in claims}
+        found = self.keeper.consult(lambda: pausing.verdicts(by_id)) or {}
+        return {by_id[trial_id]: verdict for trial_id, verdict in found.items()}
+
+    def _conclude(self) -> None:
+        """Prune what is paused, if that is final."""
+        if self.pausing is None:
+            return
+        pruned = self.keeper.read(self.pausing.conclude)
+        for number in pruned:
+            self.trainer.forget(number)
+        if pruned:
+            self.listener.says(f"{len(pruned)} paused trials are not wanted any more: pruned")
 
     def _work_on(self, claims: list[Claim]) -> None:
         """Run trials to their ends; whatever happens, none of them stays in hand."""
@@ -195,7 +235,7 @@ class Worker:
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; after an error in halves, until it is known whose it is."""
         try:
-            for claim, outcome in self.trainer.train(claims, self._look):
+            for claim, outcome in self.trainer.train(claims, self._look, self._judge):
                 self._finish(claim, outcome)
             self._held()
             return
@@ -235,18 +275,26 @@ class Worker:
         self._done(claim, "failed, and waits to be run again")
 
     def _finish(self, claim: Claim, outcome: Outcome) -> None:
-        """Record a trial's end."""
+        """Record a trial's end, or that it is put off."""
+        is_paused = outcome.state is TrialState.WAITING
         try:
-            self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
+            if is_paused:
+                self.keeper.pause(claim, outcome.attributes)
+            else:
+                self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
         except ClaimLost:
             self._held()
             return
-        self.trainer.forget(claim)
-        self._done(claim, outcome.words, outcome.value)
+        if not is_paused:
+            self.trainer.forget(claim.trial.number)
+        self._done(claim, outcome.words, outcome.value, is_paused)
 
-    def _done(self, claim: Claim, words: str, value: float | None = None) -> None:
+    def _done(
+        self, claim: Claim, words: str, value: float | None = None, is_paused: bool = False
+    ) -> None:
         self._in_hand.remove(claim)
-        self.listener.ended(Ended(claim.trial, words, value, time.monotonic() - self._began))
+        seconds = time.monotonic() - self._began
+        self.listener.ended(Ended(claim.trial, words, value, seconds, is_paused))
 
     def _held(self) -> list[Claim]:
         """Return the claims in hand; those that are lost meanwhile are dropped."""

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from studies.records import FAILURE, SECONDS, SETBACKS, Failure
+from studies.records import FAILURE, PAUSED, SECONDS, SETBACKS, Failure
 from studies.storage import Storage
-from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked_as_point
+from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked, marked_as_point
 
 
 @dataclass(frozen=True)
 class Accounting:
-    """How many of a study's points are in which state; together they are all of them."""
+    """How many of a study's points are in which state; together they are all of them.
+
+    Attributes:
+        paused: of those waiting, how many wait until the pruner wants them.
+    """
 
     complete: int = 0
     pruned: int = 0
@@ -22,6 +26,7 @@ class Accounting:
     failed: int = 0
     running: int = 0
     waiting: int = 0
+    paused: int = 0
 
     @property
     def planned(self) -> int:
@@ -56,17 +61,24 @@ def accounting_of(storage: Storage, study_id: int) -> Accounting:
         .scalar_subquery()
     )
     query = (
-        sa.select(TRIALS.c.state, failure.label("failure"), sa.func.count())
+        sa.select(
+            TRIALS.c.state,
+            failure.label("failure"),
+            marked(PAUSED).label("is_paused"),
+            sa.func.count(),
+        )
         .where(TRIALS.c.study_id == study_id, marked_as_point())
-        .group_by(TRIALS.c.state, sa.literal_column("failure"))
+        .group_by(TRIALS.c.state, sa.literal_column("failure"), sa.literal_column("is_paused"))
     )
     counts: dict[str, int] = {}
     with storage.engine.begin() as connection:
-        for state, failed_by, count in connection.execute(query):
+        for state, failed_by, is_paused, count in connection.execute(query):
             name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
             if failed_by is not None and json.loads(failed_by) == Failure.DIVERGED:
                 name = "diverged"
             counts[name] = counts.get(name, 0) + count
+            if is_paused and state is TrialState.WAITING:
+                counts["paused"] = counts.get("paused", 0) + count
     return Accounting(**counts)
 
 

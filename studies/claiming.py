@@ -8,8 +8,9 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.leases import Lease
+from studies.records import PAUSED
 from studies.rows import running_leases, set_lease, state_and_lease, write_curve
-from studies.tables import PARAMS, TRIALS, marked_as_point, now
+from studies.tables import PARAMS, SYSTEM, TRIALS, marked, marked_as_point, now
 
 Points = sa.Select[int]
 """A query for the ids of trials."""
@@ -34,19 +35,33 @@ class Held:
     renew: bool = False
 
 
-def waiting_points(study_id: int, avoid: Collection[int] = ()) -> Points:
-    """Return the query for a study's waiting points, less those to avoid."""
-    return sa.select(TRIALS.c.trial_id).where(
+def waiting_points(
+    study_id: int, avoid: Collection[int] = (), among: Sequence[int] | None = None
+) -> Points:
+    """Return the query for a study's waiting points, in the order in which they are to be run.
+
+    Args:
+        study_id: of the study.
+        avoid: the ids of trials that are left out.
+        among: the ids of paused trials, in the order in which they are to be gone on with; None
+            for the trials that are not paused.
+    """
+    waiting = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == study_id,
         TRIALS.c.state == TrialState.WAITING,
         TRIALS.c.trial_id.not_in(avoid),
         marked_as_point(),
     )
+    if among is None:
+        return waiting.where(~marked(PAUSED)).order_by(TRIALS.c.number)
+    places = {trial_id: place for place, trial_id in enumerate(among)}
+    chosen = waiting.where(marked(PAUSED), TRIALS.c.trial_id.in_(among))
+    return chosen.order_by(sa.case(places, value=TRIALS.c.trial_id)) if places else chosen
 
 
 def take(connection: Connection, waiting: Points, lease: Lease, limit: int = 1) -> list[int]:
     """Set the first so many of the waiting points running, under this lease; return their ids."""
-    first = waiting.order_by(TRIALS.c.number).limit(limit)
+    first = waiting.limit(limit)
     # Nobody waits for another: what somebody else is just taking is passed over. On SQLite the
     # writer is alone.
     chosen = list(connection.scalars(first.with_for_update(skip_locked=True)))
@@ -55,6 +70,9 @@ def take(connection: Connection, waiting: Points, lease: Lease, limit: int = 1) 
             sa.update(TRIALS)
             .where(TRIALS.c.trial_id.in_(chosen))
             .values(state=TrialState.RUNNING, datetime_start=now())
+        )
+        connection.execute(
+            sa.delete(SYSTEM).where(SYSTEM.c.trial_id.in_(chosen), SYSTEM.c.key == PAUSED)
         )
     for trial_id in chosen:
         set_lease(connection, trial_id, lease)
@@ -68,11 +86,12 @@ def take_alike(
     limit: int,
     parameters: Sequence[str],
     avoid: Collection[int],
+    among: Sequence[int] | None = None,
 ) -> list[int]:
     """Take waiting points like one that a worker holds; see ``Storage.claim_alike``."""
     study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id))
     assert study_id is not None
-    waiting = waiting_points(study_id, avoid)
+    waiting = waiting_points(study_id, avoid, among)
     for parameter in parameters:
         waiting = waiting.where(_same_value(parameter, trial_id))
     count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery())) or 0

@@ -136,6 +136,20 @@ class EvaluationSettings(_Strict):
     lane_length: Annotated[int, Field(ge=2)] = 1000
 
 
+class PruningSettings(_Strict):
+    """When to give up on points that are unlikely to end among the best.
+
+    Attributes:
+        enabled: whether points are given up on at all.
+        keep: the fraction of all points that is to be kept: the next study's ``refinement.best``.
+        confidence: of that fraction, the share that is expected to be kept at least.
+    """
+
+    enabled: bool = False
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+
 class LeaseSettings(_Strict):
     """How long a worker that is not heard of keeps its trial, in seconds."""
 
@@ -167,6 +181,7 @@ class Definition(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    pruning: PruningSettings = PruningSettings()
     lease: LeaseSettings = LeaseSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     outage: OutageSettings = OutageSettings()
@@ -178,6 +193,23 @@ class Definition(_Strict):
         if (self.space is None) == (self.refinement is None):
             has = "neither" if self.space is None else "both"
             raise ValueError(f"has {has} of [space] and [refinement]; allowed: one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _prunable(self) -> "Definition":
+        if not self.pruning.enabled:
+            return self
+        if self.refinement is not None and self.refinement.replicates > 1:
+            raise ValueError(
+                f"has pruning.enabled and {self.refinement.replicates} replicates; allowed: one of "
+                "them, for the mean of replicates needs them all; leave pruning out"
+            )
+        if 2 * self.training.log_every > self.training.steps:
+            raise ValueError(
+                f"has pruning.enabled, and no log point before the last: log_every is "
+                f"{self.training.log_every}, steps {self.training.steps}; allowed: log_every at "
+                "most half of the steps; change one of them"
+            )
         return self
 
 

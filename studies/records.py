@@ -24,8 +24,14 @@ given up."""
 ERROR = "error"
 """The user attribute that holds a trial's last exception."""
 
+PAUSED = "paused"
+"""The system attribute of a waiting trial that the pruner has put off: since when, UTC."""
+
 SECONDS = "seconds"
 """The user attribute that says what a trial took."""
+
+RUNG = "rung"
+"""The user attribute that says at which step the pruner last put a trial off."""
 
 SOURCE_TRIALS = "source_trials"
 """The user attribute of a derived point: the numbers of the source's trials that it came from,
@@ -104,6 +110,12 @@ class TrialRecord(BaseModel):
     setbacks: Annotated[
         dict[Failure, int] | None, _unit("1", "how often it was run again, by reason")
     ] = None
+    rung: Annotated[int | None, _unit("1", "step at which the pruner last looked at it")] = None
+    chance: Annotated[
+        float | None, _unit("1", "probability, there, to end among the best that are kept")
+    ] = None
+    forecast: Annotated[float | None, _unit("nat/byte", "the value that was foretold there")] = None
+    reason: Annotated[str | None, _unit("", "why it was pruned")] = None
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store: those that have a value."""

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,8 +12,8 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.leases import LEASE, Lease
-from studies.records import ERROR, SETBACKS, Failure
-from studies.tables import ATTRIBUTES, CURVE, SYSTEM, TRIALS, attribute, insert, without
+from studies.records import ERROR, PAUSED, SETBACKS, Failure
+from studies.tables import ATTRIBUTES, CURVE, SYSTEM, TRIALS, attribute, insert, now, without
 
 _STEPS = 1000
 """Of a curve in one statement: databases take so many parameters and no more."""
@@ -102,9 +103,32 @@ def release(
     if error is not None:
         noted[ERROR] = error
     set_attributes(connection, trial_id, noted)
-    connection.execute(without(trial_id, SYSTEM, LEASE))
-    connection.execute(
-        sa.update(TRIALS)
-        .where(TRIALS.c.trial_id == trial_id)
-        .values(state=TrialState.WAITING, datetime_start=None)
+    _let_go(connection, trial_id, state=TrialState.WAITING, datetime_start=None)
+
+
+def pause(connection: Connection, trial_id: int) -> None:
+    """Let a trial wait until the pruner wants it."""
+    since = now().isoformat()
+    insert(connection, SYSTEM, [attribute("trial_id", trial_id, PAUSED, since)])
+    # When it began is kept: should it be pruned, it was trained from then until now.
+    _let_go(connection, trial_id, state=TrialState.WAITING)
+
+
+def prune_paused(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> bool:
+    """Prune a trial, if it is paused; it ended when it was paused. Tell whether it was."""
+    state, _ = state_and_lease(connection, trial_id)
+    since = connection.scalar(
+        sa.select(SYSTEM.c.value_json).where(SYSTEM.c.trial_id == trial_id, SYSTEM.c.key == PAUSED)
     )
+    if state is not TrialState.WAITING or since is None:
+        return False
+    set_attributes(connection, trial_id, attributes)
+    connection.execute(without(trial_id, SYSTEM, PAUSED))
+    ended = datetime.fromisoformat(json.loads(since))
+    _let_go(connection, trial_id, state=TrialState.PRUNED, datetime_complete=ended)
+    return True
+
+
+def _let_go(connection: Connection, trial_id: int, **values: Any) -> None:
+    connection.execute(without(trial_id, SYSTEM, LEASE))
+    connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(**values))

@@ -24,6 +24,8 @@ from studies.errors import ClaimLost
 from studies.leases import Lease, Watch
 from studies.records import Failure
 from studies.rows import (
+    pause,
+    prune_paused,
     release,
     running_leases,
     set_attributes,
@@ -91,7 +93,12 @@ class Storage(RDBStorage):
     # ------------------------------------------------------------------ one point's life
 
     def claim(
-        self, study_id: int, owner: str, lease_seconds: float = 120, avoid: Collection[int] = ()
+        self,
+        study_id: int,
+        owner: str,
+        lease_seconds: float = 120,
+        avoid: Collection[int] = (),
+        among: Sequence[int] | None = None,
     ) -> int | None:
         """Take the next waiting point for a worker.
 
@@ -100,14 +107,17 @@ class Storage(RDBStorage):
             owner: the worker's token, of this claim alone.
             lease_seconds: without a renewal, after which the trial is anybody's.
             avoid: the ids of trials that are taken only if no other waits.
+            among: the ids of paused trials, the first of which to take; None for the first trial
+                that is not paused.
 
         Returns:
-            The trial's id; None if no point waits.
+            The trial's id; None if no such point waits.
         """
+        waiting = waiting_points(study_id, avoid, among)
         with self.transaction() as connection:
-            taken = take(connection, waiting_points(study_id, avoid), Lease(owner, lease_seconds))
+            taken = take(connection, waiting, Lease(owner, lease_seconds))
         if not taken and avoid:
-            return self.claim(study_id, owner, lease_seconds)
+            return self.claim(study_id, owner, lease_seconds, among=among)
         return taken[0] if taken else None
 
     def claim_alike(
@@ -117,6 +127,7 @@ class Storage(RDBStorage):
         limit: int,
         parameters: Sequence[str],
         avoid: Collection[int] = (),
+        among: Sequence[int] | None = None,
     ) -> list[int]:
         """Take waiting points that are like one that a worker has just claimed, in their order.
 
@@ -129,6 +140,7 @@ class Storage(RDBStorage):
             limit: the most to take.
             parameters: those that must have the same values.
             avoid: the ids of trials that are not taken.
+            among: the ids of paused trials to take; None for trials that are not paused.
 
         Returns:
             The trials' ids.
@@ -137,7 +149,7 @@ class Storage(RDBStorage):
             ClaimLost: if the worker does not hold that one; nothing is taken then.
         """
         with self._held(trial_id, owner) as (connection, lease):
-            return take_alike(connection, trial_id, lease, limit, parameters, avoid)
+            return take_alike(connection, trial_id, lease, limit, parameters, avoid, among)
 
     def renew(self, trial_id: int, owner: str) -> None:
         """Say that the trial's worker lives.
@@ -250,6 +262,46 @@ class Storage(RDBStorage):
             write_curve(connection, trial_id, curve)
             release(connection, trial_id, cause, error)
 
+    def pause(
+        self,
+        trial_id: int,
+        owner: str,
+        attributes: Mapping[str, Any],
+        curve: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
+        """Let a trial wait until the pruner wants it; nobody takes it who does not name it.
+
+        Args:
+            trial_id: of the trial.
+            owner: the token that it was claimed with.
+            attributes: the trial's user attributes.
+            curve: its last intermediate values, by step.
+
+        Raises:
+            ClaimLost: if the worker no longer holds the trial; nothing is written then.
+        """
+        with self._held(trial_id, owner) as (connection, _):
+            write_curve(connection, trial_id, curve)
+            set_attributes(connection, trial_id, attributes)
+            pause(connection, trial_id)
+
+    def prune(self, trials: Mapping[int, Mapping[str, Any]]) -> list[int]:
+        """Prune paused trials for good, in one transaction.
+
+        Args:
+            trials: their user attributes, by the trials' ids.
+
+        Returns:
+            The ids of those that were paused, and are pruned now.
+        """
+        with self.transaction() as connection:
+            # Whoever locks several does so in the same order.
+            return [
+                trial_id
+                for trial_id in sorted(trials)
+                if prune_paused(connection, trial_id, trials[trial_id])
+            ]
+
     # ------------------------------------------------------------------ others' leases
 
     def leases(self, study_id: int) -> dict[int, Lease]:
@@ -291,6 +343,16 @@ class Storage(RDBStorage):
     def transaction(self) -> Iterator[Connection]:
         """Open a transaction that writes; it is all done, or nothing of it."""
         with writing(), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Open a transaction that reads, all of it as of one instant."""
+        # An SQLite transaction is so by itself.
+        is_file = self.engine.dialect.name == "sqlite"
+        level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
+        connection = self.engine.connect().execution_options(**level)
+        with connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager

@@ -41,10 +41,15 @@ def attribute(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
     return {column: row_id, "key": key, "value_json": json.dumps(value)}
 
 
+def marked(key: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial has a system attribute."""
+    marks = sa.select(SYSTEM.c.trial_id).where(SYSTEM.c.key == key)
+    return sa.exists(marks.where(SYSTEM.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS))
+
+
 def marked_as_point() -> sa.ColumnElement[bool]:
     """Return the condition that a trial is a point of its study."""
-    marks = sa.select(SYSTEM.c.trial_id).where(SYSTEM.c.key == POINT)
-    return sa.exists(marks.where(SYSTEM.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS))
+    return marked(POINT)
 
 
 def without(trial_id: int, table: sa.Table, *keys: str) -> sa.Delete:

@@ -33,13 +33,15 @@ assert "torch" not in sys.modules
 class Stub:
     """Trains nothing, and keeps the numbers of its trials."""
 
+    least_chance = 0.5
+
     def __init__(self) -> None:
         self.numbers: list[int] = []
 
     def limit(self, trial) -> int:
         return 1
 
-    def train(self, claims: Sequence[Claim], look) -> Iterator[tuple[Claim, Outcome]]:
+    def train(self, claims: Sequence[Claim], look, judge) -> Iterator[tuple[Claim, Outcome]]:
         for claim in claims:
             self.numbers.append(claim.trial.number)
             claim.report(1, 1.0)
@@ -52,7 +54,7 @@ class Stub:
     def keep(self, claims: Sequence[Claim]) -> None:
         return
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, number: int) -> None:
         return
 
     def failure(self, error, claim):

@@ -19,6 +19,7 @@ from rnn.training import Run, Training
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.joining import Terms, join
+from search.pausing import Pausing
 from search.space import member_of
 from search.status import StatusReader, seconds_left
 from search.stopping import StopRequest
@@ -83,7 +84,10 @@ def work(url, text, overrides=(), study="quick", threads=1, population=None, **t
     ):
         device = torch.device("cpu")
         trainer = Trainer(joined, device, budget, checkpoints, listener, "me", population)
-        Worker(keeper, trainer, reader.accounting, stop, listener).run()
+        pausing = None
+        if joined.definition.pruning.enabled:
+            pausing = Pausing(joined.storage, joined.study_id, joined.definition)
+        Worker(keeper, trainer, reader.accounting, stop, listener, pausing=pausing).run()
     return joined, listener.outcomes
 
 

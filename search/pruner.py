@@ -1,0 +1,338 @@
+"""When to give up on a point: only when it is unlikely to end among the best that are to be kept.
+
+A study is looked at where its points have come to a *rung*, one of a few steps that the share of
+the whole training is fixed for. What an unfinished point will come to is foretold
+(:mod:`search.forecast`), and with it the chance that it will be among the best. Points that are not
+yet needed are paused, as in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams,
+arXiv:1406.3896): every point is first trained to the first rung; then those with the best chances
+go on, one rung after another, and what they come to tells more of the others. It is enough when, of
+the best that are to be kept, less than the allowed share is expected to lie among those that are
+paused; these are then pruned.
+
+Whatever is decided follows from what is stored of the study, and from nothing else.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.pruners import BasePruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.forecast import Factors, Flags, Floats, Forecast, foretell
+from search.refinement import quota
+
+SHARES = (0.04, 0.08, 0.16, 0.32, 0.64)
+"""Of the steps, at which the rungs are."""
+
+WINDOW = 0.2
+"""Of a rung's steps: the log points over whose last part a loss is averaged, for a single one is
+noisy."""
+
+NEEDED = 0.5
+"""The chance from which a point will be wanted whatever is learnt: it need not pause for others."""
+
+VIEW = 2.0
+"""In quotas, how many points are gone on with at most at a time."""
+
+HOPELESS = 0.1
+"""The share of what may be lost that may be lost before the end, by points without a chance."""
+
+
+class Stage(Enum):
+    """Where a point stands."""
+
+    FRESH = auto()  # waits, and was not paused
+    RUNNING = auto()
+    PAUSED = auto()
+    COMPLETE = auto()
+    PRUNED = auto()
+    FAILED = auto()  # for good, and ranks last
+
+    @classmethod
+    def of(cls, state: TrialState) -> "Stage":
+        """Return where a trial of Optuna's stands, which knows no pausing."""
+        return {
+            TrialState.WAITING: cls.FRESH,
+            TrialState.RUNNING: cls.RUNNING,
+            TrialState.COMPLETE: cls.COMPLETE,
+            TrialState.PRUNED: cls.PRUNED,
+            TrialState.FAIL: cls.FAILED,
+        }[state]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step at which points are looked at.
+
+    Attributes:
+        step: of it.
+        after: its loss is the mean over the log points after this step, up to it.
+    """
+
+    step: int
+    after: int
+
+
+def rungs_of(steps: int, log_every: int) -> list[Rung]:
+    """Return the rungs of a training: at log points, before its end."""
+    found: list[Rung] = []
+    last = 0
+    for share in SHARES:
+        step = math.ceil(share * steps / log_every) * log_every
+        if last < step < steps:
+            found.append(Rung(step, max(last, min(int((1 - WINDOW) * step), step - log_every))))
+            last = step
+    return found
+
+
+def ahead_of(rungs: Sequence[Rung], steps: int) -> Floats:
+    """Return the steps between one look and the next, from the beginning to the end."""
+    return np.diff([0, *(rung.step for rung in rungs), steps]).astype(float)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the points of a study stand.
+
+    Attributes:
+        stages: (N,) of :class:`Stage`.
+        losses: (N, R) at each rung; NaN where a point has not come to it.
+        values: (N,) of the complete points; NaN of the others.
+        factors: of the N points.
+        ahead: (R + 1,) steps from the beginning, and from each rung, to where a point is looked at
+            next.
+    """
+
+    stages: Sequence[Stage]
+    losses: Floats
+    values: Floats
+    factors: Factors
+    ahead: Floats
+
+    def where(self, *stages: Stage) -> Flags:
+        """Return which points are in one of these stages, (N,)."""
+        return np.array([stage in stages for stage in self.stages], dtype=bool)
+
+    @property
+    def reached(self) -> NDArray[np.int64]:
+        """How many rungs each point has come to, (N,)."""
+        found: NDArray[np.int64] = (~np.isnan(self.losses)).sum(axis=1)
+        return found
+
+
+class Judgement:
+    """What is to become of a study's points.
+
+    Args:
+        standing: of its N points.
+        keep: the fraction of them that is to be kept.
+        confidence: of that fraction, the share that is expected to be kept at least.
+        known: what each point will come to, of those that did not fail, if that is known already.
+
+    Attributes:
+        quota: how many are to be kept.
+        allowance: how many of them may be lost, in expectation.
+    """
+
+    def __init__(
+        self, standing: Standing, keep: float, confidence: float, known: Forecast | None = None
+    ) -> None:
+        self.standing = standing
+        self._known = known
+        self.quota = quota(keep, len(standing.stages))
+        self.allowance = (1 - confidence) * self.quota
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What each point will come to; of those that failed, infinite."""
+        counts = ~self.standing.where(Stage.FAILED)
+        found = self._of_those_that_count
+        mean, deviation = np.full(len(counts), np.inf), np.zeros(len(counts))
+        mean[counts], deviation[counts] = found.mean, found.deviation
+        return Forecast(mean, deviation)
+
+    @cached_property
+    def bound(self) -> float:
+        """The value below which as many points are expected to end as are to be kept."""
+        return self._of_those_that_count.bound(self.quota)
+
+    @cached_property
+    def chances(self) -> Floats:
+        """The probability of each point to end below that bound, (N,); they sum up to the quota."""
+        chances = np.zeros(len(self.standing.stages))
+        counts = ~self.standing.where(Stage.FAILED)
+        chances[counts] = self._of_those_that_count.below(self.bound)
+        return chances
+
+    @cached_property
+    def prospects(self) -> Floats:
+        """What training each point to its next rung promises, (N,), to be compared.
+
+        Neither the chance alone counts, for a late look costs many steps, nor chance by step, which
+        would look at all that is cheap first.
+        """
+        found: Floats = self.chances / np.sqrt(self.standing.ahead[self.standing.reached])
+        return found
+
+    @cached_property
+    def wanted(self) -> list[int]:
+        """The paused points to go on with, the most promising first; none if it is enough."""
+        if self.standing.where(Stage.FRESH).any():
+            return []
+        paused = np.flatnonzero(self.standing.where(Stage.PAUSED))
+        lost = self.chances[self.standing.where(Stage.PAUSED, Stage.PRUNED)].sum()
+        if not len(paused) or lost <= self.allowance:
+            return []
+        order = np.argsort(-self.prospects[paused], kind="stable")
+        return [int(i) for i in paused[order] if self._is_in_view(i)]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is paused will not be gone on with any more."""
+        open_ones = self.standing.where(Stage.FRESH, Stage.RUNNING)
+        return not open_ones.any() and not self.wanted
+
+    def goes_on(self, point: int) -> bool:
+        """Tell whether a running point at a rung goes on; else others are to be trained first."""
+        if self.standing.where(Stage.FRESH).any():
+            return False
+        chance = self.chances[point]
+        if chance >= NEEDED:
+            return True
+        if not self._is_in_view(point):
+            return False
+        waiting = self.standing.where(Stage.PAUSED)
+        lost = self.chances[waiting | self.standing.where(Stage.PRUNED)].sum() + chance
+        best_waiting = self.prospects[waiting].max(initial=0)
+        return bool(lost > self.allowance and self.prospects[point] >= best_waiting)
+
+    def is_hopeless(self, point: int) -> bool:
+        """Tell whether a point at a rung will not be wanted, whatever the others come to.
+
+        Not before as many points are complete as are to be kept. Of what may be lost, all that is
+        lost so is a tenth at most.
+        """
+        known = self.standing.where(Stage.COMPLETE).sum() >= self.quota
+        bound = HOPELESS * self.allowance / len(self.standing.stages)
+        return bool(known and self.chances[point] <= bound)
+
+    def _is_in_view(self, point: int) -> bool:
+        """Tell whether a point is one of the most promising, or nothing else is being trained.
+
+        However many workers there are: what the first few come to tells of the others.
+        """
+        others = self.standing.where(Stage.RUNNING)
+        others[point] = False
+        better = (self.chances > self.chances[point]).sum()
+        return bool(better < VIEW * self.quota or not others.any())
+
+    def may_stop(self, point: int) -> bool:
+        """Tell whether a running point at a rung is given up, where nothing can be paused."""
+        if self.chances[point] > self.allowance / self.quota:
+            return False
+        begun = (~self.standing.where(Stage.FRESH)).mean()
+        lost = self.chances[self.standing.where(Stage.PRUNED)].sum() + self.chances[point]
+        return bool(lost <= self.allowance * begun)
+
+    @cached_property
+    def _of_those_that_count(self) -> Forecast:
+        standing = self.standing
+        if self._known is not None:
+            return self._known
+        counts = ~standing.where(Stage.FAILED)
+        return foretell(
+            standing.factors.of_some(counts), standing.losses[counts], standing.values[counts]
+        )
+
+
+class BestFractionPruner(BasePruner):
+    """Gives up on a trial when it is unlikely to end among the best of its study, in plain Optuna.
+
+    Optuna knows no pausing: a trial that is stopped is not gone on with. So that points that began
+    early are not stopped for want of better knowledge, none is before as many trials are complete
+    as are to be kept, and what may be lost is spent no faster than trials are begun.
+
+    Args:
+        steps: at which a trial ends.
+        log_every: steps between two reports, the first after as many.
+        keep: the fraction of all trials that is to be kept.
+        confidence: of that fraction, the share that is expected to be kept at least.
+        planned: how many trials the study will have, if it does not hold them already, waiting.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        log_every: int = 1,
+        *,
+        keep: float = 0.1,
+        confidence: float = 0.95,
+        planned: int = 0,
+    ) -> None:
+        if not 0 < keep < 1:
+            raise ValueError(f"keep is {keep}; allowed: above 0 and below 1; correct it")
+        if not 0.5 <= confidence < 1:
+            raise ValueError(
+                f"confidence is {confidence}; allowed: 0.5 and more, below 1; correct it"
+            )
+        if not 0 < log_every <= steps:
+            raise ValueError(
+                f"log_every is {log_every} and steps {steps}; allowed: 1 ≤ log_every ≤ steps; "
+                "correct them"
+            )
+        self._steps = steps
+        self._rungs = rungs_of(steps, log_every)
+        self._keep = keep
+        self._confidence = confidence
+        self._planned = planned
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Tell whether a trial, which has just reported, is to be given up."""
+        reported = sorted(trial.intermediate_values)
+        before, last = ([0, 0, *reported])[-2:]
+        if not any(before < rung.step <= last for rung in self._rungs):
+            return False
+        trials = study.get_trials(deepcopy=False)
+        place = next(i for i, other in enumerate(trials) if other.number == trial.number)
+        trials[place] = trial
+        standing = self._standing(study, trials)
+        needed = quota(self._keep, max(self._planned, len(trials)))
+        if standing.where(Stage.COMPLETE).sum() < needed:
+            return False
+        return Judgement(standing, self._keep, self._confidence).may_stop(place)
+
+    def _standing(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Standing:
+        sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
+        values = [
+            sign * trial.value
+            if trial.state is TrialState.COMPLETE and trial.value is not None
+            else math.nan
+            for trial in trials
+        ]
+        losses = [
+            [sign * loss for loss in self._losses(trial.intermediate_values)] for trial in trials
+        ]
+        return Standing(
+            [Stage.of(trial.state) for trial in trials],
+            np.array(losses),
+            np.array(values),
+            Factors.of([trial.params for trial in trials]),
+            ahead_of(self._rungs, self._steps),
+        )
+
+    def _losses(self, curve: Mapping[int, float]) -> Iterator[float]:
+        """Yield a trial's loss at each rung, NaN from the first that it has not come to."""
+        last = max(curve, default=0)
+        for rung in self._rungs:
+            seen = [loss for step, loss in curve.items() if rung.after < step <= rung.step]
+            seen = seen or [curve[step] for step in sorted(curve) if step <= rung.step][-1:]
+            if last < rung.step or not seen:
+                last = 0  # nothing after a gap
+            yield float(np.mean(seen)) if last else math.nan

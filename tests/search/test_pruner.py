@@ -1,0 +1,246 @@
+"""The pruner gives up on what is unlikely to be wanted, and on nothing else."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+from test_forecast import world
+
+from benchmarks.replay_pruning import Recorded, Replay, replay_in_optuna
+from search.forecast import Factors
+from search.pruner import BestFractionPruner, Judgement, Stage, Standing, ahead_of, rungs_of
+
+STEPS, LOG_EVERY = 1000, 40
+
+
+@given(st.integers(1, 20_000), st.integers(1, 500))
+def test_rungs_are_log_points_before_the_end(steps, log_every):
+    rungs = rungs_of(steps, log_every)
+    last = 0
+    for rung in rungs:
+        assert rung.step % log_every == 0
+        assert last <= rung.after <= rung.step - log_every
+        assert last < rung.step < steps
+        last = rung.step
+    assert bool(rungs) == (log_every < steps)
+
+
+def test_a_loss_at_a_rung_is_a_mean_over_what_led_there():
+    assert [(rung.after, rung.step) for rung in rungs_of(10_000, 50)] == [
+        (320, 400), (640, 800), (1280, 1600), (2560, 3200), (5120, 6400)
+    ]  # fmt: skip
+
+
+def standing(stages, chances=None, reached=2):
+    """Points of a world at these stages; its complete ones are the best of it."""
+    points, losses, values = world(3)
+    order = np.argsort(values)[: len(stages)]
+    losses, values = losses[order].copy(), values[order].copy()
+    for i, stage in enumerate(stages):
+        if stage is not Stage.COMPLETE:
+            values[i] = math.nan
+            losses[i, 0 if stage is Stage.FRESH else reached :] = math.nan
+    ahead = ahead_of(rungs_of(STEPS, LOG_EVERY)[:3], STEPS)
+    return Standing(stages, losses, values, Factors.of([points[i] for i in order]), ahead)
+
+
+def judge(stages, keep=0.1, confidence=0.95, **options):
+    return Judgement(standing(stages, **options), keep, confidence)
+
+
+def test_every_point_comes_to_the_first_rung_before_any_goes_on():
+    judgement = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING, Stage.PAUSED, Stage.FRESH])
+    assert not judgement.goes_on(20)
+    assert judgement.wanted == []
+    assert not judgement.is_settled
+
+
+def test_the_most_promising_paused_point_is_gone_on_with_first():
+    judgement = judge([Stage.PAUSED] * 60, reached=1)
+    chances = judgement.chances[judgement.wanted]
+    assert len(chances) == 60
+    assert (np.diff(chances) <= 0).all()
+    assert chances[0] == judgement.chances.max()
+    # While others run, no more than are in view: twice as many as are to be kept.
+    assert len(judge([Stage.PAUSED] * 59 + [Stage.RUNNING], reached=1).wanted) in (11, 12)
+
+
+def test_one_that_runs_at_a_rung_yields_to_a_better_one_that_waits():
+    order = np.argsort(-judge([Stage.PAUSED] * 60, reached=1).chances)
+    best, second, worst = order[0], order[1], order[-1]
+
+    def with_one_running(point):
+        stages = [Stage.PAUSED] * 60
+        stages[point] = Stage.RUNNING
+        return judge(stages, reached=1)
+
+    assert with_one_running(best).goes_on(best)
+    assert not with_one_running(second).goes_on(second)
+    assert not with_one_running(worst).goes_on(worst)
+    # Of sixty that run it is not one of the twelve in view, though none waits.
+    assert not judge([Stage.RUNNING] * 60, reached=1).goes_on(worst)
+
+
+def test_it_is_enough_when_little_is_expected_to_be_lost():
+    """The best half is complete: of the best tenth nothing is among the others."""
+    stages = [Stage.COMPLETE] * 30 + [Stage.PAUSED] * 30
+    judgement = judge(stages)
+    assert judgement.chances[30:].sum() <= judgement.allowance
+    assert judgement.wanted == []
+    assert judgement.is_settled
+    # The half that is complete is not the better one: then it is not enough.
+    turned = judge(stages[::-1])
+    assert turned.wanted
+    assert not turned.is_settled
+
+
+def test_while_one_runs_nothing_is_settled():
+    assert judge([Stage.COMPLETE] * 30 + [Stage.PAUSED] * 29 + [Stage.PRUNED]).is_settled
+    assert not judge([Stage.COMPLETE] * 30 + [Stage.PAUSED] * 29 + [Stage.RUNNING]).is_settled
+
+
+def test_a_point_is_hopeless_only_once_as_many_are_complete_as_are_to_be_kept():
+    few = judge([Stage.COMPLETE] * 5 + [Stage.RUNNING] * 55)
+    enough = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING] * 40)
+    worst = int(np.argmin(enough.chances))
+    assert enough.is_hopeless(worst)
+    assert not few.is_hopeless(worst)
+    assert not enough.is_hopeless(int(np.argmax(enough.chances[20:])) + 20)
+
+
+def test_points_that_failed_take_nobodys_place_and_nothing_is_foretold_of_them():
+    stages = [Stage.COMPLETE] * 20 + [Stage.PAUSED] * 20 + [Stage.FAILED] * 20
+    judgement = judge(stages)
+    assert judgement.quota == 6  # of all points
+    assert (judgement.chances[40:] == 0).all()
+    assert judgement.chances.sum() == pytest.approx(6, abs=0.5)
+    assert judge([Stage.FAILED] * 10).is_settled
+
+
+def recorded(seed, spread=0.1):
+    """Points of a world as if they had been trained."""
+    points, rungs, values = world(seed, spread)
+    steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
+    random = np.random.default_rng(seed)
+    fall = np.exp(-steps / 150)
+    lead = (rungs[:, 0] - values - 0.9)[:, None] * np.exp(-steps / 500)
+    curves = values[:, None] + lead + 1.2 * fall + random.normal(0, 0.01, (len(values), len(steps)))
+    return Recorded(points, steps, curves, curves.min(axis=1))
+
+
+@pytest.mark.parametrize("concurrent", [1, 4, 24])
+def test_the_best_tenth_is_kept_at_a_fraction_of_the_cost(concurrent):
+    found = [
+        Replay(recorded(seed), concurrent, 0.1, 0.95).run(
+            np.random.default_rng(seed).permutation(96).tolist()
+        )
+        for seed in range(4)
+    ]
+    assert np.mean([outcome.recall for outcome in found]) >= 0.95
+    assert np.mean([outcome.cost for outcome in found]) <= 0.45
+    assert all(outcome.has_winner for outcome in found)
+    assert max(outcome.begun for outcome in found) < 5, "it is not paused again and again"
+
+
+def test_more_confidence_costs_more():
+    costs = [
+        Replay(recorded(1), 4, 0.1, confidence).run(list(range(96))).cost
+        for confidence in (0.6, 0.95, 0.999)
+    ]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+
+
+def test_what_is_decided_follows_from_what_is_known():
+    first, second = (Replay(recorded(2), 4, 0.1, 0.95) for _ in range(2))
+    assert first.run(list(range(96))) == second.run(list(range(96)))
+    assert first.stages == second.stages
+
+
+# ------------------------------------------------------------------ in plain Optuna
+
+
+def pruner(**options):
+    return BestFractionPruner(STEPS, LOG_EVERY, **options)
+
+
+def optimize(study, count=96):
+    """Have Optuna run the points of a world; return which of the best tenth are complete."""
+    known = recorded(4)
+    better = -1 if study.direction is optuna.study.StudyDirection.MAXIMIZE else 1
+
+    def objective(trial):
+        point = {
+            name: trial.suggest_categorical(
+                name, list(dict.fromkeys(p[name] for p in known.points))
+            )
+            for name in known.points[0]
+        }
+        place = known.points.index(point)
+        for step, loss in zip(known.steps.tolist(), known.curves[place], strict=True):
+            trial.report(better * loss, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return better * known.values[place]
+
+    for i in np.random.default_rng(0).permutation(96):
+        study.enqueue_trial(known.points[i])
+    study.optimize(objective, n_trials=count)
+    best = [known.points[i] for i in np.argsort(known.values)[:9]]
+    complete = [t.params for t in study.trials if t.state is TrialState.COMPLETE]
+    return [point in complete for point in best]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_plain_optuna_keeps_the_best_tenth_too(direction):
+    study = optuna.create_study(direction=direction, pruner=pruner())
+    kept = optimize(study)
+    pruned = [trial for trial in study.trials if trial.state is TrialState.PRUNED]
+    assert sum(kept) >= 7
+    assert len(pruned) >= 20
+    rungs = {rung.step for rung in rungs_of(STEPS, LOG_EVERY)}
+    assert {trial.last_step for trial in pruned} <= rungs
+    # Not before as many are complete as are to be kept.
+    assert all(trial.state is TrialState.COMPLETE for trial in study.trials[:9])
+
+
+def test_it_is_asked_between_rungs_and_answers_at_once():
+    study = optuna.create_study(pruner=pruner())
+    optimize(study, count=60)
+    trial = study.ask()
+    assert study.pruner.prune(study, study._storage.get_trial(trial._trial_id)) is False
+    trial.report(100.0, 5)
+    assert not trial.should_prune(), "not at a rung"
+    trial.report(100.0, 50)
+    assert trial.should_prune(), "past the first rung, at 40, and far off"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"keep": 0.0}, "keep is 0.0; allowed: above 0 and below 1"),
+        ({"keep": 10}, "keep is 10; allowed: above 0 and below 1"),
+        ({"confidence": 1.0}, "confidence is 1.0; allowed: 0.5 and more, below 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        pruner(**options)
+    with pytest.raises(ValueError, match="log_every is 20 and steps 10"):
+        BestFractionPruner(10, 20)
+
+
+def test_optunas_own_pruners_are_replayed_on_the_same_points():
+    known = recorded(5)
+    found = replay_in_optuna(
+        known, optuna.pruners.MedianPruner(), [5, 12, 20], list(range(96)), 4, 0.1
+    )
+    nothing = replay_in_optuna(
+        known, optuna.pruners.NopPruner(), [5, 12, 20], list(range(96)), 4, 0.1
+    )
+    assert 0.2 < found.cost < 1
+    assert (nothing.cost, nothing.recall, nothing.complete) == (1, 1, 1)
