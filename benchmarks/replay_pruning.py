@@ -36,8 +36,8 @@ from optuna.trial import TrialState, create_trial
 
 from search.forecast import Factors, Floats, Forecast
 from search.pruner import BestFractionPruner, Judgement, Rung, Stage, Standing, ahead_of, rungs_of
-from search.refinement import quota
 from search.threads import cores
+from studies.definition import quota
 
 CURVE, VALUE = "loss_", "min_loss"
 

@@ -16,6 +16,7 @@ from reports.importances import (
 )
 from reports.lineage import Change, changes, lineage_of, replicates
 from reports.parts import Choice, Part, choices_of, interactions_of, part_of, parts_of
+from reports.pruning import Pruning, pruning_of
 from reports.trials import Results, architecture_of
 from rnn.architecture import Architecture
 from studies.records import SOURCE_TRIALS
@@ -60,6 +61,7 @@ class Section:
     winners: list[Winner]
     choices: list[Choice]
     parts: list[Part]
+    pruning: Pruning | None
     interactions: Drawing | None
     importances: list[Importances]
     optuna: list[Drawing]
@@ -98,6 +100,7 @@ def section_of(results: Results) -> Section:
         winners=_winners(results),
         choices=choices,
         parts=list(parts_of(choices, grid)),
+        pruning=pruning_of(results),
         interactions=interactions_of(grid),
         importances=importances + importances_by_block(results),
         optuna=parameters_of(results, complete, importances) + whole_of(results),

@@ -30,12 +30,18 @@ from studies.storage import Storage
 DIVERGED = "DIVERGED"
 """The state, in a table, of a trial that failed because its loss was not finite."""
 
+PAUSED = "PAUSED"
+"""The state, in a table, of a trial that waits until the pruner wants it."""
+
 _NUMERIC = (
     "value",
     "validation_bits_per_character",
     "parameter_count",
     "steps_per_second",
     "seconds",
+    "rung",
+    "chance",
+    "forecast",
 )
 
 
@@ -102,7 +108,10 @@ class Results:
         counts = self.table["state"].value_counts()
         states = ("complete", "pruned", "diverged", "running", "waiting")
         by_state = {state: int(counts.get(state.upper(), 0)) for state in states}
-        return Accounting(**by_state, failed=int(counts.get(TrialState.FAIL.name, 0)))
+        paused = int(counts.get(PAUSED, 0))
+        by_state["waiting"] += paused
+        failed = int(counts.get(TrialState.FAIL.name, 0))
+        return Accounting(**by_state, failed=failed, paused=paused)
 
 
 def read_results(
@@ -202,7 +211,7 @@ def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
     for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
         table[record] = pd.to_numeric(table[record])
     # The best first, then those that ended without a value, then those that have not ended.
-    table["rank"] = table["state"].map({"RUNNING": 1, "WAITING": 2}).fillna(0)
+    table["rank"] = table["state"].map({"RUNNING": 1, PAUSED: 2, "WAITING": 3}).fillna(0)
     table = table.sort_values(["rank", "value", "number"], na_position="last")
     return table.drop(columns="rank")
 
@@ -216,7 +225,7 @@ def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
         "number": point.number,
         "architecture": architecture,
         "label": architecture + replicate,
-        "state": DIVERGED if diverged else point.state.name,
+        "state": DIVERGED if diverged else PAUSED if point.is_paused else point.state.name,
         "value": point.value,
         **point.params,
         SOURCE_TRIALS: point.attributes.get(SOURCE_TRIALS),

@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.forecast import Factors, Flags, Floats, Forecast, foretell
-from search.refinement import quota
+from studies.definition import quota
 
 SHARES = (0.04, 0.08, 0.16, 0.32, 0.64)
 """Of the steps, at which the rungs are."""
@@ -118,7 +118,11 @@ class Standing:
 
     def where(self, *stages: Stage) -> Flags:
         """Return which points are in one of these stages, (N,)."""
-        return np.array([stage in stages for stage in self.stages], dtype=bool)
+        return np.isin(self._codes, [stage.value for stage in stages])
+
+    @cached_property
+    def _codes(self) -> NDArray[np.int64]:
+        return np.array([stage.value for stage in self.stages], dtype=np.int64)
 
     @property
     def reached(self) -> NDArray[np.int64]:
@@ -191,7 +195,7 @@ class Judgement:
         if not len(paused) or lost <= self.allowance:
             return []
         order = np.argsort(-self.prospects[paused], kind="stable")
-        return [int(i) for i in paused[order] if self._is_in_view(i)]
+        return [int(i) for i in paused[order] if self._in_view[i]]
 
     @property
     def is_settled(self) -> bool:
@@ -206,7 +210,7 @@ class Judgement:
         chance = self.chances[point]
         if chance >= NEEDED:
             return True
-        if not self._is_in_view(point):
+        if not self._in_view[point]:
             return False
         waiting = self.standing.where(Stage.PAUSED)
         lost = self.chances[waiting | self.standing.where(Stage.PRUNED)].sum() + chance
@@ -223,15 +227,18 @@ class Judgement:
         bound = HOPELESS * self.allowance / len(self.standing.stages)
         return bool(known and self.chances[point] <= bound)
 
-    def _is_in_view(self, point: int) -> bool:
-        """Tell whether a point is one of the most promising, or nothing else is being trained.
+    @cached_property
+    def _in_view(self) -> Flags:
+        """Which points are among the most promising, or have nothing else trained beside them.
 
         However many workers there are: what the first few come to tells of the others.
         """
-        others = self.standing.where(Stage.RUNNING)
-        others[point] = False
-        better = (self.chances > self.chances[point]).sum()
-        return bool(better < VIEW * self.quota or not others.any())
+        running = self.standing.where(Stage.RUNNING)
+        others = running.sum() - running  # (N,) that run beside each
+        ordered = np.sort(self.chances)
+        better = len(ordered) - np.searchsorted(ordered, self.chances, side="right")
+        found: Flags = (better < VIEW * self.quota) | (others == 0)
+        return found
 
     def may_stop(self, point: int) -> bool:
         """Tell whether a running point at a rung is given up, where nothing can be paused."""

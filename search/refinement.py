@@ -1,26 +1,13 @@
 """The best of a finished study → the points of the next."""
 
-from fractions import Fraction
-
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SourceUnfinished
 from studies.accounting import Accounting
-from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Refinement
+from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Refinement, quota
 from studies.planning import PlannedPoint
 from studies.records import SOURCE_TRIALS, is_point
-
-
-def quota(best: float | int, planned: int) -> int:
-    """Return how many of the planned points are the best.
-
-    Args:
-        best: a fraction below 1, rounded down but at least one point, or a number of points.
-        planned: all points of the source.
-    """
-    # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
-    return max(1, int(Fraction(str(best)) * planned)) if best < 1 else int(best)
 
 
 def derive_points(

@@ -31,6 +31,7 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
 from studies.command_line import leave_with
+from studies.definition import quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
 from studies.stores import open_store
@@ -127,18 +128,24 @@ def show_status(options: Options, as_json: bool) -> None:
     """
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or Path(options.study).stem)
-        found = status(study, storage, stored_definition(study))
+        definition = stored_definition(study)
+        found = status(study, storage, definition)
     if as_json:
         click.echo(json.dumps(found.as_json()))
         return
     accounting = found.as_json()
     for key in ("planned", "complete", "running", "waiting", "pruned", "diverged", "failed"):
-        click.echo(f"{key:9} {accounting[key]}")
+        paused = f", {accounting['paused']} of them paused" if accounting["paused"] else ""
+        click.echo(f"{key:9} {accounting[key]}{paused if key == 'waiting' else ''}")
     if found.best:
         click.echo(
             f"best      {found.best.value:.4f} nats, trial {found.best.number}, "
             f"{found.best.architecture}"
         )
+    if definition.pruning.enabled:
+        pruning = definition.pruning
+        kept = quota(pruning.keep, found.accounting.planned)
+        click.echo(f"to keep   the best {kept}, with a confidence of {pruning.confidence:g}")
     click.echo(f"time left {_time_left(found)}")
     if found.setbacks:
         counts = ", ".join(f"{count} {cause}" for cause, count in found.setbacks.items())

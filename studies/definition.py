@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -211,6 +212,17 @@ class Definition(_Strict):
                 "most half of the steps; change one of them"
             )
         return self
+
+
+def quota(best: float | int, planned: int) -> int:
+    """Return how many of a study's points are the best.
+
+    Args:
+        best: a fraction below 1, rounded down but at least one point, or a number of points.
+        planned: all points of the study.
+    """
+    # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
+    return max(1, int(Fraction(str(best)) * planned)) if best < 1 else int(best)
 
 
 def _among(value: Value, values: Sequence[Value]) -> bool:

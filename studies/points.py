@@ -12,8 +12,9 @@ from optuna.distributions import CategoricalDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from studies.records import PAUSED
 from studies.storage import Storage
-from studies.tables import ATTRIBUTES, CURVE, PARAMS, TRIALS, VALUES, marked_as_point
+from studies.tables import ATTRIBUTES, CURVE, PARAMS, TRIALS, VALUES, marked, marked_as_point
 
 
 @dataclass
@@ -28,6 +29,7 @@ class StoredPoint:
         value: of a complete one.
         started: when its last worker claimed it, UTC.
         completed: when it was finished, UTC.
+        is_paused: whether it waits until the pruner wants it.
     """
 
     number: int
@@ -37,6 +39,7 @@ class StoredPoint:
     value: float | None = None
     started: datetime | None = None
     completed: datetime | None = None
+    is_paused: bool = False
 
 
 def read_points(storage: Storage, study_id: int) -> list[StoredPoint]:
@@ -51,9 +54,10 @@ def read_points(storage: Storage, study_id: int) -> list[StoredPoint]:
                 {},
                 started=row.datetime_start,
                 completed=row.datetime_complete,
+                is_paused=row.state is TrialState.WAITING and bool(row.is_paused),
             )
             for row in connection.execute(
-                sa.select(TRIALS)
+                sa.select(TRIALS, marked(PAUSED).label("is_paused"))
                 .where(TRIALS.c.study_id == study_id, marked_as_point())
                 .order_by(TRIALS.c.number)
             )

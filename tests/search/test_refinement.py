@@ -6,9 +6,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from search.errors import SourceUnfinished
-from search.refinement import derive_points, quota, ranking
+from search.refinement import derive_points, ranking
 from studies.accounting import Accounting
-from studies.definition import PARAMETERS, Definition, Space
+from studies.definition import PARAMETERS, Definition, Space, quota
 from studies.records import POINT
 
 SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])

@@ -1,0 +1,71 @@
+"""What pruning did to a study, and what its effects rest on."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from optuna.trial import TrialState
+
+from reports.effects import Grid
+from reports.parts import Part, part_of
+from reports.trials import Results
+from studies.definition import quota
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What pruning did to a study.
+
+    Attributes:
+        quota: how many points were to be kept.
+        expected: of these, the share that is expected to be complete, by what was foretold when
+            the others were pruned.
+        cost: the share of the steps of all points that was trained.
+        rungs: a row a step at which points were pruned: ``step``, ``points`` and ``chance``, the
+            sum of their chances to end among the best.
+        told: complete points that were paused once, and of which something was foretold then.
+        off: by how much what was foretold of these was off, mean of the amounts, nats.
+        common_step: to which every point that has a curve has come.
+        early: what each change is worth at that step, over all these points.
+    """
+
+    quota: int
+    expected: float
+    cost: float
+    rungs: pd.DataFrame
+    told: int
+    off: float
+    common_step: int
+    early: Part | None
+
+
+def pruning_of(results: Results) -> Pruning | None:
+    """Return what pruning did; None where it was not enabled."""
+    settings = results.definition.pruning
+    if not settings.enabled:
+        return None
+    table, complete = results.table, results.complete
+    kept = quota(settings.keep, len(table))
+    pruned = table[table["state"] == TrialState.PRUNED.name]
+    rungs = pruned.groupby("rung")["chance"].agg(["size", "sum"]).reset_index()
+    told = complete.dropna(subset=["forecast"])
+    last = results.curves.groupby("number")["step"].max()
+    steps = results.definition.training.steps
+    common_step = int(last.min()) if len(last) else 0
+    return Pruning(
+        quota=kept,
+        expected=1 - float(pruned["chance"].sum()) / kept,
+        cost=float(last.reindex(table.index).fillna(0).sum()) / (steps * len(table)),
+        rungs=rungs.set_axis(["step", "points", "chance"], axis=1),
+        told=len(told),
+        off=float((told["forecast"] - told["value"]).abs().mean()) if len(told) else float("nan"),
+        common_step=common_step,
+        early=_early(results, common_step),
+    )
+
+
+def _early(results: Results, step: int) -> Part | None:
+    """Return what each change is worth at a step, by the loss there."""
+    there = results.curves[results.curves["step"] == step].set_index("number")["loss"]
+    table = results.table.assign(value=there.reindex(results.table.index))
+    part = part_of(Grid.of(table, results.axes), {}, None, "early")
+    return part if part.effects else None
