@@ -1,0 +1,91 @@
+"""What a report says of a study that was pruned, and what its effects rest on."""
+
+import re
+
+import pytest
+from made import RECORDED, make_study
+from optuna.trial import TrialState
+
+from reports.page import write_report
+from reports.pruning import pruning_of
+from reports.trials import read_results
+from studies.definition import Definition
+from studies.opening import open_storage, read_storage
+
+REASON = "at step 100 of 200: foretold 2.000 ± 0.100"
+
+
+@pytest.fixture
+def pruned(sqlite_url, monkeypatch):
+    """Eight points: four complete, two of them after a pause; three pruned, one still paused."""
+    validate = Definition.model_validate
+    settings = {
+        "pruning": {"enabled": True, "keep": 0.25, "confidence": 0.9},
+        "training": {"steps": 200},
+    }
+    monkeypatch.setattr(Definition, "model_validate", lambda raw: validate({**settings, **raw}))
+    make_study(sqlite_url, finished=0)
+    monkeypatch.undo()
+    storage = open_storage(sqlite_url)
+    study_id = storage.get_study_id_from_name("made")
+    for i in range(8):
+        trial_id = storage.claim(study_id, "me/1")
+        curve = {50: 3.0 + i / 10, 100: 2.0 + i / 10}
+        found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "rung": 100, "worker": "w"}
+        if i < 4:
+            told = {"forecast": 1.55, "chance": 0.5} if i < 2 else {}
+            found = found | told
+            value = 1.5 + i / 10
+            curve |= {150: value + 0.1, 200: value}
+            storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
+        else:
+            storage.pause(trial_id, "me/1", found | {"forecast": 2.0, "chance": 0.02}, curve)
+            if i < 7:
+                storage.prune({trial_id: {"reason": REASON}})
+    storage.close()
+    return sqlite_url
+
+
+def test_what_was_pruned_is_accounted_for(pruned):
+    results = read_results(read_storage(pruned), "made")
+    accounting = results.accounting
+    assert (accounting.complete, accounting.pruned) == (4, 3)
+    assert (accounting.waiting, accounting.paused, accounting.planned) == (1, 1, 8)
+    assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
+    found = pruning_of(results)
+    assert found.quota == 2
+    assert found.expected == pytest.approx(1 - 3 * 0.02 / 2)
+    assert found.cost == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
+    assert found.rungs.to_dict("records") == [{"step": 100, "points": 3, "chance": 0.06}]
+    assert (found.told, found.off) == (2, pytest.approx(0.05))
+
+
+def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(pruned):
+    found = pruning_of(read_results(read_storage(pruned), "made"))
+    assert found.common_step == 100
+    assert found.early.points == 8
+    # The losses there rise by 0.1 a point, in the order of the grid: of residual, layers, size.
+    means = {effect.contrast.label: effect.mean for effect in found.early.effects}
+    assert means == pytest.approx({"residual": 0.4, "layers 1 → 2": 0.2, "state size 4 → 8": 0.1})
+    assert [effect.left_out for effect in found.early.effects] == [0, 0, 0]
+
+
+def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
+    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert "The grid was pruned:</strong> what is said here rests on the 4 points of 8" in words
+    assert "To this step, of 200, every point was trained" in words
+    assert "97.0% of them are expected to be complete. 75% of the steps" in words
+    assert (
+        "Of 2 complete points something had been foretold while they were paused; it was" in words
+    )
+    assert f'title="{REASON}">pruned' in words
+    assert "1 waiting, 1 of them paused" in words
+
+
+def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    assert pruning_of(read_results(read_storage(sqlite_url), "made")) is None
+    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "put off at step" not in page
+    assert "foretold" not in page

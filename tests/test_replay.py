@@ -1,0 +1,89 @@
+"""``python -m benchmarks.replay_pruning`` on curves that ``python -m reports --curves`` wrote."""
+
+import gzip
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+from helpers import ROOT
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from studies.definition import PARAMETERS, Definition
+from studies.opening import load_study, open_storage
+from studies.planning import PlannedPoint, create_study
+from studies.records import CORPUS, DEFINITION, METRIC_NAME
+
+COMMAND = ("-m", "benchmarks.replay_pruning")
+
+
+def make_grid(url):
+    """A finished study of 48 points, whose losses fall to where their switches take them."""
+    definition = Definition.model_validate(
+        {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
+    )
+    points = list(definition.space.points())
+    storage = open_storage(url)
+    attributes = {
+        DEFINITION: definition.model_dump(mode="json"),
+        CORPUS: {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
+    }
+    values = {name: tuple(definition.space.values(name)) for name in PARAMETERS}
+    distributions = {name: CategoricalDistribution(found) for name, found in values.items()}
+    planned = [PlannedPoint(point) for point in points]
+    create_study(storage, "grid", METRIC_NAME, attributes, distributions, planned)
+    study_id, random = load_study(storage, "grid")._study_id, np.random.default_rng(0)
+    for point in points:
+        end = 2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.01)
+        curve = {step: end + 2 * np.exp(-step / 200) for step in range(50, 1001, 50)}
+        trial_id = storage.claim(study_id, "me")
+        found = {"seconds": 1.0}
+        storage.finish(trial_id, "me", TrialState.COMPLETE, curve[1000], found, curve)
+    storage.close()
+
+
+def test_recorded_curves_are_written_and_replayed(sqlite_url, tmp_path, run):
+    make_grid(sqlite_url)
+    file = tmp_path / "curves.csv.gz"
+    done = run("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}\n")
+    rows = pd.read_csv(file)
+    assert len(rows) == 48
+    assert set(rows["input_gate"]) == {0, 1}
+    assert list(rows.columns[8:11]) == ["seconds", "min_loss", "loss_50"]
+    assert (rows["min_loss"] == rows["loss_1000"]).all()
+    # By an interpreter of its own, whose processes import it anew.
+    words = [sys.executable, *COMMAND, str(file), "--orders", "2", "--concurrent", "3"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    head, names, *lines = done.stdout.splitlines()
+    assert head == "curves.csv.gz: 48 points, 1,000 steps, the best 4, 2 orders"
+    assert names.split()[:1] == ["pruner"]
+    found = {line[2:20].strip(): line[20:].split() for line in lines}
+    assert list(found) == [
+        "ours", "ours, in Optuna", "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband"
+    ]  # fmt: skip
+    concurrent, cost, recall, worst, _, winner, complete, begun = found["ours"]
+    assert (concurrent, winner) == ("3", "2/2")
+    assert 0.1 < float(cost) < 0.7
+    assert float(worst) <= float(recall) <= 1
+    assert float(complete) < 1 < float(begun)
+
+
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, run):
+    empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
+    empty.write_text("")
+    gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
+    other.write_text("a,b\n1,2\n")
+    for file in (empty, gaps, other):
+        done = run(*COMMAND, str(file))
+        assert done.returncode == 2
+        assert f"{file} cannot be read" in done.stderr
+        assert "write it with python -m reports STUDY --curves FILE" in done.stderr
+
+
+def test_the_curves_of_two_studies_are_no_one_table(sqlite_url, tmp_path, run):
+    done = run("-m", "reports", "a", "b", "--storage", sqlite_url, "--curves", f"{tmp_path}/x.csv")
+    assert done.returncode == 2
+    assert "--curves was given 2 studies; allowed: one" in done.stderr
