@@ -31,7 +31,7 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.worker import Worker
 from studies.command_line import leave_with
-from studies.definition import quota
+from studies.definition import Definition, quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
 from studies.stores import open_store
@@ -146,7 +146,7 @@ def show_status(options: Options, as_json: bool) -> None:
         pruning = definition.pruning
         kept = quota(pruning.keep, found.accounting.planned)
         click.echo(f"to keep   the best {kept}, with a confidence of {pruning.confidence:g}")
-    click.echo(f"time left {_time_left(found)}")
+    click.echo(f"time left {_time_left(found, definition)}")
     if found.setbacks:
         counts = ", ".join(f"{count} {cause}" for cause, count in found.setbacks.items())
         click.echo(f"run again {counts}")
@@ -291,9 +291,11 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _time_left(found: Status) -> str:
+def _time_left(found: Status, definition: Definition) -> str:
     if found.accounting.finished == found.accounting.planned:
         return "none: every point is finished"
+    if definition.pruning.enabled and found.accounting.waiting:
+        return "unknown (it depends on how many of the waiting points will be wanted)"
     if found.seconds_left is None:
         return "unknown (nobody works on it, or nothing is complete yet)"
     return f"about {duration_text(found.seconds_left)} at the present number of workers"

@@ -113,7 +113,9 @@ def status(
     leases = storage.leases(study._study_id).values()
     others = max(0, accounting.running - len(leases))
     at_work = max(len({lease.worker for lease in leases}) + others, workers)
-    left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
+    left = None  # of points that wait it is not known which will be wanted
+    if not (definition.pruning.enabled and accounting.waiting):
+        left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
     setbacks = setbacks_of(storage, study._study_id)
     return Status(study.study_name, accounting, best, left, setbacks)
 
