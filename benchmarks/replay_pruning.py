@@ -304,6 +304,7 @@ def optunas_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
 
 
 OURS, OURS_STOPPING = "ours", "ours, in Optuna"
+PRUNERS = (OURS, OURS_STOPPING, *optunas_pruners(1))
 
 
 def replay(
@@ -329,7 +330,12 @@ def replay(
 
 
 def lines(
-    path: Path, orders: int, concurrency: Sequence[int], keep: float, confidence: float
+    path: Path,
+    pruners: Sequence[str],
+    orders: int,
+    concurrency: Sequence[int],
+    keep: float,
+    confidence: float,
 ) -> Iterator[str]:
     """Yield a line for each pruner and number of concurrent trials."""
     recorded = Recorded.read(path)
@@ -342,11 +348,7 @@ def lines(
         f"  {'pruner':18} {'at a time':>9} {'cost':>6} {'recall':>7} {'worst':>6} {'best 10':>8} "
         f"{'winner':>7} {'complete':>9} {'begun':>6}"
     )
-    work = [
-        (pruner, concurrent)
-        for pruner in (OURS, OURS_STOPPING, *optunas_pruners(recorded.end))
-        for concurrent in concurrency
-    ]
+    work = itertools.product(pruners, concurrency)
     # Two libraries of linear algebra with two threads each would be in each other's way.
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
@@ -368,6 +370,15 @@ def lines(
 @click.command(help="Replay pruners on recorded curves, and print what they cost and keep.")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--pruner",
+    "pruners",
+    type=click.Choice(PRUNERS),
+    multiple=True,
+    default=PRUNERS,
+    show_default=True,
+    help="To replay; may be repeated.",
 )
 @click.option("--orders", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
@@ -392,6 +403,7 @@ def lines(
 )
 def main(
     files: tuple[Path, ...],
+    pruners: tuple[str, ...],
     orders: int,
     concurrent: tuple[int, ...],
     keep: float,
@@ -399,7 +411,7 @@ def main(
 ) -> None:
     """Replay each file."""
     for path in files:
-        for line in lines(path, orders, concurrent, keep, confidence):
+        for line in lines(path, pruners, orders, concurrent, keep, confidence):
             click.echo(line)
             sys.stdout.flush()
 

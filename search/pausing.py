@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from search.forecast import Factors
+from search.forecast import LEAST_VALUES, Factors
 from search.pruner import Judgement, Stage, Standing, ahead_of, rungs_of
 from studies.definition import Definition
 from studies.points import read_points
@@ -122,14 +122,13 @@ class Pausing:
     def _why(self, judgement: Judgement, place: int, is_final: bool) -> dict[str, Any]:
         """Return what to record of a point that does not go on."""
         standing = judgement.standing
-        step = self._rungs[int(standing.reached[place]) - 1].step
+        step = [0, *(rung.step for rung in self._rungs)][standing.reached[place]]
         found: dict[str, Any] = {RUNG: step}
-        if not standing.where(Stage.COMPLETE).any():
+        complete = int(standing.where(Stage.COMPLETE).sum())
+        if complete < LEAST_VALUES and not is_final:
             return found  # nothing is foretold yet
-        mean, deviation = (
-            float(judgement.forecast.mean[place]),
-            float(judgement.forecast.deviation[place]),
-        )
+        forecast = judgement.forecast
+        mean, deviation = float(forecast.mean[place]), float(forecast.deviation[place])
         chance = float(judgement.chances[place])
         found |= {"chance": chance, "forecast": mean}
         if is_final:
@@ -137,6 +136,6 @@ class Pausing:
                 f"at step {step:,} of {self._steps:,}: foretold {mean:.3f} ± {deviation:.3f}, "
                 f"the best {judgement.quota} of {len(standing.stages)} are below "
                 f"{judgement.bound:.3f}; chance to be among them {chance:.2g}, with "
-                f"{int(standing.where(Stage.COMPLETE).sum())} complete"
+                f"{complete} complete"
             )
         return found
