@@ -1,5 +1,6 @@
 """What pruning did to a study, and what its effects rest on."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,7 +8,7 @@ from optuna.trial import TrialState
 
 from reports.effects import Grid
 from reports.parts import Part, part_of
-from reports.trials import Results
+from reports.trials import DIVERGED, Results
 from studies.definition import quota
 
 
@@ -18,14 +19,15 @@ class Pruning:
     Attributes:
         quota: how many points were to be kept.
         expected: of these, the share that is expected to be complete, by what was foretold when
-            the others were pruned.
+            the others were pruned; NaN until every point is finished, and where nothing was.
         cost: the share of the steps of all points that was trained.
         rungs: a row a step at which points were pruned: ``step``, ``points`` and ``chance``, the
             sum of their chances to end among the best.
         told: complete points that were paused once, and of which something was foretold then.
         off: by how much what was foretold of these was off, mean of the amounts, nats.
-        common_step: to which every point that has a curve has come.
+        common_step: to which every point has come that has a curve and did not fail.
         early: what each change is worth at that step, over all these points.
+        absent: points that have not come there.
     """
 
     quota: int
@@ -36,6 +38,7 @@ class Pruning:
     off: float
     common_step: int
     early: Part | None
+    absent: int
 
 
 def pruning_of(results: Results) -> Pruning | None:
@@ -49,17 +52,22 @@ def pruning_of(results: Results) -> Pruning | None:
     rungs = pruned.groupby("rung")["chance"].agg(["size", "sum"]).reset_index()
     told = complete.dropna(subset=["forecast"])
     last = results.curves.groupby("number")["step"].max()
+    failed = table.index[table["state"].isin([DIVERGED, TrialState.FAIL.name])]
+    common = last.drop(failed, errors="ignore")
+    accounting = results.accounting
+    is_known = accounting.finished == accounting.planned and not pruned["chance"].isna().any()
     steps = results.definition.training.steps
-    common_step = int(last.min()) if len(last) else 0
+    common_step = int(common.min()) if len(common) else 0
     return Pruning(
         quota=kept,
-        expected=1 - float(pruned["chance"].sum()) / kept,
+        expected=1 - float(pruned["chance"].sum()) / kept if is_known else math.nan,
         cost=float(last.reindex(table.index).fillna(0).sum()) / (steps * len(table)),
         rungs=rungs.set_axis(["step", "points", "chance"], axis=1),
         told=len(told),
-        off=float((told["forecast"] - told["value"]).abs().mean()) if len(told) else float("nan"),
+        off=float((told["forecast"] - told["value"]).abs().mean()) if len(told) else math.nan,
         common_step=common_step,
         early=_early(results, common_step),
+        absent=len(table) - len(common),
     )
 
 

@@ -22,6 +22,9 @@ from studies.leases import Watch
 from studies.records import Failure
 from studies.storage import Storage
 
+CHOICES = 3
+"""How often a paused trial is chosen anew because somebody else was quicker."""
+
 CONSULT_SECONDS = 2.5
 """How long an answer on which training does not depend is waited for."""
 
@@ -99,17 +102,19 @@ class ClaimKeeper(StorageThread):
                 taken = [key for key, lease in leases if lease.owner == owner]
             first = taken.pop(0) if taken else None
             fellows: Sequence[int] | None = None
+            study_id, seconds = self._study_id, self._lease_seconds
             if first is None:
-                first = self._storage.claim(self._study_id, owner, self._lease_seconds, avoid)
-            while first is None:
-                chosen = choose()
-                if not chosen:
-                    return []
+                first = self._storage.claim(study_id, owner, seconds, avoid)
+            for _ in range(CHOICES):
+                if first is not None or not (chosen := choose()):
+                    break
                 # None if somebody else has just taken it: then others may be wanted.
-                first = self._storage.claim(
-                    self._study_id, owner, self._lease_seconds, among=chosen[:1]
-                )
+                first = self._storage.claim(study_id, owner, seconds, among=chosen[:1])
                 fellows = chosen[1:]
+            if first is None and avoid:
+                first = self._storage.claim(study_id, owner, seconds)
+            if first is None:
+                return []
             claims = [self._hold(first, owner)]
             if not taken and first not in avoid:
                 taken = more(claims[0], fellows)

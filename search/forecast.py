@@ -48,6 +48,9 @@ _NEGLIGIBLE = 1e-3
 _LEVELS = 8
 """Values of a numeric parameter up to which each is a level of its own."""
 
+_MOST_PAIRS = 500
+"""Columns of pairs beyond which they are left out: a regression on more takes too long."""
+
 _CONSTANT, _OF_CURVE, _OF_PARAMETER, _OF_PAIR = range(4)
 
 
@@ -75,6 +78,8 @@ class Factors:
             (a[:, :, None] * b[:, None, :]).reshape(len(points), -1)
             for a, b in itertools.combinations(blocks, 2)
         ]
+        if sum(pair.shape[1] for pair in pairs) > _MOST_PAIRS:
+            pairs = []
         return cls(_beside(blocks, len(points)), _beside(pairs, len(points)))
 
     def of_some(self, chosen: Flags) -> "Factors":
@@ -124,7 +129,7 @@ def foretell(factors: Factors, losses: Floats, values: Floats) -> Forecast:
     Args:
         factors: of N points.
         losses: (N, R) each point's loss at each rung; NaN from the first that it has not come to.
-        values: (N,) of the finished points; NaN of the others.
+        values: (N,) of the finished points, finite; NaN of the others.
     """
     rungs = losses.shape[1]
     mean, variance = values.copy(), np.zeros(len(values))
@@ -135,13 +140,15 @@ def foretell(factors: Factors, losses: Floats, values: Floats) -> Forecast:
         if not new.any():
             continue
         terms, kinds, loss = _terms(factors, losses, rung)
-        if known.sum() < LEAST_VALUES:
+        # Whoever was added from elsewhere may be finished without a curve.
+        tells = known & np.isfinite(terms).all(axis=1)
+        if tells.sum() < LEAST_VALUES:
             mean[new], variance[new] = loss[new], _vague(losses)
         else:
-            target = mean[known] - loss[known]
+            target = mean[tells] - loss[tells]
             middle = float(np.median(target))
             mean[new], variance[new] = _regress(
-                terms[known], kinds, target - middle, variance[known], terms[new]
+                terms[tells], kinds, target - middle, variance[tells], terms[new]
             )
             mean[new] += middle + loss[new]
         known |= new
@@ -226,11 +233,15 @@ def _vague(losses: Floats) -> float:
 
 def _columns(values: Sequence[Any]) -> Floats:
     """Return a parameter's columns, each of mean zero."""
-    levels = sorted(set(values), key=lambda value: (str(type(value)), value))
-    is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in levels)
-    if is_number and len(levels) > _LEVELS:
-        number = np.array(values, dtype=float)[:, None]
-        standardized: Floats = (number - number.mean()) / number.std()
+    levels = sorted(set(values), key=lambda value: (str(type(value)), str(value)))
+    there = [value for value in levels if value is not None]
+    is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
+    if is_number and len(there) > _LEVELS:
+        number = np.array([math.nan if value is None else value for value in values], dtype=float)
+        number = (number - np.nanmean(number)) / np.nanstd(number)
+        lacks = np.isnan(number).astype(float)
+        columns = np.column_stack([np.nan_to_num(number), *([lacks] if lacks.any() else [])])
+        standardized: Floats = columns - columns.mean(axis=0)
         return standardized
     columns = np.array([[value == level for level in levels[1:]] for value in values], dtype=float)
     columns = columns.reshape(len(values), len(levels) - 1)

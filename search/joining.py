@@ -283,13 +283,6 @@ def _extend(
             f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
             "here; allowed with --extend: to exclude new points only"
         )
-    pruned = accounting_of(storage, study._study_id).pruned
-    if pruned:
-        raise IdentityError(
-            f"study {study.study_name!r} has pruned {pruned} points, as none of the best "
-            f"{stored.pruning.keep:g} of those that there were; allowed with --extend: studies "
-            "without pruned points; begin the wider one under another --name"
-        )
     extended = stored.model_copy(update={"space": wider.space})
     done = extend_study(
         storage,

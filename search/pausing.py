@@ -1,6 +1,6 @@
 """What the pruner says of a study's points, read from its storage."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,15 +44,24 @@ class Pausing:
         self._settings = definition.pruning
         self._steps = definition.training.steps
         self._rungs = rungs_of(definition.training.steps, definition.training.log_every)
+        self._coded: list[int] = []
+        self._factors = Factors.of([])
 
     @cached_property
     def steps(self) -> frozenset[int]:
         """The steps at which points are looked at."""
         return frozenset(rung.step for rung in self._rungs)
 
-    def verdicts(self, trial_ids: Collection[int]) -> dict[int, Verdict]:
-        """Tell which of these running trials, all at a rung, do not go on, and why."""
-        points, judgement = self._judge()
+    def verdicts(
+        self, trial_ids: Collection[int], avoid: Collection[int] = ()
+    ) -> dict[int, Verdict]:
+        """Tell which of these running trials, all at a rung, do not go on, and why.
+
+        Args:
+            trial_ids: of the trials.
+            avoid: those of trials that wait to be run again after an error: nobody waits for them.
+        """
+        points, judgement = self._judge(avoid)
         places = {point.trial_id: place for place, point in enumerate(points)}
         found = {}
         for trial_id in trial_ids:
@@ -63,18 +72,23 @@ class Pausing:
             found[trial_id] = Verdict(is_final, self._why(judgement, place, is_final))
         return found
 
-    def choose(self, least_chance: float) -> list[int]:
+    def choose(
+        self, least_chance: float, avoid: Collection[int] = (), at_any_rate: bool = False
+    ) -> list[int]:
         """Return the paused trials to go on with.
 
         Args:
             least_chance: that a trial must have to be taken along with the first one.
+            avoid: the ids of trials that wait to be run again after an error: nobody waits for
+                them.
+            at_any_rate: not to wait for what those that run will tell.
 
         Returns:
             Their ids, the most promising first, and those at the same rung that may be trained in
             lockstep with it; none if none is wanted.
         """
-        points, judgement = self._judge()
-        wanted = judgement.wanted
+        points, judgement = self._judge(avoid)
+        wanted = judgement.lacking if at_any_rate else judgement.wanted
         if not wanted:
             return []
         reached = judgement.standing.reached
@@ -100,24 +114,28 @@ class Pausing:
         }
         if not trials:
             return []
-        pruned = set(self._storage.prune(trials))
+        pruned = set(self._storage.prune(self._study_id, len(points), trials))
         return [point.number for point in points if point.trial_id in pruned]
 
-    def _judge(self) -> tuple[list[StandingPoint], Judgement]:
+    def _judge(self, avoid: Collection[int] = ()) -> tuple[list[StandingPoint], Judgement]:
         points = read_standing(self._storage, self._study_id, self._rungs)
         standing = Standing(
-            [Stage.PAUSED if point.is_paused else Stage.of(point.state) for point in points],
+            [_stage(point, avoid) for point in points],
             np.array([point.losses for point in points]),
             np.array([point.value for point in points]),
-            self._factors,
+            self._factors_of(points),
             ahead_of(self._rungs, self._steps),
         )
         return points, Judgement(standing, self._settings.keep, self._settings.confidence)
 
-    @cached_property
-    def _factors(self) -> Factors:
-        """The points by their parameters, which do not change while a worker is at work."""
-        return Factors.of([p.params for p in read_points(self._storage, self._study_id)])
+    def _factors_of(self, points: Sequence[StandingPoint]) -> Factors:
+        """Return the points by their parameters, which change only if the study is extended."""
+        numbers = [point.number for point in points]
+        if numbers != self._coded:
+            params = {p.number: p.params for p in read_points(self._storage, self._study_id)}
+            self._factors = Factors.of([params[number] for number in numbers])
+            self._coded = numbers
+        return self._factors
 
     def _why(self, judgement: Judgement, place: int, is_final: bool) -> dict[str, Any]:
         """Return what to record of a point that does not go on."""
@@ -139,3 +157,11 @@ class Pausing:
                 f"{complete} complete"
             )
         return found
+
+
+def _stage(point: StandingPoint, avoid: Collection[int]) -> Stage:
+    if point.is_paused:
+        return Stage.PAUSED
+    stage = Stage.of(point.state)
+    # It will be run when there is nothing else; until then it is unfinished business like another.
+    return Stage.RUNNING if stage is Stage.FRESH and point.trial_id in avoid else stage

@@ -39,7 +39,7 @@ NEEDED = 0.5
 """The chance from which a point will be wanted whatever is learnt: it need not pause for others."""
 
 VIEW = 2.0
-"""In quotas, how many points are gone on with at most at a time."""
+"""In quotas, how many of the most promising points are gone on with while others run."""
 
 HOPELESS = 0.1
 """The share of what may be lost that may be lost before the end, by points without a chance."""
@@ -187,7 +187,15 @@ class Judgement:
 
     @cached_property
     def wanted(self) -> list[int]:
-        """The paused points to go on with, the most promising first; none if it is enough."""
+        """The paused points to go on with, the most promising first; none if it is enough.
+
+        While others run, only those in view.
+        """
+        return [point for point in self.lacking if self._in_view[point]]
+
+    @cached_property
+    def lacking(self) -> list[int]:
+        """The paused points, the most promising first; none if it is enough without them."""
         if self.standing.where(Stage.FRESH).any():
             return []
         paused = np.flatnonzero(self.standing.where(Stage.PAUSED))
@@ -195,13 +203,13 @@ class Judgement:
         if not len(paused) or lost <= self.allowance:
             return []
         order = np.argsort(-self.prospects[paused], kind="stable")
-        return [int(i) for i in paused[order] if self._in_view[i]]
+        return [int(i) for i in paused[order]]
 
     @property
     def is_settled(self) -> bool:
         """Whether what is paused will not be gone on with any more."""
         open_ones = self.standing.where(Stage.FRESH, Stage.RUNNING)
-        return not open_ones.any() and not self.wanted
+        return not open_ones.any() and not self.lacking
 
     def goes_on(self, point: int) -> bool:
         """Tell whether a running point at a rung goes on; else others are to be trained first."""
@@ -231,7 +239,8 @@ class Judgement:
     def _in_view(self) -> Flags:
         """Which points are among the most promising, or have nothing else trained beside them.
 
-        However many workers there are: what the first few come to tells of the others.
+        However many workers there are: what the first few come to tells of the others. Those that
+        are finished count.
         """
         running = self.standing.where(Stage.RUNNING)
         others = running.sum() - running  # (N,) that run beside each
@@ -323,11 +332,16 @@ class BestFractionPruner(BasePruner):
             else math.nan
             for trial in trials
         ]
+        stages = [
+            Stage.FAILED if stage is Stage.COMPLETE and not math.isfinite(value) else stage
+            for stage, value in zip((Stage.of(t.state) for t in trials), values, strict=True)
+        ]
+        values = [value if math.isfinite(value) else math.nan for value in values]
         losses = [
             [sign * loss for loss in self._losses(trial.intermediate_values)] for trial in trials
         ]
         return Standing(
-            [Stage.of(trial.state) for trial in trials],
+            stages,
             np.array(losses),
             np.array(values),
             Factors.of([trial.params for trial in trials]),
@@ -340,6 +354,6 @@ class BestFractionPruner(BasePruner):
         for rung in self._rungs:
             seen = [loss for step, loss in curve.items() if rung.after < step <= rung.step]
             seen = seen or [curve[step] for step in sorted(curve) if step <= rung.step][-1:]
-            if last < rung.step or not seen:
+            if last < rung.step or not seen or not np.isfinite(seen).all():
                 last = 0  # nothing after a gap
             yield float(np.mean(seen)) if last else math.nan

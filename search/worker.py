@@ -27,6 +27,10 @@ POLL_SECONDS = (1.0, 10.0)
 """Between two looks for a point, while the last ones are in other workers' hands: at first, and
 when it has taken long."""
 
+PATIENCE_SECONDS = 600.0
+"""How long a worker waits for what those that run will tell, before it goes on with paused points
+all the same."""
+
 LEAVE_SECONDS = 1.0
 """How long giving a point back may take a worker that is to leave at once."""
 
@@ -151,6 +155,7 @@ class Worker:
         self.pausing = pausing
         self._failed_here: set[int] = set()
         self._looked = 0.0
+        self._idle = 0.0  # seconds, waited for others
         self._in_hand: list[Claim] = []
         self._began = 0.0
 
@@ -160,7 +165,6 @@ class Worker:
         Raises:
             StorageOutage: if the storage has been away for too long.
         """
-        idle = 0.0
         while not self.stop.requested:
             try:
                 claims = self.keeper.claim(
@@ -168,7 +172,7 @@ class Worker:
                 )
                 if claims:
                     self._work_on(claims)
-                    idle = 0.0
+                    self._idle = 0.0
                     continue
                 self._conclude()
                 accounting = self.keeper.read(self.count)
@@ -179,20 +183,30 @@ class Worker:
             self.trainer.rest()
             self.listener.waits()
             shortest, longest = POLL_SECONDS
-            pause = min(shortest + idle / 10, longest) * random.uniform(0.5, 1)
-            idle += pause
+            pause = min(shortest + self._idle / 10, longest) * random.uniform(0.5, 1)
+            self._idle += pause
             self.stop.wait(pause)
 
     def _choose(self) -> list[int]:
         """Read which paused trials to go on with."""
-        return self.pausing.choose(self.trainer.least_chance) if self.pausing else []
+        if self.pausing is None:
+            return []
+        # One that runs for ever, as of a process that hangs, is not to hold all others up.
+        at_any_rate = self._idle > PATIENCE_SECONDS
+        return self.pausing.choose(self.trainer.least_chance, self._failed_here, at_any_rate)
 
     def _judge(self, claims: Sequence[Claim]) -> Mapping[Claim, Verdict]:
         """Read what is to become of trials at a rung; while the storage is away, they go on."""
-        if self.pausing is None:
-            return {}
         pausing, by_id = self.pausing, {claim.trial_id: claim for claim in claims}
-        found = self.keeper.consult(lambda: pausing.verdicts(by_id)) or {}
+        if pausing is None or not claims:
+            return {}
+        try:
+            found = self.keeper.consult(lambda: pausing.verdicts(by_id, self._failed_here)) or {}
+        except (Stopped, StorageOutage, SQLAlchemyError, OptunaError):
+            raise
+        except Exception as error:  # which is none of the training's, and must not count as such
+            self.listener.says(f"warning: nothing could be decided ({in_one_line(error)})")
+            return {}
         return {by_id[trial_id]: verdict for trial_id, verdict in found.items()}
 
     def _conclude(self) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from studies.leases import Lease
 from studies.records import PAUSED
 from studies.rows import running_leases, set_lease, state_and_lease, write_curve
-from studies.tables import PARAMS, SYSTEM, TRIALS, marked, marked_as_point, now
+from studies.tables import PARAMS, STUDIES, SYSTEM, TRIALS, marked, marked_as_point, now
 
 Points = sa.Select[int]
 """A query for the ids of trials."""
@@ -98,6 +98,20 @@ def take_alike(
     workers = {other.worker for other in running_leases(connection, study_id).values()}
     share = -(-(count + 1) // len(workers)) - 1  # the one that is held counts as taken
     return take(connection, waiting, Lease(lease.owner, lease.seconds), max(0, min(limit, share)))
+
+
+def all_settled(connection: Connection, study_id: int, planned: int) -> bool:
+    """Tell whether a study has so many points, each finished or paused; nobody extends it now."""
+    connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
+    points = sa.and_(TRIALS.c.study_id == study_id, marked_as_point())
+    open_ones = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~(
+        (TRIALS.c.state == TrialState.WAITING) & marked(PAUSED)
+    )
+    count = sa.select(sa.func.count()).select_from(TRIALS)
+    return (
+        connection.scalar(count.where(points)) == planned
+        and connection.scalar(count.where(points, open_ones)) == 0
+    )
 
 
 def held_lease(connection: Connection, trial_id: int, owner: str) -> Lease | None:

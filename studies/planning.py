@@ -25,6 +25,7 @@ from studies.tables import (
     TRIALS,
     attribute,
     insert,
+    marked_as_point,
 )
 
 METRIC_NAMES = "study:metric_names"
@@ -104,7 +105,8 @@ def extend_study(
         False, and nothing is done, if somebody has changed those attributes meanwhile.
 
     Raises:
-        StudiesError: if a worker holds a point, for it would go on with the old choices.
+        StudiesError: if a worker holds a point, for it would go on with the old choices; or if
+            points are pruned, for they were given up against those that there were.
     """
     with storage.transaction() as connection:
         connection.execute(
@@ -115,11 +117,17 @@ def extend_study(
         )
         if {key: json.loads(value) for key, value in connection.execute(found)} != before:
             return False
-        running = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(TRIALS)
-            .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING)
+        count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+        pruned = connection.scalar(
+            count.where(TRIALS.c.state == TrialState.PRUNED, marked_as_point())
         )
+        if pruned:
+            raise StudiesError(
+                f"{pruned} points are pruned, as none of the best of those that there were; "
+                "allowed with --extend: studies without pruned points; begin the wider one under "
+                "another --name"
+            )
+        running = connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING))
         if running:
             raise StudiesError(
                 f"{running} points are held by workers; allowed with --extend: none; "

@@ -18,7 +18,15 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.claiming import Held, held_lease, record, take, take_alike, waiting_points
+from studies.claiming import (
+    Held,
+    all_settled,
+    held_lease,
+    record,
+    take,
+    take_alike,
+    waiting_points,
+)
 from studies.engine import configure, writing
 from studies.errors import ClaimLost
 from studies.leases import Lease, Watch
@@ -106,7 +114,7 @@ class Storage(RDBStorage):
             study_id: of the study.
             owner: the worker's token, of this claim alone.
             lease_seconds: without a renewal, after which the trial is anybody's.
-            avoid: the ids of trials that are taken only if no other waits.
+            avoid: the ids of trials that are not taken.
             among: the ids of paused trials, the first of which to take; None for the first trial
                 that is not paused.
 
@@ -116,8 +124,6 @@ class Storage(RDBStorage):
         waiting = waiting_points(study_id, avoid, among)
         with self.transaction() as connection:
             taken = take(connection, waiting, Lease(owner, lease_seconds))
-        if not taken and avoid:
-            return self.claim(study_id, owner, lease_seconds, among=among)
         return taken[0] if taken else None
 
     def claim_alike(
@@ -285,16 +291,22 @@ class Storage(RDBStorage):
             set_attributes(connection, trial_id, attributes)
             pause(connection, trial_id)
 
-    def prune(self, trials: Mapping[int, Mapping[str, Any]]) -> list[int]:
-        """Prune paused trials for good, in one transaction.
+    def prune(
+        self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
+    ) -> list[int]:
+        """Prune paused trials for good, in one transaction, if no other point is unfinished.
 
         Args:
+            study_id: of the study.
+            planned: how many points it has: if it has more by now, nothing is done.
             trials: their user attributes, by the trials' ids.
 
         Returns:
             The ids of those that were paused, and are pruned now.
         """
         with self.transaction() as connection:
+            if not all_settled(connection, study_id, planned):
+                return []
             # Whoever locks several does so in the same order.
             return [
                 trial_id

@@ -1,8 +1,10 @@
 """What a report says of a study that was pruned, and what its effects rest on."""
 
+import math
 import re
 
 import pytest
+import sqlalchemy as sa
 from made import RECORDED, make_study
 from optuna.trial import TrialState
 
@@ -11,6 +13,8 @@ from reports.pruning import pruning_of
 from reports.trials import read_results
 from studies.definition import Definition
 from studies.opening import open_storage, read_storage
+from studies.rows import prune_paused
+from studies.tables import CURVE, TRIALS
 
 REASON = "at step 100 of 200: foretold 2.000 ± 0.100"
 
@@ -28,6 +32,7 @@ def pruned(sqlite_url, monkeypatch):
     monkeypatch.undo()
     storage = open_storage(sqlite_url)
     study_id = storage.get_study_id_from_name("made")
+    paused = []
     for i in range(8):
         trial_id = storage.claim(study_id, "me/1")
         curve = {50: 3.0 + i / 10, 100: 2.0 + i / 10}
@@ -40,8 +45,10 @@ def pruned(sqlite_url, monkeypatch):
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
         else:
             storage.pause(trial_id, "me/1", found | {"forecast": 2.0, "chance": 0.02}, curve)
-            if i < 7:
-                storage.prune({trial_id: {"reason": REASON}})
+            paused.append(trial_id)
+    with storage.transaction() as connection:
+        for trial_id in paused[:3]:
+            assert prune_paused(connection, trial_id, {"reason": REASON})
     storage.close()
     return sqlite_url
 
@@ -54,10 +61,37 @@ def test_what_was_pruned_is_accounted_for(pruned):
     assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
     found = pruning_of(results)
     assert found.quota == 2
-    assert found.expected == pytest.approx(1 - 3 * 0.02 / 2)
+    assert math.isnan(found.expected), "one may still come to something"
     assert found.cost == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
     assert found.rungs.to_dict("records") == [{"step": 100, "points": 3, "chance": 0.06}]
     assert (found.told, found.off) == (2, pytest.approx(0.05))
+
+
+def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
+    storage = open_storage(pruned)
+    study_id = storage.get_study_id_from_name("made")
+    (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
+    assert storage.prune(study_id, 8, {last: {"reason": REASON}}) == [last]
+    storage.close()
+    assert pruning_of(read_results(read_storage(pruned), "made")).expected == pytest.approx(0.96)
+    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert "The grid was pruned:</strong>" in words
+    assert "By what was foretold when the others were pruned, 96.0% of them are expected" in words
+
+
+def test_one_that_failed_early_is_left_out_and_said_to_be(pruned, tmp_path):
+    storage = open_storage(pruned)
+    with storage.transaction() as connection:
+        connection.execute(
+            sa.update(TRIALS).where(TRIALS.c.number == 6).values(state=TrialState.FAIL)
+        )
+        connection.execute(sa.delete(CURVE).where(CURVE.c.trial_id == 7, CURVE.c.step == 100))
+    storage.close()
+    found = pruning_of(read_results(read_storage(pruned), "made"))
+    assert (found.common_step, found.absent) == (100, 1)
+    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "all points but 1 were trained, whatever became of them" in re.sub(r"\s+", " ", page)
 
 
 def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(pruned):
@@ -73,9 +107,11 @@ def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(prune
 def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
     page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
-    assert "The grid was pruned:</strong> what is said here rests on the 4 points of 8" in words
+    assert (
+        "The grid is being pruned:</strong> what is said here rests on the 4 points of 8" in words
+    )
     assert "To this step, of 200, every point was trained" in words
-    assert "97.0% of them are expected to be complete. 75% of the steps" in words
+    assert "To be kept are the best 2 of 8 points. 75% of the steps" in words
     assert (
         "Of 2 complete points something had been foretold while they were paused; it was" in words
     )

@@ -58,6 +58,12 @@ def test_factors_are_centred_levels_and_their_products():
     assert Factors.of([{"a": 1}, {"b": 1}]).main.shape == (2, 2)
     many = Factors.of([{"rate": float(number)} for number in range(20)])
     assert many.main.shape == (20, 1)
+    # A number stays one where it is missing, and pairs beyond counting are left out.
+    some = Factors.of([{"rate": float(number)} for number in range(20)] + [{}, {}])
+    assert some.main.shape == (22, 2)
+    assert np.isfinite(some.main).all()
+    names = [{f"p{i}": f"{i}-{number % 9}" for i in range(6)} for number in range(60)]
+    assert (Factors.of(names).main.shape[1], Factors.of(names).pairs.shape[1]) == (48, 0)
 
 
 def test_a_finished_point_is_what_it_is():
@@ -66,6 +72,17 @@ def test_a_finished_point_is_what_it_is():
     found = foretell(Factors.of(points), *known)
     assert (found.mean[:30] == values[:30]).all()
     assert (found.deviation[:30] == 0).all()
+    assert (found.deviation[30:] > 0).all()
+
+
+def test_one_that_is_finished_without_a_curve_misleads_nobody():
+    points, losses, values = world(0)
+    losses, values = seen(losses, values, np.arange(30), 2)
+    without = foretell(Factors.of(points), losses, values)
+    losses[5], losses[6, 1:] = math.nan, math.nan
+    found = foretell(Factors.of(points), losses, values)
+    assert (found.mean[:30] == values[:30]).all()
+    assert found.mean == pytest.approx(without.mean, abs=0.1)
     assert (found.deviation[30:] > 0).all()
 
 

@@ -53,9 +53,11 @@ def judge(stages, keep=0.1, confidence=0.95, **options):
 
 
 def test_every_point_comes_to_the_first_rung_before_any_goes_on():
-    judgement = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING, Stage.PAUSED, Stage.FRESH])
-    assert not judgement.goes_on(20)
-    assert judgement.wanted == []
+    stages = [Stage.RUNNING] + [Stage.PAUSED] * 10
+    assert judge(stages, reached=1).goes_on(0), "it is the best by far"
+    judgement = judge([*stages, Stage.FRESH], reached=1)
+    assert not judgement.goes_on(0)
+    assert judgement.wanted == judgement.lacking == []
     assert not judgement.is_settled
 
 
@@ -104,10 +106,12 @@ def test_while_one_runs_nothing_is_settled():
 
 
 def test_a_point_is_hopeless_only_once_as_many_are_complete_as_are_to_be_kept():
-    few = judge([Stage.COMPLETE] * 5 + [Stage.RUNNING] * 55)
-    enough = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING] * 40)
+    few = judge([Stage.COMPLETE] * 5 + [Stage.RUNNING] * 91)
+    enough = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING] * 76)
     worst = int(np.argmin(enough.chances))
     assert enough.is_hopeless(worst)
+    # It is as hopeless by what is foretold, but less is known than must be.
+    few.__dict__["chances"] = enough.chances
     assert not few.is_hopeless(worst)
     assert not enough.is_hopeless(int(np.argmax(enough.chances[20:])) + 20)
 
@@ -119,6 +123,13 @@ def test_points_that_failed_take_nobodys_place_and_nothing_is_foretold_of_them()
     assert (judgement.chances[40:] == 0).all()
     assert judgement.chances.sum() == pytest.approx(6, abs=0.5)
     assert judge([Stage.FAILED] * 10).is_settled
+
+
+def test_while_one_runs_for_ever_there_is_still_a_choice():
+    """Those not in view wait for what others will tell, but they are there to be taken."""
+    judgement = judge([Stage.RUNNING] + [Stage.PAUSED] * 7, reached=1)
+    assert len(judgement.lacking) > 0
+    assert len(judgement.wanted) < len(judgement.lacking)
 
 
 def recorded(seed, spread=0.1):
@@ -217,6 +228,29 @@ def test_it_is_asked_between_rungs_and_answers_at_once():
     assert not trial.should_prune(), "not at a rung"
     trial.report(100.0, 50)
     assert trial.should_prune(), "past the first rung, at 40, and far off"
+
+
+def test_trials_of_other_kinds_do_not_disturb_it():
+    """Some wait, one has no value to speak of, one no curve, one no parameters."""
+    study = optuna.create_study(pruner=pruner())
+    optimize(study, count=50)
+    distributions = study.trials[0].distributions
+    point = study.trials[0].params
+    for value in (math.inf, 1.0):
+        study.add_trial(
+            optuna.trial.create_trial(params=point, distributions=distributions, value=value)
+        )
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+    for number in range(20):
+        study.enqueue_trial({"rate": number / 7})
+    trial = study.ask({"input": distributions["input"]}).number
+    running = study.ask()
+    running.report(math.nan, 40)
+    assert not running.should_prune()
+    other = study.ask()
+    other.report(100.0, 50)
+    assert other.should_prune()
+    assert study.trials[trial].state is TrialState.RUNNING
 
 
 @pytest.mark.parametrize(

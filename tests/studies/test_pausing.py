@@ -69,15 +69,23 @@ def test_who_has_lost_a_trial_does_not_pause_it(study):
 
 def test_only_what_is_paused_is_pruned_and_that_for_good(study):
     storage, study_id = study
-    paused, taken = (claim_and_pause(storage, study_id) for _ in range(2))
-    assert storage.claim(study_id, "you/1", among=[taken]) == taken
-    waiting = storage.get_all_trials(study_id, states=(TrialState.WAITING,))[-1]._trial_id
-    reasons = {key: {"reason": "far off"} for key in (waiting, taken, paused)}
-    assert storage.prune(reasons) == [paused]
-    assert storage.prune(reasons) == []
+    paused, taken, *others = (claim_and_pause(storage, study_id) for _ in range(4))
+    for trial_id in (taken, *others):
+        assert storage.claim(study_id, "you/1", among=[trial_id]) == trial_id
+    reasons = {key: {"reason": "far off"} for key in (taken, paused)}
+    assert storage.prune(study_id, 4, reasons) == [], "others run, and may tell otherwise"
+    for trial_id in others:
+        storage.finish(trial_id, "you/1", TrialState.COMPLETE, 1.0, {})
+    storage.give_back(taken, "you/1", Failure.STALE)
+    assert storage.prune(study_id, 4, reasons) == [], "one waits that was not paused"
+    assert storage.claim(study_id, "you/1") == taken
+    storage.finish(taken, "you/1", TrialState.COMPLETE, 1.0, {})
+    assert storage.prune(study_id, 3, reasons) == [], "there are more by now"
+    assert storage.prune(study_id, 4, reasons) == [paused]
+    assert storage.prune(study_id, 4, reasons) == []
     accounting = accounting_of(storage, study_id)
-    assert (accounting.pruned, accounting.running, accounting.waiting) == (1, 1, 2)
-    assert (accounting.paused, accounting.planned, accounting.finished) == (0, 4, 1)
+    assert (accounting.pruned, accounting.complete, accounting.waiting) == (1, 3, 0)
+    assert (accounting.paused, accounting.planned, accounting.finished) == (0, 4, 4)
     assert storage.claim(study_id, "me/2", among=[paused]) is None
     # Plain Optuna reads it as any trial that was pruned, which ended when it was paused.
     (trial,) = load_study(storage, "small").get_trials(states=(TrialState.PRUNED,))
