@@ -20,7 +20,7 @@ from studies.errors import DefinitionError, IdentityError, StudiesError
 from studies.reading import find_definition
 from studies.records import TrialRecord
 
-STEPS, LOG_EVERY, KEPT = 100, 2, 4
+STEPS, LOG_EVERY, KEPT = 60, 2, 4
 
 GRID = [
     "precision='fp32'",
@@ -189,7 +189,7 @@ def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatc
     monkeypatch.setattr("search.worker.PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr("search.worker.POLL_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(Quiet, "waits", lambda self: waits.append(len(self.outcomes)))
-    monkeypatch.setattr(StopRequest, "requested", property(lambda self: len(waits) > 400))
+    monkeypatch.setattr(StopRequest, "requested", property(lambda self: len(waits) > 100))
     joined, _ = search(sqlite_url, text, population=1)
     accounting = accounting_of(joined.storage, joined.study_id)
     assert accounting.running == 1
@@ -256,7 +256,7 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(sqlite_url, text):
         ("pruning.keep=1.5", "pruning.keep is 1.5; input should be less than 1"),
         ("pruning.confidence=0.2", "pruning.confidence is 0.2; input should be greater than"),
         ("pruning.kept=0.5", "pruning.kept is no known key; allowed here: enabled, keep"),
-        ("training.log_every=100", "no log point before the last: log_every is 100, steps 100"),
+        ("training.log_every=60", "no log point before the last: log_every is 60, steps 60"),
     ],
 )
 def test_settings_of_pruning_that_make_no_sense_are_refused(sqlite_url, text, override, told):
