@@ -315,6 +315,8 @@ class BestFractionPruner(BasePruner):
         before, last = ([0, 0, *reported])[-2:]
         if not any(before < rung.step <= last for rung in self._rungs):
             return False
+        if math.isnan(trial.intermediate_values[last]):
+            return True  # as Optuna's own pruners do
         trials = study.get_trials(deepcopy=False)
         place = next(i for i, other in enumerate(trials) if other.number == trial.number)
         trials[place] = trial
