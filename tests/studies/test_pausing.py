@@ -42,6 +42,7 @@ def test_a_paused_trial_is_taken_by_who_names_it_and_by_nobody_else(study):
     assert trial.intermediate_values == {10: 3.0, 20: 2.0}
     # It runs as any other: who loses it leaves it to anybody.
     storage.give_back(second, "me/2", Failure.STALE)
+    assert storage.claim(study_id, "me/3", among=[second]) is None, "it is not paused any more"
     assert storage.claim(study_id, "me/3") == second
 
 
