@@ -19,7 +19,7 @@ COMMAND = ("-m", "benchmarks.replay_pruning")
 
 
 def make_grid(url):
-    """A finished study of 48 points, whose losses fall to where their switches take them."""
+    """A study of 48 points, 47 of them complete, whose losses fall to where their switches take them."""
     definition = Definition.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
@@ -34,7 +34,7 @@ def make_grid(url):
     planned = [PlannedPoint(point) for point in points]
     create_study(storage, "grid", METRIC_NAME, attributes, distributions, planned)
     study_id, random = load_study(storage, "grid")._study_id, np.random.default_rng(0)
-    for point in points:
+    for point in points[:-1]:  # one still waits
         end = 2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.01)
         curve = {step: end + 2 * np.exp(-step / 200) for step in range(50, 1001, 50)}
         trial_id = storage.claim(study_id, "me")
@@ -49,7 +49,7 @@ def test_recorded_curves_are_written_and_replayed(sqlite_url, tmp_path, run):
     done = run("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}\n")
     rows = pd.read_csv(file)
-    assert len(rows) == 48
+    assert len(rows) == 47
     assert set(rows["input_gate"]) == {0, 1}
     assert list(rows.columns[8:11]) == ["seconds", "min_loss", "loss_50"]
     assert (rows["min_loss"] == rows["loss_1000"]).all()
@@ -58,7 +58,7 @@ def test_recorded_curves_are_written_and_replayed(sqlite_url, tmp_path, run):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     head, names, *lines = done.stdout.splitlines()
-    assert head == "curves.csv.gz: 48 points, 1,000 steps, the best 4, 2 orders"
+    assert head == "curves.csv.gz: 47 points, 1,000 steps, the best 4, 2 orders"
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [

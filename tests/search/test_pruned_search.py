@@ -214,9 +214,19 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
     assert accounting_of(joined.storage, joined.study_id).paused > 20
     (folder,) = tmp_path.glob("*.checkpoints")
     shutil.rmtree(folder)
+    put_off = []
+
+    def ended_again(self, ended):
+        if ended.is_paused:
+            before = max(ended.trial.intermediate_values, default=0)
+            put_off.append((before, int(ended.outcome.removeprefix("paused at step "))))
+
+    monkeypatch.setattr(Quiet, "ended", ended_again)
     joined, outcomes = search(sqlite_url, text, population=1)
     check(joined, whole, 0)
     assert not any("goes on from" in line for line in outcomes)
+    assert any(before for before, _ in put_off)
+    assert all(before < step for before, step in put_off)
 
 
 def test_a_pruned_study_is_joined_on_the_same_terms_alone(sqlite_url, text):

@@ -111,7 +111,7 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
     done, paused, lost = (storage.claim(study_id, "me/1") for _ in range(3))
     curve = {step: 100.0 / step for step in range(10, 101, 10)}
     storage.finish(done, "me/1", TrialState.COMPLETE, 1.0, {}, curve)
-    storage.pause(paused, "me/1", {}, {10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0})
+    storage.pause(paused, "me/1", {}, {10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0, 70: 2.0})
     storage.report(lost, "me/1", {10: 9.0, 20: math.nan})
     points = {point.trial_id: point for point in read_standing(storage, study_id, rungs)}
     assert [point.number for point in points.values()] == [0, 1, 2, 3]
