@@ -19,7 +19,7 @@ COMMAND = ("-m", "benchmarks.replay_pruning")
 
 
 def make_grid(url):
-    """A study of 48 points, 47 of them complete, whose losses fall to where their switches take them."""
+    """A study of 48 points, one of which waits; losses fall to where the switches take them."""
     definition = Definition.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
