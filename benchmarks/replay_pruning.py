@@ -35,7 +35,8 @@ from optuna.pruners import (
 from optuna.trial import TrialState, create_trial
 
 from search.forecast import Factors, Floats, Forecast
-from search.pruner import BestFractionPruner, Judgement, Rung, Stage, Standing, ahead_of, rungs_of
+from search.judgement import Judgement, Rung, Stage, Standing, ahead_of, rungs_of
+from search.pruner import BestFractionPruner
 from search.threads import cores
 from studies.definition import quota
 
@@ -151,7 +152,7 @@ class Replay:
     Args:
         recorded: the points.
         concurrent: how many are trained at a time.
-        keep: see :class:`search.pruner.Judgement`.
+        keep: see :class:`search.judgement.Judgement`.
         confidence: see there.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from search.forecast import LEAST_VALUES, Factors
-from search.pruner import Judgement, Stage, Standing, ahead_of, rungs_of
+from search.judgement import Judgement, Stage, Standing, ahead_of, rungs_of
 from studies.definition import Definition
 from studies.points import read_points
 from studies.records import RUNG

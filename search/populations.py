@@ -8,7 +8,7 @@ from rnn.architecture import Architecture
 from rnn.device import free_memory
 from rnn.network import member_bytes
 from rnn.precision import Precision
-from search.pruner import NEEDED
+from search.judgement import NEEDED
 
 _SMALL = 256 * 48
 """Numbers in a layer's state, of all lanes, up to which a step on a processor is short enough for

@@ -20,8 +20,8 @@ from rnn.training import Progress, Run
 from search.checkpoints import Checkpoints
 from search.claim import Claim
 from search.joining import Joined
+from search.judgement import rungs_of
 from search.populations import useful_chance, useful_population
-from search.pruner import rungs_of
 from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running

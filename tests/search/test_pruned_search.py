@@ -11,8 +11,9 @@ from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import SourceUnfinished
 from search.joining import Terms, join
+from search.judgement import rungs_of
 from search.pausing import Pausing
-from search.pruner import BestFractionPruner, rungs_of
+from search.pruner import BestFractionPruner
 from search.stopping import StopRequest
 from search.trainer import Trainer
 from studies.accounting import accounting_of

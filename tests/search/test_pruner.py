@@ -12,7 +12,8 @@ from test_forecast import world
 
 from benchmarks.replay_pruning import Recorded, Replay, replay_in_optuna
 from search.forecast import Factors
-from search.pruner import BestFractionPruner, Judgement, Stage, Standing, ahead_of, rungs_of
+from search.judgement import Judgement, Stage, Standing, ahead_of, rungs_of
+from search.pruner import BestFractionPruner
 
 STEPS, LOG_EVERY = 1000, 40
 

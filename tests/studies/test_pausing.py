@@ -8,7 +8,7 @@ import pytest
 from helpers import at_once, small_study
 from optuna.trial import TrialState
 
-from search.pruner import Rung
+from search.judgement import Rung
 from studies.accounting import accounting_of
 from studies.errors import ClaimLost
 from studies.opening import load_study, open_storage
