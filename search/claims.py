@@ -122,7 +122,7 @@ class ClaimKeeper(StorageThread):
 
         def more(first: Claim, fellows: Sequence[int] | None) -> list[int]:
             others = limit(first.trial) - 1
-            if others < 1 or fellows == []:
+            if others < 1 or (fellows is not None and not fellows):
                 return []
             try:
                 return self._storage.claim_alike(
@@ -186,16 +186,9 @@ class ClaimKeeper(StorageThread):
         Raises:
             ClaimLost, Stopped, StorageOutage: and the lease is left to run out.
         """
-
-        def attempt(tried: bool) -> None:
-            try:
-                curve = self._last_values(claim)
-                self._storage.pause(claim.trial_id, claim.owner, attributes, curve)
-            except ClaimLost:
-                if not tried:  # else it may have been done, and only the answer been lost
-                    raise
-
-        self._let_go(claim, attempt)
+        self._let_wait(
+            claim, lambda curve: self._storage.pause(claim.trial_id, claim.owner, attributes, curve)
+        )
 
     def give_back(
         self,
@@ -216,10 +209,20 @@ class ClaimKeeper(StorageThread):
             ClaimLost, Stopped, StorageOutage: and the lease is left to run out.
         """
 
+        def write(curve: Mapping[int, float]) -> None:
+            self._storage.give_back(claim.trial_id, claim.owner, cause, error, curve)
+
+        self._let_wait(claim, write, within)
+
+    def _let_wait(
+        self,
+        claim: Claim,
+        write: Callable[[Mapping[int, float]], None],
+        within: float | None = None,
+    ) -> None:
         def attempt(tried: bool) -> None:
             try:
-                curve = self._last_values(claim)
-                self._storage.give_back(claim.trial_id, claim.owner, cause, error, curve)
+                write(self._last_values(claim))
             except ClaimLost:
                 if not tried:  # else it may have been done, and only the answer been lost
                     raise

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,11 +45,6 @@ class Pausing:
         self._rungs = rungs_of(definition.training.steps, definition.training.log_every)
         self._coded: list[int] = []
         self._factors = Factors.of([])
-
-    @cached_property
-    def steps(self) -> frozenset[int]:
-        """The steps at which points are looked at."""
-        return frozenset(rung.step for rung in self._rungs)
 
     def verdicts(
         self, trial_ids: Collection[int], avoid: Collection[int] = ()
