@@ -9,8 +9,9 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.strata import strata
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
 from rnn.corpus import open_corpus
+from rnn.member import Member
 from rnn.network import Population
 from rnn.precision import Precision
 from rnn.training import Run, Training

@@ -16,7 +16,7 @@ from rnn.architecture import Architecture
 from studies.definition import PARAMETERS, Definition
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
-from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"
 """The environment variable that names the file."""
@@ -71,7 +71,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     create_study(
         storage,
         name,
-        METRIC_NAME,
+        METRICS["training"],
         {DEFINITION: definition.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
         {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
         [PlannedPoint(point) for point in points],

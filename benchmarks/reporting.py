@@ -19,7 +19,7 @@ from studies.definition import PARAMETERS
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.reading import find_definition
-from studies.records import CORPUS, DEFINITION, METRIC_NAME, CorpusRecord
+from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
 
 LOG_POINTS = 200
 
@@ -74,7 +74,7 @@ def _make(url: str) -> None:
     create_study(
         storage,
         "stage-one",
-        METRIC_NAME,
+        METRICS["training"],
         {DEFINITION: definition.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
         {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
         [PlannedPoint(point) for point in points],

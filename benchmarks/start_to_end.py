@@ -19,7 +19,7 @@ from studies.definition import Point
 from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.reading import find_definition
-from studies.records import METRIC_NAME
+from studies.records import METRICS
 
 POINTS = 24
 STEPS = 200
@@ -98,7 +98,7 @@ def _create(url: str, points: Sequence[Point], precision: str) -> None:
     create_study(
         open_storage(url),
         "stage-one",
-        METRIC_NAME,
+        METRICS["training"],
         whole.study.user_attrs,
         distributions(search_space(definition.space)),
         [PlannedPoint(point) for point in points],

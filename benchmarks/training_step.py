@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.plain_loop import PlainTraining
 from benchmarks.products import least_seconds, products
-from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.corpus import Bytes, open_corpus
+from rnn.member import Member
 from rnn.network import Population
 from rnn.precision import Precision
 from rnn.training import Run, Training

@@ -11,7 +11,7 @@ from reports.trials import Results
 from reports.words import number_word
 from studies.accounting import Accounting
 from studies.definition import Definition
-from studies.records import METRIC_NAME, CorpusRecord
+from studies.records import METRICS, CorpusRecord
 
 BEST = 5
 """Trials that the note names, and whose files are kept."""
@@ -62,7 +62,7 @@ def compose(
         corpus=corpus,
         commands=commands,
         accounting=accounting,
-        metric=METRIC_NAME,
+        metric=METRICS[definition.objective],
         best=best,
         below=0 if results is None else len(results.below),
         has_effects=has_effects,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 StateSource = Literal["new", "old", "both"]
 GateInputs = Literal["state", "candidate"]
@@ -128,10 +128,3 @@ class Architecture:
         """Count the weights and biases of the whole network, embedding and head included."""
         products = self.products(vocabulary_size).values()
         return sum((inputs + 1) * outputs for inputs, outputs in products)
-
-
-class Member(NamedTuple):
-    """One network of a population: an architecture, and which of its replicates."""
-
-    architecture: Architecture
-    replicate: int = 0

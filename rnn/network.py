@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rnn.affine import Affine, Block, Input, Workspace
-from rnn.architecture import BYTES, Architecture, Member
+from rnn.architecture import BYTES, Architecture
 from rnn.cell import Cell
+from rnn.member import Member
 from rnn.parameters import Parameters, Weights
 from rnn.precision import Precision, prepare
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnn.affine import Affine
-from rnn.architecture import Member
+from rnn.member import Member
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 """One number for each weight of a network: an affine map's name (:meth:`Architecture.products`) to

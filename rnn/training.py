@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnn.architecture import Member
 from rnn.corpus import Bytes, lanes
+from rnn.member import Member
 from rnn.network import Population
 from rnn.parameters import Weights
 from rnn.program import Program

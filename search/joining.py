@@ -17,7 +17,7 @@ from search.pruner import BestFractionPruner
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.errors import DefinitionError, IdentityError, StudyNotFound
 from studies.identity import RELIABILITY, differences
 from studies.opening import load_study, open_storage, read_storage
@@ -28,7 +28,7 @@ from studies.records import (
     COMMANDS,
     CORPUS,
     DEFINITION,
-    METRIC_NAME,
+    METRICS,
     CorpusRecord,
     is_point,
 )
@@ -253,7 +253,7 @@ def _create(
         COMMANDS: [terms.command],
         CHECKPOINTS: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
     }
-    create_study(storage, name, METRIC_NAME, attributes, distributions(space), planned)
+    create_study(storage, name, METRICS[definition.objective], attributes, distributions(space), planned)
 
 
 def _extend(
@@ -269,7 +269,12 @@ def _extend(
             f"study {study.study_name!r} has no grid of its own; allowed with --extend: studies "
             "with a [space]; extend its source and refine that"
         )
-    for name in PARAMETERS:
+    if stored.space.parameters != wider.space.parameters:
+        raise IdentityError(
+            f"study {study.study_name!r} has the parameters {', '.join(stored.space.parameters)}; "
+            "allowed with --extend: the same; make another study"
+        )
+    for name in stored.space.parameters:
         old, new = list(stored.space.values(name)), list(wider.space.values(name))
         if new[: len(old)] != old:
             raise IdentityError(

@@ -5,7 +5,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SourceUnfinished
 from studies.accounting import Accounting
-from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Refinement, quota
+from studies.definition import (
+    ALL_PARAMETERS,
+    GRADIENT_WINDOW,
+    REPLICATE,
+    Definition,
+    Point,
+    Refinement,
+    quota,
+)
 from studies.planning import PlannedPoint
 from studies.records import SOURCE_TRIALS, is_point
 
@@ -66,12 +74,16 @@ def ranking(study: optuna.Study) -> list[FrozenTrial]:
 def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoint]:
     sources: dict[tuple[object, ...], list[int]] = {}
     points: dict[tuple[object, ...], Point] = {}
+    varies_window = any(GRADIENT_WINDOW in variant for variant in refinement.variants)
     for trial in best:
-        architecture = {name: trial.params[name] for name in PARAMETERS}
+        own = {name: trial.params[name] for name in ALL_PARAMETERS if name in trial.params}
+        own.pop(REPLICATE, None)
+        if varies_window:
+            own.setdefault(GRADIENT_WINDOW, 1)
         for variant in refinement.variants:
             # From 1: replicate 0 is the run that was chosen, and chosen for its luck, too.
             for replicate in range(1, refinement.replicates + 1):
-                point: Point = architecture | variant
+                point: Point = own | variant
                 if refinement.replicates > 1:
                     point[REPLICATE] = replicate
                 key = tuple(point.values())

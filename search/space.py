@@ -1,11 +1,23 @@
 """A point of the grid ↔ Optuna's categorical parameters ↔ an architecture."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from rnn.architecture import STATE_SOURCES, Architecture, Member
-from studies.definition import PARAMETERS, REPLICATE, Definition, Point, Space, Value
+from rnn.architecture import STATE_SOURCES, Architecture
+from rnn.known_cell import KnownCell
+from rnn.member import Member
+from studies.definition import (
+    ALL_PARAMETERS,
+    GRADIENT_WINDOW,
+    KNOWN_CELL,
+    REPLICATE,
+    Definition,
+    Point,
+    Space,
+    Value,
+)
 
 SearchSpace = dict[str, list[Value]]
 """Each parameter's values, in the order of Optuna's choices."""
@@ -13,7 +25,7 @@ SearchSpace = dict[str, list[Value]]
 
 def search_space(space: Space) -> SearchSpace:
     """Return the values of a grid's parameters, in the definition's order."""
-    return {name: list(space.values(name)) for name in PARAMETERS}
+    return {name: list(space.values(name)) for name in space.parameters}
 
 
 def search_space_of(points: Iterable[Point]) -> SearchSpace:
@@ -22,7 +34,7 @@ def search_space_of(points: Iterable[Point]) -> SearchSpace:
     for point in points:
         for name, value in point.items():
             values.setdefault(name, set()).add(value)
-    names = [name for name in (*PARAMETERS, REPLICATE) if name in values]
+    names = [name for name in ALL_PARAMETERS if name in values]
     return {name: sorted(values[name], key=_order) for name in names}
 
 
@@ -31,20 +43,26 @@ def distributions(space: Mapping[str, Sequence[Value]]) -> dict[str, Categorical
     return {name: CategoricalDistribution(tuple(values)) for name, values in space.items()}
 
 
-def member_of(params: Mapping[str, Value], definition: Definition) -> Member:
+def member_of(params: Mapping[str, Any], definition: Definition) -> Member:
     """Return the network that a trial's parameters stand for.
 
     Args:
         params: a value for each searched parameter, and the replicate's number if there are any.
         definition: of the study, for what is not searched.
     """
-    architecture = Architecture.of(params, definition.gate_inputs)
-    return Member(architecture, int(params.get(REPLICATE, 0)))
+    architecture = (
+        KnownCell(*(params[name] for name in KNOWN_CELL))
+        if "cell" in params
+        else Architecture.of(params, definition.gate_inputs)
+    )
+    window = params.get(GRADIENT_WINDOW, definition.training.gradient_window)
+    return Member(architecture, params.get(REPLICATE, 0), window)
 
 
 def point_of(member: Member, with_replicate: bool = False) -> Point:
     """Return the parameters that stand for a network: the inverse of :func:`member_of`."""
-    point: Point = {name: getattr(member.architecture, name) for name in PARAMETERS}
+    names = KNOWN_CELL if isinstance(member.architecture, KnownCell) else PARAMETERS
+    point: Point = {name: getattr(member.architecture, name) for name in names}
     return point | ({REPLICATE: member.replicate} if with_replicate else {})
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from rnn.architecture import Member
+from rnn.member import Member
 from search.claims import ClaimKeeper
 from search.errors import Stopped
 from search.space import member_of

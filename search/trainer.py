@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
 from rnn.device import is_out_of_memory
 from rnn.evaluation import bits, held_out_losses
 from rnn.fingerprint import code_fingerprint
+from rnn.member import Member
 from rnn.network import Population
 from rnn.precision import Precision
 from rnn.training import Progress, Run

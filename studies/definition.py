@@ -29,8 +29,24 @@ PARAMETERS = (
     "layers",
     "state_size",
 )
+"""Of a network of our own cell."""
+
+KNOWN_CELL = ("cell", "layers", "state_size")
+"""The parameters of a network of a known cell, which has no switches."""
+
+GRADIENT_WINDOW = "gradient_window"
+"""The parameter that says through how many steps a gradient goes, in studies that vary it."""
+
 REPLICATE = "replicate"
 """The parameter that numbers an architecture's replicates, in studies that have them."""
+
+ALL_PARAMETERS = ("cell", *PARAMETERS, GRADIENT_WINDOW, REPLICATE)
+"""Whatever may be a parameter of some study, in the order in which they are listed."""
+
+SYMBOLS = {"bytes": "byte", "bpe": "token"}
+"""What a symbol is called, by the kind of its vocabulary."""
+
+_LARGEST_WINDOW = 10_000
 
 
 class _Strict(BaseModel):
@@ -48,11 +64,15 @@ class Space(_Strict):
     state_source: list[Literal["new", "old", "both"]] = ["new", "old", "both"]
     layers: list[Annotated[int, Field(ge=1, le=100)]]
     state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
+    cell: list[Literal["elman", "gru", "lstm"]] | None = None
+    gradient_window: list[Annotated[int, Field(ge=1, le=_LARGEST_WINDOW)]] | None = None
     exclude: list[dict[str, Value]] = []
 
-    @field_validator(*PARAMETERS)
+    @field_validator(*PARAMETERS, "cell", GRADIENT_WINDOW)
     @classmethod
-    def _distinct(cls, values: list[Value]) -> list[Value]:
+    def _distinct(cls, values: list[Value] | None) -> list[Value] | None:
+        if values is None:
+            return None
         if not values:
             raise ValueError("one value or more")
         if len(set(values)) < len(values):
@@ -60,13 +80,26 @@ class Space(_Strict):
         return values
 
     @model_validator(mode="after")
+    def _one_kind_of_cell(self) -> "Space":
+        switches = [name for name in PARAMETERS if name not in KNOWN_CELL]
+        # What is written down again has all of them, at their defaults.
+        stated = [s for s in switches if getattr(self, s) != type(self).model_fields[s].default]
+        if self.cell is not None and stated:
+            raise ValueError(
+                f"has cell and {', '.join(stated)}; allowed: one of them, for known cells have no "
+                "switches; make a study of each"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sensible_exclusions(self) -> "Space":
         for exclusion in self.exclude:
             if not exclusion:
                 raise ValueError("exclude: {} would leave out every point; name a parameter")
             for name, value in exclusion.items():
-                if name not in PARAMETERS:
-                    raise ValueError(f"exclude names {name!r}; allowed: {', '.join(PARAMETERS)}")
+                if name not in self.parameters:
+                    allowed = ", ".join(self.parameters)
+                    raise ValueError(f"exclude names {name!r}; allowed: {allowed}")
                 if not _among(value, self.values(name)):
                     raise ValueError(
                         f"exclude has {name} = {value!r}; allowed: {_join(self.values(name))}"
@@ -75,6 +108,12 @@ class Space(_Strict):
             raise ValueError("exclude leaves no point; allowed: at least one; exclude less")
         return self
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What varies, or could: the names of the grid's parameters."""
+        own = PARAMETERS if self.cell is None else KNOWN_CELL
+        return own if self.gradient_window is None else (*own, GRADIENT_WINDOW)
+
     def values(self, parameter: str) -> Sequence[Value]:
         """Return a parameter's values in the order of the definition."""
         values: Sequence[Value] = getattr(self, parameter)
@@ -82,10 +121,13 @@ class Space(_Strict):
 
     def points(self) -> Iterator[Point]:
         """Yield the grid's points less the excluded, the last parameter varying fastest."""
-        for combination in itertools.product(*map(self.values, PARAMETERS)):
-            point = dict(zip(PARAMETERS, combination, strict=True))
+        for combination in itertools.product(*map(self.values, self.parameters)):
+            point = dict(zip(self.parameters, combination, strict=True))
             if not any(exclusion.items() <= point.items() for exclusion in self.exclude):
                 yield point
+
+
+_VARIED = (*PARAMETERS, GRADIENT_WINDOW)
 
 
 class Refinement(_Strict):
@@ -103,8 +145,8 @@ class Refinement(_Strict):
             raise ValueError("one variant or more ({} is the architecture as it is)")
         for variant in variants:
             for name, value in variant.items():
-                if name not in PARAMETERS:
-                    raise ValueError(f"a variant names {name!r}; allowed: {', '.join(PARAMETERS)}")
+                if name not in _VARIED:
+                    raise ValueError(f"a variant names {name!r}; allowed: {', '.join(_VARIED)}")
                 # The one place that knows which values a parameter may have is Space.
                 Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
         return variants
@@ -119,6 +161,7 @@ class TrainingSettings(_Strict):
     log_every: PositiveInt = 50
     learning_rate: PositiveFloat = 0.001
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    gradient_window: Annotated[int, Field(ge=1, le=_LARGEST_WINDOW)] = 1
 
     @model_validator(mode="after")
     def _logged(self) -> "TrainingSettings":
@@ -131,10 +174,18 @@ class TrainingSettings(_Strict):
 
 
 class EvaluationSettings(_Strict):
-    """The lanes of held-out text on which each network is measured at its end."""
+    """How each network is measured at its end.
+
+    Attributes:
+        lanes: of held-out text, at most.
+        lane_length: symbols in a lane.
+        average: the last part of the steps over which the weights are averaged: the network that is
+            measured, and kept, is the mean of what it was at each of them. 0 for the last one.
+    """
 
     lanes: PositiveInt = 256
     lane_length: Annotated[int, Field(ge=2)] = 1000
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class PruningSettings(_Strict):
@@ -175,8 +226,10 @@ class Definition(_Strict):
     question: str = ""
     threshold: PositiveFloat | None = None
     corpus: str = "stdlib"
-    vocabulary: Literal["bytes"] = "bytes"
-    objective: Literal["training"] = "training"
+    vocabulary: str = "bytes"
+    objective: Literal["training", "validation"] = "training"
+    evaluate: Literal["validation", "test"] = "validation"
+    keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
     gate_inputs: Literal["state", "candidate"] = "state"
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -188,6 +241,32 @@ class Definition(_Strict):
     outage: OutageSettings = OutageSettings()
     space: Space | None = None
     refinement: Refinement | None = None
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _known_vocabulary(cls, vocabulary: str) -> str:
+        kind, _, size = vocabulary.partition(":")
+        if vocabulary == "bytes":
+            return vocabulary
+        if kind != "bpe" or not size.isdecimal() or not 256 < int(size) <= 2**16:
+            raise ValueError('"bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024')
+        return f"bpe:{int(size)}"
+
+    @property
+    def symbol(self) -> str:
+        """What the networks read one of at each step: a byte or a token."""
+        return SYMBOLS[self.vocabulary.partition(":")[0]]
+
+    @model_validator(mode="after")
+    def _test_is_last(self) -> "Definition":
+        replicates = self.refinement.replicates if self.refinement else 1
+        if self.evaluate == "test" and replicates < 2:
+            raise ValueError(
+                'has evaluate = "test" and no replicates; allowed: studies with '
+                "refinement.replicates of 2 or more, for text that is looked at in a search is no "
+                "test; leave it out, or replicate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Definition":

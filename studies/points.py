@@ -12,9 +12,18 @@ from optuna.distributions import CategoricalDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from studies.records import PAUSED
+from studies.records import LANES, PAUSED
 from studies.storage import Storage
-from studies.tables import ATTRIBUTES, CURVE, PARAMS, TRIALS, VALUES, marked, marked_as_point
+from studies.tables import (
+    ATTRIBUTES,
+    CURVE,
+    PARAMS,
+    SYSTEM,
+    TRIALS,
+    VALUES,
+    marked,
+    marked_as_point,
+)
 
 
 @dataclass
@@ -115,6 +124,24 @@ def read_curves(
             (number, step, value if kind is finite else float("nan"))
             for number, step, value, kind in connection.execute(query)
         ]
+
+
+def read_lanes(storage: Storage, study_id: int, split: str) -> dict[int, list[float]]:
+    """Read the points' bits per character on each lane of a held-out split, by trial number.
+
+    Args:
+        storage: that holds the study.
+        study_id: of the study.
+        split: ``validation`` or ``test``.
+    """
+    query = (
+        sa.select(TRIALS.c.number, SYSTEM.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == SYSTEM.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, SYSTEM.c.key == LANES[split])
+        .order_by(TRIALS.c.number)
+    )
+    with storage.engine.begin() as connection:
+        return {number: json.loads(stored) for number, stored in connection.execute(query)}
 
 
 def _points_of(study_id: int) -> sa.Select[tuple[int]]:

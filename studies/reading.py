@@ -55,7 +55,7 @@ class DefinitionFile(BaseModel):
         Args:
             source: a :meth:`pydantic.BaseModel.model_dump` of the source's definition.
         """
-        own = ("space", "refinement", "question", "pruning")
+        own = ("space", "refinement", "question", "pruning", "evaluate")
         inherited = {key: value for key, value in source.items() if key not in own}
         return self._validate(_merge(inherited, self.stated))
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
-METRIC_NAME = "smoothed training loss"
-"""Of a trial's value: the least smoothed training loss over the log points, nats a byte. The
-intermediate values are that smoothed loss at each log point, by step."""
+METRICS = {"training": "smoothed training loss", "validation": "validation loss"}
+"""What a trial's value is, by the study's objective, in nats a symbol: the least smoothed training
+loss over the log points, or the loss on held-out text at the end. The intermediate values are the
+smoothed training loss at each log point, by step, in either case."""
 
 POINT = "point"
 """The system attribute of the trials that are a study's points; others, which plain Optuna may have
@@ -50,6 +51,14 @@ CORPUS = "corpus"
 """The study attribute that holds the text's name, SHA-256, length and split."""
 
 
+VOCABULARY = "vocabulary"
+"""The study attribute that holds a :class:`VocabularyRecord`."""
+
+LANES = {"validation": "validation_lanes", "test": "test_lanes"}
+"""Of a trial, the bits per character on each lane of a split, in the order of the text. They are
+system attributes: as user attributes they would be half of what a dashboard loads."""
+
+
 def is_point(trial: FrozenTrial) -> bool:
     """Tell a point of the study from a trial that somebody added."""
     return POINT in trial.system_attrs
@@ -83,9 +92,31 @@ class TrialRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation_bits_per_character: Annotated[
-        float | None, _unit("bit/character", "held-out loss of the trained network")
+    training_loss: Annotated[
+        float | None, _unit("nat/symbol", "the least smoothed training loss over the log points")
     ] = None
+    validation_loss: Annotated[
+        float | None, _unit("nat/symbol", "loss of the trained network on the validation split")
+    ] = None
+    validation_bits_per_character: Annotated[
+        float | None, _unit("bit/character", "the same, comparable over vocabularies")
+    ] = None
+    validation_error: Annotated[
+        float | None, _unit("bit/character", "its standard error over the lanes of text")
+    ] = None
+    test_bits_per_character: Annotated[
+        float | None, _unit("bit/character", "loss on the test split, where a study asks for it")
+    ] = None
+    test_error: Annotated[
+        float | None, _unit("bit/character", "its standard error over the lanes of text")
+    ] = None
+    validation_lanes: Annotated[
+        list[float] | None, _unit("bit/character", "of each lane of the validation split")
+    ] = None
+    test_lanes: Annotated[
+        list[float] | None, _unit("bit/character", "of each lane of the test split")
+    ] = None
+    sample: Annotated[str | None, _unit("", "a text that the trained network wrote")] = None
     parameter_count: Annotated[int, _unit("1", "weights and biases")]
     steps_per_second: Annotated[
         float, _unit("1/s", "training steps over its share of the training time")
@@ -114,7 +145,9 @@ class TrialRecord(BaseModel):
     chance: Annotated[
         float | None, _unit("1", "probability, there, to end among the best that are kept")
     ] = None
-    forecast: Annotated[float | None, _unit("nat/byte", "the value that was foretold there")] = None
+    forecast: Annotated[
+        float | None, _unit("nat/symbol", "the value that was foretold there")
+    ] = None
     reason: Annotated[str | None, _unit("", "why it was pruned")] = None
 
     def attributes(self) -> dict[str, Any]:
@@ -131,3 +164,19 @@ class CorpusRecord(BaseModel):
     sha256: str
     length: int
     split: tuple[int, int]
+
+
+class VocabularyRecord(BaseModel):
+    """What a study stores of what its networks read.
+
+    Attributes:
+        size: V, the number of symbols.
+        bytes_per_symbol: in the training split.
+        written: the vocabulary itself, as :mod:`rnn.vocabulary` writes it; None for bytes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    bytes_per_symbol: float
+    written: str | None = None

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.leases import LEASE, Lease
-from studies.records import ERROR, PAUSED, SETBACKS, Failure
+from studies.records import ERROR, LANES, PAUSED, SETBACKS, Failure
 from studies.tables import ATTRIBUTES, CURVE, SYSTEM, TRIALS, attribute, insert, now, without
 
 _STEPS = 1000
@@ -55,10 +55,14 @@ def set_lease(connection: Connection, trial_id: int, lease: Lease) -> None:
 
 
 def set_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Write user attributes, in place of those of the same keys."""
-    connection.execute(without(trial_id, ATTRIBUTES, *attributes))
-    rows = [attribute("trial_id", trial_id, *item) for item in attributes.items()]
-    insert(connection, ATTRIBUTES, rows)
+    """Write attributes, in place of those of the same keys: a user's, but for the lanes."""
+    lanes = set(LANES.values())
+    theirs, ours = attributes.keys() - lanes, attributes.keys() & lanes
+    for table, keys in ((ATTRIBUTES, theirs), (SYSTEM, ours)):
+        if keys:
+            connection.execute(without(trial_id, table, *keys))
+            rows = [attribute("trial_id", trial_id, key, attributes[key]) for key in sorted(keys)]
+            insert(connection, table, rows)
 
 
 def write_curve(

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from studies.definition import PARAMETERS, Definition
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
-from studies.records import CORPUS, DEFINITION, METRIC_NAME
+from studies.records import CORPUS, DEFINITION, METRICS
 
 COMMAND = ("-m", "benchmarks.replay_pruning")
 
@@ -32,7 +32,7 @@ def make_grid(url):
     values = {name: tuple(definition.space.values(name)) for name in PARAMETERS}
     distributions = {name: CategoricalDistribution(found) for name, found in values.items()}
     planned = [PlannedPoint(point) for point in points]
-    create_study(storage, "grid", METRIC_NAME, attributes, distributions, planned)
+    create_study(storage, "grid", METRICS["training"], attributes, distributions, planned)
     study_id, random = load_study(storage, "grid")._study_id, np.random.default_rng(0)
     for point in points[:-1]:  # one still waits
         end = 2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.01)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from studies.definition import PARAMETERS, Definition
 from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
-from studies.records import METRIC_NAME
+from studies.records import METRICS
 from studies.storage import Storage
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,
@@ -57,7 +57,7 @@ def make_study(
     create_study(
         storage,
         name,
-        METRIC_NAME,
+        METRICS["training"],
         {
             "definition": definition.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
@@ -96,7 +96,7 @@ def make_derived(sqlite_url: str) -> None:
     create_study(
         storage,
         "derived",
-        METRIC_NAME,
+        METRICS["training"],
         {
             "definition": definition.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},

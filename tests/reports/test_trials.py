@@ -27,7 +27,7 @@ from studies.accounting import accounting_of
 from studies.definition import PARAMETERS, Definition
 from studies.opening import open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
-from studies.records import METRIC_NAME
+from studies.records import METRICS
 
 
 def test_rows_are_the_points_the_best_first_then_those_without_a_value(sqlite_url):
@@ -201,7 +201,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     create_study(
         storage,
         "replicates",
-        METRIC_NAME,
+        METRICS["training"],
         {
             "definition": definition.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},

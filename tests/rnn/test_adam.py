@@ -5,7 +5,8 @@ import torch
 
 from rnn import adam
 from rnn.adam import Adam
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
+from rnn.member import Member
 from rnn.network import Population
 
 MEMBERS = [

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture, Member
+from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
+from rnn.member import Member
 from rnn.network import Population, initial_weights
 from rnn.parameters import Weights
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.errors import CheckpointError
+from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
 

@@ -7,9 +7,10 @@ import psutil
 import pytest
 import torch
 
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
 from rnn.device import find_device, give_memory_back, is_out_of_memory
 from rnn.errors import DeviceError
+from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.products import products
-from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.architecture import STATE_SOURCES, Architecture
+from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
 

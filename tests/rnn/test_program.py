@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
+from rnn.member import Member
 from rnn.network import Population
 from rnn.program import Program
 from rnn.training import Run, Training

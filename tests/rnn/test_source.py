@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rnn.affine import Input
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture, Member
+from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
+from rnn.member import Member
 from rnn.network import Population, initial_weights
 from rnn.source import equations, layer_code, module_code
 

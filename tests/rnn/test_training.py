@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.products import products, work_of
-from rnn.architecture import Architecture, Member
+from rnn.architecture import Architecture
 from rnn.evaluation import bits, held_out_losses
+from rnn.member import Member
 from rnn.network import Population, initial_weights
 from rnn.training import Run, Training, sequence
 

@@ -6,8 +6,9 @@ import itertools
 import pytest
 import torch
 
-from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.device import share_devices
+from rnn.member import Member
 from rnn.network import Population, member_bytes
 from rnn.program import Program
 from search import populations

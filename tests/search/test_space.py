@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from rnn.architecture import STATE_SOURCES, Architecture, Member
+from rnn.architecture import STATE_SOURCES, Architecture
+from rnn.member import Member
 from search.space import distributions, member_of, point_of, search_space, search_space_of
 from studies.definition import PARAMETERS, Definition
 

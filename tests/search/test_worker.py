@@ -10,10 +10,10 @@ import torch
 from helpers import at_once
 from optuna.trial import TrialState
 
-from rnn.architecture import Member
 from rnn.corpus import open_corpus
 from rnn.errors import DeviceError
 from rnn.evaluation import held_out_losses
+from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
 from search.checkpoints import Checkpoints
