@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import (
     claiming,
+    objectives,
     off_the_path,
     precision,
     reporting,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "start-to-end": start_to_end.measure,
     "off-the-path": off_the_path.measure,
     "precision": precision.measure,
+    "objectives": objectives.measure,
     "sharing-cores": sharing_cores.measure,
     "claiming": claiming.measure,
     "reporting": reporting.measure,

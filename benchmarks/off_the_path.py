@@ -134,7 +134,7 @@ def _work(url: str, folder: Path, settings: Sequence[str], population: int) -> N
     file = find_definition("stage-one", [*SETTINGS, *settings])
     name = f"benchmark-{uuid4().hex}"
     joined = join(file, url, Terms(name=name, precision="fp32"))
-    checkpoints = Checkpoints(open_store(str(folder), url, "checkpoints"), joined.checkpoints)
+    checkpoints = Checkpoints(open_store(str(folder), url, "checkpoints"), joined.folder)
     listener = _Listener()
     try:
         with (

@@ -1,5 +1,7 @@
 """A table of published results → a study: what a report must make of them is known.
 
+``python -m benchmarks.published FILE URL`` stores it.
+
 The file is one that a user has: a CSV, compressed or not, with a row an architecture, a column for
 each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve as ``loss_50``,
 ``loss_100`` ….
@@ -8,12 +10,15 @@ each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve a
 import os
 from pathlib import Path
 
+import click
 import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from rnn.architecture import Architecture
+from studies.command_line import run_command
 from studies.definition import PARAMETERS, Definition
+from studies.errors import StudiesError
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
@@ -44,8 +49,12 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         path: of the file.
         url: of the storage; it is made if it is not there.
         name: of the study, which must not be there.
+
+    Raises:
+        StudiesError: if the file is no such table, the study is there, or the storage cannot be
+            opened.
     """
-    table = pd.read_csv(path)
+    table = _read(path)
     for switch in PARAMETERS[:5]:
         table[switch] = table[switch].astype(bool)
     steps = {str(c): int(str(c)[5:]) for c in table if str(c).startswith("loss_")}
@@ -68,7 +77,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     rows = table.to_dict("records")
     points = [{parameter: row[parameter] for parameter in PARAMETERS} for row in rows]
     storage = open_storage(url)
-    create_study(
+    is_new = create_study(
         storage,
         name,
         METRICS["training"],
@@ -76,6 +85,11 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
         [PlannedPoint(point) for point in points],
     )
+    if not is_new:
+        storage.close()
+        raise StudiesError(
+            f"study {name!r} is there already; allowed: a new one; name another storage"
+        )
     study_id = load_study(storage, name)._study_id
     for row, point in zip(rows, points, strict=True):
         trial_id = storage.claim(study_id, "loader")
@@ -90,3 +104,31 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         storage.report(trial_id, "loader", curve)
         storage.finish(trial_id, "loader", TrialState.COMPLETE, row["min_loss"], attributes)
     storage.close()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise StudiesError(f"{path} is no CSV; allowed: the table of the published runs") from error
+    lacks = [name for name in (*PARAMETERS, "seconds", "min_loss") if name not in table]
+    if lacks:
+        raise StudiesError(
+            f"{path} lacks {', '.join(lacks)}; allowed: the table of the published runs, with a "
+            "column for each parameter"
+        )
+    return table
+
+
+@click.command(help='Store the table of the published runs as the study "published".')
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("url")
+def main(file: Path, url: str) -> int:
+    """Store it."""
+    load_published(file, url)
+    click.echo("published")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, (StudiesError,))

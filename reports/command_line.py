@@ -135,7 +135,7 @@ def _write_rows(
 
     with closing(read_storage(storage)) as opened:
         wanted = None if curves else ()
-        results = [read_results(opened, name, with_curves=wanted) for name in names]
+        results = [read_results(opened, name, wanted, with_lanes=False) for name in names]
     for path, write in ((csv, write_csv), (dataframe, write_parquet), (curves, write_curves)):
         if path:
             write(results, path)

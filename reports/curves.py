@@ -1,13 +1,17 @@
 """Every training curve, and the ways to colour them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
 from reports.colours import PALETTE, UNCLEAR, in_order
+from reports.references import Reference, draw_references
 from reports.trials import Results
-from reports.words import LOSS, parameter_word, value_word
+from reports.words import curve_axis, parameter_word, value_word
+from studies.definition import GRADIENT_WINDOW
 
 SHADES = 10
 """Of what has an order."""
@@ -19,8 +23,8 @@ HIGHLIGHTED = 10
 """How many of the best curves are drawn thick."""
 
 
-def draw(results: Results) -> go.Figure:
-    """Draw every training curve, the best on top and thick."""
+def draw(results: Results, references: Sequence[Reference] = ()) -> go.Figure:
+    """Draw every training curve, the best on top and thick, and what known cells come to."""
     figure = go.Figure()
     by_number = dict(iter(results.curves.groupby("number")))
     for number in reversed(drawn_curves(results)):
@@ -36,16 +40,24 @@ def draw(results: Results) -> go.Figure:
                 opacity=1 if is_best else 0.6,
                 hovertemplate="step %{x:,}: %{y:.4f} nats<extra>%{fullData.name}</extra>",
                 hoverlabel={"namelength": -1},
+                showlegend=False,
             )
         )
     # The first steps, where all fall alike, are left to who zooms out.
     lowest, highest = results.curves["loss"].quantile([0, 0.98])
+    lines = [each.training_loss for each in references if math.isfinite(each.training_loss)]
+    lowest, highest = min([lowest, *lines]), max([highest, *lines])
+    draw_references(figure, references, [each.training_loss for each in references], "y")
     room = 0.05 * (highest - lowest)
     return figure.update_layout(
         xaxis_title="step",
-        yaxis={"title": LOSS, "range": [lowest - room, highest + room] if room else None},
+        yaxis={
+            "title": curve_axis(results.definition),
+            "range": [lowest - room, highest + room] if room else None,
+        },
         hovermode="closest",
-        showlegend=False,
+        showlegend=bool(lines),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         height=620,
     )
 
@@ -82,16 +94,19 @@ def colourings(results: Results) -> list[Colouring]:
     count = max(1, len(numbers))
     shades = in_order(SHADES)
     ends = {0: "best tenth", SHADES - 1: "worst tenth, or without a value"}
+    ends_with = "the loss they end with"
+    if results.definition.objective == "validation":
+        ends_with = "the loss on held-out text"
     found = [
         Colouring(
-            "the loss they end with",
+            ends_with,
             [(ends.get(i, ""), shade) for i, shade in enumerate(shades)],
             [(count - 1 - i) * SHADES // count for i in range(len(numbers))],
         )
     ]
     for name in results.parameters:
         values = sorted(results.table[name].unique().tolist())
-        has_order = name in ("layers", "state_size") and len(values) > 1
+        has_order = name in ("layers", "state_size", GRADIENT_WINDOW) and len(values) > 1
         colours = in_order(len(values)) if has_order else PALETTE
         legend = [(value_word(value), colours[i % len(colours)]) for i, value in enumerate(values)]
         rows = results.table.loc[numbers, name].tolist()

@@ -8,16 +8,22 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.colours import HELPS, HURTS, PALETTE, UNCLEAR
+from reports.comparison import Comparison
 from reports.effects import Effect, Interaction
-from reports.in_words import effect_words, interaction_words
+from reports.in_words import difference_words, effect_words, interaction_words
 from reports.lineage import Lineage
+from reports.measure import Measure
+from reports.references import Reference, draw_references
 from reports.trials import Results
-from reports.words import LOSS, duration_word, plain
+from reports.words import duration_word, plain, signed
 
 _ROW = 28  # pixels
 
+# Nothing is worse for reading a heat map than a plain white or black where nothing happens.
+_BELOW_AND_ABOVE = [[0, HELPS], [0.5, "rgba(138, 144, 153, 0.12)"], [1, HURTS]]
 
-def effects(found: Sequence[Effect]) -> go.Figure:
+
+def effects(found: Sequence[Effect], unit: str) -> go.Figure:
     """Draw each effect as a point with its interval."""
     rows = list(reversed(found))  # plotly's first row is the lowest
     figure = go.Figure(
@@ -45,7 +51,7 @@ def effects(found: Sequence[Effect]) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": UNCLEAR, "width": 1, "dash": "dot"})
     return figure.update_layout(
-        xaxis_title="mean difference (nats a byte)",
+        xaxis_title=f"mean difference ({unit})",
         yaxis={"type": "category", "automargin": True},
         height=110 + _ROW * max(1, len(rows)),
         showlegend=False,
@@ -78,8 +84,6 @@ def interactions(found: Sequence[Interaction]) -> go.Figure:
             words[place[first], place[second]] = interaction_words(each)
     labels = [contrast.label for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means))) if len(found) else 1.0
-    # Nothing is worse for reading a heat map than a plain white or black where nothing happens.
-    scale = [[0, HELPS], [0.5, "rgba(138, 144, 153, 0.12)"], [1, HURTS]]
     figure = go.Figure(
         go.Heatmap(
             z=means,
@@ -87,7 +91,7 @@ def interactions(found: Sequence[Interaction]) -> go.Figure:
             y=labels,
             zmin=-bound,
             zmax=bound,
-            colorscale=scale,
+            colorscale=_BELOW_AND_ABOVE,
             customdata=words,
             texttemplate="%{z:+.2f}",
             hovertemplate="%{customdata}<extra></extra>",
@@ -138,7 +142,7 @@ def timeline(results: Results) -> go.Figure:
     )
 
 
-def slopes(lineage: Lineage) -> go.Figure:
+def slopes(lineage: Lineage, axis: str) -> go.Figure:
     """Draw where each architecture came from and went to: a slope for each source and variant."""
     figure = go.Figure()
     ticks: dict[float, str] = {}
@@ -173,18 +177,22 @@ def slopes(lineage: Lineage) -> go.Figure:
             "showgrid": False,
             "zeroline": False,
         },
-        yaxis_title=LOSS,
+        yaxis_title=axis,
         showlegend=False,
         hovermode="closest",
         height=520,
     )
 
 
-def replicates(rows: pd.DataFrame) -> go.Figure:
+def replicates(
+    rows: pd.DataFrame, measure: Measure, references: Sequence[Reference] = ()
+) -> go.Figure:
     """Draw each architecture's mean over its replicates, with the 95% interval, and each run.
 
     Args:
         rows: of :func:`reports.lineage.replicates`.
+        measure: that they are of.
+        references: drawn as lines across.
     """
     rows = rows.iloc[::-1]
     figure = go.Figure(
@@ -195,7 +203,7 @@ def replicates(rows: pd.DataFrame) -> go.Figure:
                 mode="markers",
                 marker={"size": 6, "color": UNCLEAR, "opacity": 0.6},
                 name="a run",
-                hovertemplate="%{y}: %{x:.4f} nats<extra></extra>",
+                hovertemplate="%{y}: %{x:.4f}<extra></extra>",
             ),
             go.Scatter(
                 x=rows["mean"],
@@ -212,13 +220,67 @@ def replicates(rows: pd.DataFrame) -> go.Figure:
                 mode="markers",
                 marker={"size": 10, "color": HELPS, "symbol": "diamond"},
                 name="mean, 95% interval",
-                hovertemplate="%{y}: %{x:.4f} nats on average<extra></extra>",
+                hovertemplate="%{y}: %{x:.4f} on average<extra></extra>",
             ),
         ]
     )
+    draw_references(figure, references, [each.measured for each in references], "x")
+    seen = [*(value for values in rows["values"] for value in values), *rows["low"], *rows["high"]]
+    seen = np.array([*seen, *(each.measured for each in references)])
+    # Lines that are drawn across do not count when plotly chooses what to show.
+    lowest, highest = np.nanmin(seen), np.nanmax(seen)
+    room = 0.05 * (highest - lowest)
     return figure.update_layout(
-        xaxis_title=LOSS,
+        xaxis={
+            "title": measure.axis,
+            "range": [lowest - room, highest + room] if room else None,
+        },
         yaxis={"type": "category", "automargin": True},
-        legend={"orientation": "h", "y": 1.12},
-        height=150 + _ROW * len(rows),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        height=150 + _ROW * (len(rows) + len(references)),
+    )
+
+
+def differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
+    """Draw what each architecture has more than each other as a heat map.
+
+    Args:
+        comparison: of at least these.
+        names: of the architectures, the best first.
+    """
+    means = np.full((len(names), len(names)), np.nan)
+    shown, words = (np.full(means.shape, "", dtype=object) for _ in range(2))
+    for i, row in enumerate(names):
+        for j, column in enumerate(names):
+            found = comparison.between(row, column)
+            if found is None or not found.runs:
+                continue
+            # Only what is told apart has a colour.
+            means[i, j] = found.mean if found.is_told_apart else 0
+            number = signed(found.mean, 4)
+            shown[i, j] = number if found.is_told_apart else f"({number})"
+            words[i, j] = difference_words(row, column, found)
+    bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=means,
+            x=[f"{i}" for i in range(1, len(names) + 1)],
+            y=[f"{i}: {plain(name)}" for i, name in enumerate(names, 1)],
+            zmin=-bound,
+            zmax=bound,
+            colorscale=_BELOW_AND_ABOVE,
+            text=shown,
+            texttemplate="%{text}",
+            customdata=words,
+            hovertemplate="%{customdata}<extra></extra>",
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+        )
+    )
+    return figure.update_layout(
+        xaxis={"type": "category", "showgrid": False, "side": "top"},
+        yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
+        height=110 + 32 * len(names),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from reports import in_words, optuna_figures
 from reports.drawing import Drawing
 from reports.trials import Results, full_factorial_blocks
-from reports.words import count_word
+from reports.words import count_word, loss_axis
 
 FEW = 100
 """Points below which an importance for the best tenth rests on a handful."""
@@ -70,11 +70,11 @@ def parameters_of(
     names = optuna_figures.varying(results, numbers)
     study = optuna_figures.in_memory(results, numbers, names)
     rows = results.table.loc[numbers]
-    leading = importances[0].leading
+    leading, axis = importances[0].leading, loss_axis(results.definition)
     drawings = [
         Drawing(
             "Slice: every trial over each parameter",
-            optuna_figures.slices(study),
+            optuna_figures.slices(study, axis),
             in_words.medians(rows, names),
             width=130 * len(names),
         )
@@ -84,7 +84,7 @@ def parameters_of(
         drawings += [
             Drawing(
                 f"Rank over the most important parameters ({', '.join(top)})",
-                optuna_figures.ranks(study, top),
+                optuna_figures.ranks(study, top, axis),
                 in_words.least(rows, [_parameter(word) for word in top]),
                 "The bluer, the better a trial's rank. Many trials lie in one place: the best of "
                 "them is on top, and seen.",
@@ -99,7 +99,7 @@ def parameters_of(
             ),
             Drawing(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
-                optuna_figures.contour(study, pair),
+                optuna_figures.contour(study, pair, axis),
                 in_words.least(rows, [_parameter(word) for word in pair]),
                 "Of the trials with the same two values the best counts.",
             ),
@@ -110,15 +110,16 @@ def parameters_of(
 def whole_of(results: Results) -> list[Drawing]:
     """Draw what Optuna has for a study as a whole."""
     study = optuna_figures.in_memory(results, list(results.complete.index), results.parameters)
+    axis = loss_axis(results.definition)
     return [
         Drawing(
             "Empirical distribution of the loss",
-            optuna_figures.distribution(study),
+            optuna_figures.distribution(study, axis),
             in_words.distribution(results.complete),
         ),
         Drawing(
             "Optimization history",
-            optuna_figures.history(study),
+            optuna_figures.history(study, axis),
             in_words.history(results.complete),
             "Nothing learns from the trials before: that the best so far falls is chance.",
         ),

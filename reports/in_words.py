@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.comparison import Comparison, Difference
 from reports.effects import Effect, Interaction
 from reports.lineage import Lineage
+from reports.measure import Measure
 from reports.trials import Results
 from reports.words import count_word, parameter_word, signed, value_word
 
@@ -92,13 +94,17 @@ def history(rows: pd.DataFrame) -> str:
 
 
 def curves(results: Results) -> str:
-    """Name the best curves, and where all of them ended."""
-    best = results.complete.head(_NAMED)
-    named = "; ".join(f"{row.label} {row.value:.4f}" for row in best.itertuples())
-    values = results.complete["value"]
+    """Name the curves of the best points, and where the least value of each curve lies."""
+    rows = results.complete.assign(least=results.curves.groupby("number")["loss"].min())
+    least = rows["least"]
+    named = "; ".join(
+        f"{row.label} {row.least:.4f}"
+        for row in rows.dropna(subset="least").head(_NAMED).itertuples()
+    )
     return (
-        f"{count_word(results.curves['number'].nunique(), 'curve')}, whose least values lie from "
-        f"{values.min():.3f} to {values.max():.3f} nats. The best: {named}."
+        f"{count_word(results.curves['number'].nunique(), 'curve')} of the smoothed training loss, "
+        f"whose least values lie from {least.min():.3f} to {least.max():.3f} nats. "
+        f"The best: {named}."
     )
 
 
@@ -127,7 +133,32 @@ def slopes(lineage: Lineage) -> str:
     return "; ".join(parts) + "."
 
 
-def replicates(rows: pd.DataFrame) -> str:
+def replicates(rows: pd.DataFrame, measure: Measure) -> str:
     """Name each architecture's mean and spread."""
     parts = (f"{row.Index}: {row.mean:.4f} ± {row.std:.4f}" for row in rows.itertuples())
-    return "Mean and standard deviation: " + "; ".join(parts) + "."
+    return f"Mean and standard deviation of the {measure.axis}: " + "; ".join(parts) + "."
+
+
+def difference_words(one: str, other: str, found: Difference) -> str:
+    """Return in one line what an architecture has more than another."""
+    bounds = ""
+    if found.margin == found.margin:
+        bounds = f" [{signed(found.low, 4)}, {signed(found.high, 4)}]"
+    verdict = "told apart" if found.is_told_apart else "not told apart"
+    return f"{one} less {other}: {signed(found.mean, 4)}{bounds}, {verdict}"
+
+
+def differences(comparison: Comparison, names: Sequence[str]) -> str:
+    """Say of each architecture which others it is better than, and from which it is not told."""
+    parts = []
+    for i, name in enumerate(names[:-1], 1):
+        apart = [
+            str(j)
+            for j, other in enumerate(names[i:], i + 1)
+            if comparison.is_told_apart(name, other)
+        ]
+        others = f"told apart from {', '.join(apart)}" if apart else "told apart from none"
+        parts.append(f"{i}, {name}, is {others}")
+    return (
+        f"Of those that come after it: {'; '.join(parts)}. The last is {len(names)}, {names[-1]}."
+    )

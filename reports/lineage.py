@@ -10,7 +10,7 @@ from scipy import stats
 from reports.effects import CONFIDENCE, interval
 from reports.trials import Results
 from reports.words import parameter_word, value_word
-from studies.definition import PARAMETERS
+from studies.definition import ALL_PARAMETERS, REPLICATE
 from studies.records import SOURCE_TRIALS
 
 AS_IT_WAS = "as it was"
@@ -72,13 +72,14 @@ def lineage_of(results: Results) -> Lineage | None:
     refinement = results.definition.refinement
     if refinement is None or results.sources.empty:
         return None
+    names = [name for name in ALL_PARAMETERS if name in results.table and name != REPLICATE]
     rows = []
     for row in results.complete.to_dict("records"):
         for origin in row[SOURCE_TRIALS] or []:
             if origin not in results.sources.index:
                 continue
             source = results.sources.loc[origin]
-            changed = [name for name in PARAMETERS if row[name] != source[name]]
+            changed = [name for name in names if row[name] != source[name]]
             words = (f"{parameter_word(name)} {value_word(row[name])}" for name in changed)
             variant = ", ".join(words) or AS_IT_WAS
             rows.append((origin, source["value"], variant, row["architecture"], row["value"]))
@@ -116,16 +117,19 @@ def changes(lineage: Lineage) -> list[Change]:
 
 
 def replicates(results: Results) -> pd.DataFrame:
-    """Return a row an architecture, the best first.
+    """Return a row an architecture, the best first by the study's measure, and in its unit.
 
     Returns:
-        Indexed by label: ``runs``, ``mean``, ``std``, ``min``, ``max``, ``values``, and ``low`` and
-        ``high``, the ends of Student's 95% interval of the mean (NaN for a single run).
+        Indexed by label: ``runs``, ``mean``, ``std``, ``min``, ``max``, ``values``, ``low`` and
+        ``high``, the ends of Student's 95% interval of the mean (NaN for a single run), and
+        ``parameters``.
     """
-    groups = results.complete.groupby("architecture")["value"]
+    by_architecture = results.complete.groupby("architecture")
+    groups = by_architecture[results.measure.column]
     rows = groups.agg(["count", "mean", "std", "min", "max"]).rename(columns={"count": "runs"})
     half = stats.t.ppf((1 + CONFIDENCE) / 2, (rows["runs"] - 1).clip(lower=1))
     margin = half * rows["std"] / np.sqrt(rows["runs"])
     rows["low"], rows["high"] = rows["mean"] - margin, rows["mean"] + margin
     rows["values"] = groups.agg(list)
+    rows["parameters"] = by_architecture["parameter_count"].mean()
     return rows.sort_values("mean")

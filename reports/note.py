@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from reports.templating import templates
 from reports.trials import Results
-from reports.words import number_word
+from reports.words import nats_word, number_word, value_name, worth_title
 from studies.accounting import Accounting
 from studies.definition import Definition
-from studies.records import METRICS, CorpusRecord
+from studies.records import CorpusRecord
 
 BEST = 5
 """Trials that the note names, and whose files are kept."""
@@ -62,10 +62,13 @@ def compose(
         corpus=corpus,
         commands=commands,
         accounting=accounting,
-        metric=METRICS[definition.objective],
+        metric=value_name(definition),
+        nats=nats_word(definition),
         best=best,
         below=0 if results is None else len(results.below),
         has_effects=has_effects,
+        has_texts=any(isinstance(row["sample"], str) for row in best),
+        worth=worth_title(results is None or results.has_switches),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 

@@ -20,7 +20,7 @@ from optuna.visualization import (
 
 from reports.colours import in_order
 from reports.trials import Results, own_value
-from reports.words import LOSS, parameter_word, plain, value_word
+from reports.words import parameter_word, plain, value_word
 
 POINT_COLOUR = "#3b7dd8"
 """Of a single trial; seen on white and on black."""
@@ -94,7 +94,7 @@ def evaluators() -> dict[str, BaseImportanceEvaluator]:
 
 def importance(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Figure:
     """Draw how important each parameter is to one of the two."""
-    figure = plot_param_importances(study, evaluator=evaluator, target_name=LOSS)
+    figure = plot_param_importances(study, evaluator=evaluator, target_name="loss")
     bars = len(figure.data[0].y)
     # Three digits are more than such an importance is known to.
     figure.update_traces(marker_color=POINT_COLOUR, texttemplate="%{x:.3f}", cliponaxis=False)
@@ -108,9 +108,9 @@ def importance(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Fi
     return figure
 
 
-def slices(study: optuna.Study) -> go.Figure:
+def slices(study: optuna.Study, axis: str) -> go.Figure:
     """Draw every trial's value over each parameter."""
-    figure = plot_slice(study, target_name=LOSS)
+    figure = plot_slice(study, target_name=axis)
     for trace in figure.data:  # Optuna shows words in quotation marks
         trace.x = [x.strip("'") if isinstance(x, str) else x for x in trace.x]
     figure.for_each_xaxis(
@@ -125,9 +125,9 @@ def slices(study: optuna.Study) -> go.Figure:
     return figure
 
 
-def ranks(study: optuna.Study, parameters: list[str]) -> go.Figure:
+def ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
     """Draw the trials' ranks over each two of these parameters, the best on top of the others."""
-    figure = plot_rank(study, params=parameters, target_name=LOSS)
+    figure = plot_rank(study, params=parameters, target_name=axis)
     values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
     for trace in figure.data:
@@ -160,23 +160,23 @@ def parallel_coordinates(study: optuna.Study) -> go.Figure:
     return figure
 
 
-def contour(study: optuna.Study, parameters: list[str]) -> go.Figure:
+def contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
     """Draw the value over two parameters."""
-    figure = plot_contour(study, params=parameters, target_name=LOSS)
+    figure = plot_contour(study, params=parameters, target_name=axis)
     figure.update_layout(title=None, height=460)
     return figure
 
 
-def distribution(study: optuna.Study) -> go.Figure:
+def distribution(study: optuna.Study, axis: str) -> go.Figure:
     """Draw how large a share of a study's trials lies below each value."""
-    figure = plot_edf(study, target_name=LOSS)
+    figure = plot_edf(study, target_name=axis)
     figure.update_layout(title=None, height=400, yaxis_title="share of the trials")
     return figure
 
 
-def history(study: optuna.Study) -> go.Figure:
+def history(study: optuna.Study, axis: str) -> go.Figure:
     """Draw the values, and the best so far, by trial number."""
-    figure = plot_optimization_history(study, target_name=LOSS)
+    figure = plot_optimization_history(study, target_name=axis)
     figure.update_layout(title=None, height=400, legend={"orientation": "h", "y": 1.1})
     return figure
 

@@ -23,10 +23,21 @@ from pygments.lexers import PythonLexer
 from reports.drawing import Drawing
 from reports.errors import ReportError
 from reports.figures import effect_colour
-from reports.sections import Section, section_of
+from reports.sections import Section, sections_of
 from reports.templating import templates
 from reports.trials import Results, read_results
-from reports.words import count_word, duration_word, number_word, parameter_word, signed, value_word
+from reports.words import (
+    count_word,
+    duration_word,
+    error_word,
+    nats_word,
+    number_word,
+    parameter_word,
+    readable,
+    signed,
+    value_name,
+    value_word,
+)
 from rnn.source import equations, layer_code, module_code
 from studies.files import write_beside
 from studies.opening import read_storage
@@ -71,7 +82,7 @@ def write_page(
     """Write the report of results that are read already; see :func:`write_report`."""
     names = [each.name for each in results]
     path = output or OUTPUT / f"{_file_name(names)}.html"
-    page = render([section_of(each) for each in results], renewed)
+    page = render(sections_of(results), renewed)
     try:
         if not _may_be_replaced(path):
             raise ReportError(
@@ -111,11 +122,15 @@ def _templates() -> jinja2.Environment:
         "count": count_word,
         "duration": duration_word,
         "embedded": _embedded,
+        "error": error_word,
         "figure": _figure,
         "math": lambda latex: Markup(convert(latex)),
+        "nats": nats_word,
         "number": number_word,
         "parameter": parameter_word,
+        "readable": readable,
         "signed": signed,
+        "value_name": value_name,
     }
     environment.globals |= {
         "code_styles": _code_styles(),

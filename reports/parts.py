@@ -9,9 +9,10 @@ from reports import figures, in_words
 from reports.drawing import Drawing
 from reports.effects import Effect, Grid
 from reports.trials import Results
-from reports.words import parameter_word, value_word
+from reports.words import nats_word, parameter_word, value_word, worth_title
+from studies.definition import GRADIENT_WINDOW
 
-CHOICES = ("state_size", "state_source")
+CHOICES = ("cell", GRADIENT_WINDOW, "state_size", "state_source")
 """The parameters by which a reader may choose a part of the grid, beside the loss."""
 
 
@@ -69,7 +70,7 @@ def choices_of(results: Results) -> list[Choice]:
     return found
 
 
-def parts_of(choices: list[Choice], grid: Grid) -> Iterator[Part]:
+def parts_of(results: Results, choices: list[Choice], grid: Grid) -> Iterator[Part]:
     """Yield the effects within each part that a reader may choose, the whole grid first."""
     for answers in itertools.product(*(choice.answers for choice in choices)):
         values: dict[str | None, Any] = {
@@ -79,10 +80,12 @@ def parts_of(choices: list[Choice], grid: Grid) -> Iterator[Part]:
         }
         below = values.pop(None, None)
         chosen = {name: value for name, value in values.items() if name is not None}
-        yield part_of(grid, chosen, below, "/".join(key for key, _, _ in answers))
+        yield part_of(results, grid, chosen, below, "/".join(key for key, _, _ in answers))
 
 
-def part_of(grid: Grid, chosen: dict[str, Any], below: float | None, key: str) -> Part:
+def part_of(
+    results: Results, grid: Grid, chosen: dict[str, Any], below: float | None, key: str
+) -> Part:
     """Return the effects within a part of the grid: chosen values, and losses below a bound."""
     part = grid.where(chosen, below)
     words = [f"with {parameter_word(name)} {value_word(v)}" for name, v in chosen.items()]
@@ -92,7 +95,9 @@ def part_of(grid: Grid, chosen: dict[str, Any], below: float | None, key: str) -
     drawing = None
     if found:
         drawing = Drawing(
-            f"What each switch is worth ({where})", figures.effects(found), in_words.effects(found)
+            f"{worth_title(results.has_switches)} ({where})",
+            figures.effects(found, nats_word(results.definition)),
+            in_words.effects(found),
         )
     return Part(key, where, below is not None, part.points, found, drawing)
 

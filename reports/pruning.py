@@ -75,5 +75,5 @@ def _early(results: Results, step: int) -> Part | None:
     """Return what each change is worth at a step, by the loss there."""
     there = results.curves[results.curves["step"] == step].set_index("number")["loss"]
     table = results.table.assign(value=there.reindex(results.table.index))
-    part = part_of(Grid.of(table, results.axes), {}, None, "early")
+    part = part_of(results, Grid.of(table, results.axes), {}, None, "early")
     return part if part.effects else None

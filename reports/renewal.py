@@ -24,8 +24,9 @@ from reports import figures, note
 from reports.effects import Grid
 from reports.errors import ReportError
 from reports.note import Written
-from reports.study_files import Curves, files_of, identifier, numbers_of_best, roles
+from reports.study_files import TEXTS, Curves, files_of, identifier, numbers_of_best, roles
 from reports.trials import Results, read_results
+from reports.words import nats_word, worth_title
 from studies.accounting import Accounting, accounting_of, best_of
 from studies.definition import Definition
 from studies.engine import parse_url, shown
@@ -43,9 +44,7 @@ MARK = "rnn_search:live"
 FIGURE = "effects"
 """What the dashboard calls the figure."""
 
-_TITLE = "What each switch is worth: left of zero it helps"
-
-_FORM = 1
+_FORM = 2
 """Of the note, the figure and the files: to be counted up when they are made otherwise."""
 
 _NOTE_VERSION = "dashboard:note_ver"
@@ -119,7 +118,8 @@ class _Renewal:
 
         results = None
         if state.accounting.complete:
-            results = read_results(self._storage, self._study.study_name, with_curves=())
+            name = self._study.study_name
+            results = read_results(self._storage, name, with_curves=(), with_lanes=False)
             state = _State(results.accounting, int(results.complete.index[0]))
         effects = [] if results is None else Grid.of(results.table, results.axes).effects()
         text = note.compose(
@@ -133,9 +133,11 @@ class _Renewal:
         )
         figure = None
         if effects:
-            figure = figures.effects(effects)
+            assert results is not None
+            figure = figures.effects(effects, nats_word(results.definition))
             figure.layout.template = None  # the browser has it; it is twice as long as the rest
-            figure.update_layout(height=None, title=_TITLE)
+            title = f"{worth_title(results.has_switches)}: left of zero it helps"
+            figure.update_layout(height=None, title=title)
         problem: Exception | None = None
         files: dict[str, str] = {}
         if results is not None:
@@ -163,7 +165,8 @@ class _Renewal:
         if mark is None:
             return False
         written = Written(*mark["note"])
-        expected = [self._key(role) for role in roles(state.accounting.complete)]
+        with_texts = TEXTS in mark["files"]
+        expected = [self._key(role) for role in roles(state.accounting.complete, with_texts)]
         return (
             mark == state.mark(written, mark["files"])
             and len(mark["files"]) == len(expected)

@@ -1,10 +1,12 @@
 """A study's results → all that the page shows of it: numbers, figures, and those in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from reports import curves, figures, in_words
+from reports import curves, figures, held_out, in_words
+from reports.comparison import Comparison
 from reports.drawing import Drawing
 from reports.effects import Effect, Grid
 from reports.importances import (
@@ -17,39 +19,11 @@ from reports.importances import (
 from reports.lineage import Change, changes, lineage_of, replicates
 from reports.parts import Choice, Part, choices_of, interactions_of, part_of, parts_of
 from reports.pruning import Pruning, pruning_of
-from reports.trials import Results, architecture_of
-from rnn.architecture import Architecture
-from studies.records import SOURCE_TRIALS
-
-BEST = 10
-"""Architectures in the answer's table, each with its forward function."""
-
-
-@dataclass(frozen=True)
-class Winner:
-    """One of the best architectures.
-
-    Attributes:
-        number: of its trial, the best of them if it was run several times.
-        architecture: to be written out.
-        runs: that are complete; what follows is their mean.
-        value: the loss, nats a byte.
-        spread: standard deviation of the loss over the runs; NaN for one.
-        held_out: bits per character.
-        parameters: weights and biases.
-        seconds: of computing.
-        sources: the numbers of the trials that it was derived from.
-    """
-
-    number: int
-    architecture: Architecture
-    runs: int
-    value: float
-    spread: float
-    held_out: float
-    parameters: float
-    seconds: float
-    sources: list[int]
+from reports.references import Reference, budget_note, reference_words, references_for
+from reports.trials import Results
+from reports.winners import Winner, winners_of
+from reports.words import loss_axis, worth_title
+from studies.definition import GRADIENT_WINDOW
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,21 @@ class Section:
     changes: list[Change]
     replicates: pd.DataFrame | None
     replicates_drawing: Drawing | None
+    comparison: Comparison | None
+    smallest: str | None
+    differences: Drawing | None
+    shape: list[str]
     shapes: pd.DataFrame
+
+    @property
+    def worth_title(self) -> str:
+        """What the part about effects is called."""
+        return worth_title(self.results.has_switches)
+
+    @property
+    def samples(self) -> list[Winner]:
+        """The winners that have written a text."""
+        return [winner for winner in self.winners if winner.sample]
 
     @property
     def leading(self) -> list[Effect]:
@@ -83,35 +71,50 @@ class Section:
         return sorted(clear, key=lambda effect: -abs(effect.mean))[:3]
 
 
-def section_of(results: Results) -> Section:
-    """Work out all that the page shows of a study."""
+def sections_of(results: Sequence[Results]) -> list[Section]:
+    """Work out all that one page shows of studies, each beside the known cells of the others."""
+    return [section_of(each, references_for(each, results)) for each in results]
+
+
+def section_of(results: Results, references: Sequence[Reference] = ()) -> Section:
+    """Work out all that the page shows of a study.
+
+    Args:
+        results: of the study.
+        references: what known cells come to, for its figures.
+    """
     grid = Grid.of(results.table, results.axes)
     choices = choices_of(results)
     threshold = results.definition.threshold
     complete, below = list(results.complete.index), list(results.below.index)
     has_below = threshold is not None and 0 < len(below) < len(complete)
     lineage = lineage_of(results)
+    winners = winners_of(results)
     repeated = replicates(results) if results.has_replicates else None
+    best = [winner.label for winner in winners] if repeated is None else list(repeated.index)
+    comparison = held_out.comparison_of(results, best)
+    shape = [name for name in ("cell", GRADIENT_WINDOW) if name in results.parameters]
+    shape += ["layers", "state_size"]
     importances = importances_of(results, complete, "over all complete points")
     below_importances = importances_of(results, below, "below the threshold") if has_below else []
     return Section(
         results=results,
         is_complete=grid.is_complete,
-        winners=_winners(results),
+        winners=winners,
         choices=choices,
-        parts=list(parts_of(choices, grid)),
+        parts=list(parts_of(results, choices, grid)),
         pruning=pruning_of(results),
         interactions=interactions_of(grid),
         importances=importances + importances_by_block(results),
         optuna=parameters_of(results, complete, importances) + whole_of(results),
         timeline=_timeline(results),
-        curves=_curves(results),
-        below=part_of(grid, {}, threshold, "below") if has_below else None,
+        curves=_curves(results, references),
+        below=part_of(results, grid, {}, threshold, "below") if has_below else None,
         below_importances=below_importances,
         below_optuna=parameters_of(results, below, below_importances),
         slopes=Drawing(
             "From the source to each variant",
-            figures.slopes(lineage),
+            figures.slopes(lineage, loss_axis(results.definition)),
             in_words.slopes(lineage),
             "Each line is an architecture: on the left its loss in the source, on the right that "
             "of the variant, which may have had another budget.",
@@ -121,51 +124,50 @@ def section_of(results: Results) -> Section:
         else None,
         changes=changes(lineage) if lineage else [],
         replicates=repeated,
-        replicates_drawing=None
-        if repeated is None
-        else Drawing(
-            "Replicates", figures.replicates(repeated), in_words.replicates(repeated), width=640
-        ),
-        shapes=_shapes(results),
+        replicates_drawing=None if repeated is None else _replicates(results, repeated, references),
+        comparison=comparison,
+        smallest=None
+        if repeated is None or comparison is None
+        else comparison.smallest(dict(zip(repeated.index, repeated["parameters"], strict=True))),
+        differences=None
+        if repeated is None or comparison is None
+        else held_out.drawing_of(comparison),
+        shape=shape,
+        shapes=_shapes(results, shape),
     )
 
 
-def _winners(results: Results) -> list[Winner]:
-    """Return the best architectures: of replicates not the luckiest, but the best on average."""
-    winners = []
-    for _, runs in results.complete.groupby("architecture"):
-        best = runs.iloc[0]
-        winners.append(
-            Winner(
-                int(runs.index[0]),
-                architecture_of(best, results.definition),
-                len(runs),
-                float(runs["value"].mean()),
-                float(runs["value"].std()),
-                float(runs["validation_bits_per_character"].mean()),
-                float(runs["parameter_count"].mean()),
-                float(runs["seconds"].mean()),
-                best[SOURCE_TRIALS] or [],
-            )
-        )
-    return sorted(winners, key=lambda winner: (winner.value, winner.number))[:BEST]
+def _replicates(results: Results, rows: pd.DataFrame, references: Sequence[Reference]) -> Drawing:
+    named = reference_words(references, "measured")
+    return Drawing(
+        "Replicates",
+        figures.replicates(rows, results.measure, references),
+        in_words.replicates(rows, results.measure) + named,
+        (named + " " + budget_note(references)).strip() if named else "",
+        width=640,
+    )
 
 
-def _curves(results: Results) -> Drawing | None:
+def _curves(results: Results, references: Sequence[Reference]) -> Drawing | None:
     if results.curves.empty:
         return None
-    figure = curves.draw(results)
+    figure = curves.draw(results, references)
     drawn = len(figure.data)
     note = (
-        "Hover for the architecture; click a curve to see it alone, and anywhere else, or Escape, "
-        "to see all again. The ten best are thick."
+        "The smoothed training loss. Hover for the architecture; click a curve to see it alone, "
+        "and anywhere else, or Escape, to see all again. The ten best are thick."
     )
+    if results.definition.objective == "validation":
+        note = note[:-1] + ": those of the least loss on held-out text."
     if drawn < results.curves["number"].nunique():
         note += f" Of {results.curves['number'].nunique():,} curves {drawn:,} are drawn."
+    named = reference_words(references, "training_loss")
+    if named:
+        note = f"{note}{named} {budget_note(references)}".strip()
     return Drawing(
         "Every training curve",
         figure,
-        in_words.curves(results),
+        in_words.curves(results) + named,
         note,
         colourings=curves.colourings(results),
     )
@@ -184,10 +186,10 @@ def _timeline(results: Results) -> Drawing | None:
     )
 
 
-def _shapes(results: Results) -> pd.DataFrame:
-    """Return the computing time by layers and state size."""
+def _shapes(results: Results, shape: list[str]) -> pd.DataFrame:
+    """Return the computing time by what it depends on most."""
     rows = results.table.dropna(subset=["seconds"])
-    groups = rows.groupby(["layers", "state_size"])
+    groups = rows.groupby(shape)
     shapes = groups["seconds"].agg(["count", "mean", "sum"])
     shapes["steps_per_second"] = groups["steps_per_second"].median()
     shapes["share"] = shapes["sum"] / shapes["sum"].sum()

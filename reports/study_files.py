@@ -1,4 +1,4 @@
-"""The best trials → files to be looked at beside a study: their curves and their code."""
+"""The best trials → files to be looked at beside a study: their curves, their code and texts."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from reports.colours import PALETTE
 from reports.note import BEST
 from reports.templating import templates
 from reports.trials import Results, architecture_of
-from reports.words import LOSS
+from reports.words import curve_axis, nats_word, readable
 from rnn.source import module_code
 
 _NAMES = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
@@ -28,6 +28,9 @@ _MOST_POINTS = 600
 
 _BEGINNING = 0.1
 """The part of a curve whose fall would leave no height for the rest; it may be cut off."""
+
+TEXTS = "best-texts.txt"
+"""The file of what the best trials' networks write, as a person sees it."""
 
 Curves = dict[int, list[tuple[int, float]]]
 """By trial number: (step, loss), by step."""
@@ -53,14 +56,17 @@ class StudyFile:
     content: bytes
 
 
-def roles(complete: int) -> list[str]:
-    """Name the files of a study of which so many points are complete.
+def roles(complete: int, with_texts: bool) -> list[str]:
+    """Name the files of a study.
 
-    The best trials' texts will be among them as soon as trials write any.
+    Args:
+        complete: how many of its points are.
+        with_texts: whether any of its best trials has written a text.
     """
     if not complete:
         return []
-    return ["curves.csv", "curves.svg", *(f"best-{i}" for i in range(1, min(BEST, complete) + 1))]
+    code = [f"best-{i}" for i in range(1, min(BEST, complete) + 1)]
+    return ["curves.csv", "curves.svg", *code, *(["texts"] if with_texts else [])]
 
 
 def identifier(study: str, role: str) -> str:
@@ -93,14 +99,29 @@ def files_of(results: Results, curves: Curves) -> list[StudyFile]:
             "curves.svg",
             "best-curves.svg",
             "image/svg+xml",
-            _picture(results.name, best, curves).encode(),
+            _picture(results, best, curves).encode(),
         ),
     ]
     for rank, (number, row) in enumerate(best, 1):
-        code = module_code(architecture_of(row, results.definition))
+        architecture = architecture_of(row, results.definition)
+        code = module_code(architecture, results.vocabulary.size)
         name = f"best-{rank}-trial-{number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code.encode()))
+    texts = _texts(results, best)
+    if texts:
+        files.append(StudyFile("texts", TEXTS, "text/plain; charset=utf-8", texts.encode()))
     return files
+
+
+def _texts(results: Results, best: Best) -> str:
+    """Write down what the best trials' networks write; nothing if none has written anything."""
+    unit = nats_word(results.definition)
+    parts = []
+    for rank, (number, row) in enumerate(best, 1):
+        if isinstance(row["sample"], str):
+            heading = f"{rank}: trial {number}, {row['label']}, {row['value']:.4f} {unit}"
+            parts.append(f"{heading}\n{'=' * len(heading)}\n\n{readable(row['sample'])}\n")
+    return "\n\n".join(parts)
 
 
 def _table(best: Best, curves: Curves) -> str:
@@ -115,7 +136,7 @@ def _table(best: Best, curves: Curves) -> str:
     return text.getvalue()
 
 
-def _picture(name: str, best: Best, curves: Curves) -> str:
+def _picture(results: Results, best: Best, curves: Curves) -> str:
     """Draw the curves, from the height at which they have begun to differ."""
     finite = {
         number: [(step, loss) for step, loss in curve if math.isfinite(loss)]
@@ -134,6 +155,8 @@ def _picture(name: str, best: Best, curves: Curves) -> str:
     def down(loss: float) -> float:
         return round(_BOTTOM - (_BOTTOM - _TOP) * (loss - low) / (high - low), 1)
 
+    # A curve does not show what a trial came to if that is a loss on other text.
+    measured = "" if results.definition.objective == "training" else " on held-out text"
     lines = []
     for i, (number, row) in enumerate(best):
         points = finite.get(number, [])
@@ -144,14 +167,14 @@ def _picture(name: str, best: Best, curves: Curves) -> str:
                 "dashes": _DASHES[i],
                 "points": " ".join(f"{across(step)},{down(loss)}" for step, loss in points),
                 "place": _BOTTOM + 80 + i * _ROW,
-                "words": f"{i + 1}: trial {number}, {row['label']}, {row['value']:.4f}",
+                "words": f"{i + 1}: trial {number}, {row['label']}, {row['value']:.4f}{measured}",
             }
         )
     return (
         templates()
         .get_template("curves.svg")
         .render(
-            name=name,
+            name=results.name,
             width=_WIDTH,
             height=_BOTTOM + 80 + len(best) * _ROW,
             left=_LEFT,
@@ -159,7 +182,7 @@ def _picture(name: str, best: Best, curves: Curves) -> str:
             right=_RIGHT,
             bottom=_BOTTOM,
             ink=_INK,
-            axis=LOSS,
+            axis=curve_axis(results.definition),
             steps=[(across(tick), f"{tick:,.0f}") for tick, _ in _ticks(0, last, least=1)],
             losses=[(down(tick), f"{tick:.{digits}f}") for tick, digits in _ticks(low, high)],
             lines=lines,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports.errors import ReportError
 from reports.trials import Results
-from studies.definition import PARAMETERS
+from studies.definition import ALL_PARAMETERS, GRADIENT_WINDOW
 from studies.files import write_beside
 from studies.records import SETBACKS, SOURCE_TRIALS
 
@@ -67,14 +67,17 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
 def write_curves(results: Sequence[Results], path: Path) -> None:
     """Write a row for each complete point of a study, with its curve, as CSV.
 
-    The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (its value), and
-    for each log point the loss there, as ``loss_50``. A name that ends in ``.gz`` is compressed.
+    The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (its value,
+    whatever the objective), and for each log point the smoothed training loss there, as
+    ``loss_50``. A name that ends in ``.gz`` is compressed.
 
     Raises:
         ReportError: if the file cannot be written.
     """
     (each,) = results
-    names = [*PARAMETERS, *(name for name in each.axes if name not in PARAMETERS)]
+    names = [name for name in ALL_PARAMETERS if name in each.table]
+    if GRADIENT_WINDOW not in each.axes:
+        names.remove(GRADIENT_WINDOW)
     rows = each.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
     rows = rows.astype(dict.fromkeys(rows.select_dtypes(bool), int))
     curves = each.curves.pivot(index="number", columns="step", values="loss").add_prefix("loss_")

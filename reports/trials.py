@@ -1,29 +1,41 @@
 """A study in its storage → rows and curves, in pandas' terms."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
 from reports.errors import ReportError
+from reports.measure import Measure, measure_of
 from reports.words import parameter_word, value_word
-from rnn.architecture import Architecture
+from rnn.architecture import BYTES, Architecture
+from rnn.known_cell import KnownCell
 from studies.accounting import Accounting
-from studies.definition import PARAMETERS, REPLICATE, Definition
+from studies.definition import (
+    ALL_PARAMETERS,
+    GRADIENT_WINDOW,
+    KNOWN_CELL,
+    REPLICATE,
+    Definition,
+)
 from studies.errors import StudyNotFound
 from studies.opening import load_study
-from studies.points import StoredPoint, read_curves, read_points
+from studies.points import StoredPoint, read_curves, read_lanes, read_points
 from studies.records import (
     COMMANDS,
     CORPUS,
     DEFINITION,
+    LANES,
     SOURCE_TRIALS,
+    VOCABULARY,
     CorpusRecord,
     Failure,
     TrialRecord,
+    VocabularyRecord,
 )
 from studies.storage import Storage
 
@@ -35,7 +47,12 @@ PAUSED = "PAUSED"
 
 _NUMERIC = (
     "value",
+    "training_loss",
+    "validation_loss",
     "validation_bits_per_character",
+    "validation_error",
+    "test_bits_per_character",
+    "test_error",
     "parameter_count",
     "steps_per_second",
     "seconds",
@@ -45,8 +62,13 @@ _NUMERIC = (
 )
 
 
-_RECORDED = [name for name in TrialRecord.model_fields if name != REPLICATE]
-"""Of what a trial records; a replicate's number is a parameter, where there are any."""
+_RECORDED = [name for name in TrialRecord.model_fields if name not in (REPLICATE, *LANES.values())]
+"""Of what a trial records; a replicate's number is a parameter, where there are any, and the lanes
+are read apart."""
+
+_OF_ARCHITECTURES = [name for name in ALL_PARAMETERS if name != REPLICATE]
+
+_OF_BYTES = VocabularyRecord(size=BYTES, bytes_per_symbol=1)
 
 
 @dataclass(frozen=True)
@@ -59,11 +81,13 @@ class Results:
         corpus: that it was trained on.
         commands: that made it and extended it; none where that is not known.
         table: a row a point, indexed by trial number, the best first: ``architecture`` (its
-            label), ``label`` (with the replicate's number), ``state``, ``value``, the parameters,
-            and what the trial recorded.
+            label), ``label`` (with the replicate's number), ``state``, ``value``, the parameters
+            (the gradient window always among them), and what the trial recorded.
         curves: a row a log point: ``number``, ``step``, ``loss`` (nats a symbol).
-        sources: of a derived study, a row a complete trial of its source, by number: ``value`` and
-            the parameters.
+        sources: of a derived study, a row a complete trial of its source, by number: ``value``, by
+            this study's objective, and the parameters.
+        vocabulary: of what the networks read.
+        lanes: bits per character on each lane of :attr:`measure`'s held-out text, by trial number.
     """
 
     name: str
@@ -73,11 +97,24 @@ class Results:
     table: pd.DataFrame
     curves: pd.DataFrame
     sources: pd.DataFrame
+    vocabulary: VocabularyRecord = _OF_BYTES
+    lanes: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> list[str]:
         """The parameters of architectures that take more than one value among the points."""
-        return [name for name in PARAMETERS if self.table[name].nunique() > 1]
+        there = [name for name in _OF_ARCHITECTURES if name in self.table]
+        return [name for name in there if self.table[name].nunique() > 1]
+
+    @property
+    def has_switches(self) -> bool:
+        """Whether the networks are of our own cell, which has switches."""
+        return "cell" not in self.table
+
+    @property
+    def measure(self) -> Measure:
+        """By what its architectures are ranked."""
+        return measure_of(self.complete, self.definition)
 
     @property
     def axes(self) -> list[str]:
@@ -115,7 +152,10 @@ class Results:
 
 
 def read_results(
-    storage: Storage, name: str, with_curves: Collection[int] | None = None
+    storage: Storage,
+    name: str,
+    with_curves: Collection[int] | None = None,
+    with_lanes: bool = True,
 ) -> Results:
     """Read a study that has something to report.
 
@@ -123,6 +163,7 @@ def read_results(
         storage: that holds it.
         name: of the study.
         with_curves: the numbers of the trials whose curves are read; all by default.
+        with_lanes: whether what was measured on each lane of held-out text is read.
 
     Raises:
         StudyNotFound: if it is not in the storage.
@@ -146,6 +187,7 @@ def read_results(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),
         sources=_sources(storage, definition),
+        vocabulary=VocabularyRecord.model_validate(attributes.get(VOCABULARY, _OF_BYTES)),
     )
     accounting = results.accounting
     if not accounting.complete:
@@ -153,7 +195,9 @@ def read_results(
             f"study {name!r} has no complete trial (of {accounting.planned} points, "
             f"{accounting.running} are running); a report needs one or more; run the search first"
         )
-    return results
+    if not with_lanes:
+        return results
+    return replace(results, lanes=read_lanes(storage, study._study_id, results.measure.split))
 
 
 def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
@@ -188,9 +232,13 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
     }
 
 
-def architecture_of(row: "pd.Series[Any]", definition: Definition) -> Architecture:
+def architecture_of(
+    row: "pd.Series[Any] | dict[str, Any]", definition: Definition
+) -> Architecture | KnownCell:
     """Return the architecture of a table's row, whose numbers may be numpy's."""
-    params = {name: own_value(row[name]) for name in PARAMETERS}
+    params = {name: own_value(row[name]) for name in _OF_ARCHITECTURES if name in row}
+    if "cell" in params:
+        return KnownCell(*(params[name] for name in KNOWN_CELL))
     return Architecture.of(params, definition.gate_inputs)
 
 
@@ -207,7 +255,10 @@ def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
 
 
 def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
-    table = pd.DataFrame([_row(point, definition) for point in points]).set_index("number")
+    windows = {_window(point, definition) for point in points}
+    names_window = windows != {1}
+    rows = [_row(point, definition, names_window) for point in points]
+    table = pd.DataFrame(rows).set_index("number")
     for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
         table[record] = pd.to_numeric(table[record])
     # The best first, then those that ended without a value, then those that have not ended.
@@ -216,8 +267,16 @@ def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
     return table.drop(columns="rank")
 
 
-def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
-    architecture = Architecture.of(point.params, definition.gate_inputs).label
+def _window(point: StoredPoint, definition: Definition) -> int:
+    window: int = point.params.get(GRADIENT_WINDOW, definition.training.gradient_window)
+    return window
+
+
+def _row(point: StoredPoint, definition: Definition, names_window: bool) -> dict[str, Any]:
+    window = _window(point, definition)
+    architecture = architecture_of(point.params, definition).label
+    if names_window:
+        architecture += f", window {window}"
     replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
     recorded = {name: point.attributes.get(name) for name in _RECORDED}
     diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
@@ -228,6 +287,7 @@ def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
         "state": DIVERGED if diverged else PAUSED if point.is_paused else point.state.name,
         "value": point.value,
         **point.params,
+        GRADIENT_WINDOW: window,
         SOURCE_TRIALS: point.attributes.get(SOURCE_TRIALS),
         "started": point.started,
         "completed": point.completed,
@@ -235,17 +295,32 @@ def _row(point: StoredPoint, definition: Definition) -> dict[str, Any]:
 
 
 def _sources(storage: Storage, definition: Definition) -> pd.DataFrame:
-    """Read what a derived study's source came to; nothing if that is no longer there."""
+    """Read what a derived study's source came to; nothing if that is gone, or not comparable."""
     rows = []
     if definition.refinement is not None:
         try:
             source = load_study(storage, definition.refinement.source)
-            rows = [
-                {"number": point.number, "value": point.value} | point.params
-                for point in read_points(storage, source._study_id)
-                if point.value is not None
-            ]
-        except StudyNotFound:
+            theirs = Definition.model_validate(source.user_attrs.get(DEFINITION, {}))
+            if theirs.vocabulary == definition.vocabulary:
+                rows = [
+                    {
+                        "number": point.number,
+                        "value": value,
+                        GRADIENT_WINDOW: _window(point, theirs),
+                    }
+                    | point.params
+                    for point in read_points(storage, source._study_id)
+                    if (value := _value_by(definition.objective, point, theirs)) is not None
+                ]
+        except (StudyNotFound, ValidationError):
             pass
-    columns = ["number", "value", *PARAMETERS]
+    columns = ["number", "value", *_OF_ARCHITECTURES]
     return pd.DataFrame(rows, columns=columns).set_index("number")
+
+
+def _value_by(objective: str, point: StoredPoint, definition: Definition) -> float | None:
+    """Return what a complete point came to by an objective that may not be its study's."""
+    if point.value is None or definition.objective == objective:
+        return point.value
+    recorded: float | None = point.attributes.get(f"{objective}_loss")
+    return recorded

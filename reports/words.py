@@ -3,8 +3,36 @@
 from html import escape
 from typing import Any
 
-LOSS = "smoothed loss (nats a byte)"
-"""A trial's value, on an axis."""
+from studies.definition import Definition
+
+_OBJECTIVES = {"training": "least smoothed training loss", "validation": "loss on held-out text"}
+
+_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+
+
+def value_name(definition: Definition) -> str:
+    """Return what a trial's value is, by the study's objective."""
+    return _OBJECTIVES[definition.objective]
+
+
+def nats_word(definition: Definition) -> str:
+    """Return the unit of a loss: ``nats a byte``, or ``nats a token``."""
+    return f"nats a {definition.symbol}"
+
+
+def loss_axis(definition: Definition) -> str:
+    """Return what stands at an axis of trials' values."""
+    return f"{value_name(definition)} ({nats_word(definition)})"
+
+
+def curve_axis(definition: Definition) -> str:
+    """Return what stands at an axis of curves, which are of the training whatever the objective."""
+    return f"smoothed training loss ({nats_word(definition)})"
+
+
+def worth_title(has_switches: bool) -> str:
+    """Return the title of what stands for the worth of each change."""
+    return f"What each {'switch' if has_switches else 'choice'} is worth"
 
 
 def parameter_word(parameter: str) -> str:
@@ -13,10 +41,15 @@ def parameter_word(parameter: str) -> str:
 
 
 def value_word(value: Any) -> str:
-    """Return a value's name: on and off for a switch."""
+    """Return a value's name: on and off for a switch, ``LSTM`` for ``lstm``."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value)
+    return _CELLS.get(value, str(value))
+
+
+def readable(text: str) -> str:
+    """Return what a network wrote with what cannot be shown, but line breaks and tabs, as marks."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
 
 
 def plain(text: object) -> str:
@@ -29,9 +62,15 @@ def number_word(value: float | None, form: str) -> str:
     return "" if value is None or value != value else f"{value:{form}}"
 
 
-def signed(value: float) -> str:
-    """Return a difference in nats with its sign, and a minus that is as wide as a plus."""
-    return f"{value:+.3f}".replace("-", "−")
+def error_word(error: float | None, form: str) -> str:
+    """Return a standard error as it stands behind a number; nothing where there is none."""
+    word = number_word(error, form)
+    return word and f" ± {word}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a difference with its sign, and a minus that is as wide as a plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def duration_word(seconds: float) -> str:

@@ -27,13 +27,14 @@ class Adam:
     Attributes:
         moments: (P,) each, the first and the second, in the parameters' order.
         updates: () how many they stand for.
+        learning_rate: α, of the next update.
     """
 
     def __init__(self, parameters: Parameters, learning_rate: float) -> None:
         values = parameters.values
         self.moments = (torch.zeros_like(values), torch.zeros_like(values))
         self.updates = torch.zeros((), device=values.device)
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._parameters = parameters
         cast = len(parameters.low_gradients) if parameters.is_mixed else 0
         size = _CHUNK if values.device.type == "cpu" else max(1, cast)
@@ -73,7 +74,7 @@ class Adam:
             second,
             [],
             [self.updates],
-            lr=self._learning_rate,
+            lr=self.learning_rate,
             beta1=BETA_1,
             beta2=BETA_2,
             weight_decay=0.0,

@@ -1,9 +1,10 @@
 """A member's training written down, to be gone on from as if nothing had been.
 
 A checkpoint is the SHA-256 of what follows it, and a file in the form of safetensors: numbers and
-names, never code. It holds the weights, Adam's moments, the hidden states, the smoothed loss, the
-position and the curve. The position, with the study's seed, is also the state of all that is drawn
-at random; see :class:`rnn.training.Progress`. It does not say whom the member was trained with.
+names, never code. It holds the weights, their mean, Adam's moments, the hidden states, the smoothed
+loss, the position and the curve. The position, with the study's seed, is also the state of all that
+is drawn at random; see :class:`rnn.training.Progress`. It does not say whom the member was trained
+with.
 """
 
 import hashlib
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from rnn.architecture import BYTES, Architecture
 from rnn.errors import CheckpointError
+from rnn.known_cell import KnownCell
 from rnn.parameters import Weights
 from rnn.training import Progress
 
 _DIGEST = hashlib.sha256().digest_size
-_FORM = "2"
+_FORM = "3"
+_AVERAGE = "average"
 
 
 def write_checkpoint(progress: Progress, identity: str) -> bytes:
@@ -32,7 +35,10 @@ def write_checkpoint(progress: Progress, identity: str) -> bytes:
         identity: of its training: all that its numbers follow from, in any words.
     """
     tensors: dict[str, Tensor] = {}
-    for kind, weights in _kinds(progress.weights, *progress.moments).items():
+    kinds = _kinds(progress.weights, *progress.moments)
+    if progress.average is not None:
+        kinds[_AVERAGE] = progress.average
+    for kind, weights in kinds.items():
         for name, (weight, bias) in weights.items():
             tensors[f"{kind}.{name}.weight"], tensors[f"{kind}.{name}.bias"] = weight, bias
     tensors |= {f"states.{index}": state for index, state in enumerate(progress.states)}
@@ -50,7 +56,10 @@ def write_checkpoint(progress: Progress, identity: str) -> bytes:
 
 
 def read_checkpoint(
-    architecture: Architecture, identity: str, written: bytes, vocabulary_size: int = BYTES
+    architecture: Architecture | KnownCell,
+    identity: str,
+    written: bytes,
+    vocabulary_size: int = BYTES,
 ) -> Progress:
     """Return how far a member had come when a checkpoint was written.
 
@@ -68,22 +77,26 @@ def read_checkpoint(
         raise CheckpointError("the checkpoint is of another run or of another version")
     shapes = architecture.products(vocabulary_size)
     kinds: dict[str, Weights] = {}
-    for kind in _kinds({}, {}, {}):
+    has_average = any(name.startswith(f"{_AVERAGE}.") for name in tensors)
+    for kind in (*_kinds({}, {}, {}), *[_AVERAGE] * has_average):
         kinds[kind] = {}
         for name, (inputs, outputs) in shapes.items():
             weight = _tensor(tensors, f"{kind}.{name}.weight", (inputs, outputs))
             bias = _tensor(tensors, f"{kind}.{name}.bias", (outputs,))
             kinds[kind][name] = weight, bias
+    average = kinds.pop(_AVERAGE, None)
     weights, first, second = kinds.values()
+    states = sum(name.startswith("states.") for name in tensors)
     steps, losses = tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist()
     return Progress(
         int(metadata["step"]),
         float(metadata["seconds"]),
         weights,
         (first, second),
-        [tensors[f"states.{index}"] for index in range(architecture.layers)],
+        [tensors[f"states.{index}"] for index in range(states)],
         tensors["smoothed"],
         dict(zip(steps, losses, strict=True)),
+        average,
     )
 
 

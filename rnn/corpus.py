@@ -15,6 +15,9 @@ from rnn.errors import CorpusError
 
 Bytes = npt.NDArray[np.uint8]
 
+SymbolArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""Text in symbols: bytes, or the tokens of a larger vocabulary."""
+
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -72,16 +75,16 @@ class Corpus:
             )
 
 
-def lanes(text: Bytes, starts: npt.NDArray[np.int64], length: int) -> Bytes:
+def lanes(text: SymbolArray, starts: npt.NDArray[np.int64], length: int) -> SymbolArray:
     """Gather the windows of a text that begin at the starts.
 
     Args:
-        text: (n,) bytes.
+        text: (n,) symbols.
         starts: (B,) positions, each at most n − length.
-        length: of each window, in bytes.
+        length: of each window, in symbols.
 
     Returns:
-        (length, B) bytes: a row a time step.
+        (length, B) symbols: a row a time step.
     """
     windows = np.lib.stride_tricks.sliding_window_view(text, length)[starts]  # (B, length)
     return np.ascontiguousarray(windows.T)

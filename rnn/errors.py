@@ -5,7 +5,9 @@
     RNNError
     ├── CorpusError        a text that is missing, empty, too short, or not what it should be
     ├── DeviceError        a device that this machine does not have
-    └── CheckpointError    a checkpoint that is damaged or of another run
+    ├── CheckpointError    a checkpoint that is damaged or of another run
+    ├── VocabularyError    a vocabulary that is damaged
+    └── WeightsError       a file of weights that is damaged or none at all
 """
 
 
@@ -23,3 +25,11 @@ class DeviceError(RNNError):
 
 class CheckpointError(RNNError):
     """A checkpoint cannot be gone on from."""
+
+
+class VocabularyError(RNNError):
+    """What was written is no vocabulary."""
+
+
+class WeightsError(RNNError):
+    """A file holds no trained network."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from rnn.affine import Affine, Block, Input, Workspace
 from rnn.architecture import BYTES, Architecture
 from rnn.cell import Cell
+from rnn.known_cell import KnownCell
 from rnn.member import Member
 from rnn.parameters import Parameters, Weights
 from rnn.precision import Precision, prepare
@@ -88,7 +89,8 @@ class Population:
         parameters: their weights.
 
     Raises:
-        ValueError: if the members differ in layers, state size or ``gate_inputs``.
+        ValueError: if the members differ in layers, state size or ``gate_inputs``, or one of them
+            is of another cell than ours, or has a gradient that crosses a time step.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Population:
         fixed: bool | None = None,
     ) -> None:
         self.members = tuple(sorted(members, key=_alike))
-        architectures = [member.architecture for member in self.members]
+        architectures = [_gated(member) for member in self.members]
         shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
         if len(shapes) != 1:
             raise ValueError(
@@ -165,6 +167,10 @@ class Population:
         """Return the zero states at a sequence's start, for each layer (K, B, n)."""
         shape = (len(self.members), lanes, self.state_size)
         return [self.parameters.values.new_zeros(shape) for _ in self.cells]
+
+    def learning_states(self, lanes: int) -> list[Tensor]:
+        """Return what a sequence's training begins with, all zero: the states, and no more."""
+        return self.initial_states(lanes)
 
     def symbols(self, symbols: Tensor) -> Symbols:
         """Return what lanes with these symbols (B,) read, as this population takes it."""
@@ -254,33 +260,46 @@ class Population:
 
 
 def member_bytes(
-    architecture: Architecture,
+    member: Member,
     lanes: int,
     precision: Precision,
     vocabulary_size: int = BYTES,
 ) -> int:
-    """Estimate the memory that a member of a population takes in training, from above.
+    """Estimate the memory that a network takes in training, from above.
 
     Args:
-        architecture: of the member.
+        member: the network; the longer its gradient's window is, the more is kept.
         lanes: B.
         precision: of the arithmetic.
         vocabulary_size: V.
     """
     size = 8 if precision == "fp64" else 4
-    parameters = architecture.parameter_count(vocabulary_size)
-    # Weights, gradients, two moments, and the low ones of the first two.
-    weights = parameters * (4 * size + 2 * 2 * (precision == "bf16"))
+    parameters = member.architecture.parameter_count(vocabulary_size)
+    # Weights, gradients, two moments, and the low ones of the first two; autograd's gradients.
+    unrolled = isinstance(member.architecture, KnownCell) or member.gradient_window > 1
+    weights = parameters * ((4 + unrolled) * size + 2 * 2 * (precision == "bf16"))
     # All that a pass keeps or needs meanwhile: some numbers for each input and output.
     numbers = sum(
-        4 * inputs + 6 * outputs
-        for inputs, outputs in architecture.products(vocabulary_size).values()
+        (4 * inputs + 6 * outputs) * (member.gradient_window if name.startswith("layers.") else 1)
+        for name, (inputs, outputs) in member.architecture.products(vocabulary_size).items()
     )
     return weights + lanes * numbers * size
 
 
+def _gated(member: Member) -> Architecture:
+    """Return the architecture of a member that a population can have."""
+    architecture = member.architecture
+    if isinstance(architecture, KnownCell) or member.gradient_window != 1:
+        raise ValueError(
+            f"a member is a {architecture.label} with a gradient window of "
+            f"{member.gradient_window}; allowed: our own cell, with 1; train it by itself "
+            "(rnn.unrolled)"
+        )
+    return architecture
+
+
 def _alike(member: Member) -> tuple[object, ...]:
-    a = member.architecture
+    a = _gated(member)
     gates = a.input_gate, a.state_gate, a.forget_gate
     return *gates, not a.reads_new, not a.reads_old, a.residual, a.output_gate, member.replicate
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn.adam import Adam
-from rnn.network import Population
+from rnn.unrolled import Network
 
 WARM_UP = 3
 """Steps that are taken before a graph is recorded: libraries set themselves up in the first."""
@@ -16,7 +16,8 @@ WARM_UP = 3
 class Program:
     """A training step: forward, backward, optimizer, smoothed losses.
 
-    On a GPU it is recorded as a graph and played again, so that a step costs one launch.
+    On a GPU it is recorded as a graph and played again, so that a step costs one launch, where it
+    is the same operations whatever is read.
 
     Args:
         population: trained in place.
@@ -26,23 +27,24 @@ class Program:
 
     Attributes:
         optimizer: of all weights at once.
-        states: for each layer (K, B, n), as the last step left them.
+        states: the population's learning states, as the last step left them: those of each layer,
+            (K, B, n) as a rule, and what else it needs, each beginning with the axis K.
         smoothed: (K,) the smoothed losses, an exponential moving average of the mean cross-entropy
             over the lanes, nats a symbol.
     """
 
     def __init__(
-        self, population: Population, lanes: int, learning_rate: float, smoothing: float
+        self, population: Network, lanes: int, learning_rate: float, smoothing: float
     ) -> None:
         self.population = population
-        self.states = population.initial_states(lanes)
+        self.states = population.learning_states(lanes)
         self.smoothed = self.states[0].new_zeros(len(population.members))
         self.optimizer = Adam(population.parameters, learning_rate)
         self._smoothing = smoothing
         symbols = torch.zeros(lanes, dtype=torch.long, device=population.device)
         self._reads, self._foretells = symbols, symbols.clone()
-        on_gpu = population.device.type == "cuda"
-        self._recorder = Recorder(population.device) if on_gpu else None
+        records = population.device.type == "cuda" and population.fixed
+        self._recorder = Recorder(population.device) if records else None
 
     def begin_sequence(self) -> None:
         """Set the states to zero."""

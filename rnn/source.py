@@ -1,13 +1,20 @@
 """An architecture written out, as code and as equations: its switches are settled, none is left.
 
 :class:`rnn.cell.Cell` computes all architectures at once and is full of switches. Here is what one
-of them comes to, for a reader who wants to know, or to use, that network alone.
+of them comes to, for a reader who wants to know, or to use, that network alone. A network of a
+known cell is written with torch's own.
 """
 
 from collections.abc import Sequence
 from textwrap import indent
+from typing import Literal, get_args
 
 from rnn.architecture import BYTES, Architecture
+from rnn.known_cell import KnownCell
+from rnn.known_source import MODULES, SUFFIXES, forward_lines, known_equations
+
+Part = Literal["weight", "bias"]
+"""One of a product's two tensors."""
 
 _LAYER = "layers.0."
 """What the products of the first layer start with; the other layers' are the same."""
@@ -16,11 +23,10 @@ _MODULE = '''\
 """A recurrent network: {label}.
 
 B is the number of lanes (texts read side by side), n = {n} the state size and V = {v} the size of
-the vocabulary. No gradient crosses a time step.
+the vocabulary. {gradient}
 """
 
-import torch
-from torch import nn
+{imports}
 
 
 class Layer(nn.Module):
@@ -28,7 +34,7 @@ class Layer(nn.Module):
 
     def __init__(self):
         super().__init__()
-{linears}
+{modules}
 
 {forward}
 
@@ -43,24 +49,24 @@ class Network(nn.Module):
         self.head = nn.Linear{head}
 
     def initial_state(self, lanes):
-        """Return the states at a text's start: for each layer zeros (B, n)."""
-        return [self.head.weight.new_zeros(lanes, {n}) for _ in self.layers]
+        """Return the states at a text's start: for each layer zeros (B, {state})."""
+        return [self.head.weight.new_zeros(lanes, {width}) for _ in self.layers]
 
     def forward(self, symbols, states):
-        """Map symbols (B,) and each layer's state (B, n) to logits (B, V) and new states."""
+        """Map symbols (B,) and each layer's state (B, {state}) to logits (B, V) and new states."""
         # Of a one-hot symbol, a linear map takes one row of its table.
         table = self.embedding.weight.T  # (V, n)
         x = table[symbols] + self.embedding.bias  # (B, n)
         new_states = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, new_state = layer(x, state)  # (B, n) each
+            x, new_state = layer(x, state)  # (B, n){new_state}
             new_states.append(new_state)
         logits = self.head(x)  # (B, V)
         return logits, new_states
 '''
 
 
-def layer_code(architecture: Architecture) -> str:
+def layer_code(architecture: Architecture | KnownCell) -> str:
     """Write the forward function of one layer in Python.
 
     Args:
@@ -70,7 +76,14 @@ def layer_code(architecture: Architecture) -> str:
         The source of a method ``forward(self, x, state)``, not indented and without a newline at
         its end. Each line that makes a tensor ends in its shape, B lanes and a state size of n.
     """
-    a = architecture
+    if isinstance(architecture, KnownCell):
+        lines = forward_lines(architecture)
+    else:
+        lines = _forward_lines(architecture)
+    return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
+
+
+def _forward_lines(a: Architecture) -> list[str]:
     lines = ["c = torch.cat((x, state), dim=1)  # (B, 2n)"]
     old = "state"
     if a.input_gate:
@@ -111,15 +124,11 @@ def layer_code(architecture: Architecture) -> str:
         ]
     else:
         lines += ["output = output * torch.sigmoid(output)  # (B, n)"]
-    lines += ["return output, new_state.detach()"]
-    return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
+    return [*lines, "return output, new_state.detach()"]
 
 
-def module_code(architecture: Architecture, vocabulary_size: int = BYTES) -> str:
+def module_code(architecture: Architecture | KnownCell, vocabulary_size: int = BYTES) -> str:
     """Write a Python file that is the whole network and needs nothing but PyTorch.
-
-    Its modules are called as :meth:`rnn.architecture.Architecture.products` calls the affine
-    maps, so that ``layers.0.candidate.weight``, say, is the transpose of that product's weight.
 
     Args:
         architecture: the network to write.
@@ -127,27 +136,59 @@ def module_code(architecture: Architecture, vocabulary_size: int = BYTES) -> str
 
     Returns:
         The file's text, with the classes ``Layer``, whose forward function is that of
-        :func:`layer_code`, and ``Network``.
+        :func:`layer_code`, and ``Network``, whose state has the names of :func:`state_names`.
     """
-    products = architecture.products(vocabulary_size)
-    linears = [
-        f"self.{name.removeprefix(_LAYER)} = nn.Linear{shape}"
-        for name, shape in products.items()
-        if name.startswith(_LAYER)
-    ]
+    products, n = architecture.products(vocabulary_size), architecture.state_size
+    if isinstance(architecture, KnownCell):
+        modules = [f"self.cell = nn.{MODULES[architecture.cell]}({n}, {n})"]
+        gradient = "Gradients go back as far as states are not detached."
+        is_lstm = architecture.cell == "lstm"
+    else:
+        modules = [
+            f"self.{name.removeprefix(_LAYER)} = nn.Linear{shape}"
+            for name, shape in products.items()
+            if name.startswith(_LAYER)
+        ]
+        gradient = "No gradient crosses a time step."
+        is_lstm = False
+    forward = layer_code(architecture)
+    imports = ["import torch"] * ("torch." in forward) + ["from torch import nn"]
     return _MODULE.format(
         label=architecture.label,
-        n=architecture.state_size,
+        n=n,
         v=vocabulary_size,
-        linears=indent("\n".join(linears), " " * 8),
-        forward=indent(layer_code(architecture), " " * 4),
+        gradient=gradient,
+        imports="\n".join(imports),
+        modules=indent("\n".join(modules), " " * 8),
+        forward=indent(forward, " " * 4),
         embedding=products["embedding"],
         layers=architecture.layers,
         head=products["head"],
+        width=2 * n if is_lstm else n,
+        state="2n" if is_lstm else "n",
+        new_state=", (B, 2n)" if is_lstm else " each",
     )
 
 
-def equations(architecture: Architecture) -> list[str]:
+def state_names(architecture: Architecture | KnownCell) -> dict[str, tuple[str, Part]]:
+    """Tell what each tensor in the state of :func:`module_code`'s network is.
+
+    Returns:
+        Its name to a product (:meth:`rnn.architecture.Architecture.products`), and which of that
+        product's it is: the bias, as it is, or the weight, transposed.
+    """
+    names: dict[str, tuple[str, Part]] = {}
+    for product in architecture.products():
+        module, end = product, ""
+        if isinstance(architecture, KnownCell) and product.startswith("layers."):
+            layer, _, own = product.rpartition(".")
+            module, end = f"{layer}.cell", f"_{SUFFIXES[own]}"
+        for part in get_args(Part):
+            names[f"{module}.{part}{end}"] = product, part
+    return names
+
+
+def equations(architecture: Architecture | KnownCell) -> list[str]:
     r"""Write one layer in LaTeX, with the letters of :class:`rnn.cell.Cell`.
 
     A prime marks what the input gate let through. Where a gate follows it, ``\tilde u`` is the
@@ -160,6 +201,8 @@ def equations(architecture: Architecture) -> list[str]:
         The equations in the order in which they are computed, without delimiters: from the
         input x and the previous state h to the output y and, in the last, the next h.
     """
+    if isinstance(architecture, KnownCell):
+        return known_equations(architecture)
     a = architecture
     lines = [rf"c = {_join(['x', 'h'])}"]
     c, old = "c", "h"

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnn.corpus import Bytes, lanes
+from rnn.corpus import SymbolArray, lanes
 from rnn.member import Member
-from rnn.network import Population
 from rnn.parameters import Weights
 from rnn.program import Program
+from rnn.unrolled import Network
 
 SMOOTHED_LOSS_START = 3.0
 """Where the smoothed loss begins, nats a symbol."""
@@ -31,6 +31,8 @@ class Training:
         learning_rate: Adam's.
         smoothing: the weight of the past in the smoothed loss.
         seed: of the text's order; see :func:`sequence`.
+        average: the last part of the steps over which the weights are averaged; see
+            :meth:`Run.take_average`.
     """
 
     steps: int
@@ -40,6 +42,12 @@ class Training:
     learning_rate: float
     smoothing: float
     seed: int
+    average: float = 0.0
+
+    @property
+    def averaged_after(self) -> int:
+        """The step after which the weights enter the average; the last if there is none."""
+        return self.steps - int(self.average * self.steps)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Progress:
         states: for each layer (B, n), as the last step left them.
         smoothed: () the smoothed loss.
         curve: the smoothed loss at each log point so far, by step.
+        average: the mean of the weights so far; None before it is begun.
     """
 
     step: int
@@ -79,18 +88,20 @@ class Progress:
     states: list[Tensor]
     smoothed: Tensor
     curve: dict[int, float]
+    average: Weights | None = None
 
 
-def sequence(text: Bytes, settings: Training, number: int) -> Bytes:
+def sequence(text: SymbolArray, settings: Training, number: int, replicate: int = 0) -> SymbolArray:
     """Draw the lanes of a run's n-th sequence, one random start a lane.
 
-    They depend on the seed and the number alone: every architecture reads the same text in the
-    same order (common random numbers), and a resumed run needs no generator's state.
+    They depend on the seed, the number and the replicate alone: every architecture reads the same
+    text in the same order (common random numbers), and again another order in the next replicate; a
+    resumed run needs no generator's state.
 
     Returns:
         (sequence_length, B) symbols.
     """
-    random = np.random.default_rng([settings.seed, number])
+    random = np.random.default_rng([settings.seed, number, replicate])
     last = len(text) - settings.sequence_length
     starts = random.integers(0, last, settings.batch_size, endpoint=True)  # (B,)
     return lanes(text, starts, settings.sequence_length)
@@ -105,7 +116,7 @@ class Run:
 
     Args:
         population: trained in place, on the device where it is; it becomes a smaller one when
-            members leave.
+            members leave. Its members are of one replicate.
         text: (length,) the training split, at least one sequence long.
         settings: of the run.
         progress: of each member, where they go on from; all have done the same steps. The weights
@@ -117,6 +128,9 @@ class Run:
         step: steps done.
         seconds: for each member its share of the wall time that they took.
         curves: for each member the smoothed loss at each log point so far, by step.
+
+    Raises:
+        ValueError: if the members are of several replicates.
     """
 
     members: tuple[Member, ...]
@@ -125,11 +139,17 @@ class Run:
 
     def __init__(
         self,
-        population: Population,
-        text: Bytes,
+        population: Network,
+        text: SymbolArray,
         settings: Training,
         progress: Mapping[Member, Progress] | None = None,
     ) -> None:
+        replicates = {member.replicate for member in population.members}
+        if len(replicates) > 1:
+            raise ValueError(
+                f"members are of the replicates {sorted(replicates)}; allowed: one, for each reads "
+                "the text in an order of its own; train the others in a run of their own"
+            )
         self.text = text
         self.settings = settings
         self._charged: float | None = None  # when, while it is trained
@@ -156,6 +176,7 @@ class Run:
                     self._program.begin_sequence()
                 self._program.step(reads, foretells)
                 self.step += 1
+                self._average_weights()
                 if self.step % self.settings.log_every == 0:
                     yield self._log()
                     self._charged = time.monotonic()  # what was done meanwhile is no training
@@ -165,6 +186,19 @@ class Run:
         finally:
             self._charge()
             self._charged = None
+
+    def take_average(self) -> None:
+        """Put the mean of the weights, over the steps that it is taken over, in their place.
+
+        The iterates of a constant learning rate wander about where their mean lies (Polyak &
+        Juditsky, *Acceleration of Stochastic Approximation by Averaging*, 1992): the mean foretells
+        better, and differs less between two runs. To be called after the last step.
+        """
+        if self._mean is None:
+            return
+        parameters = self.population.parameters
+        for k in range(len(self.members)):
+            parameters.put(k, parameters.values, parameters.of(k, self._mean))
 
     def drop(self, leaving: Collection[Member]) -> None:
         """Go on without some members: from now on they cost nothing."""
@@ -194,9 +228,10 @@ class Run:
             [state[k].to("cpu", copy=True) for state in program.states],
             program.smoothed[k].to("cpu", copy=True),
             dict(self.curves[k]),
+            None if self._mean is None else parameters.of(k, self._mean),
         )
 
-    def _take_up(self, population: Population, progress: Mapping[Member, Progress]) -> None:
+    def _take_up(self, population: Network, progress: Mapping[Member, Progress]) -> None:
         self.population = population
         self.members = population.members
         settings = self.settings
@@ -204,6 +239,7 @@ class Run:
             population, settings.batch_size, settings.learning_rate, settings.smoothing
         )
         program.smoothed.fill_(SMOOTHED_LOSS_START)
+        self._mean: Tensor | None = None  # (P,)
         self.step = 0
         self.seconds = [0.0] * len(self.members)
         self.curves = [{} for _ in self.members]
@@ -217,7 +253,20 @@ class Run:
             for state, before in zip(program.states, own.states, strict=True):
                 state[k].copy_(before)
             program.smoothed[k].copy_(own.smoothed)
+            if own.average is not None:
+                if self._mean is None:
+                    self._mean = torch.zeros_like(population.parameters.values)
+                population.parameters.put(k, self._mean, own.average)
         program.optimizer.updates.fill_(self.step)
+
+    def _average_weights(self) -> None:
+        count = self.step - self.settings.averaged_after
+        if count < 1:
+            return
+        values = self.population.parameters.values
+        if self._mean is None:
+            self._mean = torch.zeros_like(values)
+        self._mean.lerp_(values, 1 / count)
 
     def _log(self) -> LogPoint:
         point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))
@@ -241,8 +290,9 @@ class Run:
         first = self.step
         while first < self.settings.steps:
             number, begin = divmod(first, steps_a_sequence)
-            drawn = torch.from_numpy(sequence(self.text, self.settings, number))  # (L, B)
-            drawn = drawn.to(self.population.device)
+            replicate = self.members[0].replicate
+            drawn = torch.from_numpy(sequence(self.text, self.settings, number, replicate))
+            drawn = drawn.to(self.population.device)  # (L, B)
             end = min(steps_a_sequence, begin + self.settings.steps - first)
             for t in range(begin, end):
                 yield drawn[t], drawn[t + 1], t == 0

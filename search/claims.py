@@ -80,7 +80,7 @@ class ClaimKeeper(StorageThread):
 
         Args:
             avoid: the ids of trials that are taken only if no other waits, and then alone.
-            alike: the parameters whose values must be the same.
+            alike: the parameters whose values must be the same, where a trial has them.
             limit: says how many to take in all, if the first is this trial.
             choose: where no other waits, reads which paused trial to go on with, and after it those
                 that may be taken along; nothing for none.
@@ -124,10 +124,9 @@ class ClaimKeeper(StorageThread):
             others = limit(first.trial) - 1
             if others < 1 or (fellows is not None and not fellows):
                 return []
+            own = [parameter for parameter in alike if parameter in first.trial.params]
             try:
-                return self._storage.claim_alike(
-                    first.trial_id, owner, others, alike, avoid, fellows
-                )
+                return self._storage.claim_alike(first.trial_id, owner, others, own, avoid, fellows)
             except ClaimLost:  # between the two; it will be seen where others are
                 return []
 

@@ -5,7 +5,9 @@
     SearchError
     ├── SourceUnfinished    a study that another is to be derived from, not complete
     ├── GridExhausted       (also optuna.TrialPruned) no point is left to be run
-    └── Stopped             a stop was asked for in the midst of something
+    ├── Stopped             a stop was asked for in the midst of something
+    ├── WeightsNotKept      a trial whose trained network is not to be had
+    └── ExportRefused       a folder that a network cannot be written to
 """
 
 import optuna
@@ -28,6 +30,14 @@ class GridExhausted(SearchError, optuna.TrialPruned):
 
 class Stopped(SearchError):
     """A stop was asked for before what was begun is done."""
+
+
+class WeightsNotKept(SearchError):
+    """There is no trained network of a trial."""
+
+
+class ExportRefused(SearchError):
+    """A folder is not free for what is to be written there."""
 
 
 BAD_INPUT = (StudiesError, RNNError, SearchError)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
 from rnn.precision import has_bfloat16, require_precision
+from rnn.vocabulary import Text, read_vocabulary, train_vocabulary
 from search.grid import GridSampler
 from search.pruner import BestFractionPruner
 from search.refinement import derive_points
@@ -29,7 +30,9 @@ from studies.records import (
     CORPUS,
     DEFINITION,
     METRICS,
+    VOCABULARY,
     CorpusRecord,
+    VocabularyRecord,
     is_point,
 )
 from studies.storage import Storage
@@ -59,6 +62,7 @@ class Joined:
         definition: that it was made with; what it says of leases, checkpoints and outages is the
             worker's own.
         corpus: its text.
+        text: the same in the symbols that its networks read.
         news: what a person should know of how it was made; nothing if it was there.
     """
 
@@ -66,6 +70,7 @@ class Joined:
     storage: Storage
     definition: Definition
     corpus: Corpus
+    text: Text
     news: str = ""
 
     @property
@@ -74,8 +79,8 @@ class Joined:
         return self.study._study_id
 
     @property
-    def checkpoints(self) -> str:
-        """The name of the folder that the study's checkpoints lie in, and no other's."""
+    def folder(self) -> str:
+        """The name of the folder that the study's files lie in, and no other's."""
         return str(self.study.user_attrs.get(CHECKPOINTS, f"study-{self.study_id}"))
 
 
@@ -163,7 +168,8 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             made_with = _precision(definition.precision, device)
             if definition.precision == "auto":
                 news = f"precision {made_with}, for {_REASONS[made_with].format(device)}; {_FIXED}"
-            _create(name, storage, made_with, definition, own, terms)
+            text = _new_text(storage, definition, corpus)
+            _create(name, storage, made_with, definition, own, text, terms)
         study = load_study(storage, name)
         stored = stored_definition(study)
         _require_same(study, stored, definition, own, terms.extend)
@@ -173,12 +179,41 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
                 return join(file, url, terms, device)
             stored = extended
         require_precision(stored.precision, device)
+        text = _text_of(study, corpus)
         if_refused.pop_all()
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=_pruner(stored)
     )
     own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
-    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus, news)
+    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus, text, news)
+
+
+def _new_text(storage: Storage, definition: Definition, corpus: Corpus) -> Text:
+    """Return a corpus in the symbols of the vocabulary that a new study is to have.
+
+    It is the source's, if that has one of the same kind of the same text; else one that is made of
+    the training split.
+
+    Raises:
+        CorpusError: if the text is too short for the definition.
+    """
+    text = None
+    if definition.refinement is not None:
+        source = load_study(storage, definition.refinement.source)
+        is_same_text = source.user_attrs[CORPUS]["sha256"] == corpus.sha256
+        if is_same_text and stored_definition(source).vocabulary == definition.vocabulary:
+            text = _text_of(source, corpus)
+    if text is None:
+        text = Text(corpus, train_vocabulary(definition.vocabulary, corpus.train))
+    training, evaluation = definition.training, definition.evaluation
+    text.require(training.sequence_length, evaluation.lane_length, definition.evaluate)
+    return text
+
+
+def _text_of(study: optuna.Study, corpus: Corpus) -> Text:
+    """Return a study's text in the symbols that it was made with, whoever reads it now."""
+    record = study.user_attrs.get(VOCABULARY, {})  # without one, it was made for bytes alone
+    return Text(corpus, read_vocabulary(record.get("written")))
 
 
 def _precision(asked: str, device: torch.device) -> str:
@@ -234,6 +269,7 @@ def _create(
     precision: str,
     definition: Definition,
     corpus: CorpusRecord,
+    text: Text,
     terms: Terms,
 ) -> None:
     if definition.refinement is None:
@@ -250,10 +286,16 @@ def _create(
     attributes = {
         DEFINITION: definition.model_dump(mode="json"),
         CORPUS: corpus.model_dump(mode="json"),
+        VOCABULARY: VocabularyRecord(
+            size=text.vocabulary.size,
+            bytes_per_symbol=corpus.split[0] / len(text.train),
+            written=text.vocabulary.written,
+        ).model_dump(mode="json"),
         COMMANDS: [terms.command],
         CHECKPOINTS: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
     }
-    create_study(storage, name, METRICS[definition.objective], attributes, distributions(space), planned)
+    metric = METRICS[definition.objective]
+    create_study(storage, name, metric, attributes, distributions(space), planned)
 
 
 def _extend(

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from rnn.architecture import Architecture
+from rnn.architecture import BYTES, Architecture
 from rnn.device import free_memory
+from rnn.member import Member
 from rnn.network import member_bytes
 from rnn.precision import Precision
+from rnn.unrolled import trains_in_lockstep
 from search.judgement import NEEDED
 
 _SMALL = 256 * 48
@@ -27,16 +29,25 @@ _SPARE = 0.01
 
 
 def useful_population(
-    architecture: Architecture, lanes: int, precision: Precision, device: torch.device
+    member: Member,
+    lanes: int,
+    precision: Precision,
+    device: torch.device,
+    vocabulary_size: int = BYTES,
 ) -> int:
     """Return how many networks of one shape are best trained together.
 
     Args:
-        architecture: of one of them.
+        member: one of them; it is alone if it is no member of a population.
         lanes: B.
         precision: of the arithmetic.
         device: on which to train; on a GPU it is as many as its memory has room for.
+        vocabulary_size: V.
     """
+    if not trains_in_lockstep(member):
+        return 1
+    architecture = member.architecture
+    assert isinstance(architecture, Architecture)
     on_a_processor = device.type == "cpu"
     if on_a_processor and lanes * architecture.state_size > _SMALL:
         return 1
@@ -53,7 +64,8 @@ def useful_population(
     room = free_memory(device) * _SHARE_OF_MEMORY
     if on_a_processor:
         room = min(room, _BYTES_ON_A_PROCESSOR)
-    most = max(1, int(room / member_bytes(largest, lanes, precision)))
+    size = member_bytes(member._replace(architecture=largest), lanes, precision, vocabulary_size)
+    most = max(1, int(room / size))
     return min(most, _ON_A_PROCESSOR) if on_a_processor else most
 
 

@@ -14,6 +14,7 @@ from studies.definition import (
     Refinement,
     quota,
 )
+from studies.errors import DefinitionError
 from studies.planning import PlannedPoint
 from studies.records import SOURCE_TRIALS, is_point
 
@@ -40,6 +41,7 @@ def derive_points(
     Raises:
         SourceUnfinished: if points of the source are not finished, or fewer complete than wanted,
             or fewer were kept.
+        DefinitionError: if a variant names what the source's points do not have.
     """
     refinement = definition.refinement
     assert refinement is not None
@@ -62,7 +64,7 @@ def derive_points(
             f"study {source.study_name!r} has {len(ranked)} complete points; allowed: {wanted} or "
             f"more (refinement.best = {refinement.best}); refine fewer"
         )
-    return _derive(ranked[:wanted], refinement)
+    return _derive(ranked[:wanted], refinement, definition.training.gradient_window)
 
 
 def ranking(study: optuna.Study) -> list[FrozenTrial]:
@@ -71,7 +73,9 @@ def ranking(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(filter(is_point, complete), key=lambda trial: (trial.value, trial.number))
 
 
-def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoint]:
+def _derive(
+    best: list[FrozenTrial], refinement: Refinement, gradient_window: int
+) -> list[PlannedPoint]:
     sources: dict[tuple[object, ...], list[int]] = {}
     points: dict[tuple[object, ...], Point] = {}
     varies_window = any(GRADIENT_WINDOW in variant for variant in refinement.variants)
@@ -79,8 +83,13 @@ def _derive(best: list[FrozenTrial], refinement: Refinement) -> list[PlannedPoin
         own = {name: trial.params[name] for name in ALL_PARAMETERS if name in trial.params}
         own.pop(REPLICATE, None)
         if varies_window:
-            own.setdefault(GRADIENT_WINDOW, 1)
+            own.setdefault(GRADIENT_WINDOW, gradient_window)
         for variant in refinement.variants:
+            if foreign := variant.keys() - own.keys():
+                raise DefinitionError(
+                    f"refinement.variants names {', '.join(sorted(foreign))}; allowed for the "
+                    f"points of {refinement.source!r}: {', '.join(own)}; correct it"
+                )
             # From 1: replicate 0 is the run that was chosen, and chosen for its luck, too.
             for replicate in range(1, refinement.replicates + 1):
                 point: Point = own | variant

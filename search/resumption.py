@@ -30,9 +30,14 @@ class Resumption:
     ) -> None:
         self.definition = joined.definition
         self.corpus = joined.corpus
+        self.vocabulary_size = joined.text.vocabulary.size
         self.checkpoints = checkpoints
         self.says = says
-        self.settings = Training(**self.definition.training.model_dump(), seed=self.definition.seed)
+        self.settings = Training(
+            **self.definition.training.model_dump(exclude={"gradient_window"}),
+            seed=self.definition.seed,
+            average=self.definition.evaluation.average,
+        )
 
     def progress(self, claim: Claim) -> Progress | None:
         """Return where the trial's last worker left it, if that is known.
@@ -51,7 +56,9 @@ class Resumption:
         if written is not None:
             member = member_of(claim.trial.params, self.definition)
             try:
-                progress = read_checkpoint(member.architecture, self._identity(claim), written)
+                progress = read_checkpoint(
+                    member.architecture, self._identity(claim), written, self.vocabulary_size
+                )
             except CheckpointError as error:
                 self._set_aside(number, written, error)
         curve = progress.curve if progress else {}
@@ -95,7 +102,9 @@ class Resumption:
         parts = (
             member.architecture.key,
             member.replicate,
+            member.gradient_window,
             self.definition.precision,
+            self.definition.vocabulary,
             self.settings,
             self.corpus.sha256,
             self.corpus.split,

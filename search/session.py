@@ -22,6 +22,7 @@ from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join, stored_definition
+from search.keeping import Keeping
 from search.pausing import Pausing
 from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_text, progress_text
 from search.space import member_of
@@ -29,16 +30,19 @@ from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
 from search.threads import ThreadBudget
 from search.trainer import Trainer
+from search.weights import BestWeights
 from search.worker import Worker
 from studies.command_line import leave_with
 from studies.definition import Definition, quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
-from studies.stores import open_store
+from studies.stores import Kind, open_store
 
 PROCESSES_SECONDS = 1.0
 """Between two looks at the processes that were started."""
 
+
+_KINDS: tuple[Kind, ...] = ("checkpoints", "weights")
 
 _ORDERLY = {0, *(128 + number for number in SIGNALS)}
 """The exit codes of workers that did all that was to be done, or were asked to stop."""
@@ -163,17 +167,29 @@ def work(options: Options, companion: Companion = nullcontext) -> Result:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
     """
     device = find_device(options.device)
-    store = open_store(options.artifacts, options.storage, "checkpoints")
+    checkpoints, weights = (
+        open_store(options.artifacts, options.storage, kind) for kind in _KINDS
+    )
     file = find_definition(options.study, options.overrides)
     joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):
-        result = _work(options, joined, device, Checkpoints(store, joined.checkpoints))
+        result = _work(
+            options,
+            joined,
+            device,
+            Checkpoints(checkpoints, joined.folder),
+            BestWeights(weights, joined.folder),
+        )
     give_memory_back()  # what follows, a report, takes as much
     return result
 
 
 def _work(
-    options: Options, joined: Joined, device: torch.device, checkpoints: Checkpoints
+    options: Options,
+    joined: Joined,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    weights: BestWeights,
 ) -> Result:
     console = Terminal()
     if not options.child:
@@ -198,8 +214,9 @@ def _work(
         failed = 0
         if options.workers == 1:
             with ThreadBudget(options.threads) as budget:
+                keeping = Keeping(joined, weights, keeper.consult, display.says)
                 trainer = Trainer(
-                    joined, device, budget, checkpoints, display, name, options.population
+                    joined, device, budget, checkpoints, display, name, options.population, keeping
                 )
                 pausing = None
                 if definition.pruning.enabled:

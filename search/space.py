@@ -12,6 +12,7 @@ from studies.definition import (
     ALL_PARAMETERS,
     GRADIENT_WINDOW,
     KNOWN_CELL,
+    PARAMETERS,
     REPLICATE,
     Definition,
     Point,

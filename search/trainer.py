@@ -9,19 +9,22 @@ from typing import Any, Protocol
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from rnn.unrolled import network_of, trains_in_lockstep
 
 from rnn.architecture import Architecture
 from rnn.device import is_out_of_memory
-from rnn.evaluation import bits, held_out_losses
 from rnn.fingerprint import code_fingerprint
+from rnn.known_cell import KnownCell
 from rnn.member import Member
-from rnn.network import Population
 from rnn.precision import Precision
 from rnn.training import Progress, Run
+from rnn.weights import TrainedNetwork
 from search.checkpoints import Checkpoints
 from search.claim import Claim
 from search.joining import Joined
 from search.judgement import rungs_of
+from search.keeping import Keeping
+from search.measuring import Measuring
 from search.populations import useful_chance, useful_population
 from search.resumption import Resumption
 from search.space import member_of
@@ -52,6 +55,7 @@ class Trainer:
         audience: told of every log point.
         worker: this worker's name.
         population: the most networks to train together; None for what is of use on the device.
+        keeping: of the best networks' weights; None to keep none.
     """
 
     def __init__(
@@ -63,11 +67,16 @@ class Trainer:
         audience: Audience,
         worker: str,
         population: int | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         definition = joined.definition
         assert definition.precision != "auto", "resolved when the study was made"
+        self.study = joined.study.study_name
         self.definition = definition
-        self.corpus = joined.corpus
+        self.text = joined.text
+        self.vocabulary_size = joined.text.vocabulary.size
+        self.measuring = Measuring(definition, joined.text)
+        self.keeping = keeping
         self.precision: Precision = definition.precision
         self.device = device
         self.budget = budget
@@ -85,12 +94,14 @@ class Trainer:
 
     def limit(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, itself among them, to train together."""
-        architecture = member_of(trial.params, self.definition).architecture
+        member = member_of(trial.params, self.definition)
+        if not trains_in_lockstep(member):
+            return 1
         lanes = max(self.settings.batch_size, self.definition.evaluation.lanes)
         limit = self.population or useful_population(
-            architecture, lanes, self.precision, self.device
+            member, lanes, self.precision, self.device, self.vocabulary_size
         )
-        return min(limit, self._most.get(_shape(architecture), limit))
+        return min(limit, self._most.get(_shape(member.architecture), limit))
 
     def train(
         self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
@@ -124,8 +135,10 @@ class Trainer:
                 self.resumption.write(claim, run.progress(member))
 
     def forget(self, number: int) -> None:
-        """Remove the checkpoint of a finished trial."""
+        """Remove the checkpoint of a finished trial, and weights that are not wanted any more."""
         self.resumption.forget(number)
+        if self.keeping is not None:
+            self.keeping.settle(number)
 
     def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
         """Return the cause of an error, and what to record of a trial that it ends for good."""
@@ -145,14 +158,15 @@ class Trainer:
         progress = {member: begun[claim] for member, claim in claims.items()}
         known = {member: own for member, own in progress.items() if own is not None}
         try:
-            population = Population(
+            network = network_of(
                 list(claims),
                 self.definition.seed,
                 self.precision,
-                device=self.device,
-                weights={member: own.weights for member, own in known.items()},
+                self.vocabulary_size,
+                self.device,
+                {member: own.weights for member, own in known.items()},
             )
-            self._run = run = Run(population, self.corpus.train, self.settings, known)
+            self._run = run = Run(network, self.text.train, self.settings, known)
             yield from self._train_and_measure(run, claims, look, judge)
         except Exception as error:
             if is_out_of_memory(error):
@@ -203,31 +217,41 @@ class Trainer:
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Measure on held-out text what is trained to the end."""
         began = time.monotonic()
-        evaluation = self.definition.evaluation
         # As they are now: whoever is lost meanwhile is measured with the others, and not told of.
-        members, seconds, curves = run.members, list(run.seconds), list(run.curves)
-        losses = held_out_losses(
-            run.population,
-            self.corpus.validation,
-            evaluation.lanes,
-            evaluation.lane_length,
-            between_steps,
-        ).mean(dim=1)  # (K,)
+        members, seconds = run.members, list(run.seconds)
+        measured = self.measuring.measure(run, between_steps)
+        found = {
+            claims[member].trial.number: each.value
+            for member, each in zip(members, measured, strict=True)
+            if each.value is not None and not claims[member].lost
+        }
+        wanted = self.keeping.wanted(found) if self.keeping else set()
         share = (time.monotonic() - began) / len(members)
-        for member, loss, trained, curve in zip(
-            members, losses.tolist(), seconds, curves, strict=True
-        ):
-            if claims[member].lost:
+        for k, (member, each) in enumerate(zip(members, measured, strict=True)):
+            claim, rate = claims[member], self.settings.steps / seconds[k]
+            if claim.lost:
                 continue
-            rate = self.settings.steps / trained
-            if not math.isfinite(loss):  # after the last log point, or on other text
-                yield claims[member], self._divergence(member, rate, trained)
+            if each.value is None:  # after the last log point, or on other text
+                yield claim, self._divergence(member, rate, seconds[k])
                 continue
-            attributes = self._record(
-                member, rate, trained + share, validation_bits_per_character=bits(loss)
-            )
-            value = min(curve.values())
-            yield claims[member], Outcome(TrialState.COMPLETE, value, attributes, "complete")
+            kept = {}
+            if claim.trial.number in wanted:
+                kept["sample"] = self._keep(claim, run, member, each.value)
+            attributes = self._record(member, rate, seconds[k] + share, **each.attributes, **kept)
+            yield claim, Outcome(TrialState.COMPLETE, each.value, attributes, "complete")
+
+    def _keep(self, claim: Claim, run: Run, member: Member, value: float) -> str | None:
+        """Keep a trial's weights; return what its network writes."""
+        assert self.keeping is not None
+        parameters = run.population.parameters
+        network = TrainedNetwork(
+            member.architecture,
+            parameters.of(run.members.index(member), parameters.values),
+            self.text.vocabulary,
+            self.precision,
+            {"study": self.study, "trial": str(claim.trial.number), "value": repr(value)},
+        )
+        return self.keeping.keep(claim.trial.number, network)
 
     def _diverged(
         self, run: Run, claims: Mapping[Member, Claim]
@@ -279,7 +303,7 @@ class Trainer:
         self, member: Member, steps_per_second: float, seconds: float, **found: object
     ) -> Mapping[str, Any]:
         return TrialRecord(
-            parameter_count=member.architecture.parameter_count(),
+            parameter_count=member.architecture.parameter_count(self.vocabulary_size),
             steps_per_second=steps_per_second,
             seconds=seconds,
             host=socket.gethostname(),
@@ -297,5 +321,5 @@ class Trainer:
         ).attributes()
 
 
-def _shape(architecture: Architecture) -> tuple[int, int]:
+def _shape(architecture: Architecture | KnownCell) -> tuple[int, int]:
     return architecture.layers, architecture.state_size

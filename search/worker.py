@@ -17,6 +17,7 @@ from search.pausing import Pausing, Verdict
 from search.stopping import StopRequest
 from search.storage_thread import GRACE_SECONDS
 from studies.accounting import Accounting
+from studies.definition import GRADIENT_WINDOW, REPLICATE
 from studies.errors import ClaimLost, StorageOutage
 from studies.records import SETBACKS, Failure
 
@@ -34,8 +35,9 @@ all the same."""
 LEAVE_SECONDS = 1.0
 """How long giving a point back may take a worker that is to leave at once."""
 
-ALIKE = ("layers", "state_size")
-"""The parameters of a network's shape: networks of one shape are trained together."""
+ALIKE = ("cell", "layers", "state_size", GRADIENT_WINDOW, REPLICATE)
+"""The parameters in which networks that are trained together are the same: those of their shape,
+and the replicate's number, for each replicate reads another text."""
 
 RETRIES = 3
 """How often a point is run again after an error."""

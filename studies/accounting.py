@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -98,20 +99,16 @@ def setbacks_of(storage: Storage, study_id: int) -> dict[Failure, int]:
 
 def best_of(storage: Storage, study_id: int) -> int | None:
     """Return the id of a study's best point, of equals the first; None if none is complete."""
-    query = (
-        sa.select(TRIALS.c.trial_id)
-        .join(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
-        .where(
-            TRIALS.c.study_id == study_id,
-            TRIALS.c.state == TrialState.COMPLETE,
-            marked_as_point(),
-        )
-        .order_by(VALUES.c.value, TRIALS.c.number)
-        .limit(1)
-    )
     with storage.engine.begin() as connection:
-        best: int | None = connection.scalar(query)
+        best: int | None = connection.scalar(_ranked(study_id, TRIALS.c.trial_id).limit(1))
     return best
+
+
+def ranking_of(storage: Storage, study_id: int, limit: int) -> list[tuple[int, float]]:
+    """Return the numbers and values of a study's best points, at most so many, the best first."""
+    query = _ranked(study_id, TRIALS.c.number, VALUES.c.value).limit(limit)
+    with storage.engine.begin() as connection:
+        return [(number, value) for number, value in connection.execute(query)]
 
 
 def durations_of(storage: Storage, study_id: int) -> list[Durations]:
@@ -148,3 +145,17 @@ def durations_of(storage: Storage, study_id: int) -> list[Durations]:
             elif not state.is_finished():
                 durations[state.name.lower()] = count
     return [Durations(**durations) for durations in found.values()]  # type: ignore[arg-type]
+
+
+def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query for columns of the complete points, the best first, of equals the first."""
+    return (
+        sa.select(*columns)
+        .join_from(TRIALS, VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.COMPLETE,
+            marked_as_point(),
+        )
+        .order_by(VALUES.c.value, TRIALS.c.number)
+    )

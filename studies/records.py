@@ -39,7 +39,8 @@ SOURCE_TRIALS = "source_trials"
 the best first."""
 
 CHECKPOINTS = "checkpoints"
-"""The study attribute that names the folder of its checkpoints, which is no other study's."""
+"""The study attribute that names the folder of its checkpoints and its weights, which is no other
+study's."""
 
 DEFINITION = "definition"
 """The study attribute that holds the whole definition, resolved."""

@@ -13,9 +13,9 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from studies.engine import parse_url
 from studies.errors import ArtifactsError
 
-Kind = Literal["checkpoints", "artifacts"]
-"""Of files: those of running trials, which go when all is finished, and those that are to be
-looked at."""
+Kind = Literal["checkpoints", "artifacts", "weights"]
+"""Of files: those of running trials, which go when all is finished; those that are to be looked at;
+and the best networks."""
 
 DEFAULT_PARENT = Path("studies")
 """Of the folders of studies on a server, as seen from where the command is run."""
@@ -73,11 +73,22 @@ Store = Folder | Boto3ArtifactStore
 """What Optuna, its dashboard and this project alike read and write files through."""
 
 
+def names_in(store: Store, folder: str) -> list[str]:
+    """Return the names of the files that lie in a folder of a store."""
+    if isinstance(store, Folder):
+        inside = store.path / folder
+        return [path.name for path in inside.iterdir()] if inside.is_dir() else []
+    prefix = f"{folder}/"
+    pages = store.client.get_paginator("list_objects_v2")
+    found = pages.paginate(Bucket=store.bucket, Prefix=prefix)
+    return [file["Key"].removeprefix(prefix) for page in found for file in page.get("Contents", ())]
+
+
 def open_store(artifacts: str | None, storage: str, kind: Kind) -> Store:
     """Return the place for files of a kind; nothing is made there yet.
 
     Args:
-        artifacts: a folder, or ``s3://BUCKET``, for both kinds; None for a folder of each kind
+        artifacts: a folder, or ``s3://BUCKET``, for all kinds; None for a folder of each kind
             beside the SQLite file, or in :data:`DEFAULT_PARENT` where the studies are on a server.
         storage: the storage's URL.
         kind: of the files.

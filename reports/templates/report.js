@@ -177,7 +177,7 @@ function bundled(figure, { legend, of }) {
         marker: { size: 4 },
         line: { width: curve.line.width, color: legend[of[i]][1] }, opacity: curve.opacity,
         hovertemplate: "step %{x:,}: %{y:.4f} nats<extra>%{text}</extra>",
-        hoverlabel: curve.hoverlabel,
+        hoverlabel: curve.hoverlabel, showlegend: false,
       });
     }
     const bundle = bundles.get(key), y = numbers(curve.y), x = stepsOf(curve, y.length);

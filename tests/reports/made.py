@@ -1,6 +1,7 @@
 """Studies that are made, not trained: what must come of them is known."""
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -111,6 +112,100 @@ def make_derived(sqlite_url: str) -> None:
         trial_id = storage.claim(study_id, "me")
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, curve)
     storage.close()
+
+
+def make_runs(
+    url: str,
+    name: str,
+    raw: dict,
+    runs: Sequence[tuple[dict, float, dict]],
+    text: str = "ab",
+    vocabulary: dict | None = None,
+    sources: Sequence[int] = (),
+) -> None:
+    """A finished study of these runs: a point, its value, and what was recorded of it beside.
+
+    All points come from the same trials of its source.
+
+    Its curves fall to the ``training_loss``, or else to the value.
+    """
+    storage = open_new(url)
+    definition = Definition.model_validate(raw)
+    create_study(
+        storage,
+        name,
+        METRICS[definition.objective],
+        {
+            "definition": definition.model_dump(mode="json"),
+            "corpus": {"name": "text", "sha256": text, "length": 100, "split": [90, 95]},
+        }
+        | ({"vocabulary": vocabulary} if vocabulary else {}),
+        distributions_of([point for point, _, _ in runs]),
+        [PlannedPoint(point, {"source_trials": list(sources)}) for point, _, _ in runs],
+    )
+    study_id = storage.get_study_id_from_name(name)
+    for _, value, recorded in runs:
+        trial_id = storage.claim(study_id, "me")
+        own = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
+        least = own.get("training_loss", value)
+        curve = {50: least + 1, 100: least}
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, own, curve)
+    storage.close()
+
+
+SWITCHED_OFF = dict.fromkeys(PARAMETERS[:5], False) | {"state_source": "new"}
+
+
+def own_point(layers: int = 1, state_size: int = 4, **more) -> dict:
+    """A point of our own cell, no switch on."""
+    return SWITCHED_OFF | {"layers": layers, "state_size": state_size} | more
+
+
+def make_replicates(
+    url: str,
+    name: str = "replicates",
+    split: str | None = "test",
+    gap: float = 0.5,
+    replicates: int = 3,
+    lanes: int = 4,
+) -> None:
+    """Two architectures that differ by a twentieth of a gap and a third that is worse by all of it.
+
+    The first, of two layers, is the best on the held-out text and the worst by its value; the
+    second, of one layer, has half its parameters.
+    """
+    runs = []
+    shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 20, 1.9, 100), (1, 8, gap, 1.8, 150))
+    for layers, size, worse, value, count in shapes:
+        for run in range(replicates):
+            # What runs and lanes have in common, and a little that is each one's own.
+            own = [
+                2
+                + worse
+                + run / 10
+                + lane / 5
+                + ((7 * run + 3 * lane + 5 * size * layers) % 11) / 200
+                for lane in range(lanes)
+            ]
+            recorded: dict = {"parameter_count": count, "training_loss": value + run / 100}
+            if split:
+                recorded |= {f"{split}_lanes": own, f"{split}_error": 0.125}
+                recorded[f"{split}_bits_per_character"] = sum(own) / lanes
+            runs.append((own_point(layers, size, replicate=run + 1), value + run / 100, recorded))
+    raw = {"refinement": {"source": "made", "replicates": replicates}}
+    make_runs(url, name, raw, runs)
+
+
+def make_known(url: str, name: str = "cells", text: str = "ab", **raw) -> None:
+    """Two sizes each of two known cells, with gradients through one step and through sixteen."""
+    space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8]}
+    definition = {"space": space | {"gradient_window": [1, 16]}} | raw
+    points = Definition.model_validate(definition).space.points()
+    runs = [
+        (point, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "parameter_count": 10 + i})
+        for i, point in enumerate(points)
+    ]
+    make_runs(url, name, definition, runs, text)
 
 
 def distributions_of(points: list[dict]) -> dict[str, CategoricalDistribution]:

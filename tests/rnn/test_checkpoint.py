@@ -22,6 +22,7 @@ SETTINGS = Training(
     learning_rate=0.01,
     smoothing=0.9,
     seed=3,
+    average=0.6,
 )
 SWITCHES = [
     Member(Architecture(*gates, source, 2, 5), replicate=1)
@@ -66,6 +67,9 @@ def same(one, other):
     assert one.members == other.members
     assert torch.equal(one.population.parameters.values, other.population.parameters.values)
     assert one.curves == other.curves
+    for run in (one, other):
+        run.take_average()
+    assert torch.equal(one.population.parameters.values, other.population.parameters.values)
 
 
 @pytest.mark.parametrize("member", SWITCHES, ids=lambda member: member.architecture.key)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from rnn.affine import Input
 from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
+from rnn.known_cell import CELLS, KnownCell
 from rnn.member import Member
 from rnn.network import Population, initial_weights
-from rnn.source import equations, layer_code, module_code
+from rnn.source import equations, layer_code, module_code, state_names
+from rnn.unrolled import Unrolled
 
 SEED, LANES, SIZE, VOCABULARY, STEPS = 7, 3, 4, 11, 3
 GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
@@ -37,6 +39,8 @@ ALL = [
 each_architecture = pytest.mark.parametrize(
     "architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}"
 )
+KNOWN = [KnownCell(cell, 2, SIZE) for cell in CELLS]
+each_known = pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.label)
 EXAMPLE = Architecture(False, True, False, True, True, "new", 2, 256)
 
 
@@ -51,13 +55,16 @@ def population_of(architecture: Architecture) -> Population:
     return Population([Member(architecture)], SEED, "fp64", VOCABULARY)
 
 
-def network_of(architecture: Architecture) -> nn.Module:
-    """The network that is written out, with the population's weights under the products' names."""
+def network_of(architecture: Architecture | KnownCell) -> nn.Module:
+    """The network that is written out, with the weights of ours under its own names."""
     network: nn.Module = run(module_code(architecture, VOCABULARY))["Network"]().double()
-    state = {}
-    for name, (weight, bias) in initial_weights(Member(architecture), SEED, VOCABULARY).items():
-        state |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
-    network.load_state_dict(state)
+    weights = initial_weights(Member(architecture), SEED, VOCABULARY)
+    network.load_state_dict(
+        {
+            name: weights[product][0].T if part == "weight" else weights[product][1]
+            for name, (product, part) in state_names(architecture).items()
+        }
+    )
     return network
 
 
@@ -91,6 +98,27 @@ def test_the_module_is_the_network(architecture: Architecture):
         torch.testing.assert_close(own.T, gradients[product][0], rtol=1e-9, atol=1e-12)
 
 
+@each_known
+def test_the_module_is_the_network_of_a_known_cell(known: KnownCell):
+    ours, network = Unrolled([Member(known)], SEED, "fp64", VOCABULARY), network_of(known)
+    text = torch.randint(VOCABULARY, (STEPS, LANES), generator=torch.Generator().manual_seed(SEED))
+    expected_states, states = ours.initial_states(LANES), network.initial_state(LANES)
+    for symbols in text:
+        expected, expected_states = ours.forward(ours.symbols(symbols), expected_states)
+        logits, states = network(symbols, states)
+        torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            [state.detach() for state in states],
+            [state[0] for state in expected_states],
+            rtol=1e-12,
+            atol=1e-12,
+        )
+    assert all(state.requires_grad for state in states)
+    module = {"elman": "RNNCell", "gru": "GRUCell", "lstm": "LSTMCell"}[known.cell]
+    assert f"self.cell = nn.{module}({SIZE}, {SIZE})\n" in module_code(known)
+    assert indent(layer_code(known), "    ") in module_code(known)
+
+
 @each_architecture
 def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
     code, module = layer_code(architecture), module_code(architecture)
@@ -108,32 +136,35 @@ def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
     assert last == "    return output, new_state.detach()"
 
 
-@each_architecture
-def test_the_shapes_in_the_code_are_those_of_its_tensors(architecture: Architecture):
+@pytest.mark.parametrize(
+    "architecture", [*ALL, *KNOWN], ids=lambda a: f"{a.label} {getattr(a, 'gate_inputs', '')}"
+)
+def test_the_shapes_in_the_code_are_those_of_its_tensors(architecture: Architecture | KnownCell):
     checked = re.sub(
-        r"( +)(?:_, )?(\w+) = .+  # \(B, ([234]?)n\)",
+        r"( +)(?:\w+, )?(\w+) = .+  # \(B, ([234]?)n\)",
         lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({LANES}, {m[3] or 1} * {SIZE})",
         layer_code(architecture),
     )
     assert checked.count("assert") == len(layer_code(architecture).splitlines()) - 2
     forward = run("import torch\n" + checked)["forward"]
-    layer = network_of(architecture).layers[0]
-    forward(layer, *torch.rand(2, LANES, SIZE, dtype=torch.float64))
+    network = network_of(architecture)
+    x = torch.rand(LANES, SIZE, dtype=torch.float64)
+    forward(network.layers[0], x, network.initial_state(LANES)[0])
 
 
 @pytest.mark.parametrize("vocabulary_size", [256, VOCABULARY])
 def test_the_module_has_as_many_parameters_as_the_architecture(vocabulary_size: int):
-    for a in ALL:
+    for a in (*ALL, *KNOWN):
         network = run(module_code(a, vocabulary_size))["Network"]()
         count = sum(p.numel() for p in network.parameters())
         assert count == a.parameter_count(vocabulary_size), a.label
 
 
 def test_the_modules_are_clean(tmp_path: Path):
-    for k, architecture in enumerate((*ALL, EXAMPLE)):
+    for k, architecture in enumerate((*ALL, *KNOWN, EXAMPLE)):
         code = module_code(architecture)
         imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
-        assert imports == ["import torch", "from torch import nn"]
+        assert {*imports} <= {"import torch", "from torch import nn"}
         (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]
     isolated = ["--isolated", "--no-cache", str(tmp_path)]
@@ -165,7 +196,9 @@ def compute(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names
             names[left], names[right] = names[formula].chunk(2, dim=1)
             continue
         formula = re.sub(r"\[(.+?)\]", r"join(\1)", formula).replace(r" \,;\,", ",")
-        formula = re.sub(r"(\w+|join\(.+?\)) W_(\w) \+ b_\2", r"affine('\2', \1)", formula)
+        for weight, bias, of in (("W", "b", ""), ("V", "d", "V_")):
+            term = rf"(\w+|join\(.+?\)) {weight}_(\w) \+ {bias}_\2"
+            formula = re.sub(term, rf"affine('{of}\2', \1)", formula)
         formula = formula.replace(r"\odot", "*").replace(r"\operatorname{detach}", "detach")
         names[target] = eval(re.sub(r"\\(sigma|tanh)", r"\1", formula), functions | names)
     return names
@@ -189,6 +222,22 @@ def test_the_equations_are_the_network(architecture: Architecture):
     assert not values["h"].requires_grad
 
 
+@each_known
+def test_the_equations_are_the_known_cell(known: KnownCell):
+    weights = initial_weights(Member(known), SEED, VOCABULARY)
+    order, letters = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}[known.cell], {}
+    for name, prefix in (("input", ""), ("state", "V_")):
+        weight, bias = (part.split(SIZE, -1) for part in weights[f"layers.0.{name}"])
+        letters |= {prefix + order[k]: own for k, own in enumerate(zip(weight, bias, strict=True))}
+    x, h, m = torch.rand(3, LANES, SIZE, dtype=torch.float64)
+    values = compute(equations(known), letters, x=x, h=h, m=m)
+    before = torch.cat((h, m), 1) if known.cell == "lstm" else h
+    output, state = network_of(known).layers[0](x, before)
+    after = [values["h"], values["m"]] if known.cell == "lstm" else [values["h"]]
+    torch.testing.assert_close(values["y"], output.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(after, 1), state.detach(), rtol=1e-12, atol=1e-12)
+
+
 @each_architecture
 def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: Architecture):
     text = "\n".join(equations(architecture))
@@ -206,7 +255,7 @@ def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: A
 
 def test_the_equations_can_be_rendered():
     converter = pytest.importorskip("latex2mathml.converter")
-    for line in {line for a in ALL for line in equations(a)}:
+    for line in {line for a in (*ALL, *KNOWN) for line in equations(a)}:
         shown = converter.convert(line)
         assert shown.startswith("<math")
         assert "\\" not in shown, f"{line} has a command that is not understood"

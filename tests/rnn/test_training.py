@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.products import products, work_of
 from rnn.architecture import Architecture
-from rnn.evaluation import bits, held_out_losses
+from rnn.evaluation import held_out_lanes, held_out_losses
 from rnn.member import Member
 from rnn.network import Population, initial_weights
 from rnn.training import Run, Training, sequence
@@ -30,7 +30,7 @@ MIXED = [
     Member(Architecture(True, True, True, True, True, "both", 2, 8)),
     Member(Architecture(False, False, False, False, False, "old", 2, 8)),
     Member(Architecture(True, False, False, True, False, "both", 2, 8)),
-    Member(Architecture(False, True, True, False, True, "old", 2, 8), replicate=1),
+    Member(Architecture(False, True, True, False, True, "old", 2, 8)),
 ]
 
 
@@ -117,6 +117,8 @@ def test_every_architecture_reads_the_same_text_and_each_sequence_another():
     assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 1))
     other_seed = Training(**{**SETTINGS.__dict__, "seed": 4})
     assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, other_seed, 0))
+    again = sequence(TEXT, SETTINGS, 0, replicate=1)
+    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), again), "a replicate's order is its own"
     column = sequence(TEXT, SETTINGS, 0)[:, 0].tobytes()
     assert column in TEXT.tobytes()
 
@@ -236,32 +238,47 @@ def test_training_lowers_the_loss():
     settings = Training(**{**SETTINGS.__dict__, "steps": 200, "log_every": 10})
     smoothed, population = curves(MIXED[:1], settings=settings)
     assert smoothed[-1, 0] < smoothed[1, 0] - 1
-    held_out = held_out_losses(population, TEXT, 4, 20)
+    held_out = held_out_losses(population, held_out_lanes(TEXT, 4, 20))
     assert held_out.shape == (1, 4)
     assert held_out.mean() < math.log(256) - 2
-
-
-def test_held_out_lanes_are_evenly_spaced_and_the_same_for_all():
-    population = Population(MIXED[:2], seed=1, precision="fp64")
-    text = TEXT[:100]
-    losses = held_out_losses(population, text, lane_count=4, lane_length=20)
-    # By hand: four lanes of twenty in a hundred, the last one at the end.
-    for lane, start in enumerate((0, 26, 53, 80)):
-        states, total = population.initial_states(1), 0.0
-        for t in range(start, start + 19):
-            reads, foretells = (torch.tensor([int(text[i])]) for i in (t, t + 1))
-            total = total + losses_of(population, reads, foretells, states)[:, 0]
-        torch.testing.assert_close(losses[:, lane], total / 19)
-    assert held_out_losses(population, text, 99, 20).shape == (2, 5)
-    with pytest.raises(ValueError, match="20 or more"):
-        held_out_losses(population, text[:19], 4, 20)
-
-
-def test_bits():
-    assert bits(math.log(2)) == 1
 
 
 def test_members_of_different_shapes_are_refused():
     other = Member(Architecture(False, False, False, False, False, "new", 1, 8))
     with pytest.raises(ValueError, match="one shape"):
         Population([MIXED[0], other], 1)
+
+
+def test_members_of_several_replicates_are_refused():
+    members = [MIXED[0], MIXED[0]._replace(replicate=1)]
+    with pytest.raises(ValueError, match=r"\[0, 1\]; allowed: one"):
+        Run(Population(members, 1), TEXT, SETTINGS)
+
+
+def test_what_is_measured_is_the_mean_of_the_weights_over_the_last_steps():
+    """Of twenty steps the last three tenths, which are six, whoever else is dropped meanwhile."""
+    settings = Training(**{**SETTINGS.__dict__, "average": 0.3})
+    run = Run(Population(MIXED[:2], 1, "fp64"), TEXT, settings)
+    other, member = run.members
+    seen = []
+
+    def look():
+        if run.step == 17:
+            run.drop([other])
+        k, parameters = run.members.index(member), run.population.parameters
+        seen.append(parameters.of(k, parameters.values))
+
+    list(run.train(look))
+    last = seen[-1]
+    run.take_average()
+    found = run.population.parameters.of(0, run.population.parameters.values)
+    for name, (weight, bias) in found.items():
+        for place, mean in enumerate((weight, bias)):
+            by_hand = torch.stack([weights[name][place] for weights in seen[-6:]]).mean(0)
+            torch.testing.assert_close(mean, by_hand)
+    assert not torch.equal(found["head"][0], last["head"][0])
+    plain = Run(Population(MIXED[:1], 1), TEXT, SETTINGS)
+    list(plain.train())
+    before = plain.population.parameters.values.clone()
+    plain.take_average()
+    assert torch.equal(plain.population.parameters.values, before), "without one, the last weights"

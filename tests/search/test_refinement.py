@@ -9,6 +9,7 @@ from search.errors import SourceUnfinished
 from search.refinement import derive_points, ranking
 from studies.accounting import Accounting
 from studies.definition import PARAMETERS, Definition, Space, quota
+from studies.errors import DefinitionError
 from studies.records import POINT
 
 SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
@@ -79,6 +80,35 @@ def test_replicates_are_numbered_by_a_parameter_from_one():
     points = derive_points(source(), accounting(40), definition(best=2, replicates=3))
     assert [p.params["replicate"] for p in points] == [1, 2, 3, 1, 2, 3]
     assert [p.attributes["source_trials"] for p in points] == [[0]] * 3 + [[1]] * 3
+
+
+def test_a_gradient_window_that_varies_is_a_parameter_of_every_point():
+    variants = [{}, {"gradient_window": 4}, {"gradient_window": 16, "layers": 3}]
+    points = derive_points(source(), accounting(40), definition(best=1, variants=variants))
+    assert [(p.params["gradient_window"], p.params["layers"]) for p in points] == [
+        (1, 1),
+        (4, 1),
+        (16, 3),
+    ]
+    as_it_is = derive_points(source(), accounting(40), definition(best=1))
+    assert "gradient_window" not in as_it_is[0].params
+
+
+def test_a_variant_of_what_a_known_cell_does_not_have_is_refused():
+    cells = Space(cell=["gru"], layers=[1], state_size=[8])
+    study = optuna.create_study()
+    categorical = {n: CategoricalDistribution(tuple(cells.values(n))) for n in cells.parameters}
+    (point,) = cells.points()
+    study.add_trial(
+        create_trial(
+            value=1.0, params=point, distributions=categorical, system_attrs={POINT: True}
+        )
+    )
+    wider = definition(best=1, variants=[{"state_size": 16, "gradient_window": 4}])
+    (derived,) = derive_points(study, accounting(1), wider)
+    assert derived.params == point | {"state_size": 16, "gradient_window": 4}
+    with pytest.raises(DefinitionError, match=r"names forget_gate; allowed .* cell, layers"):
+        derive_points(study, accounting(1), definition(best=1, variants=[{"forget_gate": True}]))
 
 
 def test_the_decile_is_of_all_planned_points_diverged_ones_included():

@@ -85,6 +85,31 @@ def test_the_values_of_points_are_those_that_occur(architectures):
         assert set(values) == {point[name] for point in points}
 
 
+def test_points_of_known_cells_have_no_switches():
+    whole = definition({"cell": ["lstm", "gru"], "layers": [1, 2], "state_size": [8]})
+    points = list(whole.space.points())
+    assert points[0] == {"cell": "lstm", "layers": 1, "state_size": 8}
+    members = [member_of(point, whole) for point in points]
+    assert [member.architecture.label for member in members] == [
+        "1×8 LSTM",
+        "2×8 LSTM",
+        "1×8 GRU",
+        "2×8 GRU",
+    ]
+    assert [point_of(member) for member in members] == points
+    assert list(search_space(whole.space)) == ["cell", "layers", "state_size"]
+
+
+def test_a_gradient_window_is_the_points_or_the_studys():
+    space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
+    varied = definition(space | {"gradient_window": [1, 16]})
+    windows = [member_of(p, varied).gradient_window for p in varied.space.points()]
+    assert windows == [1, 16]
+    whole = Definition.model_validate({"space": space, "training": {"gradient_window": 4}})
+    (point,) = whole.space.points()
+    assert member_of(point, whole).gradient_window == 4
+
+
 def test_the_form_of_the_gates_is_the_studys():
     whole = Definition.model_validate(
         {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from functools import partialmethod
+from functools import cached_property, partialmethod
 
 import optuna
 import pytest
@@ -12,19 +12,23 @@ from optuna.trial import TrialState
 
 from rnn.corpus import open_corpus
 from rnn.errors import DeviceError
-from rnn.evaluation import held_out_losses
+from rnn.evaluation import held_out_lanes, held_out_losses
 from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
+from rnn.vocabulary import Text
+from rnn.weights import read_weights
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.joining import Terms, join
+from search.keeping import Keeping
 from search.pausing import Pausing
 from search.space import member_of
 from search.status import StatusReader, seconds_left
 from search.stopping import StopRequest
 from search.threads import ThreadBudget
 from search.trainer import Trainer
+from search.weights import BestWeights
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
 from studies.definition import Definition
@@ -75,7 +79,8 @@ def work(url, text, overrides=(), study="quick", threads=1, population=None, **t
     file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = join(file, url, Terms(corpus=text and str(text), **terms))
     listener = Quiet()
-    checkpoints = Checkpoints(open_store(None, url, "checkpoints"), joined.checkpoints)
+    checkpoints = Checkpoints(open_store(None, url, "checkpoints"), joined.folder)
+    weights = BestWeights(open_store(None, url, "weights"), joined.folder)
     reader = StatusReader(joined.study, joined.storage, joined.definition)
     with (
         StopRequest() as stop,
@@ -83,7 +88,8 @@ def work(url, text, overrides=(), study="quick", threads=1, population=None, **t
         ClaimKeeper(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
     ):
         device = torch.device("cpu")
-        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", population)
+        keeping = Keeping(joined, weights, keeper.consult, listener.says)
+        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", population, keeping)
         pausing = None
         if joined.definition.pruning.enabled:
             pausing = Pausing(joined.storage, joined.study_id, joined.definition)
@@ -108,26 +114,143 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
         assert (definition.seed, definition.precision) == (5, "bf16")
         assert definition.gate_inputs == gate_inputs
         corpus = open_corpus(study.user_attrs["corpus"]["name"])
-        settings = Training(**definition.training.model_dump(), seed=5)
         for trial in study.trials:
             member = member_of(trial.params, definition)
-            population = Population([member], seed=5, precision="bf16")
-            curve = {
-                point.step: point.smoothed_losses[0]
-                for point in Run(population, corpus.train, settings).train()
-            }
+            run = trained(definition, member, corpus.train)
+            (curve,) = run.curves
             assert list(curve) == steps
             assert trial.intermediate_values == curve
-            assert trial.value == min(curve.values())
-            losses = held_out_losses(population, corpus.validation, 3, 9)
-            expected = losses.mean().item() / math.log(2)
-            assert trial.user_attrs["validation_bits_per_character"] == pytest.approx(expected)
+            assert trial.user_attrs["training_loss"] == min(curve.values())
+            run.take_average()
+            held_out = held_out_lanes(corpus.validation, 3, 9)
+            losses = held_out_losses(run.population, held_out)[0].double()
+            assert trial.user_attrs["validation_loss"] == pytest.approx(losses.mean().item())
+            assert trial.value == trial.user_attrs["validation_loss"]
+            expected = losses / math.log(2)
+            found = trial.user_attrs["validation_bits_per_character"]
+            assert found == pytest.approx(expected.mean().item())
+            error = trial.user_attrs["validation_error"]
+            assert error == pytest.approx(expected.std().item() / math.sqrt(3))
+            lanes = trial.system_attrs["validation_lanes"]
+            assert lanes == pytest.approx(expected.tolist(), abs=1e-5)
+            assert "test_bits_per_character" not in trial.user_attrs
             assert trial.user_attrs["parameter_count"] == member.architecture.parameter_count()
             assert trial.user_attrs["replicate"] == member.replicate
             assert (trial.user_attrs["seed"], trial.user_attrs["threads"]) == (5, 1)
             assert trial.user_attrs["precision"] == "bf16"
     assert {trial.params["replicate"] for trial in study.trials} == {1, 2}
     assert len({trial.value for trial in study.trials}) == 2, "replicates are other networks"
+
+
+def trained(definition, member, text):
+    """A run of a network alone, trained to its end as a study wants it."""
+    settings = Training(
+        **definition.training.model_dump(exclude={"gradient_window"}),
+        seed=definition.seed,
+        average=definition.evaluation.average,
+    )
+    run = Run(Population([member], definition.seed, definition.precision), text, settings)
+    list(run.train())
+    return run
+
+
+def test_the_value_is_what_the_objective_says(sqlite_url, text):
+    joined, _ = work(sqlite_url, text, ["objective='training'"])
+    for trial in joined.study.trials:
+        assert trial.value == min(trial.intermediate_values.values())
+        assert trial.value != trial.user_attrs["validation_loss"]
+    assert joined.study.metric_names == ["smoothed training loss"]
+    other, _ = work(sqlite_url, text, name="other")
+    assert other.study.metric_names == ["validation loss"]
+
+
+def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
+    sqlite_url, text, monkeypatch
+):
+    read = []
+    encode = Text.test.func
+    spied = cached_property(lambda self: read.append(1) or encode(self))
+    spied.__set_name__(Text, "test")
+    monkeypatch.setattr(Text, "test", spied)
+    work(sqlite_url, text)
+    assert not read
+    refine = [
+        "refinement.best=1",
+        "refinement.variants=[{}]",
+        "refinement.replicates=2",
+        "training.steps=12",
+        "evaluate='test'",
+    ]
+    joined, _ = work(sqlite_url, None, refine, "quick-refined")
+    assert read
+    one, two = joined.study.trials
+    corpus = joined.corpus
+    for trial in (one, two):
+        run = trained(joined.definition, member_of(trial.params, joined.definition), corpus.train)
+        run.take_average()
+        losses = held_out_losses(run.population, held_out_lanes(corpus.test, 3, 9))
+        bits = losses[0].double().mean().item() / math.log(2)
+        assert trial.user_attrs["test_bits_per_character"] == pytest.approx(bits)
+        assert len(trial.system_attrs["test_lanes"]) == 3
+
+
+def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measured(
+    sqlite_url, text, tmp_path
+):
+    joined, outcomes = work(sqlite_url, text, ["keep_weights=2"], population=4)
+    assert outcomes == ["complete"] * 6
+    best = sorted(joined.study.trials, key=lambda trial: trial.value)
+    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    assert weights.kept() == {trial.number for trial in best[:2]}
+    held_out = held_out_lanes(joined.corpus.validation, 3, 9)
+    for trial in best[:2]:
+        network = read_weights(weights.read(trial.number))
+        member = member_of(trial.params, joined.definition)
+        assert network.architecture == member.architecture
+        own = {member: network.weights}
+        population = Population([member], 0, network.precision, weights=own)
+        loss = held_out_losses(population, held_out).mean().item()
+        assert loss == pytest.approx(trial.user_attrs["validation_loss"], rel=1e-3)
+        assert trial.user_attrs["sample"]
+    nothing, _ = work(sqlite_url, text, ["keep_weights=0"], name="nothing")
+    assert not any("sample" in trial.user_attrs for trial in nothing.study.trials)
+    folder = BestWeights(open_store(None, sqlite_url, "weights"), nothing.folder)
+    assert folder.kept() == set()
+
+
+def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypatch):
+    def write(self, number, content):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(BestWeights, "write", write)
+    joined, outcomes = work(sqlite_url, text)
+    assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
+    assert sum("could not be kept (no space left)" in line for line in outcomes) == 6
+
+
+@pytest.mark.parametrize("objective", ["training", "validation"])
+def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_path, objective):
+    text = tmp_path / "text"
+    text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
+    settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
+    definition = tmp_path / "cells.toml"
+    definition.write_text(
+        f"objective = '{objective}'\nvocabulary = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
+        "layers = [1]\nstate_size = [4]\ngradient_window = [1, 3]\n"
+    )
+    joined, outcomes = work(sqlite_url, text, settings, str(definition))
+    assert outcomes == ["complete"] * 4
+    size = joined.text.vocabulary.size
+    assert joined.study.user_attrs["vocabulary"]["size"] == size > 256
+    for trial in joined.study.trials:
+        member = member_of(trial.params, joined.definition)
+        assert trial.user_attrs["parameter_count"] == member.architecture.parameter_count(size)
+        found = trial.user_attrs
+        a_token = found["validation_loss"] / math.log(2)
+        assert found["validation_bits_per_character"] < a_token, "a token is more than a byte"
+        assert trial.value == found[f"{objective}_loss"]
+    again, _ = work(sqlite_url, text, settings, str(definition), name="again")
+    assert [t.value for t in again.study.trials] == [t.value for t in joined.study.trials]
 
 
 def test_the_number_of_threads_is_recorded(sqlite_url, text):
@@ -226,7 +349,7 @@ def fail_with_a_forget_gate(monkeypatch, error):
         return held_out_losses(population, *rest)
 
     tries: list[tuple[Member, ...]] = []
-    monkeypatch.setattr("search.trainer.held_out_losses", measure)
+    monkeypatch.setattr("search.measuring.held_out_losses", measure)
     return tries
 
 
@@ -259,7 +382,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
                 raise torch.OutOfMemoryError("no")
             super().__init__(members, *args, **kwargs)
 
-    monkeypatch.setattr("search.trainer.Population", Spied)
+    monkeypatch.setattr("rnn.unrolled.Population", Spied)
     joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], population=4)
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 2  # once for each shape
@@ -355,7 +478,7 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
             seen.append(members)
             super().__init__(members, *args, **kwargs)
 
-    monkeypatch.setattr("search.trainer.Population", Spied)
+    monkeypatch.setattr("rnn.unrolled.Population", Spied)
     work(sqlite_url, text, ["space.layers=[1, 2]", "space.state_size=[4, 5]"], population=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
 

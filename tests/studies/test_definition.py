@@ -10,7 +10,15 @@ from studies.identity import differences
 from studies.reading import find_definition
 from studies.records import CorpusRecord
 
-SHIPPED = ("quick", "quick-refined", "stage-one", "stage-two", "replicates")
+SHIPPED = (
+    "quick",
+    "quick-refined",
+    "stage-one",
+    "stage-two",
+    "replicates",
+    "baselines",
+    "gradient-window",
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -72,6 +80,17 @@ def test_stage_two_and_replicates_derive_from_each_other():
         ("refinement.source='quick'", ["both of [space] and [refinement]", "one of them"]),
         ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
         ("training.steps", ["'training.steps'", "KEY=VALUE"]),
+        ("vocabulary='bpe'", ["vocabulary is 'bpe'", '"bytes", or "bpe:N"', "correct it"]),
+        ("vocabulary='bpe:256'", ["vocabulary is 'bpe:256'", "from 257 to 65536"]),
+        ("vocabulary='bpe:65537'", ["vocabulary is 'bpe:65537'", "from 257 to 65536"]),
+        ("vocabulary='words:300'", ["vocabulary is 'words:300'"]),
+        ("objective='test'", ["objective is 'test'", "'training' or 'validation'"]),
+        ("evaluate='test'", ['evaluate = "test" and no replicates', "refinement.replicates"]),
+        ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
+        ("keep_weights=-1", ["keep_weights is -1", "greater than or equal to 0"]),
+        ("training.gradient_window=0", ["training.gradient_window is 0"]),
+        ("space.gradient_window=[1, 1]", ["space.gradient_window is [1, 1]", "each value once"]),
+        ("space.cell=['rnn']", ["'rnn'", "'elman', 'gru' or 'lstm'"]),
         ("corpus=text.txt", ["'text.txt'", "no TOML value", "with its quotes"]),
     ],
 )
@@ -82,6 +101,25 @@ def test_what_is_wrong_is_refused_by_name(override, words):
     assert "\n" not in line
     for word in words:
         assert word in line
+
+
+def test_known_cells_have_no_switches_to_search_or_to_exclude():
+    overrides = ["space.forget_gate=[true]"]
+    with pytest.raises(DefinitionError, match="has cell and forget_gate; allowed: one of them"):
+        find_definition("baselines", overrides).validate_alone()
+    overrides = ["space.exclude=[{residual=true}]"]
+    with pytest.raises(DefinitionError, match="'residual'; allowed: cell, layers, state_size"):
+        find_definition("baselines", overrides).validate_alone()
+    stored = find_definition("baselines").validate_alone()
+    assert Definition.model_validate(stored.model_dump(mode="json")) == stored
+
+
+def test_the_test_split_is_for_replicates_and_is_not_handed_down():
+    replicates = find_definition("replicates").validate_alone()
+    assert replicates.evaluate == "test"
+    derived = find_definition("stage-two").validate_over(replicates.model_dump(mode="json"))
+    assert derived.evaluate == "validation"
+    assert find_definition("baselines").validate_alone().evaluate == "validation"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +189,10 @@ def alter(definition: Definition, override: str) -> Definition:
         ('gate_inputs="candidate"', "gate_inputs"),
         ("space.layers=[1, 2]", "space.layers"),
         ("evaluation.lanes=3", "evaluation.lanes"),
+        ("evaluation.average=0.0", "evaluation.average"),
+        ('objective="validation"', "objective"),
+        ('vocabulary="bpe:300"', "vocabulary"),
+        ("training.gradient_window=4", "training.gradient_window"),
     ],
 )
 def test_identity_holds_what_makes_results_comparable(override, key):
@@ -162,7 +204,7 @@ def test_identity_holds_what_makes_results_comparable(override, key):
 def test_identity_leaves_out_how_results_are_read_and_where_the_text_lies():
     stored = find_definition("stage-one").validate_alone()
     elsewhere = CORPUS.model_copy(update={"name": "b"})
-    for override in ("threshold=1.0", 'question="?"', 'corpus="b"'):
+    for override in ("threshold=1.0", 'question="?"', 'corpus="b"', "keep_weights=0"):
         assert differences(stored, CORPUS, alter(stored, override), elsewhere) == []
     other_text = CORPUS.model_copy(update={"sha256": "1"})
     assert differences(stored, CORPUS, stored, other_text) == [

@@ -1,0 +1,224 @@
+"""``python -m reports.findings STUDY [STUDY …]``: published statements, tested on studies."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from reports.effects import LEAST_PAIRS, Grid
+from reports.errors import ReportError
+from reports.note import escaped
+from reports.statements import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
+from reports.templating import templates
+from reports.trials import Results, read_results
+from reports.words import signed
+from studies.command_line import run_command, storage_options
+from studies.errors import StudiesError
+from studies.files import write_beside
+from studies.opening import read_storage
+from studies.records import METRICS
+
+OUTPUT = Path(__file__).parent / "out" / "findings.md"
+"""Where the page lands, unless another place is named."""
+
+MARGIN = 0.02
+"""Nats that are no difference: about what one architecture, run again, differs by."""
+
+_AGAINST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
+"""From what speaks for a statement to what speaks against it."""
+
+_HEADING = "# Published statements, tested"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study, or a part of it, says of a statement.
+
+    Attributes:
+        number: of the statement, from 1.
+        words: what is compared.
+        among: which points.
+        worth: of the change.
+        verdict: None where the worth is shown and not judged.
+    """
+
+    number: int
+    words: str
+    among: str
+    worth: Worth
+    verdict: Verdict | None
+
+
+def findings_of(results: Results, margin: float = MARGIN) -> list[Finding]:
+    """Return what a finished study says of the statements that it can test.
+
+    Of a derived study's comparisons only those count that its variants make: in what else its
+    points differ, they differ because they were chosen.
+
+    Args:
+        results: of the study; replicates of a point count as their mean.
+        margin: nats that are no difference.
+
+    Raises:
+        ReportError: if points are not finished, or no statement can be tested.
+    """
+    accounting = results.accounting
+    if accounting.finished < accounting.planned:
+        raise ReportError(
+            f"study {results.name!r} has finished {accounting.finished:,} of "
+            f"{accounting.planned:,} points; allowed: all; run it to its end first"
+        )
+    parameters, refinement = results.parameters, results.definition.refinement
+    varied = set(parameters)
+    if refinement is not None:
+        varied &= set().union(*refinement.variants)
+    found: list[Finding] = []
+    if varied and results.has_switches:  # nothing that was said is about known cells
+        points = results.table.groupby(parameters)["value"].mean().reset_index()
+        grid, threshold = Grid.of(points, parameters), results.definition.threshold
+        parts = {"all": grid}
+        if threshold is not None:
+            parts[f"below {threshold}"] = grid.where({}, threshold)
+        for number, statement in enumerate(STATEMENTS, 1):
+            for among, part in parts.items():
+                found += _test(number, statement, part, among, margin, varied)
+    if not found:
+        raise ReportError(
+            f"study {results.name!r} tests none of the statements; allowed: studies of our own "
+            "cell whose points differ in a switch, layers (2 and 3) or state size; name another"
+        )
+    return found
+
+
+def _test(
+    number: int, statement: Statement, grid: Grid, among: str, margin: float, varied: set[str]
+) -> list[Finding]:
+    def told(changes: Iterable[Change]) -> Iterator[tuple[str, Worth]]:
+        for change in changes:
+            worth = worth_of(grid, change)
+            if worth.pairs and varied.issuperset(change.before):
+                yield change.words, worth
+
+    tested = [
+        (words, worth, statement.rule.verdict(worth, margin))
+        for words, worth in told(statement.changes(grid))
+    ]
+    if not tested:
+        return []
+    if statement.is_of_all:
+        tested = [max(tested, key=lambda test: (_AGAINST.index(test[2]), test[1].high))]
+    shown = [(words, worth, None) for words, worth in told(statement.shown)]
+    return [
+        Finding(number, words, among, worth, verdict) for words, worth, verdict in (*shown, *tested)
+    ]
+
+
+def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
+    """Return the page as Markdown. The same results always give the same text.
+
+    Args:
+        studies: finished, each with something to say of a statement.
+        margin: nats that are no difference.
+
+    Raises:
+        ReportError: if one is not.
+    """
+    found_in = {each.name: findings_of(each, margin) for each in studies}
+    verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
+    for name, found in found_in.items():
+        for each in found:
+            if each.verdict is not None:
+                cells = verdicts.setdefault(each.number, {})
+                cells.setdefault((name, each.among), []).append(each.verdict)
+    differing = {
+        number: cells
+        for number, cells in sorted(verdicts.items())
+        if len(set(itertools.chain(*cells.values()))) > 1
+    }
+    return _TEMPLATES.get_template("findings.md").render(
+        heading=_HEADING,
+        statements=list(enumerate(STATEMENTS, 1)),
+        margin=margin,
+        least_pairs=LEAST_PAIRS,
+        metrics=METRICS,
+        studies=[(each, found_in[each.name]) for each in studies],
+        columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
+        differing=differing,
+    )
+
+
+def write_findings(
+    storage_url: str, names: Sequence[str], output: Path | None = None, margin: float = MARGIN
+) -> Path:
+    """Write the page about one or several finished studies.
+
+    Args:
+        storage_url: where they are kept; opened for reading only.
+        names: of the studies, in the order of the page.
+        output: the file to write; by default :data:`OUTPUT`.
+        margin: nats that are no difference.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        StudiesError: if a study or the storage is not there.
+        ReportError: if a study is not finished or tests nothing, or the file cannot be written.
+    """
+    path = output or OUTPUT
+    with closing(read_storage(storage_url)) as storage:
+        results = [
+            read_results(storage, name, with_curves=(), with_lanes=False)
+            for name in dict.fromkeys(names)
+        ]
+    page = page_of(results, margin).encode()
+    try:
+        if path.exists() and not path.read_bytes().startswith(_HEADING.encode()):
+            raise ReportError(
+                f"{path} is there and is no such page; it was left as it is; name another --output"
+            )
+        write_beside(path, [page])
+    except OSError as error:
+        raise ReportError(
+            f"the page cannot be written to {path} ({error.strerror}); name another --output"
+        ) from error
+    return path
+
+
+_TEMPLATES = templates(escaping=False)
+_TEMPLATES.filters |= {"escaped": escaped, "signed": signed}
+
+
+@click.command(
+    help="Write a Markdown page about finished studies: which published statements hold there."
+)
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@storage_options
+@click.option(
+    "--output",
+    metavar="FILE.md",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write; by default reports/out/findings.md.",
+)
+@click.option(
+    "--margin",
+    metavar="NATS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=MARGIN,
+    show_default=True,
+    help="What is no difference.",
+)
+def findings(
+    studies: tuple[str, ...], storage: str, output: Path | None, margin: float, debug: bool
+) -> int:
+    """Write the page."""
+    names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
+    click.echo(write_findings(storage, names, output, margin))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(findings, (StudiesError, ReportError))

@@ -1,0 +1,75 @@
+"""A study's runs on held-out text → what tells its architectures apart."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from reports import figures, in_words
+from reports.comparison import Comparison, Runs, compare
+from reports.drawing import Drawing
+from reports.trials import Results
+from studies.definition import REPLICATE
+
+MOST = 20
+"""Architectures in the picture of all pairs."""
+
+
+def comparison_of(results: Results, best: Sequence[str]) -> Comparison | None:
+    """Compare a study's architectures: replicates each two, single runs with the best alone.
+
+    Args:
+        results: of the study.
+        best: the architectures to compare, the best first.
+
+    Returns:
+        None where there is nothing to compare, or single runs have recorded no lanes.
+    """
+    rows = results.complete[results.complete["architecture"].isin(best)]
+    runs = _lanes(results, rows)
+    if results.has_replicates:
+        if runs is None:
+            runs = _values(results, rows)
+    elif runs is None:
+        return None
+    return compare({name: runs[name] for name in best}, not results.has_replicates)
+
+
+def drawing_of(comparison: Comparison) -> Drawing | None:
+    """Draw what each two architectures differ by; None for fewer than two."""
+    names = comparison.names[:MOST]
+    if len(names) < 2:
+        return None
+    note = (
+        "A row less a column, in the order of the table: blue, the row is better; orange, it is "
+        "worse; in brackets and without a colour, the two are not told apart."
+    )
+    if len(names) < len(comparison.names):
+        note += f" The best {MOST} of {len(comparison.names)} are drawn; all were compared."
+    return Drawing(
+        "Each two of them",
+        figures.differences(comparison, names),
+        in_words.differences(comparison, names),
+        note,
+        width=340 + 62 * len(names),
+    )
+
+
+def _lanes(results: Results, rows: pd.DataFrame) -> dict[str, Runs] | None:
+    """Return each architecture's runs lane by lane; None if some have none, or others."""
+    lanes = [results.lanes.get(int(number), []) for number in rows.index]
+    if 0 in (lengths := set(map(len, lanes))) or len(lengths) != 1:
+        return None
+    return _by_architecture(rows, lanes)
+
+
+def _values(results: Results, rows: pd.DataFrame) -> dict[str, Runs]:
+    """Return each architecture's runs by one number each."""
+    return _by_architecture(rows, [[value] for value in rows[results.measure.column]])
+
+
+def _by_architecture(rows: pd.DataFrame, lanes: Sequence[Sequence[float]]) -> dict[str, Runs]:
+    numbers = rows[REPLICATE] if REPLICATE in rows else [0] * len(rows)
+    found: dict[str, dict[int, Sequence[float]]] = {}
+    for name, number, own in zip(rows["architecture"], numbers, lanes, strict=True):
+        found.setdefault(name, {})[int(number)] = own
+    return dict(found)

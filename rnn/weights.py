@@ -1,0 +1,103 @@
+"""A trained network in a file, which is enough by itself: its weights, and what they mean.
+
+The file is in the form of safetensors: numbers and names, never code. Its metadata say which
+network it is and what it reads, as JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rnn.architecture import Architecture
+from rnn.errors import WeightsError
+from rnn.known_cell import KnownCell
+from rnn.parameters import Weights
+from rnn.precision import Precision
+from rnn.vocabulary import Vocabulary, read_vocabulary
+
+_FORM = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network that has been trained, and all that is needed to use it.
+
+    Attributes:
+        architecture: of the network.
+        weights: of each of its products, in the processor's memory.
+        vocabulary: what it reads, and writes.
+        precision: of the arithmetic that it was trained in.
+        details: what else is to be known of it (study, trial, …), in any words.
+    """
+
+    architecture: Architecture | KnownCell
+    weights: Weights
+    vocabulary: Vocabulary
+    precision: Precision
+    details: Mapping[str, str]
+
+
+def write_weights(network: TrainedNetwork) -> bytes:
+    """Return the content of a network's file."""
+    tensors: dict[str, Tensor] = {}
+    for name, (weight, bias) in network.weights.items():
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
+    metadata = {
+        "form": _FORM,
+        "architecture": json.dumps(asdict(network.architecture)),
+        "vocabulary": json.dumps(network.vocabulary.written),
+        "precision": network.precision,
+        "details": json.dumps(dict(network.details)),
+    }
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def read_weights(content: bytes) -> TrainedNetwork:
+    """Return the network of a file's content.
+
+    Raises:
+        WeightsError: if it is damaged, or no such file.
+        VocabularyError: if the vocabulary in it is damaged.
+    """
+    try:
+        tensors = load(content)
+        # The form's header: its length in eight bytes, and a JSON object.
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if metadata["form"] != _FORM:
+            raise ValueError(f"it has the form {metadata['form']!r}")
+        if metadata["precision"] not in get_args(Precision):
+            raise ValueError(f"it has the precision {metadata['precision']!r}")
+        vocabulary = read_vocabulary(json.loads(metadata["vocabulary"]))
+        architecture = _architecture(json.loads(metadata["architecture"]))
+        return TrainedNetwork(
+            architecture,
+            _weights(tensors, architecture.products(vocabulary.size)),
+            vocabulary,
+            metadata["precision"],
+            json.loads(metadata["details"]),
+        )
+    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+        raise WeightsError(
+            f"a trained network cannot be read ({error}); allowed: a file of safetensors of the "
+            f"form {_FORM}, as a search keeps them; take a sound copy"
+        ) from error
+
+
+def _architecture(described: dict[str, Any]) -> Architecture | KnownCell:
+    return (KnownCell if "cell" in described else Architecture)(**described)
+
+
+def _weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> Weights:
+    weights = {}
+    for name, shape in shapes.items():
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        if weight.shape != shape or bias.shape != shape[1:]:
+            raise ValueError(f"its {name} has the shape {tuple(weight.shape)}, not {shape}")
+        weights[name] = weight, bias
+    return weights

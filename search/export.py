@@ -1,0 +1,92 @@
+"""``python -m search.export STUDY DIR``: a trial's network as a folder that stands alone."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from uuid import uuid4
+
+import click
+
+from rnn.export import exported
+from search.errors import BAD_INPUT, ExportRefused
+from search.kept_network import Kept, find_network, network_options
+from studies.command_line import run_command
+from studies.records import METRICS
+
+
+@click.command(
+    help="Write a network of a study, its weights and its vocabulary to the folder DIR, which then "
+    "needs PyTorch and nothing else."
+)
+@click.argument("study")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@network_options
+def export(
+    study: str,
+    directory: Path,
+    trial: int | None,
+    storage: str,
+    artifacts: str | None,
+    debug: bool,
+) -> int:
+    """Write a folder."""
+    _require_free(directory)
+    kept = find_network(study, trial, storage, artifacts)
+    network = dataclasses.replace(kept.network, details=_details(kept))
+    write_folder(directory, exported(network))
+    click.echo(directory)
+    return 0
+
+
+def write_folder(directory: Path, files: dict[str, bytes]) -> None:
+    """Write a folder beside its place, and put it there when all is in it.
+
+    Args:
+        directory: which is not there, or empty.
+        files: the content of each by its name.
+
+    Raises:
+        ExportRefused: if something is there.
+    """
+    directory = directory.resolve()
+    _require_free(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
+    beside.mkdir()
+    try:
+        for name, content in files.items():
+            (beside / name).write_bytes(content)
+        if directory.is_dir():
+            directory.rmdir()
+        beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _require_free(directory: Path) -> None:
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ExportRefused(
+            f"{directory} is there already; allowed: a folder that is empty, or not there yet; "
+            "name another"
+        )
+
+
+def _details(kept: Kept) -> dict[str, str]:
+    definition, trial = kept.definition, kept.trial
+    details = {
+        "study": kept.study,
+        "trial": str(trial.number),
+        METRICS[definition.objective]: f"{trial.value:.4f} nats a {definition.symbol}",
+    }
+    bits = trial.user_attrs.get("validation_bits_per_character")
+    if bits is not None:
+        details["validation"] = f"{bits:.4f} bits per character"
+    return details | {
+        "corpus": Path(definition.corpus).name,
+        "vocabulary": definition.vocabulary,
+        "precision of training": kept.network.precision,
+    }
+
+
+if __name__ == "__main__":
+    run_command(export, BAD_INPUT)

@@ -1,0 +1,85 @@
+"""The weights of a study's best trials, and what these networks write."""
+
+from collections.abc import Callable, Mapping
+
+from rnn.generation import generate, to_text
+from rnn.weights import TrainedNetwork, write_weights
+from search.joining import Joined
+from search.weights import BestWeights
+from studies.accounting import ranking_of
+
+SAMPLE_LENGTH = 300
+"""Symbols of the text that a network writes for the report."""
+
+SAMPLE_TEMPERATURE = 0.8
+
+Ranking = list[tuple[int, float]]
+"""Numbers of trials and their values, the best first."""
+
+
+class Keeping:
+    """Keeps the weights of the best trials: as better ones come, worse ones go.
+
+    A trial's weights are written before its end is recorded, and taken away after: whatever ends a
+    process, those of a complete trial that is among the best are there. Nothing that goes wrong
+    with them ends a training.
+
+    Args:
+        joined: the study.
+        weights: where they lie.
+        consult: reads something of the storage; returns None if it does not answer soon.
+        says: told of what a person should know.
+    """
+
+    def __init__(
+        self,
+        joined: Joined,
+        weights: BestWeights,
+        consult: Callable[[Callable[[], Ranking]], Ranking | None],
+        says: Callable[[str], None],
+    ) -> None:
+        self._joined = joined
+        self._weights = weights
+        self._consult = consult
+        self._says = says
+        self._count = joined.definition.keep_weights
+        self._kept: set[int] = set()
+
+    def wanted(self, values: Mapping[int, float]) -> set[int]:
+        """Return which trials' weights are to be kept, of some that are about to be complete.
+
+        Args:
+            values: by trial number.
+        """
+        if not self._count:
+            return set()
+        known = [*(self._best() or []), *values.items()]
+        ranked = sorted(known, key=lambda trial: (trial[1], trial[0]))
+        return {number for number, _ in ranked[: self._count]} & values.keys()
+
+    def keep(self, number: int, network: TrainedNetwork) -> str | None:
+        """Write a trial's weights; return a text that its network writes, None if it cannot."""
+        try:
+            self._weights.write(number, write_weights(network))
+            self._kept.add(number)
+            written = generate(network, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_text(written)
+        except Exception as error:  # a full disk, a bucket that is away
+            self._says(f"warning: the weights of trial {number} could not be kept ({error})")
+            return None
+
+    def settle(self, number: int) -> None:
+        """Let go what is not among the best any more, now that a trial's end is recorded."""
+        if number not in self._kept:
+            return
+        self._kept.remove(number)
+        best = self._best(more=self._weights.reach)
+        try:
+            if best is not None:
+                self._weights.keep_only([number for number, _ in best], self._count)
+        except Exception as error:
+            self._says(f"warning: weights that are not wanted could not be removed ({error})")
+
+    def _best(self, more: int = 0) -> Ranking | None:
+        storage, study_id = self._joined.storage, self._joined.study_id
+        return self._consult(lambda: ranking_of(storage, study_id, self._count + more))

@@ -1,0 +1,124 @@
+"""A trial's trained network, for the commands that do something with one."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from rnn.weights import TrainedNetwork, read_weights
+from search.errors import WeightsNotKept
+from search.joining import stored_definition
+from search.weights import BestWeights
+from studies.command_line import artifacts_option, storage_options
+from studies.definition import Definition
+from studies.opening import load_study, read_storage
+from studies.records import CHECKPOINTS
+from studies.stores import open_store
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SHOWN = 20
+"""How many trials a line of refusal lists."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A trained network, and whose it is.
+
+    Attributes:
+        network: with its weights.
+        trial: that it was trained in.
+        study: the name of the study.
+        definition: of the study.
+    """
+
+    network: TrainedNetwork
+    trial: FrozenTrial
+    study: str
+    definition: Definition
+
+
+def _number(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    if text == "best":
+        return None
+    if not text.isdecimal():
+        raise click.BadParameter(
+            f"{text!r} is no trial; allowed: best, or a trial's number; correct it"
+        )
+    return int(text)
+
+
+def network_options(command: _F) -> _F:
+    """Give a command the options of :func:`find_network`."""
+    command = artifacts_option(storage_options(command))
+    return click.option(
+        "--trial",
+        callback=_number,
+        metavar="N|best",
+        default="best",
+        show_default=True,
+        help="Whose network; best: the one of least loss.",
+    )(command)
+
+
+def find_network(study: str, trial: int | None, storage: str, artifacts: str | None) -> Kept:
+    """Read the network of a trial.
+
+    Args:
+        study: its name, or the path of the definition that gave it its name.
+        trial: number of a complete trial; None for the best of those whose weights are kept.
+        storage: the storage's URL; nothing is changed there.
+        artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
+
+    Raises:
+        StorageError, StudyNotFound, ArtifactsError: if there is no such place or study.
+        WeightsNotKept: if the trial is not there, not complete, or its weights are not kept.
+        WeightsError, VocabularyError: if they are damaged.
+    """
+    name = Path(study).stem if study.endswith(".toml") else study
+    with closing(read_storage(storage)) as opened:
+        loaded = load_study(opened, name)
+        definition = stored_definition(loaded)
+        weights = BestWeights(open_store(artifacts, storage, "weights"), _folder(loaded))
+        trials = loaded.get_trials(deepcopy=False)
+    kept = weights.kept()
+    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.number in kept]
+    best = sorted(complete, key=lambda t: (t.value, t.number))
+    wanted = [t for t in best if trial is None or t.number == trial][:1]
+    content = weights.read(wanted[0].number) if wanted else None
+    if content is None:
+        raise WeightsNotKept(_refusal(name, trial, trials, best, definition))
+    return Kept(read_weights(content), wanted[0], name, definition)
+
+
+def _folder(study: optuna.Study) -> str:
+    return str(study.user_attrs.get(CHECKPOINTS, f"study-{study._study_id}"))
+
+
+def _refusal(
+    study: str,
+    number: int | None,
+    trials: list[FrozenTrial],
+    best: list[FrozenTrial],
+    definition: Definition,
+) -> str:
+    if number is None:
+        found = f"study {study!r} has no trial whose weights are kept"
+    elif number >= len(trials):
+        found = f"trial {number} is not in study {study!r}, which has {len(trials):,}"
+    elif trials[number].state != TrialState.COMPLETE:
+        found = f"trial {number} of study {study!r} is {trials[number].state.name.lower()}"
+    else:
+        found = f"the weights of trial {number} of study {study!r} are not kept"
+    if best:
+        named = ", ".join(str(trial.number) for trial in best[:_SHOWN])
+        more = f" and {len(best) - _SHOWN} more" if len(best) > _SHOWN else ""
+        return f"{found}; allowed: best, or one of the trials {named}{more}; name one of them"
+    if definition.keep_weights == 0:
+        return f"{found}; its keep_weights is 0; make a study with keep_weights of 1 or more"
+    return f"{found}; none are there; wait until a trial is complete, or check --artifacts"

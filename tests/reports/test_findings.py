@@ -1,0 +1,257 @@
+"""Published statements: what numbers make which of them hold, and what the page says of it."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from made import distributions_of, make_study, open_new
+from optuna.trial import TrialState
+
+from benchmarks.published import VARIABLE, load_published, published_file
+from reports.effects import Contrast, Grid
+from reports.errors import ReportError
+from reports.findings import STATEMENTS, findings_of, page_of, write_findings
+from reports.statements import Change, worth_of
+from reports.trials import read_results
+from studies.definition import KNOWN_CELL, PARAMETERS, Definition
+from studies.opening import open_storage, read_storage
+from studies.planning import PlannedPoint, create_study
+from studies.records import METRICS
+
+SPACE = {"layers": [2, 3], "state_size": [8, 16]}
+EVERY = range(1, len(STATEMENTS) + 1)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A study of all switches, two depths and two sizes; one point of it is complete."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
+    definition = Definition.model_validate({"space": SPACE})
+    points = list(definition.space.points())
+    storage = open_new(url)
+    attributes = {
+        "definition": definition.model_dump(mode="json"),
+        "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
+    }
+    create_study(storage, "planned", METRICS["training"], attributes, distributions_of(points),
+                 [PlannedPoint(point) for point in points])  # fmt: skip
+    trial_id = storage.claim(storage.get_study_id_from_name("planned"), "me")
+    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
+    results = read_results(storage, "planned")
+    storage.close()
+    return results
+
+
+def finished(planned, worth, noise=0.005, name="planned", **settings):
+    """The study with a value for every point: 1.5, what its switches are worth, and noise."""
+    table = planned.table
+    flags = table.assign(
+        new=table["state_source"] != "old",
+        old=table["state_source"] != "new",
+        deep=table["layers"] == 3,
+        wide=table["state_size"] == 16,
+    )
+    value = 1.5 + np.random.default_rng(0).normal(0, noise, len(table))
+    for switches, nats in worth.items():
+        value += nats * flags[switches.split()].all(axis=1).to_numpy(dtype=float)
+    definition = planned.definition.model_copy(update=settings)
+    complete = table.assign(value=value, state="COMPLETE").sort_values("value")
+    return dataclasses.replace(planned, name=name, definition=definition, table=complete)
+
+
+AS_SAID = {"forget_gate": -0.1, "input_gate": 0.01, "new": -0.4, "state_gate": -0.05,
+           "residual": -0.2, "deep": 0.1, "wide": -0.3}  # fmt: skip
+CONTRARY = {"forget_gate": 0.05, "input_gate": -0.1, "output_gate": -0.1, "new": -0.1,
+            "old": 0.1, "state_gate": -0.3, "residual": 0.1, "deep": -0.1, "wide": 0.1}  # fmt: skip
+
+
+def verdicts_of(results, among="all", **options):
+    found = findings_of(results, **options)
+    return {each.number: each.verdict for each in found if each.verdict and each.among == among}
+
+
+@pytest.mark.parametrize(
+    ("worth", "noise", "verdict"),
+    [(AS_SAID, 0.005, "holds"), (CONTRARY, 0.005, "does not hold"), ({}, 1.5, "undecided")],
+)
+def test_every_statement_can_hold_or_not_or_be_undecided(planned, worth, noise, verdict):
+    found = verdicts_of(finished(planned, worth, noise))
+    assert found == dict.fromkeys(EVERY, verdict)
+
+
+def test_what_is_no_difference_is_for_the_reader_to_say(planned):
+    results = finished(planned, {"old": 0.05, "input_gate": 0.0})
+    assert verdicts_of(results, margin=0.02)[5] == "does not hold"
+    assert verdicts_of(results, margin=0.1)[5] == "holds"
+    # A loss that is not clearly lower: whether that excludes a gain depends on what a gain is.
+    results = finished(planned, {}, noise=0.05)
+    assert verdicts_of(results, margin=0.05)[2] == "holds"
+    assert verdicts_of(results, margin=0.0001)[2] == "undecided"
+
+
+def test_the_new_state_is_measured_by_the_switch_that_comes_nearest(planned):
+    worth = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
+    (found,) = (f for f in findings_of(finished(planned, worth)) if f.number == 4 and f.verdict)
+    assert found.words == "new state against no output gate"
+    assert found.worth.mean == pytest.approx(-0.1, abs=0.005)
+    assert found.verdict == "holds"
+    worth["output_gate"] = 0.4
+    assert verdicts_of(finished(planned, worth))[4] == "does not hold"
+    # One that is clearly worth as much decides, whatever others might be worth.
+    worth = {"new": -0.3, "residual": -0.31, "input_gate wide forget_gate deep": -2.0}
+    assert verdicts_of(finished(planned, worth))[4] == "does not hold"
+
+
+def test_a_change_is_worth_what_its_effect_is_and_more_than_another_by_their_difference(planned):
+    results = finished(planned, CONTRARY | {"forget_gate residual": 0.2}, noise=0.1)
+    grid = Grid.of(results.table, results.parameters)
+    effect = grid.effect(Contrast("forget_gate", False, True))
+    worth = worth_of(grid, Change("", {"forget_gate": False}, {"forget_gate": True}))
+    assert (worth.pairs, worth.mean, worth.low, worth.high, worth.helped) == (
+        effect.pairs, effect.mean, effect.low, effect.high, effect.helped)  # fmt: skip
+    other = grid.effect(Contrast("state_gate", False, True))
+    difference = worth_of(
+        grid,
+        Change(
+            "",
+            {"forget_gate": False, "state_gate": True},
+            {"forget_gate": True, "state_gate": False},
+        ),
+    )
+    assert difference.mean == pytest.approx(effect.mean - other.mean)
+    assert difference.pairs == effect.pairs / 2
+
+
+def test_what_helps_bad_networks_alone_is_told_apart_below_the_threshold(planned):
+    # The input gate rescues those that see the old state alone, and does nothing for the others.
+    worth = {"new": -1.0, "input_gate": -0.4, "input_gate new": 0.41}
+    results = finished(planned, worth, threshold=0.9)
+    assert verdicts_of(results)[2] == "does not hold"
+    assert verdicts_of(results, among="below 0.9")[2] == "holds"
+    # Of a pair one point at least reads the old state alone, and is not below.
+    assert 4 not in verdicts_of(results, among="below 0.9")
+    page = page_of([results])
+    assert "- planned, all: “An input gate does not lower the loss.” does not hold" in page
+    assert "| 2 | An input gate does not lower the loss. | does not hold | holds |" in page
+
+
+def test_studies_that_disagree_are_set_side_by_side(planned):
+    results = [
+        finished(planned, AS_SAID, name="as-said"),
+        finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
+    ]
+    page = page_of(results)
+    assert "| | statement | as-said, all | other, all |" in page
+    differing = page.partition("### Verdicts that differ")[2]
+    assert "| 7 | The residual lowers the loss. | holds | does not hold |" in differing
+    assert "forget gate" not in differing
+    page = page_of(results[:1])
+    assert "No statement is contradicted." in page
+    assert page.rstrip().endswith("None does.")
+
+
+def test_a_derived_study_tests_what_its_variants_change(planned):
+    refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
+    definition = Definition.model_validate({"refinement": refinement})
+    results = finished(planned, AS_SAID, refinement=definition.refinement)
+    assert verdicts_of(results) == {8: "holds", 9: "holds"}
+    assert "were chosen from s" in page_of([results])
+    # Replicates are no pairs of their own: their mean is a point.
+    second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
+    both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
+    once, twice = findings_of(results), findings_of(dataclasses.replace(results, table=both))
+    assert [each.worth.pairs for each in twice] == [each.worth.pairs for each in once]
+    assert twice[0].worth.mean == pytest.approx(once[0].worth.mean - 0.1)
+
+
+def test_known_cells_test_nothing_that_was_said(planned):
+    results = finished(planned, AS_SAID)
+    switches = [name for name in PARAMETERS if name not in KNOWN_CELL]
+    known = results.table.drop(columns=switches).assign(cell="gru")
+    known = known.drop_duplicates(["layers", "state_size"])
+    with pytest.raises(ReportError, match="tests none of the statements; allowed: studies of our"):
+        findings_of(dataclasses.replace(results, table=known))
+
+
+def test_few_pairs_decide_nothing(sqlite_url):
+    make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
+    storage = read_storage(sqlite_url)
+    found = findings_of(read_results(storage, "made"))
+    assert {(each.number, each.among) for each in found} == {
+        (7, "all"), (7, "below 2.0"), (9, "all"), (9, "below 2.0")}  # fmt: skip
+    assert {each.verdict for each in found} == {"undecided"}
+
+
+def test_a_page_is_written_and_named(sqlite_url, tmp_path, run):
+    make_study(sqlite_url)
+    page = tmp_path / "new" / "findings.md"
+    command = ("-m", "reports.findings", "made", "--storage", sqlite_url, "--output", str(page))
+    for margin in ("0.02", "0.5"):  # the second time in the place of the first
+        done = run(*command, "--margin", margin)
+        assert (done.returncode, done.stdout) == (0, f"{page}\n")
+        assert f"- **Margin**: {margin} nats" in page.read_text()
+    assert "7 of 8 points are complete" in page.read_text()
+    assert "1 diverged" in page.read_text()
+
+
+def test_what_cannot_be_tested_is_refused_and_nothing_is_written(sqlite_url, tmp_path, run):
+    make_study(sqlite_url, finished=6)
+    page = tmp_path / "findings.md"
+    command = ("-m", "reports.findings", "made", "--storage", sqlite_url, "--output", str(page))
+    done = run(*command)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: study 'made' has finished 6 of 8 points; allowed: all; run it to its end first\n"
+    )
+    done = run(*command, "--margin", "0")
+    assert done.returncode == 2
+    assert "0.0 is not in the range x>0" in done.stderr
+    make_study(sqlite_url, "whole")
+    with pytest.raises(ReportError, match="study 'made' has finished 6"):
+        write_findings(sqlite_url, ["whole", "made"], page)
+    make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
+    with pytest.raises(ReportError, match="study 'plain' tests none of the statements"):
+        write_findings(sqlite_url, ["whole", "plain"], page)
+    assert not page.exists()
+    page.write_text("mine")
+    with pytest.raises(ReportError, match="is there and is no such page"):
+        write_findings(sqlite_url, ["whole"], page)
+    assert page.read_text() == "mine"
+
+
+def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
+    open_new(sqlite_url).close()
+    row = dict.fromkeys(("input_gate", "forget_gate", "output_gate", "state_gate"), 0)
+    row |= {"residual": 1, "layers": 2, "state_size": 32, "seconds": 9.0, "loss_50": 3.0}
+    rows = [
+        row | {"state_source": source, "min_loss": value}
+        for source, value in (("old", 2.5), ("both", 2.0))
+    ]
+    file = tmp_path / "runs.csv"
+    pd.DataFrame(rows).to_csv(file, index=False)
+    command = ("-m", "benchmarks.published", str(file), sqlite_url)
+    assert run(*command).stdout == "published\n"
+    done = run(*command)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "study 'published' is there already" in done.stderr
+    storage = open_storage(sqlite_url)
+    table = read_results(storage, "published").table
+    storage.close()
+    assert table[["state_source", "residual", "value"]].values.tolist() == [
+        ["both", True, 2.0], ["old", True, 2.5]]  # fmt: skip
+    pd.DataFrame(rows).drop(columns="layers").to_csv(file, index=False)
+    done = run(*command)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "lacks layers" in done.stderr
+
+
+@pytest.mark.skipif(not published_file(), reason=f"{VARIABLE} names no file of published results")
+def test_what_the_published_numbers_say_of_the_published_statements(sqlite_url):
+    load_published(published_file(), sqlite_url)
+    results = read_results(read_storage(sqlite_url), "published", with_curves=())
+    everywhere, good = verdicts_of(results), verdicts_of(results, among="below 1.9")
+    assert {number: everywhere[number] for number in (1, 2, 3, 7, 8, 9)} == {
+        1: "holds", 2: "does not hold", 3: "does not hold", 7: "holds", 8: "holds", 9: "holds"
+    }  # fmt: skip
+    assert {n for n, verdict in good.items() if verdict == "holds"} == {1, 2, 3, 5, 7, 8}

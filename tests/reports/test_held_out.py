@@ -1,0 +1,166 @@
+"""What a report says by held-out text: of replicates, of single runs, of tokens, and of texts."""
+
+import re
+
+import pandas as pd
+import pytest
+from made import make_replicates, make_runs, make_study, own_point
+
+from reports.lineage import replicates
+from reports.page import write_report
+from reports.sections import section_of
+from reports.tables import rows_of
+from reports.trials import read_results
+from studies.opening import read_storage
+
+BEST, SMALLER, WORST = (f"{shape} no gates, new state" for shape in ("2×4", "1×4", "1×8"))
+
+
+def results_of(url, name="replicates"):
+    return read_results(read_storage(url), name)
+
+
+def words_of(url, names, path):
+    html = write_report(url, names, path).read_text("utf-8")
+    return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
+
+
+@pytest.mark.parametrize(
+    ("split", "column", "unit"),
+    [
+        ("test", "test_bits_per_character", "bits per character"),
+        ("validation", "validation_bits_per_character", "bits per character"),
+    ],
+)
+def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit):
+    make_replicates(sqlite_url, split=split)
+    results = results_of(sqlite_url)
+    assert (results.measure.column, results.measure.unit) == (column, unit)
+    # By their values they come the other way round.
+    assert list(replicates(results).index) == [BEST, SMALLER, WORST]
+    assert [winner.label for winner in section_of(results).winners] == [BEST, SMALLER, WORST]
+    means = results.complete.groupby("architecture")[column].mean()
+    assert section_of(results).winners[0].measured == pytest.approx(means[BEST])
+
+
+def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_path):
+    runs = [
+        (own_point(layers, replicate=i), layers + value, {"validation_bits_per_character": None})
+        for layers in (1, 2)
+        for i, value in enumerate((0.0, 0.01, 0.02))
+    ]
+    raw = {"refinement": {"source": "made", "replicates": 3}}
+    make_runs(sqlite_url, "replicates", raw, runs)
+    section = section_of(results_of(sqlite_url))
+    assert section.results.measure.is_value
+    assert list(section.replicates["mean"]) == pytest.approx([1.01, 2.01])
+    assert (section.comparison.covers_runs, section.comparison.covers_text) == (True, False)
+    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    assert "This covers another training run, not another text" in words
+
+
+def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
+    make_replicates(sqlite_url)
+    section = section_of(results_of(sqlite_url))
+    comparison = section.comparison
+    assert comparison.between(WORST, BEST).lanes == 4
+    assert [comparison.is_told_apart(name, BEST) for name in (SMALLER, WORST)] == [False, True]
+    assert section.smallest == SMALLER
+    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    assert f"by the mean of its 3 runs, is {BEST}: " in words
+    assert "bits per character, the loss on the test text" in words
+    assert f"The smallest that is not told apart from it is {SMALLER}: 2." in words
+    assert "with 100 parameters, against 200." in words
+    assert "run by run, those with the same number, and lane by lane" in words
+    heat = section.differences.figure.data[0]
+    # A number in brackets has no colour: the two are not told apart.
+    assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
+    assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
+    assert "told apart from 3" in section.differences.words
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td></tr>",
+                      (tmp_path / "page.html").read_text("utf-8"))  # fmt: skip
+    assert rows[-3:] == [(BEST, ""), (SMALLER, "no"), (WORST, "yes")]
+
+
+def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tmp_path):
+    noise = (0.03, -0.02, 0.01, 0.0, -0.02)
+    runs = [
+        (
+            own_point(1 + i),
+            1.5 + i / 10,
+            {
+                "validation_lanes": [2 + lane + worse + (i % 2) * noise[lane] for lane in range(5)],
+                "validation_bits_per_character": 4 + worse,
+                "validation_error": 0.25,
+            },
+        )
+        for i, worse in enumerate((0.0, 0.001, 0.5))
+    ]
+    make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
+    section = section_of(results_of(sqlite_url, "single"))
+    best, second, third = (winner.label for winner in section.winners)
+    comparison = section.comparison
+    assert list(comparison.pairs) == [(second, best), (third, best)]
+    assert comparison.between(second, best).mean == pytest.approx(0.001)
+    assert not comparison.is_told_apart(second, best)
+    assert comparison.is_told_apart(third, best)
+    assert section.smallest is None
+    words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
+    assert "This covers the text, not another training run" in words
+    assert "4.000 ± 0.250" in words
+    assert "Beside the best" in words
+
+
+def test_without_lanes_nothing_is_compared(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    assert section_of(results_of(sqlite_url, "made")).comparison is None
+    assert "Beside the best" not in words_of(sqlite_url, ["made"], tmp_path / "page.html")
+
+
+def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tmp_path):
+    raw = {
+        "space": {"layers": [1, 2], "state_size": [4]},
+        "vocabulary": "bpe:300",
+        "objective": "validation",
+        "evaluation": {"average": 0.25},
+        "threshold": 5.0,
+    }
+    runs = [(own_point(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
+    vocabulary = {"size": 290, "bytes_per_symbol": 2.5, "written": "{}"}
+    make_runs(sqlite_url, "tokens", raw, runs, vocabulary=vocabulary)
+    words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
+    assert "5.0000 nats a token, the loss on held-out text" in words
+    assert "nats a byte" not in words
+    assert "byte pairs (bpe:300): 290 tokens of 2.50 bytes each" in words
+    assert "averaged over the last 25% of the steps" in words
+    # The network that is written out reads as many symbols.
+    assert "nn.Linear(290, 4)" in words
+    section = section_of(results_of(sqlite_url, "tokens"))
+    # Curves are of the training loss: their least values are no trial's value.
+    assert section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats a token)"
+    assert "from 1.500 to 2.500 nats" in section.curves.words
+    assert section.curves.colourings[0].label == "the loss on held-out text"
+
+
+def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
+    samples = ("<b>it was</b>\n\x00 & so on", None)
+    runs = [(own_point(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
+    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
+    page = write_report(sqlite_url, ["writers"], tmp_path / "page.html").read_text("utf-8")
+    assert "What the best write</h3>" in page
+    assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
+    assert page.count('<pre class="code sample">') == 1
+    make_study(sqlite_url)
+    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text("utf-8")
+    assert "What the best write" not in page
+
+
+def test_rows_have_what_was_recorded_but_no_lanes(sqlite_url):
+    make_replicates(sqlite_url)
+    make_study(sqlite_url)
+    storage = read_storage(sqlite_url)
+    rows = rows_of([read_results(storage, name) for name in ("replicates", "made")])
+    assert {"training_loss", "validation_error", "test_bits_per_character", "sample"} <= {*rows}
+    assert not any("lanes" in name for name in rows)
+    assert rows["test_error"].iloc[0] == 0.125
+    assert pd.isna(rows["test_error"].iloc[-1])

@@ -1,0 +1,145 @@
+"""Studies of known cells: read and told as such, and drawn beside the studies of our own."""
+
+import math
+
+import pytest
+from made import make_known, make_replicates, make_runs, make_study, own_point
+
+from reports.references import references_for
+from reports.sections import section_of, sections_of
+from reports.tables import write_csv, write_curves, write_parquet
+from reports.trials import architecture_of, read_results
+from rnn.known_cell import KnownCell
+from studies.opening import read_storage
+
+
+def results_of(url, *names):
+    storage = read_storage(url)
+    return [read_results(storage, name) for name in names]
+
+
+def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
+    make_known(sqlite_url)
+    (results,) = results_of(sqlite_url, "cells")
+    assert results.parameters == ["cell", "state_size", "gradient_window"]
+    row = results.complete.iloc[0]
+    assert row["label"] == "1×4 GRU, window 1"
+    assert architecture_of(row, results.definition) == KnownCell("gru", 1, 4)
+    section = section_of(results)
+    assert section.worth_title == "What each choice is worth"
+    labels = [effect.contrast.label for effect in section.parts[0].effects]
+    assert labels == ["cell GRU → LSTM", "state size 4 → 8", "gradient window 1 → 16"]
+    assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])
+    assert [choice.name for choice in section.choices] == ["Cell", "Gradient window", "State size"]
+    assert section.shape == ["cell", "gradient_window", "layers", "state_size"]
+    assert len(section.shapes) == 8
+
+
+def test_a_window_is_named_where_it_is_not_one(sqlite_url):
+    raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"gradient_window": 16}}
+    make_runs(sqlite_url, "windowed", raw, [(own_point(), 1.0, {})])
+    (results,) = results_of(sqlite_url, "windowed")
+    assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, window 16"
+    make_study(sqlite_url)
+    (results,) = results_of(sqlite_url, "made")
+    assert not results.table["label"].str.contains("window").any()
+
+
+def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
+    make_study(sqlite_url, diverged=None)
+    variants = [{"gradient_window": 1}, {"gradient_window": 4}]
+    runs = [
+        (own_point(gradient_window=1), 1.4, {}),
+        (own_point(gradient_window=4), 1.2, {}),
+    ]
+    raw = {"refinement": {"source": "made", "variants": variants}}
+    make_runs(sqlite_url, "windows", raw, runs, sources=[0])
+    (results,) = results_of(sqlite_url, "windows")
+    # The source has no such parameter: what it was trained with is in its definition.
+    changes = {change.variant: change for change in section_of(results).changes}
+    assert list(changes) == ["as it was", "gradient window 4"]
+    assert changes["gradient window 4"].from_source == pytest.approx(1.2 - 1.5)
+    assert changes["gradient window 4"].mean == pytest.approx(1.2 - 1.4)
+
+
+def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
+    recorded = {"validation_loss": 2.25}
+    space = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "made", space, [(own_point(), 1.0, recorded)])
+    raw = {"refinement": {"source": "made"}, "objective": "validation"}
+    make_runs(sqlite_url, "measured", raw, [(own_point(), 2.0, {})], sources=[0])
+    make_runs(sqlite_url, "tokens", raw | {"vocabulary": "bpe:300"}, [(own_point(), 2.0, {})])
+    measured, tokens = results_of(sqlite_url, "measured", "tokens")
+    assert measured.sources["value"].tolist() == [2.25]
+    assert tokens.sources.empty
+
+
+def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
+    make_study(sqlite_url)
+    make_known(sqlite_url)
+    own, cells = sections_of(results_of(sqlite_url, "made", "cells"))
+    lines = {shape.name: shape.y0 for shape in own.curves.figure.layout.shapes}
+    assert lines == pytest.approx({"1×4 GRU, window 1": 1.4, "1×4 GRU, window 16": 1.5,
+                                   "1×4 LSTM, window 1": 1.8, "1×4 LSTM, window 16": 1.9})  # fmt: skip
+    assert {shape.line.dash for shape in own.curves.figure.layout.shapes}.isdisjoint(
+        {None, "solid"}
+    )
+    assert "1×4 LSTM, window 16: 1.9000" in own.curves.words
+    assert "budget" not in own.curves.note
+    low, high = own.curves.figure.layout.yaxis.range
+    assert low < 1.4
+    assert high > 1.9
+    assert not cells.curves.figure.layout.shapes
+
+
+def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
+    make_replicates(sqlite_url, "tested")
+    make_replicates(sqlite_url, "validated", split="validation")
+    make_known(sqlite_url)
+    tested, validated, _ = sections_of(results_of(sqlite_url, "tested", "validated", "cells"))
+    assert not tested.replicates_drawing.figure.layout.shapes, "none has read the test text"
+    lines = validated.replicates_drawing.figure.layout.shapes
+    assert {line.x0 for line in lines} == {2.5}
+    assert len(lines) == 4
+    low, high = validated.replicates_drawing.figure.layout.xaxis.range
+    assert low < 2.5 < high
+    assert "1×4 GRU, window 1: 2.5000" in validated.replicates_drawing.words
+
+
+def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
+    make_study(sqlite_url)
+    make_known(sqlite_url, "elsewhere", text="cd")
+    make_known(sqlite_url, "tokens", vocabulary="bpe:300")
+    make_known(sqlite_url, "longer", training={"steps": 20_000})
+    own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
+    references = references_for(own, others)
+    assert {each.study for each in references} == {"longer"}
+    note = section_of(own, references).curves.note
+    assert (
+        "The cells of longer had another budget: 20,000 steps of 256 lanes, against 10,000 steps "
+        "of 256 lanes here." in note
+    )
+    assert references_for(others[0], [own, *others]) == []
+
+
+def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url):
+    runs = [(own_point(replicate=i), 2.0, {"validation_bits_per_character": None}) for i in (1, 2)]
+    make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
+    make_known(sqlite_url, objective="validation")
+    own, cells = results_of(sqlite_url, "own", "cells")
+    references = references_for(own, [cells])
+    assert all(math.isnan(each.measured) for each in references)
+    assert [each.training_loss for each in references] == pytest.approx([1.4, 1.5, 1.8, 1.9])
+
+
+def test_known_cells_and_our_own_are_rows_of_one_file(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    make_known(sqlite_url)
+    results = results_of(sqlite_url, "made", "cells")
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    header = (tmp_path / "rows.csv").read_text("utf-8").partition("\n")[0].split(",")
+    assert {"cell", "residual", "gradient_window"} <= set(header)
+    write_curves(results[1:], tmp_path / "curves.csv")
+    header = (tmp_path / "curves.csv").read_text("utf-8").partition("\n")[0]
+    assert header.startswith("cell,layers,state_size,gradient_window,seconds,min_loss,loss_50,")

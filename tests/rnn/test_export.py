@@ -1,0 +1,103 @@
+"""A network that is handed over computes what it computed here, with PyTorch and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rnn.architecture import Architecture
+from rnn.export import exported
+from rnn.known_cell import KnownCell
+from rnn.member import Member
+from rnn.network import initial_weights
+from rnn.unrolled import network_of
+from rnn.vocabulary import read_vocabulary, train_vocabulary
+from rnn.weights import TrainedNetwork
+
+TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
+TOKENS = train_vocabulary("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
+NETWORKS = {
+    "gated": (Architecture(True, True, True, True, True, "both", 2, 4), read_vocabulary(None)),
+    "candidate": (
+        Architecture(False, True, False, True, False, "new", 1, 4, "candidate"),
+        TOKENS,
+    ),
+    "lstm": (KnownCell("lstm", 2, 4), TOKENS),
+}
+
+USER = """
+import json, pathlib, runpy, sys
+
+import torch
+
+for folder in sys.argv[1:]:
+    text = pathlib.Path(folder, "text").read_bytes()
+    sys.path.insert(0, folder)
+    sys.argv = ["run.py", "the cat"]
+    run = runpy.run_path(f"{folder}/run.py")
+    network, symbols = run["network"], run["encode"](text)
+    states, logits = network.initial_state(1), []
+    for symbol in symbols:
+        found, states = network(torch.tensor([symbol]), states)
+        logits.append(found[0].tolist())
+    answer = {"symbols": symbols, "logits": logits, "text": run["decode"](symbols).hex()}
+    pathlib.Path(folder, "answer").write_text(json.dumps(answer))
+    for name in ("network", "vocabulary", "byte_pairs"):
+        sys.modules.pop(name, None)
+    sys.path.pop(0)
+assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
+"""
+
+
+def made(name: str) -> TrainedNetwork:
+    architecture, vocabulary = NETWORKS[name]
+    drawn = initial_weights(Member(architecture), 7, vocabulary.size)
+    weights = {n: (2 * weight.float(), bias.float()) for n, (weight, bias) in drawn.items()}
+    return TrainedNetwork(architecture, weights, vocabulary, "bf16", {"study": "quick | {x}"})
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, dict]:
+    """What somebody who has the folders alone finds in them."""
+    folders: dict[str, Path] = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
+    for name, folder in folders.items():
+        for file, content in (exported(made(name)) | {"text": TEXT}).items():
+            (folder / file).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", USER, *map(str, folders.values())],
+        cwd=folders["gated"],
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.count(b"the cat") >= len(NETWORKS)
+    return {
+        name: json.loads((folder / "answer").read_text()) | {"readme": (folder / "README.md")}
+        for name, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_handed_over_is_the_network(answers, name):
+    network, answer = made(name), answers[name]
+    symbols = network.vocabulary.encode(np.frombuffer(TEXT, np.uint8)).tolist()
+    assert answer["symbols"] == symbols
+    assert bytes.fromhex(answer["text"]) == TEXT
+
+    member = Member(network.architecture)
+    own = network_of([member], 0, "fp32", network.vocabulary.size, None, {member: network.weights})
+    states = own.initial_states(1)
+    for symbol, found in zip(symbols, answer["logits"], strict=True):
+        logits, after = own.forward(own.symbols(torch.tensor([symbol])), states)
+        states = [state.clone() for state in after]
+        torch.testing.assert_close(torch.tensor(found), logits[0, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_it_says_what_it_is(answers):
+    readme = answers["candidate"]["readme"].read_text(encoding="utf-8")
+    assert "1×4 forget+state gates, new state" in readme
+    assert "- study: quick | {x}\n" in readme
+    assert f"there are {TOKENS.size}; `byte_pairs.py`" in readme

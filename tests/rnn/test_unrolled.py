@@ -1,0 +1,268 @@
+"""Networks that are unrolled: what their gradients are, as torch alone would have them."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
+from rnn.checkpoint import read_checkpoint, write_checkpoint
+from rnn.evaluation import held_out_losses
+from rnn.known_cell import CELLS, KnownCell
+from rnn.member import Member
+from rnn.network import Population
+from rnn.parameters import Weights
+from rnn.program import Program
+from rnn.source import module_code, state_names
+from rnn.training import Run, Training
+from rnn.unrolled import Unrolled, network_of
+
+LANES, VOCABULARY = 3, 11
+GATED = [
+    Architecture(*switches, source, 2, 4, gate_inputs)
+    for gate_inputs in GATE_INPUTS
+    for switches in itertools.product((False, True), repeat=5)
+    for source in STATE_SOURCES
+]
+SOME = [*GATED[::17], GATED[-1]]
+KNOWN = [KnownCell(cell, 2, 4) for cell in CELLS]
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def by_name(architecture: Architecture | KnownCell) -> str:
+    return f"{architecture.label} {getattr(architecture, 'gate_inputs', '')}"
+
+
+each_of_some = pytest.mark.parametrize("architecture", [*SOME, *KNOWN], ids=by_name)
+
+
+def text(steps: int) -> Tensor:
+    return torch.randint(VOCABULARY, (steps, LANES), generator=torch.Generator().manual_seed(1))
+
+
+def weights_of(network: Population | Unrolled) -> Weights:
+    return network.parameters.of(0, network.parameters.values)
+
+
+def gradients_of(network: Population | Unrolled) -> Weights:
+    return network.parameters.of(0, network.parameters.gradients)
+
+
+def assert_close(found: Weights, expected: Weights, **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], **tolerance, msg=lambda said, name=name: f"{name}: {said}"
+        )
+
+
+class Module:
+    """The network as it is written out, and gradients through it by autograd alone."""
+
+    def __init__(self, architecture: Architecture | KnownCell) -> None:
+        names: dict[str, Any] = {"__name__": "written"}
+        code = module_code(architecture, VOCABULARY)
+        exec(code.replace("new_state.detach()", "new_state"), names)
+        self.network: nn.Module = names["Network"]().double()
+        self.names = state_names(architecture)
+
+    def load(self, weights: Weights) -> None:
+        self.network.load_state_dict(
+            {
+                name: weights[of][0].T if part == "weight" else weights[of][1]
+                for name, (of, part) in self.names.items()
+            }
+        )
+
+    def learn(
+        self, reads: Tensor, foretells: Tensor, states: list[Tensor]
+    ) -> tuple[Tensor, Weights, list[Tensor]]:
+        """The last loss of reading (w, B) from these states, its gradients, the last states."""
+        self.network.zero_grad()
+        for symbols in reads:
+            logits, states = self.network(symbols, states)
+        loss = nn.functional.cross_entropy(logits, foretells)
+        loss.backward()
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, weight in self.network.named_parameters():
+            of, part = self.names[name]
+            own = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            found.setdefault(of, {})[part] = own.T if part == "weight" else own
+        gradients = {of: (own["weight"], own["bias"]) for of, own in found.items()}
+        return loss.detach(), gradients, [state.detach() for state in states]
+
+
+@pytest.mark.parametrize("architecture", SOME, ids=by_name)
+def test_through_one_step_it_learns_as_a_population_does(architecture: Architecture):
+    members, read = [Member(architecture)], text(4)
+    networks = [kind(members, 3, "fp64", VOCABULARY) for kind in (Population, Unrolled)]
+    expected, found = networks
+    states = [network.learning_states(LANES) for network in networks]
+    for t in range(3):
+        losses = []
+        for network, own in zip(networks, states, strict=True):
+            loss, after = network.learn(network.symbols(read[t]), read[t + 1], own)
+            losses.append(loss)
+            for state, new in zip(own, after, strict=True):
+                state.copy_(new)
+        torch.testing.assert_close(*losses, **EXACT)
+        torch.testing.assert_close(*states, **EXACT)
+        assert_close(gradients_of(found), gradients_of(expected), **EXACT)
+
+
+@each_of_some
+def test_the_gradient_goes_through_the_window_and_no_further(architecture):
+    """Whole, cut off at a sequence's start, and with weights that change at every step."""
+    member, window, module = Member(architecture, 0, 3), 3, Module(architecture)
+    network = Unrolled([member], 3, "fp64", VOCABULARY)
+    program = Program(network, LANES, learning_rate=0.05, smoothing=0.0)
+    for read in (text(7), text(4).flip(0)):  # two sequences
+        program.begin_sequence()
+        before = [module.network.initial_state(LANES)]
+        for t, foretells in enumerate(read[1:]):
+            module.load(weights_of(network))
+            first = max(0, t + 1 - window)
+            loss, gradients, after = module.learn(read[first : t + 1], foretells, before[first])
+            before.append(after)
+            program.step(read[t], foretells)
+            torch.testing.assert_close(program.smoothed[0], loss, **EXACT)
+            assert_close(gradients_of(network), gradients, **EXACT)
+            torch.testing.assert_close([s[0] for s in program.states[:2]], after, **EXACT)
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=by_name)
+def test_a_known_cell_is_torchs_own(known: KnownCell):
+    steps, n = 5, known.state_size
+    network = Unrolled([Member(known, 0, steps)], 3, "fp64", VOCABULARY)
+    weights = weights_of(network)
+    kind = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[known.cell]
+    module = kind(n, n, known.layers).double()
+    hands = (("input", "ih"), ("state", "hh"))
+    for layer, (name, hand) in itertools.product(range(known.layers), hands):
+        weight, bias = weights[f"layers.{layer}.{name}"]
+        with torch.no_grad():
+            getattr(module, f"weight_{hand}_l{layer}").copy_(weight.T)
+            getattr(module, f"bias_{hand}_l{layer}").copy_(bias)
+
+    read = text(steps + 1)
+    table, head = weights["embedding"], weights["head"]
+    outputs, _ = module(table[0][read[:-1]] + table[1])  # (steps, B, n)
+    expected = outputs @ head[0] + head[1]
+    states = network.initial_states(LANES)
+    for t in range(steps):
+        logits, states = network.forward(network.symbols(read[t]), states)
+        torch.testing.assert_close(logits[0], expected[t].detach(), **EXACT)
+        losses = nn.functional.cross_entropy(expected[t], read[t + 1], reduction="none")
+        torch.testing.assert_close(network.losses(logits, read[t + 1])[0], losses.detach(), **EXACT)
+
+    states = network.learning_states(LANES)
+    for t in range(steps):
+        _, states = network.learn(network.symbols(read[t]), read[t + 1], states)
+    losses.mean().backward()
+    gradients = gradients_of(network)
+    for layer, (name, hand) in itertools.product(range(known.layers), hands):
+        weight, bias = gradients[f"layers.{layer}.{name}"]
+        own = getattr(module, f"weight_{hand}_l{layer}").grad
+        torch.testing.assert_close(weight, own.T, **EXACT)
+        torch.testing.assert_close(bias, getattr(module, f"bias_{hand}_l{layer}").grad, **EXACT)
+
+
+@each_of_some
+def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
+    found = []
+    for precision in ("fp64", "bf16"):
+        network = Unrolled([Member(architecture, 0, 12)], 3, precision, VOCABULARY)
+        states, read = network.learning_states(LANES), text(14)
+        for t in range(13):
+            loss, states = network.learn(network.symbols(read[t]), read[t + 1], states)
+        flat = network.parameters.gradients.double()
+        found.append((loss.double(), flat))
+        assert loss.dtype == states[0].dtype == network.parameters.values.dtype
+    (expected_loss, expected), (loss, gradients) = found
+    torch.testing.assert_close(loss, expected_loss, rtol=0.02, atol=0)
+    assert (gradients - expected).norm() < 0.03 * expected.norm()
+
+
+TEXT = np.random.default_rng(0).integers(0, VOCABULARY, 500, dtype=np.uint8)
+SETTINGS = Training(
+    steps=20,
+    batch_size=LANES,
+    sequence_length=13,
+    log_every=2,
+    learning_rate=0.01,
+    smoothing=0.9,
+    seed=3,
+    average=0.6,
+)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [2, 9, 12, 14])
+@pytest.mark.parametrize("architecture", [GATED[-1], KNOWN[-1]], ids=by_name)
+def test_what_is_gone_on_with_is_the_run_that_was_never_stopped(architecture, stop):
+    """In a window that grows, in a whole one, and where the next sequence begins."""
+    member = Member(architecture, 1, 4)
+
+    def begin(weights=None, progress=None):
+        network = network_of([member], 1, "bf16", VOCABULARY, None, weights)
+        return Run(network, TEXT, SETTINGS, progress)
+
+    def look():
+        if run.step == stop:
+            raise Stop
+
+    whole, run = begin(), begin()
+    list(whole.train())
+    with pytest.raises(Stop):
+        list(run.train(look))
+    written = write_checkpoint(run.progress(member), "me")
+    progress = read_checkpoint(architecture, "me", written, VOCABULARY)
+    resumed = begin({member: progress.weights}, {member: progress})
+    list(resumed.train())
+    assert resumed.curves == whole.curves
+    expected, found = (own.progress(member) for own in (whole, resumed))
+    for one, other in zip(found.states, expected.states, strict=True):
+        assert torch.equal(one, other)
+    for name, (weight, bias) in expected.weights.items():
+        assert torch.equal(found.weights[name][0], weight)
+        assert torch.equal(found.weights[name][1], bias)
+
+
+def test_a_network_is_measured_from_a_texts_start_whatever_it_was_trained_on():
+    member = Member(KnownCell("lstm", 2, 4), 0, 4)
+    run = Run(network_of([member], 1, "fp64", VOCABULARY), TEXT, SETTINGS)
+    list(run.train())
+    module = Module(member.architecture)
+    module.load(weights_of(run.population))
+    held_out = TEXT[: 9 * LANES].reshape(9, LANES)
+    read, expected = torch.from_numpy(held_out).long(), 0.0
+    states = module.network.initial_state(LANES)
+    for t in range(8):
+        logits, states = module.network(read[t], states)
+        expected += nn.functional.cross_entropy(logits, read[t + 1], reduction="none") / 8
+    found = held_out_losses(run.population, held_out)
+    torch.testing.assert_close(found[0], expected.detach(), **EXACT)
+
+
+def test_only_what_cannot_be_trained_in_lockstep_is_unrolled():
+    gated, known = Member(GATED[-1]), Member(KNOWN[0])
+    longer = gated._replace(gradient_window=2)
+    assert isinstance(network_of([gated, Member(GATED[-2])], 1), Population)
+    for member in (known, longer):
+        network = network_of([member], 1)
+        assert isinstance(network, Unrolled)
+        again = network.of({member: weights_of(network)})
+        assert again.members == (member,)
+        for together in ([member, gated], [member, member._replace(replicate=1)]):
+            with pytest.raises(ValueError, match=r"there are 2 members; allowed: one"):
+                network_of(together, 1)
+        with pytest.raises(ValueError, match=r"gradient window of [12]; allowed: our own cell"):
+            Population([gated, member], 1)
+    with pytest.raises(ValueError, match=r"the gradient window is 0; allowed: 1 or more"):
+        network_of([known._replace(gradient_window=0)], 1)

@@ -1,0 +1,95 @@
+"""A trained network's file: enough by itself, and refused if it is not whole."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from rnn.architecture import Architecture
+from rnn.errors import VocabularyError, WeightsError
+from rnn.known_cell import KnownCell
+from rnn.member import Member
+from rnn.network import initial_weights
+from rnn.vocabulary import read_vocabulary, train_vocabulary
+from rnn.weights import TrainedNetwork, read_weights, write_weights
+
+GATED = Architecture(True, False, True, False, True, "both", 2, 4, "candidate")
+TOKENS = train_vocabulary("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
+DETAILS = {"study": "quick", "trial": "3", "said": "\u201ewörtlich\u201c\n"}
+
+
+def trained(architecture=GATED, vocabulary=TOKENS) -> TrainedNetwork:
+    drawn = initial_weights(Member(architecture), 7, vocabulary.size)
+    weights = {name: (weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
+    return TrainedNetwork(architecture, weights, vocabulary, "bf16", DETAILS)
+
+
+CONTENT = write_weights(trained())
+
+
+@pytest.mark.parametrize("architecture", [GATED, KnownCell("lstm", 2, 4)])
+@pytest.mark.parametrize("vocabulary", [read_vocabulary(None), TOKENS])
+def test_a_network_is_read_as_it_was_written(architecture, vocabulary):
+    network = trained(architecture, vocabulary)
+    found = read_weights(write_weights(network))
+    assert found.architecture == architecture
+    assert (found.precision, found.details) == ("bf16", DETAILS)
+    assert (found.vocabulary.size, found.vocabulary.written) == (
+        vocabulary.size,
+        vocabulary.written,
+    )
+    assert found.weights.keys() == network.weights.keys()
+    for name, own in network.weights.items():
+        assert all(map(torch.equal, found.weights[name], own))
+
+
+def test_the_file_is_one_that_others_read(tmp_path):
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(CONTENT)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["architecture"])["state_source"] == "both"
+        assert file.get_tensor("layers.1.candidate.weight").shape == (8, 4)
+
+
+def changed(**metadata: object) -> bytes:
+    """The same file with other metadata."""
+    length = int.from_bytes(CONTENT[:8], "little")
+    header = json.loads(CONTENT[8 : 8 + length])
+    for key, value in metadata.items():
+        if value is None:
+            del header["__metadata__"][key]
+        else:
+            header["__metadata__"][key] = value
+    new = json.dumps(header).encode()
+    return len(new).to_bytes(8, "little") + new + CONTENT[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"a checkpoint" * 20,
+        CONTENT[:-1],
+        CONTENT[:100],
+        changed(form="0"),
+        changed(form=None),
+        changed(precision="fp8"),
+        changed(details="{"),
+        changed(architecture="[]"),
+        changed(architecture='{"cell": "lstm"}'),
+        changed(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
+        changed(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no such tensors
+        changed(vocabulary="null"),  # of fewer symbols than the tensors are for
+    ],
+)
+def test_what_is_no_trained_network_is_one_line(content):
+    with pytest.raises(WeightsError, match="cannot be read") as refused:
+        read_weights(content)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_vocabulary_is_told_apart():
+    with pytest.raises(VocabularyError):
+        read_weights(changed(vocabulary='"{}"'))

@@ -1,0 +1,51 @@
+"""``python -m search.sample`` as it is typed."""
+
+import pytest
+from networks import make_networks
+
+
+def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run, tmp_path):
+    artifacts = str(tmp_path / "files")
+    make_networks(sqlite_url, {1, 2}, artifacts, vocabulary="bpe:270")
+
+    def sample(*words: str) -> str:
+        places = ("--storage", sqlite_url, "--artifacts", artifacts)
+        done = run("-m", "search.sample", "made", *places, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    prompt = ("--prompt", "the hät", "--length", "40")
+    first = sample(*prompt, "--seed", "1")
+    assert first.startswith("the hät")
+    assert len(first) > 40
+    assert sample(*prompt, "--seed", "1", "--trial", "1") == first
+    assert sample(*prompt, "--seed", "1", "--trial", "2") != first
+    greedy = ("--temperature", "0")
+    assert sample(*prompt, "--seed", "2") != first
+    assert sample(*prompt, *greedy) == sample(*prompt, "--top-k", "1") != first
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("other",), "study 'other' is not in"),
+        (("made", "--trial", "4"), "are not kept; allowed: best, or one of the trials 1;"),
+        (("made", "--trial", "last"), "'last' is no trial; allowed: best, or a trial's number"),
+        (("made", "--temperature", "-1"), "--temperature"),
+        (("made", "--temperature", "nan"), "--temperature nan is no number"),
+        (("made", "--top-k", "0"), "--top-k"),
+        (("made", "--length", "0"), "--length"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(made, run, words, line):
+    done = run("-m", "search.sample", *words, "--storage", made)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> str:
+    url = f"sqlite:///{tmp_path_factory.mktemp('made')}/studies.db"
+    make_networks(url, keep={1})
+    return url
