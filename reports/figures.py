@@ -225,9 +225,9 @@ def replicates(
         ]
     )
     draw_references(figure, references, [each.measured for each in references], "x")
-    seen = [*(value for values in rows["values"] for value in values), *rows["low"], *rows["high"]]
-    seen = np.array([*seen, *(each.measured for each in references)])
     # Lines that are drawn across do not count when plotly chooses what to show.
+    lines = [each.measured for each in references]
+    seen = np.array([*rows["min"], *rows["low"], *rows["max"], *rows["high"], *lines])
     lowest, highest = np.nanmin(seen), np.nanmax(seen)
     room = 0.05 * (highest - lowest)
     return figure.update_layout(

@@ -19,7 +19,8 @@ from optuna.visualization import (
 )
 
 from reports.colours import in_order
-from reports.trials import Results, own_value
+from reports.rows import own_value
+from reports.trials import Results
 from reports.words import parameter_word, plain, value_word
 
 POINT_COLOUR = "#3b7dd8"

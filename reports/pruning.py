@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 
 from reports.effects import Grid
 from reports.parts import Part, part_of
-from reports.trials import DIVERGED, Results
+from reports.rows import DIVERGED
+from reports.trials import Results
 from studies.definition import quota
 
 

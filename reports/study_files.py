@@ -12,8 +12,9 @@ import pandas as pd
 
 from reports.colours import PALETTE
 from reports.note import BEST
+from reports.rows import architecture_of
 from reports.templating import templates
-from reports.trials import Results, architecture_of
+from reports.trials import Results
 from reports.words import curve_axis, nats_word, readable
 from rnn.source import module_code
 

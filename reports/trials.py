@@ -2,71 +2,31 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
-from pydantic import ValidationError
 
 from reports.errors import ReportError
 from reports.measure import Measure, measure_of
+from reports.rows import OF_ARCHITECTURES, PAUSED, sources_of, table_of
 from reports.words import parameter_word, value_word
-from rnn.architecture import BYTES, Architecture
-from rnn.known_cell import KnownCell
+from rnn.architecture import BYTES
 from studies.accounting import Accounting
 from studies.definition import (
-    ALL_PARAMETERS,
-    GRADIENT_WINDOW,
-    KNOWN_CELL,
     REPLICATE,
     Definition,
 )
-from studies.errors import StudyNotFound
 from studies.opening import load_study
-from studies.points import StoredPoint, read_curves, read_lanes, read_points
+from studies.points import read_curves, read_lanes, read_points
 from studies.records import (
     COMMANDS,
     CORPUS,
     DEFINITION,
-    LANES,
-    SOURCE_TRIALS,
     VOCABULARY,
     CorpusRecord,
-    Failure,
-    TrialRecord,
     VocabularyRecord,
 )
 from studies.storage import Storage
-
-DIVERGED = "DIVERGED"
-"""The state, in a table, of a trial that failed because its loss was not finite."""
-
-PAUSED = "PAUSED"
-"""The state, in a table, of a trial that waits until the pruner wants it."""
-
-_NUMERIC = (
-    "value",
-    "training_loss",
-    "validation_loss",
-    "validation_bits_per_character",
-    "validation_error",
-    "test_bits_per_character",
-    "test_error",
-    "parameter_count",
-    "steps_per_second",
-    "seconds",
-    "rung",
-    "chance",
-    "forecast",
-)
-
-
-_RECORDED = [name for name in TrialRecord.model_fields if name not in (REPLICATE, *LANES.values())]
-"""Of what a trial records; a replicate's number is a parameter, where there are any, and the lanes
-are read apart."""
-
-_OF_ARCHITECTURES = [name for name in ALL_PARAMETERS if name != REPLICATE]
 
 _OF_BYTES = VocabularyRecord(size=BYTES, bytes_per_symbol=1)
 
@@ -103,7 +63,7 @@ class Results:
     @property
     def parameters(self) -> list[str]:
         """The parameters of architectures that take more than one value among the points."""
-        there = [name for name in _OF_ARCHITECTURES if name in self.table]
+        there = [name for name in OF_ARCHITECTURES if name in self.table]
         return [name for name in there if self.table[name].nunique() > 1]
 
     @property
@@ -182,11 +142,11 @@ def read_results(
         definition=definition,
         corpus=CorpusRecord.model_validate(attributes[CORPUS]),
         commands=attributes.get(COMMANDS, []),
-        table=_table(read_points(storage, study._study_id), definition),
+        table=table_of(read_points(storage, study._study_id), definition),
         curves=pd.DataFrame(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),
-        sources=_sources(storage, definition),
+        sources=sources_of(storage, definition),
         vocabulary=VocabularyRecord.model_validate(attributes.get(VOCABULARY, _OF_BYTES)),
     )
     accounting = results.accounting
@@ -232,95 +192,8 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
     }
 
 
-def architecture_of(
-    row: "pd.Series[Any] | dict[str, Any]", definition: Definition
-) -> Architecture | KnownCell:
-    """Return the architecture of a table's row, whose numbers may be numpy's."""
-    params = {name: own_value(row[name]) for name in _OF_ARCHITECTURES if name in row}
-    if "cell" in params:
-        return KnownCell(*(params[name] for name in KNOWN_CELL))
-    return Architecture.of(params, definition.gate_inputs)
-
-
-def own_value(value: Any) -> Any:
-    """Return Python's own value for one of numpy's."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
     combinations = 1
     for parameter in parameters:
         combinations *= table[parameter].nunique()
     return not parameters or len(table.drop_duplicates(parameters)) == combinations
-
-
-def _table(points: list[StoredPoint], definition: Definition) -> pd.DataFrame:
-    windows = {_window(point, definition) for point in points}
-    names_window = windows != {1}
-    rows = [_row(point, definition, names_window) for point in points]
-    table = pd.DataFrame(rows).set_index("number")
-    for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
-        table[record] = pd.to_numeric(table[record])
-    # The best first, then those that ended without a value, then those that have not ended.
-    table["rank"] = table["state"].map({"RUNNING": 1, PAUSED: 2, "WAITING": 3}).fillna(0)
-    table = table.sort_values(["rank", "value", "number"], na_position="last")
-    return table.drop(columns="rank")
-
-
-def _window(point: StoredPoint, definition: Definition) -> int:
-    window: int = point.params.get(GRADIENT_WINDOW, definition.training.gradient_window)
-    return window
-
-
-def _row(point: StoredPoint, definition: Definition, names_window: bool) -> dict[str, Any]:
-    window = _window(point, definition)
-    architecture = architecture_of(point.params, definition).label
-    if names_window:
-        architecture += f", window {window}"
-    replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
-    recorded = {name: point.attributes.get(name) for name in _RECORDED}
-    diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
-    return recorded | {
-        "number": point.number,
-        "architecture": architecture,
-        "label": architecture + replicate,
-        "state": DIVERGED if diverged else PAUSED if point.is_paused else point.state.name,
-        "value": point.value,
-        **point.params,
-        GRADIENT_WINDOW: window,
-        SOURCE_TRIALS: point.attributes.get(SOURCE_TRIALS),
-        "started": point.started,
-        "completed": point.completed,
-    }
-
-
-def _sources(storage: Storage, definition: Definition) -> pd.DataFrame:
-    """Read what a derived study's source came to; nothing if that is gone, or not comparable."""
-    rows = []
-    if definition.refinement is not None:
-        try:
-            source = load_study(storage, definition.refinement.source)
-            theirs = Definition.model_validate(source.user_attrs.get(DEFINITION, {}))
-            if theirs.vocabulary == definition.vocabulary:
-                rows = [
-                    {
-                        "number": point.number,
-                        "value": value,
-                        GRADIENT_WINDOW: _window(point, theirs),
-                    }
-                    | point.params
-                    for point in read_points(storage, source._study_id)
-                    if (value := _value_by(definition.objective, point, theirs)) is not None
-                ]
-        except (StudyNotFound, ValidationError):
-            pass
-    columns = ["number", "value", *_OF_ARCHITECTURES]
-    return pd.DataFrame(rows, columns=columns).set_index("number")
-
-
-def _value_by(objective: str, point: StoredPoint, definition: Definition) -> float | None:
-    """Return what a complete point came to by an objective that may not be its study's."""
-    if point.value is None or definition.objective == objective:
-        return point.value
-    recorded: float | None = point.attributes.get(f"{objective}_loss")
-    return recorded

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.trials import Results, architecture_of
+from reports.rows import architecture_of
+from reports.trials import Results
 from rnn.architecture import Architecture
 from rnn.known_cell import KnownCell
 from studies.records import SOURCE_TRIALS

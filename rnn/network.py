@@ -7,7 +7,6 @@ U the number of distinct symbols that the lanes read at a step.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from rnn.known_cell import KnownCell
 from rnn.member import Member
 from rnn.parameters import Parameters, Weights
 from rnn.precision import Precision, prepare
+from rnn.symbols import Symbols
 
 
 def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> Weights:
@@ -42,31 +42,6 @@ def initial_weights(member: Member, seed: int, vocabulary_size: int = BYTES) -> 
         drawn = (2 * drawn - 1) * bound
         weights[product] = (drawn[:-1], drawn[-1])
     return weights
-
-
-_GRANULE = 16
-"""Distinct symbols are counted up to a multiple of this, so that products have but few shapes."""
-
-
-class Symbols(NamedTuple):
-    """What the lanes read at one step.
-
-    Attributes:
-        distinct: (U,) the symbols that are read; one may stand there more than once.
-        rows: (B,) for each lane the one of the U that it reads; None if lane b reads the b-th.
-    """
-
-    distinct: Tensor
-    rows: Tensor | None = None
-
-    @classmethod
-    def of(cls, symbols: Tensor) -> "Symbols":
-        """Return what lanes with these symbols (B,) read: most symbols are read by many lanes."""
-        occurs = torch.bincount(symbols) > 0  # (at most V,)
-        distinct = occurs.nonzero()[:, 0]
-        rows = (occurs.cumsum(0) - 1)[symbols.long()]
-        over = -len(distinct) % _GRANULE
-        return cls(torch.cat((distinct, distinct[:1].expand(over))), rows)
 
 
 class Population:

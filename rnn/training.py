@@ -75,7 +75,8 @@ class Progress:
         seconds: the member's share of the wall time that they took.
         weights: as they are.
         moments: Adam's, first and second.
-        states: for each layer (B, n), as the last step left them.
+        states: as the last step left them: for each layer (B, n), and what a longer gradient window
+            needs; see ``learning_states`` of the networks.
         smoothed: () the smoothed loss.
         curve: the smoothed loss at each log point so far, by step.
         average: the mean of the weights so far; None before it is begun.

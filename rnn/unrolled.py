@@ -22,9 +22,10 @@ from torch.nn import functional
 from rnn.affine import Affine, Block
 from rnn.architecture import BYTES, Architecture
 from rnn.member import Member
-from rnn.network import Population, Symbols, initial_weights
+from rnn.network import Population, initial_weights
 from rnn.parameters import Parameters, Weights
 from rnn.precision import Precision, prepare
+from rnn.symbols import Symbols
 from rnn.unrolled_layers import layers_of
 
 
@@ -187,9 +188,9 @@ class Unrolled:
                 for old, now in zip(past, present, strict=True)
             ]
             window += [symbols[None, 1:], (count + 1).clamp(max=self._window - 1)]
-            if had := int(count):
-                begin = [old[:, -had] for old in past]
-            symbols = symbols[-1 - had :]  # (w, B)
+            # Until a window is whole, its first states are the zeros that the sequence began with.
+            begin = [old[:, 0] for old in past]
+            symbols = symbols[-1 - int(count) :]  # (w, B)
         with torch.enable_grad():
             logits, after = self._unroll(symbols, [state[0] for state in begin])
             loss = functional.cross_entropy(logits, foretells)

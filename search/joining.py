@@ -81,7 +81,7 @@ class Joined:
     @property
     def folder(self) -> str:
         """The name of the folder that the study's files lie in, and no other's."""
-        return str(self.study.user_attrs.get(CHECKPOINTS, f"study-{self.study_id}"))
+        return folder_of(self.study)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ class Terms:
     extend: bool = False
     partial: bool = False
     command: str = ""
+
+
+def folder_of(study: optuna.Study) -> str:
+    """Return the name of the folder that a study's files lie in, and no other's."""
+    return str(study.user_attrs.get(CHECKPOINTS, f"study-{study._study_id}"))
 
 
 def stored_definition(study: optuna.Study) -> Definition:

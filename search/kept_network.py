@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rnn.weights import TrainedNetwork, read_weights
 from search.errors import WeightsNotKept
-from search.joining import stored_definition
+from search.joining import folder_of, stored_definition
 from search.weights import BestWeights
 from studies.command_line import artifacts_option, storage_options
 from studies.definition import Definition
 from studies.opening import load_study, read_storage
-from studies.records import CHECKPOINTS
 from studies.stores import open_store
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -84,7 +82,7 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, name)
         definition = stored_definition(loaded)
-        weights = BestWeights(open_store(artifacts, storage, "weights"), _folder(loaded))
+        weights = BestWeights(open_store(artifacts, storage, "weights"), folder_of(loaded))
         trials = loaded.get_trials(deepcopy=False)
     kept = weights.kept()
     complete = [t for t in trials if t.state == TrialState.COMPLETE and t.number in kept]
@@ -94,10 +92,6 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
     if content is None:
         raise WeightsNotKept(_refusal(name, trial, trials, best, definition))
     return Kept(read_weights(content), wanted[0], name, definition)
-
-
-def _folder(study: optuna.Study) -> str:
-    return str(study.user_attrs.get(CHECKPOINTS, f"study-{study._study_id}"))
 
 
 def _refusal(

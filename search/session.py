@@ -167,9 +167,7 @@ def work(options: Options, companion: Companion = nullcontext) -> Result:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
     """
     device = find_device(options.device)
-    checkpoints, weights = (
-        open_store(options.artifacts, options.storage, kind) for kind in _KINDS
-    )
+    checkpoints, weights = (open_store(options.artifacts, options.storage, kind) for kind in _KINDS)
     file = find_definition(options.study, options.overrides)
     joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):

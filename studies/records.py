@@ -146,9 +146,9 @@ class TrialRecord(BaseModel):
     chance: Annotated[
         float | None, _unit("1", "probability, there, to end among the best that are kept")
     ] = None
-    forecast: Annotated[
-        float | None, _unit("nat/symbol", "the value that was foretold there")
-    ] = None
+    forecast: Annotated[float | None, _unit("nat/symbol", "the value that was foretold there")] = (
+        None
+    )
     reason: Annotated[str | None, _unit("", "why it was pruned")] = None
 
     def attributes(self) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 from made import make_replicates, make_runs, make_study, own_point
 
+from reports.held_out import comparison_of
 from reports.lineage import replicates
 from reports.page import write_report
 from reports.sections import section_of
 from reports.tables import rows_of
 from reports.trials import read_results
+from reports.winners import winners_of
 from studies.opening import read_storage
 
 BEST, SMALLER, WORST = (f"{shape} no gates, new state" for shape in ("2×4", "1×4", "1×8"))
@@ -38,9 +40,10 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit)
     assert (results.measure.column, results.measure.unit) == (column, unit)
     # By their values they come the other way round.
     assert list(replicates(results).index) == [BEST, SMALLER, WORST]
-    assert [winner.label for winner in section_of(results).winners] == [BEST, SMALLER, WORST]
+    winners = winners_of(results)
+    assert [winner.label for winner in winners] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
-    assert section_of(results).winners[0].measured == pytest.approx(means[BEST])
+    assert winners[0].measured == pytest.approx(means[BEST])
 
 
 def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_path):
@@ -111,10 +114,10 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
     assert "Beside the best" in words
 
 
-def test_without_lanes_nothing_is_compared(sqlite_url, tmp_path):
-    make_study(sqlite_url)
-    assert section_of(results_of(sqlite_url, "made")).comparison is None
-    assert "Beside the best" not in words_of(sqlite_url, ["made"], tmp_path / "page.html")
+def test_without_lanes_nothing_is_compared(sqlite_url):
+    make_study(sqlite_url, finished=3)
+    results = results_of(sqlite_url, "made")
+    assert comparison_of(results, [winner.label for winner in winners_of(results)]) is None
 
 
 def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tmp_path):
@@ -150,7 +153,7 @@ def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
     assert "What the best write</h3>" in page
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
     assert page.count('<pre class="code sample">') == 1
-    make_study(sqlite_url)
+    make_study(sqlite_url, finished=1)
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text("utf-8")
     assert "What the best write" not in page
 

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import optuna
 import pytest
-from made import make_study
+from made import make_runs, make_study, own_point
 from nursery import SETTINGS, until
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -31,6 +31,7 @@ from reports.dashboard import listen, local_only
 from reports.errors import DashboardError, ReportError
 from reports.live import LiveView
 from reports.renewal import MARK, renew
+from reports.study_files import TEXTS
 from reports.trials import read_results
 from reports.upkeep import Upkeep
 from studies.accounting import Accounting
@@ -152,6 +153,20 @@ def test_files_take_the_place_of_those_before(url, tmp_path):
     assert content["best-curves.csv"].splitlines()[2].startswith("100,1.000000,1.500000,")
     picture = ElementTree.fromstring(content["best-curves.svg"])
     assert len(picture.findall(".//{*}polyline")) == 5
+
+
+def test_what_the_best_write_is_one_file(sqlite_url, tmp_path):
+    files, samples = tmp_path / "files", ("once <upon>\n a time", None, "there was")
+    runs = [(own_point(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
+    make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
+    renew(sqlite_url, "made", str(files))
+    (key,) = (key for key, each in artifacts_of(sqlite_url).items() if each["filename"] == TEXTS)
+    first, *_, last = (files / key).read_text("utf-8").strip().splitlines()
+    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats a byte"
+    assert last == "there was"
+    assert "once <upon>\n a time\n" in (files / key).read_text("utf-8")
+    assert "curves, the texts and forward functions" in note_of(sqlite_url)
+    renew_in_vain(sqlite_url, "made", str(files))
 
 
 def test_a_file_that_a_person_removed_comes_back(sqlite_url, tmp_path):

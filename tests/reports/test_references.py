@@ -5,10 +5,14 @@ import math
 import pytest
 from made import make_known, make_replicates, make_runs, make_study, own_point
 
-from reports.references import references_for
+from reports import figures
+from reports.lineage import replicates
+from reports.page import render
+from reports.references import budget_note, reference_words, references_for
+from reports.rows import architecture_of
 from reports.sections import section_of, sections_of
 from reports.tables import write_csv, write_curves, write_parquet
-from reports.trials import architecture_of, read_results
+from reports.trials import read_results
 from rnn.known_cell import KnownCell
 from studies.opening import read_storage
 
@@ -33,6 +37,10 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     assert [choice.name for choice in section.choices] == ["Cell", "Gradient window", "State size"]
     assert section.shape == ["cell", "gradient_window", "layers", "state_size"]
     assert len(section.shapes) == 8
+    page = "".join(render([section]))
+    assert "What each choice is worth</h2>" in page
+    assert "through 1 and 16 steps" in page
+    assert "gates see the" not in page
 
 
 def test_a_window_is_named_where_it_is_not_one(sqlite_url):
@@ -75,15 +83,14 @@ def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
 
 
 def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
-    make_study(sqlite_url)
+    make_study(sqlite_url, finished=2)
     make_known(sqlite_url)
     own, cells = sections_of(results_of(sqlite_url, "made", "cells"))
-    lines = {shape.name: shape.y0 for shape in own.curves.figure.layout.shapes}
-    assert lines == pytest.approx({"1×4 GRU, window 1": 1.4, "1×4 GRU, window 16": 1.5,
-                                   "1×4 LSTM, window 1": 1.8, "1×4 LSTM, window 16": 1.9})  # fmt: skip
-    assert {shape.line.dash for shape in own.curves.figure.layout.shapes}.isdisjoint(
-        {None, "solid"}
-    )
+    shapes = own.curves.figure.layout.shapes
+    named = [("1×4 GRU, window 1", 1.4), ("1×4 GRU, window 16", 1.5),
+             ("1×4 LSTM, window 1", 1.8), ("1×4 LSTM, window 16", 1.9)]  # fmt: skip
+    assert [(shape.name, pytest.approx(shape.y0)) for shape in shapes] == named
+    assert {shape.line.dash for shape in shapes}.isdisjoint({None, "solid"})
     assert "1×4 LSTM, window 16: 1.9000" in own.curves.words
     assert "budget" not in own.curves.note
     low, high = own.curves.figure.layout.yaxis.range
@@ -92,18 +99,23 @@ def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
     assert not cells.curves.figure.layout.shapes
 
 
+def drawn(results, others):
+    references = references_for(results, others)
+    return figures.replicates(replicates(results), results.measure, references).layout
+
+
 def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     make_replicates(sqlite_url, "tested")
     make_replicates(sqlite_url, "validated", split="validation")
     make_known(sqlite_url)
-    tested, validated, _ = sections_of(results_of(sqlite_url, "tested", "validated", "cells"))
-    assert not tested.replicates_drawing.figure.layout.shapes, "none has read the test text"
-    lines = validated.replicates_drawing.figure.layout.shapes
-    assert {line.x0 for line in lines} == {2.5}
-    assert len(lines) == 4
-    low, high = validated.replicates_drawing.figure.layout.xaxis.range
+    tested, validated, cells = results_of(sqlite_url, "tested", "validated", "cells")
+    assert not drawn(tested, [cells]).shapes, "none has read the test text"
+    layout = drawn(validated, [cells])
+    assert [line.x0 for line in layout.shapes] == [2.5] * 4
+    low, high = layout.xaxis.range
     assert low < 2.5 < high
-    assert "1×4 GRU, window 1: 2.5000" in validated.replicates_drawing.words
+    words = reference_words(references_for(validated, [cells]), "measured")
+    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 2.5000; ")
 
 
 def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
@@ -114,12 +126,20 @@ def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
     own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = references_for(own, others)
     assert {each.study for each in references} == {"longer"}
-    note = section_of(own, references).curves.note
-    assert (
+    assert budget_note(references) == (
         "The cells of longer had another budget: 20,000 steps of 256 lanes, against 10,000 steps "
-        "of 256 lanes here." in note
+        "of 256 lanes here."
     )
     assert references_for(others[0], [own, *others]) == []
+
+
+def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
+    make_study(sqlite_url)
+    for name in ("first", "second"):
+        make_known(sqlite_url, name)
+    own, *others = results_of(sqlite_url, "made", "first", "second")
+    labels = [each.label for each in references_for(own, others)]
+    assert labels[::4] == ["1×4 GRU, window 1 (first)", "1×4 GRU, window 1 (second)"]
 
 
 def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url):

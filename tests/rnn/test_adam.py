@@ -51,7 +51,7 @@ def test_training_imports_no_compiler():
 
     code = (
         "import sys, numpy, rnn.training as t, rnn.network as n, rnn.architecture as a\n"
-        "m = [a.Member(a.Architecture(True, True, True, True, True, 'both', 1, 3))]\n"
+        "m = [n.Member(a.Architecture(True, True, True, True, True, 'both', 1, 3))]\n"
         "text = numpy.zeros(99, numpy.uint8)\n"
         "list(t.Run(n.Population(m, 0), text, t.Training(3, 2, 5, 1, 0.1, 0.9, 0)).train())\n"
         "assert 'torch._dynamo' not in sys.modules\n"

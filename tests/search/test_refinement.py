@@ -100,9 +100,7 @@ def test_a_variant_of_what_a_known_cell_does_not_have_is_refused():
     categorical = {n: CategoricalDistribution(tuple(cells.values(n))) for n in cells.parameters}
     (point,) = cells.points()
     study.add_trial(
-        create_trial(
-            value=1.0, params=point, distributions=categorical, system_attrs={POINT: True}
-        )
+        create_trial(value=1.0, params=point, distributions=categorical, system_attrs={POINT: True})
     )
     wider = definition(best=1, variants=[{"state_size": 16, "gradient_window": 4}])
     (derived,) = derive_points(study, accounting(1), wider)
