@@ -1,4 +1,8 @@
-"""``python -m reports.findings STUDY [STUDY …]``: published statements, tested on studies."""
+"""``python -m reports.findings STUDY [STUDY …]``: published statements, tested on studies.
+
+Studies that test none, of replicates, known cells or gradient windows, stand beside them with what
+tells their architectures apart.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +15,11 @@ import click
 from reports.effects import LEAST_PAIRS, Grid
 from reports.errors import ReportError
 from reports.note import escaped
+from reports.standings import standing_of
 from reports.statements import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.templating import templates
 from reports.trials import Results, read_results
-from reports.words import signed
+from reports.words import duration_word, signed
 from studies.command_line import run_command, storage_options
 from studies.errors import StudiesError
 from studies.files import write_beside
@@ -63,14 +68,9 @@ def findings_of(results: Results, margin: float = MARGIN) -> list[Finding]:
         margin: nats that are no difference.
 
     Raises:
-        ReportError: if points are not finished, or no statement can be tested.
+        ReportError: if points are not finished.
     """
-    accounting = results.accounting
-    if accounting.finished < accounting.planned:
-        raise ReportError(
-            f"study {results.name!r} has finished {accounting.finished:,} of "
-            f"{accounting.planned:,} points; allowed: all; run it to its end first"
-        )
+    _require_finished(results)
     parameters, refinement = results.parameters, results.definition.refinement
     varied = set(parameters)
     if refinement is not None:
@@ -85,12 +85,16 @@ def findings_of(results: Results, margin: float = MARGIN) -> list[Finding]:
         for number, statement in enumerate(STATEMENTS, 1):
             for among, part in parts.items():
                 found += _test(number, statement, part, among, margin, varied)
-    if not found:
-        raise ReportError(
-            f"study {results.name!r} tests none of the statements; allowed: studies of our own "
-            "cell whose points differ in a switch, layers (2 and 3) or state size; name another"
-        )
     return found
+
+
+def _require_finished(results: Results) -> None:
+    accounting = results.accounting
+    if accounting.finished < accounting.planned:
+        raise ReportError(
+            f"study {results.name!r} has finished {accounting.finished:,} of "
+            f"{accounting.planned:,} points; allowed: all; run it to its end first"
+        )
 
 
 def _test(
@@ -120,13 +124,19 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
     """Return the page as Markdown. The same results always give the same text.
 
     Args:
-        studies: finished, each with something to say of a statement.
+        studies: finished, one of them or more with something to say of a statement.
         margin: nats that are no difference.
 
     Raises:
-        ReportError: if one is not.
+        ReportError: if they are not.
     """
     found_in = {each.name: findings_of(each, margin) for each in studies}
+    if not any(found_in.values()):
+        named = ", ".join(repr(each.name) for each in studies)
+        raise ReportError(
+            f"none of the statements is tested by {named}; allowed: one or more studies of our own "
+            "cell whose points differ in a switch, layers (2 and 3) or state size; name one more"
+        )
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for name, found in found_in.items():
         for each in found:
@@ -144,9 +154,25 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
         margin=margin,
         least_pairs=LEAST_PAIRS,
         metrics=METRICS,
-        studies=[(each, found_in[each.name]) for each in studies],
+        studies=[(each, found_in[each.name]) for each in studies if found_in[each.name]],
+        others=[(each, standing_of(each)) for each in studies if not found_in[each.name]],
+        made=[(each, _made(each)) for each in studies],
         columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
         differing=differing,
+    )
+
+
+def _made(results: Results) -> str:
+    """Say when, where and for how long a study was trained; nothing if that was not recorded."""
+    rows = results.table.dropna(subset=["started", "completed", "device"])
+    if rows.empty:
+        return ""
+    first, last = rows["started"].min(), rows["completed"].max()
+    days = sorted({f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}"})
+    devices, versions = (", ".join(sorted(set(rows[name]))) for name in ("device", "torch"))
+    return (
+        f"{' to '.join(days)}, on {devices} with torch {versions}, "
+        f"{duration_word((last - first).total_seconds())}"
     )
 
 
@@ -170,10 +196,7 @@ def write_findings(
     """
     path = output or OUTPUT
     with closing(read_storage(storage_url)) as storage:
-        results = [
-            read_results(storage, name, with_curves=(), with_lanes=False)
-            for name in dict.fromkeys(names)
-        ]
+        results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
     page = page_of(results, margin).encode()
     try:
         if path.exists() and not path.read_bytes().startswith(_HEADING.encode()):

@@ -202,7 +202,7 @@ def make_known(url: str, name: str = "cells", text: str = "ab", **raw) -> None:
     definition = {"space": space | {"gradient_window": [1, 16]}} | raw
     points = Definition.model_validate(definition).space.points()
     runs = [
-        (point, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "parameter_count": 10 + i})
+        (point, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "validation_bits_per_character": 3.5})
         for i, point in enumerate(points)
     ]
     make_runs(url, name, definition, runs, text)

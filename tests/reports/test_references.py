@@ -111,11 +111,12 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     tested, validated, cells = results_of(sqlite_url, "tested", "validated", "cells")
     assert not drawn(tested, [cells]).shapes, "none has read the test text"
     layout = drawn(validated, [cells])
-    assert [line.x0 for line in layout.shapes] == [2.5] * 4
+    assert [line.x0 for line in layout.shapes] == [3.5] * 4
     low, high = layout.xaxis.range
-    assert low < 2.5 < high
+    assert low < validated.complete[validated.measure.column].min()
+    assert high > 3.5
     words = reference_words(references_for(validated, [cells]), "measured")
-    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 2.5000; ")
+    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 3.5000; ")
 
 
 def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):

@@ -1,0 +1,94 @@
+"""A study that tests no statement → its architectures in their order, and what tells them apart."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reports import held_out
+from reports.comparison import Comparison
+from reports.lineage import replicates
+from reports.measure import bits_column
+from reports.trials import Results
+
+
+@dataclass(frozen=True)
+class Row:
+    """An architecture in a standing.
+
+    Attributes:
+        label: of the architecture.
+        runs: that are complete.
+        mean: of the study's measure.
+        low: the lower end of the 95% interval of the mean over the runs; NaN for one.
+        high: the upper end.
+        held_out: bits per character on the validation split.
+        parameters: weights and biases.
+        behind: the best one's lead, in bits per character on the same text; NaN of the best, and
+            where there is no record.
+        behind_low: the lower end of its 95% interval.
+        behind_high: the upper end.
+        is_told_apart: whether that is a difference, all comparisons considered.
+    """
+
+    label: str
+    runs: int
+    mean: float
+    low: float
+    high: float
+    held_out: float
+    parameters: int
+    behind: float
+    behind_low: float
+    behind_high: float
+    is_told_apart: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A study's architectures, the best first.
+
+    Attributes:
+        rows: of each.
+        comparison: of them; None where no lane of text was recorded.
+        smallest: of replicates, the smallest that is not told apart from the best.
+    """
+
+    rows: list[Row]
+    comparison: Comparison | None
+    smallest: str | None
+
+    @property
+    def apart(self) -> int:
+        """How many of the pairs that were compared are told apart."""
+        pairs = self.comparison.pairs.values() if self.comparison else ()
+        return sum(pair.is_told_apart for pair in pairs)
+
+
+def standing_of(results: Results) -> Standing:
+    """Return how a study's architectures stand."""
+    means = replicates(results)
+    comparison = held_out.comparison_of(results, list(means.index))
+    smallest = None
+    if comparison is not None and comparison.covers_runs:
+        smallest = comparison.smallest(dict(zip(means.index, means["parameters"], strict=True)))
+    return Standing(list(_rows(results, comparison)), comparison, smallest)
+
+
+def _rows(results: Results, comparison: Comparison | None) -> Iterator[Row]:
+    means = replicates(results)
+    bits = results.complete.groupby("architecture")[bits_column("validation")].mean()
+    for label, row in means.iterrows():
+        name = str(label)
+        lead = comparison.between(name, comparison.best) if comparison else None
+        yield Row(
+            label=name,
+            runs=int(row["runs"]),
+            mean=float(row["mean"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            held_out=float(bits[name]),
+            parameters=int(row["parameters"]),
+            behind=lead.mean if lead else float("nan"),
+            behind_low=lead.low if lead else float("nan"),
+            behind_high=lead.high if lead else float("nan"),
+            is_told_apart=bool(lead and lead.is_told_apart),
+        )
