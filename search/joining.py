@@ -124,8 +124,10 @@ def stored_definition(study: optuna.Study) -> Definition:
             f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
             "studies that were; check the name"
         )
+    # Before there was an average, the last weights were measured.
+    evaluation = {"average": 0.0} | raw.get("evaluation", {})
     try:
-        return Definition.model_validate(raw)
+        return Definition.model_validate(raw | {"evaluation": evaluation})
     except ValidationError as error:
         raise StudyNotFound(
             f"study {study.study_name!r} is of another version of this program, which wrote a "

@@ -32,7 +32,7 @@ from search.weights import BestWeights
 from search.worker import Worker
 from studies.accounting import Accounting, Durations, accounting_of
 from studies.definition import Definition
-from studies.errors import ClaimLost, StorageOutage
+from studies.errors import ClaimLost, IdentityError, StorageOutage
 from studies.opening import open_storage
 from studies.reading import find_definition
 from studies.records import Failure, TrialRecord
@@ -162,6 +162,16 @@ def test_the_value_is_what_the_objective_says(sqlite_url, text):
     assert joined.study.metric_names == ["smoothed training loss"]
     other, _ = work(sqlite_url, text, name="other")
     assert other.study.metric_names == ["validation loss"]
+
+
+def test_a_study_from_before_the_average_is_not_gone_on_with(sqlite_url, text):
+    joined, _ = work(sqlite_url, text)
+    stored = joined.study.user_attrs["definition"]
+    del stored["evaluation"]["average"]
+    joined.study.set_user_attr("definition", stored)
+    with pytest.raises(IdentityError, match=r"evaluation.average: 0.0 in the study, 0.1 here"):
+        work(sqlite_url, text)
+    work(sqlite_url, text, ["evaluation.average=0.0"])
 
 
 def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
