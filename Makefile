@@ -46,7 +46,7 @@ format: install ## mend what can be mended
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: install ## measure, as ratios in one run: about forty minutes on two cores
+bench: install ## measure, as ratios in one run: about an hour on two cores
 	$(RUN) -m benchmarks
 
 dashboard: install ## open optuna-dashboard on the default storage, on this machine alone

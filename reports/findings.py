@@ -5,6 +5,7 @@ tells their architectures apart.
 """
 
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from reports.standings import standing_of
 from reports.statements import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.templating import templates
 from reports.trials import Results, read_results
-from reports.words import duration_word, signed
+from reports.words import count_word, duration_word, signed
 from studies.command_line import run_command, storage_options
 from studies.errors import StudiesError
 from studies.files import write_beside
@@ -157,9 +158,16 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
         studies=[(each, found_in[each.name]) for each in studies if found_in[each.name]],
         others=[(each, standing_of(each)) for each in studies if not found_in[each.name]],
         made=[(each, _made(each)) for each in studies],
+        command=_command(studies, margin),
         columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
         differing=differing,
     )
+
+
+def _command(studies: Sequence[Results], margin: float) -> str:
+    """Return what writes the same page again, wherever the studies are kept."""
+    words = ["python", "-m", "reports.findings", *(each.name for each in studies)]
+    return shlex.join(words + ([] if margin == MARGIN else ["--margin", str(margin)]))
 
 
 def _made(results: Results) -> str:
@@ -169,10 +177,14 @@ def _made(results: Results) -> str:
         return ""
     first, last = rows["started"].min(), rows["completed"].max()
     days = sorted({f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}"})
-    devices, versions = (", ".join(sorted(set(rows[name]))) for name in ("device", "torch"))
+    devices, versions, threads = (
+        ", ".join(sorted({str(value) for value in rows[name]}))
+        for name in ("device", "torch", "threads")
+    )
     return (
-        f"{' to '.join(days)}, on {devices} with torch {versions}, "
-        f"{duration_word((last - first).total_seconds())}"
+        f"{' to '.join(days)}, {duration_word((last - first).total_seconds())} with "
+        f"{count_word(rows['worker'].nunique(), 'worker')} on {devices} (threads of each: "
+        f"{threads}), torch {versions}"
     )
 
 
@@ -212,7 +224,11 @@ def write_findings(
 
 
 _TEMPLATES = templates(escaping=False)
-_TEMPLATES.filters |= {"escaped": escaped, "signed": signed}
+_TEMPLATES.filters |= {
+    "escaped": escaped,
+    "file_name": lambda name: Path(name).name,
+    "signed": signed,
+}
 
 
 @click.command(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from studies.definition import Definition
 from studies.errors import DefinitionError
@@ -26,6 +27,11 @@ def test_shipped_definitions_are_valid_and_use_the_embedded_text(name):
     definition = find_definition(name).validate_alone()
     assert definition.corpus == "stdlib"
     assert definition.question
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/findings").glob("*.toml")), ids=str)
+def test_the_definitions_behind_the_findings_are_valid(path):
+    assert find_definition(str(path)).validate_alone().question
 
 
 def test_stage_one_is_the_exhaustive_search_of_432_points():
