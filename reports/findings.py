@@ -121,12 +121,13 @@ def _test(
     ]
 
 
-def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
+def page_of(studies: Sequence[Results], margin: float = MARGIN, note: str = "") -> str:
     """Return the page as Markdown. The same results always give the same text.
 
     Args:
         studies: finished, one of them or more with something to say of a statement.
         margin: nats that are no difference.
+        note: what else is to be known of how they were made, such as the machine.
 
     Raises:
         ReportError: if they are not.
@@ -158,16 +159,18 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN) -> str:
         studies=[(each, found_in[each.name]) for each in studies if found_in[each.name]],
         others=[(each, standing_of(each)) for each in studies if not found_in[each.name]],
         made=[(each, _made(each)) for each in studies],
-        command=_command(studies, margin),
+        note=note,
+        command=_command(studies, margin, note),
         columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
         differing=differing,
     )
 
 
-def _command(studies: Sequence[Results], margin: float) -> str:
+def _command(studies: Sequence[Results], margin: float, note: str) -> str:
     """Return what writes the same page again, wherever the studies are kept."""
     words = ["python", "-m", "reports.findings", *(each.name for each in studies)]
-    return shlex.join(words + ([] if margin == MARGIN else ["--margin", str(margin)]))
+    words += [] if margin == MARGIN else ["--margin", str(margin)]
+    return shlex.join(words + (["--note", note] if note else []))
 
 
 def _made(results: Results) -> str:
@@ -189,7 +192,11 @@ def _made(results: Results) -> str:
 
 
 def write_findings(
-    storage_url: str, names: Sequence[str], output: Path | None = None, margin: float = MARGIN
+    storage_url: str,
+    names: Sequence[str],
+    output: Path | None = None,
+    margin: float = MARGIN,
+    note: str = "",
 ) -> Path:
     """Write the page about one or several finished studies.
 
@@ -198,6 +205,7 @@ def write_findings(
         names: of the studies, in the order of the page.
         output: the file to write; by default :data:`OUTPUT`.
         margin: nats that are no difference.
+        note: see :func:`page_of`.
 
     Returns:
         The file that was written.
@@ -209,7 +217,7 @@ def write_findings(
     path = output or OUTPUT
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
-    page = page_of(results, margin).encode()
+    page = f"{page_of(results, margin, note).rstrip()}\n".encode()
     try:
         if path.exists() and not path.read_bytes().startswith(_HEADING.encode()):
             raise ReportError(
@@ -250,12 +258,20 @@ _TEMPLATES.filters |= {
     show_default=True,
     help="What is no difference.",
 )
+@click.option(
+    "--note", metavar="TEXT", default="", help="To be said of how they were made: the machine, say."
+)
 def findings(
-    studies: tuple[str, ...], storage: str, output: Path | None, margin: float, debug: bool
+    studies: tuple[str, ...],
+    storage: str,
+    output: Path | None,
+    margin: float,
+    note: str,
+    debug: bool,
 ) -> int:
     """Write the page."""
     names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
-    click.echo(write_findings(storage, names, output, margin))
+    click.echo(write_findings(storage, names, output, margin, note))
     return 0
 
 
