@@ -37,7 +37,7 @@ chaos: install ## kill, freeze and stop workers at random, for a minute on each 
 	RNN_SEARCH_CHAOS_STEPS=2000 $(RUN) -m pytest -s tests/faults/test_chaos.py
 
 check: install ## lint, format, types and layers
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from rnn.unrolled import network_of, trains_in_lockstep
 
 from rnn.architecture import Architecture
 from rnn.device import is_out_of_memory
@@ -18,6 +17,7 @@ from rnn.known_cell import KnownCell
 from rnn.member import Member
 from rnn.precision import Precision
 from rnn.training import Progress, Run
+from rnn.unrolled import network_of, trains_in_lockstep
 from rnn.weights import TrainedNetwork
 from search.checkpoints import Checkpoints
 from search.claim import Claim

@@ -83,6 +83,7 @@ def changed(**metadata: object) -> bytes:
         changed(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no such tensors
         changed(vocabulary="null"),  # of fewer symbols than the tensors are for
     ],
+    ids=lambda content: f"{len(content)} bytes",  # the order of metadata is nobody's
 )
 def test_what_is_no_trained_network_is_one_line(content):
     with pytest.raises(WeightsError, match="cannot be read") as refused:
