@@ -5,6 +5,7 @@ tells their architectures apart.
 """
 
 import itertools
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -270,6 +271,8 @@ def findings(
     debug: bool,
 ) -> int:
     """Write the page."""
+    if not math.isfinite(margin):  # nan is in every range
+        raise click.BadParameter(f"--margin {margin} is no bound; allowed: above 0; correct it")
     names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
     click.echo(write_findings(storage, names, output, margin, note))
     return 0

@@ -135,7 +135,10 @@ def slopes(lineage: Lineage) -> str:
 
 def replicates(rows: pd.DataFrame, measure: Measure) -> str:
     """Name each architecture's mean and spread."""
-    parts = (f"{row.Index}: {row.mean:.4f} ± {row.std:.4f}" for row in rows.itertuples())
+    parts = (
+        f"{name}: {mean:.4f}" + ("" if spread != spread else f" ± {spread:.4f}")
+        for name, mean, spread in zip(rows.index, rows["mean"], rows["std"], strict=True)
+    )
     return f"Mean and standard deviation of the {measure.axis}: " + "; ".join(parts) + "."
 
 

@@ -16,6 +16,7 @@ from studies.definition import (
     KNOWN_CELL,
     REPLICATE,
     Definition,
+    read_definition,
 )
 from studies.errors import StudyNotFound
 from studies.opening import load_study
@@ -74,7 +75,7 @@ def sources_of(storage: Storage, definition: Definition) -> pd.DataFrame:
     if definition.refinement is not None:
         try:
             source = load_study(storage, definition.refinement.source)
-            theirs = Definition.model_validate(source.user_attrs.get(DEFINITION, {}))
+            theirs = read_definition(source.user_attrs.get(DEFINITION, {}))
             if theirs.vocabulary == definition.vocabulary:
                 rows = [
                     {

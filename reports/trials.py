@@ -15,6 +15,7 @@ from studies.accounting import Accounting
 from studies.definition import (
     REPLICATE,
     Definition,
+    read_definition,
 )
 from studies.opening import load_study
 from studies.points import read_curves, read_lanes, read_points
@@ -136,7 +137,7 @@ def read_results(
             f"study {name!r} was not made by run_search.py or refine.py; allowed: studies that "
             "were; check the name"
         )
-    definition = Definition.model_validate(attributes[DEFINITION])
+    definition = read_definition(attributes[DEFINITION])
     results = Results(
         name=name,
         definition=definition,

@@ -250,9 +250,10 @@ def member_bytes(
     """
     size = 8 if precision == "fp64" else 4
     parameters = member.architecture.parameter_count(vocabulary_size)
-    # Weights, gradients, two moments, and the low ones of the first two; autograd's gradients.
+    # Weights, their mean, gradients, two moments, and the low ones of weights and gradients;
+    # autograd's own gradients.
     unrolled = isinstance(member.architecture, KnownCell) or member.gradient_window > 1
-    weights = parameters * ((4 + unrolled) * size + 2 * 2 * (precision == "bf16"))
+    weights = parameters * ((5 + unrolled) * size + 2 * 2 * (precision == "bf16"))
     # All that a pass keeps or needs meanwhile: some numbers for each input and output.
     numbers = sum(
         (4 * inputs + 6 * outputs) * (member.gradient_window if name.startswith("layers.") else 1)

@@ -131,6 +131,12 @@ class Parameters:
         if self.is_mixed and flat is self.values:
             self.low.copy_(flat[: len(self.low)])
 
+    def replace(self, values: Tensor) -> None:
+        """Set the weights of all members (P,)."""
+        self.values.copy_(values)
+        if self.is_mixed:
+            self.low.copy_(self.values[: len(self.low)])
+
     def _pairs(self, k: int, flat: Tensor, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
         for prefix, (affine, weight, bias) in self._places:
             if k not in affine.members:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class Training:
     @property
     def averaged_after(self) -> int:
         """The step after which the weights enter the average; the last if there is none."""
-        return self.steps - int(self.average * self.steps)
+        return self.steps - int(Fraction(str(self.average)) * self.steps)
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,7 @@ class Run:
         """
         if self._mean is None:
             return
-        parameters = self.population.parameters
-        for k in range(len(self.members)):
-            parameters.put(k, parameters.values, parameters.of(k, self._mean))
+        self.population.parameters.replace(self._mean)
 
     def drop(self, leaving: Collection[Member]) -> None:
         """Go on without some members: from now on they cost nothing."""

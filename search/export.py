@@ -1,5 +1,6 @@
 """``python -m search.export STUDY DIR``: a trial's network as a folder that stands alone."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -30,7 +31,8 @@ def export(
     debug: bool,
 ) -> int:
     """Write a folder."""
-    _require_free(directory)
+    with contextlib.suppress(OSError):  # which is told when it is written
+        _require_free(directory)
     kept = find_network(study, trial, storage, artifacts)
     network = dataclasses.replace(kept.network, details=_details(kept))
     write_folder(directory, exported(network))
@@ -46,21 +48,28 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
         files: the content of each by its name.
 
     Raises:
-        ExportRefused: if something is there.
+        ExportRefused: if something is there, or it cannot be made.
     """
-    directory = directory.resolve()
-    _require_free(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
-    beside.mkdir()
+    beside = None
     try:
+        directory = directory.resolve()
+        _require_free(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
+        beside.mkdir()
         for name, content in files.items():
             (beside / name).write_bytes(content)
         if directory.is_dir():
             directory.rmdir()
         beside.rename(directory)
+    except OSError as error:
+        raise ExportRefused(
+            f"{directory} cannot be made ({error.strerror}); allowed: a place that can be written "
+            "to; name another"
+        ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _require_free(directory: Path) -> None:

@@ -18,7 +18,7 @@ from search.pruner import BestFractionPruner
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
 from studies.accounting import accounting_of
-from studies.definition import Definition
+from studies.definition import Definition, read_definition
 from studies.errors import DefinitionError, IdentityError, StudyNotFound
 from studies.identity import RELIABILITY, differences
 from studies.opening import load_study, open_storage, read_storage
@@ -124,10 +124,8 @@ def stored_definition(study: optuna.Study) -> Definition:
             f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
             "studies that were; check the name"
         )
-    # Before there was an average, the last weights were measured.
-    evaluation = {"average": 0.0} | raw.get("evaluation", {})
     try:
-        return Definition.model_validate(raw | {"evaluation": evaluation})
+        return read_definition(raw)
     except ValidationError as error:
         raise StudyNotFound(
             f"study {study.study_name!r} is of another version of this program, which wrote a "
@@ -162,6 +160,11 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             f"a name of {len(name)} characters is too long; allowed: {_LONGEST_NAME}; shorten it"
         )
     definition = _resolve(file, url, terms)
+    if terms.extend and definition.space is None:
+        raise IdentityError(
+            f"study {name!r} has no grid of its own; allowed with --extend: studies with a "
+            "[space]; extend its source and refine that"
+        )
     require_precision(definition.precision, device)
     corpus = open_corpus(definition.corpus)
     corpus.require(definition.training.sequence_length, definition.evaluation.lane_length)
@@ -249,12 +252,18 @@ def _require_same(
     if found:
         shown = "; ".join(found[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        grown = all(line.startswith("space.") for line in found)
+        grown = _parameters(stored) == _parameters(definition) and all(
+            line.startswith("space.") for line in found
+        )
         hint = ", or --extend if values were added at the end of a list" if grown else ""
         raise IdentityError(
             f"study {name!r} was made with other settings: {shown}{more}; use the same, or another "
             f"--name{hint}"
         )
+
+
+def _parameters(definition: Definition) -> tuple[str, ...]:
+    return definition.space.parameters if definition.space else ()
 
 
 def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
@@ -313,10 +322,11 @@ def _extend(
     Returns:
         The wider definition as stored; None if the study is no longer as it was.
     """
-    if stored.space is None or wider.space is None:
+    assert wider.space is not None
+    if stored.space is None:
         raise IdentityError(
-            f"study {study.study_name!r} has no grid of its own; allowed with --extend: studies "
-            "with a [space]; extend its source and refine that"
+            f"study {study.study_name!r} was derived, and has no grid; allowed with --extend: "
+            "studies with a [space]; extend its source and refine that"
         )
     if stored.space.parameters != wider.space.parameters:
         raise IdentityError(

@@ -58,23 +58,28 @@ class Keeping:
         return {number for number, _ in ranked[: self._count]} & values.keys()
 
     def keep(self, number: int, network: TrainedNetwork) -> str | None:
-        """Write a trial's weights; return a text that its network writes, None if it cannot."""
+        """Write a trial's weights, and return a text that its network writes, if it can."""
         try:
             self._weights.write(number, write_weights(network))
             self._kept.add(number)
-            written = generate(network, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
-            return to_text(written)
         except Exception as error:  # a full disk, a bucket that is away
             self._says(f"warning: the weights of trial {number} could not be kept ({error})")
+        try:
+            written = generate(network, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_text(written)
+        except Exception as error:
+            self._says(f"warning: the network of trial {number} could not write ({error})")
             return None
 
     def settle(self, number: int) -> None:
         """Let go what is not among the best any more, now that a trial's end is recorded."""
-        if number not in self._kept:
-            return
-        self._kept.remove(number)
-        best = self._best(more=self._weights.reach)
         try:
+            if number not in self._kept:
+                # What a worker left that died between the weights and the trial's end.
+                self._weights.remove(number)
+                return
+            self._kept.remove(number)
+            best = self._best(more=self._weights.reach)
             if best is not None:
                 self._weights.keep_only([number for number, _ in best], self._count)
         except Exception as error:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.weights import TrainedNetwork, read_weights
 from search.errors import WeightsNotKept
 from search.joining import folder_of, stored_definition
+from search.refinement import ranking
 from search.weights import BestWeights
 from studies.command_line import artifacts_option, storage_options
 from studies.definition import Definition
@@ -60,7 +61,7 @@ def network_options(command: _F) -> _F:
         metavar="N|best",
         default="best",
         show_default=True,
-        help="Whose network; best: the one of least loss.",
+        help="Whose network; best: the one of least loss whose weights are kept.",
     )(command)
 
 
@@ -82,16 +83,34 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, name)
         definition = stored_definition(loaded)
-        weights = BestWeights(open_store(artifacts, storage, "weights"), folder_of(loaded))
-        trials = loaded.get_trials(deepcopy=False)
+        weights = BestWeights(
+            open_store(artifacts, storage, "weights", to_read=True), folder_of(loaded)
+        )
+        trials, ranked = loaded.get_trials(deepcopy=False), ranking(loaded)
     kept = weights.kept()
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.number in kept]
-    best = sorted(complete, key=lambda t: (t.value, t.number))
+    best = [t for t in ranked if t.number in kept]
     wanted = [t for t in best if trial is None or t.number == trial][:1]
     content = weights.read(wanted[0].number) if wanted else None
     if content is None:
         raise WeightsNotKept(_refusal(name, trial, trials, best, definition))
-    return Kept(read_weights(content), wanted[0], name, definition)
+    network, chosen = read_weights(content), wanted[0]
+    if (network.details.get("trial"), network.details.get("value")) != _told_by(chosen):
+        raise WeightsNotKept(
+            f"the weights that lie under trial {chosen.number} of study {name!r} are of another "
+            "run; allowed: those that the trial was recorded with; remove them, or name another"
+        )
+    ahead = [t.number for t in ranked[: ranked.index(chosen)]]
+    if trial is None and ahead:
+        named = ", ".join(map(str, ahead[:_SHOWN]))
+        click.echo(
+            f"trial {chosen.number}, for weights of better ones ({named}) are not there", err=True
+        )
+    return Kept(network, chosen, name, definition)
+
+
+def _told_by(trial: FrozenTrial) -> tuple[str, str]:
+    """Return how a trial's weights say whose they are."""
+    return str(trial.number), repr(trial.value)
 
 
 def _refusal(

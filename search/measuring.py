@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rnn.evaluation import bits_per_character, held_out_lanes, held_out_losses
 from rnn.training import Run
+from rnn.unrolled import Network
 from rnn.vocabulary import Text
 from studies.definition import Definition
 
@@ -45,9 +46,10 @@ class Measuring:
         """Measure the members of a run that has come to its end, in their order."""
         curves = list(run.curves)
         run.take_average()
-        splits = {"validation": self._held_out(run, "validation", between_steps)}
+        population = run.population  # as it is now, whoever leaves the run meanwhile
+        splits = {"validation": self._held_out(population, "validation", between_steps)}
         if self._definition.evaluate == "test":
-            splits["test"] = self._held_out(run, "test", between_steps)
+            splits["test"] = self._held_out(population, "test", between_steps)
         found = []
         for k, curve in enumerate(curves):
             training = min(curve.values())
@@ -65,13 +67,13 @@ class Measuring:
         return found
 
     def _held_out(
-        self, run: Run, split: str, between_steps: Callable[[], None]
+        self, population: Network, split: str, between_steps: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         """Return the losses of each lane, (K, lanes), in nats a symbol and in bits a character."""
         evaluation = self._definition.evaluation
         symbols: Any = getattr(self._text, split)
         held_out = held_out_lanes(symbols, evaluation.lanes, evaluation.lane_length)
-        losses = held_out_losses(run.population, held_out, between_steps).double()
+        losses = held_out_losses(population, held_out, between_steps).double()
         return losses, bits_per_character(losses, held_out, self._text.vocabulary.lengths)
 
 

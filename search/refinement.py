@@ -1,5 +1,8 @@
 """The best of a finished study → the points of the next."""
 
+from statistics import fmean
+from typing import Any
+
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -45,20 +48,24 @@ def derive_points(
     """
     refinement = definition.refinement
     assert refinement is not None
-    wanted = quota(refinement.best, accounting.planned)
+    points = list(filter(is_point, source.get_trials(deepcopy=False)))
+    # Where a source has replicates, it is architectures that are ranked and counted.
+    repeated = len({_architecture(trial) for trial in points}) < len(points)
+    planned = len({_architecture(trial) for trial in points}) if repeated else accounting.planned
+    wanted = quota(refinement.best, planned)
     if accounting.finished < accounting.planned and not partial:
         raise SourceUnfinished(
             f"study {source.study_name!r} has finished {accounting.finished} of "
             f"{accounting.planned} points ({accounting.running} running, {accounting.waiting} "
             "waiting); allowed: all; run it to its end, or say --partial"
         )
-    if accounting.pruned and wanted > (kept := quota(keep, accounting.planned)):
+    if accounting.pruned and wanted > (kept := quota(keep, planned)):
         raise SourceUnfinished(
             f"study {source.study_name!r} was pruned, and kept the best {kept} of its "
             f"{accounting.planned} points; refinement.best = {refinement.best} asks for {wanted}; "
             "allowed: as many, or fewer; refine fewer, or search anew with a larger pruning.keep"
         )
-    ranked = ranking(source)
+    ranked = _by_architecture(ranking(source))
     if len(ranked) < wanted and not (partial and ranked):
         raise SourceUnfinished(
             f"study {source.study_name!r} has {len(ranked)} complete points; allowed: {wanted} or "
@@ -73,15 +80,34 @@ def ranking(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(filter(is_point, complete), key=lambda trial: (trial.value, trial.number))
 
 
+def _architecture(trial: FrozenTrial) -> tuple[tuple[str, Any], ...]:
+    """Return a trial's parameters without the replicate's number."""
+    names = [name for name in ALL_PARAMETERS if name in trial.params and name != REPLICATE]
+    return tuple((name, trial.params[name]) for name in names)
+
+
+def _by_architecture(ranked: list[FrozenTrial]) -> list[list[FrozenTrial]]:
+    """Gather replicates; the best by their mean come first, of equals the lower number."""
+    found: dict[tuple[tuple[str, Any], ...], list[FrozenTrial]] = {}
+    for trial in ranked:
+        found.setdefault(_architecture(trial), []).append(trial)
+
+    def mean(runs: list[FrozenTrial]) -> tuple[float, int]:
+        return fmean(run.value or 0.0 for run in runs), runs[0].number
+
+    return sorted(found.values(), key=mean)
+
+
 def _derive(
-    best: list[FrozenTrial], refinement: Refinement, gradient_window: int
+    best: list[list[FrozenTrial]], refinement: Refinement, gradient_window: int
 ) -> list[PlannedPoint]:
     sources: dict[tuple[object, ...], list[int]] = {}
     points: dict[tuple[object, ...], Point] = {}
     varies_window = any(GRADIENT_WINDOW in variant for variant in refinement.variants)
-    for trial in best:
-        own = {name: trial.params[name] for name in ALL_PARAMETERS if name in trial.params}
-        own.pop(REPLICATE, None)
+    # After those that were chosen, and chosen for their luck, too; a single run is replicate 0.
+    first = 1 + max(int(trial.params.get(REPLICATE, 0)) for runs in best for trial in runs)
+    for runs in best:
+        own = dict(_architecture(runs[0]))
         if varies_window:
             own.setdefault(GRADIENT_WINDOW, gradient_window)
         for variant in refinement.variants:
@@ -90,14 +116,12 @@ def _derive(
                     f"refinement.variants names {', '.join(sorted(foreign))}; allowed for the "
                     f"points of {refinement.source!r}: {', '.join(own)}; correct it"
                 )
-            # From 1: replicate 0 is the run that was chosen, and chosen for its luck, too.
-            for replicate in range(1, refinement.replicates + 1):
+            for replicate in range(first, first + refinement.replicates):
                 point: Point = own | variant
                 if refinement.replicates > 1:
                     point[REPLICATE] = replicate
                 key = tuple(point.values())
                 points[key] = point
                 numbers = sources.setdefault(key, [])
-                if trial.number not in numbers:
-                    numbers.append(trial.number)
+                numbers += [run.number for run in runs if run.number not in numbers]
     return [PlannedPoint(point, {SOURCE_TRIALS: sources[key]}) for key, point in points.items()]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 
 import click
 
@@ -57,7 +58,8 @@ def sample(
     network = find_network(study, trial, storage, artifacts).network
     start = os.fsencode(prompt)  # as it was typed, whatever bytes those are
     written = generate(network, start, length, temperature, top_k, seed)
-    click.echo(to_text(start + written))
+    text = to_text(start + written)
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))  # as it can be shown
     return 0
 
 

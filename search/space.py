@@ -12,7 +12,6 @@ from studies.definition import (
     ALL_PARAMETERS,
     GRADIENT_WINDOW,
     KNOWN_CELL,
-    PARAMETERS,
     REPLICATE,
     Definition,
     Point,
@@ -58,13 +57,6 @@ def member_of(params: Mapping[str, Any], definition: Definition) -> Member:
     )
     window = params.get(GRADIENT_WINDOW, definition.training.gradient_window)
     return Member(architecture, params.get(REPLICATE, 0), window)
-
-
-def point_of(member: Member, with_replicate: bool = False) -> Point:
-    """Return the parameters that stand for a network: the inverse of :func:`member_of`."""
-    names = KNOWN_CELL if isinstance(member.architecture, KnownCell) else PARAMETERS
-    point: Point = {name: getattr(member.architecture, name) for name in names}
-    return point | ({REPLICATE: member.replicate} if with_replicate else {})
 
 
 def _order(value: Value) -> tuple[int, Value]:

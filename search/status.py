@@ -197,12 +197,14 @@ def running_trials(study: optuna.Study, storage: Storage, definition: Definition
 
 
 def label(member: Member) -> str:
-    """Return a network's architecture in words, and the number of its replicate."""
-    return member.architecture.label + (f" #{member.replicate}" if member.replicate else "")
+    """Return a network in words: its architecture, its gradient window, which replicate it is."""
+    window = f", window {member.gradient_window}" if member.gradient_window > 1 else ""
+    replicate = f" #{member.replicate}" if member.replicate else ""
+    return f"{member.architecture.label}{window}{replicate}"
 
 
 def seconds_left(shapes: Sequence[Durations], accounting: Accounting, workers: int) -> float | None:
-    """Estimate what is left from what points of the same layers and state size took.
+    """Estimate what is left from what points of the same kind took.
 
     Args:
         shapes: of the study's points.

@@ -59,8 +59,12 @@ class BestWeights:
             keep: how many of them to keep.
         """
         for number in self.kept().intersection(best[keep:]):
-            with contextlib.suppress(ArtifactNotFound):  # another worker was quicker
-                self._store.remove(self._name(number))
+            self.remove(number)
+
+    def remove(self, number: int) -> None:
+        """Remove a trial's weights, if they are there."""
+        with contextlib.suppress(ArtifactNotFound):
+            self._store.remove(self._name(number))
 
     def _name(self, number: int) -> str:
         return f"{self._folder}/trial-{number}.safetensors"

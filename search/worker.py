@@ -17,7 +17,7 @@ from search.pausing import Pausing, Verdict
 from search.stopping import StopRequest
 from search.storage_thread import GRACE_SECONDS
 from studies.accounting import Accounting
-from studies.definition import GRADIENT_WINDOW, REPLICATE
+from studies.definition import COSTLY, REPLICATE
 from studies.errors import ClaimLost, StorageOutage
 from studies.records import SETBACKS, Failure
 
@@ -35,7 +35,7 @@ all the same."""
 LEAVE_SECONDS = 1.0
 """How long giving a point back may take a worker that is to leave at once."""
 
-ALIKE = ("cell", "layers", "state_size", GRADIENT_WINDOW, REPLICATE)
+ALIKE = (*COSTLY, REPLICATE)
 """The parameters in which networks that are trained together are the same: those of their shape,
 and the replicate's number, for each replicate reads another text."""
 

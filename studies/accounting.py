@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+from studies.definition import COSTLY
 from studies.records import FAILURE, PAUSED, SECONDS, SETBACKS, Failure
 from studies.storage import Storage
 from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked, marked_as_point
@@ -112,18 +113,21 @@ def ranking_of(storage: Storage, study_id: int, limit: int) -> list[tuple[int, f
 
 
 def durations_of(storage: Storage, study_id: int) -> list[Durations]:
-    """Sum up what the points of each layers and state size took."""
-    layers, size = PARAMS.alias(), PARAMS.alias()
+    """Sum up what the points of each kind took: cell, layers, state size and gradient window."""
+    kinds = {name: PARAMS.alias() for name in COSTLY}
+    values = [kind.c.param_value for kind in kinds.values()]
+    points: sa.FromClause = TRIALS
+    for name, kind in kinds.items():
+        is_own = (kind.c.trial_id == TRIALS.c.trial_id) & (kind.c.param_name == name)
+        points = points.outerjoin(kind, is_own)
     query = (
         sa.select(
-            layers.c.param_value,
-            size.c.param_value,
+            *values,
             TRIALS.c.state,
             sa.func.count(),
             sa.func.avg(sa.cast(ATTRIBUTES.c.value_json, sa.Float)),
         )
-        .join(layers, layers.c.trial_id == TRIALS.c.trial_id)
-        .join(size, size.c.trial_id == TRIALS.c.trial_id)
+        .select_from(points)
         .outerjoin(
             ATTRIBUTES,
             (ATTRIBUTES.c.trial_id == TRIALS.c.trial_id) & (ATTRIBUTES.c.key == SECONDS),
@@ -131,15 +135,13 @@ def durations_of(storage: Storage, study_id: int) -> list[Durations]:
         .where(
             TRIALS.c.study_id == study_id,
             marked_as_point(),
-            layers.c.param_name == "layers",
-            size.c.param_name == "state_size",
         )
-        .group_by(layers.c.param_value, size.c.param_value, TRIALS.c.state)
+        .group_by(*values, TRIALS.c.state)
     )
-    found: dict[tuple[float, float], dict[str, float]] = {}
+    found: dict[tuple[float, ...], dict[str, float]] = {}
     with storage.engine.begin() as connection:
-        for *shape, state, count, seconds in connection.execute(query):
-            durations = found.setdefault((shape[0], shape[1]), {})
+        for *own, state, count, seconds in connection.execute(query):
+            durations = found.setdefault(tuple(own), {})
             if state is TrialState.COMPLETE:
                 durations |= {"complete": count, "seconds": seconds or 0.0}
             elif not state.is_finished():

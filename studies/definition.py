@@ -1,9 +1,9 @@
 """What a study is: the validated form of a ``*.toml``, contradictions refused by name."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,9 @@ GRADIENT_WINDOW = "gradient_window"
 
 REPLICATE = "replicate"
 """The parameter that numbers an architecture's replicates, in studies that have them."""
+
+COSTLY = (*KNOWN_CELL, GRADIENT_WINDOW)
+"""The parameters that say most of what a step of a network costs."""
 
 ALL_PARAMETERS = ("cell", *PARAMETERS, GRADIENT_WINDOW, REPLICATE)
 """Whatever may be a parameter of some study, in the order in which they are listed."""
@@ -248,7 +251,8 @@ class Definition(_Strict):
         kind, _, size = vocabulary.partition(":")
         if vocabulary == "bytes":
             return vocabulary
-        if kind != "bpe" or not size.isdecimal() or not 256 < int(size) <= 2**16:
+        is_number = size.isascii() and size.isdecimal()
+        if kind != "bpe" or not is_number or not 256 < int(size) <= 2**16:
             raise ValueError('"bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024')
         return f"bpe:{int(size)}"
 
@@ -291,6 +295,17 @@ class Definition(_Strict):
                 "most half of the steps; change one of them"
             )
         return self
+
+
+def read_definition(stored: Mapping[str, Any]) -> Definition:
+    """Return the definition that a study holds as its attribute.
+
+    Raises:
+        pydantic.ValidationError: if it is of another version.
+    """
+    # Before there was an average, the last weights were measured.
+    evaluation = {"average": 0.0} | stored.get("evaluation", {})
+    return Definition.model_validate({**stored, "evaluation": evaluation})
 
 
 def quota(best: float | int, planned: int) -> int:

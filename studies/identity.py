@@ -9,9 +9,9 @@ from studies.records import CorpusRecord
 RELIABILITY = {"lease", "checkpoint", "outage"}
 """What a definition says of how a worker keeps its points; each worker may have its own."""
 
-_NOT_IDENTITY = {"question", "threshold", "corpus", "keep_weights", *RELIABILITY}
-"""Beside that, what it says about reading and keeping the results, or where the text was found; the
-text itself counts by its fingerprint."""
+_NOT_IDENTITY = {"question", "threshold", "corpus", *RELIABILITY}
+"""Beside that, what it says about reading the results, or where the text was found; the text itself
+counts by its fingerprint."""
 
 
 def differences(

@@ -84,7 +84,7 @@ def names_in(store: Store, folder: str) -> list[str]:
     return [file["Key"].removeprefix(prefix) for page in found for file in page.get("Contents", ())]
 
 
-def open_store(artifacts: str | None, storage: str, kind: Kind) -> Store:
+def open_store(artifacts: str | None, storage: str, kind: Kind, to_read: bool = False) -> Store:
     """Return the place for files of a kind; nothing is made there yet.
 
     Args:
@@ -92,6 +92,7 @@ def open_store(artifacts: str | None, storage: str, kind: Kind) -> Store:
             beside the SQLite file, or in :data:`DEFAULT_PARENT` where the studies are on a server.
         storage: the storage's URL.
         kind: of the files.
+        to_read: whether nothing is to be written there.
 
     Raises:
         ArtifactsError: if it cannot be used.
@@ -107,7 +108,7 @@ def open_store(artifacts: str | None, storage: str, kind: Kind) -> Store:
     path = Path(artifacts)
     try:
         existing = path if path.exists() else path.parent
-        is_writable = existing.is_dir() and os.access(existing, os.W_OK)
+        is_writable = existing.is_dir() and (to_read or os.access(existing, os.W_OK))
     except OSError:  # a name that is too long, a folder that may not be looked into
         is_writable = False
     if "://" in artifacts or not is_writable:

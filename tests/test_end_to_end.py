@@ -97,11 +97,12 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     ran = [trial.params for trial in study.trials]
     assert sorted(ran, key=repr) == sorted(expected, key=repr)
     assert not any(p["state_size"] == 3 and not p["residual"] for p in ran)
-    assert study.metric_names == ["smoothed training loss"]
+    assert study.metric_names == ["validation loss"]
     for trial in study.trials:
         record = TrialRecord.model_validate(trial.user_attrs)
         assert sorted(trial.intermediate_values) == [2, 4]
-        assert trial.value == min(trial.intermediate_values.values())
+        assert record.training_loss == min(trial.intermediate_values.values())
+        assert trial.value == record.validation_loss
         assert record.validation_bits_per_character > 0
         assert record.precision == study.user_attrs["definition"]["precision"]
         assert record.device == "cpu"

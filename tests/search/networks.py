@@ -47,7 +47,8 @@ def make_networks(url: str, keep: set[int], artifacts: str | None = None, **sett
         member = member_of(points[number], definition)
         drawn = initial_weights(Member(member.architecture), number, vocabulary.size)
         own = {name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
-        network = TrainedNetwork(member.architecture, own, vocabulary, "fp32", {})
+        details = {"trial": str(number), "value": repr(value)}
+        network = TrainedNetwork(member.architecture, own, vocabulary, "fp32", details)
         if number in keep:
             weights.write(number, write_weights(network))
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})

@@ -37,7 +37,7 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path, monkeypatc
     empty.mkdir()
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(ExportRefused, match="cannot be made"):
             write_folder(empty, {"a": b"1"})
     assert list(tmp_path.rglob("*")) == [empty]
     write_folder(empty, {"a": b"1"})

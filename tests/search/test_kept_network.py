@@ -8,7 +8,7 @@ from search.kept_network import find_network
 from studies.errors import StudyNotFound
 
 
-def test_the_best_is_the_first_of_least_loss_whose_weights_are_kept(sqlite_url, tmp_path):
+def test_the_best_is_the_first_of_least_loss_whose_weights_are_kept(sqlite_url, tmp_path, capsys):
     weights = make_networks(sqlite_url, keep={0, 2, 3, 4})
     weights.write(5, weights.read(0))  # of a trial that another worker has yet to record
     kept = find_network("made", None, sqlite_url, None)
@@ -17,6 +17,10 @@ def test_the_best_is_the_first_of_least_loss_whose_weights_are_kept(sqlite_url, 
         "1×4 no gates, new state, residual",
     )
     assert find_network("made.toml", 2, sqlite_url, None).network.architecture.state_size == 16
+    assert "trial 3, for weights of better ones (1) are not there" in capsys.readouterr().err
+    weights.write(2, weights.read(0))
+    with pytest.raises(WeightsNotKept, match="under trial 2 of study 'made' are of another run"):
+        find_network("made", 2, sqlite_url, None)
     for number, words in (
         (1, "weights of trial 1 of study 'made' are not kept"),
         (5, "trial 5 of study 'made' is waiting"),

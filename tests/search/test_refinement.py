@@ -109,6 +109,32 @@ def test_a_variant_of_what_a_known_cell_does_not_have_is_refused():
         derive_points(study, accounting(1), definition(best=1, variants=[{"forget_gate": True}]))
 
 
+def test_of_a_source_with_replicates_the_best_on_average_are_run_again_anew():
+    """The first architecture has the luckiest run, the second is better on average."""
+    study = optuna.create_study()
+    points = list(SPACE.points())[:3]
+    values = ([0.1, 0.9], [0.3, 0.4], [0.8, 0.8])
+    distributions = {n: CategoricalDistribution(tuple(SPACE.values(n))) for n in PARAMETERS}
+    distributions["replicate"] = CategoricalDistribution((1, 2))
+    for point, runs in zip(points, values, strict=True):
+        for replicate, value in enumerate(runs, 1):
+            study.add_trial(
+                create_trial(
+                    value=value,
+                    params=point | {"replicate": replicate},
+                    distributions=distributions,
+                    system_attrs={POINT: True},
+                )
+            )
+    derived = derive_points(study, accounting(6), definition(best=2, replicates=2))
+    assert [p.params for p in derived] == [
+        points[i] | {"replicate": replicate} for i in (1, 0) for replicate in (3, 4)
+    ]
+    assert [sorted(p.attributes["source_trials"]) for p in derived[::2]] == [[2, 3], [0, 1]]
+    (tenth,) = derive_points(study, accounting(6), definition(best=0.4))
+    assert tenth.params == points[1], "a fraction of the architectures"
+
+
 def test_the_decile_is_of_all_planned_points_diverged_ones_included():
     study = source(count=40, failed=15)
     points = derive_points(study, accounting(25, diverged=15), definition(best=0.1))

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from optuna.trial import create_trial
 
 from rnn.architecture import STATE_SOURCES, Architecture
+from rnn.known_cell import KnownCell
 from rnn.member import Member
-from search.space import distributions, member_of, point_of, search_space, search_space_of
-from studies.definition import PARAMETERS, Definition
+from search.space import distributions, member_of, search_space, search_space_of
+from studies.definition import KNOWN_CELL, PARAMETERS, REPLICATE, Definition
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
@@ -34,6 +35,13 @@ ARCHITECTURES = st.builds(
 
 def definition(space: dict) -> Definition:
     return Definition.model_validate({"space": space})
+
+
+def point_of(member, with_replicate=False):
+    """The parameters that stand for a network: the inverse of ``member_of``."""
+    names = KNOWN_CELL if isinstance(member.architecture, KnownCell) else PARAMETERS
+    point = {name: getattr(member.architecture, name) for name in names}
+    return point | ({REPLICATE: member.replicate} if with_replicate else {})
 
 
 @given(SPACES, st.data())

@@ -16,12 +16,13 @@ from rnn.evaluation import held_out_lanes, held_out_losses
 from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
-from rnn.vocabulary import Text
+from rnn.vocabulary import Text, train_vocabulary
 from rnn.weights import read_weights
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.joining import Terms, join
 from search.keeping import Keeping
+from search.measuring import Measuring
 from search.pausing import Pausing
 from search.space import member_of
 from search.status import StatusReader, seconds_left
@@ -226,6 +227,31 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     assert not any("sample" in trial.user_attrs for trial in nothing.study.trials)
     folder = BestWeights(open_store(None, sqlite_url, "weights"), nothing.folder)
     assert folder.kept() == set()
+
+
+def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values(text):
+    definition = find_definition("quick", SETTINGS).validate_alone()
+    definition = definition.model_copy(update={"evaluate": "test"})
+    whole = Text(open_corpus(str(text)), train_vocabulary("bytes", b""))
+    members = [member_of(point, definition) for point in definition.space.points()][:3]
+    settings = Training(10, 4, 8, 5, 0.01, 0.9, 0)
+
+    def measured(leaves):
+        run = Run(Population(members, 0), whole.train, settings)
+        list(run.train())
+        found = Measuring(definition, whole).measure(run, lambda: leaves and run.drop(members[:1]))
+        return [each.attributes for each in found]
+
+    assert measured(leaves=True) == measured(leaves=False)
+
+
+def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
+    joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], name="once")
+    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights.write(0, b"of a worker that died")
+    keeping = Keeping(joined, weights, lambda query: query(), print)
+    keeping.settle(0)
+    assert 0 not in weights.kept()
 
 
 def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypatch):
@@ -489,7 +515,8 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
             super().__init__(members, *args, **kwargs)
 
     monkeypatch.setattr("rnn.unrolled.Population", Spied)
-    work(sqlite_url, text, ["space.layers=[1, 2]", "space.state_size=[4, 5]"], population=100)
+    shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]", "keep_weights=0"]
+    work(sqlite_url, text, shapes, population=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
 
 
