@@ -154,6 +154,7 @@ class Run:
             )
         self.text = text
         self.settings = settings
+        self._averaged_after = settings.averaged_after
         self._charged: float | None = None  # when, while it is trained
         self._take_up(population, progress or {})
 
@@ -260,7 +261,7 @@ class Run:
         program.optimizer.updates.fill_(self.step)
 
     def _average_weights(self) -> None:
-        count = self.step - self.settings.averaged_after
+        count = self.step - self._averaged_after
         if count < 1:
             return
         values = self.population.parameters.values
