@@ -8,21 +8,22 @@ from uuid import uuid4
 import optuna
 import torch
 from optuna.pruners import BasePruner, NopPruner
-from pydantic import ValidationError
 
 from rnn.corpus import Corpus, open_corpus
 from rnn.precision import has_bfloat16, require_precision
-from rnn.vocabulary import Text, read_vocabulary, train_vocabulary
+from rnn.vocabulary import Text, train_vocabulary
+from search.extension import extend, grid_of
 from search.grid import GridSampler
 from search.pruner import BestFractionPruner
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
+from search.stored import folder_of, stored_definition, text_of
 from studies.accounting import accounting_of
-from studies.definition import Definition, read_definition
-from studies.errors import DefinitionError, IdentityError, StudyNotFound
+from studies.definition import Definition
+from studies.errors import DefinitionError, IdentityError
 from studies.identity import RELIABILITY, differences
 from studies.opening import load_study, open_storage, read_storage
-from studies.planning import PlannedPoint, create_study, extend_study
+from studies.planning import PlannedPoint, create_study
 from studies.reading import DefinitionFile
 from studies.records import (
     CHECKPOINTS,
@@ -107,33 +108,6 @@ class Terms:
     command: str = ""
 
 
-def folder_of(study: optuna.Study) -> str:
-    """Return the name of the folder that a study's files lie in, and no other's."""
-    return str(study.user_attrs.get(CHECKPOINTS, f"study-{study._study_id}"))
-
-
-def stored_definition(study: optuna.Study) -> Definition:
-    """Return the definition that a study was made with.
-
-    Raises:
-        StudyNotFound: if the study was not made by this program.
-    """
-    raw = study.user_attrs.get(DEFINITION)
-    if raw is None:
-        raise StudyNotFound(
-            f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
-            "studies that were; check the name"
-        )
-    try:
-        return read_definition(raw)
-    except ValidationError as error:
-        raise StudyNotFound(
-            f"study {study.study_name!r} is of another version of this program, which wrote a "
-            f"definition with {error.error_count()} settings that this one does not know or allow; "
-            "work on it with that version, or begin another under another --name"
-        ) from error
-
-
 def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _PROCESSOR) -> Joined:
     """Join the study of a definition; make it first if it is not there.
 
@@ -184,12 +158,12 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
         stored = stored_definition(study)
         _require_same(study, stored, definition, own, terms.extend)
         if terms.extend:
-            extended = _extend(study, storage, stored, definition, terms.command)
+            extended = extend(study, storage, stored, definition, terms.command)
             if extended is None:  # another has done so meanwhile
                 return join(file, url, terms, device)
             stored = extended
         require_precision(stored.precision, device)
-        text = _text_of(study, corpus)
+        text = text_of(study, corpus)
         if_refused.pop_all()
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=_pruner(stored)
@@ -212,18 +186,12 @@ def _new_text(storage: Storage, definition: Definition, corpus: Corpus) -> Text:
         source = load_study(storage, definition.refinement.source)
         is_same_text = source.user_attrs[CORPUS]["sha256"] == corpus.sha256
         if is_same_text and stored_definition(source).vocabulary == definition.vocabulary:
-            text = _text_of(source, corpus)
+            text = text_of(source, corpus)
     if text is None:
         text = Text(corpus, train_vocabulary(definition.vocabulary, corpus.train))
     training, evaluation = definition.training, definition.evaluation
     text.require(training.sequence_length, evaluation.lane_length, definition.evaluate)
     return text
-
-
-def _text_of(study: optuna.Study, corpus: Corpus) -> Text:
-    """Return a study's text in the symbols that it was made with, whoever reads it now."""
-    record = study.user_attrs.get(VOCABULARY, {})  # without one, it was made for bytes alone
-    return Text(corpus, read_vocabulary(record.get("written")))
 
 
 def _precision(asked: str, device: torch.device) -> str:
@@ -291,7 +259,7 @@ def _create(
     if definition.refinement is None:
         assert definition.space is not None
         space = search_space(definition.space)
-        planned = [PlannedPoint(point) for point in _grid(definition).points]
+        planned = [PlannedPoint(point) for point in grid_of(definition).points]
     else:
         source = load_study(storage, definition.refinement.source)
         accounting = accounting_of(storage, source._study_id)
@@ -314,61 +282,6 @@ def _create(
     create_study(storage, name, metric, attributes, distributions(space), planned)
 
 
-def _extend(
-    study: optuna.Study, storage: Storage, stored: Definition, wider: Definition, command: str
-) -> Definition | None:
-    """Add the points that a definition's space has more than the study's.
-
-    Returns:
-        The wider definition as stored; None if the study is no longer as it was.
-    """
-    assert wider.space is not None
-    if stored.space is None:
-        raise IdentityError(
-            f"study {study.study_name!r} was derived, and has no grid; allowed with --extend: "
-            "studies with a [space]; extend its source and refine that"
-        )
-    if stored.space.parameters != wider.space.parameters:
-        raise IdentityError(
-            f"study {study.study_name!r} has the parameters {', '.join(stored.space.parameters)}; "
-            "allowed with --extend: the same; make another study"
-        )
-    for name in stored.space.parameters:
-        old, new = list(stored.space.values(name)), list(wider.space.values(name))
-        if new[: len(old)] != old:
-            raise IdentityError(
-                f"study {study.study_name!r}: space.{name} is {old} in the study and {new} here; "
-                "allowed with --extend: the same values in the same order, new ones after them"
-            )
-    old_points = list(stored.space.points())
-    new_points = _grid(wider).points
-    if lost := [point for point in old_points if point not in new_points]:
-        raise IdentityError(
-            f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
-            "here; allowed with --extend: to exclude new points only"
-        )
-    extended = stored.model_copy(update={"space": wider.space})
-    done = extend_study(
-        storage,
-        study._study_id,
-        {DEFINITION: stored.model_dump(mode="json")},
-        {
-            DEFINITION: extended.model_dump(mode="json"),
-            COMMANDS: [*study.user_attrs.get(COMMANDS, []), command],
-        },
-        distributions(search_space(wider.space)),
-        [PlannedPoint(point) for point in new_points if point not in old_points],
-    )
-    return extended if done else None
-
-
-def _grid(definition: Definition) -> GridSampler:
-    assert definition.space is not None
-    return GridSampler(
-        search_space(definition.space), definition.seed, exclude=definition.space.exclude
-    )
-
-
 def _pruner(definition: Definition) -> BasePruner:
     pruning, training = definition.pruning, definition.training
     if not pruning.enabled:
@@ -380,6 +293,6 @@ def _pruner(definition: Definition) -> BasePruner:
 
 def _sampler(study: optuna.Study, definition: Definition) -> GridSampler:
     if definition.space is not None:
-        return _grid(definition)
+        return grid_of(definition)
     points = [trial.params for trial in study.get_trials(deepcopy=False) if is_point(trial)]
     return GridSampler(search_space_of(points), points=points)

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rnn.weights import TrainedNetwork, read_weights
 from search.errors import WeightsNotKept
-from search.joining import folder_of, stored_definition
 from search.refinement import ranking
+from search.stored import folder_of, stored_definition
 from search.weights import BestWeights
 from studies.command_line import artifacts_option, storage_options
 from studies.definition import Definition

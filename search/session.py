@@ -21,13 +21,14 @@ from rnn.device import find_device, give_memory_back, share_devices
 from search.checkpoints import Checkpoints
 from search.claims import ClaimKeeper
 from search.errors import BAD_INPUT
-from search.joining import Joined, Terms, join, stored_definition
+from search.joining import Joined, Terms, join
 from search.keeping import Keeping
 from search.pausing import Pausing
 from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_text, progress_text
 from search.space import member_of
 from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
+from search.stored import stored_definition
 from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.weights import BestWeights
