@@ -17,11 +17,12 @@ from optuna.trial import TrialState
 
 from rnn.architecture import Architecture
 from studies.command_line import run_command
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.errors import StudiesError
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
+from studies.space import PARAMETERS
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"
 """The environment variable that names the file."""

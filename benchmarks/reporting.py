@@ -15,11 +15,11 @@ from reports.effects import Grid
 from reports.page import write_page
 from reports.sections import section_of
 from reports.trials import read_results
-from studies.definition import PARAMETERS
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.reading import find_definition
 from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
+from studies.space import PARAMETERS
 
 LOG_POINTS = 200
 

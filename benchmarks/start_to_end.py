@@ -15,11 +15,11 @@ import optuna
 from benchmarks.strata import strata
 from search.joining import Terms, join
 from search.space import distributions, search_space
-from studies.definition import Point
 from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.reading import find_definition
 from studies.records import METRICS
+from studies.space import Point
 
 POINTS = 24
 STEPS = 200

@@ -2,8 +2,8 @@
 
 import random
 
-from studies.definition import Point
 from studies.reading import find_definition
+from studies.space import Point
 
 
 def strata(count: int, seed: int = 0) -> list[Point]:

@@ -11,7 +11,7 @@ from reports.colours import PALETTE, UNCLEAR, in_order
 from reports.references import Reference, draw_references
 from reports.trials import Results
 from reports.words import curve_axis, parameter_word, value_word
-from studies.definition import GRADIENT_WINDOW
+from studies.space import GRADIENT_WINDOW
 
 SHADES = 10
 """Of what has an order."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.words import parameter_word, value_word
-from studies.definition import REPLICATE
+from studies.space import REPLICATE
 
 RESAMPLES = 4000
 """Of the bootstrap: its error is then a twentieth of the interval's width or less."""

@@ -8,7 +8,7 @@ from reports import figures, in_words
 from reports.comparison import Comparison, Runs, compare
 from reports.drawing import Drawing
 from reports.trials import Results
-from studies.definition import REPLICATE
+from studies.space import REPLICATE
 
 MOST = 20
 """Architectures in the picture of all pairs."""

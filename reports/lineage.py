@@ -10,8 +10,8 @@ from scipy import stats
 from reports.effects import CONFIDENCE, interval
 from reports.trials import Results
 from reports.words import parameter_word, value_word
-from studies.definition import ALL_PARAMETERS, REPLICATE
 from studies.records import SOURCE_TRIALS
+from studies.space import ALL_PARAMETERS, REPLICATE
 
 AS_IT_WAS = "as it was"
 """The variant that changes nothing in the architecture."""

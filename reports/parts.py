@@ -10,7 +10,7 @@ from reports.drawing import Drawing
 from reports.effects import Effect, Grid
 from reports.trials import Results
 from reports.words import nats_word, parameter_word, value_word, worth_title
-from studies.definition import GRADIENT_WINDOW
+from studies.space import GRADIENT_WINDOW
 
 CHOICES = ("cell", GRADIENT_WINDOW, "state_size", "state_source")
 """The parameters by which a reader may choose a part of the grid, beside the loss."""

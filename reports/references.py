@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from reports.colours import PALETTE
 from reports.trials import Results
 from reports.words import plain
-from studies.definition import GRADIENT_WINDOW, Definition
+from studies.definition import Definition
+from studies.space import GRADIENT_WINDOW
 
 _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 

@@ -10,18 +10,12 @@ from pydantic import ValidationError
 
 from rnn.architecture import Architecture
 from rnn.known_cell import KnownCell
-from studies.definition import (
-    ALL_PARAMETERS,
-    GRADIENT_WINDOW,
-    KNOWN_CELL,
-    REPLICATE,
-    Definition,
-    read_definition,
-)
+from studies.definition import Definition, read_definition
 from studies.errors import StudyNotFound
 from studies.opening import load_study
 from studies.points import StoredPoint, read_points
 from studies.records import DEFINITION, LANES, SOURCE_TRIALS, Failure, TrialRecord
+from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW, KNOWN_CELL, REPLICATE
 from studies.storage import Storage
 
 DIVERGED = "DIVERGED"

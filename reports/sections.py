@@ -23,7 +23,7 @@ from reports.references import Reference, budget_note, reference_words, referenc
 from reports.trials import Results
 from reports.winners import Winner, winners_of
 from reports.words import loss_axis, worth_title
-from studies.definition import GRADIENT_WINDOW
+from studies.space import GRADIENT_WINDOW
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pandas as pd
 
 from reports.errors import ReportError
 from reports.trials import Results
-from studies.definition import ALL_PARAMETERS, GRADIENT_WINDOW
 from studies.files import write_beside
 from studies.records import SETBACKS, SOURCE_TRIALS
+from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW
 
 STUDY = "study"
 """The column that names a row's study."""

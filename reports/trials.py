@@ -12,11 +12,7 @@ from reports.rows import OF_ARCHITECTURES, PAUSED, sources_of, table_of
 from reports.words import parameter_word, value_word
 from rnn.architecture import BYTES
 from studies.accounting import Accounting
-from studies.definition import (
-    REPLICATE,
-    Definition,
-    read_definition,
-)
+from studies.definition import Definition, read_definition
 from studies.opening import load_study
 from studies.points import read_curves, read_lanes, read_points
 from studies.records import (
@@ -27,6 +23,7 @@ from studies.records import (
     CorpusRecord,
     VocabularyRecord,
 )
+from studies.space import REPLICATE
 from studies.storage import Storage
 
 _OF_BYTES = VocabularyRecord(size=BYTES, bytes_per_symbol=1)

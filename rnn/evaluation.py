@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnn.corpus import SymbolArray, lanes
-from rnn.unrolled import Network
+from rnn.networks import Network
 
 
 def held_out_lanes(text: SymbolArray, lane_count: int, lane_length: int) -> SymbolArray:

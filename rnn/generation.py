@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn.member import Member
-from rnn.unrolled import network_of
+from rnn.networks import network_of
 from rnn.weights import TrainedNetwork
 
 _UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")

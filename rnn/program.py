@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn.adam import Adam
-from rnn.unrolled import Network
+from rnn.networks import Network
 
 WARM_UP = 3
 """Steps that are taken before a graph is recorded: libraries set themselves up in the first."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rnn.corpus import SymbolArray, lanes
 from rnn.member import Member
+from rnn.networks import Network
 from rnn.parameters import Weights
 from rnn.program import Program
-from rnn.unrolled import Network
 
 SMOOTHED_LOSS_START = 3.0
 """Where the smoothed loss begins, nats a symbol."""

@@ -42,3 +42,8 @@ class ExportRefused(SearchError):
 
 BAD_INPUT = (StudiesError, RNNError, SearchError)
 """What a person can mend: its message is the one line that they are to read."""
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an exception's type and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.errors import GridExhausted
 from search.space import distributions
-from studies.definition import Point, Value
+from studies.space import Point, Value
 
 SURPLUS = "surplus"
 """The system attribute of a trial that found no point left; it is no point of the grid."""

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from rnn.evaluation import bits_per_character, held_out_lanes, held_out_losses
+from rnn.networks import Network
 from rnn.training import Run
-from rnn.unrolled import Network
 from rnn.vocabulary import Text
 from studies.definition import Definition
 

@@ -8,8 +8,8 @@ from rnn.architecture import BYTES, Architecture
 from rnn.device import free_memory
 from rnn.member import Member
 from rnn.network import member_bytes
+from rnn.networks import trains_in_lockstep
 from rnn.precision import Precision
-from rnn.unrolled import trains_in_lockstep
 from search.judgement import NEEDED
 
 _SMALL = 256 * 48

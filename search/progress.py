@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.collaborators import Ended
 from search.status import Running, Status
-from search.worker import Ended
 
 REFRESH_SECONDS = 2.0
 """Between two looks at the storage: a look costs a worker some milliseconds of training."""

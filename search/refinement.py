@@ -8,18 +8,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import SourceUnfinished
 from studies.accounting import Accounting
-from studies.definition import (
-    ALL_PARAMETERS,
-    GRADIENT_WINDOW,
-    REPLICATE,
-    Definition,
-    Point,
-    Refinement,
-    quota,
-)
+from studies.definition import Definition, Refinement, quota
 from studies.errors import DefinitionError
 from studies.planning import PlannedPoint
 from studies.records import SOURCE_TRIALS, is_point
+from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW, REPLICATE, Point
 
 
 def derive_points(

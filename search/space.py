@@ -8,12 +8,12 @@ from optuna.distributions import CategoricalDistribution
 from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.known_cell import KnownCell
 from rnn.member import Member
-from studies.definition import (
+from studies.definition import Definition
+from studies.space import (
     ALL_PARAMETERS,
     GRADIENT_WINDOW,
     KNOWN_CELL,
     REPLICATE,
-    Definition,
     Point,
     Space,
     Value,

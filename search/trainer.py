@@ -1,8 +1,6 @@
 """Points of the grid: their networks trained and measured, together, from wherever they are."""
 
 import math
-import platform
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,26 +10,27 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rnn.architecture import Architecture
 from rnn.device import is_out_of_memory
-from rnn.fingerprint import code_fingerprint
 from rnn.known_cell import KnownCell
 from rnn.member import Member
+from rnn.networks import network_of, trains_in_lockstep
 from rnn.precision import Precision
 from rnn.training import Progress, Run
-from rnn.unrolled import network_of, trains_in_lockstep
 from rnn.weights import TrainedNetwork
 from search.checkpoints import Checkpoints
 from search.claim import Claim
+from search.collaborators import Judge, Outcome
+from search.errors import in_one_line
 from search.joining import Joined
 from search.judgement import rungs_of
 from search.keeping import Keeping
 from search.measuring import Measuring
 from search.populations import useful_chance, useful_population
+from search.recording import Recording
 from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
-from search.worker import Judge, Outcome, in_one_line
-from studies.records import Failure, TrialRecord
+from studies.records import Failure
 
 
 class Audience(Protocol):
@@ -80,9 +79,9 @@ class Trainer:
         self.precision: Precision = definition.precision
         self.device = device
         self.budget = budget
+        self.recording = Recording(definition, self.vocabulary_size, device, worker)
         self.resumption = Resumption(joined, checkpoints, audience.says)
         self.audience = audience
-        self.worker = worker
         self.population = population
         self.settings = self.resumption.settings
         self._run: Run | None = None
@@ -106,7 +105,7 @@ class Trainer:
     def train(
         self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
     ) -> Iterator[tuple[Claim, Outcome]]:
-        """Run trials to their ends; see :class:`search.worker.Trainer`."""
+        """Run trials to their ends; see :class:`search.collaborators.Trainer`."""
         self.budget.apply()
         begun = {claim: self.resumption.progress(claim) for claim in claims}
         # In lockstep are those that have come as far: as a rule all, for they stopped together.
@@ -302,23 +301,7 @@ class Trainer:
     def _record(
         self, member: Member, steps_per_second: float, seconds: float, **found: object
     ) -> Mapping[str, Any]:
-        return TrialRecord(
-            parameter_count=member.architecture.parameter_count(self.vocabulary_size),
-            steps_per_second=steps_per_second,
-            seconds=seconds,
-            host=socket.gethostname(),
-            worker=self.worker,
-            device=str(self.device),
-            threads=torch.get_num_threads(),
-            population=self._together,
-            precision=self.precision,
-            seed=self.definition.seed,
-            replicate=member.replicate,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            code=code_fingerprint(),
-            **found,
-        ).attributes()
+        return self.recording.attributes(member, self._together, steps_per_second, seconds, **found)
 
 
 def _shape(architecture: Architecture | KnownCell) -> tuple[int, int]:

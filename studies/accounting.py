@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from studies.definition import COSTLY
 from studies.records import FAILURE, PAUSED, SECONDS, SETBACKS, Failure
+from studies.space import COSTLY
 from studies.storage import Storage
 from studies.tables import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked, marked_as_point
 

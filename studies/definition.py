@@ -1,139 +1,29 @@
 """What a study is: the validated form of a ``*.toml``, contradictions refused by name."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from studies.settings import (
+    CheckpointSettings,
+    EvaluationSettings,
+    LeaseSettings,
+    OutageSettings,
+    PruningSettings,
+    Strict,
+    TrainingSettings,
 )
-
-Value = bool | int | str
-Point = dict[str, Value]
-"""A value for each searched parameter."""
-
-PARAMETERS = (
-    "input_gate",
-    "forget_gate",
-    "output_gate",
-    "state_gate",
-    "residual",
-    "state_source",
-    "layers",
-    "state_size",
-)
-"""Of a network of our own cell."""
-
-KNOWN_CELL = ("cell", "layers", "state_size")
-"""The parameters of a network of a known cell, which has no switches."""
-
-GRADIENT_WINDOW = "gradient_window"
-"""The parameter that says through how many steps a gradient goes, in studies that vary it."""
-
-REPLICATE = "replicate"
-"""The parameter that numbers an architecture's replicates, in studies that have them."""
-
-COSTLY = (*KNOWN_CELL, GRADIENT_WINDOW)
-"""The parameters that say most of what a step of a network costs."""
-
-ALL_PARAMETERS = ("cell", *PARAMETERS, GRADIENT_WINDOW, REPLICATE)
-"""Whatever may be a parameter of some study, in the order in which they are listed."""
+from studies.space import GRADIENT_WINDOW, PARAMETERS, Space, Value
 
 SYMBOLS = {"bytes": "byte", "bpe": "token"}
 """What a symbol is called, by the kind of its vocabulary."""
 
-_LARGEST_WINDOW = 10_000
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Space(_Strict):
-    """The values of each searched parameter, and the combinations to leave out."""
-
-    input_gate: list[bool] = [False, True]
-    forget_gate: list[bool] = [False, True]
-    output_gate: list[bool] = [False, True]
-    state_gate: list[bool] = [False, True]
-    residual: list[bool] = [False, True]
-    state_source: list[Literal["new", "old", "both"]] = ["new", "old", "both"]
-    layers: list[Annotated[int, Field(ge=1, le=100)]]
-    state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
-    cell: list[Literal["elman", "gru", "lstm"]] | None = None
-    gradient_window: list[Annotated[int, Field(ge=1, le=_LARGEST_WINDOW)]] | None = None
-    exclude: list[dict[str, Value]] = []
-
-    @field_validator(*PARAMETERS, "cell", GRADIENT_WINDOW)
-    @classmethod
-    def _distinct(cls, values: list[Value] | None) -> list[Value] | None:
-        if values is None:
-            return None
-        if not values:
-            raise ValueError("one value or more")
-        if len(set(values)) < len(values):
-            raise ValueError("each value once")
-        return values
-
-    @model_validator(mode="after")
-    def _one_kind_of_cell(self) -> "Space":
-        switches = [name for name in PARAMETERS if name not in KNOWN_CELL]
-        # What is written down again has all of them, at their defaults.
-        stated = [s for s in switches if getattr(self, s) != type(self).model_fields[s].default]
-        if self.cell is not None and stated:
-            raise ValueError(
-                f"has cell and {', '.join(stated)}; allowed: one of them, for known cells have no "
-                "switches; make a study of each"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sensible_exclusions(self) -> "Space":
-        for exclusion in self.exclude:
-            if not exclusion:
-                raise ValueError("exclude: {} would leave out every point; name a parameter")
-            for name, value in exclusion.items():
-                if name not in self.parameters:
-                    allowed = ", ".join(self.parameters)
-                    raise ValueError(f"exclude names {name!r}; allowed: {allowed}")
-                if not _among(value, self.values(name)):
-                    raise ValueError(
-                        f"exclude has {name} = {value!r}; allowed: {_join(self.values(name))}"
-                    )
-        if next(self.points(), None) is None:
-            raise ValueError("exclude leaves no point; allowed: at least one; exclude less")
-        return self
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """What varies, or could: the names of the grid's parameters."""
-        own = PARAMETERS if self.cell is None else KNOWN_CELL
-        return own if self.gradient_window is None else (*own, GRADIENT_WINDOW)
-
-    def values(self, parameter: str) -> Sequence[Value]:
-        """Return a parameter's values in the order of the definition."""
-        values: Sequence[Value] = getattr(self, parameter)
-        return values
-
-    def points(self) -> Iterator[Point]:
-        """Yield the grid's points less the excluded, the last parameter varying fastest."""
-        for combination in itertools.product(*map(self.values, self.parameters)):
-            point = dict(zip(self.parameters, combination, strict=True))
-            if not any(exclusion.items() <= point.items() for exclusion in self.exclude):
-                yield point
-
-
 _VARIED = (*PARAMETERS, GRADIENT_WINDOW)
 
 
-class Refinement(_Strict):
+class Refinement(Strict):
     """How a study's points follow from another study's results."""
 
     source: str
@@ -155,75 +45,7 @@ class Refinement(_Strict):
         return variants
 
 
-class TrainingSettings(_Strict):
-    """How each network is trained; :class:`rnn.training.Training` says what the words mean."""
-
-    steps: PositiveInt = 10_000
-    batch_size: PositiveInt = 256
-    sequence_length: Annotated[int, Field(ge=2)] = 1000
-    log_every: PositiveInt = 50
-    learning_rate: PositiveFloat = 0.001
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    gradient_window: Annotated[int, Field(ge=1, le=_LARGEST_WINDOW)] = 1
-
-    @model_validator(mode="after")
-    def _logged(self) -> "TrainingSettings":
-        if self.log_every > self.steps:
-            raise ValueError(
-                f"log_every is {self.log_every} and steps {self.steps}; allowed: log_every at "
-                "most steps, for a trial's value is taken at its log points; change one of them"
-            )
-        return self
-
-
-class EvaluationSettings(_Strict):
-    """How each network is measured at its end.
-
-    Attributes:
-        lanes: of held-out text, at most.
-        lane_length: symbols in a lane.
-        average: the last part of the steps over which the weights are averaged: the network that is
-            measured, and kept, is the mean of what it was at each of them. 0 for the last one.
-    """
-
-    lanes: PositiveInt = 256
-    lane_length: Annotated[int, Field(ge=2)] = 1000
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class PruningSettings(_Strict):
-    """When to give up on points that are unlikely to end among the best.
-
-    Attributes:
-        enabled: whether points are given up on at all.
-        keep: the fraction of all points that is to be kept: the next study's ``refinement.best``.
-        confidence: of that fraction, the share that is expected to be kept at least.
-    """
-
-    enabled: bool = False
-    keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-
-
-class LeaseSettings(_Strict):
-    """How long a worker that is not heard of keeps its trial, in seconds."""
-
-    seconds: Annotated[float, Field(ge=1)] = 120
-
-
-class CheckpointSettings(_Strict):
-    """How often a running trial is written down, in seconds."""
-
-    seconds: PositiveFloat = 60
-
-
-class OutageSettings(_Strict):
-    """How long a worker waits for a storage that is away, in seconds."""
-
-    seconds: Annotated[float, Field(ge=0)] = 600
-
-
-class Definition(_Strict):
+class Definition(Strict):
     """A study: a grid to search (``space``) or points that follow from one (``refinement``)."""
 
     question: str = ""
@@ -317,11 +139,3 @@ def quota(best: float | int, planned: int) -> int:
     """
     # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
     return max(1, int(Fraction(str(best)) * planned)) if best < 1 else int(best)
-
-
-def _among(value: Value, values: Sequence[Value]) -> bool:
-    return any(value == other and type(value) is type(other) for other in values)
-
-
-def _join(values: Sequence[Value]) -> str:
-    return ", ".join(map(repr, values))

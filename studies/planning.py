@@ -10,9 +10,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.definition import Point
 from studies.errors import StudiesError
 from studies.records import POINT
+from studies.space import Point
 from studies.storage import Storage
 from studies.tables import (
     ATTRIBUTES,

@@ -10,10 +10,11 @@ from helpers import ROOT
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import CORPUS, DEFINITION, METRICS
+from studies.space import PARAMETERS
 
 COMMAND = ("-m", "benchmarks.replay_pruning")
 

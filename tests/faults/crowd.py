@@ -22,8 +22,9 @@ from optuna.trial import TrialState
 
 from search.claim import Claim
 from search.claims import ClaimKeeper
+from search.collaborators import Outcome
 from search.stopping import StopRequest
-from search.worker import Outcome, Worker
+from search.worker import Worker
 from studies.accounting import accounting_of
 from studies.opening import open_storage
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRICS
+from studies.space import PARAMETERS
 from studies.storage import Storage
 
 RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "seed": 0,

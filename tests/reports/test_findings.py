@@ -14,10 +14,11 @@ from reports.errors import ReportError
 from reports.findings import STATEMENTS, findings_of, page_of, write_findings
 from reports.statements import Change, worth_of
 from reports.trials import read_results
-from studies.definition import KNOWN_CELL, PARAMETERS, Definition
+from studies.definition import Definition
 from studies.opening import open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRICS
+from studies.space import KNOWN_CELL, PARAMETERS
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 EVERY = range(1, len(STATEMENTS) + 1)

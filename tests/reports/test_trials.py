@@ -24,10 +24,11 @@ from reports.sections import section_of
 from reports.tables import write_csv, write_parquet
 from reports.trials import full_factorial_blocks, read_results
 from studies.accounting import accounting_of
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.opening import open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRICS
+from studies.space import PARAMETERS
 
 
 def test_rows_are_the_points_the_best_first_then_those_without_a_value(sqlite_url):

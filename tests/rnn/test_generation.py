@@ -9,7 +9,7 @@ from rnn.generation import generate, to_text
 from rnn.known_cell import KnownCell
 from rnn.member import Member
 from rnn.network import initial_weights
-from rnn.unrolled import network_of
+from rnn.networks import network_of
 from rnn.vocabulary import read_vocabulary, train_vocabulary
 from rnn.weights import TrainedNetwork
 

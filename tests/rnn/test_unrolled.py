@@ -14,11 +14,12 @@ from rnn.evaluation import held_out_losses
 from rnn.known_cell import CELLS, KnownCell
 from rnn.member import Member
 from rnn.network import Population
+from rnn.networks import network_of
 from rnn.parameters import Weights
 from rnn.program import Program
 from rnn.source import module_code, state_names
 from rnn.training import Run, Training
-from rnn.unrolled import Unrolled, network_of
+from rnn.unrolled import Unrolled
 
 LANES, VOCABULARY = 3, 11
 GATED = [

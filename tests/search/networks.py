@@ -10,10 +10,11 @@ from rnn.vocabulary import train_vocabulary
 from rnn.weights import TrainedNetwork, write_weights
 from search.space import member_of
 from search.weights import BestWeights
-from studies.definition import PARAMETERS, Definition
+from studies.definition import Definition
 from studies.opening import open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import CHECKPOINTS, DEFINITION, METRICS
+from studies.space import PARAMETERS
 from studies.stores import open_store
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from search.errors import GridExhausted
 from search.grid import SURPLUS, GridSampler
 from search.joining import Terms, join
-from studies.definition import PARAMETERS
 from studies.reading import find_definition
+from studies.space import PARAMETERS
 
 OVERRIDES = [
     "space.layers=[1, 2]",

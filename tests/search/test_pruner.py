@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from test_forecast import world
 
-from benchmarks.replay_pruning import Recorded, Replay, replay_in_optuna
+from benchmarks.recorded import Recorded
+from benchmarks.replay_pruning import Replay, replay_in_optuna
 from search.forecast import Factors
 from search.judgement import Judgement, Stage, Standing, ahead_of, rungs_of
 from search.pruner import BestFractionPruner

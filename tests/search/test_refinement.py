@@ -8,9 +8,10 @@ from optuna.trial import TrialState, create_trial
 from search.errors import SourceUnfinished
 from search.refinement import derive_points, ranking
 from studies.accounting import Accounting
-from studies.definition import PARAMETERS, Definition, Space, quota
+from studies.definition import Definition, quota
 from studies.errors import DefinitionError
 from studies.records import POINT
+from studies.space import PARAMETERS, Space
 
 SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
 VARIANTS = [

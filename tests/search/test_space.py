@@ -8,7 +8,8 @@ from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.known_cell import KnownCell
 from rnn.member import Member
 from search.space import distributions, member_of, search_space, search_space_of
-from studies.definition import KNOWN_CELL, PARAMETERS, REPLICATE, Definition
+from studies.definition import Definition
+from studies.space import KNOWN_CELL, PARAMETERS, REPLICATE
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
