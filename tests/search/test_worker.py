@@ -417,7 +417,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
                 raise torch.OutOfMemoryError("no")
             super().__init__(members, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.unrolled.Population", Spied)
+    monkeypatch.setattr("rnn.networks.Population", Spied)
     joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], population=4)
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 2  # once for each shape
@@ -513,7 +513,7 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
             seen.append(members)
             super().__init__(members, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.unrolled.Population", Spied)
+    monkeypatch.setattr("rnn.networks.Population", Spied)
     shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]", "keep_weights=0"]
     work(sqlite_url, text, shapes, population=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
