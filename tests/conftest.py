@@ -21,12 +21,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with whole commands and faults: of what takes long, nothing is to be left for the end.
-
-    Tests that share a server stay together.
-    """
-    here = Path(__file__).parent
-    items.sort(key=lambda item: item.path.parent not in (here, here / "faults"))
+    """Begin with whole commands: of what takes longest, nothing is to be left for the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
         str(text),
         *SMALL,
         "--workers",
-        "3",
+        "2",
         RNN_SEARCH_STORAGE=postgresql_url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
@@ -193,15 +193,14 @@ def running(url: str) -> list:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
+    ("number", "code", "population"),
     [
-        (signal.SIGINT, 130),
-        (signal.SIGTERM, 143),
-        (signal.SIGHUP, 129),
-        (signal.SIGUSR1, 138),
+        (signal.SIGINT, 130, 1),
+        (signal.SIGTERM, 143, 3),
+        (signal.SIGHUP, 129, 1),
+        (signal.SIGUSR1, 138, 3),
     ],
 )
-@pytest.mark.parametrize("population", [1, 3])
 def test_a_stopped_worker_gives_its_points_back(
     start, slow, sqlite_url, tmp_path, number, code, population
 ):

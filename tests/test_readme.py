@@ -68,7 +68,7 @@ def smaller(command: list[str], text: Path) -> list[str]:
         return list(SMALLER.get(named, TINY))
     return {
         "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
-        "make test": ["TESTS=tests/search/test_space.py", "WORKERS=1"],
+        "make test": ["TESTS=tests/search/test_space.py", "WORKERS=0"],
     }.get(" ".join(command[:2]), [])
 
 

@@ -14,7 +14,7 @@ from nursery import CURVES, FINISHED, query, searching
 SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "5"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "12"))
-STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1700"))
+STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1400"))
 
 SPACE = {
     "training_steps": STEPS,

@@ -22,9 +22,9 @@ from services import PostgreSQL
 
 from studies.opening import _CREATION_LOCK, CLAIM_INDEX, open_storage
 
-CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "256"))
-WORKERS = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "40"))
-CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "20"))
+CLAIMS = int(os.environ.get("RNN_SEARCH_CROWD_CLAIMS", "160"))
+WORKERS = int(os.environ.get("RNN_SEARCH_CROWD_WORKERS", "30"))
+CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
 
 
 def crowd(url, workers, points):

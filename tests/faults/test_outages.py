@@ -15,7 +15,7 @@ from services import PostgreSQL
 from reports import command_line
 from reports.command_line import report_at_the_end
 
-SIX = {
+FOUR = {
     "training_steps": 3000,
     "training_log_every": 50,
     "checkpoint_seconds": 0.5,
@@ -28,11 +28,12 @@ SIX = {
     "space_output_gate": "[false]",
     "space_state_gate": "[true]",
     "space_residual": "[true]",
+    "space_state_source": "['new', 'both']",
 }
-"""Six points, of a second or so each."""
+"""Four points, of a second or so each."""
 
-LONG = SIX | {
-    "training_steps": 12000,
+LONG = FOUR | {
+    "training_steps": 9000,
     "training_log_every": 250,
     "space_state_size": "[6]",
     "space_state_source": "['new']",
@@ -52,7 +53,7 @@ def both_have_begun(url):
     return query(url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'") == [(2,)]
 
 
-def finished_as_if_nothing_had_been(url, undisturbed, settings=SIX):
+def finished_as_if_nothing_had_been(url, undisturbed, settings=FOUR):
     points = len({number for number, *_ in undisturbed(**settings)})
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(points)]
     assert query(url, CURVES) == undisturbed(**settings)
@@ -78,7 +79,7 @@ def server(stoppable):
 def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undisturbed, tmp_path):
     url = server.new_database()
     search = searching(nursery, url, text)
-    workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
+    workers = [search(f"--artifacts={tmp_path}/artifacts", **FOUR) for _ in range(2)]
     until(lambda: values(url) > 5 and both_have_begun(url))
     server.stop()
     time.sleep(9)
@@ -94,7 +95,7 @@ def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undist
 def test_postgresql_that_breaks_down_again_and_again(server, nursery, text, undisturbed, tmp_path):
     url = server.new_database()
     search = searching(nursery, url, text)
-    workers = [search(f"--artifacts={tmp_path}/artifacts", **SIX) for _ in range(2)]
+    workers = [search(f"--artifacts={tmp_path}/artifacts", **FOUR) for _ in range(2)]
     until(lambda: values(url) > 5 and both_have_begun(url))
     for _ in range(3):
         server.stop("immediate")
@@ -133,7 +134,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     url = server.new_database()
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
-    first = search(*words, **LONG | {"outage_seconds": 12, "checkpoint_seconds": 1000})
+    first = search(*words, **LONG | {"outage_seconds": 9, "checkpoint_seconds": 1000})
     until(lambda: values(url) > 2)
     server.stop()
     assert first.wait() == 1
@@ -141,7 +142,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     server.start()
     second = search(*words, **LONG)
     assert second.wait() == 0
-    assert "trial 0 goes on from step 12,000" in second.output
+    assert "trial 0 goes on from step 9,000" in second.output
     finished_as_if_nothing_had_been(url, undisturbed, LONG)
 
 
@@ -150,7 +151,7 @@ def test_the_report_at_the_end_waits_for_a_server_that_is_away(
 ):
     url = server.new_database()
     search = searching(nursery, url, text)
-    made = search(f"--artifacts={tmp_path}/artifacts", **SIX | {"training_steps": 100})
+    made = search(f"--artifacts={tmp_path}/artifacts", **FOUR | {"training_steps": 100})
     assert made.wait() == 0
     server.stop()
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
@@ -174,7 +175,7 @@ def test_a_server_that_takes_no_writes_for_a_while(server, nursery, text, undist
     """As one does that has become another's stand-by."""
     url = server.new_database()
     search = searching(nursery, url, text)
-    worker = search(f"--artifacts={tmp_path}/artifacts", **SIX)
+    worker = search(f"--artifacts={tmp_path}/artifacts", **FOUR)
     until(lambda: values(url) > 5)
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     server.execute("SELECT pg_reload_conf()")
@@ -210,7 +211,7 @@ def test_a_server_that_has_stopped_to_answer(server, nursery, text, undisturbed,
     """All its processes are frozen: connections are taken, and nothing comes back."""
     url = server.new_database()
     search = searching(nursery, url, text)
-    worker = search(f"--artifacts={tmp_path}/artifacts", **SIX)
+    worker = search(f"--artifacts={tmp_path}/artifacts", **FOUR)
     until(lambda: values(url) > 5)
     server.signal(signal.SIGSTOP)
     try:
@@ -242,7 +243,7 @@ def test_a_stop_while_the_server_does_not_answer(server, nursery, text, undistur
 
 def test_a_file_that_another_program_has_locked(nursery, sqlite_url, text, undisturbed, tmp_path):
     search = searching(nursery, sqlite_url, text)
-    workers = [search(**SIX) for _ in range(2)]
+    workers = [search(**FOUR) for _ in range(2)]
     until(lambda: values(sqlite_url) > 5)
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=60)
     other.execute("BEGIN IMMEDIATE")
@@ -297,7 +298,7 @@ def test_a_full_disk(nursery, small_disk, text, undisturbed):
 def test_a_full_disk_that_nobody_clears(nursery, small_disk, text, undisturbed):
     url = f"sqlite:///{small_disk}/studies.db"
     search = searching(nursery, url, text)
-    worker = search(**SIX, outage_seconds=1)
+    worker = search(**FOUR, outage_seconds=1)
     until(lambda: values(url) > 5)
     filler = fill(small_disk)
     assert worker.wait() == 1
@@ -305,24 +306,24 @@ def test_a_full_disk_that_nobody_clears(nursery, small_disk, text, undisturbed):
     assert last.startswith("error: the storage has been away for")
     assert "Traceback" not in worker.output
     filler.unlink()
-    assert search(**SIX).wait() == 0
+    assert search(**FOUR).wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed)
 
 
 def test_a_read_only_disk_is_refused_and_left_as_it_is(nursery, small_disk, text):
     url = f"sqlite:///{small_disk}/studies.db"
     search = searching(nursery, url, text)
-    assert search(**SIX).wait() == 0
+    assert search(**FOUR).wait() == 0
     before = (small_disk / "studies.db").read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused = search(**SIX)
+    refused = search(**FOUR)
     assert refused.wait() == 2
     assert refused.output.startswith("error: storage sqlite:")
     assert "check the address and that you may write there" in refused.output
     assert refused.output.count("\n") == 1
     told = search("--status")
     assert told.wait() == 0
-    assert "complete  6" in told.output
+    assert "complete  4" in told.output
     left = sorted(path.name for path in small_disk.iterdir())
     assert left == ["studies.db", "studies.db.artifacts", "studies.db.weights"]
     assert (small_disk / "studies.db").read_bytes() == before
@@ -332,12 +333,12 @@ def test_a_read_only_file_is_refused_and_left_as_it_is(nursery, small_disk, text
     """The folder can be written to, the file cannot, not even by its owner."""
     file = small_disk / "studies.db"
     search = searching(nursery, f"sqlite:///{file}", text)
-    assert search(**SIX).wait() == 0
+    assert search(**FOUR).wait() == 0
     before = file.read_bytes()
     subprocess.run(["mount", "--bind", str(file), str(file)], check=True)
     subprocess.run(["mount", "-o", "remount,ro,bind", str(file)], check=True)
     try:
-        refused = search(**SIX)
+        refused = search(**FOUR)
         assert refused.wait() == 2
         assert refused.output.startswith("error: storage sqlite:")
         assert "check the address and that you may write there" in refused.output
@@ -345,4 +346,4 @@ def test_a_read_only_file_is_refused_and_left_as_it_is(nursery, small_disk, text
         assert file.read_bytes() == before
     finally:
         subprocess.run(["umount", str(file)], check=True)
-    assert search(**SIX).wait() == 0
+    assert search(**FOUR).wait() == 0

@@ -10,7 +10,7 @@ import pytest
 from nursery import CURVES, FINISHED, freeze, query, searching, until
 
 ONE = {
-    "training_steps": 5000,
+    "training_steps": 4500,
     "training_log_every": 100,
     "checkpoint_seconds": 0.3,
     "lease_seconds": 2,

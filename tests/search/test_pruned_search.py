@@ -25,6 +25,7 @@ STEPS, LOG_EVERY, KEPT = 60, 2, 4
 
 GRID = [
     "precision='fp32'",
+    "keep_weights=1",
     f"training.steps={STEPS}",
     f"training.log_every={LOG_EVERY}",
     "training.learning_rate=0.02",
