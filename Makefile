@@ -31,7 +31,7 @@ demo: install ## search, refine and report on a small study: about two minutes o
 
 # One more than there are cores: who tests faults waits, a third of the time, for a lease to run out.
 test: install ## run the tests
-	$(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist worksteal $(TESTS)
+	$(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 chaos: install ## kill, freeze and stop workers at random, for a minute on each database
 	RNN_SEARCH_CHAOS_SECONDS=60 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_POINTS=144 \

@@ -62,14 +62,12 @@ from vocabulary import decode, encode
 network = Network()
 network.load_state_dict(torch.load(Path(__file__).with_name("weights.pt"), weights_only=True))
 text = encode(os.fsencode(sys.argv[1]) if sys.argv[1:] else b"\\n")
-states = network.initial_state(1)
+length, states = len(text) + 500, network.initial_state(1)
 with torch.inference_mode():
-    for symbol in text:
-        logits, states = network(torch.tensor([symbol]), states)
-    for _ in range(500):
-        symbol = torch.softmax(logits[0] / 0.8, dim=0).multinomial(1)
-        text.append(symbol.item())
-        logits, states = network(symbol, states)
+    for n in range(length - 1):
+        logits, states = network(torch.tensor([text[n]]), states)
+        if n + 1 == len(text):
+            text.append(torch.softmax(logits[0] / 0.8, dim=0).multinomial(1).item())
 print(decode(text).decode(errors="replace"))
 '''
 

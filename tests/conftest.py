@@ -21,8 +21,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with whole commands: of what takes longest, nothing is to be left for the end."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """Begin with faults and whole commands: of what takes long, nothing is left for the end."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent not in (here, here / "faults"))
 
 
 @pytest.fixture
