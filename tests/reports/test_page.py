@@ -120,11 +120,12 @@ def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
         assert "trial 3: 2×8 no gates, new state" in hover.text_content()
 
         page.mouse.click(*page.evaluate(FIRST_CURVE))
-        assert curves.locator(".isolated").inner_text() == "trial 3: 2×8 no gates, new state"
+        alone = curves.locator(".isolated")
+        alone.filter(has_text="trial 3: 2×8 no gates, new state").wait_for()
         assert curves.locator("svg.alone polyline").count() == 1
         page.keyboard.press("Escape")
         assert curves.locator("svg.alone").count() == 0
-        assert curves.locator(".isolated").inner_text() == ""
+        assert alone.inner_text() == ""
 
         curves.locator("select").select_option("residual")
         assert curves.locator(".legend").inner_text().split() == ["off", "on"]
