@@ -13,7 +13,7 @@ from reports.command_line import report_at_the_end
 from reports.dashboard import address, listen
 from reports.upkeep import Upkeep, warn
 
-FIRST_SECONDS, AGAIN_SECONDS = 5.0, 60.0
+FIRST_SECONDS, AGAIN_SECONDS = 15.0, 60.0
 """After which a study's upkeep begins, a quarter more or less, and begins again if it has failed: a
 search that ends sooner is shown at its end."""
 

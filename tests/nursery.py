@@ -232,6 +232,14 @@ CURVES = """
 """
 
 
+def recorded(url):
+    """Return the curves that are recorded; none while the storage, or its tables, are not there."""
+    try:
+        return query(url, CURVES)
+    except Exception:
+        return []
+
+
 # ------------------------------------------------------------------ the process of this file
 
 

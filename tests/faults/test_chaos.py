@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from nursery import CURVES, FINISHED, query, searching
+from nursery import CURVES, FINISHED, query, recorded, searching, until
 
 SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "5"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
@@ -31,9 +31,10 @@ SPACE = {
 """Two switches and three sources: twelve points a state size."""
 
 
-def disturb(start, seconds, workers, random):
+def disturb(start, has_begun, seconds, workers, random):
     """Keep so many workers at work, and do to them what may be done to a process."""
     crew = [start() for _ in range(workers)]
+    until(has_begun)
     frozen: list[tuple[float, object]] = []
     done: dict[str, int] = {}
     everybody = list(crew)
@@ -83,7 +84,7 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
         own = f"--artifacts={tmp_path}/artifacts"
         return search(own, *words, population=population, **SPACE)
 
-    everybody, done = disturb(start, SECONDS, WORKERS, random.Random(seed))
+    everybody, done = disturb(start, lambda: recorded(url), SECONDS, WORKERS, random.Random(seed))
     print(f"{kind}: {len(everybody)} workers, {done}")
     if all(searcher.ended.is_set() for searcher in everybody):
         everybody.append(start())

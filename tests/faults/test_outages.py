@@ -9,7 +9,7 @@ import time
 
 import pytest
 from helpers import NO_SYNC
-from nursery import CURVES, FINISHED, query, searching, until
+from nursery import CURVES, FINISHED, query, recorded, searching, until
 from services import PostgreSQL
 
 from reports import command_line
@@ -39,13 +39,6 @@ LONG = FOUR | {
     "space_state_source": "['new']",
 }
 """One point, of some seconds."""
-
-
-def values(url):
-    try:
-        return len(query(url, CURVES))
-    except Exception:  # not there yet, or away
-        return 0
 
 
 def both_have_begun(url):
@@ -80,7 +73,7 @@ def test_postgresql_that_is_stopped_for_two_leases(server, nursery, text, undist
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **FOUR) for _ in range(2)]
-    until(lambda: values(url) > 5 and both_have_begun(url))
+    until(lambda: len(recorded(url)) > 5 and both_have_begun(url))
     server.stop()
     time.sleep(9)
     server.start()
@@ -96,7 +89,7 @@ def test_postgresql_that_breaks_down_again_and_again(server, nursery, text, undi
     url = server.new_database()
     search = searching(nursery, url, text)
     workers = [search(f"--artifacts={tmp_path}/artifacts", **FOUR) for _ in range(2)]
-    until(lambda: values(url) > 5 and both_have_begun(url))
+    until(lambda: len(recorded(url)) > 5 and both_have_begun(url))
     for _ in range(3):
         server.stop("immediate")
         server.start()
@@ -112,7 +105,7 @@ def test_postgresql_that_does_not_come_back_for_long(server, nursery, text, undi
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
     first = search(*words, **LONG | {"outage_seconds": 2, "checkpoint_seconds": 1000})
-    until(lambda: values(url) > 2)
+    until(lambda: len(recorded(url)) > 2)
     server.stop()
     assert first.wait() == 1
     last = first.output.strip().splitlines()[-1]
@@ -135,7 +128,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
     first = search(*words, **LONG | {"outage_seconds": 9, "checkpoint_seconds": 1000})
-    until(lambda: values(url) > 2)
+    until(lambda: len(recorded(url)) > 2)
     server.stop()
     assert first.wait() == 1
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
@@ -176,13 +169,13 @@ def test_a_server_that_takes_no_writes_for_a_while(server, nursery, text, undist
     url = server.new_database()
     search = searching(nursery, url, text)
     worker = search(f"--artifacts={tmp_path}/artifacts", **FOUR)
-    until(lambda: values(url) > 5)
+    until(lambda: len(recorded(url)) > 5)
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     server.execute("SELECT pg_reload_conf()")
     until(lambda: "read-only transaction" in worker.output)
-    before = values(url)
+    before = len(recorded(url))
     time.sleep(1)
-    assert values(url) == before
+    assert len(recorded(url)) == before
     server.execute("ALTER SYSTEM RESET default_transaction_read_only")
     server.execute("SELECT pg_reload_conf()")
     assert worker.wait() == 0
@@ -194,7 +187,7 @@ def test_a_stop_while_the_server_is_away(server, nursery, text, undisturbed, tmp
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
     first = search(*words, **LONG)
-    until(lambda: values(url) > 2)
+    until(lambda: len(recorded(url)) > 2)
     server.stop()
     until(lambda: "the storage is away" in first.output)
     first.send(signal.SIGTERM)
@@ -212,7 +205,7 @@ def test_a_server_that_has_stopped_to_answer(server, nursery, text, undisturbed,
     url = server.new_database()
     search = searching(nursery, url, text)
     worker = search(f"--artifacts={tmp_path}/artifacts", **FOUR)
-    until(lambda: values(url) > 5)
+    until(lambda: len(recorded(url)) > 5)
     server.signal(signal.SIGSTOP)
     try:
         until(lambda: "the storage is away" in worker.output)
@@ -227,7 +220,7 @@ def test_a_stop_while_the_server_does_not_answer(server, nursery, text, undistur
     search = searching(nursery, url, text)
     words = (f"--artifacts={tmp_path}/artifacts",)
     first = search(*words, **LONG)
-    until(lambda: values(url) > 2)
+    until(lambda: len(recorded(url)) > 2)
     server.signal(signal.SIGSTOP)
     try:
         first.send(signal.SIGTERM)
@@ -244,7 +237,7 @@ def test_a_stop_while_the_server_does_not_answer(server, nursery, text, undistur
 def test_a_file_that_another_program_has_locked(nursery, sqlite_url, text, undisturbed, tmp_path):
     search = searching(nursery, sqlite_url, text)
     workers = [search(**FOUR) for _ in range(2)]
-    until(lambda: values(sqlite_url) > 5)
+    until(lambda: len(recorded(sqlite_url)) > 5)
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=60)
     other.execute("BEGIN IMMEDIATE")
     time.sleep(9)  # longer than two leases
@@ -284,7 +277,7 @@ def test_a_full_disk(nursery, small_disk, text, undisturbed):
     """Neither the database nor a checkpoint can grow; both can when there is room again."""
     url = f"sqlite:///{small_disk}/studies.db"
     worker = searching(nursery, url, text)(**LONG)
-    until(lambda: values(url) > 2)
+    until(lambda: len(recorded(url)) > 2)
     filler = fill(small_disk)
     until(lambda: "the storage is away" in worker.output)
     until(lambda: "could not be written" in worker.output)
@@ -299,7 +292,7 @@ def test_a_full_disk_that_nobody_clears(nursery, small_disk, text, undisturbed):
     url = f"sqlite:///{small_disk}/studies.db"
     search = searching(nursery, url, text)
     worker = search(**FOUR, outage_seconds=1)
-    until(lambda: values(url) > 5)
+    until(lambda: len(recorded(url)) > 5)
     filler = fill(small_disk)
     assert worker.wait() == 1
     last = worker.output.strip().splitlines()[-1]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nursery import CURVES, FINISHED, freeze, query, searching, until
+from nursery import CURVES, FINISHED, freeze, query, recorded, searching, until
 
 ONE = {
     "training_steps": 4500,
@@ -41,14 +41,6 @@ def folder(tmp_path):
 @pytest.fixture
 def search(nursery, sqlite_url, text):
     return searching(nursery, sqlite_url, text)
-
-
-def recorded(url):
-    """Whether a running trial has come to values that are recorded."""
-    try:
-        return query(url, CURVES)
-    except Exception:  # the file, or its tables, are not there yet
-        return []
 
 
 def files(tmp_path):
