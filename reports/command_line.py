@@ -1,6 +1,7 @@
 """``python -m reports``, and the report that a search ends with."""
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import ReportError
-from studies.command_line import run_command, storage_options
+from studies.command_line import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.outages import is_outage, reason
 
@@ -58,7 +59,7 @@ def report_at_the_end(storage: str, names: list[str]) -> None:
 @click.command(
     help="Write one self-contained HTML page about the results of one or several studies."
 )
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@studies_argument
 @storage_options
 @click.option(
     "--output",
@@ -98,33 +99,32 @@ def reports(
     debug: bool,
 ) -> int:
     """Write a report."""
-    names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
     if csv or dataframe or curves:
         if watch or output:
             raise click.UsageError(
                 "--csv, --dataframe and --curves write rows, not a page; leave out --watch and "
                 "--output"
             )
-        if curves and len(names) > 1:
+        if curves and len(studies) > 1:
             raise click.UsageError(
-                f"--curves was given {len(names)} studies; allowed: one, for the steps of others "
+                f"--curves was given {len(studies)} studies; allowed: one, for the steps of others "
                 "may be other ones; name one"
             )
-        _write_rows(storage, names, csv, dataframe, curves)
+        _write_rows(storage, studies, csv, dataframe, curves)
         return 0
     if watch:
-        _watch(storage, names, output)
+        _watch(storage, studies, output)
         return 0
     # Imported here: a command that is refused need not wait for what draws.
     from reports.page import write_report
 
-    click.echo(write_report(storage, names, output))
+    click.echo(write_report(storage, studies, output))
     return 0
 
 
 def _write_rows(
     storage: str,
-    names: list[str],
+    names: Sequence[str],
     csv: Path | None,
     dataframe: Path | None,
     curves: Path | None,
@@ -142,7 +142,7 @@ def _write_rows(
             click.echo(path)
 
 
-def _watch(storage: str, names: list[str], output: Path | None) -> None:
+def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     """Write the report again and again, whatever happens to the storage, until all is finished."""
     from reports.page import write_page
     from reports.trials import read_results

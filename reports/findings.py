@@ -22,7 +22,7 @@ from reports.statements import STATEMENTS, Change, Statement, Verdict, Worth, wo
 from reports.templating import templates
 from reports.trials import Results, read_results
 from reports.words import count_word, duration_word, signed
-from studies.command_line import run_command, storage_options
+from studies.command_line import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.files import write_beside
 from studies.opening import read_storage
@@ -243,7 +243,7 @@ _TEMPLATES.filters |= {
 @click.command(
     help="Write a Markdown page about finished studies: which published statements hold there."
 )
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@studies_argument
 @storage_options
 @click.option(
     "--output",
@@ -273,8 +273,7 @@ def findings(
     """Write the page."""
     if not math.isfinite(margin):  # nan is in every range
         raise click.BadParameter(f"--margin {margin} is no bound; allowed: above 0; correct it")
-    names = [Path(study).stem if study.endswith(".toml") else study for study in studies]
-    click.echo(write_findings(storage, names, output, margin, note))
+    click.echo(write_findings(storage, studies, output, margin, note))
     return 0
 
 

@@ -11,7 +11,7 @@ import click
 from rnn.export import exported
 from search.errors import BAD_INPUT, ExportRefused
 from search.kept_network import Kept, find_network, network_options
-from studies.command_line import run_command
+from studies.command_line import run_command, study_argument
 from studies.records import METRICS
 
 
@@ -19,7 +19,7 @@ from studies.records import METRICS
     help="Write a network of a study, its weights and its vocabulary to the folder DIR, which then "
     "needs PyTorch and nothing else."
 )
-@click.argument("study")
+@study_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @network_options
 def export(

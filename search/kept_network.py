@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -69,7 +68,7 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
     """Read the network of a trial.
 
     Args:
-        study: its name, or the path of the definition that gave it its name.
+        study: its name.
         trial: number of a complete trial; None for the best of those whose weights are kept.
         storage: the storage's URL; nothing is changed there.
         artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
@@ -79,9 +78,8 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
         WeightsNotKept: if the trial is not there, not complete, or its weights are not kept.
         WeightsError, VocabularyError: if they are damaged.
     """
-    name = Path(study).stem if study.endswith(".toml") else study
     with closing(read_storage(storage)) as opened:
-        loaded = load_study(opened, name)
+        loaded = load_study(opened, study)
         definition = stored_definition(loaded)
         weights = BestWeights(
             open_store(artifacts, storage, "weights", to_read=True), folder_of(loaded)
@@ -92,11 +90,11 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
     wanted = [t for t in best if trial is None or t.number == trial][:1]
     content = weights.read(wanted[0].number) if wanted else None
     if content is None:
-        raise WeightsNotKept(_refusal(name, trial, trials, best, definition))
+        raise WeightsNotKept(_refusal(study, trial, trials, best, definition))
     network, chosen = read_weights(content), wanted[0]
     if (network.details.get("trial"), network.details.get("value")) != _told_by(chosen):
         raise WeightsNotKept(
-            f"the weights that lie under trial {chosen.number} of study {name!r} are of another "
+            f"the weights that lie under trial {chosen.number} of study {study!r} are of another "
             "run; allowed: those that the trial was recorded with; remove them, or name another"
         )
     ahead = [t.number for t in ranked[: ranked.index(chosen)]]
@@ -105,7 +103,7 @@ def find_network(study: str, trial: int | None, storage: str, artifacts: str | N
         click.echo(
             f"trial {chosen.number}, for weights of better ones ({named}) are not there", err=True
         )
-    return Kept(network, chosen, name, definition)
+    return Kept(network, chosen, study, definition)
 
 
 def _told_by(trial: FrozenTrial) -> tuple[str, str]:

@@ -9,11 +9,11 @@ import click
 from rnn.generation import generate, to_text
 from search.errors import BAD_INPUT
 from search.kept_network import find_network, network_options
-from studies.command_line import run_command
+from studies.command_line import run_command, study_argument
 
 
 @click.command(help="Print a text that a network of a study writes, after the prompt.")
-@click.argument("study")
+@study_argument
 @click.option("--prompt", metavar="TEXT", default="", help="What it is to go on with.")
 @click.option(
     "--length",

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -41,6 +42,22 @@ def storage_options(command: _F) -> _F:
         help="Where studies are kept: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
     )(command)
 
+
+class _StudyName(click.ParamType[str]):
+    """A study's name, or the path of the definition that gave it its name."""
+
+    name = "study"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        return Path(value).stem if value.endswith(".toml") else value
+
+
+study_argument = click.argument("study", type=_StudyName())
+
+studies_argument = click.argument(
+    "studies", metavar="STUDY...", nargs=-1, required=True, type=_StudyName()
+)
 
 artifacts_option = click.option(
     "--artifacts",

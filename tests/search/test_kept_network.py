@@ -16,7 +16,7 @@ def test_the_best_is_the_first_of_least_loss_whose_weights_are_kept(sqlite_url, 
         3,
         "1×4 no gates, new state, residual",
     )
-    assert find_network("made.toml", 2, sqlite_url, None).network.architecture.state_size == 16
+    assert find_network("made", 2, sqlite_url, None).network.architecture.state_size == 16
     assert "trial 3, for weights of better ones (1) are not there" in capsys.readouterr().err
     weights.write(2, weights.read(0))
     with pytest.raises(WeightsNotKept, match="under trial 2 of study 'made' are of another run"):

@@ -10,7 +10,7 @@ def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run,
 
     def sample(*words: str) -> str:
         places = ("--storage", sqlite_url, "--artifacts", artifacts)
-        done = run("-m", "search.sample", "made", *places, *words)
+        done = run("-m", "search.sample", "somewhere/made.toml", *places, *words)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
