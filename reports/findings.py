@@ -273,7 +273,7 @@ def findings(
     """Write the page."""
     if not math.isfinite(margin):  # nan is in every range
         raise click.BadParameter(f"--margin {margin} is no bound; allowed: above 0; correct it")
-    click.echo(write_findings(storage, studies, output, margin, note))
+    click.echo(write_findings(storage, studies, output, margin, " ".join(note.split())))
     return 0
 
 

@@ -24,9 +24,9 @@ class Lineage:
     Attributes:
         source: the source study's name.
         study: the derived study's name.
-        rows: a row for each source trial and variant: ``origin`` (the source's trial number),
-            ``source_value``, ``variant`` (what was changed, in words), ``label`` and ``value`` (the
-            mean over replicates).
+        rows: a row for each source architecture and variant: ``origin`` (the number of its trial,
+            of replicates the lowest), ``source_value`` and ``value`` (means over replicates),
+            ``variant`` (what was changed, in words) and ``label``.
     """
 
     source: str
@@ -75,14 +75,14 @@ def lineage_of(results: Results) -> Lineage | None:
     names = [name for name in ALL_PARAMETERS if name in results.table and name != REPLICATE]
     rows = []
     for row in results.complete.to_dict("records"):
-        for origin in row[SOURCE_TRIALS] or []:
-            if origin not in results.sources.index:
-                continue
-            source = results.sources.loc[origin]
+        origins = results.sources[results.sources.index.isin(row[SOURCE_TRIALS] or [])]
+        # Replicates of an architecture are one source: their mean.
+        for _, runs in origins.groupby(names, sort=False, dropna=False):
+            source, value = runs.iloc[0], runs["value"].mean()
             changed = [name for name in names if row[name] != source[name]]
             words = (f"{parameter_word(name)} {value_word(row[name])}" for name in changed)
             variant = ", ".join(words) or AS_IT_WAS
-            rows.append((origin, source["value"], variant, row["architecture"], row["value"]))
+            rows.append((runs.index.min(), value, variant, row["architecture"], row["value"]))
     if not rows:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
@@ -92,7 +92,7 @@ def lineage_of(results: Results) -> Lineage | None:
 
 
 def changes(lineage: Lineage) -> list[Change]:
-    """Return what each variant is worth, pairs being variants of one source trial."""
+    """Return what each variant is worth, pairs being variants of one source architecture."""
     as_it_was = lineage.rows[lineage.rows["variant"] == AS_IT_WAS].set_index("origin")["value"]
     found = []
     for variant, rows in lineage.by_variant():

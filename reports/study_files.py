@@ -17,6 +17,7 @@ from reports.templating import templates
 from reports.trials import Results
 from reports.words import curve_axis, nats_word, readable
 from rnn.source import module_code
+from studies.space import GRADIENT_WINDOW
 
 _NAMES = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
 """The name space of the files' identifiers."""
@@ -105,7 +106,7 @@ def files_of(results: Results, curves: Curves) -> list[StudyFile]:
     ]
     for rank, (number, row) in enumerate(best, 1):
         architecture = architecture_of(row, results.definition)
-        code = module_code(architecture, results.vocabulary.size)
+        code = module_code(architecture, results.vocabulary.size, int(row[GRADIENT_WINDOW]))
         name = f"best-{rank}-trial-{number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code.encode()))
     texts = _texts(results, best)

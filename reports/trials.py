@@ -149,9 +149,12 @@ def read_results(
     )
     accounting = results.accounting
     if not accounting.complete:
+        mend = "run the search first"
+        if accounting.finished == accounting.planned:
+            mend = "all have ended without a loss, as --status tells; make another study"
         raise ReportError(
             f"study {name!r} has no complete trial (of {accounting.planned} points, "
-            f"{accounting.running} are running); a report needs one or more; run the search first"
+            f"{accounting.running} are running); a report needs one or more; {mend}"
         )
     if not with_lanes:
         return results

@@ -1,5 +1,6 @@
 """The best architectures of a study, with what is known of each."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,6 +10,7 @@ from reports.trials import Results
 from rnn.architecture import Architecture
 from rnn.known_cell import KnownCell
 from studies.records import SOURCE_TRIALS
+from studies.space import GRADIENT_WINDOW
 
 BEST = 10
 """Architectures in the answer's table, each with its forward function."""
@@ -22,12 +24,13 @@ class Winner:
         number: of its trial, the best of them if it was run several times.
         label: of the architecture, and of its gradient window where that is to be told.
         architecture: to be written out.
+        window: the steps that a gradient goes back through.
         runs: that are complete; what follows is their mean.
         measured: by what the study's architectures are ranked, :attr:`Results.measure`.
         spread: standard deviation of that over the runs; NaN for one.
         value: the loss that the trials minimised, nats a symbol.
         held_out: bits per character on the validation split.
-        held_out_error: its standard error over the lanes of text.
+        held_out_error: its standard error over the lanes of text; NaN for a mean of runs.
         parameters: weights and biases.
         seconds: of computing.
         sources: the numbers of the trials that it was derived from.
@@ -38,6 +41,7 @@ class Winner:
     number: int
     label: str
     architecture: Architecture | KnownCell
+    window: int
     runs: int
     measured: float
     spread: float
@@ -66,12 +70,13 @@ def _winner(results: Results, label: str, runs: pd.DataFrame) -> Winner:
         number=int(runs.index[0]),
         label=label,
         architecture=architecture_of(best, results.definition),
+        window=int(best[GRADIENT_WINDOW]),
         runs=len(runs),
         measured=float(measured.mean()),
         spread=float(measured.std()),
         value=float(runs["value"].mean()),
         held_out=float(runs["validation_bits_per_character"].mean()),
-        held_out_error=float(runs["validation_error"].mean()),
+        held_out_error=float(best["validation_error"]) if len(runs) == 1 else math.nan,
         parameters=float(runs["parameter_count"].mean()),
         seconds=float(runs["seconds"].mean()),
         sources=best[SOURCE_TRIALS] or [],

@@ -58,22 +58,6 @@ class Corpus:
         """The last 5%."""
         return self.text[self.split[1] :]
 
-    def require(self, sequence_length: int, lane_length: int) -> None:
-        """Refuse a text too short for one sequence, and one lane of evaluation, in each split.
-
-        Raises:
-            CorpusError: with the length that it must have.
-        """
-        length, setting = max(
-            (sequence_length, "training.sequence_length"), (lane_length, "evaluation.lane_length")
-        )
-        if len(self.text) < 20 * length:  # of which validation and test are a twentieth each
-            raise CorpusError(
-                f"corpus {self.name} has {len(self.text):,} bytes; sequences of {length:,} need at "
-                f"least {20 * length:,} (one in each of train 90%, validation 5% and test 5%); "
-                f"take a longer text or a smaller {setting}"
-            )
-
 
 def lanes(text: SymbolArray, starts: npt.NDArray[np.int64], length: int) -> SymbolArray:
     """Gather the windows of a text that begin at the starts.

@@ -61,7 +61,7 @@ from vocabulary import decode, encode
 
 network = Network()
 network.load_state_dict(torch.load(Path(__file__).with_name("weights.pt"), weights_only=True))
-text = encode(os.fsencode(sys.argv[1]) if sys.argv[1:] else b"\\n")
+text = encode(os.fsencode("".join(sys.argv[1:2])) or b"\\n")
 length, states = len(text) + 500, network.initial_state(1)
 with torch.inference_mode():
     for n in range(length - 1):
@@ -85,11 +85,12 @@ _README = """\
 """
 
 
-def exported(network: TrainedNetwork) -> dict[str, bytes]:
+def exported(network: TrainedNetwork, gradient_window: int = 1) -> dict[str, bytes]:
     """Write a network out.
 
     Args:
         network: to write out; its details go into the ``README.md``, a line each.
+        gradient_window: the steps that a gradient went back through when it was trained.
 
     Returns:
         The content of each file by its name: ``network.py``, of :func:`rnn.source.module_code`;
@@ -98,7 +99,10 @@ def exported(network: TrainedNetwork) -> dict[str, bytes]:
         text; and ``README.md``.
     """
     vocabulary, architecture = network.vocabulary, network.architecture
-    texts = {"network.py": module_code(architecture, vocabulary.size), "run.py": _RUN}
+    texts = {
+        "network.py": module_code(architecture, vocabulary.size, gradient_window),
+        "run.py": _RUN,
+    }
     more = ""
     if isinstance(vocabulary, BytePairVocabulary):
         more = "; `byte_pairs.py` and `merges.json` are part of it"

@@ -66,11 +66,13 @@ class Network(nn.Module):
 '''
 
 
-def layer_code(architecture: Architecture | KnownCell) -> str:
+def layer_code(architecture: Architecture | KnownCell, gradient_window: int = 1) -> str:
     """Write the forward function of one layer in Python.
 
     Args:
         architecture: whose layers all compute the same.
+        gradient_window: the steps that a gradient goes back through; of our cell's states, those of
+            1 are detached.
 
     Returns:
         The source of a method ``forward(self, x, state)``, not indented and without a newline at
@@ -79,11 +81,11 @@ def layer_code(architecture: Architecture | KnownCell) -> str:
     if isinstance(architecture, KnownCell):
         lines = forward_lines(architecture)
     else:
-        lines = _forward_lines(architecture)
+        lines = _forward_lines(architecture, gradient_window == 1)
     return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
 
 
-def _forward_lines(a: Architecture) -> list[str]:
+def _forward_lines(a: Architecture, is_detached: bool) -> list[str]:
     lines = ["c = torch.cat((x, state), dim=1)  # (B, 2n)"]
     old = "state"
     if a.input_gate:
@@ -124,15 +126,20 @@ def _forward_lines(a: Architecture) -> list[str]:
         ]
     else:
         lines += ["output = output * torch.sigmoid(output)  # (B, n)"]
-    return [*lines, "return output, new_state.detach()"]
+    return [*lines, "return output, new_state" + ".detach()" * is_detached]
 
 
-def module_code(architecture: Architecture | KnownCell, vocabulary_size: int = BYTES) -> str:
+def module_code(
+    architecture: Architecture | KnownCell,
+    vocabulary_size: int = BYTES,
+    gradient_window: int = 1,
+) -> str:
     """Write a Python file that is the whole network and needs nothing but PyTorch.
 
     Args:
         architecture: the network to write.
         vocabulary_size: V, the number of symbols.
+        gradient_window: the steps that a gradient went back through when it was trained.
 
     Returns:
         The file's text, with the classes ``Layer``, whose forward function is that of
@@ -141,7 +148,6 @@ def module_code(architecture: Architecture | KnownCell, vocabulary_size: int = B
     products, n = architecture.products(vocabulary_size), architecture.state_size
     if isinstance(architecture, KnownCell):
         modules = [f"self.cell = nn.{MODULES[architecture.cell]}({n}, {n})"]
-        gradient = "Gradients go back as far as states are not detached."
         is_lstm = architecture.cell == "lstm"
     else:
         modules = [
@@ -149,9 +155,13 @@ def module_code(architecture: Architecture | KnownCell, vocabulary_size: int = B
             for name, shape in products.items()
             if name.startswith(_LAYER)
         ]
-        gradient = "No gradient crosses a time step."
         is_lstm = False
-    forward = layer_code(architecture)
+    gradient = "No gradient crosses a time step."
+    if gradient_window > 1:
+        gradient = f"It was trained with gradients through {gradient_window} time steps."
+    elif isinstance(architecture, KnownCell):
+        gradient = "It was trained with gradients that cross no time step."
+    forward = layer_code(architecture, gradient_window)
     imports = ["import torch"] * ("torch." in forward) + ["from torch import nn"]
     return _MODULE.format(
         label=architecture.label,
@@ -188,7 +198,7 @@ def state_names(architecture: Architecture | KnownCell) -> dict[str, tuple[str, 
     return names
 
 
-def equations(architecture: Architecture | KnownCell) -> list[str]:
+def equations(architecture: Architecture | KnownCell, gradient_window: int = 1) -> list[str]:
     r"""Write one layer in LaTeX, with the letters of :class:`rnn.cell.Cell`.
 
     A prime marks what the input gate let through. Where a gate follows it, ``\tilde u`` is the
@@ -196,6 +206,7 @@ def equations(architecture: Architecture | KnownCell) -> list[str]:
 
     Args:
         architecture: whose layers all compute the same.
+        gradient_window: see :func:`layer_code`.
 
     Returns:
         The equations in the order in which they are computed, without delimiters: from the
@@ -235,7 +246,10 @@ def equations(architecture: Architecture | KnownCell) -> list[str]:
         lines += [rf"y = \sigma({_join(['o', read])} W_y + b_y) \odot o"]
     else:
         lines += [r"y = o \odot \sigma(o)"]
-    return [*lines, r"h \leftarrow \operatorname{detach}(u)"]
+    return [
+        *lines,
+        r"h \leftarrow \operatorname{detach}(u)" if gradient_window == 1 else r"h \leftarrow u",
+    ]
 
 
 def _states(a: Architecture, candidate: str, mixed: str, new: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -80,9 +81,9 @@ def read_weights(content: bytes) -> TrainedNetwork:
             _weights(tensors, architecture.products(vocabulary.size)),
             vocabulary,
             metadata["precision"],
-            json.loads(metadata["details"]),
+            dict(json.loads(metadata["details"])),
         )
-    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+    except (SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise WeightsError(
             f"a trained network cannot be read ({error}); allowed: a file of safetensors of the "
             f"form {_FORM}, as a search keeps them; take a sound copy"
@@ -99,5 +100,8 @@ def _weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> 
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         if weight.shape != shape or bias.shape != shape[1:]:
             raise ValueError(f"its {name} has the shape {tuple(weight.shape)}, not {shape}")
+        for tensor in (weight, bias):
+            if tensor.dtype not in (torch.float32, torch.float64) or not tensor.isfinite().all():
+                raise ValueError(f"its {name} is not all numbers of float32 or float64")
         weights[name] = weight, bias
     return weights

@@ -27,7 +27,7 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
 def _population(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
         raise click.BadParameter(
             f"{text!r} is no number of networks; allowed: auto, or 1 and more; correct it"
         )

@@ -11,6 +11,7 @@ import click
 from rnn.export import exported
 from search.errors import BAD_INPUT, ExportRefused
 from search.kept_network import Kept, find_network, network_options
+from search.space import member_of
 from studies.command_line import run_command, study_argument
 from studies.records import METRICS
 
@@ -35,7 +36,7 @@ def export(
         _require_free(directory)
     kept = find_network(study, trial, storage, artifacts)
     network = dataclasses.replace(kept.network, details=_details(kept))
-    write_folder(directory, exported(network))
+    write_folder(directory, exported(network, _window(kept)))
     click.echo(directory)
     return 0
 
@@ -93,8 +94,13 @@ def _details(kept: Kept) -> dict[str, str]:
     return details | {
         "corpus": Path(definition.corpus).name,
         "vocabulary": definition.vocabulary,
+        "steps that a gradient goes back through": str(_window(kept)),
         "precision of training": kept.network.precision,
     }
+
+
+def _window(kept: Kept) -> int:
+    return member_of(kept.trial.params, kept.definition).gradient_window
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from optuna.pruners import BasePruner, NopPruner
 
 from rnn.corpus import Corpus, open_corpus
 from rnn.precision import has_bfloat16, require_precision
-from rnn.vocabulary import Text, train_vocabulary
+from rnn.vocabulary import ByteVocabulary, Text, train_vocabulary
 from search.extension import extend, grid_of
 from search.grid import GridSampler
 from search.pruner import BestFractionPruner
@@ -141,7 +141,8 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
         )
     require_precision(definition.precision, device)
     corpus = open_corpus(definition.corpus)
-    corpus.require(definition.training.sequence_length, definition.evaluation.lane_length)
+    # Before there is a storage: a text has no more symbols than bytes.
+    _require_length(Text(corpus, ByteVocabulary()), definition)
     own = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
@@ -189,9 +190,13 @@ def _new_text(storage: Storage, definition: Definition, corpus: Corpus) -> Text:
             text = text_of(source, corpus)
     if text is None:
         text = Text(corpus, train_vocabulary(definition.vocabulary, corpus.train))
+    _require_length(text, definition)
+    return text
+
+
+def _require_length(text: Text, definition: Definition) -> None:
     training, evaluation = definition.training, definition.evaluation
     text.require(training.sequence_length, evaluation.lane_length, definition.evaluate)
-    return text
 
 
 def _precision(asked: str, device: torch.device) -> str:

@@ -20,6 +20,9 @@ from studies.stores import open_store
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_DIGITS = 18
+"""Of a trial's number, at most."""
+
 _SHOWN = 20
 """How many trials a line of refusal lists."""
 
@@ -44,7 +47,7 @@ class Kept:
 def _number(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "best":
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS:
         raise click.BadParameter(
             f"{text!r} is no trial; allowed: best, or a trial's number; correct it"
         )
@@ -123,7 +126,9 @@ def _refusal(
     elif number >= len(trials):
         found = f"trial {number} is not in study {study!r}, which has {len(trials):,}"
     elif trials[number].state != TrialState.COMPLETE:
-        found = f"trial {number} of study {study!r} is {trials[number].state.name.lower()}"
+        state = trials[number].state
+        words = "without a loss" if state is TrialState.FAIL else state.name.lower()
+        found = f"trial {number} of study {study!r} is {words}"
     else:
         found = f"the weights of trial {number} of study {study!r} are not kept"
     if best:
@@ -132,4 +137,6 @@ def _refusal(
         return f"{found}; allowed: best, or one of the trials {named}{more}; name one of them"
     if definition.keep_weights == 0:
         return f"{found}; its keep_weights is 0; make a study with keep_weights of 1 or more"
-    return f"{found}; none are there; wait until a trial is complete, or check --artifacts"
+    if not all(trial.state.is_finished() for trial in trials):
+        return f"{found}; none are there; wait until a trial is complete, or check --artifacts"
+    return f"{found}; none are there, and all trials have ended; check --artifacts"

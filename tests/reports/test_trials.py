@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from made import distributions_of, make_study
+from made import distributions_of, make_replicates, make_runs, make_study, own_point
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -61,7 +61,7 @@ def test_a_full_grid_has_no_blocks_and_one_with_exclusions_has_them():
 
 def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=0)
-    with pytest.raises(ReportError, match="no complete trial"):
+    with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
         write_report(sqlite_url, ["made"], tmp_path / "page.html")
     optuna.create_study(study_name="foreign", storage=sqlite_url)
     with pytest.raises(ReportError, match="was not made by"):
@@ -226,7 +226,8 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     assert "Each point was run once" not in html
     # By the mean, though the luckiest run is of the other.
     words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
-    assert "by the mean of its 3 runs, is 2×4 no gates, new state: 1.2000 ± 0.2000" in words
+    assert "by the mean of its 3 runs, is 2×4 no gates, new state: 1.2000 (95%" in words
+    assert "(95% interval 0.7032 to 1.6968, standard deviation of its runs 0.2000) nats" in words
     assert [winner.architecture.layers for winner in section_of(results).winners] == [2, 1]
     # Student's t at 97.5% with two degrees of freedom is 4.303.
     assert rows["high"].iloc[0] == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
@@ -252,6 +253,21 @@ def test_each_point_is_followed_from_its_source_to_each_variant(derived):
     figure = section_of(results).slopes.figure
     assert [trace.name for trace in figure.data] == ["as it was", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
+
+
+def test_replicates_of_an_architecture_are_one_source(sqlite_url):
+    make_replicates(sqlite_url)
+    raw = {"refinement": {"source": "replicates", "variants": [{}, {"layers": 3}]}}
+    runs = [(own_point(2), 1.8, {}), (own_point(3), 1.7, {})]
+    make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1, 2])
+    lineage = lineage_of(read_results(read_storage(sqlite_url), "derived"))
+    rows = lineage.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
+    assert rows == [
+        [0, pytest.approx(2.01), "as it was", 1.8],
+        [0, pytest.approx(2.01), "layers 3", 1.7],
+    ]
+    _, deeper = changes(lineage)
+    assert (deeper.count, deeper.pairs, deeper.helped) == (1, 1, 1)
 
 
 def test_a_derived_study_whose_source_is_gone_is_reported_without_it(derived, tmp_path):

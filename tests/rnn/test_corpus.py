@@ -49,14 +49,6 @@ def test_the_split_is_by_position():
     assert np.array_equal(joined, corpus.text)
 
 
-def test_a_text_must_have_a_sequence_in_each_split():
-    Corpus("enough", np.zeros(20 * 30, np.uint8)).require(30, 8)
-    with pytest.raises(CorpusError, match=r"need at least 800.*evaluation\.lane_length"):
-        Corpus("short", np.zeros(600, np.uint8)).require(30, 40)
-    with pytest.raises(CorpusError, match=r"599 bytes; sequences of 30 need at least 600"):
-        Corpus("short", np.zeros(599, np.uint8)).require(30, 8)
-
-
 def test_what_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "empty").touch()
     for name, words in (

@@ -37,8 +37,9 @@ import torch
 for folder in sys.argv[1:]:
     text = pathlib.Path(folder, "text").read_bytes()
     sys.path.insert(0, folder)
-    sys.argv = ["run.py", "the cat"]
-    run = runpy.run_path(f"{folder}/run.py")
+    for words in ([], [""], ["the cat"]):
+        sys.argv = ["run.py", *words]
+        run = runpy.run_path(f"{folder}/run.py")
     network, symbols = run["network"], run["encode"](text)
     states, logits = network.initial_state(1), []
     for symbol in symbols:

@@ -119,6 +119,14 @@ def test_the_module_is_the_network_of_a_known_cell(known: KnownCell):
     assert indent(layer_code(known), "    ") in module_code(known)
 
 
+def test_what_was_trained_through_several_steps_is_not_detached():
+    assert "detach" not in layer_code(EXAMPLE, 4) + "".join(equations(EXAMPLE, 4))
+    module = module_code(EXAMPLE, gradient_window=4)
+    assert "detach" not in module
+    assert "trained with gradients through 4 time steps" in module
+    assert "trained with gradients through 4" in module_code(KnownCell("gru", 1, 4), 256, 4)
+
+
 @each_architecture
 def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
     code, module = layer_code(architecture), module_code(architecture)

@@ -1,5 +1,6 @@
 """A trained network's file: enough by itself, and refused if it is not whole."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -77,6 +78,8 @@ def changed(**metadata: object) -> bytes:
         changed(form=None),
         changed(precision="fp8"),
         changed(details="{"),
+        changed(details='"words"'),
+        changed(architecture="[" * 100_000),
         changed(architecture="[]"),
         changed(architecture='{"cell": "lstm"}'),
         changed(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
@@ -89,6 +92,15 @@ def test_what_is_no_trained_network_is_one_line(content):
     with pytest.raises(WeightsError, match="cannot be read") as refused:
         read_weights(content)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("spoilt", [lambda weight: weight * torch.nan, torch.Tensor.half])
+def test_weights_that_are_no_numbers_of_ours_are_refused(spoilt):
+    network = read_weights(CONTENT)
+    weight, bias = network.weights["head"]
+    weights = {**network.weights, "head": (spoilt(weight), bias)}
+    with pytest.raises(WeightsError, match="its head is not all numbers"):
+        read_weights(write_weights(dataclasses.replace(network, weights=weights)))
 
 
 def test_a_damaged_vocabulary_is_told_apart():

@@ -30,6 +30,7 @@ def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run,
     [
         (("other",), "study 'other' is not in"),
         (("made", "--trial", "4"), "are not kept; allowed: best, or one of the trials 1;"),
+        (("made", "--trial", "9" * 5000), "is no trial; allowed: best, or a trial's number"),
         (("made", "--trial", "last"), "'last' is no trial; allowed: best, or a trial's number"),
         (("made", "--temperature", "-1"), "--temperature"),
         (("made", "--temperature", "nan"), "--temperature nan is no number"),
