@@ -26,7 +26,7 @@ class Reference:
         study: that trained it.
         training_loss: the least smoothed training loss, nats a symbol; NaN if it is not known.
         measured: by the measure of the study that it is drawn beside; NaN if it is not known.
-        budget: what it was trained with, if that differs, in words.
+        budget: in what its training differs, in words.
     """
 
     label: str
@@ -90,9 +90,9 @@ def reference_words(
 
 
 def budget_note(references: Sequence[Reference]) -> str:
-    """Say which of the references had another budget; nothing if none had."""
+    """Say which of the references were trained otherwise; nothing if none were."""
     budgets = dict.fromkeys((each.study, each.budget) for each in references if each.budget)
-    return " ".join(f"The cells of {study} had another budget: {b}." for study, b in budgets)
+    return " ".join(f"The cells of {study} were trained otherwise: {b}." for study, b in budgets)
 
 
 def _of_study(results: Results, other: Results, names_study: bool) -> list[Reference]:
@@ -102,11 +102,13 @@ def _of_study(results: Results, other: Results, names_study: bool) -> list[Refer
     keys = ["cell", GRADIENT_WINDOW, "architecture"]
     means = rows.groupby(keys)[list(dict.fromkeys(wanted))].mean().reset_index()
     best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
-    # A value by another objective is another number.
-    is_comparable = not measure.is_value or (
-        results.definition.objective == other.definition.objective
+    own, theirs = results.definition, other.definition
+    # A value by another objective is another number, and so is a loss on other lanes.
+    is_of_training = measure.is_value and own.objective == "training"
+    is_comparable = (not measure.is_value or own.objective == theirs.objective) and (
+        is_of_training or own.evaluation == theirs.evaluation
     )
-    budget = _budget(results.definition, other.definition)
+    budget = _budget(own, theirs)
     return [
         Reference(
             f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
@@ -129,10 +131,10 @@ def _training_losses(results: Results) -> "pd.Series[float]":
 
 
 def _budget(own: Definition, other: Definition) -> str:
-    """Return another study's budget in words; nothing if it is one's own."""
-
-    def words(definition: Definition) -> str:
-        training = definition.training
-        return f"{training.steps:,} steps of {training.batch_size:,} lanes"
-
-    return "" if words(own) == words(other) else f"{words(other)}, against {words(own)} here"
+    """Return in what another study's training differs, in words; nothing if in nothing."""
+    ours, theirs = own.training.model_dump(), other.training.model_dump()
+    return ", ".join(
+        f"{name} {theirs[name]:,} against {value:,} here"
+        for name, value in ours.items()
+        if name != GRADIENT_WINDOW and theirs[name] != value
+    )

@@ -21,7 +21,7 @@ class Winner:
     """One of the best architectures.
 
     Attributes:
-        number: of its trial, the best of them if it was run several times.
+        number: of its trial; of several the one of the least value, which no test text has chosen.
         label: of the architecture, and of its gradient window where that is to be told.
         architecture: to be written out.
         window: the steps that a gradient goes back through.
@@ -63,7 +63,7 @@ def winners_of(results: Results) -> list[Winner]:
 
 
 def _winner(results: Results, label: str, runs: pd.DataFrame) -> Winner:
-    runs = runs.sort_values(results.measure.column, kind="stable")
+    runs = runs.sort_values("value", kind="stable")
     measured, best = runs[results.measure.column], runs.iloc[0]
     samples = runs["sample"].dropna()
     return Winner(

@@ -117,19 +117,22 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     assert high > 3.5
     words = reference_words(references_for(validated, [cells]), "measured")
     assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 3.5000; ")
+    make_known(sqlite_url, "elsewhere", evaluation={"lanes": 8})
+    (elsewhere,) = results_of(sqlite_url, "elsewhere")
+    assert not drawn(validated, [elsewhere]).shapes, "measured on other lanes"
 
 
 def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
     make_study(sqlite_url)
     make_known(sqlite_url, "elsewhere", text="cd")
     make_known(sqlite_url, "tokens", vocabulary="bpe:300")
-    make_known(sqlite_url, "longer", training={"steps": 20_000})
+    make_known(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
     own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = references_for(own, others)
     assert {each.study for each in references} == {"longer"}
     assert budget_note(references) == (
-        "The cells of longer had another budget: 20,000 steps of 256 lanes, against 10,000 steps "
-        "of 256 lanes here."
+        "The cells of longer were trained otherwise: steps 20,000 against 10,000 here, "
+        "learning_rate 0.002 against 0.001 here."
     )
     assert references_for(others[0], [own, *others]) == []
 
