@@ -62,7 +62,8 @@ def derive_points(
     if len(ranked) < wanted and not (partial and ranked):
         raise SourceUnfinished(
             f"study {source.study_name!r} has {len(ranked)} complete points; allowed: {wanted} or "
-            f"more (refinement.best = {refinement.best}); refine fewer"
+            f"more (refinement.best = {refinement.best}); "
+            + ("refine fewer" if ranked else "make another source: every point of this one failed")
         )
     return _derive(ranked[:wanted], refinement, definition.training.gradient_window)
 

@@ -66,19 +66,21 @@ class DefinitionFile(BaseModel):
             raise DefinitionError(self._explain(error)) from error
 
     def _explain(self, error: ValidationError) -> str:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not _is_union_arm(part))
+        errors = error.errors()
+        first, key = errors[0], _key(errors[0]["loc"])
+        # Of a value that may be of several types, each has a word to say.
+        alike = [other["msg"] for other in errors if _key(other["loc"]) == key]
         # An override is to blame for what it set, and for what that contradicts around it.
         blamed = any(
             f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
         )
         where = "--set" if key and blamed else _shown(self.path)
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        more = f" (and {len(errors) - len(alike)} more)" if len(errors) > len(alike) else ""
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(first["loc"][:-1]))
             return f"{where}: {key} is no known key; allowed here: {allowed}; correct it{more}"
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
+        words = (message.removeprefix("Value error, ") for message in dict.fromkeys(alike))
+        message = ", or ".join(each[0].lower() + each[1:] for each in words)
         if isinstance(first["input"], Mapping):
             return f"{where}: {key + ': ' if key else ''}{message}{more}"
         return f"{where}: {key} is {first['input']!r}; {message}; correct it{more}"
@@ -167,6 +169,10 @@ def _fields(location: Sequence[int | str]) -> list[str]:
 def _shown(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _key(location: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in location if not _is_union_arm(part))
 
 
 def _is_union_arm(part: int | str) -> bool:

@@ -61,6 +61,10 @@ BAD = [
     (["run_search.py", "quick", "--set", "training.steps"], "KEY=VALUE"),
     (["run_search.py", "quick", "--set", "training.steps=many"], "no TOML value"),
     (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "no TOML value"),
+    (
+        ["run_search.py", "quick", "--set", "space.exclude=[{layers=1.5}]"],
+        "layers is 1.5; input should be a valid boolean, or input should be a valid integer, or ",
+    ),
     (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "is no file"),
     (["run_search.py", "quick", "--corpus", "{tmp}/empty"], "is empty"),
     (["run_search.py", "quick", "--corpus", "{tmp}/short"], "in its validation split; allowed: "),
