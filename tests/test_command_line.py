@@ -62,7 +62,7 @@ BAD = [
     (["run_search.py", "quick", "--set", "training.steps=many"], "no TOML value"),
     (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "no TOML value"),
     (
-        ["run_search.py", "quick", "--set", "space.exclude=[{layers=1.5}]"],
+        ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
         "layers is 1.5; input should be a valid boolean, or input should be a valid integer, or ",
     ),
     (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "is no file"),
