@@ -10,10 +10,10 @@ OVERRIDES ?=
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test chaos check format bench dashboard clean
+.PHONY: help install demo test test-all chaos check format bench dashboard clean
 
 help: ## list what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed ## make .venv and install into it
 
@@ -29,12 +29,17 @@ demo: install ## search, refine and report on a small study: about two minutes o
 	@echo "The report of both studies:"
 	@$(RUN) -m reports quick quick-refined
 
-# One more than there are cores: who tests faults waits, a third of the time, for a lease to run out.
-test: install ## run the tests
-	$(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder $(TESTS)
+# One more process than there are cores: tests of faults wait for other processes part of the time.
+PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder
 
-chaos: install ## kill, freeze and stop workers at random, for a minute on each database
-	RNN_SEARCH_CHAOS_SECONDS=60 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_POINTS=144 \
+test: install ## run the tests: some minutes on two cores
+	$(PYTEST) -m "not extended" $(TESTS)
+
+test-all: test ## run the tests, and then the long ones: crowds, chaos, the README, the browser
+	$(PYTEST) -m extended $(TESTS)
+
+chaos: install ## disturb eight workers two hundred times, on each database and with pruning
+	RNN_SEARCH_CHAOS_DISTURBANCES=200 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_TRIALS=144 \
 	RNN_SEARCH_CHAOS_STEPS=2000 $(RUN) -m pytest -s tests/faults/test_chaos.py
 
 check: install ## lint, format, types and layers

@@ -16,6 +16,9 @@ from studies.outages import is_outage, reason
 GRACE_SECONDS = 2.5
 """How long an answer of the storage is still waited for once a stop is asked for."""
 
+JOIN_SECONDS = 2.5
+"""How long the thread's last operation is waited for when its context ends."""
+
 SILENCE_SECONDS = 5.0
 """After which a storage that neither answers nor refuses is said to be away."""
 
@@ -97,7 +100,7 @@ class StorageThread(ABC):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(GRACE_SECONDS)
+        self._thread.join(JOIN_SECONDS)
 
     # ------------------------------------------------------------------ for subclasses to say
 

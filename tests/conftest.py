@@ -1,5 +1,6 @@
 """What the tests share: small studies, storages, and the commands as a user types them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hooks
 import optuna
 import pytest
 import torch
-from helpers import NO_SYNC, TEXT
+from helpers import NO_SYNC, ROOT, TEXT
+from hooks import PATIENT_SECONDS
 from nursery import Nursery
 from services import PostgreSQL, free_port
 
@@ -19,11 +22,80 @@ from services import PostgreSQL, free_port
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+BEFORE = pytest.StashKey[dict[str, tuple[int, int]]]()
+LEFT = pytest.StashKey[list[str]]()
+
+NOT_THE_CHECKOUT = {
+    ".git", ".venv", ".venv-lowest", ".hypothesis", ".import_linter_cache", ".mypy_cache",
+    ".pytest_cache", ".ruff_cache", "__pycache__",
+}  # fmt: skip
+"""Folders of tools, which keep their own caches there."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "extended: long or large: crowds, chaos, whole commands of the README, the browser",
+    )
+    config.addinivalue_line(
+        "markers", "impatient: a worker gives up on a storage as early as it does for users"
+    )
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with faults and whole commands: of what takes long, nothing is left for the end."""
+    """Start with faults and whole commands: they take longest."""
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent not in (here, here / "faults"))
+
+
+# ------------------------------------------------------------------ tests leave no file behind
+
+
+def files_of_the_checkout() -> dict[str, tuple[int, int]]:
+    """Return size and time of each file, be it tracked by git, untracked or ignored."""
+    found = {}
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in NOT_THE_CHECKOUT]
+        for name in names:
+            path = Path(folder, name)
+            status = path.lstat()
+            found[str(path.relative_to(ROOT))] = status.st_size, status.st_mtime_ns
+    return found
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Tell the process that starts the others from those that run the tests."""
+    return not hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if is_controller(session.config):
+        session.config.stash[BEFORE] = files_of_the_checkout()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a file of the checkout was made, changed or removed meanwhile."""
+    if not is_controller(session.config):
+        return
+    before, after = session.config.stash[BEFORE], files_of_the_checkout()
+    left = sorted(path for path in before | after if before.get(path) != after.get(path))
+    session.config.stash[LEFT] = left
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for path in config.stash.get(LEFT, []):
+        terminalreporter.write_line(f"FAILED: {path} was changed in the checkout by the tests")
+
+
+@pytest.fixture(autouse=True)
+def _patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no outcome depend on how fast a storage answers, unless a test is about that."""
+    if request.node.get_closest_marker("impatient") is None:
+        hooks.make_patient(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -82,7 +154,7 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENT_SECONDS
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
@@ -92,7 +164,7 @@ def s3_server() -> Iterator[str]:
             time.sleep(0.2)
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.wait(PATIENT_SECONDS)
 
 
 @pytest.fixture

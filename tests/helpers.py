@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hooks import PATIENT_SECONDS
 from optuna.distributions import CategoricalDistribution
 
 from studies.opening import load_study, open_storage
@@ -57,7 +58,7 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
     ]
     for process in processes:
         process.start()
-    results, deadline = [], time.monotonic() + 120
+    results, deadline = [], time.monotonic() + PATIENT_SECONDS
     try:
         while len(results) < len(processes):
             try:
@@ -78,7 +79,7 @@ def _call(function: Any, arguments: Any, gate: Any, answers: Any) -> None:
     import traceback
 
     try:
-        gate.wait(60)
+        gate.wait(PATIENT_SECONDS)
         answers.put((False, function(*arguments)))
     except BaseException:
         answers.put((True, traceback.format_exc()))

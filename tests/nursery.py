@@ -23,8 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-ROOT = Path(__file__).parents[1]
+import hooks
+from hooks import PATIENT_SECONDS, Hooks
 
+ROOT = Path(__file__).parents[1]
 
 _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 
@@ -50,9 +52,9 @@ class Command:
             except ProcessLookupError:
                 return
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self) -> int:
         """Return the exit code."""
-        assert self.ended.wait(seconds), f"it still runs:\n{self.output}"
+        assert self.ended.wait(PATIENT_SECONDS), f"it still runs:\n{self.output}"
         assert self.code is not None
         return self.code
 
@@ -99,7 +101,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             # Threads that a parent has begun do not live on in a child.
-            env={**os.environ, **_ONE_THREAD},
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": str(ROOT)},
         )
         threading.Thread(target=self._listen, daemon=True).start()
         return self
@@ -109,10 +111,16 @@ class Nursery:
             command.send(signal.SIGKILL)
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(PATIENT_SECONDS)
 
     def start(
-        self, *words: str, stdout: str = "", ignored: Sequence[int] = (), **environment: str
+        self,
+        *words: str,
+        stdout: str = "",
+        ignored: Sequence[int] = (),
+        cwd: Path | None = None,
+        hooks: Hooks = Hooks(),  # noqa: B008  # it is immutable
+        **environment: str,
     ) -> Command:
         """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``.
 
@@ -120,23 +128,26 @@ class Nursery:
             words: of its command line.
             stdout: the file that its standard output goes to, in place of one that is read here.
             ignored: signals that it is started with as ignored.
-            environment: what is added to it.
+            cwd: its working directory; by default a temporary folder.
+            hooks: what is changed in its processes.
+            environment: what is added to its environment.
         """
         self._count += 1
         out = str(self._folder / f"command-{self._count}.out")
-        request = {"words": words, "out": out, "environment": environment}
+        request = {"words": words, "out": out, "environment": environment | hooks.environment}
         request |= {"stdout": stdout or out, "ignored": [*ignored]}
+        request |= {"cwd": str(cwd or self._folder)}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._commands[self._started.get(timeout=60)]
+        return self._commands[self._started.get(timeout=PATIENT_SECONDS)]
 
     def run(
-        self, *words: str, timeout: float = 120, **environment: str
+        self, *words: str, cwd: Path | None = None, report: bool = True, **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end."""
-        command = self.start(*words, **environment)
-        code = command.wait(timeout)
+        """Run a command to its end; without a report, if that is not what is tested."""
+        command = self.start(*words, cwd=cwd, hooks=Hooks(report=report), **environment)
+        code = command.wait()
         return subprocess.CompletedProcess(words, code, command.stdout, command.stderr)
 
     def _listen(self) -> None:
@@ -153,13 +164,25 @@ class Nursery:
                 command.ended.set()
 
 
-def until(condition, seconds: float = 60):
-    """Wait for something to be so, and return it."""
-    deadline = time.monotonic() + seconds
+def until(condition):
+    """Wait for a condition to be true, and return what it returns."""
+    deadline = time.monotonic() + PATIENT_SECONDS
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
     return found
+
+
+def until_running(commands, condition):
+    """Wait for a condition that commands bring about; fail if one of them ends before."""
+
+    def found():
+        ended = [command for command in commands if command.ended.is_set()]
+        holds = condition()  # after: it may have become true and a command ended since
+        assert holds or not ended, f"it ended before:\n{ended[0].output}"
+        return holds
+
+    return until(found)
 
 
 SETTINGS = {
@@ -175,15 +198,28 @@ SETTINGS = {
 def searching(nursery, url, text):
     """Return what starts a search on a small study; settings as ``training_steps=1000``.
 
-    Its networks are trained one by one, and so give the same curves bit for bit.
+    Its networks are trained one by one, and so give the same curves bit for bit. It ends without a
+    report, which has tests of its own. ``gate``, ``clock`` and ``patient`` are those of
+    :class:`hooks.Hooks`.
     """
 
-    def start(*words, environment=MappingProxyType({}), population="1", **settings):
+    def start(
+        *words,
+        environment=MappingProxyType({}),
+        population="1",
+        gate=None,
+        clock=None,
+        patient=True,
+        **settings,
+    ):
         named = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | named).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--population", population)
-        return nursery.start("run_search.py", *common, *overrides, *words, **environment)
+        hooks = Hooks(patient=patient, report=False, gate=gate, clock=clock)
+        return nursery.start(
+            "run_search.py", *common, *overrides, *words, hooks=hooks, **environment
+        )
 
     return start
 
@@ -206,10 +242,15 @@ def query(url, statement):
 
 def freeze(command, url):
     """Stop a process, but not in a transaction: it would keep an SQLite file's lock for itself."""
+    threads = Path(f"/proc/{command.pid}/task")
+
+    def has_halted() -> bool:
+        stats = (path.read_text() for path in threads.glob("*/stat"))
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def is_frozen() -> bool:
         command.send(signal.SIGSTOP)
-        time.sleep(0.1)  # until all its threads have come to a halt
+        until(has_halted)
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as file:
             try:
                 file.execute("BEGIN IMMEDIATE")
@@ -292,6 +333,7 @@ def _start(request) -> None:
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
     out = Path(request["out"])
     for descriptor, path, flags in (
         (0, Path(os.devnull), os.O_RDONLY),
@@ -301,6 +343,7 @@ def _start(request) -> None:
         os.dup2(os.open(path, flags, 0o600), descriptor)
     code = 70
     try:
+        hooks.install()
         program, *words = request["words"]
         if program == "-m":
             program, *words = words

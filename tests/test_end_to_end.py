@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
+import hooks
 import optuna
 import pytest
-from helpers import ROOT, TINY
-from nursery import query, until
+from helpers import TINY
+from hooks import PATIENT_SECONDS, Gate, Hooks
+from nursery import until, until_running
 from optuna.trial import TrialState
 
 from studies.reading import find_definition
@@ -30,7 +31,7 @@ SMALL = (
     "--set=space.forget_gate=[false]",
     "--set=space.output_gate=[false]",
 )
-"""Fifteen combinations, of a millisecond or so each."""
+"""Fifteen combinations of four shapes, of a millisecond or so each."""
 
 
 @pytest.fixture
@@ -39,15 +40,10 @@ def start(nursery):
     return nursery.start
 
 
-def in_terminal(*words: str) -> subprocess.Popen[str]:
-    """Start a command as in a terminal: by an interpreter of its own."""
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def gate(tmp_path_factory) -> Gate:
+    """Holds trainings at their first log point."""
+    return Gate(tmp_path_factory.mktemp("gate") / "gate", step=2)
 
 
 def hang_up_counts() -> None:
@@ -55,23 +51,22 @@ def hang_up_counts() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def wait(process: subprocess.Popen[str]) -> str:
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    return out
-
-
 def points_of(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
     return list(find_definition("quick", settings).validate_alone().space.points())
 
 
-def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start):
+def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):
     """Two terminals on one new file; then refine from two; then a report of both."""
     common = ("--storage", sqlite_url, "--corpus", str(text))
     search = ("run_search.py", "quick", *common, *SMALL)
-    outputs = [wait(process) for process in (in_terminal(*search), in_terminal(*search))]
-    assert all("finished" in out and "report: " in out for out in outputs)
+    terminals = [start(*search, hooks=Hooks(gate=gate)) for _ in range(2)]
+    until_running(terminals, lambda: len(gate.held) == 2)
+    gate.open()
+    for terminal in terminals:
+        assert terminal.wait() == 0, terminal.stderr
+        assert "finished" in terminal.stdout
+        assert "report: " in terminal.stdout
 
     refine = (
         "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
@@ -144,8 +139,8 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     assert optuna.visualization.plot_intermediate_values(study).data
 
 
-def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text, run):
-    done = run(
+def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text, start, gate):
+    search = start(
         "run_search.py",
         "quick",
         "--corpus",
@@ -153,43 +148,38 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
         *SMALL,
         "--workers",
         "2",
+        hooks=Hooks(gate=gate),
         RNN_SEARCH_STORAGE=postgresql_url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
-    assert done.returncode == 0, done.stderr
+    until_running([search], lambda: len(gate.held) == 2)
+    gate.open()
+    assert search.wait() == 0, search.stderr
     study = optuna.load_study(study_name="quick", storage=postgresql_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert sorted(ran, key=repr) == sorted(points_of(SMALL), key=repr)
-    assert len({trial.user_attrs["worker"] for trial in study.trials}) > 1
+    assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
 
 
 @pytest.fixture
-def slow(sqlite_url, text) -> tuple[str, ...]:
-    """A search whose trials take long enough to be stopped in."""
-    return (
-        "run_search.py",
-        "quick",
-        "--storage",
-        sqlite_url,
-        "--corpus",
-        str(text),
-        *TINY,
-        "--set=training.steps=1000000",
-        "--set=training.log_every=20",
-    )
+def held(sqlite_url, text, start, gate):
+    """Start a search, and return it when all its workers hold a trial at its first log point."""
+
+    def start_and_hold(*words, workers=1, ignored=()):
+        search = start(
+            *("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *TINY),
+            *("--workers", str(workers), *words),
+            ignored=ignored,
+            hooks=Hooks(gate=gate, report=False),
+        )
+        until_running([search], lambda: len(gate.held) == workers)
+        return search
+
+    return start_and_hold
 
 
-RUNNING = """
-    SELECT DISTINCT number FROM trials JOIN trial_intermediate_values USING (trial_id)
-    WHERE state = 'RUNNING'
-"""
-
-
-def running(url: str) -> list:
-    try:
-        return query(url, RUNNING)
-    except sqlite3.OperationalError:  # the file, or its tables, are not there yet
-        return []
+def states(url):
+    return {trial.state for trial in optuna.load_study(study_name="quick", storage=url).trials}
 
 
 @pytest.mark.parametrize(
@@ -201,50 +191,47 @@ def running(url: str) -> list:
         (signal.SIGUSR1, 138, 3),
     ],
 )
-def test_a_stopped_worker_gives_its_points_back(
-    start, slow, sqlite_url, tmp_path, number, code, population
-):
-    process = start(*slow, "--population", str(population))
-    until(lambda: running(sqlite_url))
-    process.send(number)
-    assert process.wait(30) == code
-    assert "Traceback" not in process.stderr
+def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, code, population):
+    search = held("--population", str(population))
+    search.send(number)
+    assert search.wait() == code
+    assert "Traceback" not in search.stderr
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
-    assert "given back" in process.stdout
-    given_back = [trial for trial in study.trials if trial.intermediate_values]
-    assert len(given_back) == population
-    assert all(trial.user_attrs["setbacks"] == {"interrupted": 1} for trial in given_back)
+    assert states(sqlite_url) == {TrialState.WAITING}
+    assert "given back" in search.stdout
+    requeued = [trial for trial in study.trials if trial.intermediate_values]
+    assert len(requeued) == population
+    assert all(trial.user_attrs["setbacks"] == {"interrupted": 1} for trial in requeued)
     kept = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
-    assert kept == {f"trial-{trial.number}.checkpoint" for trial in given_back}
+    assert kept == {f"trial-{trial.number}.checkpoint" for trial in requeued}
 
 
-def test_stopping_the_process_that_started_the_workers_stops_them_all(start, slow, sqlite_url):
-    process = start(*slow, "--workers", "2", "--population", "2")
-    until(lambda: len(running(sqlite_url)) == 4)
-    process.send(signal.SIGINT)
-    assert process.wait(30) == 130
-    study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+def test_stopping_the_process_that_started_the_workers_stops_them_all(held, sqlite_url):
+    search = held("--population", "2", workers=2)
+    search.send(signal.SIGINT)
+    assert search.wait() == 130
+    assert states(sqlite_url) == {TrialState.WAITING}
 
 
-def test_a_second_interrupt_stops_the_workers_too(start, slow, sqlite_url):
+@pytest.mark.extended
+def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
     """Sent to the process that started them alone, and at once."""
-    process = start(*slow, "--workers", "2", "--population", "2")
-    until(lambda: len(running(sqlite_url)) == 4)
-    process.send(signal.SIGINT)
-    time.sleep(0.05)
-    process.send(signal.SIGINT)
-    assert process.wait(30) == 130
-    study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
+    search = held("--population", "2", workers=2)
+    search.send(signal.SIGINT)
+    search.send(signal.SIGINT)
+    assert search.wait() == 130
+    until(lambda: states(sqlite_url) == {TrialState.WAITING})
 
 
-def test_a_terminal_that_is_closed_stops_its_worker(slow, sqlite_url):
+def test_a_terminal_that_is_closed_stops_its_worker(sqlite_url, text, tmp_path, gate):
     terminal, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, *slow],
-        cwd=ROOT,
+        [
+            *(sys.executable, hooks.__file__, "run_search.py", "quick", *TINY),
+            *("--storage", sqlite_url, "--corpus", str(text)),
+        ],
+        cwd=tmp_path,
+        env=os.environ | Hooks(gate=gate).environment,
         stdin=end,
         stdout=end,
         stderr=end,
@@ -254,15 +241,14 @@ def test_a_terminal_that_is_closed_stops_its_worker(slow, sqlite_url):
     os.close(end)
     drain = threading.Thread(target=lambda: [None for _ in iter(lambda: _read(terminal), b"")])
     drain.start()
-    until(lambda: running(sqlite_url))
+    until(lambda: gate.held or process.poll() is not None)
     process.send_signal(signal.SIGHUP)  # as the closing terminal's session would be
     os.close(terminal)
     try:
-        assert process.wait(30) == 129
+        assert process.wait(PATIENT_SECONDS) == 129
     finally:
         process.kill()
-    study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+    assert states(sqlite_url) == {TrialState.WAITING}
 
 
 def _read(descriptor: int) -> bytes:
@@ -274,46 +260,37 @@ def _read(descriptor: int) -> bytes:
 
 def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
     words = ("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL)
-    start(*words, stdout="/dev/full").wait(120)
+    start(*words, stdout="/dev/full").wait()
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert not any("setbacks" in trial.user_attrs for trial in trials)
 
 
-def test_what_nohup_has_ignored_stays_ignored(start, slow, sqlite_url):
-    process = start(*slow, ignored=[signal.SIGHUP])  # which is all that nohup does
-    until(lambda: running(sqlite_url))
-    process.send(signal.SIGHUP)
-    time.sleep(1)
-    assert not process.ended.is_set()
-    process.send(signal.SIGTERM)
-    assert process.wait(30) == 143
+def test_a_signal_that_nohup_ignores_stays_ignored(held):
+    search = held(ignored=[signal.SIGHUP])  # which is all that nohup does
+    search.send(signal.SIGHUP)
+    search.send(signal.SIGTERM)
+    assert search.wait() == 143, "the first signal that it hears decides the exit code"
 
 
-def test_workers_stop_when_the_process_that_started_them_is_killed(
-    start, slow, sqlite_url, tmp_path
-):
-    process = start(*slow, "--workers", "2", "--population", "2")
-    until(lambda: len(running(sqlite_url)) == 4)
-    process.send(signal.SIGKILL)
-    process.wait()
-    study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    until(lambda: {trial.state for trial in study.trials} == {TrialState.WAITING})
+@pytest.mark.extended
+def test_workers_stop_when_the_process_that_started_them_is_killed(held, sqlite_url, tmp_path):
+    search = held("--population", "2", workers=2)
+    search.send(signal.SIGKILL)
+    search.wait()
+    until(lambda: states(sqlite_url) == {TrialState.WAITING})
     assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 4
 
 
-def test_status_of_a_running_study(start, slow, sqlite_url, run):
-    process = start(*slow, "--population", "5")
-    until(lambda: running(sqlite_url))
-    try:
-        done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
-        status = json.loads(done.stdout)
-        assert (status["planned"], status["running"], status["waiting"]) == (96, 5, 91)
-        assert status["best"] is None
-        assert status["seconds_left"] is None
-    finally:
-        process.send(signal.SIGTERM)
-        process.wait(30)
+def test_status_of_a_running_study(held, sqlite_url, run):
+    search = held("--population", "5")
+    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    status = json.loads(done.stdout)
+    assert (status["planned"], status["running"], status["waiting"]) == (96, 5, 91)
+    assert status["best"] is None
+    assert status["seconds_left"] is None
+    search.send(signal.SIGTERM)
+    assert search.wait() == 143
 
 
 def contents(folder):
@@ -334,9 +311,8 @@ def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
     assert contents(tmp_path) == before
 
 
-def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(start, slow, sqlite_url, run):
-    process = start(
-        *slow,
+def test_a_worker_that_need_not_wait_leaves_the_last_trials_to_others(held, sqlite_url, text, run):
+    one = (
         "--set=space.state_source=['new']",
         "--set=space.input_gate=[false]",
         "--set=space.forget_gate=[false]",
@@ -344,30 +320,19 @@ def test_a_worker_that_need_not_wait_leaves_the_last_points_to_others(start, slo
         "--set=space.state_gate=[false]",
         "--set=space.residual=[true]",
     )
-    until(lambda: running(sqlite_url))
-    try:
-        done = run(
-            *slow,
-            "--set=space.state_source=['new']",
-            "--set=space.input_gate=[false]",
-            "--set=space.forget_gate=[false]",
-            "--set=space.output_gate=[false]",
-            "--set=space.state_gate=[false]",
-            "--set=space.residual=[true]",
-            "--no-wait",
-        )
-        assert done.returncode == 0, done.stderr
-        assert "0 of 1 finished, 1 running" in done.stdout
-    finally:
-        process.send(signal.SIGTERM)
-        process.wait(30)
+    search = held(*one)
+    common = ("--storage", sqlite_url, "--corpus", str(text))
+    done = run("run_search.py", "quick", *common, *TINY, *one, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1 finished, 1 running" in done.stdout
+    search.send(signal.SIGTERM)
+    assert search.wait() == 143
 
 
-def test_a_killed_worker_harms_nothing_that_is_recorded(start, slow, sqlite_url):
-    process = start(*slow)
-    until(lambda: running(sqlite_url))
-    process.send(signal.SIGKILL)
-    process.wait()
+def test_a_killed_worker_harms_nothing_that_is_recorded(held, sqlite_url):
+    search = held()
+    search.send(signal.SIGKILL)
+    search.wait()
     with sqlite3.connect(Path(sqlite_url.removeprefix("sqlite:///"))) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 from helpers import ROOT, TINY
+from hooks import PATIENT_SECONDS
 from services import free_port
 
 from studies.definition import Definition
@@ -73,6 +75,25 @@ def smaller(command: list[str], text: Path) -> list[str]:
 
 
 @pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the project as git has it, with the environment that it was installed into."""
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    return folder
+
+
+@pytest.fixture
 def environment(sqlite_url, tmp_path):
     """As after ``. .venv/bin/activate``, with a storage of the test's own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE"))}
@@ -83,13 +104,13 @@ def environment(sqlite_url, tmp_path):
     return {**inherited, "PATH": path, **ours}
 
 
-def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
+def look_at_dashboard(command: list[str], checkout: Path, environment: dict[str, str]) -> None:
     port = free_port()
     process = subprocess.Popen(
-        [*command, f"PORT={port}"], cwd=ROOT, env=environment, start_new_session=True
+        [*command, f"PORT={port}"], cwd=checkout, env=environment, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENT_SECONDS
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
@@ -100,7 +121,7 @@ def look_at_dashboard(command: list[str], environment: dict[str, str]) -> None:
                 time.sleep(0.5)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENT_SECONDS)
 
 
 def test_a_test_runs_every_command():
@@ -109,8 +130,9 @@ def test_a_test_runs_every_command():
     assert {*PARTS} >= {"make demo", "make test", "on a file", "on a server"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("part", PARTS)
-def test_every_command(part, environment, text, run, request, tmp_path):
+def test_every_command(part, environment, checkout, text, run, request, tmp_path):
     for line in PARTS[part]:
         command = shlex.split(line, comments=True)
         if command[0] == "export":
@@ -120,22 +142,22 @@ def test_every_command(part, environment, text, run, request, tmp_path):
             environment[name] = request.getfixturevalue("postgresql_url")
             continue
         if command[:2] == ["make", "dashboard"]:
-            look_at_dashboard(command, environment)
+            look_at_dashboard(command, checkout, environment)
             continue
         words = [*command, *smaller(command, text)]
         if "search.export" in words:
             words[-1] = str(tmp_path / words[-1])
         if command[0] == "python":
             named = {key: environment[key] for key in environment if key.startswith("RNN_SEARCH_")}
-            done = run(*words[1:], **named)
+            done = run(*words[1:], cwd=checkout, **named)
         else:
             done = subprocess.run(
-                words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+                words, cwd=checkout, env=environment, capture_output=True, text=True
             )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         if command[:2] == ["make", "demo"]:
-            page = Path([line for line in done.stdout.splitlines() if line.endswith(".html")][-1])
-            assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+            page = [line for line in done.stdout.splitlines() if line.endswith(".html")][-1]
+            assert (checkout / page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     if part == "on a server":
         storage = environment["RNN_SEARCH_STORAGE"]
         on_server = optuna.load_study(study_name="deeper", storage=storage)

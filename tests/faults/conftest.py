@@ -29,7 +29,7 @@ def undisturbed(nursery, text, tmp_path_factory, worker_id):
         url = f"sqlite:///{folder}/studies.db"
         with FileLock(folder / "lock"):
             if not (folder / "done").exists():
-                assert searching(nursery, url, text)(**settings).wait(600) == 0
+                assert searching(nursery, url, text)(**settings).wait() == 0
                 (folder / "done").touch()
         return query(url, CURVES)
 

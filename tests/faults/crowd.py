@@ -1,6 +1,6 @@
-"""A crowd of workers that all begin at the same moment, with a trainer that trains nothing.
+"""A crowd of workers that all start at the same moment, with a trainer that trains nothing.
 
-``python tests/faults/crowd.py URL WORKERS POINTS``: prints, as JSON, the exit code of each worker
+``python tests/faults/crowd.py URL WORKERS TRIALS``: prints, as JSON, the exit code of each worker
 and the trials that it had. The workers are the project's own; what they import is imported once,
 and none of it is torch.
 """
@@ -10,12 +10,14 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import hooks
 import optuna
 from helpers import small_study
 from optuna.trial import TrialState
@@ -32,12 +34,21 @@ assert "torch" not in sys.modules
 
 
 class Stub:
-    """Trains nothing, and keeps the numbers of its trials."""
+    """Trains nothing, and keeps the numbers of its trials.
+
+    Its first trial ends when another worker has one too: one worker alone would test nothing.
+
+    Args:
+        folder: where each worker that has a trial leaves a file.
+        crowd: how many workers must have one.
+    """
 
     least_chance = 0.5
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, crowd: int) -> None:
         self.numbers: list[int] = []
+        self._folder = folder
+        self._crowd = crowd
 
     def limit(self, trial) -> int:
         return 1
@@ -46,6 +57,10 @@ class Stub:
         for claim in claims:
             self.numbers.append(claim.trial.number)
             claim.report(1, 1.0)
+            (self._folder / f"claimed-{os.getpid()}").touch()
+            while len(list(self._folder.glob("claimed-*"))) < self._crowd:
+                look()
+                time.sleep(0.01)
             look()
             yield claim, Outcome(TrialState.COMPLETE, 1.0, {}, "complete")
 
@@ -73,25 +88,27 @@ class Quiet:
         return
 
 
-def work(url: str, points: int) -> list[int]:
-    """Work on a study that may not be there yet, nor its storage; return the trials' numbers."""
+def work(url: str, trials: int, folder: Path, crowd: int) -> list[int]:
+    """Work on a study that may not exist yet, nor its storage; return the trials' numbers."""
     storage = open_storage(url)
-    study_id = small_study(storage, points)
-    stop, stub = StopRequest(), Stub()
+    study_id = small_study(storage, trials)
+    stop, stub = StopRequest(), Stub(folder, crowd)
     with ClaimKeeper(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as keeper:
         Worker(keeper, stub, lambda: accounting_of(storage, study_id), stop, Quiet()).run()
     return stub.numbers
 
 
-def main(url: str, workers: int, points: int) -> None:
-    """Start the crowd, and say what became of it."""
+def main(url: str, workers: int, trials: int) -> None:
+    """Start the crowd, and print what became of it."""
+    hooks.make_patient()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("postgresql"):
         importlib.import_module("psycopg")
     gate, release = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         with tempfile.TemporaryDirectory() as other:
-            work(f"sqlite:///{other}/studies.db", 1)  # also what is imported late is, once
+            # Also what is imported late is imported once.
+            work(f"sqlite:///{other}/studies.db", 1, Path(other), 1)
         pids = []
         for _ in range(workers):
             pid = os.fork()
@@ -100,8 +117,8 @@ def main(url: str, workers: int, points: int) -> None:
                 try:
                     os.close(release)
                     os.read(gate, 1)  # until the other end is closed: by all at once
-                    numbers = work(url, points)
-                    Path(folder, str(os.getpid())).write_text(json.dumps(numbers))
+                    numbers = work(url, trials, Path(folder), min(2, workers, trials))
+                    Path(folder, f"had-{os.getpid()}").write_text(json.dumps(numbers))
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -110,7 +127,7 @@ def main(url: str, workers: int, points: int) -> None:
             pids.append(pid)
         os.close(release)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        claimed = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+        claimed = [json.loads(path.read_text()) for path in Path(folder).glob("had-*")]
     print(json.dumps({"codes": codes, "claimed": claimed}))
 
 

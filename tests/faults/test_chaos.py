@@ -1,6 +1,6 @@
-"""Workers are killed, frozen, woken and stopped at random; each point is finished once.
+"""Workers are killed, frozen, woken and stopped at random; each trial is finished once.
 
-Bounded here; ``make chaos`` runs it for a minute with eight workers on 144 points.
+``make chaos`` disturbs eight workers on 144 trials two hundred times.
 """
 
 import os
@@ -9,12 +9,15 @@ import signal
 import time
 
 import pytest
-from nursery import CURVES, FINISHED, query, recorded, searching, until
+from hooks import Gate
+from nursery import CURVES, FINISHED, query, searching, until
 
-SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "5"))
+pytestmark = pytest.mark.extended
+
+DISTURBANCES = int(os.environ.get("RNN_SEARCH_CHAOS_DISTURBANCES", "14"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
-POINTS = int(os.environ.get("RNN_SEARCH_CHAOS_POINTS", "12"))
-STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "1400"))
+TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
+STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "400"))
 
 SPACE = {
     "training_steps": STEPS,
@@ -22,49 +25,67 @@ SPACE = {
     "lease_seconds": 2,
     "checkpoint_seconds": 0.3,
     "space_layers": "[1]",
-    "space_state_size": str([4 + index for index in range(POINTS // 12)]),
+    "space_state_size": str([4 + index for index in range(TRIALS // 12)]),
     "space_input_gate": "[false]",
     "space_output_gate": "[false]",
     "space_residual": "[true]",
     "space_exclude": "[]",
 }
-"""Two switches and three sources: twelve points a state size."""
+"""Two switches and three sources: twelve trials a state size."""
 
 
-def disturb(start, has_begun, seconds, workers, random):
-    """Keep so many workers at work, and do to them what may be done to a process."""
-    crew = [start() for _ in range(workers)]
-    until(has_begun)
-    frozen: list[tuple[float, object]] = []
-    done: dict[str, int] = {}
-    everybody = list(crew)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not all(searcher.ended.is_set() for searcher in crew):
-        time.sleep(random.uniform(0.1, 0.5))
-        for wake_at, searcher in list(frozen):
-            if time.monotonic() >= wake_at:
-                searcher.send(signal.SIGCONT)
-                frozen.remove((wake_at, searcher))
-        index = random.randrange(workers)
-        victim = crew[index]
-        if any(victim is searcher for _, searcher in frozen):
-            continue
-        number = random.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+class Crew:
+    """Workers that are disturbed, and replaced when that ends them.
+
+    Args:
+        start: starts a worker.
+        random: chooses what is done, to which worker, and when.
+    """
+
+    def __init__(self, start, random):
+        self._start = start
+        self._random = random
+        self._frozen = []  # (when to wake it, worker)
+        self.workers = [start() for _ in range(WORKERS)]
+        self.everyone = list(self.workers)
+        self.done = {}
+
+    @property
+    def has_ended(self):
+        return all(worker.ended.is_set() for worker in self.workers)
+
+    def kill(self, victim):
+        self._send(victim, signal.SIGKILL)
+
+    def disturb(self):
+        """Do something to a worker that is not frozen, and wake those whose time has come."""
+        awake = [worker for worker in self.workers if worker not in dict(self._frozen).values()]
+        if awake:
+            number = self._random.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+            self._send(self._random.choice(awake), number)
+        time.sleep(self._random.uniform(0.1, 0.5))
+        self.wake(time.monotonic())
+
+    def wake(self, until_time=float("inf")):
+        for at, worker in [each for each in self._frozen if each[0] <= until_time]:
+            worker.send(signal.SIGCONT)
+            self._frozen.remove((at, worker))
+
+    def add(self):
+        self.everyone.append(self._start())
+        return self.everyone[-1]
+
+    def _send(self, victim, number):
         victim.send(number)
-        name = signal.Signals(number).name
-        done[name] = done.get(name, 0) + 1
+        self.done[number.name] = self.done.get(number.name, 0) + 1
         if number == signal.SIGSTOP:  # for less than its lease, or for longer
-            frozen.append((time.monotonic() + random.choice([0.5, 4.0]), victim))
+            self._frozen.append((time.monotonic() + self._random.choice([0.5, 4.0]), victim))
         else:
-            crew[index] = start()
-            everybody.append(crew[index])
-    for _, searcher in frozen:
-        searcher.send(signal.SIGCONT)
-    return everybody, done
+            self.workers[self.workers.index(victim)] = self.add()
 
 
 PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
-"""With pauses, each with a checkpoint, and points that others go on with."""
+"""With pauses, each with a checkpoint, and trials that other workers resume."""
 
 
 @pytest.mark.parametrize(
@@ -72,41 +93,46 @@ PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
     [("sqlite", "5", ()), ("postgresql", "1", ()), ("sqlite", "1", PRUNED)],
     ids=["sqlite", "postgresql", "pruned"],
 )
-def test_each_point_is_finished_once_and_as_if_nothing_had_been(
-    nursery, text, undisturbed, tmp_path, kind, population, words, request
+def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
+    nursery, text, undisturbed, tmp_path, tmp_path_factory, kind, population, words, request
 ):
     url = request.getfixturevalue(f"{kind}_url")
     search = searching(nursery, url, text)
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
+    # Holds each training that was not resumed: no search ends before it was disturbed.
+    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", STEPS // 2)
 
     def start():
         own = f"--artifacts={tmp_path}/artifacts"
-        return search(own, *words, population=population, **SPACE)
+        return search(own, *words, population=population, gate=gate, **SPACE)
 
-    everybody, done = disturb(start, lambda: recorded(url), SECONDS, WORKERS, random.Random(seed))
-    print(f"{kind}: {len(everybody)} workers, {done}")
-    if all(searcher.ended.is_set() for searcher in everybody):
-        everybody.append(start())
-    for searcher in everybody:
-        searcher.wait(600)
+    crew = Crew(start, random.Random(seed))
+    until(lambda: gate.held)
+    crew.kill(next(worker for worker in crew.workers if worker.pid in gate.held))
+    while sum(crew.done.values()) < DISTURBANCES and not crew.has_ended:
+        crew.disturb()
+    crew.wake()
+    gate.open()
+    if crew.has_ended:
+        crew.add()
+    print(f"{kind}: {len(crew.everyone)} workers, {crew.done}")
 
     # Every worker ended as it was asked to (some before they could listen), none with an error.
-    allowed = (0, 143, -signal.SIGTERM, -signal.SIGKILL)
-    wrong = {searcher.code: searcher.output for searcher in everybody}
-    assert wrong.keys() <= set(allowed), wrong
+    codes = {worker.wait(): worker.output for worker in crew.everyone}
+    assert codes.keys() <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, codes
 
-    # By plain SQL: every point is finished once, and none runs.
+    # By plain SQL: every trial is finished once, and none runs.
     finished = query(url, FINISHED)
     pruned = {number for number, state, values in finished if (state, values) == ("PRUNED", 0)}
     assert finished == [
         (number, "PRUNED", 0) if number in pruned else (number, "COMPLETE", 1)
-        for number in range(POINTS)
+        for number in range(TRIALS)
     ]
     assert bool(pruned) == bool(words)
 
-    # Every curve is that of a search that nothing happened to: of networks that are trained one by
-    # one bit for bit, of others to the last digits, for their company has changed.
+    # Every curve is that of an undisturbed search: of networks that are trained alone bit for bit,
+    # of others up to rounding, for their network stack has changed.
     found, expected = query(url, CURVES), undisturbed(**SPACE)
     last = {number: step for number, step, _ in found}
     expected = [row for row in expected if row[0] not in pruned or row[1] <= last[row[0]]]
@@ -117,6 +143,6 @@ def test_each_point_is_finished_once_and_as_if_nothing_had_been(
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
     setbacks = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
     print(f"{kind}: setbacks {[value for (value,) in setbacks]}")
-    gone_on = sum("goes on from step" in searcher.output for searcher in everybody)
-    print(f"{kind}: {gone_on} workers went on from a checkpoint")
-    assert setbacks, "nothing has happened to any point"
+    resumed = sum("goes on from step" in worker.output for worker in crew.everyone)
+    print(f"{kind}: {resumed} workers resumed a trial")
+    assert setbacks, "nothing has happened to any trial"
