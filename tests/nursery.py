@@ -191,6 +191,7 @@ SETTINGS = {
     "training.batch_size": 4,
     "training.sequence_length": 32,
     "precision": "'fp32'",
+    "keep_weights": "0",
 }
 """Of networks that are trained in a second or so."""
 
