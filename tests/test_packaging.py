@@ -1,0 +1,92 @@
+"""The wheel and the source distribution: what they hold."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+from helpers import ROOT
+
+LEFT_BY_A_SEARCH = [
+    "studies/studies.db",
+    "studies/studies.db-wal",
+    "studies/studies.db.checkpoints/quick-1/trial-0.checkpoint",
+    "studies/studies.db.artifacts/note.py",
+    "studies/other.db",
+    "studies/other.sqlite.weights/quick-1/trial-0.safetensors",
+    "studies/other.sqlite.checkpoints/quick-1/trial-0.checkpoint",
+    "studies/other.sqlite.artifacts/note.py",
+    "studies/weights/quick-1/trial-0.safetensors",
+    "studies/checkpoints/quick-1/trial-0.checkpoint",
+    "studies/artifacts/note.py",
+    "reports/out/quick.html",
+    "reports/out/best-network/network.py",
+]
+
+PACKAGES = {"reports", "rnn", "search", "studies"}
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return listed.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the tracked files in which searches and reports have run."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    for name in LEFT_BY_A_SEARCH:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left by a search")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(project) -> Path:
+    """A folder with a wheel and a source distribution of that copy."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return project / "dist"
+
+
+def test_wheel_holds_modules_templates_and_definitions_alone(built):
+    expected = {"refine.py", "run_search.py"}
+    for name in tracked():
+        path = PurePosixPath(name)
+        is_part = path.suffix in {".py", ".toml"} or "templates" in path.parts
+        if path.parts[0] in PACKAGES and is_part:
+            expected.add(name)
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_source_distribution_holds_tracked_files_alone(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers()}
+    assert names - {"PKG-INFO"} <= set(tracked())
+    assert {"tests/test_packaging.py", "studies/quick.toml"} <= names
+
+
+@pytest.mark.parametrize("name", LEFT_BY_A_SEARCH)
+def test_git_ignores_what_a_search_leaves(project, name):
+    if not (project / ".git").exists():
+        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    done = subprocess.run(["git", "check-ignore", name], cwd=project, capture_output=True)
+    assert done.returncode == 0
+
+
+def test_git_ignores_no_tracked_file(project):
+    listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""
