@@ -34,11 +34,11 @@ def measure() -> Iterator[str]:
         storage = read_storage(url)
         results, reading = _timed(lambda: read_results(storage, "stage-one"))
         _, working_out = _timed(lambda: section_of(results))
-        page, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
+        report, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
         optuna_trials, optuna_reading = _timed(
             lambda: load_study(storage, "stage-one").get_trials(deepcopy=False)
         )
-        size = page.stat().st_size / 1e6
+        size = report.path.stat().st_size / 1e6
         yield f"report of {len(optuna_trials)} points × {LOG_POINTS} log points, SQLite"
         times = optuna_reading / reading
         yield f"  reading it {reading:.2f} s; with Optuna's own objects {times:.1f} times that"

@@ -4,16 +4,20 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import tenacity
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
-from reports.errors import ReportError
+from reports.errors import OutputTakenError, ReportError
 from studies.command_line import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.outages import is_outage, reason
+
+if TYPE_CHECKING:  # what draws is slow to import
+    from reports.page import Report
 
 WATCH_SECONDS = 60
 """Between two reports of a study that is watched."""
@@ -23,12 +27,12 @@ OUTAGE_SECONDS = 60
 
 
 def report_at_the_end(storage: str, names: list[str]) -> None:
-    """Write the report of a search that has ended, and say where it is.
+    """Write the report of a search that has ended; print its path and its main result.
 
     Whatever fails here is no failure of the search: its results are recorded.
     """
 
-    def write() -> Path:
+    def write() -> "Report":
         from reports.page import write_report
 
         return write_report(storage, names)
@@ -49,11 +53,14 @@ def report_at_the_end(storage: str, names: list[str]) -> None:
         reraise=True,
     )
     try:
-        path = patiently(write)
+        report = patiently(write)
     except Exception as error:
         click.echo(f"no report: {reason(error)}")
         return
-    click.echo(f"report: {path}")
+    click.echo(f"report: {report.path}")
+    click.echo(report.headline)
+    if report.note:
+        click.echo(report.note, err=True)
 
 
 @click.command(
@@ -118,7 +125,11 @@ def reports(
     # Imported here: a command that is refused need not wait for what draws.
     from reports.page import write_report
 
-    click.echo(write_report(storage, studies, output))
+    report = write_report(storage, studies, output)
+    click.echo(report.path)
+    click.echo(report.headline)
+    if report.note:
+        click.echo(report.note, err=True)
     return 0
 
 
@@ -148,19 +159,25 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     from reports.trials import read_results
     from studies.opening import read_storage
 
-    last = ""
+    last = note = ""
     while True:
         try:
             with closing(read_storage(storage)) as opened:
                 results = [read_results(opened, name) for name in names]
             is_done = all(r.accounting.finished == r.accounting.planned for r in results)
-            path = write_page(results, output, None if is_done else WATCH_SECONDS)
+            report = write_page(results, output, None if is_done else WATCH_SECONDS)
+            if report.note != note:
+                note = report.note
+                click.echo(note, err=True)
             finished = sum(r.accounting.finished for r in results)
             planned = sum(r.accounting.planned for r in results)
-            line = f"{path}  {finished} of {planned} points finished"
+            line = f"{report.path}  {finished} of {planned} points finished"
             if is_done:
                 click.echo(line)
+                click.echo(report.headline)
                 return
+        except OutputTakenError:
+            raise
         except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
             line = f"no report yet: {reason(error)}"
         if line != last:

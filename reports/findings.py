@@ -17,6 +17,7 @@ import click
 from reports.effects import LEAST_PAIRS, Grid
 from reports.errors import ReportError
 from reports.note import escaped
+from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.standings import standing_of
 from reports.statements import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.templating import templates
@@ -27,9 +28,6 @@ from studies.errors import StudiesError
 from studies.files import write_beside
 from studies.opening import read_storage
 from studies.records import METRICS
-
-OUTPUT = Path(__file__).parent / "out" / "findings.md"
-"""Where the page lands, unless another place is named."""
 
 MARGIN = 0.02
 """Nats that are no difference: about what one architecture, run again, differs by."""
@@ -153,6 +151,7 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN, note: str = "") 
     }
     return _TEMPLATES.get_template("findings.md").render(
         heading=_HEADING,
+        identity_tag=identity_tag(report_identity(each.identity for each in studies)),
         statements=list(enumerate(STATEMENTS, 1)),
         margin=margin,
         least_pairs=LEAST_PAIRS,
@@ -198,38 +197,38 @@ def write_findings(
     output: Path | None = None,
     margin: float = MARGIN,
     note: str = "",
-) -> Path:
+) -> tuple[Path, str]:
     """Write the page about one or several finished studies.
 
     Args:
         storage_url: where they are kept; opened for reading only.
         names: of the studies, in the order of the page.
-        output: the file to write; by default :data:`OUTPUT`.
+        output: the file to write; by default ``findings.md`` in :data:`OUTPUT`, see
+            :func:`reports.output.choose_path`.
         margin: nats that are no difference.
         note: see :func:`page_of`.
 
     Returns:
-        The file that was written.
+        The file that was written, and one line for the user if it is not the one to be expected.
 
     Raises:
         StudiesError: if a study or the storage is not there.
-        ReportError: if a study is not finished or tests nothing, or the file cannot be written.
+        ReportError: if a study is not finished or tests nothing, the file cannot be written, or it
+            exists and is about something else.
     """
-    path = output or OUTPUT
+    path = output or (OUTPUT / "findings.md").absolute()
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
     page = f"{page_of(results, margin, note).rstrip()}\n".encode()
+    identity = report_identity(each.identity for each in results)
     try:
-        if path.exists() and not path.read_bytes().startswith(_HEADING.encode()):
-            raise ReportError(
-                f"{path} is there and is no such page; it was left as it is; name another --output"
-            )
+        path, line = choose_path(path, output is None, identity, _HEADING.encode())
         write_beside(path, [page])
     except OSError as error:
         raise ReportError(
             f"the page cannot be written to {path} ({error.strerror}); name another --output"
         ) from error
-    return path
+    return path, line
 
 
 _TEMPLATES = templates(escaping=False)
@@ -273,7 +272,10 @@ def findings(
     """Write the page."""
     if not math.isfinite(margin):  # nan is in every range
         raise click.BadParameter(f"--margin {margin} is no bound; allowed: above 0; correct it")
-    click.echo(write_findings(storage, studies, output, margin, " ".join(note.split())))
+    path, line = write_findings(storage, studies, output, margin, " ".join(note.split()))
+    click.echo(path)
+    if line:
+        click.echo(line, err=True)
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from pygments.lexers import PythonLexer
 from reports.drawing import Drawing
 from reports.errors import ReportError
 from reports.figures import effect_colour
+from reports.headline import headline_of
+from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.sections import Section, sections_of
 from reports.templating import templates
 from reports.trials import Results, read_results
@@ -42,9 +45,6 @@ from rnn.source import equations, layer_code, module_code
 from studies.files import write_beside
 from studies.opening import read_storage
 
-OUTPUT = Path(__file__).parent / "out"
-"""Where pages land, unless another place is named."""
-
 _LONGEST_NAME = 180
 """Of a file, in bytes; file systems take 255, and others are added."""
 
@@ -53,23 +53,37 @@ _BEGINNING = b"<!DOCTYPE html>"
 _THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        path: the file.
+        note: one line for the user if the file is not the one to be expected; else "".
+        headline: the main result, in one line.
+    """
+
+    path: Path
+    note: str
+    headline: str
+
+
 def write_report(
     storage_url: str, names: Sequence[str], output: Path | None = None, renewed: int | None = None
-) -> Path:
+) -> Report:
     """Write the report of one or several studies.
 
     Args:
         storage_url: where they are kept; opened for reading only.
         names: of the studies, in the order of the page.
-        output: the file to write; by default one named after the studies in :data:`OUTPUT`.
+        output: the file to write; by default one named after the studies in :data:`OUTPUT`, see
+            :func:`reports.output.choose_path`.
         renewed: seconds after which it is written anew, and loads itself again; None if it is not.
-
-    Returns:
-        The file that was written.
 
     Raises:
         StudiesError: if a study or the storage is not there.
-        ReportError: if a study has nothing to report, or the file cannot be written.
+        ReportError: if a study has nothing to report, the file cannot be written, or it exists and
+            reports something else.
     """
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name) for name in names]
@@ -78,31 +92,31 @@ def write_report(
 
 def write_page(
     results: Sequence[Results], output: Path | None = None, renewed: int | None = None
-) -> Path:
+) -> Report:
     """Write the report of results that are read already; see :func:`write_report`."""
-    names = [each.name for each in results]
-    path = output or OUTPUT / f"{_file_name(names)}.html"
-    page = render(sections_of(results), renewed)
+    identity = report_identity(each.identity for each in results)
+    default = OUTPUT / f"{_file_name([each.name for each in results])}.html"
+    path = output or default.absolute()
+    sections = sections_of(results)
     try:
-        if not _may_be_replaced(path):
-            raise ReportError(
-                f"{path} is there and is no report; it was left as it is; name another --output"
-            )
+        path, note = choose_path(path, output is None, identity, _BEGINNING)
         # Piece by piece: a page of some megabytes would be there several times at once.
-        write_beside(path, (piece.encode() for piece in page))
+        write_beside(path, (piece.encode() for piece in render(sections, renewed)))
     except OSError as error:
         raise ReportError(
             f"the report cannot be written to {path} ({error.strerror}); name another --output"
         ) from error
-    return path
+    return Report(path, note, headline_of(sections))
 
 
 def render(sections: Sequence[Section], renewed: int | None = None) -> Iterator[str]:
     """Return the page as HTML, in pieces."""
+    identity = report_identity(section.results.identity for section in sections)
     return (
         _templates()
         .get_template("report.html")
         .generate(
+            identity_tag=Markup(identity_tag(identity)),
             title=", ".join(section.results.name for section in sections),
             sections=sections,
             written=datetime.now().astimezone(),
@@ -173,14 +187,6 @@ def _code_styles() -> Markup:
         for selector, style in themes.items()
     ]
     return Markup("\n".join(styles))
-
-
-def _may_be_replaced(path: Path) -> bool:
-    """Tell whether a file is a report, or not there."""
-    if not path.exists():
-        return True
-    with path.open("rb") as file:
-        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def _file_name(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from reports.errors import ReportError
 from reports.measure import Measure, measure_of
+from reports.output import study_identity
 from reports.rows import OF_ARCHITECTURES, PAUSED, sources_of, table_of
 from reports.words import parameter_word, value_word
 from rnn.architecture import BYTES
@@ -16,6 +17,7 @@ from studies.definition import Definition, read_definition
 from studies.opening import load_study
 from studies.points import read_curves, read_lanes, read_points
 from studies.records import (
+    CHECKPOINTS,
     COMMANDS,
     CORPUS,
     DEFINITION,
@@ -46,6 +48,7 @@ class Results:
             this study's objective, and the parameters.
         vocabulary: of what the networks read.
         lanes: bits per character on each lane of :attr:`measure`'s held-out text, by trial number.
+        identity: of the study, by :func:`reports.output.study_identity`.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Results:
     sources: pd.DataFrame
     vocabulary: VocabularyRecord = _OF_BYTES
     lanes: dict[int, list[float]] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def parameters(self) -> list[str]:
@@ -146,6 +150,7 @@ def read_results(
         ),
         sources=sources_of(storage, definition),
         vocabulary=VocabularyRecord.model_validate(attributes.get(VOCABULARY, _OF_BYTES)),
+        identity=study_identity(storage.engine.url, name, attributes.get(CHECKPOINTS)),
     )
     accounting = results.accounting
     if not accounting.complete:

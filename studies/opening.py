@@ -24,6 +24,7 @@ from studies.storage import Storage
 from studies.tables import TRIALS
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
+"""Relative to the working directory. Only for this storage is a missing folder created."""
 
 _VERSION_TABLE = "alembic_version"
 _OPTUNAS = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
@@ -157,6 +158,8 @@ def _create_sqlite(url: URL) -> None:
     path = Path(str(url.database))
     if path.exists():
         return
+    if url == parse_url(DEFAULT_STORAGE):
+        path.parent.mkdir(exist_ok=True)
     if not path.parent.is_dir():
         raise StorageError(
             f"storage {shown(url)}: the folder {path.parent} is not there; make it, or name "

@@ -172,7 +172,7 @@ def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, text):
     assert done.returncode == 0, done.stderr
     done = run("-m", "reports", "quick", "--storage", sqlite_url)
     assert done.returncode == 0
-    page = Path(done.stdout.strip())
+    page = Path(done.stdout.splitlines()[0])
     assert "Unfinished: 2 of 8 points" in page.read_text()
 
 

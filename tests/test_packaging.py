@@ -1,5 +1,6 @@
-"""The wheel and the source distribution: what they hold."""
+"""The wheel: what it holds, and that it works in an empty folder."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from helpers import ROOT
+from test_command_line import ONE_POINT
 
 LEFT_BY_A_SEARCH = [
     "studies/studies.db",
@@ -90,3 +92,39 @@ def test_git_ignores_what_a_search_leaves(project, name):
 def test_git_ignores_no_tracked_file(project):
     listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
+    """Search, report and findings with the default storage and outputs."""
+    (wheel,) = built.glob("*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    empty.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RNN_SEARCH_")}
+    environment["PYTHONPATH"] = str(installed)
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    residual = "--set=space.residual=[false, true]"
+    said = run("run_search", "quick", "--corpus", str(text), *ONE_POINT, residual)
+    page = empty / "reports" / "out" / "quick.html"
+    assert f"report: {page}\n" in said
+    page.unlink()
+    assert run("reports", "quick").splitlines()[0] == str(page)
+    assert page.exists()
+    assert run("reports.findings", "quick") == f"{empty}/reports/out/findings.md\n"
+    written = {path.relative_to(empty).parts[0] for path in empty.rglob("*")}
+    assert written == {"studies", "reports"}
+    assert not (installed / "reports" / "out").exists()
+    assert {path.name for path in (empty / "studies").iterdir()} >= {"studies.db"}

@@ -238,7 +238,7 @@ def test_what_cannot_be_tested_is_refused_and_nothing_is_written(sqlite_url, tmp
         write_findings(sqlite_url, ["plain"], page)
     assert not page.exists()
     page.write_text("mine")
-    with pytest.raises(ReportError, match="is there and is no such page"):
+    with pytest.raises(ReportError, match="is not such a report; it was left as it is"):
         write_findings(sqlite_url, ["whole"], page)
     assert page.read_text() == "mine"
 

@@ -23,7 +23,7 @@ def results_of(url, name="replicates"):
 
 
 def words_of(url, names, path):
-    html = write_report(url, names, path).read_text("utf-8")
+    html = write_report(url, names, path).path.read_text("utf-8")
     return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
 
 
@@ -149,12 +149,12 @@ def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
     samples = ("<b>it was</b>\n\x00 & so on", None)
     runs = [(own_point(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    page = write_report(sqlite_url, ["writers"], tmp_path / "page.html").read_text("utf-8")
+    page = write_report(sqlite_url, ["writers"], tmp_path / "page.html").path.read_text("utf-8")
     assert "What the best write</h3>" in page
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
     assert page.count('<pre class="code sample">') == 1
     make_study(sqlite_url, finished=1)
-    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text("utf-8")
+    page = write_report(sqlite_url, ["made"], tmp_path / "other.html").path.read_text("utf-8")
     assert "What the best write" not in page
 
 

@@ -40,7 +40,7 @@ def page_file(tmp_path_factory):
     url = f"sqlite:///{folder}/studies.db"
     make_study(url, threshold=2.05)
     make_study(url, "second", threshold=None)
-    return write_report(url, ["made", "second"], folder / "page.html")
+    return write_report(url, ["made", "second"], folder / "page.html").path
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def test_the_page_opens_offline_and_draws_every_figure(browser, page_file, width
 
 
 def test_a_derived_study_and_its_source_on_one_page(browser, derived, tmp_path):
-    path = write_report(derived, ["made", "derived"], tmp_path / "page.html")
+    path = write_report(derived, ["made", "derived"], tmp_path / "page.html").path
     with opened(browser, path) as page:
         look_at_every_figure(page)
         assert page.locator("#s2-lineage").inner_text() == "From study to study"
@@ -225,7 +225,7 @@ def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
 def test_a_study_with_a_hostile_name_and_worker_runs_nothing(browser, sqlite_url, tmp_path):
     name = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     make_study(sqlite_url, name, worker=f"</script>{name}", question=name)
-    path = write_report(sqlite_url, [name], tmp_path / "page.html")
+    path = write_report(sqlite_url, [name], tmp_path / "page.html").path
     with opened(browser, path) as page:
         look_at_every_figure(page)
         assert page.locator("h1").inner_text() == name

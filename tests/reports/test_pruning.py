@@ -74,7 +74,7 @@ def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
     assert storage.prune(study_id, 8, {last: {"reason": REASON}}) == [last]
     storage.close()
     assert pruning_of(read_results(read_storage(pruned), "made")).expected == pytest.approx(0.96)
-    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert "The grid was pruned:</strong>" in words
     assert "By what was foretold when the others were pruned, 96.0% of them are expected" in words
@@ -90,7 +90,7 @@ def test_one_that_failed_early_is_left_out_and_said_to_be(pruned, tmp_path):
     storage.close()
     found = pruning_of(read_results(read_storage(pruned), "made"))
     assert (found.common_step, found.absent) == (100, 1)
-    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     assert "all points but 1 were trained, whatever became of them" in re.sub(r"\s+", " ", page)
 
 
@@ -105,7 +105,7 @@ def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(prune
 
 
 def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
-    page = write_report(pruned, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert (
         "The grid is being pruned:</strong> what is said here rests on the 4 points of 8" in words
@@ -122,6 +122,8 @@ def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
 def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
     make_study(sqlite_url)
     assert pruning_of(read_results(read_storage(sqlite_url), "made")) is None
-    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text(
+        encoding="utf-8"
+    )
     assert "put off at step" not in page
     assert "foretold" not in page

@@ -72,9 +72,9 @@ def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp
 def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
     name = "<script>alert(1)</script>/../x"
     make_study(sqlite_url, name)
-    monkeypatch.setattr("reports.page.OUTPUT", tmp_path / "out")
-    path = write_report(sqlite_url, [name])
-    assert path.parent == tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    path = write_report(sqlite_url, [name]).path
+    assert path.parent == tmp_path / "reports" / "out"
     html = path.read_text(encoding="utf-8")
     assert "<script>alert(1)" not in html
     assert "&lt;script&gt;alert(1)" in html
@@ -85,7 +85,7 @@ def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
 )
 def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finished, threshold):
     make_study(sqlite_url, finished=finished, threshold=threshold)
-    path = write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    path = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
@@ -181,11 +181,11 @@ def test_only_a_report_is_written_over(sqlite_url, tmp_path):
     make_study(sqlite_url)
     database = tmp_path / "studies.db"
     before = database.read_bytes()
-    with pytest.raises(ReportError, match="is no report; it was left as it is"):
+    with pytest.raises(ReportError, match="is not such a report; it was left as it is"):
         write_report(sqlite_url, ["made"], database)
     assert database.read_bytes() == before
-    page = write_report(sqlite_url, ["made"], tmp_path / "page.html")
-    assert write_report(sqlite_url, ["made"], page) == page
+    page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
+    assert write_report(sqlite_url, ["made"], page).path == page
     with pytest.raises(ReportError, match="cannot be written"):
         write_report(sqlite_url, ["made"], Path("/proc/no/page.html"))
 
@@ -222,7 +222,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     assert list(rows["runs"]) == [3, 3]
     assert list(rows["mean"]) == pytest.approx([1.2, 2.1])
     assert list(rows["std"]) == pytest.approx([0.2, 1.044], abs=1e-3)
-    html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").read_text("utf-8")
+    html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").path.read_text("utf-8")
     assert "Each point was run once" not in html
     # By the mean, though the luckiest run is of the other.
     words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
@@ -274,7 +274,7 @@ def test_a_derived_study_whose_source_is_gone_is_reported_without_it(derived, tm
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))
     storage.close()
-    html = write_report(derived, ["derived"], tmp_path / "page.html").read_text("utf-8")
+    html = write_report(derived, ["derived"], tmp_path / "page.html").path.read_text("utf-8")
     assert "From study to study" not in html
     assert "refinement.best=2" in html
 
@@ -310,11 +310,11 @@ def test_results_are_read_as_optuna_reads_them(sqlite_url):
 
 
 def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
-    monkeypatch.setattr("reports.page.OUTPUT", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
     names = ["a b", "a_b", "é" * 200]
     for name in names:
         make_study(sqlite_url, name, finished=1)
-    pages = [write_report(sqlite_url, [name]) for name in names]
+    pages = [write_report(sqlite_url, [name]).path for name in names]
     assert pages[1].name == "a_b.html"
     assert len(set(pages)) == 3
     assert all(page.exists() for page in pages)
@@ -326,5 +326,5 @@ def test_a_study_under_way_says_what_is_left_out(sqlite_url, tmp_path):
     left_out = {effect.contrast.label: effect.left_out for effect in section.parts[0].effects}
     # The fourth diverged, the eighth waits: a pair in the residual, of two pairs else.
     assert left_out == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
-    words = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text("utf-8")
+    words = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
     assert "2 points of" in re.sub(r"\s+", " ", words)

@@ -1,0 +1,168 @@
+"""Which files reports are written to, and which existing files they leave alone."""
+
+import re
+
+import pytest
+from made import make_runs, make_study, own_point
+from sqlalchemy.engine import make_url
+
+from reports.command_line import report_at_the_end, reports
+from reports.errors import OutputTakenError
+from reports.findings import findings
+from reports.output import study_identity
+from studies.opening import open_storage
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory: an empty folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def urls(tmp_path):
+    """Two storages, each with a study of the same name."""
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "other")]
+    for url, worker in zip(urls, ("first", "second"), strict=True):
+        make_study(url, worker=worker)
+    return urls
+
+
+def write(command, capsys, *words):
+    """Run a command; return the path that it prints and what it prints on standard error."""
+    capsys.readouterr()
+    command.main([*words], standalone_mode=False)
+    said = capsys.readouterr()
+    return said.out.splitlines()[0], said.err
+
+
+@pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
+def test_two_storages_with_a_study_of_one_name_give_two_files(command, folder, urls, capsys):
+    first, note = write(command, capsys, "made", "--storage", urls[0])
+    assert note == ""
+    before = (folder / first).read_bytes()
+    second, note = write(command, capsys, "made", "--storage", urls[1])
+    assert second != first
+    assert re.fullmatch(r"(made|findings)-[0-9a-f]{8}\.(html|md)", second.split("/")[-1])
+    assert note == (
+        f"{first} reports other studies or another storage, or is no report; it was left as it is\n"
+    )
+    assert (folder / first).read_bytes() == before
+    assert len(list((folder / "reports" / "out").iterdir())) == 2
+    # Each is replaced when it is written again.
+    again = [write(command, capsys, "made", "--storage", url)[0] for url in urls]
+    assert again == [first, second]
+    assert len(list((folder / "reports" / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
+def test_named_output_of_another_storage_is_refused(command, folder, urls, capsys):
+    words = ("made", "--output", "page", "--storage")
+    path, _ = write(command, capsys, *words, urls[0])
+    assert path == "page"
+    before = (folder / path).read_bytes()
+    with pytest.raises(OutputTakenError) as refusal:
+        write(command, capsys, *words, urls[1])
+    assert str(refusal.value) == (
+        "page reports other studies, another storage, or was written by an older version; it was "
+        "left as it is; remove it or name another --output"
+    )
+    assert (folder / path).read_bytes() == before
+    write(command, capsys, *words, urls[0])
+
+
+def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
+    """A study that is deleted and made again has the same name and another folder."""
+    paths = []
+    for unique in ("made-1", "made-2"):
+        make_study(sqlite_url)
+        storage = open_storage(sqlite_url)
+        study_id = storage.get_study_id_from_name("made")
+        storage.set_study_user_attr(study_id, "checkpoints", unique)
+        paths.append(write(reports, capsys, "made", "--storage", sqlite_url)[0])
+        storage.delete_study(study_id)
+        storage.close()
+    assert len(set(paths)) == 2
+
+
+@pytest.mark.parametrize("content", ["<!DOCTYPE html>\n<title>an old report</title>\n", "notes\n"])
+def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
+    taken = folder / "reports" / "out" / "made.html"
+    taken.parent.mkdir(parents=True)
+    taken.write_text(content)
+    path, note = write(reports, capsys, "made", "--storage", urls[0])
+    assert path != str(taken)
+    assert str(taken) in note
+    assert taken.read_text() == content
+    with pytest.raises(OutputTakenError, match="name another --output"):
+        write(reports, capsys, "made", "--storage", urls[0], "--output", str(taken))
+    assert taken.read_text() == content
+
+
+def test_same_file_by_another_path_is_the_same_storage(folder, urls, tmp_path, capsys):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    spellings = [urls[0], urls[0].replace("one.db", "link/one.db"), "sqlite:///../one.db"]
+    paths = {write(reports, capsys, "made", "--storage", url)[0] for url in spellings}
+    assert len(paths) == 1
+
+
+def test_identity_of_a_server_does_not_depend_on_the_password():
+    addresses = (
+        "postgresql+psycopg://me@host/studies?sslmode=require",
+        "postgresql+psycopg://me:s3cret@host/studies?sslmode=require&sslpassword=s3cret",
+        "postgresql+psycopg://me@elsewhere/studies?sslmode=require",
+        "postgresql+psycopg://me@host/others?sslmode=require",
+    )
+    found = [study_identity(make_url(url), "made", "made-1") for url in addresses]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_page_holds_no_path_of_its_storage(folder, urls, tmp_path, capsys):
+    path, _ = write(reports, capsys, "made", "--storage", urls[0])
+    assert str(tmp_path) not in (folder / path).read_text("utf-8")
+
+
+def test_watching_ends_if_the_output_is_another_page(folder, urls, capsys):
+    write(reports, capsys, "made", "--storage", urls[0], "--output", "page.html")
+    with pytest.raises(OutputTakenError):
+        write(reports, capsys, "made", "--watch", "--storage", urls[1], "--output", "page.html")
+
+
+def test_search_ends_with_path_and_main_result(folder, urls, capsys):
+    report_at_the_end(urls[0], ["made"])
+    path, headline = capsys.readouterr().out.splitlines()
+    assert path == f"report: {folder}/reports/out/made.html"
+    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats a byte, ")
+    assert "; largest effects: residual +0.400 nats" in headline
+
+
+def headline_for(capsys, url, *names):
+    reports.main([*names, "--storage", url], standalone_mode=False)
+    return capsys.readouterr().out.splitlines()[1]
+
+
+def test_best_of_comparable_studies_is_named(folder, sqlite_url, capsys):
+    make_study(sqlite_url)
+    raw = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "better", raw, [(own_point(3), 1.25, {})])
+    make_runs(sqlite_url, "of-other-text", raw, [(own_point(3), 1.0, {})], text="cd")
+    made_effects = "largest effects of 'made': residual +0.400 nats [+0.400, +0.400], layers"
+    headline = headline_for(capsys, sqlite_url, "better", "made")
+    assert headline.startswith("best: 3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats")
+    assert made_effects in headline
+    assert headline_for(capsys, sqlite_url, "made", "better").startswith("best: 3×4")
+    headline = headline_for(capsys, sqlite_url, "made", "of-other-text")
+    assert headline.startswith("best: 1×4 no gates, new state (trial 0 of 'made'), 1.5000 nats")
+
+
+def test_study_without_effects_has_a_best_network_alone(folder, sqlite_url, capsys):
+    raw = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "single", raw, [(own_point(), 1.25, {})])
+    assert headline_for(capsys, sqlite_url, "single") == (
+        "best: 1×4 no gates, new state (trial 0), 1.2500 nats a byte, least smoothed training loss"
+    )
