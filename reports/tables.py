@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW
 
 STUDY = "study"
 """The column that names a row's study."""
+
+_SAMPLE = "sample"
+
+_NOT_IN_CSV = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
+"""Backslashes, control characters and everything else that :meth:`str.splitlines` splits at."""
 
 
 def rows_of(results: Sequence[Results]) -> pd.DataFrame:
@@ -36,12 +42,22 @@ def rows_of(results: Sequence[Results]) -> pd.DataFrame:
 
 
 def write_csv(results: Sequence[Results], path: Path) -> None:
-    """Write the rows as CSV.
+    r"""Write the rows as CSV, each trial on one line.
+
+    The text of ``sample``, the last column, has its line breaks, control characters and backslashes
+    escaped as in a Python string literal: ``\n``, ``\x00``, ``\\``.
+    :func:`write_parquet` keeps it as it is.
 
     Raises:
         ReportError: if the file cannot be written.
     """
-    _write(path, lambda: rows_of(results).to_csv(index=False, lineterminator="\n").encode())
+    rows = rows_of(results)
+    rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
+    _write(path, lambda: rows.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _escape(text: str) -> str:
+    return _NOT_IN_CSV.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write_parquet(results: Sequence[Results], path: Path) -> None:

@@ -293,6 +293,32 @@ def test_rows_are_written_for_pandas(derived, tmp_path):
         write_csv(results, Path("/proc/no/rows.csv"))
 
 
+def test_csv_has_one_line_for_each_trial(sqlite_url, tmp_path):
+    text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
+    runs = [(own_point(), 1.0, {"sample": text}), (own_point(2), 2.0, {})]
+    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
+    results = [read_results(read_storage(sqlite_url), "writers")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
+    assert len(lines) == 3
+    assert lines[0].endswith(",sample")
+    (written, missing) = pd.read_csv(tmp_path / "rows.csv")["sample"]
+    assert "étude" in written
+    assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+    assert pd.isna(missing)
+    assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
+
+
+def test_optuna_names_the_value_after_the_metric(sqlite_url):
+    make_study(sqlite_url, finished=2)
+    study = optuna.load_study(study_name="made", storage=sqlite_url)
+    rows = study.trials_dataframe()
+    assert "value" not in rows
+    assert study.metric_names == ["smoothed training loss"]
+    assert rows[f"value_{study.metric_names[0]}"].dropna().tolist() == [1.5, 1.6]
+
+
 def test_results_are_read_as_optuna_reads_them(sqlite_url):
     make_study(sqlite_url, finished=5)
     storage = read_storage(sqlite_url)
