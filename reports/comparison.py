@@ -11,6 +11,9 @@ differences that there are not. So a difference must stand up to Student's test 
 and to that over the lanes alone as well. Of many comparisons, the chance that any of them is said
 to be a difference without being one is kept to 5% by Holm's correction (*A Simple Sequentially
 Rejective Multiple Test Procedure*, 1979).
+
+Single runs have no p-value: a second run of either architecture would move the difference by more
+than other text would. The interval of such a difference covers the text alone.
 """
 
 import itertools
@@ -41,7 +44,8 @@ class Difference:
             and NaN where there is a single number.
         runs: R, that both have.
         lanes: L, that both have.
-        p: two-sided, that the mean is zero, the largest by these errors; 1 where nothing is known.
+        p: two-sided, that the mean is zero, the largest by these errors; 1 where nothing is known,
+            and with fewer than two runs.
         adjusted: the same by Holm's correction over the comparisons that it is one of.
     """
 
@@ -128,19 +132,14 @@ class Comparison:
         return min(equal, key=sizes.__getitem__)  # of equals the first
 
 
-def compare(runs: Mapping[str, Runs], with_best_alone: bool = False) -> Comparison:
-    """Compare each two architectures, or each with the best.
+def compare(runs: Mapping[str, Runs]) -> Comparison:
+    """Compare each two architectures.
 
     Args:
         runs: of each architecture, the best first; as many lanes in all of them.
-        with_best_alone: whether no other two are compared.
     """
     names = list(runs)
-    pairs = [
-        (worse, better)
-        for better, worse in itertools.combinations(names, 2)
-        if better == names[0] or not with_best_alone
-    ]
+    pairs = [(worse, better) for better, worse in itertools.combinations(names, 2)]
     found = [difference_of(runs[worse], runs[better]) for worse, better in pairs]
     return Comparison(names, dict(zip(pairs, judged(found), strict=True)))
 
@@ -186,6 +185,7 @@ def judged(differences: Sequence[Difference]) -> list[Difference]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.abs(means) / errors  # of two that are one, 0 / 0
     p = np.nan_to_num(2 * stats.t.sf(ratios, freedom), nan=1.0).max(axis=1)
+    p[[each.runs < 2 for each in differences]] = 1.0
     order = np.argsort(p)
     steps = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from reports import figures, in_words
-from reports.comparison import Comparison, Runs, compare
+from reports.comparison import Comparison, Difference, Runs, compare, difference_of
 from reports.drawing import Drawing
 from reports.trials import Results
 from studies.space import REPLICATE
@@ -15,23 +15,37 @@ MOST = 20
 
 
 def comparison_of(results: Results, best: Sequence[str]) -> Comparison | None:
-    """Compare a study's architectures: replicates each two, single runs with the best alone.
+    """Compare each two of a study's replicated architectures.
 
     Args:
         results: of the study.
         best: the architectures to compare, the best first.
 
     Returns:
-        None where there is nothing to compare, or single runs have recorded no lanes.
+        None if the study has no replicates.
+    """
+    if not results.has_replicates:
+        return None
+    rows = results.complete[results.complete["architecture"].isin(best)]
+    runs = _lanes(results, rows) or _values(results, rows)
+    return compare({name: runs[name] for name in best})
+
+
+def differences_to_best(results: Results, best: Sequence[str]) -> dict[str, Difference]:
+    """Return the difference of each single run to the best one, on the same lanes of text.
+
+    Args:
+        results: of the study.
+        best: the architectures to compare, the best first.
+
+    Returns:
+        By architecture, without the best; empty if the study has replicates or recorded no lanes.
     """
     rows = results.complete[results.complete["architecture"].isin(best)]
-    runs = _lanes(results, rows)
-    if results.has_replicates:
-        if runs is None:
-            runs = _values(results, rows)
-    elif runs is None:
-        return None
-    return compare({name: runs[name] for name in best}, not results.has_replicates)
+    runs = None if results.has_replicates else _lanes(results, rows)
+    if runs is None:
+        return {}
+    return {name: difference_of(runs[name], runs[best[0]]) for name in best[1:]}
 
 
 def drawing_of(comparison: Comparison) -> Drawing | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports import curves, figures, held_out, in_words
-from reports.comparison import Comparison
+from reports.comparison import Comparison, Difference
 from reports.drawing import Drawing
 from reports.effects import Effect, Grid
 from reports.importances import (
@@ -49,6 +49,7 @@ class Section:
     replicates: pd.DataFrame | None
     replicates_drawing: Drawing | None
     comparison: Comparison | None
+    differences_to_best: dict[str, Difference]
     smallest: str | None
     differences: Drawing | None
     shape: list[str]
@@ -126,6 +127,7 @@ def section_of(results: Results, references: Sequence[Reference] = ()) -> Sectio
         replicates=repeated,
         replicates_drawing=None if repeated is None else _replicates(results, repeated, references),
         comparison=comparison,
+        differences_to_best=held_out.differences_to_best(results, best),
         smallest=None
         if repeated is None or comparison is None
         else comparison.smallest(dict(zip(repeated.index, repeated["parameters"], strict=True))),

@@ -1,7 +1,10 @@
 """A study that tests no statement → its architectures in their order, and what tells them apart."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import pandas as pd
 
 from reports import held_out
 from reports.comparison import Comparison
@@ -26,7 +29,8 @@ class Row:
             where there is no record.
         behind_low: the lower end of its 95% interval.
         behind_high: the upper end.
-        is_told_apart: whether that is a difference, all comparisons considered.
+        is_told_apart: whether that is a difference, all comparisons considered; never of single
+            runs.
     """
 
     label: str
@@ -48,13 +52,18 @@ class Standing:
 
     Attributes:
         rows: of each.
-        comparison: of them; None where no lane of text was recorded.
+        comparison: of them; None if they are single runs.
         smallest: of replicates, the smallest that is not told apart from the best.
     """
 
     rows: list[Row]
     comparison: Comparison | None
     smallest: str | None
+
+    @property
+    def compares_single_runs(self) -> bool:
+        """Whether single runs are compared, each with the best."""
+        return self.comparison is None and any(not math.isnan(row.behind) for row in self.rows)
 
     @property
     def apart(self) -> int:
@@ -70,15 +79,17 @@ def standing_of(results: Results) -> Standing:
     smallest = None
     if comparison is not None and comparison.covers_runs:
         smallest = comparison.smallest(dict(zip(means.index, means["parameters"], strict=True)))
-    return Standing(list(_rows(results, comparison)), comparison, smallest)
+    return Standing(list(_rows(results, means, comparison)), comparison, smallest)
 
 
-def _rows(results: Results, comparison: Comparison | None) -> Iterator[Row]:
-    means = replicates(results)
+def _rows(results: Results, means: pd.DataFrame, comparison: Comparison | None) -> Iterator[Row]:
+    single_runs = held_out.differences_to_best(results, list(means.index))
     bits = results.complete.groupby("architecture")[bits_column("validation")].mean()
     for label, row in means.iterrows():
         name = str(label)
-        lead = comparison.between(name, comparison.best) if comparison else None
+        lead = single_runs.get(name)
+        if comparison:
+            lead = comparison.between(name, comparison.best)
         yield Row(
             label=name,
             runs=int(row["runs"]),

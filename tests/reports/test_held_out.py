@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made import make_replicates, make_runs, make_study, own_point
 
-from reports.held_out import comparison_of
+from reports.held_out import comparison_of, differences_to_best
 from reports.lineage import replicates
 from reports.page import write_report
 from reports.sections import section_of
@@ -101,23 +101,29 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
     ]
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
     section = section_of(results_of(sqlite_url, "single"))
-    best, second, third = (winner.label for winner in section.winners)
-    comparison = section.comparison
-    assert list(comparison.pairs) == [(second, best), (third, best)]
-    assert comparison.between(second, best).mean == pytest.approx(0.001)
-    assert not comparison.is_told_apart(second, best)
-    assert comparison.is_told_apart(third, best)
-    assert section.smallest is None
+    _, second, third = (winner.label for winner in section.winners)
+    found = section.differences_to_best
+    assert list(found) == [second, third]
+    assert [each.mean for each in found.values()] == pytest.approx([0.001, 0.5])
+    assert found[second].low < 0 < found[second].high
+    assert found[third].low == pytest.approx(0.5)
+    assert (section.comparison, section.smallest) == (None, None)
     words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
-    assert "This covers the text, not another training run" in words
+    assert "Difference to the best run, on the same text" in words
+    assert "the choice of the best among 3. To compare architectures, replicate them." in words
     assert "4.000 ± 0.250" in words
-    assert "Beside the best" in words
+    # No verdict: with one run each, none would be right.
+    assert "told apart" not in words
+    assert "Holm" not in words
+    assert not re.search(r"<td>(yes|no)</td>", (tmp_path / "page.html").read_text("utf-8"))
 
 
 def test_without_lanes_nothing_is_compared(sqlite_url):
     make_study(sqlite_url, finished=3)
     results = results_of(sqlite_url, "made")
-    assert comparison_of(results, [winner.label for winner in winners_of(results)]) is None
+    best = [winner.label for winner in winners_of(results)]
+    assert comparison_of(results, best) is None
+    assert differences_to_best(results, best) == {}
 
 
 def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tmp_path):
