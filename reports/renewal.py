@@ -22,20 +22,19 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports import figures, note
 from reports.effects import Grid
-from reports.errors import ReportError
 from reports.note import Written
 from reports.study_files import TEXTS, Curves, files_of, identifier, numbers_of_best, roles
 from reports.trials import Results, read_results
 from reports.words import nats_word, worth_title
 from studies.accounting import Accounting, accounting_of, best_of
-from studies.definition import Definition
 from studies.engine import parse_url, shown
 from studies.errors import ArtifactsError, StorageError
 from studies.opening import load_study, open_storage
 from studies.planning import rewrite_attributes
 from studies.points import read_curves
-from studies.records import CHECKPOINTS, COMMANDS, CORPUS, DEFINITION, CorpusRecord
+from studies.records import CHECKPOINTS, COMMANDS
 from studies.storage import Storage
+from studies.stored import stored_corpus, stored_definition
 from studies.stores import open_store
 
 MARK = "rnn_search:live"
@@ -44,7 +43,7 @@ MARK = "rnn_search:live"
 FIGURE = "effects"
 """What the dashboard calls the figure."""
 
-_FORM = 2
+_FORM = 3
 """Of the note, the figure and the files: to be counted up when they are made otherwise."""
 
 _NOTE_VERSION = "dashboard:note_ver"
@@ -78,9 +77,9 @@ def renew(storage_url: str, name: str, artifacts: str | None) -> None:
         artifacts: where files lie, as :func:`studies.stores.open_store` takes it.
 
     Raises:
-        StudiesError: if the storage or the study is not there.
+        StudiesError: if the storage or the study is not there, or another program or version wrote
+            the study.
         ArtifactsError: if files cannot be written; all else is renewed then.
-        ReportError: if the study was not made by this program.
     """
     url = parse_url(storage_url)
     # Who only shows a study makes no new storage in the place of one that was removed.
@@ -101,9 +100,9 @@ class _Renewal:
         self._storage = storage
         self._study = study
         self._id = study._study_id
+        self._definition = stored_definition(study)
+        self._corpus = stored_corpus(study)
         self._attributes = study.user_attrs
-        if DEFINITION not in self._attributes or CORPUS not in self._attributes:
-            raise ReportError(f"study {study.study_name!r} was not made by this program")
         self._own_name = self._attributes.get(CHECKPOINTS, f"{self._id}/{study.study_name}")
 
     def try_once(self, storage_url: str, artifacts: str | None) -> bool:
@@ -124,8 +123,8 @@ class _Renewal:
         effects = [] if results is None else Grid.of(results.table, results.axes).effects()
         text = note.compose(
             self._study.study_name,
-            Definition.model_validate(self._attributes[DEFINITION]),
-            CorpusRecord.model_validate(self._attributes[CORPUS]),
+            self._definition,
+            self._corpus,
             self._attributes.get(COMMANDS, []),
             state.accounting,
             results,

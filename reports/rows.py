@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
-from pydantic import ValidationError
 
 from rnn.architecture import Architecture
 from rnn.known_cell import KnownCell
-from studies.definition import Definition, read_definition
+from studies.definition import Definition
 from studies.errors import StudyNotFound
 from studies.opening import load_study
 from studies.points import StoredPoint, read_points
-from studies.records import DEFINITION, LANES, SOURCE_TRIALS, Failure, TrialRecord
+from studies.records import LANES, SOURCE_TRIALS, Failure, TrialRecord
 from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW, KNOWN_CELL, REPLICATE
 from studies.storage import Storage
+from studies.stored import stored_definition
 
 DIVERGED = "DIVERGED"
 """The state, in a table, of a trial that failed because its loss was not finite."""
@@ -69,7 +69,7 @@ def sources_of(storage: Storage, definition: Definition) -> pd.DataFrame:
     if definition.refinement is not None:
         try:
             source = load_study(storage, definition.refinement.source)
-            theirs = read_definition(source.user_attrs.get(DEFINITION, {}))
+            theirs = stored_definition(source)
             if theirs.vocabulary == definition.vocabulary:
                 rows = [
                     {
@@ -81,7 +81,7 @@ def sources_of(storage: Storage, definition: Definition) -> pd.DataFrame:
                     for point in read_points(storage, source._study_id)
                     if (value := _value_by(definition.objective, point, theirs)) is not None
                 ]
-        except (StudyNotFound, ValidationError):
+        except StudyNotFound:
             pass
     columns = ["number", "value", *OF_ARCHITECTURES]
     return pd.DataFrame(rows, columns=columns).set_index("number")

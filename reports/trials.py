@@ -13,20 +13,13 @@ from reports.rows import OF_ARCHITECTURES, PAUSED, sources_of, table_of
 from reports.words import parameter_word, value_word
 from rnn.architecture import BYTES
 from studies.accounting import Accounting
-from studies.definition import Definition, read_definition
+from studies.definition import Definition
 from studies.opening import load_study
 from studies.points import read_curves, read_lanes, read_points
-from studies.records import (
-    CHECKPOINTS,
-    COMMANDS,
-    CORPUS,
-    DEFINITION,
-    VOCABULARY,
-    CorpusRecord,
-    VocabularyRecord,
-)
+from studies.records import CHECKPOINTS, COMMANDS, CorpusRecord, VocabularyRecord
 from studies.space import REPLICATE
 from studies.storage import Storage
+from studies.stored import stored_corpus, stored_definition, stored_vocabulary
 
 _OF_BYTES = VocabularyRecord(size=BYTES, bytes_per_symbol=1)
 
@@ -128,29 +121,23 @@ def read_results(
         with_lanes: whether what was measured on each lane of held-out text is read.
 
     Raises:
-        StudyNotFound: if it is not in the storage.
-        ReportError: if it was not made by this program, or nothing of it is complete.
+        StudyNotFound: if it is not in the storage, or was written by another program or version.
+        ReportError: if none of its trials is complete.
     """
     study = load_study(storage, name)
-    attributes = study.user_attrs
-    if DEFINITION not in attributes or CORPUS not in attributes:
-        raise ReportError(
-            f"study {name!r} was not made by run_search.py or refine.py; allowed: studies that "
-            "were; check the name"
-        )
-    definition = read_definition(attributes[DEFINITION])
+    definition = stored_definition(study)
     results = Results(
         name=name,
         definition=definition,
-        corpus=CorpusRecord.model_validate(attributes[CORPUS]),
-        commands=attributes.get(COMMANDS, []),
+        corpus=stored_corpus(study),
+        commands=study.user_attrs.get(COMMANDS, []),
         table=table_of(read_points(storage, study._study_id), definition),
         curves=pd.DataFrame(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),
         sources=sources_of(storage, definition),
-        vocabulary=VocabularyRecord.model_validate(attributes.get(VOCABULARY, _OF_BYTES)),
-        identity=study_identity(storage.engine.url, name, attributes.get(CHECKPOINTS)),
+        vocabulary=stored_vocabulary(study) or _OF_BYTES,
+        identity=study_identity(storage.engine.url, name, study.user_attrs.get(CHECKPOINTS)),
     )
     accounting = results.accounting
     if not accounting.complete:

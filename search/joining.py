@@ -17,7 +17,7 @@ from search.grid import GridSampler
 from search.pruner import BestFractionPruner
 from search.refinement import derive_points
 from search.space import distributions, search_space, search_space_of
-from search.stored import folder_of, stored_definition, text_of
+from search.stored import folder_of, text_of
 from studies.accounting import accounting_of
 from studies.definition import Definition
 from studies.errors import DefinitionError, IdentityError
@@ -37,6 +37,7 @@ from studies.records import (
     is_point,
 )
 from studies.storage import Storage
+from studies.stored import stored_corpus, stored_definition
 
 _SHOWN = 6
 """How many differences a line of refusal lists."""
@@ -185,7 +186,7 @@ def _new_text(storage: Storage, definition: Definition, corpus: Corpus) -> Text:
     text = None
     if definition.refinement is not None:
         source = load_study(storage, definition.refinement.source)
-        is_same_text = source.user_attrs[CORPUS]["sha256"] == corpus.sha256
+        is_same_text = stored_corpus(source).sha256 == corpus.sha256
         if is_same_text and stored_definition(source).vocabulary == definition.vocabulary:
             text = text_of(source, corpus)
     if text is None:
@@ -218,8 +219,7 @@ def _require_same(
 ) -> None:
     """Refuse a worker whose settings, or text, are not the study's."""
     name = study.study_name
-    stored_corpus = CorpusRecord.model_validate(study.user_attrs[CORPUS])
-    found = differences(stored, stored_corpus, definition, corpus)
+    found = differences(stored, stored_corpus(study), definition, corpus)
     if extend:
         found = [line for line in found if not line.startswith("space.")]
     if found:

@@ -11,11 +11,12 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.weights import TrainedNetwork, read_weights
 from search.errors import WeightsNotKept
 from search.refinement import ranking
-from search.stored import folder_of, stored_definition
+from search.stored import folder_of
 from search.weights import BestWeights
 from studies.command_line import artifacts_option, storage_options
 from studies.definition import Definition
 from studies.opening import load_study, read_storage
+from studies.stored import stored_definition
 from studies.stores import open_store
 
 _F = TypeVar("_F", bound=Callable[..., Any])

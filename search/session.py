@@ -28,7 +28,6 @@ from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_te
 from search.space import member_of
 from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
-from search.stored import stored_definition
 from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.weights import BestWeights
@@ -37,6 +36,7 @@ from studies.command_line import leave_with
 from studies.definition import Definition, quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
+from studies.stored import stored_definition
 from studies.stores import Kind, open_store
 
 PROCESSES_SECONDS = 1.0

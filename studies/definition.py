@@ -1,8 +1,7 @@
 """What a study is: the validated form of a ``*.toml``, contradictions refused by name."""
 
-from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -117,17 +116,6 @@ class Definition(Strict):
                 "most half of the steps; change one of them"
             )
         return self
-
-
-def read_definition(stored: Mapping[str, Any]) -> Definition:
-    """Return the definition that a study holds as its attribute.
-
-    Raises:
-        pydantic.ValidationError: if it is of another version.
-    """
-    # Before there was an average, the last weights were measured.
-    evaluation = {"average": 0.0} | stored.get("evaluation", {})
-    return Definition.model_validate({**stored, "evaluation": evaluation})
 
 
 def quota(best: float | int, planned: int) -> int:

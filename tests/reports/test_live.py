@@ -28,7 +28,7 @@ from services import free_port
 
 from reports import beside, live, note, upkeep
 from reports.dashboard import listen, local_only
-from reports.errors import DashboardError, ReportError
+from reports.errors import DashboardError
 from reports.live import LiveView
 from reports.renewal import MARK, renew
 from reports.study_files import TEXTS
@@ -36,7 +36,7 @@ from reports.trials import read_results
 from reports.upkeep import Upkeep
 from studies.accounting import Accounting
 from studies.definition import Definition
-from studies.errors import ArtifactsError, StorageError
+from studies.errors import ArtifactsError, StorageError, StudiesError, StudyNotFound
 from studies.opening import load_study, open_storage
 
 MARKUP = "<script>alert(1)</script> *a* | b"
@@ -92,6 +92,31 @@ def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(url, tmp_p
         stored = load_study(storage, "made").user_attrs["definition"]
     written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
     assert Definition.model_validate(written) == Definition.model_validate(stored)
+
+
+def test_note_of_an_old_study_shows_the_settings_that_it_was_trained_with(sqlite_url, tmp_path):
+    """Studies from before `evaluation.average` measured the last weights, not their average."""
+    make_study(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        stored = study.user_attrs["definition"]
+        del stored["evaluation"]["average"]
+        study.set_user_attr("definition", stored)
+    renew(sqlite_url, "made", str(tmp_path / "files"))
+    written = tomllib.loads(note_of(sqlite_url).partition("```toml\n")[2].partition("```")[0])
+    assert written["evaluation"]["average"] == 0
+    with closing(open_storage(sqlite_url)) as storage:
+        assert read_results(storage, "made").definition.evaluation.average == 0
+
+
+def test_study_of_another_version_keeps_its_note(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        study.set_user_attr("definition", study.user_attrs["definition"] | {"novelty": 1})
+    with pytest.raises(StudiesError, match="written by another version"):
+        renew(sqlite_url, "made", str(tmp_path / "files"))
+    assert note_of(sqlite_url) == ""
 
 
 def renew_in_vain(*what):
@@ -234,7 +259,7 @@ def test_markup_in_names_is_shown_as_it_is(sqlite_url):
 def test_others_studies_are_left_alone(sqlite_url):
     make_study(sqlite_url)
     optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(ReportError, match="was not made by this program"):
+    with pytest.raises(StudyNotFound, match="was not made by"):
         renew(sqlite_url, "foreign", None)
     assert attributes(sqlite_url, "foreign") == {}
 

@@ -9,7 +9,7 @@ from nursery import until
 from optuna.trial import TrialState
 
 from reports import command_line
-from studies.opening import open_storage
+from studies.opening import load_study, open_storage
 
 
 def finish_one(url, value):
@@ -54,6 +54,25 @@ def test_bad_words_are_refused_in_one_line(sqlite_url, run, words, line):
     assert done.returncode == 2
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("attribute", ["definition", "corpus", "vocabulary"])
+@pytest.mark.parametrize("command", ["reports", "reports.findings"])
+def test_study_of_another_version_is_refused_in_one_line(
+    sqlite_url, tmp_path, run, command, attribute
+):
+    make_study(sqlite_url)
+    storage = open_storage(sqlite_url)
+    study = load_study(storage, "made")
+    unknown = {**study.user_attrs.get(attribute, {}), "size": "large", "length": "long"}
+    study.set_user_attr(attribute, unknown)
+    storage.close()
+    output = tmp_path / "page"
+    done = run("-m", command, "made", "--storage", sqlite_url, "--output", str(output))
+    assert done.returncode == 2
+    assert "study 'made' was written by another version of this program" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not output.exists()
 
 
 def test_a_watched_study_is_reported_anew_until_it_is_finished(

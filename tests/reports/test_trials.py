@@ -25,6 +25,7 @@ from reports.tables import write_csv, write_parquet
 from reports.trials import full_factorial_blocks, read_results
 from studies.accounting import accounting_of
 from studies.definition import Definition
+from studies.errors import StudyNotFound
 from studies.opening import open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.records import METRICS
@@ -64,7 +65,7 @@ def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp
     with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
         write_report(sqlite_url, ["made"], tmp_path / "page.html")
     optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(ReportError, match="was not made by"):
+    with pytest.raises(StudyNotFound, match="was not made by"):
         write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
