@@ -4,6 +4,7 @@ The thread that trains never waits for the storage, except where there is nothin
 it has answered; see :mod:`search.storage_thread`.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -303,7 +304,10 @@ class ClaimKeeper(StorageThread):
         return claim
 
     def _undo(self, result: object) -> None:
-        for claim in result if isinstance(result, list) else ():
-            if isinstance(claim, Claim):  # and nobody is there to train it
-                self._held.remove(claim)
+        found = result if isinstance(result, list) else ()
+        claims = [claim for claim in found if isinstance(claim, Claim)]
+        # Before the storage is asked: their leases must not be renewed any more.
+        self._held = [claim for claim in self._held if claim not in claims]
+        for claim in claims:
+            with contextlib.suppress(ClaimLost):  # also if the answer to a first attempt was lost
                 self._storage.give_back(claim.trial_id, claim.owner, Failure.INTERRUPTED)

@@ -1,5 +1,6 @@
 """A thread that alone talks to the storage, and tries again while the storage is away."""
 
+import contextlib
 import random
 import threading
 import time
@@ -29,31 +30,47 @@ _T = TypeVar("_T")
 
 
 class _Task(Generic[_T]):
-    """Something to be done by the thread, and what came of it."""
+    """An operation for the thread, and its outcome: either taken by the caller or undone.
+
+    Attributes:
+        abandoned: whether the caller left before the operation was done.
+        done: set once there is an outcome.
+    """
 
     def __init__(self, operation: Callable[[bool], _T]) -> None:
         self._operation = operation
         self._tried = False
+        self._lock = threading.Lock()
         self.abandoned = False
         self.done = threading.Event()
         self.result: _T | None = None
         self.error: BaseException | None = None
 
     def attempt(self) -> None:
-        """Do it; an outage is the caller's, all else is the waiting thread's."""
+        """Run the operation; an outage is raised, any other error is the outcome."""
         tried, self._tried = self._tried, True
         try:
-            self.result = self._operation(tried)
+            self._end(self._operation(tried), None)
         except Exception as error:
             if is_outage(error):
                 raise
-            self.error = error
-        self.done.set()
+            self._end(None, error)
 
     def fail(self, error: BaseException) -> None:
         """Give it up."""
-        self.error = error
-        self.done.set()
+        self._end(None, error)
+
+    def abandon(self) -> bool:
+        """Stop waiting; return False if the operation is done, and its outcome the caller's."""
+        with self._lock:
+            if not self.done.is_set():
+                self.abandoned = True
+            return self.abandoned
+
+    def _end(self, result: _T | None, error: BaseException | None) -> None:
+        with self._lock:
+            self.result, self.error = result, error
+            self.done.set()
 
 
 class StorageThread(ABC):
@@ -82,6 +99,7 @@ class StorageThread(ABC):
         self._longest_pause = min(longest_pause, _LONGEST_PAUSE_SECONDS)
         self._changed = threading.Condition()
         self._tasks: deque[_Task[Any]] = deque()
+        self._to_undo: deque[object] = deque()  # results that no caller has taken
         self._news: deque[str] = deque()
         self._since: float | None = None  # when the thread began with what is not done yet
         self._refusal: str | None = None
@@ -143,26 +161,41 @@ class StorageThread(ABC):
         return self._do(lambda tried: query(), within)
 
     def _do(self, operation: Callable[[bool], _T], within: float | None = None) -> _T:
-        task = _Task(operation)
         if self._closed:
             raise Stopped
-        with self._changed:
-            self._tasks.append(task)
-            self._changed.notify_all()
+        task = _Task(operation)
+        try:
+            self._put(self._tasks, task)
+            self._wait_for(task, within)
+            self._tell()
+        except BaseException:  # also an interrupt or a closed output: the result has no owner
+            if not task.abandon():
+                self._put(self._to_undo, task.result)
+            raise
+        if task.error is not None:
+            raise task.error
+        return task.result  # type: ignore[return-value]  # set where there is no error
+
+    def _wait_for(self, task: _Task[Any], within: float | None) -> None:
+        """Return once a task is done, or raise once it is abandoned."""
         began = time.monotonic()
         stopped_at = None if within is None else began + within
         while not task.done.wait(0.1):
             self._tell()
-            self._require_patience()
-            if stopped_at is None and self._stop.requested:
-                stopped_at = time.monotonic() + GRACE_SECONDS
-            if stopped_at is not None and time.monotonic() > stopped_at:
-                task.abandoned = True
-                raise Stopped
-        self._tell()
-        if task.error is not None:
-            raise task.error
-        return task.result  # type: ignore[return-value]  # set where there is no error
+            try:
+                self._require_patience()
+                if stopped_at is None and self._stop.requested:
+                    stopped_at = time.monotonic() + GRACE_SECONDS
+                if stopped_at is not None and time.monotonic() > stopped_at:
+                    raise Stopped
+            except Exception:
+                if task.abandon():
+                    raise
+
+    def _put(self, queue: deque[_T], item: _T) -> None:
+        with self._changed:
+            queue.append(item)
+            self._changed.notify_all()
 
     def _require_patience(self) -> None:
         if self._broken is not None:
@@ -193,6 +226,11 @@ class StorageThread(ABC):
     # ------------------------------------------------------------------ the thread
 
     def _serve(self) -> None:
+        self._serve_until_closed()
+        with contextlib.suppress(Exception):  # an outage: the leases expire
+            self._undo_abandoned()
+
+    def _serve_until_closed(self) -> None:
         failures = 0
         while not self._closed:
             if not self._is_due():
@@ -215,11 +253,11 @@ class StorageThread(ABC):
                 self._since = self._refusal = None
 
     def _is_due(self) -> bool:
-        return bool(self._tasks) or self._next_time() <= time.monotonic()
+        return bool(self._tasks or self._to_undo) or self._next_time() <= time.monotonic()
 
     def _rest(self) -> None:
         with self._changed:
-            if not self._tasks and not self._closed:
+            if not self._tasks and not self._to_undo and not self._closed:
                 # Meanwhile something may fall due that nobody announces.
                 left = self._next_time() - time.monotonic()
                 self._changed.wait(min(max(left, 0.0), _LONGEST_REST_SECONDS))
@@ -237,8 +275,19 @@ class StorageThread(ABC):
             task.attempt()
             self._tasks.popleft()
             if task.abandoned:
-                self._undo(task.result)
+                self._to_undo.append(task.result)
+        self._undo_abandoned()
         self._do_upkeep()
+
+    def _undo_abandoned(self) -> None:
+        while self._to_undo:
+            try:
+                self._undo(self._to_undo[0])
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._news.append(f"warning: a claim could not be released ({reason(error)})")
+            self._to_undo.popleft()
 
     def _give_up(self, error: BaseException) -> None:
         self._broken = error

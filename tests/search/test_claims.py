@@ -1,5 +1,6 @@
 """What a worker's claims go through: storages that are away, silent, locked; and other workers."""
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -155,8 +156,6 @@ def broken(study, monkeypatch):
         state["attempts"] += 1
         raise sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection"))
 
-    import contextlib
-
     @contextlib.contextmanager
     def unreliable(self):
         if self is not storage:
@@ -291,6 +290,160 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken):
         until(lambda: not keeper._tasks)
     trials = study.storage.get_all_trials(study.study_id)
     assert {trial.state for trial in trials} == {TrialState.WAITING}
+
+
+class Gate:
+    """Holds the storage thread in a claim until it is opened."""
+
+    def __init__(self, keeper, monkeypatch):
+        self.entered, self.open = threading.Event(), threading.Event()
+        claim, self.keeper = keeper._storage.claim, keeper
+
+        def gated(*args, **kwargs):
+            self.entered.set()
+            assert self.open.wait(600)
+            return claim(*args, **kwargs)
+
+        monkeypatch.setattr(keeper._storage, "claim", gated)
+
+    def let_the_claim_complete(self):
+        self.open.set()
+        until(lambda: not self.keeper._tasks and self.keeper._since is None)
+
+
+@pytest.fixture
+def lite(sqlite_url):
+    return Study(sqlite_url)
+
+
+@pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
+@pytest.mark.parametrize("error", [Stopped, StorageOutage, KeyboardInterrupt])
+def test_claim_is_either_returned_or_undone(lite, monkeypatch, error, moment):
+    """The caller stops waiting before, or at the very moment at which, the claim completes."""
+    with lite.keeper() as keeper:
+        until(lambda: keeper._watch_at)
+        gate = Gate(keeper, monkeypatch)
+
+        def give_up():
+            assert gate.entered.wait(600)
+            if moment == "with the answer":
+                gate.let_the_claim_complete()
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper, "_require_patience", give_up)
+            try:
+                claims = keeper.claim(limit=lambda trial: 2)
+            except error:
+                claims = []
+        gate.let_the_claim_complete()
+        held = {claim.trial_id for claim in claims}
+        until(lambda: running(lite) == held)
+        assert set(keeper._held) == set(claims)
+
+
+def test_interrupted_claim_is_undone_before_the_keeper_closes(lite, monkeypatch):
+    with contextlib.suppress(KeyboardInterrupt), lite.keeper() as keeper:
+        until(lambda: keeper._watch_at)
+        gate = Gate(keeper, monkeypatch)
+
+        def interrupt():
+            assert gate.entered.wait(600)
+            gate.let_the_claim_complete()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(keeper, "_require_patience", interrupt)
+        keeper.claim()
+    keeper._thread.join(600)
+    assert running(lite) == set()
+
+
+def running(study):
+    trials = study.storage.get_all_trials(study.study_id)
+    return {trial._trial_id for trial in trials if trial.state is TrialState.RUNNING}
+
+
+def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(lite, monkeypatch):
+    monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", -1)
+
+    class Stop(StopRequest):
+        @property
+        def requested(self):  # asked right before the caller leaves
+            assert gate.entered.wait(600)
+            gate.let_the_claim_complete()
+            return True
+
+    with lite.keeper(stop=Stop()) as keeper:
+        until(lambda: keeper._watch_at)
+        gate = Gate(keeper, monkeypatch)
+        try:
+            claims = keeper.claim()
+        except Stopped:
+            claims = []
+        held = {claim.trial_id for claim in claims}
+        until(lambda: running(lite) == held)
+
+
+def abandon_a_claim(keeper, gate, monkeypatch, count=1):
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "_require_patience", lambda: gate.entered.wait(600) and stopped())
+        with pytest.raises(Stopped):
+            keeper.claim(limit=lambda trial: count)
+
+
+def stopped():
+    raise Stopped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("unexpected"),
+        sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection")),
+    ],
+)
+def test_undo_that_fails_loses_no_other_task(lite, monkeypatch, error):
+    with lite.keeper() as keeper:
+        until(lambda: keeper._watch_at)
+        gate = Gate(keeper, monkeypatch)
+        abandon_a_claim(keeper, gate, monkeypatch)
+        give_back, errors = keeper._storage.give_back, [error]
+
+        def unreliable(*args, **kwargs):
+            if errors:
+                raise errors.pop()
+            give_back(*args, **kwargs)
+
+        monkeypatch.setattr(keeper._storage, "give_back", unreliable)
+        gate.open.set()
+        assert keeper.read(lambda: "an answer") == "an answer"
+        until(lambda: not errors and not keeper._tasks and keeper._since is None)
+        keeper.check()
+        if isinstance(error, ValueError):
+            assert any("could not be released" in line for line in lite.said)
+        else:
+            assert running(lite) == set(), "an outage only delays it"
+        assert keeper._held == []
+
+
+def test_undo_releases_what_is_left_of_several_claims(lite, monkeypatch):
+    """Another worker has taken over the first of them meanwhile."""
+    with lite.keeper() as keeper:
+        until(lambda: keeper._watch_at)
+        gate = Gate(keeper, monkeypatch)
+        abandon_a_claim(keeper, gate, monkeypatch, count=2)
+        give_back, taken = keeper._storage.give_back, []
+
+        def late(trial_id, owner, cause):
+            if not taken:
+                lite.storage.give_back(trial_id, owner, Failure.STALE)
+                taken.append(lite.storage.claim(lite.study_id, "heir"))
+            give_back(trial_id, owner, cause)
+
+        monkeypatch.setattr(keeper._storage, "give_back", late)
+        gate.open.set()
+        assert keeper.read(lambda: "an answer") == "an answer"
+        until(lambda: taken and running(lite) == set(taken))
 
 
 def test_an_outage_may_last_for_any_number_of_values(study):
