@@ -105,7 +105,7 @@ def extend_study(
         False, and nothing is done, if somebody has changed those attributes meanwhile.
 
     Raises:
-        StudiesError: if a worker holds a point, for it would go on with the old choices; or if
+        StudiesError: if a worker holds a grid trial, for it would go on with the old choices; or if
             points are pruned, for they were given up against those that there were.
     """
     with storage.transaction() as connection:
@@ -127,11 +127,13 @@ def extend_study(
                 "allowed with --extend: studies without pruned points; begin the wider one under "
                 "another --name"
             )
-        running = connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING))
-        if running:
+        held = connection.scalar(
+            count.where(TRIALS.c.state == TrialState.RUNNING, marked_as_point())
+        )
+        if held:
             raise StudiesError(
-                f"{running} points are held by workers; allowed with --extend: none; "
-                "stop the workers first"
+                f"grid trials held by workers: {held}; allowed with --extend: none; stop the "
+                "workers first"
             )
         own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         for name, distribution in distributions.items():

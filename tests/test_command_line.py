@@ -12,6 +12,8 @@ from helpers import TINY
 from optuna.trial import TrialState
 
 from rnn.precision import has_bfloat16
+from studies.opening import open_storage
+from studies.records import Failure
 
 ONE_POINT = (
     *TINY,
@@ -141,20 +143,29 @@ def test_refine_of_a_study_that_is_not_there(search, run, sqlite_url, tmp_path):
     assert tree(tmp_path) == before
 
 
+@pytest.fixture
+def joined_only(sqlite_url, text):
+    """Create the study of one point in this process, and work on none of its trials."""
+    from search.joining import Terms, join
+    from studies.reading import find_definition
+
+    def create(*overrides: str):
+        settings = [word.removeprefix("--set=") for word in ONE_POINT]
+        file = find_definition("quick", [*settings, *overrides])
+        return join(file, sqlite_url, Terms(corpus=str(text))).study
+
+    return create
+
+
 def finish(url: str, name: str, how_many: int) -> None:
     study = optuna.load_study(study_name=name, storage=url)
     for value in range(how_many):
         study.tell(study.ask(), float(value))
 
 
-def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, text):
+def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only):
     """A study of eight points in its storage, of which none, then two are complete."""
-    from search.joining import Terms, join
-    from studies.reading import find_definition
-
-    settings = [word.removeprefix("--set=") for word in ONE_POINT]
-    settings += ["space.layers=[1,2,3,4]", "space.residual=[true,false]"]
-    join(find_definition("quick", settings), sqlite_url, Terms(corpus=str(text)))
+    joined_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
 
     done = run("-m", "reports", "quick", "--storage", sqlite_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
@@ -286,16 +297,27 @@ def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
     assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 4
 
 
-def test_extending_is_refused_while_workers_hold_points(search, sqlite_url):
-    assert search("--no-wait").returncode == 0
-    assert search("--set=space.layers=[1, 2]", "--extend", "--no-wait").returncode == 0
-    study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    study.enqueue_trial(study.trials[0].params)
-    study.ask()
-    done = search("--set=space.layers=[1, 2, 3]", "--extend")
+def test_extending_is_refused_while_workers_hold_grid_trials(search, joined_only, sqlite_url):
+    study = joined_only("space.layers=[1, 2]")
+    storage = open_storage(sqlite_url)
+    held = storage.claim(study._study_id, "other/1")
+    wider = ("--set=space.layers=[1, 2, 3]", "--extend")
+    done = search(*wider)
     assert done.returncode == 2
-    assert "1 points are held by workers" in done.stderr
-    assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 3
+    assert "grid trials held by workers: 1;" in done.stderr
+    assert len(study.trials) == 2
+    storage.give_back(held, "other/1", Failure.INTERRUPTED)
+    assert search(*wider).returncode == 0
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_extending_ignores_trials_that_plain_optuna_left_running(search, joined_only):
+    study = joined_only("space.layers=[1, 2]")
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
+    assert search("--set=space.layers=[1, 2, 3]", "--extend").returncode == 0
+    orphan, *points = sorted(study.trials, key=lambda trial: trial.state is not TrialState.RUNNING)
+    assert orphan.state is TrialState.RUNNING
+    assert [trial.state for trial in points] == [TrialState.COMPLETE] * 3
 
 
 def test_status_as_json(search, run, sqlite_url):
