@@ -21,7 +21,7 @@ from search.stored import folder_of, text_of
 from studies.accounting import accounting_of
 from studies.definition import Definition
 from studies.errors import DefinitionError, IdentityError
-from studies.identity import RELIABILITY, differences
+from studies.identity import PER_WORKER, differences
 from studies.opening import load_study, open_storage, read_storage
 from studies.planning import PlannedPoint, create_study
 from studies.reading import DefinitionFile
@@ -61,8 +61,8 @@ class Joined:
     Attributes:
         study: as Optuna has it.
         storage: that holds it.
-        definition: that it was made with; what it says of leases, checkpoints and outages is the
-            worker's own.
+        definition: that it was made with; what it says of leases, checkpoints, outages and kept
+            weights is the worker's own.
         corpus: its text.
         text: the same in the symbols that its networks read.
         news: what a person should know of how it was made; nothing if it was there.
@@ -144,7 +144,7 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
     corpus = open_corpus(definition.corpus)
     # Before there is a storage: a text has no more symbols than bytes.
     _require_length(Text(corpus, ByteVocabulary()), definition)
-    own = CorpusRecord(
+    record = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
     news = ""
@@ -155,10 +155,10 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             if definition.precision == "auto":
                 news = f"precision {made_with}, for {_REASONS[made_with].format(device)}; {_FIXED}"
             text = _new_text(storage, definition, corpus)
-            _create(name, storage, made_with, definition, own, text, terms)
+            _create(name, storage, made_with, definition, record, text, terms)
         study = load_study(storage, name)
         stored = stored_definition(study)
-        _require_same(study, stored, definition, own, terms.extend)
+        _require_same(study, stored, definition, record, terms.extend)
         if terms.extend:
             extended = extend(study, storage, stored, definition, terms.command)
             if extended is None:  # another has done so meanwhile
@@ -170,8 +170,8 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
     study = optuna.load_study(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=_pruner(stored)
     )
-    own_reliability = {section: getattr(definition, section) for section in RELIABILITY}
-    return Joined(study, storage, stored.model_copy(update=own_reliability), corpus, text, news)
+    own = {setting: getattr(definition, setting) for setting in PER_WORKER}
+    return Joined(study, storage, stored.model_copy(update=own), corpus, text, news)
 
 
 def _new_text(storage: Storage, definition: Definition, corpus: Corpus) -> Text:

@@ -7,6 +7,7 @@ from rnn.weights import TrainedNetwork, write_weights
 from search.joining import Joined
 from search.weights import BestWeights
 from studies.accounting import ranking_of
+from studies.stored import stored_definition
 
 SAMPLE_LENGTH = 300
 """Symbols of the text that a network writes for the report."""
@@ -43,6 +44,8 @@ class Keeping:
         self._consult = consult
         self._says = says
         self._count = joined.definition.keep_weights
+        # A worker that keeps fewer than the study says removes none that others keep.
+        self._spared = max(self._count, stored_definition(joined.study).keep_weights)
         self._kept: set[int] = set()
 
     def wanted(self, values: Mapping[int, float]) -> set[int]:
@@ -53,7 +56,7 @@ class Keeping:
         """
         if not self._count:
             return set()
-        known = [*(self._best() or []), *values.items()]
+        known = [*(self._best(self._count) or []), *values.items()]
         ranked = sorted(known, key=lambda trial: (trial[1], trial[0]))
         return {number for number, _ in ranked[: self._count]} & values.keys()
 
@@ -79,12 +82,12 @@ class Keeping:
                 self._weights.remove(number)
                 return
             self._kept.remove(number)
-            best = self._best(more=self._weights.reach)
+            best = self._best(self._spared + self._weights.reach)
             if best is not None:
-                self._weights.keep_only([number for number, _ in best], self._count)
+                self._weights.keep_only([number for number, _ in best], self._spared)
         except Exception as error:
             self._says(f"warning: weights that are not wanted could not be removed ({error})")
 
-    def _best(self, more: int = 0) -> Ranking | None:
+    def _best(self, count: int) -> Ranking | None:
         storage, study_id = self._joined.storage, self._joined.study_id
-        return self._consult(lambda: ranking_of(storage, study_id, self._count + more))
+        return self._consult(lambda: ranking_of(storage, study_id, count))

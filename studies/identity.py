@@ -6,10 +6,10 @@ from typing import Any
 from studies.definition import Definition
 from studies.records import CorpusRecord
 
-RELIABILITY = {"lease", "checkpoint", "outage"}
-"""What a definition says of how a worker keeps its points; each worker may have its own."""
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
+"""The settings of a definition that each worker chooses for itself."""
 
-_NOT_IDENTITY = {"question", "threshold", "corpus", *RELIABILITY}
+_NOT_IDENTITY = {"question", "threshold", "corpus", *PER_WORKER}
 """Beside that, what it says about reading the results, or where the text was found; the text itself
 counts by its fingerprint."""
 

@@ -229,6 +229,28 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     assert folder.kept() == set()
 
 
+def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers(
+    sqlite_url, text, monkeypatch
+):
+    """The study says 3. A worker that keeps one removes none of the three best."""
+    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
+    file = find_definition("quick", [*SETTINGS, "keep_weights=3"])
+    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    trials = joined.study.trials
+    held = [joined.storage.claim(joined.study_id, "you/1") for _ in trials[3:]]
+    work(sqlite_url, text, ["keep_weights=3"])
+    assert weights.kept() == {trial.number for trial in trials if trial._trial_id not in held}
+    for trial_id in held:
+        joined.storage.give_back(trial_id, "you/1", Failure.INTERRUPTED)
+    work(sqlite_url, text, ["keep_weights=1"])
+    best = sorted(joined.study.trials, key=lambda trial: trial.value)
+    assert weights.kept() >= {best[0].number}
+    first = {trial.number for trial in trials if trial._trial_id not in held}
+    assert first.intersection(trial.number for trial in best[:3]) <= weights.kept()
+    assert joined.study.user_attrs["definition"]["keep_weights"] == 3
+
+
 def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values(text):
     definition = find_definition("quick", SETTINGS).validate_alone()
     definition = definition.model_copy(update={"evaluate": "test"})
