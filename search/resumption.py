@@ -1,8 +1,9 @@
 """Where a trial goes on from: its checkpoint, read, written, set aside and thrown away."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tenacity
+from optuna.trial import FrozenTrial
 
 from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.errors import CheckpointError
@@ -11,7 +12,10 @@ from search.checkpoints import Checkpoints
 from search.claim import Claim
 from search.joining import Joined
 from search.space import member_of
-from studies.records import RUNG
+from studies.records import RUNG, SETBACKS, Failure
+
+_SHOWN = 6
+"""How many trials a line names."""
 
 
 class Resumption:
@@ -39,20 +43,33 @@ class Resumption:
             average=self.definition.evaluation.average,
         )
 
-    def progress(self, claim: Claim) -> Progress | None:
-        """Return where the trial's last worker left it, if that is known.
+    def resume(self, claims: Sequence[Claim]) -> dict[Claim, Progress | None]:
+        """Return where each trial's last worker left it; None where it starts from step 0.
 
-        The claim begins with the curve that belongs to it.
+        Each claim begins with the curve that belongs to its progress.
         """
+        begun: dict[Claim, Progress | None] = {}
+        missing = []
+        for claim in claims:
+            written = None
+            try:
+                written = _read_patiently(self.checkpoints, claim.trial.number)
+                if written is None and _should_have_checkpoint(claim):
+                    missing.append(claim.trial)
+            except Exception as error:
+                self.says(
+                    f"warning: the checkpoint of trial {claim.trial.number} could not be read "
+                    f"({error}); it starts afresh"
+                )
+            begun[claim] = self._begin(claim, written)
+        if missing:
+            self._say_missing(missing)
+        return begun
+
+    def _begin(self, claim: Claim, written: bytes | None) -> Progress | None:
+        """Return the progress in a checkpoint, and have the claim's curve be that of it."""
         number = claim.trial.number
-        written = progress = None
-        try:
-            written = _read_patiently(self.checkpoints, number)
-        except Exception as error:
-            self.says(
-                f"warning: the checkpoint of trial {number} could not be read ({error}); it starts "
-                "afresh"
-            )
+        progress = None
         if written is not None:
             member = member_of(claim.trial.params, self.definition)
             try:
@@ -68,6 +85,16 @@ class Resumption:
         if progress and progress.step and not was_paused:  # which is nothing to be told of
             self.says(f"trial {number} goes on from step {progress.step:,}")
         return progress
+
+    def _say_missing(self, trials: Sequence[FrozenTrial]) -> None:
+        steps = {max(trial.intermediate_values) for trial in trials}
+        reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
+        self.says(
+            f"warning: no checkpoint of {_named(trials)} in {self.checkpoints.place}, though "
+            f"{reached} was recorded: training restarts from step 0; if the database was moved, "
+            "move its checkpoint folder along with it, or name the folder or bucket with "
+            "--artifacts"
+        )
 
     def write(self, claim: Claim, progress: Progress) -> bool:
         """Write a checkpoint of a trial; tell whether it could be written."""
@@ -110,6 +137,23 @@ class Resumption:
             self.corpus.split,
         )
         return " ".join(map(str, parts))
+
+
+def _should_have_checkpoint(claim: Claim) -> bool:
+    """Tell whether training was recorded that a checkpoint should hold, as seen when claimed.
+
+    A trial that only errors sent back may have none: a worker writes none after an error.
+    """
+    causes = claim.trial.user_attrs.get(SETBACKS, {})
+    errors = {failure.value for failure in Failure if failure.is_error}
+    only_errors = bool(causes) and errors.issuperset(causes)
+    return bool(claim.trial.intermediate_values) and not claim.has_reported and not only_errors
+
+
+def _named(trials: Sequence[FrozenTrial]) -> str:
+    numbers = ", ".join(str(trial.number) for trial in trials[:_SHOWN])
+    more = f" and {len(trials) - _SHOWN} more" if len(trials) > _SHOWN else ""
+    return f"trial{'s' if len(trials) > 1 else ''} {numbers}{more}"
 
 
 @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)

@@ -107,7 +107,7 @@ class Trainer:
     ) -> Iterator[tuple[Claim, Outcome]]:
         """Run trials to their ends; see :class:`search.collaborators.Trainer`."""
         self.budget.apply()
-        begun = {claim: self.resumption.progress(claim) for claim in claims}
+        begun = self.resumption.resume(claims)
         # In lockstep are those that have come as far: as a rule all, for they stopped together.
         for step in sorted({progress.step if progress else 0 for progress in begun.values()}):
             some = {

@@ -5,7 +5,7 @@ import io
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from studies.stores import Store
+from studies.stores import Store, place_of
 
 
 class TrialFiles:
@@ -24,6 +24,11 @@ class TrialFiles:
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store
         self._folder = folder
+
+    @property
+    def place(self) -> str:
+        """The folder that they lie in, as a path or as a part of a bucket."""
+        return place_of(self._store, self._folder)
 
     def write(self, number: int, content: bytes) -> None:
         """Write a trial's file in place of its last one.

@@ -84,6 +84,13 @@ def names_in(store: Store, folder: str) -> list[str]:
     return [file["Key"].removeprefix(prefix) for page in found for file in page.get("Contents", ())]
 
 
+def place_of(store: Store, folder: str) -> str:
+    """Return where a folder of a store is, as a path or as ``s3://BUCKET/FOLDER``."""
+    if isinstance(store, Folder):
+        return str(store.path / folder)
+    return f"s3://{store.bucket}/{folder}"
+
+
 def open_store(artifacts: str | None, storage: str, kind: Kind, to_read: bool = False) -> Store:
     """Return the place for files of a kind; nothing is made there yet.
 

@@ -76,12 +76,14 @@ class Quiet:
         self.outcomes.append(line)
 
 
-def work(url, text, overrides=(), study="quick", threads=1, population=None, **terms):
+def work(
+    url, text, overrides=(), study="quick", threads=1, population=None, artifacts=None, **terms
+):
     file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = join(file, url, Terms(corpus=text and str(text), **terms))
     listener = Quiet()
-    checkpoints = Checkpoints(open_store(None, url, "checkpoints"), joined.folder)
-    weights = BestWeights(open_store(None, url, "weights"), joined.folder)
+    checkpoints = Checkpoints(open_store(artifacts, url, "checkpoints"), joined.folder)
+    weights = BestWeights(open_store(artifacts, url, "weights"), joined.folder)
     reader = StatusReader(joined.study, joined.storage, joined.definition)
     with (
         StopRequest() as stop,
@@ -371,6 +373,55 @@ def test_a_trial_that_starts_afresh_does_so_with_its_curve(sqlite_url, text):
     assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
 
 
+def stop_in_the_midst(url, text, monkeypatch, overrides=(), population=None, step=4):
+    """Work on a study, and stop in an orderly way once its first trials are at a step."""
+    reached = []
+
+    def advanced(self, running):
+        reached.extend(each for each in running if each.step == step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Quiet, "advanced", advanced)
+        patch.setattr("search.worker.LOOK_SECONDS", 0)
+        patch.setattr(StopRequest, "requested", property(lambda self: bool(reached)))
+        return work(url, text, overrides, population=population)
+
+
+@pytest.mark.parametrize("artifacts", [None, "bucket"])
+def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
+    sqlite_url, text, tmp_path, monkeypatch, artifacts, request
+):
+    if artifacts:  # only the database is known to the second worker, the bucket is empty
+        artifacts = request.getfixturevalue(artifacts)
+    overrides = ["precision='fp32'", "training.steps=12"]
+    joined, _ = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    joined.storage.close()
+    assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 2
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "studies.db").rename(moved / "studies.db")
+    url = f"sqlite:///{moved}/studies.db"
+    joined, said = work(url, text, overrides, population=6, artifacts=artifacts)
+    place = f"s3://networks/{joined.folder}"
+    if artifacts is None:
+        place = f"{moved}/studies.db.checkpoints/{joined.folder}"
+    (line,) = [line for line in said if "checkpoint" in line]
+    assert line == (
+        f"warning: no checkpoint of trials 0, 1 in {place}, though step 4 was recorded: training "
+        "restarts from step 0; if the database was moved, move its checkpoint folder along with "
+        "it, or name the folder or bucket with --artifacts"
+    )
+    assert said.count("complete") == 6
+
+
+def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
+    overrides = ["precision='fp32'", "training.steps=12"]
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    _, said = work(sqlite_url, text, overrides, population=6)
+    assert not any("checkpoint" in line for line in said)
+    assert sum("goes on from step 4" in line for line in said) == 2
+
+
 def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     sqlite_url, text, tmp_path, monkeypatch
 ):
@@ -548,20 +599,9 @@ def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, mon
     file = find_definition("quick", [*SETTINGS, *overrides])
     joined = join(file, sqlite_url, Terms(corpus=str(text)))
 
-    def stop_at(step, population):
-        asked = []
-
-        def advanced(self, running):
-            asked.extend(r for r in running if r.step == step)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Quiet, "advanced", advanced)
-            patch.setattr("search.worker.LOOK_SECONDS", 0)
-            patch.setattr(StopRequest, "requested", property(lambda self: bool(asked)))
-            work(sqlite_url, text, overrides, population=population)
-
-    stop_at(4, population=2)
-    stop_at(2, population=1)  # which goes on with one of those two, but finds another first
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    # Which goes on with one of those two, but finds another first.
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=1, step=2)
     runs = []
 
     class Spied(Run):
