@@ -13,7 +13,7 @@ from studies.definition import Definition
 from studies.errors import StudyNotFound
 from studies.opening import load_study
 from studies.points import StoredPoint, read_points
-from studies.records import LANES, SOURCE_TRIALS, Failure, TrialRecord
+from studies.records import EARLIER_CODE, LANES, SOURCE_TRIALS, Failure, TrialRecord
 from studies.space import ALL_PARAMETERS, GRADIENT_WINDOW, KNOWN_CELL, REPLICATE
 from studies.storage import Storage
 from studies.stored import stored_definition
@@ -114,6 +114,7 @@ def _row(point: StoredPoint, definition: Definition, names_window: bool) -> dict
         architecture += f", window {window}"
     replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
     recorded = {name: point.attributes.get(name) for name in _RECORDED}
+    recorded[EARLIER_CODE] = ", ".join(recorded[EARLIER_CODE] or ()) or None
     diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
         "number": point.number,

@@ -16,7 +16,7 @@ from studies.accounting import Accounting
 from studies.definition import Definition
 from studies.opening import load_study
 from studies.points import read_curves, read_lanes, read_points
-from studies.records import CHECKPOINTS, COMMANDS, CorpusRecord, VocabularyRecord
+from studies.records import CHECKPOINTS, COMMANDS, EARLIER_CODE, CorpusRecord, VocabularyRecord
 from studies.space import REPLICATE
 from studies.storage import Storage
 from studies.stored import stored_corpus, stored_definition, stored_vocabulary
@@ -70,6 +70,12 @@ class Results:
     def measure(self) -> Measure:
         """By what its architectures are ranked."""
         return measure_of(self.complete, self.definition)
+
+    @property
+    def training_code(self) -> list[str]:
+        """The fingerprints of all code that trained its trials."""
+        recorded = pd.concat([self.table["code"], self.table[EARLIER_CODE]]).dropna()
+        return sorted({code for codes in recorded for code in codes.split(", ")})
 
     @property
     def axes(self) -> list[str]:

@@ -4,7 +4,7 @@ A checkpoint is the SHA-256 of what follows it, and a file in the form of safete
 names, never code. It holds the weights, their mean, Adam's moments, the hidden states, the smoothed
 loss, the position and the curve. The position, with the study's seed, is also the state of all that
 is drawn at random; see :class:`rnn.training.Progress`. It does not say whom the member was trained
-with.
+with. It names the code that trained the member, but is read by any code.
 """
 
 import hashlib
@@ -25,6 +25,9 @@ from rnn.training import Progress
 _DIGEST = hashlib.sha256().digest_size
 _FORM = "3"
 _AVERAGE = "average"
+
+UNKNOWN_CODE = "unknown"
+"""Stands for the fingerprint of the code in checkpoints from before it was written."""
 
 
 def write_checkpoint(progress: Progress, identity: str) -> bytes:
@@ -50,6 +53,7 @@ def write_checkpoint(progress: Progress, identity: str) -> bytes:
         "identity": identity,
         "step": str(progress.step),
         "seconds": repr(progress.seconds),
+        "code": " ".join(progress.code),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
@@ -97,6 +101,7 @@ def read_checkpoint(
         tensors["smoothed"],
         dict(zip(steps, losses, strict=True)),
         average,
+        tuple(metadata.get("code", UNKNOWN_CODE).split()),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnn import fingerprint
 from rnn.corpus import SymbolArray, lanes
 from rnn.member import Member
 from rnn.networks import Network
@@ -81,6 +82,7 @@ class Progress:
         smoothed: () the smoothed loss.
         curve: the smoothed loss at each log point so far, by step.
         average: the mean of the weights so far; None before it is begun.
+        code: fingerprints of the code that trained it, the latest last.
     """
 
     step: int
@@ -91,6 +93,7 @@ class Progress:
     smoothed: Tensor
     curve: dict[int, float]
     average: Weights | None = None
+    code: tuple[str, ...] = ()
 
 
 def sequence(text: SymbolArray, settings: Training, number: int, replicate: int = 0) -> SymbolArray:
@@ -130,6 +133,7 @@ class Run:
         step: steps done.
         seconds: for each member its share of the wall time that they took.
         curves: for each member the smoothed loss at each log point so far, by step.
+        code: for each member the fingerprints of the code that trained it, this process's last.
 
     Raises:
         ValueError: if the members are of several replicates.
@@ -138,6 +142,7 @@ class Run:
     members: tuple[Member, ...]
     seconds: list[float]
     curves: list[dict[int, float]]
+    code: list[tuple[str, ...]]
 
     def __init__(
         self,
@@ -208,7 +213,7 @@ class Run:
             member: self.progress(member) for member in self.members if member not in leaving
         }
         if not staying:
-            self.members, self.seconds, self.curves = (), [], []
+            self.members, self.seconds, self.curves, self.code = (), [], [], []
             return
         weights = {member: progress.weights for member, progress in staying.items()}
         like = self.population
@@ -230,6 +235,7 @@ class Run:
             program.smoothed[k].to("cpu", copy=True),
             dict(self.curves[k]),
             None if self._mean is None else parameters.of(k, self._mean),
+            self.code[k],
         )
 
     def _take_up(self, population: Network, progress: Mapping[Member, Progress]) -> None:
@@ -244,11 +250,14 @@ class Run:
         self.step = 0
         self.seconds = [0.0] * len(self.members)
         self.curves = [{} for _ in self.members]
+        current = fingerprint.code_fingerprint()
+        self.code = [(current,) for _ in self.members]
         for k, member in enumerate(self.members):
             if (own := progress.get(member)) is None:
                 continue
             self.step = own.step
             self.seconds[k], self.curves[k] = own.seconds, dict(own.curve)
+            self.code[k] = (*(code for code in own.code if code != current), current)
             for flat, moments in zip(program.optimizer.moments, own.moments, strict=True):
                 population.parameters.put(k, flat, moments)
             for state, before in zip(program.states, own.states, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rnn.fingerprint import code_fingerprint
+from rnn import fingerprint
 from rnn.member import Member
 from studies.definition import Definition
 from studies.records import TrialRecord
@@ -57,6 +57,6 @@ class Recording:
             replicate=member.replicate,
             python=platform.python_version(),
             torch=torch.__version__,
-            code=code_fingerprint(),
+            code=fingerprint.code_fingerprint(),
             **found,
         ).attributes()

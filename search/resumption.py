@@ -1,10 +1,11 @@
 """Where a trial goes on from: its checkpoint, read, written, set aside and thrown away."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tenacity
 from optuna.trial import FrozenTrial
 
+from rnn import fingerprint
 from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.errors import CheckpointError
 from rnn.training import Progress, Training
@@ -64,6 +65,7 @@ class Resumption:
             begun[claim] = self._begin(claim, written)
         if missing:
             self._say_missing(missing)
+        self._say_other_code(begun)
         return begun
 
     def _begin(self, claim: Claim, written: bytes | None) -> Progress | None:
@@ -94,6 +96,23 @@ class Resumption:
             f"{reached} was recorded: training restarts from step 0; if the database was moved, "
             "move its checkpoint folder along with it, or name the folder or bucket with "
             "--artifacts"
+        )
+
+    def _say_other_code(self, begun: Mapping[Claim, Progress | None]) -> None:
+        current = fingerprint.code_fingerprint()
+        other = {
+            claim: progress.code[-1]
+            for claim, progress in begun.items()
+            if progress and progress.code and progress.code[-1] != current
+        }
+        if not other:
+            return
+        trials = [claim.trial for claim in other]
+        resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
+        self.says(
+            f"warning: {_named(trials)} {resume} with training code {current} and {were} trained "
+            f"with {', '.join(sorted(set(other.values())))} so far; to avoid mixing them, stop and "
+            "use the earlier code"
         )
 
     def write(self, claim: Claim, progress: Progress) -> bool:

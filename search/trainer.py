@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from rnn import fingerprint
 from rnn.architecture import Architecture
 from rnn.device import is_out_of_memory
 from rnn.known_cell import KnownCell
@@ -30,7 +31,7 @@ from search.resumption import Resumption
 from search.space import member_of
 from search.status import Running
 from search.threads import ThreadBudget
-from studies.records import Failure
+from studies.records import EARLIER_CODE, Failure
 
 
 class Audience(Protocol):
@@ -86,6 +87,7 @@ class Trainer:
         self.settings = self.resumption.settings
         self._run: Run | None = None
         self._together = 0
+        self._earlier_code: dict[Member, list[str] | None] = {}
         self._most: dict[tuple[int, int], int] = {}  # of a shape, after memory was too small
         self.least_chance = useful_chance(device)
         rungs = rungs_of(self.settings.steps, self.settings.log_every)
@@ -156,6 +158,9 @@ class Trainer:
         claims = {member_of(claim.trial.params, self.definition): claim for claim in begun}
         progress = {member: begun[claim] for member, claim in claims.items()}
         known = {member: own for member, own in progress.items() if own is not None}
+        self._earlier_code = {
+            member: _earlier_code(claim.trial, progress[member]) for member, claim in claims.items()
+        }
         try:
             network = network_of(
                 list(claims),
@@ -301,7 +306,16 @@ class Trainer:
     def _record(
         self, member: Member, steps_per_second: float, seconds: float, **found: object
     ) -> Mapping[str, Any]:
+        found[EARLIER_CODE] = self._earlier_code.get(member)
         return self.recording.attributes(member, self._together, steps_per_second, seconds, **found)
+
+
+def _earlier_code(trial: FrozenTrial, progress: Progress | None) -> list[str] | None:
+    """Return the other code that trained what a trial resumes; None if there is none to record."""
+    code = progress.code if progress else ()
+    earlier = [each for each in code if each != fingerprint.code_fingerprint()]
+    # An empty list replaces what was recorded before a trial restarted from step 0.
+    return earlier if earlier or EARLIER_CODE in trial.user_attrs else None
 
 
 def _shape(architecture: Architecture | KnownCell) -> tuple[int, int]:

@@ -34,6 +34,9 @@ SECONDS = "seconds"
 RUNG = "rung"
 """The user attribute that says at which step the pruner last put a trial off."""
 
+EARLIER_CODE = "earlier_code"
+"""The user attribute that lists the training code that a trial was resumed from."""
+
 SOURCE_TRIALS = "source_trials"
 """The user attribute of a derived point: the numbers of the source's trials that it came from,
 the best first."""
@@ -137,6 +140,9 @@ class TrialRecord(BaseModel):
     python: Annotated[str, _unit("", "version")]
     torch: Annotated[str, _unit("", "version")]
     code: Annotated[str | None, _unit("", "fingerprint of the training code")] = None
+    earlier_code: Annotated[
+        list[str] | None, _unit("", "fingerprints of other code that trained it before")
+    ] = None
     failure: Annotated[Failure | None, _unit("", "why a failed trial failed")] = None
     error: Annotated[str | None, _unit("", "its last exception, in one line")] = None
     setbacks: Annotated[

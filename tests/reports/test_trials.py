@@ -70,6 +70,22 @@ def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp
     assert not (tmp_path / "page.html").exists()
 
 
+def test_report_and_rows_show_every_training_code(sqlite_url, tmp_path):
+    runs = [
+        (own_point(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
+        (own_point(2), 1.6, {"code": "second"}),
+    ]
+    raw = {"refinement": {"source": "none"}}
+    make_runs(sqlite_url, "made", raw, runs)
+    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
+    assert set(shown.split(", ")) == {"first", "second", "third"}
+    write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
+    assert rows.loc[0, "earlier_code"] == "first, second"
+    assert pd.isna(rows.loc[1, "earlier_code"])
+
+
 def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
     name = "<script>alert(1)</script>/../x"
     make_study(sqlite_url, name)

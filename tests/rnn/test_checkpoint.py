@@ -1,14 +1,18 @@
 """A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
 
+import hashlib
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from rnn.architecture import STATE_SOURCES, Architecture
 from rnn.checkpoint import read_checkpoint, write_checkpoint
 from rnn.errors import CheckpointError
+from rnn.fingerprint import code_fingerprint
 from rnn.member import Member
 from rnn.network import Population
 from rnn.training import Run, Training
@@ -125,6 +129,47 @@ def test_who_was_trained_with_others_goes_on_alone():
         assert alone.curves[0] == pytest.approx(expected, rel=1e-9)
 
 
+def code_of(written):
+    (own,) = (read_checkpoint(m.architecture, "me", content) for m, content in written.items())
+    return own.code
+
+
+def test_checkpoint_names_all_code_that_trained_it_the_latest_last(monkeypatch):
+    undisturbed = begin(SWITCHES[-1:])
+    list(undisturbed.train())
+    run = begin(SWITCHES[-1:])
+    own = code_fingerprint()
+    train_until(run, 4)
+    written = write(run)
+    assert code_of(written) == (own,)
+    for step, code, expected in (
+        (8, "another", (own, "another")),
+        (10, "third", (own, "another", "third")),
+        (12, "another", (own, "third", "another")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("rnn.fingerprint.code_fingerprint", lambda code=code: code)
+            run = resume(written)
+            train_until(run, step)
+            written = write(run)
+        assert code_of(written) == expected
+    run = resume(written)
+    list(run.train())
+    same(run, undisturbed)
+
+
+def test_checkpoint_that_names_no_code_is_read_as_of_unknown_code(written):
+    """As they were written before the code was named."""
+    content = written[32:]
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    del metadata["code"]
+    content = save(load(content), metadata)
+    before = hashlib.sha256(content).digest() + content
+    found = read_checkpoint(SWITCHES[-1].architecture, "me", before)
+    assert (found.step, found.code) == (10, ("unknown",))
+
+
 @pytest.fixture
 def written():
     run = begin(SWITCHES[-1:])
@@ -148,8 +193,6 @@ def test_every_damage_is_seen(written):
 
 
 def test_what_another_program_wrote_is_refused():
-    import hashlib
-
     for content in (b"", b"\x80\x04K\x01.", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"):
         refused(hashlib.sha256(content).digest() + content, "cannot be read")
 

@@ -422,6 +422,31 @@ def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
     assert sum("goes on from step 4" in line for line in said) == 2
 
 
+def test_trials_resumed_by_other_training_code_say_so_and_record_both(
+    sqlite_url, text, tmp_path, monkeypatch
+):
+    overrides = ["precision='fp32'", "training.steps=12"]
+    fingerprint = "rnn.fingerprint.code_fingerprint"
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, lambda: "0123456789ab")
+        _, said = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    assert not any(line.startswith("warning") for line in said)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, lambda: "ba9876543210")
+        joined, said = work(sqlite_url, text, overrides, population=3)
+    (line,) = [line for line in said if line.startswith("warning")]
+    assert line == (
+        "warning: trials 0, 1 resume with training code ba9876543210 and were trained with "
+        "0123456789ab so far; to avoid mixing them, stop and use the earlier code"
+    )
+    for trial in joined.study.trials:
+        assert trial.state is TrialState.COMPLETE
+        assert trial.user_attrs["code"] == "ba9876543210"
+        expected = ["0123456789ab"] if trial.number < 2 else None
+        assert trial.user_attrs.get("earlier_code") == expected
+        TrialRecord.model_validate(trial.user_attrs)
+
+
 def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     sqlite_url, text, tmp_path, monkeypatch
 ):
