@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import click
 import torch
@@ -32,7 +31,7 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.weights import BestWeights
 from search.worker import Worker
-from studies.command_line import leave_with
+from studies.command_line import leave_with, study_name
 from studies.definition import Definition, quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
@@ -132,7 +131,7 @@ def show_status(options: Options, as_json: bool) -> None:
         StudiesError: if there is no such storage or study.
     """
     with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or Path(options.study).stem)
+        study = load_study(storage, options.name or study_name(options.study))
         definition = stored_definition(study)
         found = status(study, storage, definition)
     if as_json:

@@ -43,14 +43,19 @@ def storage_options(command: _F) -> _F:
     )(command)
 
 
+def study_name(given: str) -> str:
+    """Return the name of a study that is given by its name or by the path of its TOML file."""
+    return Path(given).stem if given.endswith(".toml") else given
+
+
 class _StudyName(click.ParamType[str]):
-    """A study's name, or the path of the definition that gave it its name."""
+    """Convert the name of a study, or the path of its TOML file, to the name."""
 
     name = "study"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name."""
-        return Path(value).stem if value.endswith(".toml") else value
+        return study_name(value)
 
 
 study_argument = click.argument("study", type=_StudyName())

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from helpers import TINY
+from helpers import ROOT, TINY
 from optuna.trial import TrialState
 
 from rnn.precision import has_bfloat16
@@ -327,6 +327,24 @@ def test_status_as_json(search, run, sqlite_url):
     assert status["planned"] == status["complete"] == 1
     assert status["best"]["number"] == 0
     assert status["seconds_left"] == 0
+
+
+def test_study_with_a_dot_in_its_name_is_found_by_every_command(search, run, sqlite_url, tmp_path):
+    definition = tmp_path / "v1.2.toml"
+    definition.write_bytes((ROOT / "studies/quick.toml").read_bytes())
+    assert search(study=str(definition)).returncode == 0
+    assert optuna.get_all_study_names(sqlite_url) == ["v1.2"]
+    for given in ("v1.2", str(definition)):
+        for command in (
+            ("run_search.py", given, "--status", "--json"),
+            ("-m", "reports", given, "--csv", str(tmp_path / "points.csv")),
+            ("-m", "search.sample", given),
+        ):
+            done = run(*command, "--storage", sqlite_url)
+            assert done.returncode == 0, done.stderr
+    refine = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
+    done = run(*refine, "--set=refinement.source='v1.2'", "--name", "v1.3")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run, sqlite_url):
