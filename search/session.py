@@ -4,16 +4,20 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from ctypes import c_bool
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 
 import click
+import optuna
 import torch
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from rnn.device import find_device, give_memory_back, share_devices
@@ -31,10 +35,12 @@ from search.threads import ThreadBudget
 from search.trainer import Trainer
 from search.weights import BestWeights
 from search.worker import Worker
+from studies.accounting import Accounting
 from studies.command_line import leave_with, study_name
 from studies.definition import Definition, quota
 from studies.opening import load_study, read_storage
 from studies.reading import find_definition
+from studies.records import ERROR, is_point
 from studies.stored import stored_definition
 from studies.stores import Kind, open_store
 
@@ -156,12 +162,16 @@ def show_status(options: Options, as_json: bool) -> None:
         click.echo(f"run again {counts}")
 
 
-def work(options: Options, companion: Companion = nullcontext) -> Result:
+def work(
+    options: Options, companion: Companion = nullcontext, trained: c_bool | None = None
+) -> Result:
     """Join the study and work on it until all its points are finished.
 
     Args:
         options: the command line.
         companion: goes along with the work, and may take nothing from it.
+        trained: in memory shared with the process that started this one; set once this process has
+            trained a step.
 
     Raises:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
@@ -177,6 +187,7 @@ def work(options: Options, companion: Companion = nullcontext) -> Result:
             device,
             Checkpoints(checkpoints, joined.folder),
             BestWeights(weights, joined.folder),
+            c_bool(False) if trained is None else trained,
         )
     give_memory_back()  # what follows, a report, takes as much
     return result
@@ -188,6 +199,7 @@ def _work(
     device: torch.device,
     checkpoints: Checkpoints,
     weights: BestWeights,
+    trained: c_bool,
 ) -> Result:
     console = Terminal()
     if not options.child:
@@ -220,20 +232,65 @@ def _work(
                 if definition.pruning.enabled:
                     pausing = Pausing(joined.storage, joined.study_id, definition)
                 count = reader.accounting
-                Worker(keeper, trainer, count, stop, display, options.wait, pausing).run()
+                try:
+                    Worker(keeper, trainer, count, stop, display, options.wait, pausing).run()
+                finally:
+                    trained.value = trained.value or trainer.has_trained
         else:
-            failed = _supervise(options, reader, stop, display)
+            trained = RawValue(c_bool, False)
+            failed = _supervise(options, reader, stop, display, trained)
         end = reader.status()
-    if end.accounting.finished == end.accounting.planned:
-        checkpoints.clear()
-    if not options.child:
-        _say(console, f"study {end.name}: {progress_text(end)}")
-        if stop.requested:
-            _say(console, "stopped; what was trained is kept, and the same command goes on")
+    if options.child:  # the process that started this one concludes for all
+        return Result(end.name, end.accounting.finished, stop.exit_code)
+    is_finished = end.accounting.finished == end.accounting.planned
+    if is_finished:
+        _clear(checkpoints)
+    _say(console, f"study {end.name}: {progress_text(end)}")
+    if stop.requested and not is_finished:
+        if trained.value:
+            _say(console, "stopped; what was trained is kept; run the same command to resume")
+        else:
+            _say(console, "stopped before anything was trained; run the same command to start")
+    if is_finished and not end.accounting.complete + end.accounting.pruned:
+        click.echo(f"error: {_nothing_worked(joined.study, end.accounting)}", err=True)
+        failed = 1
     return Result(end.name, end.accounting.finished, stop.exit_code or failed)
 
 
-def _supervise(options: Options, reader: StatusReader, stop: StopRequest, display: Display) -> int:
+def _nothing_worked(study: optuna.Study, accounting: Accounting) -> str:
+    """Say in one line why a finished study has no complete trial, and what to do."""
+    counts, changes = [], []
+    if accounting.diverged:
+        counts.append(f"{accounting.diverged} diverged")
+        changes.append("lower training.learning_rate")
+    if accounting.failed:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        with_error = [trial for trial in failed if is_point(trial) and ERROR in trial.user_attrs]
+        last = max(with_error, key=lambda trial: str(trial.datetime_complete), default=None)
+        error = f", the last with {last.user_attrs[ERROR]}" if last else ""
+        counts.append(f"{accounting.failed} failed{error}")
+        changes.append("change the settings that cause the error")
+    return (
+        f"study {study.study_name!r} is finished without a complete trial: {'; '.join(counts)}; "
+        f"{', '.join(changes)} and search again under another --name"
+    )
+
+
+def _clear(checkpoints: Checkpoints) -> None:
+    """Remove the checkpoints of a finished study, or warn that some are left."""
+    try:
+        checkpoints.clear()
+    except Exception as error:  # the results are recorded: nothing here may end the search
+        click.echo(
+            f"warning: checkpoints of the finished study could not be removed ({error}); they are "
+            "no longer needed",
+            err=True,
+        )
+
+
+def _supervise(
+    options: Options, reader: StatusReader, stop: StopRequest, display: Display, trained: c_bool
+) -> int:
     """Start the workers as processes and wait for them.
 
     Returns:
@@ -244,7 +301,7 @@ def _supervise(options: Options, reader: StatusReader, stop: StopRequest, displa
     # Not forked: torch's threads and the storage's connections do not survive that.
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=_work_and_exit, args=(replace(each, device=device),))
+        context.Process(target=_work_and_exit, args=(replace(each, device=device), trained))
         for device in share_devices(options.device, options.workers)
     ]
     try:
@@ -259,7 +316,10 @@ def _supervise(options: Options, reader: StatusReader, stop: StopRequest, displa
                 process.terminate()
         for process in processes:
             process.join()
-    lost = [process for process in processes if process.exitcode not in _ORDERLY]
+    orderly = _ORDERLY
+    if stop.requested:  # a process that was terminated while it started is orderly as well
+        orderly = orderly | {-signal.SIGTERM}
+    lost = [process for process in processes if process.exitcode not in orderly]
     for process in lost:
         click.echo(f"warning: a worker ended with exit code {process.exitcode}", err=True)
     return int(bool(lost))
@@ -274,8 +334,8 @@ def _wait(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
         time.sleep(0.1)
 
 
-def _work_and_exit(options: Options) -> None:
-    leave_with(lambda: work(options).exit_code, BAD_INPUT)
+def _work_and_exit(options: Options, trained: c_bool) -> None:
+    leave_with(lambda: work(options, trained=trained).exit_code, BAD_INPUT)
 
 
 def _display(options: Options, console: Console, joined: Joined, reader: StatusReader) -> Display:

@@ -56,6 +56,9 @@ class Trainer:
         worker: this worker's name.
         population: the most networks to train together; None for what is of use on the device.
         keeping: of the best networks' weights; None to keep none.
+
+    Attributes:
+        has_trained: whether a step was trained since this trainer was made.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Trainer:
         self.audience = audience
         self.population = population
         self.settings = self.resumption.settings
+        self.has_trained = False
         self._run: Run | None = None
         self._together = 0
         self._earlier_code: dict[Member, list[str] | None] = {}
@@ -201,9 +205,13 @@ class Trainer:
                 self.keep(held())
                 written = time.monotonic()
 
+        def after_step() -> None:
+            self.has_trained = True
+            between_steps()
+
         # Whom the last worker saw diverge, and could not record, is not trained again.
         yield from self._diverged(run, claims)
-        for point in run.train(between_steps):
+        for point in run.train(after_step):
             running = []
             for member, smoothed in zip(run.members, point.smoothed_losses, strict=True):
                 claims[member].report(point.step, smoothed)

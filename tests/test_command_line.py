@@ -347,14 +347,62 @@ def test_study_with_a_dot_in_its_name_is_found_by_every_command(search, run, sql
     assert done.returncode == 0, done.stderr
 
 
+def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search, tmp_path):
+    assert search().returncode == 0
+    (study,) = (tmp_path / "studies.db.weights").iterdir()
+    blocked = tmp_path / "studies.db.checkpoints" / study.name / "trial-0.checkpoint"
+    blocked.mkdir(parents=True)  # unlike a file, it cannot be unlinked
+    done = search()
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: checkpoints of the finished study could not be removed")
+    assert "trial-0.checkpoint" in warning
+    assert "report: " in done.stdout
+    assert blocked.is_dir()
+
+
 def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run, sqlite_url):
     done = search("--set=training.learning_rate=1e30", "--set=space.layers=[2]")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "diverged" in done.stdout
-    assert "no report" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: study 'quick' is finished without a complete trial: 1 diverged;")
+    assert "learning_rate" in line
+    assert "report" not in done.stdout
     (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert trial.state is TrialState.FAIL
     assert trial.user_attrs["failure"] == "diverged"
     done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
     assert (status["planned"], status["diverged"], status["failed"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_search_in_which_every_trial_fails_exits_with_1_and_the_error(search, workers):
+    grid = ("--set=space.layers=[1, 2]", "--set=training.batch_size=1000000000000")
+    for _ in range(2):  # the second process joins the finished study
+        done = search(*grid, "--workers", workers)
+        assert done.returncode == 1, done.stderr
+        line = done.stderr.splitlines()[-1]
+        assert "without a complete trial: 2 failed, the last with RuntimeError: " in line
+        assert "another --name" in line
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_search_with_one_complete_trial_succeeds_whatever_the_others_did(search, sqlite_url):
+    assert search().returncode == 0
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    grid = ("--set=space.layers=[1, 2]", "--no-wait")
+    assert search(*grid, "--extend", "--until=0.000001s").returncode == 0
+    study.tell(study.ask(), state=TrialState.FAIL)  # the waiting trial of two layers
+    done = search(*grid)
+    assert done.returncode == 0, done.stderr
+    assert "1 failed" in done.stdout
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_run_that_is_stopped_before_it_trained_says_so(search, workers):
+    done = search("--until", "0.000001s", "--workers", workers)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stopped before anything was trained; run the same command to start" in done.stdout
+    assert "is kept" not in done.stdout
