@@ -1,11 +1,12 @@
 """A ``*.toml`` and the command line's overrides → a definition, or one line of refusal."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from studies.definition import Definition
 from studies.errors import DefinitionError
@@ -27,7 +28,7 @@ class DefinitionFile(BaseModel):
         return self.model_copy(
             update={
                 "stated": _merge(self.stated, settings),
-                "overridden": [*self.overridden, *settings],
+                "overridden": [*self.overridden, *_dotted_keys(settings)],
             }
         )
 
@@ -66,24 +67,32 @@ class DefinitionFile(BaseModel):
             raise DefinitionError(self._explain(error)) from error
 
     def _explain(self, error: ValidationError) -> str:
-        errors = error.errors()
-        first, key = errors[0], _key(errors[0]["loc"])
-        # Of a value that may be of several types, each has a word to say.
-        alike = [other["msg"] for other in errors if _key(other["loc"]) == key]
+        """Name every mistake in one line: where it stands, its key and value, what is allowed."""
+        mistakes: dict[str, list[ErrorDetails]] = {}
+        for found in error.errors():
+            # A value that may be of several types has an error for each of them.
+            mistakes.setdefault(_key(found), []).append(found)
+        lines = [self._explain_mistake(key, errors) for key, errors in mistakes.items()]
+        if len(lines) == 1:
+            return lines[0]
+        hint = "; correct it"
+        return "; ".join(line.removesuffix(hint) for line in lines) + "; correct them"
+
+    def _explain_mistake(self, key: str, errors: Sequence[ErrorDetails]) -> str:
+        first = errors[0]
         # An override is to blame for what it set, and for what that contradicts around it.
         blamed = any(
             f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
         )
         where = "--set" if key and blamed else _shown(self.path)
-        more = f" (and {len(errors) - len(alike)} more)" if len(errors) > len(alike) else ""
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(first["loc"][:-1]))
-            return f"{where}: {key} is no known key; allowed here: {allowed}; correct it{more}"
-        words = (message.removeprefix("Value error, ") for message in dict.fromkeys(alike))
-        message = ", or ".join(each[0].lower() + each[1:] for each in words)
+            return f"{where}: {key} is no known key; allowed here: {allowed}; correct it"
+        messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
+        message = ", or ".join(each[0].lower() + each[1:] for each in messages)
         if isinstance(first["input"], Mapping):
-            return f"{where}: {key + ': ' if key else ''}{message}{more}"
-        return f"{where}: {key} is {first['input']!r}; {message}; correct it{more}"
+            return f"{where}: {key + ': ' if key else ''}{message}"
+        return f"{where}: {key} is {first['input']!r}; {message}; correct it"
 
 
 def find_definition(study: str, overrides: Sequence[str] = ()) -> DefinitionFile:
@@ -117,9 +126,7 @@ def find_definition(study: str, overrides: Sequence[str] = ()) -> DefinitionFile
     file = DefinitionFile(name=path.stem, path=path, stated=stated)
     for override in overrides:
         key, value = _parse_override(override)
-        file = file.stating(_nest(key, value)).model_copy(
-            update={"overridden": [*file.overridden, key]}
-        )
+        file = file.stating(_nest(key, value))
     return file
 
 
@@ -143,6 +150,15 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
         value = {part: value}
     nested: dict[str, Any] = value
     return nested
+
+
+def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted key of every value in nested tables."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{below}" for below in _dotted_keys(value))
+        else:
+            yield key
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +187,10 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _key(location: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in location if not _is_union_arm(part))
+def _key(error: ErrorDetails) -> str:
+    is_unknown = error["type"] == "extra_forbidden"  # a key may be called like a type
+    location = error["loc"]
+    return ".".join(str(part) for part in location if is_unknown or not _is_union_arm(part))
 
 
 def _is_union_arm(part: int | str) -> bool:

@@ -110,6 +110,35 @@ def test_what_is_wrong_is_refused_by_name(override, words):
         assert word in line
 
 
+def test_every_mistake_of_a_definition_is_named_with_its_origin(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "seed = -1\nobjektive = 'training'\n[space]\nlayers = [1, 'two']\nstate_size = [8]\n"
+        "exclude = [{layers = 1.5}]\n[training]\nlog_every = 0\n[pruning]\nkeep = 2\n"
+    )
+    file = find_definition(str(path), ["training={steps='many'}", "int=3"])
+    file = file.stating({"pruning": {"enabled": True}})
+    with pytest.raises(DefinitionError) as refused:
+        file.validate_alone()
+    line = str(refused.value)
+    for mistake in (
+        f"{path}: seed is -1; input should be greater than or equal to 0; ",
+        f"{path}: objektive is no known key; allowed here: question, threshold, ",
+        f"{path}: space.layers.1 is 'two'; input should be a valid integer; ",
+        f"{path}: space.exclude.0.layers is 1.5; input should be a valid boolean, or input should "
+        "be a valid integer, or input should be a valid string; ",
+        f"{path}: training.log_every is 0; input should be greater than 0; ",
+        f"{path}: pruning.keep is 2; input should be less than 1; ",
+        "--set: training.steps is 'many'; input should be a valid integer; ",
+        "--set: int is no known key; allowed here: question, threshold, ",
+    ):
+        assert line.count(mistake) == 1
+    assert line.endswith("; correct them")
+    assert line.count(str(path)) == 6
+    assert line.count("--set") == 2
+    assert "\n" not in line
+
+
 def test_known_cells_have_no_switches_to_search_or_to_exclude():
     overrides = ["space.forget_gate=[true]"]
     with pytest.raises(DefinitionError, match="has cell and forget_gate; allowed: one of them"):
