@@ -6,12 +6,12 @@ import click
 
 from reports.errors import ReportError
 from reports.live import LiveView
-from search.command_line import run, work_options
+from search.command_line import STUDY_HELP, run, work_options
 from search.errors import BAD_INPUT
 from studies.command_line import run_command
 
 
-@click.command(help=f"{__doc__}\n\nSTUDY is a name in studies/ or the path of a TOML file.")
+@click.command(help=f"{__doc__}\n\n{STUDY_HELP}")
 @work_options(default_study="stage-one")
 def run_search(**options: Any) -> int:
     """Work on a study."""

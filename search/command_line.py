@@ -14,6 +14,10 @@ from studies.reading import find_definition
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+STUDY_HELP = (
+    "STUDY is a name in studies/, the path of a TOML file, or the name of a study in the storage."
+)
+
 
 def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
     try:
@@ -192,7 +196,7 @@ def run(
 
 
 def _require_refinement(asked: Options) -> None:
-    file = find_definition(asked.study, asked.overrides)
+    file = find_definition(asked.study, asked.overrides, asked.storage)
     if file.source is None and file.validate_alone().refinement is None:
         raise DefinitionError(
             f"study {file.name!r} has no [refinement]; allowed here: studies that are derived from "

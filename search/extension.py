@@ -8,6 +8,7 @@ from studies.definition import Definition
 from studies.errors import IdentityError
 from studies.planning import PlannedPoint, extend_study
 from studies.records import COMMANDS, DEFINITION
+from studies.space import Space
 from studies.storage import Storage
 
 
@@ -57,6 +58,18 @@ def extend(
         [PlannedPoint(point) for point in new_points if point not in old_points],
     )
     return extended if done else None
+
+
+def is_beginning(own: Space, stored: Space) -> bool:
+    """Tell whether a grid can have been extended to the stored one."""
+    if own.parameters != stored.parameters:
+        return False
+    for name in own.parameters:
+        values = list(own.values(name))
+        if list(stored.values(name))[: len(values)] != values:
+            return False
+    points = {tuple(point.values()) for point in stored.points()}
+    return all(tuple(point.values()) in points for point in own.points())
 
 
 def grid_of(definition: Definition) -> GridSampler:

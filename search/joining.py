@@ -1,6 +1,7 @@
 """Making a study, or joining one that is there, on terms that keep its results comparable."""
 
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from uuid import uuid4
@@ -10,9 +11,10 @@ import torch
 from optuna.pruners import BasePruner, NopPruner
 
 from rnn.corpus import Corpus, open_corpus
+from rnn.errors import CorpusError
 from rnn.precision import has_bfloat16, require_precision
 from rnn.vocabulary import ByteVocabulary, Text, train_vocabulary
-from search.extension import extend, grid_of
+from search.extension import extend, grid_of, is_beginning
 from search.grid import GridSampler
 from search.pruner import BestFractionPruner
 from search.refinement import derive_points
@@ -65,7 +67,7 @@ class Joined:
             weights is the worker's own.
         corpus: its text.
         text: the same in the symbols that its networks read.
-        news: what a person should know of how it was made; nothing if it was there.
+        news: what a person should know of how it was made or joined; may be empty.
     """
 
     study: optuna.Study
@@ -141,7 +143,7 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             "[space]; extend its source and refine that"
         )
     require_precision(definition.precision, device)
-    corpus = open_corpus(definition.corpus)
+    corpus = _open_corpus(file, definition, terms)
     # Before there is a storage: a text has no more symbols than bytes.
     _require_length(Text(corpus, ByteVocabulary()), definition)
     record = CorpusRecord(
@@ -158,8 +160,15 @@ def join(file: DefinitionFile, url: str, terms: Terms, device: torch.device = _P
             _create(name, storage, made_with, definition, record, text, terms)
         study = load_study(storage, name)
         stored = stored_definition(study)
-        _require_same(study, stored, definition, record, terms.extend)
-        if terms.extend:
+        found = differences(stored, stored_corpus(study), definition, record)
+        not_of_space = [line for line in found if not line.startswith("space.")]
+        is_outgrown = len(not_of_space) < len(found) and _is_outgrown(study, stored, definition)
+        tolerant = terms.extend or is_outgrown
+        _require_none(not_of_space if tolerant else found, name, stored, definition)
+        if is_outgrown:
+            count = len(grid_of(stored).points)
+            news = f"study {name!r} was extended since: its stored grid of {count} trials is used"
+        elif terms.extend:
             extended = extend(study, storage, stored, definition, terms.command)
             if extended is None:  # another has done so meanwhile
                 return join(file, url, terms, device)
@@ -210,18 +219,31 @@ def _precision(asked: str, device: torch.device) -> str:
     return "bf16" if has_bfloat16(device) else "fp32"
 
 
-def _require_same(
-    study: optuna.Study,
-    stored: Definition,
-    definition: Definition,
-    corpus: CorpusRecord,
-    extend: bool,
+def _open_corpus(file: DefinitionFile, definition: Definition, terms: Terms) -> Corpus:
+    try:
+        return open_corpus(definition.corpus)
+    except CorpusError as error:
+        if not file.is_stored or terms.corpus is not None:
+            raise
+        raise CorpusError(
+            f"{error}; {file.origin} was trained on it: give its present path with --corpus"
+        ) from error
+
+
+def _is_outgrown(study: optuna.Study, stored: Definition, own: Definition) -> bool:
+    """Tell whether a definition is one that the study had before it was extended."""
+    return (
+        len(study.user_attrs.get(COMMANDS, [])) > 1
+        and stored.space is not None
+        and own.space is not None
+        and is_beginning(own.space, stored.space)
+    )
+
+
+def _require_none(
+    found: Sequence[str], name: str, stored: Definition, definition: Definition
 ) -> None:
-    """Refuse a worker whose settings, or text, are not the study's."""
-    name = study.study_name
-    found = differences(stored, stored_corpus(study), definition, corpus)
-    if extend:
-        found = [line for line in found if not line.startswith("space.")]
+    """Refuse a worker whose settings, or text, differ from the study's."""
     if found:
         shown = "; ".join(found[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -245,7 +267,7 @@ def _resolve(file: DefinitionFile, url: str, terms: Terms) -> Definition:
     file = file.stating({key: value for key, value in stated.items() if value is not None})
     if terms.prune:
         file = file.stating({"pruning": {"enabled": True}})
-    if file.source is None:
+    if file.source is None or file.is_stored:
         return file.validate_alone()
     with closing(read_storage(url)) as storage:
         source = stored_definition(load_study(storage, file.source))

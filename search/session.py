@@ -178,7 +178,7 @@ def work(
     """
     device = find_device(options.device)
     checkpoints, weights = (open_store(options.artifacts, options.storage, kind) for kind in _KINDS)
-    file = find_definition(options.study, options.overrides)
+    file = find_definition(options.study, options.overrides, options.storage)
     joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):
         result = _work(

@@ -5,6 +5,7 @@
     StudiesError
     ├── DefinitionError    a study definition that is missing, malformed or contradictory
     ├── StorageError       a storage that cannot be opened, or is not ours
+    │   └── StorageMissing a storage that does not exist yet
     ├── StudyNotFound      a study that the storage does not hold
     ├── ArtifactsError     a place for files that cannot be used
     ├── IdentityError      settings that differ from those that the study was made with
@@ -23,6 +24,10 @@ class DefinitionError(StudiesError):
 
 class StorageError(StudiesError):
     """A storage cannot be used."""
+
+
+class StorageMissing(StorageError):
+    """A storage does not exist yet."""
 
 
 class StudyNotFound(StudiesError):

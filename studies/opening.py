@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.engine import connect, engine_options, parse_url, read_only, shown
-from studies.errors import StorageError, StudyNotFound
+from studies.errors import StorageError, StorageMissing, StudyNotFound
 from studies.outages import patient_with_crowds
 from studies.storage import Storage
 from studies.tables import TRIALS
@@ -79,7 +79,7 @@ def read_storage(url: str) -> Storage:
     is_file = parsed.get_backend_name() == "sqlite"
     with _explained(parsed):
         if is_file and not Path(str(parsed.database)).exists():
-            raise StorageError(
+            raise StorageMissing(
                 f"storage {shown(parsed)} is not there; run a search first, or check --storage"
             )
         if is_file:
@@ -138,7 +138,7 @@ def _look_through(connection: Connection) -> _Found:
 
 def _require_ours(found: _Found, url: URL) -> None:
     if not found.tables and url.get_backend_name() != "sqlite":
-        raise StorageError(f"storage {shown(url)} holds no study yet; run a search first")
+        raise StorageMissing(f"storage {shown(url)} holds no study yet; run a search first")
     if not found.tables >= _OURS:
         raise StorageError(
             f"storage {shown(url)} is not a database of studies; it was left as it is; "

@@ -1,27 +1,41 @@
-"""A ``*.toml`` and the command line's overrides → a definition, or one line of refusal."""
+"""A ``*.toml`` or a stored study, and the command line's overrides → a definition, or an error."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from studies.definition import Definition
-from studies.errors import DefinitionError
+from studies.engine import parse_url, shown
+from studies.errors import DefinitionError, StorageMissing
+from studies.opening import load_study, read_storage
+from studies.stored import stored_definition
 
 DIRECTORY = Path(__file__).parent
 """Where the definitions are found by name."""
 
 
 class DefinitionFile(BaseModel):
-    """A definition as it was written: what it states, and where it was read."""
+    """A definition as it was written: what it states, and where it was read.
+
+    Attributes:
+        name: of the study.
+        origin: where it was read, as errors name it.
+        stated: its settings.
+        overridden: the keys of those that the command line stated.
+        is_stored: whether it was read from a study in the storage, and so states every setting.
+    """
 
     name: str
-    path: Path
+    origin: str
     stated: dict[str, Any]
     overridden: list[str] = []
+    is_stored: bool = False
 
     def stating(self, settings: Mapping[str, Any]) -> "DefinitionFile":
         """Return the same definition with more settings stated, as by ``--set``."""
@@ -84,7 +98,7 @@ class DefinitionFile(BaseModel):
         blamed = any(
             f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
         )
-        where = "--set" if key and blamed else _shown(self.path)
+        where = "--set" if key and blamed else self.origin
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(first["loc"][:-1]))
             return f"{where}: {key} is no known key; allowed here: {allowed}; correct it"
@@ -95,39 +109,64 @@ class DefinitionFile(BaseModel):
         return f"{where}: {key} is {first['input']!r}; {message}; correct it"
 
 
-def find_definition(study: str, overrides: Sequence[str] = ()) -> DefinitionFile:
-    """Read a study's definition by its name in ``studies/`` or by its path.
+def find_definition(
+    study: str, overrides: Sequence[str] = (), storage: str | None = None
+) -> DefinitionFile:
+    """Read a study's definition by its name in ``studies/``, by its path, or from a storage.
 
     Args:
-        study: ``stage-one``, or ``somewhere/mine.toml``.
+        study: ``stage-one``, ``somewhere/mine.toml``, or the name of a study in the storage.
         overrides: ``KEY=VALUE``, the key dotted, the value as TOML writes it.
+        storage: URL of the storage that is read if there is no such file; None for no storage.
 
     Raises:
-        DefinitionError: if there is no such file, it is no TOML, or an override is malformed.
+        DefinitionError: if there is no such file or study, it is no TOML, or an override is
+            malformed.
+        StorageError, StudyNotFound: if the storage or its study cannot be read.
     """
-    is_path = study.endswith(".toml") or "/" in study
-    path = Path(study) if is_path else DIRECTORY / f"{study}.toml"
+    is_toml = study.endswith(".toml")
+    path = Path(study) if is_toml or "/" in study else DIRECTORY / f"{study}.toml"
     try:
         is_file = path.is_file()
     except (OSError, ValueError):  # a name that no file can have
         is_file = False
-    if not is_file:
-        known = ", ".join(sorted(file.stem for file in DIRECTORY.glob("*.toml")))
-        raise DefinitionError(
-            f"study {study!r} is not defined; allowed: {known}, or the path of a TOML file; "
-            "check the name"
-        )
-    try:
-        stated = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DefinitionError(
-            f"{_shown(path)}: cannot be read as TOML ({error}); correct it"
-        ) from error
-    file = DefinitionFile(name=path.stem, path=path, stated=stated)
+    if is_file:
+        file = DefinitionFile(name=path.stem, origin=_shown(path), stated=_read_toml(path))
+    else:
+        file = _find_stored(study, None if is_toml else storage)
     for override in overrides:
         key, value = _parse_override(override)
         file = file.stating(_nest(key, value))
     return file
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DefinitionError(
+            f"{_shown(path)}: cannot be read as TOML ({error}); correct it"
+        ) from error
+
+
+def _find_stored(study: str, storage: str | None) -> DefinitionFile:
+    """Read the definition of a stored study; the storage is not changed, nor made."""
+    known = ", ".join(sorted(file.stem for file in DIRECTORY.glob("*.toml")))
+    allowed = f"{known}, or the path of a TOML file"
+    if storage is not None:
+        where = shown(parse_url(storage))
+        try:
+            with closing(read_storage(storage)) as opened:
+                names = optuna.get_all_study_names(opened)
+                if study in names:
+                    stated = stored_definition(load_study(opened, study)).model_dump(mode="json")
+                    origin = f"study {study!r} in {where}"
+                    return DefinitionFile(name=study, origin=origin, stated=stated, is_stored=True)
+            there = ", ".join(sorted(names)) or "none yet"
+            allowed = f"{known}, the path of a TOML file, or a study in {where} ({there})"
+        except StorageMissing:
+            pass
+    raise DefinitionError(f"study {study!r} is not defined; allowed: {allowed}; check the name")
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

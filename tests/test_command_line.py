@@ -320,6 +320,137 @@ def test_extending_ignores_trials_that_plain_optuna_left_running(search, joined_
     assert [trial.state for trial in points] == [TrialState.COMPLETE] * 3
 
 
+MINI = """
+seed = 4
+[space]
+layers = [1, 2]
+state_size = [3]
+input_gate = [false]
+forget_gate = [false]
+output_gate = [false]
+state_gate = [false]
+residual = [true]
+state_source = ["new"]
+exclude = [{ layers = 2, state_size = 3 }]
+[training]
+steps = 4
+batch_size = 4
+sequence_length = 8
+log_every = 2
+[evaluation]
+lanes = 2
+lane_length = 8
+"""
+
+
+@pytest.fixture
+def mini(tmp_path, sqlite_url, text):
+    """Create the study 'mini' of one trial from a TOML file, which is then removed."""
+    from search.joining import Terms, join
+    from studies.reading import find_definition
+
+    path = tmp_path / "mini.toml"
+    path.write_text(MINI)
+    joined = join(find_definition(str(path)), sqlite_url, Terms(corpus=str(text)))
+    path.unlink()
+    joined.storage.close()
+    return joined.study
+
+
+def test_stored_study_is_resumed_by_its_name(mini, run, sqlite_url, tmp_path):
+    command = ("run_search.py", "mini", "--storage", sqlite_url)
+    before = dump(tmp_path)
+    for words, line in (
+        (["--set=seed=5"], "seed: 4 in the study, 5 here"),
+        (["--set=training.stepz=5"], "--set: training.stepz is no known key"),
+        (
+            ["--set=refinement.source='quick'"],
+            f"study 'mini' in {sqlite_url}: has both of [space] and",
+        ),
+    ):
+        done = run(*command, *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert line in done.stderr
+    done = run("refine.py", *command[1:])
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "study 'mini' has no [refinement]" in done.stderr
+    assert dump(tmp_path) == before
+    done = run(*command, "--set=checkpoint.seconds=5")
+    assert done.returncode == 0, done.stderr
+    assert [trial.state for trial in mini.trials] == [TrialState.COMPLETE]
+    assert optuna.get_all_study_names(sqlite_url) == ["mini"]
+    wider = "--set=space.layers=[1, 2, 3]"
+    assert run(*command, wider, "--extend").returncode == 0
+    assert [trial.params["layers"] for trial in mini.trials] == [1, 3]
+    assert run(*command, "--name", "copy", "--no-wait").returncode == 0
+    copy = optuna.load_study(study_name="copy", storage=sqlite_url)
+    assert [trial.value for trial in copy.trials] == [trial.value for trial in mini.trials]
+
+
+def test_stored_study_whose_corpus_is_gone_asks_for_it(mini, run, sqlite_url, text):
+    elsewhere = text.rename(text.with_name("elsewhere"))
+    command = ("run_search.py", "mini", "--storage", sqlite_url)
+    done = run(*command)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"corpus '{text}' is no file" in done.stderr
+    assert "--corpus" in done.stderr
+    done = run(*command, "--corpus", str(elsewhere))
+    assert done.returncode == 0, done.stderr
+
+
+def test_derived_study_is_resumed_by_its_name(search, run, sqlite_url, text):
+    """Its source is gone: all that it inherited is stored."""
+    assert search("--set=space.layers=[1, 2]").returncode == 0
+    refine = ("--storage", sqlite_url, "--set=refinement.best=1", "--set=refinement.variants=[{}]")
+    done = run("refine.py", "quick-refined", *refine, *TINY, "--name", "own.derived")
+    assert done.returncode == 0, done.stderr
+    optuna.delete_study(study_name="quick", storage=sqlite_url)
+    again = ("refine.py", "own.derived", "--storage", sqlite_url)
+    done = run(*again)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 finished" in done.stdout
+    done = run(*again, "--status")
+    assert done.returncode == 0, done.stderr
+    assert "complete  1\n" in done.stdout
+
+
+def test_study_that_is_neither_defined_nor_stored_is_refused(mini, run, sqlite_url, tmp_path):
+    before = tree(tmp_path)
+    for program in ("run_search.py", "refine.py"):
+        done = run(program, "minni", "--storage", sqlite_url)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "study 'minni' is not defined" in done.stderr
+        assert "stage-one" in done.stderr
+        assert f"or a study in {sqlite_url} (mini)" in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_extended_study_accepts_the_definitions_that_it_had_before(search, run, sqlite_url):
+    excluded = "--set=space.exclude=[{layers=2, residual=true}]"
+    assert search().returncode == 0
+    refused = search(excluded, "--set=space.layers=[1, 2]")
+    assert refused.returncode == 2, "it is wider, not narrower"
+    wider = ("--set=space.layers=[1, 2, 3]", excluded)
+    assert search(*wider, "--extend").returncode == 0
+    line = "study 'quick' was extended since: its stored grid of 2 trials is used"
+    for words in ((), ("--extend",), ("--set=space.layers=[1, 2]", excluded)):
+        done = search(*words)
+        assert done.returncode == 0, done.stderr
+        assert line in done.stdout
+    assert line not in search(*wider).stdout
+    for words in (["--set=space.layers=[2]"], ["--set=seed=3"], ["--set=space.state_size=[4]"]):
+        done = search(*words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 2
+
+
+def test_narrower_definition_is_refused_unless_the_study_was_extended(joined_only, search):
+    joined_only("space.layers=[1, 2]")
+    done = search()
+    assert done.returncode == 2
+    assert "space.layers: [1, 2] in the study, [1] here" in done.stderr
+
+
 def test_status_as_json(search, run, sqlite_url):
     assert search().returncode == 0
     done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")

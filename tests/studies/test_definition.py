@@ -1,5 +1,6 @@
 """Definitions: what is shipped, what is refused and how, what is overridden and inherited."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from helpers import ROOT
 from studies.definition import Definition
 from studies.errors import DefinitionError
 from studies.identity import differences
+from studies.opening import open_storage
+from studies.planning import create_study
 from studies.reading import find_definition
 from studies.records import CorpusRecord
 
@@ -215,6 +218,25 @@ CORPUS = CorpusRecord(name="a", sha256="0", length=100, split=(90, 95))
 
 def alter(definition: Definition, override: str) -> Definition:
     return find_definition("stage-one", [override]).validate_alone()
+
+
+def test_stored_study_is_found_by_its_name_and_nothing_is_created_for_it(url, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DefinitionError, match=r"stage-two, or the path of a TOML file; check"):
+        find_definition("mine", storage=url)
+    assert sorted(tmp_path.iterdir()) == before
+    with closing(open_storage(url)) as storage:
+        definition = find_definition("stage-one", ["seed=7"]).validate_alone()
+        attributes = {"definition": definition.model_dump(mode="json")}
+        create_study(storage, "mine", "loss", attributes, {}, [])
+    found = find_definition("mine", storage=url)
+    assert found.validate_alone() == definition
+    changed = find_definition("mine", ["training.steps=60"], url).validate_alone()
+    assert (changed.training.steps, changed.seed) == (60, 7)
+    with pytest.raises(DefinitionError, match=r"or a study in .* \(mine\); check the name"):
+        find_definition("yours", storage=url)
+    with pytest.raises(DefinitionError, match=r"or the path of a TOML file; check the name"):
+        find_definition("./mine", storage=url)
 
 
 @pytest.mark.parametrize(
