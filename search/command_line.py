@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from search.progress import Terminal, Ticker
 from search.session import Options, Result, show_status, work
 from search.stopping import parse_duration
 from studies.command_line import artifacts_option, dashboard_port_option, storage_options
@@ -191,7 +192,8 @@ def run(
 
     result: Result = work(asked, companion)
     if result.finished and not result.exit_code:
-        viewer.at_the_end(asked.storage, result.study, asked.artifacts)
+        with Ticker(Terminal(), lambda: "updating the report and the dashboard"):
+            viewer.at_the_end(asked.storage, result.study, asked.artifacts)
     return result.exit_code
 
 

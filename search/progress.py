@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
@@ -14,13 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from search.collaborators import Ended
-from search.status import Running, Status
+from search.status import Running, Status, StatusReader
 
 REFRESH_SECONDS = 2.0
 """Between two looks at the storage: a look costs a worker some milliseconds of training."""
 
-PLAIN_SECONDS = 30.0
-"""Between two lines about one trial, where the output is no terminal."""
+PROGRESS_SECONDS = 3.0
+"""After which a silent log gets a line of progress: early enough that no gap comes to 5 s."""
+
+TICK_SECONDS = 0.25
+"""Between two looks at how long a log has been silent."""
 
 SHOWN = 16
 """The most trials that are shown at once."""
@@ -30,7 +34,16 @@ class Terminal(Console):
     """A console that falls silent when it cannot be written to.
 
     A terminal that is closed, or a log on a full disk, is not to end what is shown on it.
+
+    Attributes:
+        printed_at: time of the last line, or of the beginning, on the monotonic clock.
+        is_broken: whether the program that read the output has ended.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.printed_at = time.monotonic()
+        self.is_broken = False
 
     def __exit__(self, *error: Any) -> None:
         """Write what was said in this context, or give it up for good."""
@@ -39,6 +52,55 @@ class Terminal(Console):
         except OSError:
             self.quiet = True
             sys.stdout = io.StringIO()  # or what is left unsaid is tried again at the exit
+
+    def on_broken_pipe(self) -> None:
+        """Exit; where another thread than the main one has printed, :meth:`require` does."""
+        self.is_broken = True
+        super().on_broken_pipe()
+
+    def require(self) -> None:
+        """Exit if the program that read the output has ended."""
+        if self.is_broken:
+            raise SystemExit(1)
+
+    def say(self, line: str) -> None:
+        """Print a line: broken between words in a terminal, left whole in a file."""
+        self.print(line, markup=False, highlight=False, soft_wrap=not self.is_terminal)
+        self.printed_at = time.monotonic()
+
+
+class Ticker:
+    """Prints a line whenever a console has been silent for :data:`PROGRESS_SECONDS`; a context.
+
+    A thread prints it, whatever the main thread does or waits for.
+
+    Args:
+        console: to print to.
+        line: returns the line; called in that thread.
+    """
+
+    def __init__(self, console: Terminal, line: Callable[[], str]) -> None:
+        self._console = console
+        self._line = line
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def tick(self) -> None:
+        """Print the line if the console has been silent for too long."""
+        if time.monotonic() - self._console.printed_at >= PROGRESS_SECONDS:
+            self._console.say(self._line())
+
+    def _run(self) -> None:
+        while not self._ended.wait(TICK_SECONDS):
+            self.tick()
 
 
 class Display(Protocol):
@@ -69,56 +131,57 @@ class Plain:
 
     Args:
         console: to write to.
-        read: reads the study's status.
+        reader: of the study's status.
         label: says what network a trial is of.
     """
 
     def __init__(
-        self, console: Console, read: Callable[[], Status], label: Callable[[FrozenTrial], str]
+        self, console: Terminal, reader: StatusReader, label: Callable[[FrozenTrial], str]
     ) -> None:
         self._console = console
-        self._read = read
+        self._reader = reader
         self._label = label
-        self._last = time.monotonic()
+        self._running: Sequence[Running] = ()
         self._waiting = False
+        self._ticker = Ticker(console, self._progress)
 
     def __enter__(self) -> Self:
+        self._ticker.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        return
+        self._ticker.__exit__(*error)
 
     def advanced(self, running: Sequence[Running]) -> None:
-        """Print a line about long trials now and then."""
-        if time.monotonic() - self._last < PLAIN_SECONDS:
-            return
-        first, *others = running
-        more = f"  and {len(others)} more" if others else ""
-        self._print(
-            f"trial {first.number}  {first.label}  step {first.step:,} of {first.steps:,}  "
-            f"{loss_text(first.smoothed_loss)}{more}"
-        )
+        """Take note of where this worker's trials are."""
+        self.show(running)
 
     def ended(self, ended: Ended) -> None:
         """Print the trial's outcome and the study's progress."""
-        self._print(f"{ended_text(ended, self._label)}  |  {progress_text(self._read())}")
+        self._running = [run for run in self._running if run.number != ended.trial.number]
+        progress = progress_text(self._reader.status())
+        self.says(f"{ended_text(ended, self._label)}  |  {progress}")
 
     def waits(self) -> None:
         """Print once that others still work."""
+        self.show([])
         if not self._waiting:
             self._waiting = True
-            self._print("no point is left to claim; waiting for those that other workers hold")
+            self.says("no point is left to claim; waiting for those that other workers hold")
 
     def says(self, line: str) -> None:
         """Print it."""
-        self._print(line)
+        self._console.say(line)
 
     def show(self, running: Sequence[Running]) -> None:
-        """Say nothing: each worker prints its own lines."""
+        """Take note of the trials that run, for the next line of progress."""
+        self._console.require()
+        self._running = running
 
-    def _print(self, line: str) -> None:
-        self._last = time.monotonic()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _progress(self) -> str:
+        running = self._running
+        parts = [progress_text(self._reader.recent()), running_text(running) if running else ""]
+        return "  |  ".join(filter(None, parts))
 
 
 class Drawn:
@@ -126,16 +189,16 @@ class Drawn:
 
     Args:
         console: to draw on.
-        read: reads the study's status.
+        reader: of the study's status.
         label: says what network a trial is of.
     """
 
     def __init__(
-        self, console: Console, read: Callable[[], Status], label: Callable[[FrozenTrial], str]
+        self, console: Terminal, reader: StatusReader, label: Callable[[FrozenTrial], str]
     ) -> None:
-        self._read = read
+        self._read = reader.status
         self._label = label
-        self._status = read()
+        self._status = reader.status()
         self._read_at = time.monotonic()
         self._console = console
         self._running: Sequence[Running] = ()
@@ -171,7 +234,7 @@ class Drawn:
 
     def says(self, line: str) -> None:
         """Print it above what is drawn."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.say(line)
 
     def show(self, running: Sequence[Running]) -> None:
         """Show these trials, and the study as it stands."""
@@ -185,20 +248,44 @@ class Drawn:
         return draw(self._status, self._running, self._note)
 
 
-class Silent(Plain):
-    """Says nothing: the process that started this worker speaks for it."""
+class Silent:
+    """Warnings only: the process that started this worker shows its progress.
 
-    def _print(self, line: str) -> None:
+    Args:
+        console: to write to.
+        reader: not used.
+        label: says what network a trial is of.
+    """
+
+    def __init__(
+        self, console: Terminal, reader: StatusReader, label: Callable[[FrozenTrial], str]
+    ) -> None:
+        self._console = console
+        self._label = label
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         return
 
-    def says(self, line: str) -> None:
-        """Say it all the same."""
-        self._console.print(line, markup=False, highlight=False)
+    def advanced(self, running: Sequence[Running]) -> None:
+        """Say nothing."""
 
     def ended(self, ended: Ended) -> None:
         """Say only what is unusual, and read nothing for it."""
         if ended.value is None and not ended.is_paused:
             self.says(ended_text(ended, self._label))
+
+    def waits(self) -> None:
+        """Say nothing."""
+
+    def says(self, line: str) -> None:
+        """Print it."""
+        self._console.say(line)
+
+    def show(self, running: Sequence[Running]) -> None:
+        """Say nothing."""
 
 
 def draw(status: Status, running: Sequence[Running], note: str = "") -> RenderableType:
@@ -259,6 +346,17 @@ def progress_text(status: Status) -> str:
     if status.seconds_left:
         parts.append(f"about {duration_text(status.seconds_left)} left")
     return ", ".join(parts)
+
+
+def running_text(running: Sequence[Running]) -> str:
+    """Return how far trials that run were at their last log points."""
+    first, *others = running
+    if not others:
+        parts = (f"trial {first.number}", first.label, f"step {first.step:,} of {first.steps:,}")
+        return "  ".join(filter(None, (*parts, loss_text(first.smoothed_loss))))
+    low, high = min(run.step for run in running), max(run.step for run in running)
+    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"running trials at step {span} of {first.steps:,}"
 
 
 def loss_text(loss: float | None) -> str:

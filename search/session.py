@@ -18,7 +18,6 @@ import click
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 
 from rnn.device import find_device, give_memory_back, share_devices
 from search.checkpoints import Checkpoints
@@ -27,7 +26,16 @@ from search.errors import BAD_INPUT
 from search.joining import Joined, Terms, join
 from search.keeping import Keeping
 from search.pausing import Pausing
-from search.progress import Display, Drawn, Plain, Silent, Terminal, duration_text, progress_text
+from search.progress import (
+    Display,
+    Drawn,
+    Plain,
+    Silent,
+    Terminal,
+    Ticker,
+    duration_text,
+    progress_text,
+)
 from search.space import member_of
 from search.status import Status, StatusReader, label, status
 from search.stopping import SIGNALS, StopRequest
@@ -176,13 +184,20 @@ def work(
     Raises:
         StudiesError, RNNError, SearchError: for bad input, before anything is written.
     """
-    device = find_device(options.device)
-    checkpoints, weights = (open_store(options.artifacts, options.storage, kind) for kind in _KINDS)
-    file = find_definition(options.study, options.overrides, options.storage)
-    joined = join(file, options.storage, options.terms(), device)
+    console = Terminal()
+    name = options.name or study_name(options.study)
+    preparing = f"preparing study {name}: opening the storage and reading the text"
+    with nullcontext() if options.child else Ticker(console, lambda: preparing):
+        device = find_device(options.device)
+        checkpoints, weights = (
+            open_store(options.artifacts, options.storage, kind) for kind in _KINDS
+        )
+        file = find_definition(options.study, options.overrides, options.storage)
+        joined = join(file, options.storage, options.terms(), device)
     with closing(joined.storage), companion(joined.study.study_name):
         result = _work(
             options,
+            console,
             joined,
             device,
             Checkpoints(checkpoints, joined.folder),
@@ -195,13 +210,13 @@ def work(
 
 def _work(
     options: Options,
+    console: Terminal,
     joined: Joined,
     device: torch.device,
     checkpoints: Checkpoints,
     weights: BestWeights,
     trained: c_bool,
 ) -> Result:
-    console = Terminal()
     if not options.child:
         _greet(console, joined, device)
     definition = joined.definition
@@ -245,12 +260,12 @@ def _work(
     is_finished = end.accounting.finished == end.accounting.planned
     if is_finished:
         _clear(checkpoints)
-    _say(console, f"study {end.name}: {progress_text(end)}")
+    console.say(f"study {end.name}: {progress_text(end)}")
     if stop.requested and not is_finished:
         if trained.value:
-            _say(console, "stopped; what was trained is kept; run the same command to resume")
+            console.say("stopped; what was trained is kept; run the same command to resume")
         else:
-            _say(console, "stopped before anything was trained; run the same command to start")
+            console.say("stopped before anything was trained; run the same command to start")
     if is_finished and not end.accounting.complete + end.accounting.pruned:
         click.echo(f"error: {_nothing_worked(joined.study, end.accounting)}", err=True)
         failed = 1
@@ -304,6 +319,7 @@ def _supervise(
         context.Process(target=_work_and_exit, args=(replace(each, device=device), trained))
         for device in share_devices(options.device, options.workers)
     ]
+    display.says(f"starting {options.workers} worker processes")
     try:
         for process in processes:
             process.start()
@@ -338,32 +354,25 @@ def _work_and_exit(options: Options, trained: c_bool) -> None:
     leave_with(lambda: work(options, trained=trained).exit_code, BAD_INPUT)
 
 
-def _display(options: Options, console: Console, joined: Joined, reader: StatusReader) -> Display:
+def _display(options: Options, console: Terminal, joined: Joined, reader: StatusReader) -> Display:
     def label_of(trial: FrozenTrial) -> str:
         return label(member_of(trial.params, joined.definition))
 
-    if not console.is_terminal:
-        return Plain(console, reader.status, label_of)
-    # In a terminal the process that started the workers draws for all of them.
-    kind = Silent if options.child else Drawn
-    return kind(console, reader.status, label_of)
+    kind: type[Plain | Drawn | Silent] = Drawn if console.is_terminal else Plain
+    if options.child:  # the process that started it shows the progress of all workers
+        kind = Silent
+    return kind(console, reader, label_of)
 
 
-def _greet(console: Console, joined: Joined, device: torch.device) -> None:
+def _greet(console: Terminal, joined: Joined, device: torch.device) -> None:
     definition = joined.definition
-    _say(
-        console,
+    console.say(
         f"study {joined.study.study_name}: {joined.corpus.name}, "
         f"{len(joined.corpus.text):,} bytes; {definition.training.steps:,} steps a point, "
         f"{definition.precision}, on {device}",
     )
     if joined.news:
-        _say(console, joined.news)
-
-
-def _say(console: Console, line: str) -> None:
-    # A terminal's lines are broken between words, a file's are left whole.
-    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        console.say(joined.news)
 
 
 def _time_left(found: Status, definition: Definition) -> str:

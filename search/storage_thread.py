@@ -160,6 +160,21 @@ class StorageThread(ABC):
         """
         return self._do(lambda tried: query(), within)
 
+    def peek(self, query: Callable[[], object], within: float) -> None:
+        """Have the thread read something for a display, which may run in any thread.
+
+        Neither outages nor news are reported to the caller. A query that is not answered in time
+        still runs as soon as it can.
+
+        Args:
+            query: reads it, and keeps what it has read.
+            within: seconds to wait for it.
+        """
+        if not self._closed:
+            task = _Task(lambda tried: query())
+            self._put(self._tasks, task)
+            task.done.wait(within)
+
     def _do(self, operation: Callable[[bool], _T], within: float | None = None) -> _T:
         if self._closed:
             raise Stopped

@@ -1,0 +1,152 @@
+"""A log that is no terminal says how far a search is, at least every five seconds."""
+
+import os
+import signal
+import sqlite3
+import threading
+from contextlib import closing
+from itertools import pairwise
+
+import optuna
+import pytest
+from helpers import TINY
+from nursery import query, until
+from optuna.trial import TrialState
+
+from search.claims import ClaimKeeper
+from search.joining import Terms, join
+from search.progress import PROGRESS_SECONDS, TICK_SECONDS, Terminal, Ticker
+from search.status import PEEK_SECONDS, StatusReader
+from search.stopping import StopRequest
+from studies.reading import find_definition
+
+ONE = (
+    "--set=space.state_source=['new']",
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+    "--set=space.state_gate=[false]",
+    "--set=space.residual=[true]",
+)
+LONG = ("--set=training.steps=1000000", "--set=training.log_every=1000000")
+"""What makes a trial last for longer than a test, without a log point."""
+
+
+@pytest.fixture
+def search(nursery, sqlite_url, text):
+    """Start a search of tiny networks."""
+
+    def start(*words, **options):
+        common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
+        return nursery.start("run_search.py", "quick", *common, *words, **options)
+
+    return start
+
+
+def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
+    """Neither where the storage is slow, nor where other lines are printed."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    clock, printed = Clock(), []
+    monkeypatch.setattr("search.progress.time", clock)
+    console = Terminal()
+    monkeypatch.setattr(console, "print", lambda line, **_: printed.append((clock.now, line)))
+
+    def progress():
+        clock.now += PEEK_SECONDS  # the storage does not answer
+        return "progress"
+
+    ticker = Ticker(console, progress)
+    for step in range(1000):
+        clock.now += TICK_SECONDS
+        if step % 30 == 0:
+            console.say("trial")
+        ticker.tick()
+    times = [0.0, *(time for time, _ in printed), clock.now]
+    gaps = [after - before for before, after in pairwise(times)]
+    assert max(gaps) < 5
+    lines = [time for time, line in printed if line == "progress"]
+    assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
+
+
+def test_progress_is_shown_while_no_log_point_comes(search):
+    process = search(*ONE, *LONG)
+    until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2, 600)
+    process.send(signal.SIGTERM)
+    assert process.wait(600) == 143
+
+
+def test_one_process_shows_the_progress_of_all_workers(search):
+    process = search("--set=training.steps=1000000", "--workers", "2", "--population", "2")
+    until(
+        lambda: process.stdout.count("0 of 96 finished, 4 running  |  running trials at ") >= 2, 600
+    )
+    process.send(signal.SIGTERM)
+    assert process.wait(600) == 143
+
+
+def test_workers_that_were_started_print_no_line_for_each_trial(search):
+    process = search("--set=space.input_gate=[false]", "--workers", "2")
+    assert process.wait(600) == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert "starting 2 worker processes" in lines
+    assert not [line for line in lines if line.startswith("trial ")]
+    assert "48 of 48 finished" in process.stdout
+
+
+def test_progress_is_shown_while_the_last_trials_of_others_are_waited_for(search):
+    other = search(*ONE, *LONG)
+    until(lambda: "running" in other.stdout, 600)
+    waiting = search(*ONE, *LONG)
+    until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2, 600)
+    assert waiting.stdout.count("waiting for those that other workers hold") == 1
+    for process in (waiting, other):
+        process.send(signal.SIGTERM)
+        assert process.wait(600) == 143
+    assert "stopped before anything was trained" in waiting.stdout
+    assert "what was trained is kept" in other.stdout
+
+
+def test_preparing_a_study_is_shown_while_it_takes_long(search, sqlite_url):
+    assert search(*ONE).wait(600) == 0
+    path = sqlite_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        process = search(*ONE)
+        until(lambda: "preparing study quick: " in process.stdout, 600)
+        database.execute("ROLLBACK")
+    assert process.wait(600) == 0, process.stderr
+
+
+def test_search_stops_when_the_program_that_reads_its_output_ends(search, sqlite_url, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = search("--set=training.steps=1000000", stdout=str(pipe))
+    with pipe.open(encoding="utf-8") as reader:
+        assert reader.readline().startswith("study quick: ")
+    assert process.wait(600) == 1
+    assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
+
+
+def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, monkeypatch):
+    settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
+    joined = join(find_definition("quick", settings), sqlite_url, Terms(corpus=str(text)))
+    reader = StatusReader(joined.study, joined.storage, joined.definition)
+    with (
+        StopRequest() as stop,
+        ClaimKeeper(joined.storage, joined.study_id, "me", stop, print) as keeper,
+    ):
+        reader.read_through(keeper)
+        read, answers = reader._read, threading.Event()
+        monkeypatch.setattr(reader, "_read", lambda: answers.wait(600) and read())
+        study = optuna.load_study(study_name="quick", storage=sqlite_url)
+        study.tell(study.ask(), 1.0)
+        assert study.trials[0].state is TrialState.COMPLETE
+        assert reader.recent().accounting.complete == 0
+        answers.set()  # what it answers late is shown by the next line
+        until(lambda: reader.recent().accounting.complete == 1, 600)
