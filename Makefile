@@ -5,8 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-# More words for run_search.py and refine.py, as in: make demo OVERRIDES='--set training.steps=200'
+# Options of the demo's search and refinement, as in: make demo OVERRIDES='--set training.steps=200'
 OVERRIDES ?=
+# The recipe gets them as they were typed: a dollar sign is not expanded by make.
+override OVERRIDES := $(value OVERRIDES)
+export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
@@ -18,16 +21,21 @@ help: ## list what can be made
 install: $(VENV)/.installed ## make .venv and install into it
 
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[dev,postgres]'
+	@echo "installing into $(VENV), which takes a minute or more"
+	@while sleep 4 >/dev/null 2>&1; kill -0 $$$$ 2>/dev/null; do echo "still installing"; done & \
+	$(PYTHON) -m venv $(VENV) && \
+	$(RUN) -m pip install --quiet --upgrade pip && \
+	$(RUN) -m pip install --quiet --editable '.[dev,postgres]'; \
+	status=$$?; kill $$!; exit $$status
 	@touch $@
 
 demo: install ## search, refine and report on a small study: about two minutes on two cores
-	$(RUN) run_search.py quick --workers $(WORKERS) $(OVERRIDES)
-	$(RUN) refine.py quick-refined --workers $(WORKERS) $(OVERRIDES)
-	@echo "The report of both studies:"
-	@$(RUN) -m reports quick quick-refined
+	@echo "searching every combination of the switches at a small size"
+	@$(RUN) -m search.demo search $(WORKERS)
+	@echo "refining the best tenth"
+	@$(RUN) -m search.demo refine $(WORKERS)
+	@echo "writing the report of both studies"
+	@$(RUN) -m search.demo report $(WORKERS)
 
 # One more process than there are cores: tests of faults wait for other processes part of the time.
 PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder

@@ -1,0 +1,98 @@
+"""``make demo``: which commands it runs, with overrides as they were typed."""
+
+import shlex
+import subprocess
+
+import optuna
+import pytest
+from helpers import ROOT, TINY
+from nursery import query
+
+from search.demo import command_of
+
+FEW = tuple(
+    f"--set=space.{gate}=[false]"
+    for gate in ("input_gate", "forget_gate", "output_gate", "state_gate")
+)
+
+
+def test_demo_without_overrides_works_on_the_studies_that_are_shipped():
+    assert command_of("search", "2", []) == ["run_search.py", "quick", "--workers", "2"]
+    assert command_of("refine", "2", []) == ["refine.py", "quick-refined", "--workers", "2"]
+    assert command_of("report", "2", []) == ["-m", "reports", "quick", "quick-refined"]
+
+
+def test_each_study_of_the_demo_gets_only_the_settings_that_it_has():
+    overrides = ["--set", "training.steps=20", "--set=space.layers=[2]", "--device", "space.cpu"]
+    overrides += ["--set", "space={state_size=[8]}", "--set", "refinement.best=2"]
+    search, refine = (command_of(step, "2", overrides) for step in ("search", "refine"))
+    kept = ["--workers", "2", "--set", "training.steps=20"]
+    device = ["--device", "space.cpu"]
+    assert search[2:-2] == [
+        *(*kept, "--set=space.layers=[2]", *device, "--set", "space={state_size=[8]}")
+    ]
+    assert refine[2:-4] == [*kept, *device, "--set", "refinement.best=2"]
+
+
+def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, sqlite_url, text):
+    common = (*TINY, *FEW, "--set", "refinement.best=2", "--corpus", str(text))
+    one, other = ((*common, "--set", f"space.layers=[{layers}]") for layers in (1, 2))
+
+    def demo(step: str, overrides: tuple[str, ...]) -> None:
+        words = {"OVERRIDES": shlex.join(overrides), "RNN_SEARCH_STORAGE": sqlite_url}
+        done = run("-m", "search.demo", step, "1", **words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    for overrides in (one, other, one):
+        demo("search", overrides)
+    for overrides in (other, one):
+        demo("refine", overrides)
+        study, refined = command_of("report", "1", overrides)[2:]
+        derived = optuna.load_study(study_name=refined, storage=sqlite_url)
+        assert derived.user_attrs["definition"]["refinement"]["source"] == study
+    assert len(optuna.get_all_study_names(sqlite_url)) == 4
+    assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
+
+
+def test_overrides_with_an_open_quote_are_refused_in_one_line(run, sqlite_url, tmp_path):
+    words = {"OVERRIDES": "--set 'a=1", "RNN_SEARCH_STORAGE": sqlite_url}
+    done = run("-m", "search.demo", "search", "1", **words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "No closing quotation" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["", "--set 'space.layers=[2]'", """--set "question='a  b'" --set corpus='"$HOME/x"'"""],
+)
+def test_make_hands_overrides_to_the_demo_as_they_were_typed(tmp_path, typed):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "got %s\\n" "$OVERRIDES"\n')
+    python.chmod(0o755)
+    # Its environment is not installed: -o takes it as it is.
+    make = ["make", "-s", "-o", ".venv/.installed", "demo", f"RUN={python}", "WORKERS=1"]
+    done = subprocess.run(
+        [*make, f"OVERRIDES={typed}"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    got = [line for line in done.stdout.splitlines() if line.startswith("got ")]
+    assert got == [f"got {typed}"] * 3
+
+
+def test_make_install_says_what_it_does_and_fails_when_it_fails(tmp_path):
+    """Installs with an interpreter that makes an environment whose pip does nothing."""
+    for name, code in (("works", 0), ("fails", 3)):
+        python = tmp_path / name
+        python.write_text(
+            "#!/bin/sh\n"
+            f'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi\n'
+            f'case "$*" in *editable*) exit {code};; esac\n'
+        )
+        python.chmod(0o755)
+        folder = tmp_path / f"venv-{name}"
+        make = ["make", "install", f"PYTHON={python}", f"VENV={folder}", "WORKERS=1"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.stdout.startswith(f"installing into {folder}, which takes a minute or more\n")
+        assert (done.returncode == 0) == (code == 0), done.stderr
+        assert (folder / ".installed").exists() == (code == 0)
