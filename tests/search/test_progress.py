@@ -10,6 +10,7 @@ from itertools import pairwise
 import optuna
 import pytest
 from helpers import TINY
+from hooks import PATIENT_SECONDS, Gate, Hooks
 from nursery import query, until
 from optuna.trial import TrialState
 
@@ -28,17 +29,22 @@ ONE = (
     "--set=space.state_gate=[false]",
     "--set=space.residual=[true]",
 )
-LONG = ("--set=training.steps=1000000", "--set=training.log_every=1000000")
-"""What makes a trial last for longer than a test, without a log point."""
+
+
+@pytest.fixture
+def gates(tmp_path_factory):
+    """Gates that hold trainings before and at their first log point."""
+    return [Gate(tmp_path_factory.mktemp("gate") / "gate", step) for step in (1, 2)]
 
 
 @pytest.fixture
 def search(nursery, sqlite_url, text):
     """Start a search of tiny networks."""
 
-    def start(*words, **options):
+    def start(*words, gate=None, **options):
         common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
-        return nursery.start("run_search.py", "quick", *common, *words, **options)
+        hooks = Hooks(report=False, gate=gate)
+        return nursery.start("run_search.py", "quick", *common, *words, hooks=hooks, **options)
 
     return start
 
@@ -74,62 +80,63 @@ def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
-def test_progress_is_shown_while_no_log_point_comes(search):
-    process = search(*ONE, *LONG)
-    until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2, 600)
+def test_progress_is_shown_while_no_log_point_comes(search, gates):
+    process = search(*ONE, gate=gates[0])
+    until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     process.send(signal.SIGTERM)
-    assert process.wait(600) == 143
+    assert process.wait() == 143
 
 
-def test_one_process_shows_the_progress_of_all_workers(search):
-    process = search("--set=training.steps=1000000", "--workers", "2", "--population", "2")
-    until(
-        lambda: process.stdout.count("0 of 96 finished, 4 running  |  running trials at ") >= 2, 600
-    )
+def test_one_process_shows_the_progress_of_all_workers(search, gates):
+    process = search("--workers", "2", "--population", "2", gate=gates[1])
+    line = "0 of 96 finished, 4 running  |  running trials at "
+    until(lambda: process.stdout.count(line) >= 2)
     process.send(signal.SIGTERM)
-    assert process.wait(600) == 143
+    assert process.wait() == 143
 
 
 def test_workers_that_were_started_print_no_line_for_each_trial(search):
     process = search("--set=space.input_gate=[false]", "--workers", "2")
-    assert process.wait(600) == 0, process.stderr
+    assert process.wait() == 0, process.stderr
     lines = process.stdout.splitlines()
     assert "starting 2 worker processes" in lines
     assert not [line for line in lines if line.startswith("trial ")]
     assert "48 of 48 finished" in process.stdout
 
 
-def test_progress_is_shown_while_the_last_trials_of_others_are_waited_for(search):
-    other = search(*ONE, *LONG)
-    until(lambda: "running" in other.stdout, 600)
-    waiting = search(*ONE, *LONG)
-    until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2, 600)
+def test_progress_is_shown_while_the_last_trials_of_others_are_waited_for(search, gates):
+    other = search(*ONE, gate=gates[0])
+    until(lambda: gates[0].held)
+    waiting = search(*ONE)
+    until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     assert waiting.stdout.count("waiting for those that other workers hold") == 1
     for process in (waiting, other):
         process.send(signal.SIGTERM)
-        assert process.wait(600) == 143
+        assert process.wait() == 143
     assert "stopped before anything was trained" in waiting.stdout
     assert "what was trained is kept" in other.stdout
 
 
 def test_preparing_a_study_is_shown_while_it_takes_long(search, sqlite_url):
-    assert search(*ONE).wait(600) == 0
+    assert search(*ONE).wait() == 0
     path = sqlite_url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         process = search(*ONE)
-        until(lambda: "preparing study quick: " in process.stdout, 600)
+        until(lambda: "preparing study quick: " in process.stdout)
         database.execute("ROLLBACK")
-    assert process.wait(600) == 0, process.stderr
+    assert process.wait() == 0, process.stderr
 
 
-def test_search_stops_when_the_program_that_reads_its_output_ends(search, sqlite_url, tmp_path):
+def test_search_stops_when_the_program_that_reads_its_output_ends(
+    search, gates, sqlite_url, tmp_path
+):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = search("--set=training.steps=1000000", stdout=str(pipe))
+    process = search(stdout=str(pipe), gate=gates[0])
     with pipe.open(encoding="utf-8") as reader:
         assert reader.readline().startswith("study quick: ")
-    assert process.wait(600) == 1
+    assert process.wait() == 1
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
 
 
@@ -143,10 +150,10 @@ def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, mon
     ):
         reader.read_through(keeper)
         read, answers = reader._read, threading.Event()
-        monkeypatch.setattr(reader, "_read", lambda: answers.wait(600) and read())
+        monkeypatch.setattr(reader, "_read", lambda: answers.wait(PATIENT_SECONDS) and read())
         study = optuna.load_study(study_name="quick", storage=sqlite_url)
         study.tell(study.ask(), 1.0)
         assert study.trials[0].state is TrialState.COMPLETE
         assert reader.recent().accounting.complete == 0
         answers.set()  # what it answers late is shown by the next line
-        until(lambda: reader.recent().accounting.complete == 1, 600)
+        until(lambda: reader.recent().accounting.complete == 1)
