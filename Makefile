@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
@@ -13,7 +14,7 @@ export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test test-all chaos check format bench dashboard clean
+.PHONY: help install demo test test-all test-lowest chaos check format bench dashboard clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +47,14 @@ test: install ## run the tests: some minutes on two cores
 test-all: test ## run the tests, and then the long ones: crowds, chaos, the README, the browser
 	$(PYTEST) -m extended $(TESTS)
 
+# In Python 3.11, for which all of these versions have wheels.
+test-lowest: install ## run the tests with the lowest versions that pyproject.toml allows
+	rm -rf $(LOWEST)
+	$(VENV)/bin/uv venv --quiet --python 3.11 $(LOWEST)
+	VIRTUAL_ENV=$(LOWEST) $(VENV)/bin/uv pip install --quiet --resolution lowest-direct --editable '.[dev,postgres]'
+	@touch $(LOWEST)/.installed
+	$(MAKE) test VENV=$(LOWEST)
+
 chaos: install ## disturb eight workers two hundred times, on each database and with pruning
 	RNN_SEARCH_CHAOS_DISTURBANCES=200 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_TRIALS=144 \
 	RNN_SEARCH_CHAOS_STEPS=2000 $(RUN) -m pytest -s tests/faults/test_chaos.py
@@ -67,4 +76,4 @@ dashboard: install ## open optuna-dashboard on the default storage, on this mach
 	$(RUN) -m reports.dashboard --port $(PORT)
 
 clean: ## remove the environment and the caches, but no study and no report
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

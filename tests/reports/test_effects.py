@@ -171,7 +171,7 @@ def test_effects_and_interactions_equal_a_brute_force_count(rows):
 
 def test_the_interval_of_many_numbers_is_the_accelerated_bootstraps():
     sample = np.random.default_rng(0).exponential(size=120)
-    known = bootstrap((sample,), np.mean, method="BCa", n_resamples=20_000, rng=1)
+    known = bootstrap((sample,), np.mean, method="BCa", n_resamples=20_000, random_state=1)
     low, high = interval(sample)
     width = known.confidence_interval.high - known.confidence_interval.low
     assert low == pytest.approx(known.confidence_interval.low, abs=0.05 * width)
