@@ -1,19 +1,24 @@
-"""Small studies, and processes that all begin at once."""
+"""Small studies, and processes that all begin at once and can wait for each other."""
 
 import multiprocessing
 import queue
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import alembic.util
 from hooks import PATIENT_SECONDS
 from optuna.distributions import CategoricalDistribution
 
 from studies.opening import load_study, open_storage
 from studies.planning import PlannedPoint, create_study
 from studies.storage import Storage
+
+# Alembic would execute all of Optuna's migrations again, four times for each storage made.
+alembic.util.load_python_file = cache(alembic.util.load_python_file)
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,8 +48,19 @@ def small_study(storage: Storage, count: int, name: str = "small") -> int:
     return load_study(storage, name)._study_id
 
 
+_barrier: Any = None
+"""Of the processes of :func:`at_once`, in each of them."""
+
+
+def meet() -> None:
+    """Wait, in a process of :func:`at_once`, until each of them has called this as often."""
+    _barrier.wait(PATIENT_SECONDS)
+
+
 def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Call a function in a process for each tuple of arguments, all at the same instant.
+
+    The function may call :func:`meet`.
 
     Raises:
         AssertionError: with the traceback of the first process that failed.
@@ -52,9 +68,9 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.session"])
     answers: Any = context.Queue()
-    gate = context.Barrier(len(arguments))
+    barrier = context.Barrier(len(arguments))
     processes = [
-        context.Process(target=_call, args=(function, args, gate, answers)) for args in arguments
+        context.Process(target=_call, args=(function, args, barrier, answers)) for args in arguments
     ]
     for process in processes:
         process.start()
@@ -75,11 +91,13 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
     return results
 
 
-def _call(function: Any, arguments: Any, gate: Any, answers: Any) -> None:
+def _call(function: Any, arguments: Any, barrier: Any, answers: Any) -> None:
     import traceback
 
+    global _barrier
+    _barrier = barrier
     try:
-        gate.wait(PATIENT_SECONDS)
+        meet()
         answers.put((False, function(*arguments)))
     except BaseException:
         answers.put((True, traceback.format_exc()))

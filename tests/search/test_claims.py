@@ -4,10 +4,13 @@ import contextlib
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 from helpers import small_study
+from hooks import PATIENT_SECONDS
+from nursery import until
 from optuna.trial import TrialState
 
 from search.claims import ClaimKeeper
@@ -28,7 +31,14 @@ class Study:
         self.study_id = small_study(self.storage, count)
         self.said = []
 
-    def keeper(self, worker="me", stop=None, lease=120, outage=60, storage=None):
+    def keeper(
+        self,
+        worker="me",
+        stop=None,
+        lease=PATIENT_SECONDS,
+        outage=10 * PATIENT_SECONDS,
+        storage=None,
+    ):
         return ClaimKeeper(
             storage or open_storage(self.url),
             self.study_id,
@@ -44,18 +54,51 @@ class Study:
 
 
 @pytest.fixture
-def study(url):
+def study(sqlite_url):
+    return Study(sqlite_url)
+
+
+@pytest.fixture
+def each_study(url):
+    """A study on each kind of database, for what depends on the database."""
     return Study(url)
 
 
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+class Clock:
+    """The monotonic clock that keepers read; a test can move it forward."""
+
+    def __init__(self):
+        self._ahead = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self._ahead
+
+    def advance(self, seconds, *keepers):
+        """Let time pass; return once each of these keepers has done what is due by then."""
+        self._ahead += seconds
+        for keeper in keepers:
+            until(lambda keeper=keeper: keeper._next_time() > self.monotonic())
+            until(lambda keeper=keeper: keeper._since is None)
 
 
-def test_a_trial_from_its_claim_to_its_end(study):
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
+    for module in ("search.claim", "search.claims", "search.storage_thread"):
+        monkeypatch.setattr(f"{module}.time", moved)
+    monkeypatch.setattr("search.storage_thread._LONGEST_REST_SECONDS", 0.02)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def _ends_its_thread(monkeypatch):
+    """Let a keeper's context end only after its thread has, however slow the machine is."""
+    monkeypatch.setattr("search.storage_thread.JOIN_SECONDS", PATIENT_SECONDS)
+
+
+def test_a_trial_from_its_claim_to_its_end(each_study):
+    study = each_study
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
         assert study.trial(claim).state is TrialState.RUNNING
@@ -92,34 +135,42 @@ def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
     assert study.trial(claim).intermediate_values == {1: 2.75}
 
 
-def test_a_lease_is_kept_alive_whatever_a_step_takes(study):
+def test_a_lease_is_kept_alive_whatever_a_step_takes(study, clock):
     """The training thread does nothing at all for some lengths of the lease."""
-    with study.keeper(lease=1) as keeper, study.keeper("observer", lease=1) as observer:
+    with study.keeper() as keeper, study.keeper("observer") as observer:
         (claim,) = keeper.claim()
-        time.sleep(2.5)
+        for _ in range(10):
+            clock.advance(PATIENT_SECONDS / 4, keeper, observer)
         keeper.check()
         assert observer.claim()[0].trial.number == 1
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_who_is_gone_loses_its_trial_to_others_who_say_so(study):
-    with study.keeper("gone", lease=1) as keeper:
+def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
+    with study.keeper("gone") as keeper:
         keeper.claim()
-    with study.keeper("heir", lease=1) as heir:
+    with study.keeper("heir") as heir:
         heir.claim()  # also who trains watches
-        until(lambda: heir.check() or study.said)
+        clock.advance(0, heir)
+        for _ in range(2):
+            heir.check()
+            assert not study.said
+            clock.advance(PATIENT_SECONDS / 2, heir)
+        heir.check()
         assert "was not heard of" in study.said[0]
         (claim,) = heir.claim()
         assert claim.trial.number == 0
         assert claim.trial.user_attrs == {"setbacks": {"stale": 1}}
 
 
-def test_who_has_lost_its_trial_is_told_at_the_next_look(study):
-    with study.keeper(lease=1) as keeper:
+def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
+    with study.keeper() as keeper:
         (claim,) = keeper.claim()
         study.storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
-        study.storage.claim(study.study_id, "heir")
-        until(lambda: keeper.check() or claim.lost)
+        study.storage.claim(study.study_id, "heir", PATIENT_SECONDS)
+        clock.advance(PATIENT_SECONDS / 4, keeper)
+        keeper.check()
+        assert claim.lost
         for end in (
             lambda: keeper.finish(claim, TrialState.COMPLETE, 1.0, {}),
             lambda: keeper.give_back(claim, Failure.INTERRUPTED),
@@ -149,11 +200,12 @@ class Away(Exception):
 def broken(study, monkeypatch):
     """A switch that makes the storage fail: before a transaction, or after it was committed."""
     storage = open_storage(study.url)
-    state = {"before": False, "after": False, "attempts": 0}
+    state = {"before": False, "after": False, "attempts": 0, "failed": set()}
     transaction = type(storage).transaction
 
     def fail():
         state["attempts"] += 1
+        state["failed"].add(threading.current_thread())
         raise sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection"))
 
     @contextlib.contextmanager
@@ -237,9 +289,11 @@ def test_a_storage_is_waited_for_and_no_longer(study, broken):
 
 
 @pytest.mark.parametrize("within", [None, 0.3])
-def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, within):
+def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, monkeypatch, within):
     storage, state = broken
     stop = StopRequest()
+    if within is None:
+        monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", 0.3)
     with study.keeper(storage=storage, stop=stop) as keeper:
         (claim,) = keeper.claim()
         state["before"] = True
@@ -248,38 +302,55 @@ def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, within):
             keeper.give_back(claim, Failure.INTERRUPTED, within=within)
 
 
-def test_a_lease_outlives_an_outage_that_all_have(study, broken):
+def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypatch):
     """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
     storage, state = broken
+    monkeypatch.setattr("search.storage_thread._LONGEST_PAUSE_SECONDS", 0.02)
     with (
-        study.keeper(lease=2, storage=storage) as keeper,
-        study.keeper("observer", lease=2, storage=storage) as observer,
+        study.keeper(storage=storage) as keeper,
+        study.keeper("observer", storage=storage) as observer,
     ):
         (claim,), (other,) = keeper.claim(), observer.claim()
+        clock.advance(0, keeper, observer)
         state["before"] = True
-        time.sleep(5)
+        for _ in range(10):
+            state["failed"].clear()
+            clock.advance(PATIENT_SECONDS / 4)
+            until(lambda: state["failed"] >= {keeper._thread, observer._thread})
         state["before"] = False
-        time.sleep(2)
+        for _ in range(4):
+            clock.advance(PATIENT_SECONDS / 4, keeper, observer)
         keeper.check()
         observer.check()
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
-def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, monkeypatch):
+def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypatch):
     """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
-    with study.keeper(outage=60) as keeper:
+    monkeypatch.setattr("search.storage_thread.SILENCE_SECONDS", 5.0)
+    with study.keeper(outage=PATIENT_SECONDS) as keeper:
         (claim,) = keeper.claim()
-        until(lambda: keeper._since is None)
-        keeper._since = time.monotonic() - 3600
+        record, begun, awake = keeper._storage.keep, threading.Event(), threading.Event()
+
+        def frozen(trials):
+            begun.set()
+            assert awake.wait(PATIENT_SECONDS)
+            return record(trials)
+
+        monkeypatch.setattr(keeper._storage, "keep", frozen)
+        claim.report(1, 1.0)
+        assert begun.wait(PATIENT_SECONDS)
+        clock.advance(3600)
         keeper.check()
         keeper.check()
-        keeper._since = None
+        awake.set()
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken):
+def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, monkeypatch):
     storage, state = broken
     stop = StopRequest()
+    monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", 0.3)
     with study.keeper(storage=storage, stop=stop) as keeper:
         until(lambda: keeper._watch_at)
         state["before"] = True
@@ -287,7 +358,9 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken):
         with pytest.raises(Stopped):
             keeper.claim()
         state["before"] = False
-        until(lambda: not keeper._tasks)
+        first = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, 0)
+        given_back = {"setbacks": {"interrupted": 1}}
+        until(lambda: study.storage.get_trial(first).user_attrs == given_back)
     trials = study.storage.get_all_trials(study.study_id)
     assert {trial.state for trial in trials} == {TrialState.WAITING}
 
@@ -311,16 +384,11 @@ class Gate:
         until(lambda: not self.keeper._tasks and self.keeper._since is None)
 
 
-@pytest.fixture
-def lite(sqlite_url):
-    return Study(sqlite_url)
-
-
 @pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
 @pytest.mark.parametrize("error", [Stopped, StorageOutage, KeyboardInterrupt])
-def test_claim_is_either_returned_or_undone(lite, monkeypatch, error, moment):
+def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
     """The caller stops waiting before, or at the very moment at which, the claim completes."""
-    with lite.keeper() as keeper:
+    with study.keeper() as keeper:
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
 
@@ -338,12 +406,12 @@ def test_claim_is_either_returned_or_undone(lite, monkeypatch, error, moment):
                 claims = []
         gate.let_the_claim_complete()
         held = {claim.trial_id for claim in claims}
-        until(lambda: running(lite) == held)
+        until(lambda: running(study) == held)
         assert set(keeper._held) == set(claims)
 
 
-def test_interrupted_claim_is_undone_before_the_keeper_closes(lite, monkeypatch):
-    with contextlib.suppress(KeyboardInterrupt), lite.keeper() as keeper:
+def test_interrupted_claim_is_undone_before_the_keeper_closes(study, monkeypatch):
+    with contextlib.suppress(KeyboardInterrupt), study.keeper() as keeper:
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
 
@@ -355,7 +423,7 @@ def test_interrupted_claim_is_undone_before_the_keeper_closes(lite, monkeypatch)
         monkeypatch.setattr(keeper, "_require_patience", interrupt)
         keeper.claim()
     keeper._thread.join(600)
-    assert running(lite) == set()
+    assert running(study) == set()
 
 
 def running(study):
@@ -363,7 +431,7 @@ def running(study):
     return {trial._trial_id for trial in trials if trial.state is TrialState.RUNNING}
 
 
-def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(lite, monkeypatch):
+def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study, monkeypatch):
     monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", -1)
 
     class Stop(StopRequest):
@@ -373,7 +441,7 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(lite, 
             gate.let_the_claim_complete()
             return True
 
-    with lite.keeper(stop=Stop()) as keeper:
+    with study.keeper(stop=Stop()) as keeper:
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
         try:
@@ -381,7 +449,7 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(lite, 
         except Stopped:
             claims = []
         held = {claim.trial_id for claim in claims}
-        until(lambda: running(lite) == held)
+        until(lambda: running(study) == held)
 
 
 def abandon_a_claim(keeper, gate, monkeypatch, count=1):
@@ -402,8 +470,8 @@ def stopped():
         sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection")),
     ],
 )
-def test_undo_that_fails_loses_no_other_task(lite, monkeypatch, error):
-    with lite.keeper() as keeper:
+def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
+    with study.keeper() as keeper:
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
         abandon_a_claim(keeper, gate, monkeypatch)
@@ -420,15 +488,15 @@ def test_undo_that_fails_loses_no_other_task(lite, monkeypatch, error):
         until(lambda: not errors and not keeper._tasks and keeper._since is None)
         keeper.check()
         if isinstance(error, ValueError):
-            assert any("could not be released" in line for line in lite.said)
+            assert any("could not be released" in line for line in study.said)
         else:
-            assert running(lite) == set(), "an outage only delays it"
+            assert running(study) == set(), "an outage only delays it"
         assert keeper._held == []
 
 
-def test_undo_releases_what_is_left_of_several_claims(lite, monkeypatch):
+def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
     """Another worker has taken over the first of them meanwhile."""
-    with lite.keeper() as keeper:
+    with study.keeper() as keeper:
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
         abandon_a_claim(keeper, gate, monkeypatch, count=2)
@@ -436,17 +504,41 @@ def test_undo_releases_what_is_left_of_several_claims(lite, monkeypatch):
 
         def late(trial_id, owner, cause):
             if not taken:
-                lite.storage.give_back(trial_id, owner, Failure.STALE)
-                taken.append(lite.storage.claim(lite.study_id, "heir"))
+                study.storage.give_back(trial_id, owner, Failure.STALE)
+                taken.append(study.storage.claim(study.study_id, "heir"))
             give_back(trial_id, owner, cause)
 
         monkeypatch.setattr(keeper._storage, "give_back", late)
         gate.open.set()
         assert keeper.read(lambda: "an answer") == "an answer"
-        until(lambda: taken and running(lite) == set(taken))
+        until(lambda: taken and running(study) == set(taken))
 
 
-def test_an_outage_may_last_for_any_number_of_values(study):
+def test_no_statement_takes_more_parameters_for_more_values(each_study):
+    """After a long outage there may be more values than a database takes parameters."""
+    study, counts = each_study, []
+    storage = open_storage(study.url)
+
+    @sa.event.listens_for(storage.engine, "before_cursor_execute")
+    def count(connection, cursor, statement, parameters, context, is_many):
+        counts.append(max(map(len, parameters)) if is_many else len(parameters))
+
+    def most(values):
+        counts.clear()
+        with study.keeper(storage=storage) as keeper:
+            (claim,) = keeper.claim()
+            claim.begin_with(dict.fromkeys(range(values), 1.0))
+            keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
+        assert len(study.trial(claim).intermediate_values) == values
+        return max(counts)
+
+    # SQLite takes so many parameters, PostgreSQL twice as many.
+    assert most(1200) == most(2400) < 32_766
+
+
+@pytest.mark.extended
+def test_an_outage_may_last_for_any_number_of_values(each_study):
+    study = each_study
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
         claim.begin_with(dict.fromkeys(range(70000), 1.0))
@@ -454,7 +546,8 @@ def test_an_outage_may_last_for_any_number_of_values(study):
     assert len(study.trial(claim).intermediate_values) == 70_000
 
 
-def test_a_mistake_is_not_waited_for(study):
+def test_a_mistake_is_not_waited_for(each_study):
+    study = each_study
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
         with study.storage.transaction() as connection:
@@ -472,17 +565,23 @@ def test_an_unexpected_error_is_the_callers(study):
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path):
+def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
     """Another program holds the file; whoever trains is not held up for an instant."""
+    monkeypatch.setattr("studies.engine.BUSY_SECONDS", PATIENT_SECONDS)
     study = Study(sqlite_url)
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
-        other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+        clock.advance(0, keeper)
+        path = tmp_path / "studies.db"
+        other = sqlite3.connect(path, isolation_level=None, timeout=PATIENT_SECONDS)
         other.execute("BEGIN IMMEDIATE")
         for step in range(3):
             claim.report(step, 1.0)
             keeper.check()
-        until(lambda: keeper.check() or study.said)
+        until(lambda: keeper._since is not None)
+        assert study.said == []
+        clock.advance(2 * PATIENT_SECONDS)
+        keeper.check()
         assert "it does not answer" in study.said[0]
         assert study.trial(claim).intermediate_values == {}
         other.execute("ROLLBACK")
@@ -497,25 +596,29 @@ def test_no_connection_is_held_while_a_network_trains(postgresql_url):
         (claim,) = keeper.claim()
         claim.report(1, 1.0)
         until(lambda: study.trial(claim).intermediate_values)
-        time.sleep(0.2)
-        with study.storage.engine.connect() as connection:
-            others = connection.scalar(
-                sa.text(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND pid <> pg_backend_pid()"
+
+        def others():
+            with study.storage.engine.connect() as connection:
+                return connection.scalar(
+                    sa.text(
+                        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                        "AND pid <> pg_backend_pid()"
+                    )
                 )
-            )
-        assert others == 0
+
+        until(lambda: others() == 0)  # a server's process ends a moment after its connection
+        assert not claim.lost
 
 
 def test_the_thread_ends_with_its_keeper(study):
-    with study.keeper():
-        assert "storage" in {thread.name for thread in threading.enumerate()}
-    assert "storage" not in {thread.name for thread in threading.enumerate()}
+    with study.keeper() as keeper:
+        assert keeper._thread.is_alive()
+    assert not keeper._thread.is_alive()
 
 
-def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(study):
-    with study.keeper(lease=4) as keeper:
+def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
+    study = each_study
+    with study.keeper() as keeper:
         first, second, third = keeper.claim(limit=lambda trial: 3)
         study.storage.give_back(second.trial_id, second.owner, Failure.STALE)
         for claim in (first, second, third):
@@ -572,9 +675,16 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
 
 def test_what_was_read_for_nobody_any_more_is_no_claim(study):
     """As when a display asks for a list of trials, and the server answers too late."""
+    late = threading.Event()
+
+    def query():
+        assert late.wait(PATIENT_SECONDS)
+        return ["not", "claims"]
+
     with study.keeper() as keeper:
         with pytest.raises(Stopped):
-            keeper.read(lambda: time.sleep(0.5) or ["not", "claims"], within=0.05)
+            keeper.read(query, within=0.05)
+        late.set()
         (claim,) = keeper.claim()
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert study.trial(claim).state is TrialState.COMPLETE

@@ -12,7 +12,7 @@ from search.forecast import Factors, Forecast, foretell
 SWITCHES = ("input", "forget", "output", "state")
 
 
-def world(seed, spread=0.1):
+def world(seed, spread=0.1, sizes=(32, 64)):
     """Points of a grid, whose losses fall to values that follow from their switches.
 
     Returns:
@@ -24,7 +24,7 @@ def world(seed, spread=0.1):
         | {"source": source, "size": size}
         for index in range(16)
         for source in ("new", "old", "both")
-        for size in (32, 64)
+        for size in sizes
     ]
     factors = Factors.of(points)
     effects = random.normal(0, 0.1, factors.main.shape[1])

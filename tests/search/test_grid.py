@@ -1,11 +1,11 @@
 """Whoever asks, each point runs once."""
 
 import threading
-import time
 
 import optuna
 import pytest
-from helpers import at_once
+from helpers import at_once, meet
+from hooks import PATIENT_SECONDS
 from optuna.trial import TrialState
 
 from search.errors import GridExhausted
@@ -36,7 +36,6 @@ def objective(trial: optuna.Trial) -> float:
     a = trial.suggest_categorical("a", SPACE["a"])
     b = trial.suggest_categorical("b", SPACE["b"])
     c = trial.suggest_categorical("c", SPACE["c"])
-    time.sleep(0.005)
     return a + b + len(c)
 
 
@@ -48,8 +47,32 @@ def from_storage(trial: optuna.Trial) -> float:
     """An objective that takes a study's parameters as they come."""
     for name, distribution in trial.distributions.items():
         assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
-    time.sleep(0.01)
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
+
+
+def after_meeting(objective, meet):
+    """Return an objective that waits, the first time in a thread, until all others are there."""
+    own = threading.local()
+
+    def run(trial: optuna.Trial) -> float:
+        if not hasattr(own, "has_met"):
+            own.has_met = True
+            meet()
+        return objective(trial)
+
+    return run
+
+
+def four_threads(objective):
+    """Return an objective that lets none of four threads run all the points."""
+    barrier = threading.Barrier(4)
+    return after_meeting(objective, lambda: barrier.wait(PATIENT_SECONDS))
+
+
+many_processes = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
+)
+"""Of what the other test in many processes shows on PostgreSQL."""
 
 
 def grid_of(text: str) -> set:
@@ -69,30 +92,31 @@ def check_each_once(url: str) -> None:
 # ------------------------------------------------------------------ a study of ours
 
 
-def test_a_study_is_opened_with_the_sampler(url, text):
-    study = planned(url, str(text))
+def test_a_study_is_opened_with_the_sampler(sqlite_url, text):
+    study = planned(sqlite_url, str(text))
     assert isinstance(study.sampler, GridSampler)
     assert len(study.sampler.points) == 16
     assert not study.sampler.is_exhausted(study)
 
 
-def test_plain_optimize(url, text):
-    study = planned(url, str(text))
+def test_plain_optimize(sqlite_url, text):
+    study = planned(sqlite_url, str(text))
     study.optimize(from_storage)
     assert len(study.trials) == 16
-    check_each_once(url)
+    check_each_once(sqlite_url)
     assert study.sampler.is_exhausted(study)
 
 
-def test_plain_optimize_with_threads(url, text):
-    planned(url, str(text)).optimize(from_storage, n_jobs=4)
-    check_each_once(url)
+def test_plain_optimize_with_threads(sqlite_url, text):
+    planned(sqlite_url, str(text)).optimize(four_threads(from_storage), n_jobs=4)
+    check_each_once(sqlite_url)
 
 
 def optimize(url: str, text: str) -> None:
-    planned(url, text).optimize(from_storage)
+    planned(url, text).optimize(after_meeting(from_storage, meet))
 
 
+@many_processes
 def test_plain_optimize_in_many_processes(url, text):
     planned(url, str(text))
     at_once(optimize, [(url, str(text))] * 4)
@@ -106,18 +130,22 @@ def ask_and_tell(url: str, text: str) -> int:
             trial = study.ask()
         except GridExhausted:
             return told
+        if not told:
+            meet()  # each has one, and there are others left for all
         study.tell(trial, from_storage(trial))
         told += 1
 
 
 def test_ask_and_tell_in_many_processes(url, text):
     planned(url, str(text))
-    assert sum(at_once(ask_and_tell, [(url, str(text))] * 4)) == 16
+    told = at_once(ask_and_tell, [(url, str(text))] * 4)
+    assert sum(told) == 16
+    assert min(told) >= 1
     check_each_once(url)
 
 
-def test_a_failed_point_is_a_failed_point_and_no_other_is_left_out(url, text):
-    study = planned(url, str(text))
+def test_a_failed_point_is_a_failed_point_and_no_other_is_left_out(sqlite_url, text):
+    study = planned(sqlite_url, str(text))
 
     def fails_once(trial: optuna.Trial) -> float:
         if trial.number == 5:
@@ -130,14 +158,14 @@ def test_a_failed_point_is_a_failed_point_and_no_other_is_left_out(url, text):
     assert states[5] is TrialState.FAIL
 
 
-def test_a_finished_study_turns_plain_optuna_away(url, text):
-    study = planned(url, str(text))
+def test_a_finished_study_turns_plain_optuna_away(sqlite_url, text):
+    study = planned(sqlite_url, str(text))
     study.optimize(from_storage)
     calls = []
     study.optimize(lambda trial: calls.append(trial) or from_storage(trial))
     with pytest.raises(GridExhausted, match="no point of study 'stage-one' is left"):
         study.ask()
-    check_each_once(url)
+    check_each_once(sqlite_url)
 
 
 # ------------------------------------------------------------------ any study
@@ -161,7 +189,7 @@ def test_a_study_that_nobody_planned_runs_the_whole_grid():
 def test_threads_in_memory():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.optimize(objective, n_trials=1)
-    study.optimize(objective, n_jobs=4)
+    study.optimize(four_threads(objective), n_jobs=4)
     assert sorted(run_points(study), key=repr) == sorted(GRID, key=repr)
 
 
@@ -187,16 +215,20 @@ def test_points_given_are_run_in_their_order():
     assert [trial.params for trial in study.trials] == points
 
 
-def test_threads_share_one_sampler(url, text):
-    study = planned(url, str(text))
-    numbers, lock = [], threading.Lock()
+def test_threads_share_one_sampler(sqlite_url, text):
+    study = planned(sqlite_url, str(text))
+    numbers, lock, barrier = [], threading.Lock(), threading.Barrier(4)
 
     def work() -> None:
+        has_met = False
         while True:
             try:
                 trial = study.ask()
             except GridExhausted:
                 return
+            if not has_met:
+                has_met = True
+                barrier.wait(PATIENT_SECONDS)
             with lock:
                 numbers.append(trial.number)
             study.tell(trial, 0.0)

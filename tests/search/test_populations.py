@@ -64,8 +64,15 @@ def tensors() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize(
+    ("precision", "size"),
+    [
+        ("fp32", 32),
+        ("bf16", 128),
+        pytest.param("fp32", 128, marks=pytest.mark.extended),
+        pytest.param("bf16", 32, marks=pytest.mark.extended),
+    ],
+)
 def test_a_member_takes_no_more_memory_than_is_said(precision, size):
     members = [
         Member(Architecture(*gates, True, source, 3, size))

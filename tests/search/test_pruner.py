@@ -5,9 +5,10 @@ import math
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 from test_forecast import world
 
 from benchmarks.recorded import Recorded
@@ -19,6 +20,7 @@ from search.pruner import BestFractionPruner
 STEPS, LOG_EVERY = 1000, 40
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20_000), st.integers(1, 500))
 def test_rungs_are_log_points_before_the_end(steps, log_every):
     rungs = rungs_of(steps, log_every)
@@ -136,9 +138,9 @@ def test_while_one_runs_for_ever_there_is_still_a_choice():
     assert len(judgement.wanted) < len(judgement.lacking)
 
 
-def recorded(seed, spread=0.1):
-    """Points of a world as if they had been trained."""
-    points, rungs, values = world(seed, spread)
+def recorded(seed, sizes=(32,)):
+    """Points of a world as if they had been trained, 48 of each size."""
+    points, rungs, values = world(seed, sizes=sizes)
     steps = np.arange(LOG_EVERY, STEPS + 1, LOG_EVERY)
     random = np.random.default_rng(seed)
     fall = np.exp(-steps / 150)
@@ -147,23 +149,32 @@ def recorded(seed, spread=0.1):
     return Recorded(points, steps, curves, curves.min(axis=1))
 
 
-@pytest.mark.parametrize("concurrent", [1, 4, 24])
-def test_the_best_tenth_is_kept_at_a_fraction_of_the_cost(concurrent):
-    found = [
-        Replay(recorded(seed), concurrent, 0.1, 0.95).run(
-            np.random.default_rng(seed).permutation(96).tolist()
-        )
-        for seed in range(4)
-    ]
+def check_the_best_tenth(concurrent, sizes):
+    found = []
+    for seed in range(4):
+        known = recorded(seed, sizes)
+        order = np.random.default_rng(seed).permutation(len(known.values)).tolist()
+        found.append(Replay(known, concurrent, 0.1, 0.95).run(order))
     assert np.mean([outcome.recall for outcome in found]) >= 0.95
     assert np.mean([outcome.cost for outcome in found]) <= 0.45
     assert all(outcome.has_winner for outcome in found)
     assert max(outcome.begun for outcome in found) < 5, "it is not paused again and again"
 
 
+@pytest.mark.parametrize("concurrent", [1, 24])
+def test_the_best_tenth_is_kept_at_a_fraction_of_the_cost(concurrent):
+    check_the_best_tenth(concurrent, sizes=(32,))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("concurrent", [1, 4, 24])
+def test_the_best_tenth_of_more_points_is_kept(concurrent):
+    check_the_best_tenth(concurrent, sizes=(32, 64))
+
+
 def test_more_confidence_costs_more():
     costs = [
-        Replay(recorded(1), 4, 0.1, confidence).run(list(range(96))).cost
+        Replay(recorded(1), 4, 0.1, confidence).run(list(range(48))).cost
         for confidence in (0.6, 0.95, 0.999)
     ]
     assert costs == sorted(costs)
@@ -172,7 +183,7 @@ def test_more_confidence_costs_more():
 
 def test_what_is_decided_follows_from_what_is_known():
     first, second = (Replay(recorded(2), 4, 0.1, 0.95) for _ in range(2))
-    assert first.run(list(range(96))) == second.run(list(range(96)))
+    assert first.run(list(range(48))) == second.run(list(range(48)))
     assert first.stages == second.stages
 
 
@@ -183,17 +194,14 @@ def pruner(**options):
     return BestFractionPruner(STEPS, LOG_EVERY, **options)
 
 
-def optimize(study, count=96):
+def optimize(study, known):
     """Have Optuna run the points of a world; return which of the best tenth are complete."""
-    known = recorded(4)
     better = -1 if study.direction is optuna.study.StudyDirection.MAXIMIZE else 1
 
     def objective(trial):
         point = {
-            name: trial.suggest_categorical(
-                name, list(dict.fromkeys(p[name] for p in known.points))
-            )
-            for name in known.points[0]
+            name: trial.suggest_categorical(name, distribution.choices)
+            for name, distribution in distributions_of(known).items()
         }
         place = known.points.index(point)
         for step, loss in zip(known.steps.tolist(), known.curves[place], strict=True):
@@ -202,29 +210,58 @@ def optimize(study, count=96):
                 raise optuna.TrialPruned
         return better * known.values[place]
 
-    for i in np.random.default_rng(0).permutation(96):
+    count = len(known.points)
+    for i in np.random.default_rng(0).permutation(count):
         study.enqueue_trial(known.points[i])
     study.optimize(objective, n_trials=count)
-    best = [known.points[i] for i in np.argsort(known.values)[:9]]
+    best = [known.points[i] for i in np.argsort(known.values)[: count // 10]]
     complete = [t.params for t in study.trials if t.state is TrialState.COMPLETE]
     return [point in complete for point in best]
 
 
-def test_plain_optuna_keeps_the_best_tenth_too():
+def distributions_of(known):
+    values = {name: dict.fromkeys(p[name] for p in known.points) for name in known.points[0]}
+    return {name: CategoricalDistribution(tuple(found)) for name, found in values.items()}
+
+
+def check_plain_optuna(known, least_kept, least_pruned):
     study = optuna.create_study(direction="maximize", pruner=pruner())
-    kept = optimize(study)
+    kept = optimize(study, known)
     pruned = [trial for trial in study.trials if trial.state is TrialState.PRUNED]
-    assert sum(kept) >= 7
-    assert len(pruned) >= 20
+    assert sum(kept) >= least_kept
+    assert len(pruned) >= least_pruned
     rungs = {rung.step for rung in rungs_of(STEPS, LOG_EVERY)}
     assert {trial.last_step for trial in pruned} <= rungs
     # Not before as many are complete as are to be kept.
-    assert all(trial.state is TrialState.COMPLETE for trial in study.trials[:9])
+    assert all(trial.state is TrialState.COMPLETE for trial in study.trials[: len(kept)])
+
+
+def test_plain_optuna_keeps_the_best_tenth_too():
+    check_plain_optuna(recorded(1), least_kept=3, least_pruned=10)
+
+
+@pytest.mark.extended
+def test_plain_optuna_keeps_the_best_tenth_of_more_points_too():
+    check_plain_optuna(recorded(4, sizes=(32, 64)), least_kept=7, least_pruned=20)
+
+
+def study_of_finished_trials(pruner):
+    """A study of 48 trials; the worst four were pruned at the first rung, the rest is complete."""
+    known = recorded(4)
+    study = optuna.create_study(pruner=pruner)
+    worst = np.argsort(known.values)[-4:]
+    for i, point in enumerate(known.points):
+        curve = dict(zip(known.steps.tolist(), known.curves[i].tolist(), strict=True))
+        end = {"value": known.values[i], "intermediate_values": curve}
+        if i in worst:
+            first = {LOG_EVERY: curve[LOG_EVERY]}
+            end = {"state": TrialState.PRUNED, "intermediate_values": first}
+        study.add_trial(create_trial(params=point, distributions=distributions_of(known), **end))
+    return study
 
 
 def test_it_is_asked_between_rungs_and_answers_at_once():
-    study = optuna.create_study(pruner=pruner())
-    optimize(study, count=60)
+    study = study_of_finished_trials(pruner())
     trial = study.ask()
     assert study.pruner.prune(study, study._storage.get_trial(trial._trial_id)) is False
     trial.report(100.0, 5)
@@ -235,15 +272,12 @@ def test_it_is_asked_between_rungs_and_answers_at_once():
 
 def test_trials_of_other_kinds_do_not_disturb_it():
     """Some wait, one has no value to speak of, one no curve, one no parameters."""
-    study = optuna.create_study(pruner=pruner(confidence=0.8))
-    optimize(study, count=50)
+    study = study_of_finished_trials(pruner(confidence=0.8))
     distributions = study.trials[0].distributions
     point = study.trials[0].params
     for value in (math.inf, 1.0):
-        study.add_trial(
-            optuna.trial.create_trial(params=point, distributions=distributions, value=value)
-        )
-    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        study.add_trial(create_trial(params=point, distributions=distributions, value=value))
+    study.add_trial(create_trial(state=TrialState.FAIL))
     for number in range(20):
         study.enqueue_trial({"rate": number / 7})
     trial = study.ask({"input": distributions["input"]}).number
@@ -251,7 +285,7 @@ def test_trials_of_other_kinds_do_not_disturb_it():
     running.report(math.nan, 40)
     assert running.should_prune(), "as by Optuna's own"
     other = study.ask()
-    other.report(100.0, 50)
+    other.report(100.0, 40)
     assert other.should_prune()
     assert study.trials[trial].state is TrialState.RUNNING
 
@@ -274,10 +308,10 @@ def test_settings_that_make_no_sense_are_refused(options, told):
 def test_optunas_own_pruners_are_replayed_on_the_same_points():
     known = recorded(5)
     found = replay_in_optuna(
-        known, optuna.pruners.MedianPruner(), [5, 12, 20], list(range(96)), 4, 0.1
+        known, optuna.pruners.MedianPruner(), [5, 12, 20], list(range(48)), 4, 0.1
     )
     nothing = replay_in_optuna(
-        known, optuna.pruners.NopPruner(), [5, 12, 20], list(range(96)), 4, 0.1
+        known, optuna.pruners.NopPruner(), [5, 12, 20], list(range(48)), 4, 0.1
     )
     assert 0.2 < found.cost < 1
     assert (nothing.cost, nothing.recall, nothing.complete) == (1, 1, 1)

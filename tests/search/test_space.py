@@ -1,6 +1,6 @@
 """Definition ↔ points ↔ architectures: nothing is lost on the way and back."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
@@ -45,6 +45,7 @@ def point_of(member, with_replicate=False):
     return point | ({REPLICATE: member.replicate} if with_replicate else {})
 
 
+@settings(deadline=None)
 @given(SPACES, st.data())
 def test_a_grid_is_the_product_less_the_excluded(space, data):
     names = data.draw(st.lists(st.sampled_from(PARAMETERS), min_size=1, max_size=3, unique=True))
@@ -59,6 +60,7 @@ def test_a_grid_is_the_product_less_the_excluded(space, data):
         assert list(definition(space | {"exclude": [exclusion]}).space.points()) == kept
 
 
+@settings(deadline=None)
 @given(SPACES)
 def test_points_survive_optunas_categorical_parameters(space):
     whole = definition(space)
@@ -72,6 +74,7 @@ def test_points_survive_optunas_categorical_parameters(space):
         assert point_of(member_of(back, whole)) == point
 
 
+@settings(deadline=None)
 @given(ARCHITECTURES, st.integers(0, 99))
 def test_an_architecture_survives_as_a_point(architecture, replicate):
     whole = definition({"layers": [1], "state_size": [1]})
@@ -79,12 +82,14 @@ def test_an_architecture_survives_as_a_point(architecture, replicate):
     assert member_of(point_of(member, with_replicate=True), whole) == member
 
 
+@settings(deadline=None)
 @given(st.lists(ARCHITECTURES, min_size=2, unique=True))
 def test_labels_tell_architectures_apart(architectures):
     assert len({architecture.label for architecture in architectures}) == len(architectures)
     assert len({architecture.key for architecture in architectures}) == len(architectures)
 
 
+@settings(deadline=None)
 @given(st.lists(ARCHITECTURES, min_size=1))
 def test_the_values_of_points_are_those_that_occur(architectures):
     points = [point_of(Member(architecture)) for architecture in architectures]

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from hooks import PATIENT_SECONDS
 
 from search import threads
 from search.threads import ThreadBudget
@@ -59,7 +60,7 @@ def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
     ready = context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready))
     other.start()
-    assert ready.wait(60)
+    assert ready.wait(PATIENT_SECONDS)
     with ThreadBudget(folder=tmp_path) as one:
         assert one.share() == 4
         other.kill()

@@ -1,13 +1,14 @@
 """What a worker records is what the networks give, and what it cannot finish it gives back."""
 
 import math
-import time
 from functools import cached_property, partialmethod
 
 import optuna
 import pytest
 import torch
-from helpers import at_once
+from helpers import TEXT, at_once
+from hooks import PATIENT_SECONDS
+from nursery import until
 from optuna.trial import TrialState
 
 from rnn.corpus import open_corpus
@@ -41,6 +42,7 @@ from studies.stores import open_store
 
 SETTINGS = [
     "seed=5",
+    "keep_weights=0",
     "training.steps=10",
     "training.batch_size=4",
     "training.sequence_length=8",
@@ -55,6 +57,9 @@ SETTINGS = [
     "space.state_gate=[true]",
     "space.residual=[true]",
 ]
+"""Six networks of a moment each."""
+
+ONE_NETWORK = ["space.forget_gate=[false]", "space.state_source=['new']"]
 
 
 class Quiet:
@@ -98,6 +103,16 @@ def work(
             pausing = Pausing(joined.storage, joined.study_id, joined.definition)
         Worker(keeper, trainer, reader.accounting, stop, listener, pausing=pausing).run()
     return joined, listener.outcomes
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The trials of a study in float32 whose networks are trained one by one."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "text").write_bytes(TEXT)
+    url = f"sqlite:///{folder}/studies.db"
+    joined, _ = work(url, folder / "text", ["precision='fp32'"], population=1)
+    return joined.study.trials
 
 
 @pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
@@ -270,7 +285,7 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
 
 
 def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
-    joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], name="once")
+    joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
     weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
     weights.write(0, b"of a worker that died")
     keeping = Keeping(joined, weights, lambda query: query(), print)
@@ -283,7 +298,7 @@ def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr(BestWeights, "write", write)
-    joined, outcomes = work(sqlite_url, text)
+    joined, outcomes = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sum("could not be kept (no space left)" in line for line in outcomes) == 6
 
@@ -314,7 +329,7 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
 
 def test_the_number_of_threads_is_recorded(sqlite_url, text):
     before = torch.get_num_threads()
-    joined, _ = work(sqlite_url, text, threads=2)
+    joined, _ = work(sqlite_url, text, ONE_NETWORK, threads=2)
     torch.set_num_threads(before)
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {2}
 
@@ -324,7 +339,7 @@ def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text
     monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
     before = torch.get_num_threads()
-    joined, _ = work(sqlite_url, text, population=1)
+    joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], population=1)
     torch.set_num_threads(before)
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
 
@@ -486,15 +501,14 @@ def fail_with_a_forget_gate(monkeypatch, error):
     return tries
 
 
-def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, monkeypatch):
+def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, alone, monkeypatch):
     """Halves are tried until it is known whose the error is; only its own setbacks count."""
-    alone, _ = work(sqlite_url, text, ["precision='fp32'"], name="alone", population=1)
     tries = fail_with_a_forget_gate(monkeypatch, RuntimeError("no"))
     overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
     joined, outcomes = work(sqlite_url, text, overrides, population=4)
     assert max(map(len, tries)) == 4
     assert any("trained together failed (RuntimeError: no)" in line for line in outcomes)
-    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+    for trial, same in zip(joined.study.trials, alone, strict=True):
         assert trial.params == same.params
         if trial.params["forget_gate"]:
             assert trial.state is TrialState.FAIL
@@ -526,29 +540,30 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
     """Another has given it back meanwhile, and it is nobody's in the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
-    sizes, lost = [], []
+    sizes, held, lost = [], {}, []
+    train, storage = Trainer.train, open_storage(sqlite_url)
+
+    def noted(self, claims, *rest):
+        held.update({claim.trial.number: claim for claim in claims})
+        return train(self, claims, *rest)
 
     def advanced(self, running):
         sizes.append(len(running))
-        storage = open_storage(sqlite_url)
         if running[0].step == 4:
-            number = running[0].number
-            study_id = storage.get_study_id_from_name("quick")
-            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
-            lost.append(trial_id)
-            storage.give_back(trial_id, storage.leases(study_id)[trial_id].owner, Failure.STALE)
-            storage.claim(study_id, "you")
-        time.sleep(0.2)
+            claim = held[running[0].number]
+            storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
+            storage.claim(storage.get_study_id_from_name("quick"), "you", PATIENT_SECONDS)
+            lost.append(claim.trial_id)
+            until(lambda: claim.lost)
 
+    monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(Quiet, "advanced", advanced)
     monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     joined, outcomes = work(sqlite_url, text, overrides, population=6)
     assert outcomes.count("dropped: another worker has taken it over") == 1
     assert outcomes.count("complete") == 5
-    assert sizes[0] == 6
-    assert sizes[-1] == 5
-    assert len(sizes) == 20
+    assert sizes == [6] * 2 + [5] * 18
     for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
         if trial._trial_id in lost:
             assert trial.state is TrialState.RUNNING
@@ -557,9 +572,8 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
 
 
 def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
-    sqlite_url, text, monkeypatch
+    sqlite_url, text, alone, monkeypatch
 ):
-    alone, _ = work(sqlite_url, text, ["precision='fp32'"], name="alone", population=1)
     measure, gone = Trainer._measure, []
 
     def losing(self, run, claims, between_steps):
@@ -573,7 +587,7 @@ def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     joined, outcomes = work(sqlite_url, text, ["precision='fp32'"], population=6)
     assert outcomes.count("complete") == 5
-    for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
+    for trial, same in zip(joined.study.trials, alone, strict=True):
         if trial._trial_id not in gone:
             assert trial.value == pytest.approx(same.value, rel=1e-5)
             bits = "validation_bits_per_character"
@@ -589,13 +603,11 @@ def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url,
         work(sqlite_url, text)
 
 
-@pytest.mark.parametrize("population", [1, 3, 6, 100])
-def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, population):
-    overrides = ["precision='fp32'"]
-    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
-    joined, _ = work(sqlite_url, text, overrides, population=population)
+@pytest.mark.parametrize("population", [1, 3, 100])
+def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, alone, population):
+    joined, _ = work(sqlite_url, text, ["precision='fp32'"], population=population)
     trials = joined.study.trials
-    for trial, same in zip(trials, alone.study.trials, strict=True):
+    for trial, same in zip(trials, alone, strict=True):
         assert trial.params == same.params
         assert trial.intermediate_values == pytest.approx(same.intermediate_values, rel=1e-5)
         assert trial.value == pytest.approx(same.value, rel=1e-5)
@@ -612,7 +624,7 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
             super().__init__(members, *args, **kwargs)
 
     monkeypatch.setattr("rnn.networks.Population", Spied)
-    shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]", "keep_weights=0"]
+    shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]"]
     work(sqlite_url, text, shapes, population=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
 
@@ -682,6 +694,7 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
         raise error
 
     monkeypatch.setattr(Quiet, "advanced", end)
+    monkeypatch.setattr("search.worker.LEAVE_SECONDS", PATIENT_SECONDS)
     if error is BrokenPipeError:  # which rich turns into an exit
         error = SystemExit
         monkeypatch.setattr(Quiet, "advanced", lambda self, running: exit(1))
@@ -713,7 +726,7 @@ def extend(url: str, text: str) -> int:
 
 def test_who_extends_at_the_same_moment_extends_once(url, text):
     join(find_definition("quick", SETTINGS), url, Terms(corpus=str(text)))
-    at_once(extend, [(url, str(text))] * 4)
+    at_once(extend, [(url, str(text))] * 3)
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.number for trial in trials] == list(range(12))
     assert len({tuple(trial.params.values()) for trial in trials}) == 12

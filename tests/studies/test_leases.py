@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 from helpers import small_study
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
@@ -60,6 +60,7 @@ def test_an_outage_makes_nobody_stale():
         assert watch.look([(7, LEASE)], now) == []
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 25), min_size=1, max_size=200),
     st.floats(0.1, 20),
@@ -74,6 +75,7 @@ def test_who_renews_in_time_never_loses_its_trial(pauses, every, start):
         assert watch.look([(1, Lease("owner", 50, renewals))], now) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=50))
 def test_no_lease_runs_out_early(pauses):
     watch, now = Watch(), 0.0

@@ -5,7 +5,7 @@ import math
 
 import optuna
 import pytest
-from helpers import at_once, small_study
+from helpers import at_once, meet, small_study
 from optuna.trial import TrialState
 
 from search.judgement import Rung
@@ -129,7 +129,9 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
 
 
 def take_them_all(url, study_id, owner, trial_ids):
-    storage, taken = open_storage(url), []
+    storage = open_storage(url)
+    taken = [storage.claim(study_id, owner, among=trial_ids)]
+    meet()  # each has one, and there are others left for all
     while (trial_id := storage.claim(study_id, owner, among=trial_ids)) is not None:
         taken.append(trial_id)
     return taken
@@ -137,7 +139,7 @@ def take_them_all(url, study_id, owner, trial_ids):
 
 def test_no_paused_trial_goes_to_two(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 40)
-    paused = [claim_and_pause(storage, study_id) for _ in range(40)]
+    study_id = small_study(storage, 24)
+    paused = [claim_and_pause(storage, study_id) for _ in range(24)]
     taken = at_once(take_them_all, [(url, study_id, f"w{i}/1", paused) for i in range(4)])
     assert sorted(itertools.chain(*taken)) == sorted(paused)
