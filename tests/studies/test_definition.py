@@ -236,7 +236,7 @@ def test_stored_study_is_found_by_its_name_and_nothing_is_created_for_it(url, tm
     with pytest.raises(DefinitionError, match=r"or a study in .* \(mine\); check the name"):
         find_definition("yours", storage=url)
     with pytest.raises(DefinitionError, match=r"or the path of a TOML file; check the name"):
-        find_definition("./mine", storage=url)
+        find_definition("./mine.toml", storage=url)
 
 
 @pytest.mark.parametrize(
