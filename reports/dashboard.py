@@ -34,6 +34,9 @@ from studies.stores import open_store
 HOST = "127.0.0.1"
 """The only address that is served: the dashboard asks nobody who he is, and can delete studies."""
 
+ANSWER_SECONDS = 2.0
+"""How long to wait for an answer on a port that is taken, to learn if it is a dashboard's."""
+
 _NAMES = {HOST, "localhost", "::1"}
 """By which a browser on this machine, or at the other end of a tunnel, calls it."""
 
@@ -72,7 +75,7 @@ def listen(port: int) -> socket.socket:
 def _is_dashboard(port: int) -> bool:
     """Tell whether an optuna-dashboard answers."""
     with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        connection = http.client.HTTPConnection(HOST, port, timeout=2)
+        connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
         with contextlib.closing(connection):
             connection.request("GET", "/api/meta")
             return "artifact_is_available" in json.loads(connection.getresponse().read(10_000))

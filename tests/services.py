@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hooks import PATIENT_SECONDS
 
 REQUIRED = bool(os.environ.get("RNN_SEARCH_REQUIRE_SERVICES"))
 """Whether the absence of PostgreSQL or a browser is a failure: it is where changes are judged."""
@@ -113,7 +114,8 @@ class PostgreSQL:
         return f"postgresql+psycopg://{self.address}/{name}"
 
     def _control(self, *words: object) -> None:
-        self._run(self._initdb.with_name("pg_ctl"), "-D", self._data, *words)
+        patience = ("-t", round(PATIENT_SECONDS))
+        self._run(self._initdb.with_name("pg_ctl"), "-D", self._data, *patience, *words)
 
     def _run(self, *words: object) -> None:
         subprocess.run(

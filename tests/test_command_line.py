@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from helpers import ROOT, TINY
+from helpers import ROOT, TEXT, TINY
 from optuna.trial import TrialState
 
 from rnn.precision import has_bfloat16
@@ -38,9 +38,9 @@ def dump(folder: Path) -> list[str]:
 
 @pytest.fixture
 def search(run, sqlite_url, text):
-    """Run a search of one point; more words may be given."""
+    """Run a search of one point; more words may be given. It writes no report by default."""
 
-    def search_one(*words: str, study: str = "quick"):
+    def search_one(*words: str, study: str = "quick", report: bool = False):
         return run(
             "run_search.py",
             study,
@@ -50,6 +50,7 @@ def search(run, sqlite_url, text):
             str(text),
             *ONE_POINT,
             *words,
+            report=report,
         )
 
     return search_one
@@ -114,9 +115,12 @@ def test_bad_input(run, tmp_path, words, line):
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_bytes(b"short" * 100)
     (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
+    (tmp_path / "text").write_bytes(TEXT * 1000)
     words = [word.format(tmp=tmp_path) for word in words]
     if "--storage" not in words:
         words += ["--storage", f"sqlite:///{tmp_path}/studies.db"]
+    if words[0] == "run_search.py" and "--corpus" not in words:
+        words += ["--corpus", str(tmp_path / "text")]  # the default one takes long to read
     before = tree(tmp_path)
     done = run(*words)
     assert done.returncode == 2, done.stderr
@@ -163,7 +167,7 @@ def finish(url: str, name: str, how_many: int) -> None:
         study.tell(study.ask(), float(value))
 
 
-def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only):
+def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only, tmp_path):
     """A study of eight points in its storage, of which none, then two are complete."""
     joined_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
 
@@ -179,11 +183,11 @@ def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only):
     assert "--partial" in done.stderr
     assert optuna.get_all_study_names(sqlite_url) == ["quick"]
 
-    done = run(*refine, "--partial")
+    done = run(*refine, "--partial", report=False)
     assert done.returncode == 0, done.stderr
-    done = run("-m", "reports", "quick", "--storage", sqlite_url)
+    page = tmp_path / "page.html"
+    done = run("-m", "reports", "quick", "--storage", sqlite_url, "--output", str(page))
     assert done.returncode == 0
-    page = Path(done.stdout.splitlines()[0])
     assert "Unfinished: 2 of 8 points" in page.read_text()
 
 
@@ -483,7 +487,7 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
     (study,) = (tmp_path / "studies.db.weights").iterdir()
     blocked = tmp_path / "studies.db.checkpoints" / study.name / "trial-0.checkpoint"
     blocked.mkdir(parents=True)  # unlike a file, it cannot be unlinked
-    done = search()
+    done = search(report=True)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("warning: checkpoints of the finished study could not be removed")
@@ -493,7 +497,7 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
 
 
 def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run, sqlite_url):
-    done = search("--set=training.learning_rate=1e30", "--set=space.layers=[2]")
+    done = search("--set=training.learning_rate=1e30", "--set=space.layers=[2]", report=True)
     assert done.returncode == 1, done.stderr
     assert "diverged" in done.stdout
     (line,) = done.stderr.splitlines()

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hooks import PATIENT_SECONDS
 from made import make_derived
 from services import missing
 
@@ -19,9 +20,34 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        patience = 1000 * PATIENT_SECONDS
+        started = playwright.chromium.launch(
+            executable_path=executable, args=FLAGS, timeout=patience
+        )
+        new_context = started.new_context
+
+        def new_patient_context(**options):
+            context = new_context(**options)
+            context.set_default_timeout(patience)
+            return context
+
+        started.new_context = new_patient_context
         yield started
         started.close()
+
+
+@pytest.fixture
+def importances_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Optuna's figures, which take most of a page's time, draw the importances alone."""
+    for name in ("parameters_of", "whole_of"):
+        monkeypatch.setattr(f"reports.sections.{name}", lambda *results: [])
+
+
+@pytest.fixture
+def without_optuna_figures(importances_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw none of Optuna's figures."""
+    for name in ("importances_by_block", "importances_of"):
+        monkeypatch.setattr(f"reports.sections.{name}", lambda *results: [])
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Studies that are made, not trained: what must come of them is known."""
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
@@ -22,50 +24,72 @@ RECORDED = {"host": "h", "device": "cpu", "threads": 1, "precision": "fp32", "se
 
 
 @cache
-def empty_database() -> bytes:
-    """An SQLite file of no study: it takes longer to make than the studies here."""
+def database(make: Callable[..., object], settings: str = "{}") -> bytes:
+    """Return an SQLite file that is made once: that takes longer than to look at it."""
     with tempfile.TemporaryDirectory() as folder:
-        open_storage(f"sqlite:///{folder}/studies.db").close()
+        make(f"sqlite:///{folder}/studies.db", **json.loads(settings))
         return Path(folder, "studies.db").read_bytes()
+
+
+def make_empty(url: str) -> None:
+    """A storage of no study."""
+    open_storage(url).close()
+
+
+def new_file(url: str) -> Path | None:
+    """Return the SQLite file of a URL if it is still to be made."""
+    path = Path(url.removeprefix("sqlite:///"))
+    return path if url.startswith("sqlite:") and not path.exists() else None
 
 
 def open_new(url: str) -> Storage:
     """Open a storage that may not be there yet."""
-    path = Path(url.removeprefix("sqlite:///"))
-    if url.startswith("sqlite:") and not path.exists():
-        path.write_bytes(empty_database())
+    if path := new_file(url):
+        path.write_bytes(database(make_empty))
     return open_storage(url)
 
 
-def make_study(
+def make_study(url: str, name: str = "made", **settings: Any) -> None:
+    """A study of eight points: 1.5, 1.6, …, the fourth diverged, the rest waiting.
+
+    The settings are those of :func:`make_study_anew`.
+    """
+    if path := new_file(url):
+        path.write_bytes(database(make_study_anew, json.dumps({"name": name} | settings)))
+    else:
+        make_study_anew(url, name, **settings)
+
+
+def make_study_anew(
     url: str,
-    name: str = "made",
+    name: str,
     threshold: float | None = 2.0,
     finished: int = 8,
-    exclude=(),
+    exclude: Sequence[dict] = (),
     diverged: int | None = 3,
     worker: str = "w",
     question: str = "",
-):
-    """A study of eight points: 1.5, 1.6, …, the fourth diverged, the rest waiting."""
+    **definition: Any,
+) -> None:
+    """Make the study; other settings are those of its definition."""
     space = {"layers": [1, 2], "state_size": [4, 8], "residual": [False, True]}
     space |= {p: [False] for p in PARAMETERS[:4]} | {"state_source": ["new"]}
     space |= {"exclude": list(exclude)}
-    definition = Definition.model_validate(
-        {"space": space, "threshold": threshold, "question": question}
+    validated = Definition.model_validate(
+        {"space": space, "threshold": threshold, "question": question} | definition
     )
-    finished = min(finished, len(list(definition.space.points())))
+    finished = min(finished, len(list(validated.space.points())))
     storage = open_new(url)
     create_study(
         storage,
         name,
         METRICS["training"],
         {
-            "definition": definition.model_dump(mode="json"),
+            "definition": validated.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
         },
-        {n: CategoricalDistribution(tuple(definition.space.values(n))) for n in PARAMETERS},
-        [PlannedPoint(point) for point in definition.space.points()],
+        {n: CategoricalDistribution(tuple(validated.space.values(n))) for n in PARAMETERS},
+        [PlannedPoint(point) for point in validated.space.points()],
     )
     study_id = storage.get_study_id_from_name(name)
     for i in range(finished):

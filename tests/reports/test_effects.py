@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
@@ -123,7 +123,12 @@ def random_grids(draw):
     ]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(
+    deadline=None,
+    database=None,
+    max_examples=80,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(random_grids())
 def test_effects_and_interactions_equal_a_brute_force_count(rows):
     parameters = ["a", "b", "size"]

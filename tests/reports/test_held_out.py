@@ -15,6 +15,8 @@ from reports.trials import read_results
 from reports.winners import winners_of
 from studies.opening import read_storage
 
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
 BEST, SMALLER, WORST = (f"{shape} no gates, new state" for shape in ("2×4", "1×4", "1×8"))
 
 

@@ -7,10 +7,10 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 import urllib.request
 from contextlib import closing
@@ -20,13 +20,16 @@ from xml.etree import ElementTree
 
 import optuna
 import pytest
+from helpers import ROOT
+from hooks import PATIENT_SECONDS, Gate, Hooks
 from made import make_runs, make_study, own_point
-from nursery import SETTINGS, until
+from nursery import SETTINGS, query, until, until_running
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from services import free_port
+from sqlalchemy import Engine, event
 
-from reports import beside, live, note, upkeep
+from reports import beside, live, note, renewal, upkeep
 from reports.dashboard import listen, local_only
 from reports.errors import DashboardError
 from reports.live import LiveView
@@ -72,6 +75,10 @@ def finish_one(url, value):
         return storage.get_trial_number_from_id(trial_id)
 
 
+def is_renewed(url):
+    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{MARK}'")
+
+
 def artifacts_of(url, name="made"):
     told = [value for key, value in attributes(url, name).items() if key.startswith("artifacts:")]
     return {each["artifact_id"]: each for each in map(json.loads, told)}
@@ -80,15 +87,15 @@ def artifacts_of(url, name="made"):
 # ------------------------------------------------------------------ what is stored
 
 
-def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(url, tmp_path):
-    make_study(url, finished=6)
-    renew(url, "made", str(tmp_path / "files"))
-    body = note_of(url)
+def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=6)
+    renew(sqlite_url, "made", str(tmp_path / "files"))
+    body = note_of(sqlite_url)
     assert "6 of 8 points are finished" in body
     assert "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n" in body
     assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
     assert "4 of the 5 complete points lie below 2.0 nats" in body
-    with closing(open_storage(url)) as storage:
+    with closing(open_storage(sqlite_url)) as storage:
         stored = load_study(storage, "made").user_attrs["definition"]
     written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
     assert Definition.model_validate(written) == Definition.model_validate(stored)
@@ -126,18 +133,18 @@ def renew_in_vain(*what):
         renew(*what)
 
 
-def test_it_is_renewed_when_something_has_changed_and_only_then(url, tmp_path):
+def test_it_is_renewed_when_something_has_changed_and_only_then(sqlite_url, tmp_path):
     files = tmp_path / "files"
-    make_study(url, finished=6)
-    renew(url, "made", str(files))
-    before = attributes(url)
+    make_study(sqlite_url, finished=6)
+    renew(sqlite_url, "made", str(files))
+    before = attributes(sqlite_url)
     times = {path: path.stat().st_mtime_ns for path in files.iterdir()}
-    renew_in_vain(url, "made", str(files))
-    assert attributes(url) == before
-    finish_one(url, 2.5)
-    renew(url, "made", str(files))
-    after = attributes(url)
-    assert "7 of 8 points" in note_of(url)
+    renew_in_vain(sqlite_url, "made", str(files))
+    assert attributes(sqlite_url) == before
+    finish_one(sqlite_url, 2.5)
+    renew(sqlite_url, "made", str(files))
+    after = attributes(sqlite_url)
+    assert "7 of 8 points" in note_of(sqlite_url)
     # The best are those that they were.
     assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
     assert after[MARK] != before[MARK]
@@ -146,26 +153,26 @@ def test_it_is_renewed_when_something_has_changed_and_only_then(url, tmp_path):
     assert max(len(str(value)) for value in after.values()) <= 2045
 
 
-def test_a_study_of_which_nothing_is_complete_has_a_note_alone(url, tmp_path):
-    make_study(url, finished=0)
-    renew(url, "made", str(tmp_path / "files"))
-    assert "No point is complete yet" in note_of(url)
-    renew_in_vain(url, "made", str(tmp_path / "files"))
-    assert not any("plot_data" in key for key in attributes(url))
-    assert artifacts_of(url) == {}
+def test_a_study_of_which_nothing_is_complete_has_a_note_alone(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=0)
+    renew(sqlite_url, "made", str(tmp_path / "files"))
+    assert "No point is complete yet" in note_of(sqlite_url)
+    renew_in_vain(sqlite_url, "made", str(tmp_path / "files"))
+    assert not any("plot_data" in key for key in attributes(sqlite_url))
+    assert artifacts_of(sqlite_url) == {}
     assert not (tmp_path / "files").exists()
 
 
-def test_files_take_the_place_of_those_before(url, tmp_path):
+def test_files_take_the_place_of_those_before(sqlite_url, tmp_path):
     files = tmp_path / "files"
-    make_study(url, finished=5)
-    renew(url, "made", str(files))
-    before = artifacts_of(url)
+    make_study(sqlite_url, finished=5)
+    renew(sqlite_url, "made", str(files))
+    before = artifacts_of(sqlite_url)
     names = {each["filename"] for each in before.values()}
     assert {"best-curves.csv", "best-curves.svg", "best-1-trial-0.py"} <= names
-    best = finish_one(url, 1.0)
-    renew(url, "made", str(files))
-    after = artifacts_of(url)
+    best = finish_one(sqlite_url, 1.0)
+    renew(sqlite_url, "made", str(files))
+    after = artifacts_of(sqlite_url)
     content = {
         each["filename"]: (files / key).read_text("utf-8")
         for key, each in after.items()
@@ -285,35 +292,7 @@ def test_without_a_place_for_files_all_else_is_renewed(sqlite_url, tmp_path):
     assert f"best-1-trial-{best}.py" in names
 
 
-def renew_often(url, files, seed, ended):
-    random.seed(seed)
-    while not ended.is_set():
-        renew(url, "made", files)
-    renew(url, "made", files)
-
-
-def test_two_that_renew_at_once_never_mix(url, tmp_path):
-    files = tmp_path / "files"
-    make_study(url, finished=1)
-    write_note(url, "A person's words. " * 200)
-    context = multiprocessing.get_context("fork")
-    ended = context.Event()
-    each = [context.Process(target=renew_often, args=(url, str(files), i, ended)) for i in (0, 1)]
-    for process in each:
-        process.start()
-    for value in (1.9, 1.4, 1.3, 1.2, 1.1):
-        finish_one(url, value)
-        looks, end = 0, time.monotonic() + 0.2
-        while time.monotonic() < end or looks < 3:
-            found = attributes(url)
-            if MARK in found:
-                looks += 1
-                assert note.is_intact(body_of(found), note.Written(*found[MARK]["note"]))
-    ended.set()
-    for process in each:
-        process.join(60)
-    assert [process.exitcode for process in each] == [0, 0]
-    # What is left is what one alone would have made.
+def see_that_one_alone_would_have_made_the_same(url, files):
     before, contents = attributes(url), {path: path.read_bytes() for path in files.iterdir()}
     with closing(open_storage(url)) as storage:
         study_id = load_study(storage, "made")._study_id
@@ -321,6 +300,115 @@ def test_two_that_renew_at_once_never_mix(url, tmp_path):
     renew(url, "made", str(files))
     assert attributes(url) == before
     assert {path: path.read_bytes() for path in files.iterdir()} == contents
+
+
+def finished_and_intact(url):
+    """Check that what is stored is all of one state; return how many points it counts."""
+    found = query(url, "SELECT key, value_json FROM study_system_attributes")
+    found = {key: json.loads(value) for key, value in found}
+    assert note.is_intact(body_of(found), note.Written(*found[MARK]["note"]))
+    return found[MARK]["points"]["complete"]
+
+
+def is_locked(url):
+    """Tell whether another renewal would have to wait before it writes."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
+    try:
+        query(url, "SELECT 1 FROM studies FOR UPDATE NOWAIT")
+    except Exception as error:
+        return type(error).__name__ == "LockNotAvailable"
+    return False
+
+
+def test_renewal_appears_as_a_whole(url, tmp_path):
+    """Another process, which looks after each statement, sees all of the state before or after."""
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A person's words. " * 200)
+    renew(url, "made", str(files))
+    finish_one(url, 1.3)
+    seen = []
+
+    def look(*statement):
+        seen.append(finished_and_intact(url))
+
+    event.listen(Engine, "after_cursor_execute", look)
+    try:
+        renew(url, "made", str(files))
+    finally:
+        event.remove(Engine, "after_cursor_execute", look)
+    assert finished_and_intact(url) == 2
+    assert len(seen) > 5
+    assert seen == sorted(seen)
+
+
+def test_renewal_from_an_older_state_gives_way_to_a_newer_one(url, tmp_path, monkeypatch):
+    """Another terminal finishes a trial and renews before this one, which is slow, writes."""
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A person's words. " * 200)
+    rewrite = renewal.rewrite_attributes
+
+    def rewrite_last(storage, study_id, compose):
+        def compose_alone(now):
+            assert is_locked(url)
+            return compose(now)
+
+        monkeypatch.setattr(renewal, "rewrite_attributes", rewrite)
+        finish_one(url, 1.3)
+        renew(url, "made", str(files))
+        newer = attributes(url)
+        assert not is_locked(url)
+        rewrite(storage, study_id, compose_alone)
+        assert attributes(url) == newer
+
+    monkeypatch.setattr(renewal, "rewrite_attributes", rewrite_last)
+    renew(url, "made", str(files))
+    assert finished_and_intact(url) == 2
+    see_that_one_alone_would_have_made_the_same(url, files)
+
+
+def renew_often(url, files, seed, renewals, ended):
+    random.seed(seed)
+    while not ended.is_set():
+        renew(url, "made", files)
+        renewals.value += 1
+    renew(url, "made", files)
+
+
+@pytest.mark.extended
+def test_two_that_renew_at_once_never_mix(url, tmp_path):
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A person's words. " * 200)
+    renew(url, "made", str(files))
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    renewals = [context.Value("i", 0) for _ in range(2)]
+    each = [
+        context.Process(target=renew_often, args=(url, str(files), i, renewals[i], ended))
+        for i in range(2)
+    ]
+    for process in each:
+        process.start()
+    for value in (1.9, 1.4, 1.3, 1.2, 1.1):
+        finish_one(url, value)
+        before = [own.value for own in renewals]
+        # Each renews once from this state at least: one that counts now may have begun before.
+        while any(own.value <= was + 1 for own, was in zip(renewals, before, strict=True)):
+            assert all(process.is_alive() for process in each)
+            finished_and_intact(url)
+    ended.set()
+    for process in each:
+        process.join(PATIENT_SECONDS)
+    assert [process.exitcode for process in each] == [0, 0]
+    see_that_one_alone_would_have_made_the_same(url, files)
 
 
 # ------------------------------------------------------------------ beside a search
@@ -341,7 +429,7 @@ def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatc
     renewing.start()
     until(lambda: len(tries) > 3)
     ended.set()
-    renewing.join(60)
+    renewing.join(PATIENT_SECONDS)
     assert not renewing.is_alive()
     said = capsys.readouterr().err
     assert said.count("warning: what the dashboard shows is not up to date") == 1
@@ -355,21 +443,32 @@ def upkeeps(study):
     return [n for n, words in processes().items() if f"reports.upkeep -- {study} " in words]
 
 
-def test_a_study_is_kept_up_in_a_process_beside_the_search(url, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("ended_by", "code"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.extended),
+    ],
+)
+def test_a_study_is_kept_up_in_a_process_beside_the_search(
+    sqlite_url, tmp_path, monkeypatch, capsys, ended_by, code
+):
     monkeypatch.setattr(live, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(live, "AGAIN_SECONDS", 0.01)
     name = f"--help {uuid4().hex}"
-    make_study(url, name, finished=6)
-    with LiveView().meanwhile(url, name, str(tmp_path / "files"), None):
-        until(lambda: "6 of 8 points" in note_of(url, name))
+    make_study(sqlite_url, name, finished=6)
+    with LiveView().meanwhile(sqlite_url, name, str(tmp_path / "files"), None):
+        until(lambda: is_renewed(sqlite_url))
+        assert "6 of 8 points" in note_of(sqlite_url, name)
         (first,) = upkeeps(name)
         assert capsys.readouterr().err == ""
-        os.kill(first, signal.SIGKILL)
+        os.kill(first, ended_by)
         until(lambda: set(upkeeps(name)) - {first})
     assert upkeeps(name) == []
     said = capsys.readouterr().err
-    assert "has ended (exit code -9); it is started again" in said
+    assert f"has ended (exit code {code}); it is started again" in said
     assert said.count("\n") == 1
+    assert not list(tmp_path.glob("files/*.part"))
 
 
 def test_what_keeps_a_study_up_says_what_fails_through_the_search(tmp_path, monkeypatch, capsys):
@@ -388,38 +487,40 @@ def test_a_process_that_cannot_be_started_ends_nothing(tmp_path, monkeypatch, ca
     assert said.startswith("warning: what the dashboard shows is not kept up")
 
 
-def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch):
-    make_study(sqlite_url)
+def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch, capsys):
+    monkeypatch.setattr(live, "FIRST_SECONDS", 10 * PATIENT_SECONDS)
     monkeypatch.setattr("reports.beside.start", None)
     with LiveView().meanwhile(sqlite_url, "made", None, None):
         (waiting,) = [each for each in threading.enumerate() if each.name == "upkeep"]
-    waiting.join(60)
+    waiting.join(PATIENT_SECONDS)
     assert not waiting.is_alive()
+    assert capsys.readouterr().err == ""
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_keeps_a_study_up_ends_when_it_is_told_to(sqlite_url, tmp_path, number):
     name = uuid4().hex
     make_study(sqlite_url, name)
     process = beside.start("reports.upkeep", ["--", name], sqlite_url, str(tmp_path / "files"))
-    until(lambda: note_of(sqlite_url, name))
+    until(lambda: is_renewed(sqlite_url))
     process.send_signal(number)
-    assert process.wait(20) == 128 + number
+    assert process.wait(PATIENT_SECONDS) == 128 + number
     assert not list(tmp_path.glob("files/*.part"))
 
 
-def test_what_keeps_a_study_up_outlives_no_search_though_nothing_answers(
-    tmp_path,
-):
-    """Its storage takes connections and never answers, as a frozen server does."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"postgresql+psycopg://me@127.0.0.1:{silent.getsockname()[1]}/studies"
-        process = beside.start("reports.upkeep", ["--", "made"], url, str(tmp_path))
-        connection, _ = silent.accept()
+def test_what_keeps_a_study_up_outlives_no_search_though_nothing_answers(postgresql_url, tmp_path):
+    """Its storage takes the connection and never answers."""
+    psycopg = pytest.importorskip("psycopg")
+    make_study(postgresql_url)
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as holder:
+        holder.execute("LOCK TABLE studies IN ACCESS EXCLUSIVE MODE")
+        process = beside.start("reports.upkeep", ["--", "made"], postgresql_url, str(tmp_path))
+        waiting = "relation = 'studies'::regclass AND NOT granted"
+        until(lambda: query(postgresql_url, f"SELECT 1 FROM pg_locks WHERE {waiting}"))
         assert process.stdin is not None
         process.stdin.close()  # as if the search had been killed
-        assert process.wait(20) == 1
-        connection.close()
+        assert process.wait(PATIENT_SECONDS) == 1
 
 
 def test_at_the_end_all_is_reported_and_then_renewed(sqlite_url, monkeypatch):
@@ -491,7 +592,9 @@ def test_only_who_means_this_machine_is_answered(headers, status):
 
 
 def fetch(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{port}{path}", timeout=PATIENT_SECONDS
+    ) as answer:
         return answer.read()
 
 
@@ -505,28 +608,50 @@ def processes():
     return found
 
 
+SEARCH = f"""
+import runpy
+
+import reports.live
+
+reports.live.FIRST_SECONDS = 0.01
+runpy.run_path({str(ROOT / "run_search.py")!r}, run_name="__main__")
+"""
+"""A search whose study is kept up from its beginning."""
+
+
 @pytest.mark.parametrize(
     ("kind", "ended_by", "code"),
-    [("postgresql", signal.SIGINT, 130), ("sqlite", signal.SIGKILL, -signal.SIGKILL)],
+    [
+        ("postgresql", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("sqlite", signal.SIGINT, 130, marks=pytest.mark.extended),
+    ],
 )
-def test_the_dashboard_lives_as_long_as_the_search(request, nursery, text, kind, ended_by, code):
-    url = request.getfixturevalue(f"{kind}_url").replace("tester@", "tester:s3cret@")
+def test_the_dashboard_lives_as_long_as_the_search(
+    request, nursery, text, tmp_path, monkeypatch, kind, ended_by, code
+):
+    monkeypatch.setattr("reports.dashboard.ANSWER_SECONDS", PATIENT_SECONDS)
+    secret = f"secret-{uuid4().hex}"
+    url = request.getfixturevalue(f"{kind}_url").replace("tester@", f"tester:{secret}@")
     name = uuid4().hex
     port = free_port()
+    program = tmp_path / "search.py"
+    program.write_text(SEARCH)
+    gate = Gate(tmp_path / "gate", step=1)
     search = nursery.start(
-        *("run_search.py", "quick", "--corpus", str(text), "--threads", "1"),
-        *(f"--set={key}={value}" for key, value in (SETTINGS | {"training.steps": 9999}).items()),
+        *(str(program), "quick", "--corpus", str(text), "--threads", "1"),
+        *(f"--set={key}={value}" for key, value in SETTINGS.items()),
         *("--dashboard", "--port", str(port), "--artifacts", str(text.parent), "--name", name),
+        hooks=Hooks(gate=gate),
         RNN_SEARCH_STORAGE=url,
     )
-    until(lambda: f"dashboard: http://127.0.0.1:{port}" in search.stdout)
+    until_running([search], lambda: gate.held)
+    assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
     (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
     assert study["study_name"] == name
     servers = [n for n, words in processes().items() if f"reports.dashboard --port {port}" in words]
     assert len(servers) == 1
-    if ended_by == signal.SIGKILL:  # nobody tells them to end
-        servers += until(lambda: upkeeps(name))
-    assert not any("s3cret" in words for words in processes().values())
+    servers += until_running([search], lambda: upkeeps(name))
+    assert not any(secret in words for words in processes().values())
     with pytest.raises(DashboardError, match="optuna-dashboard that is there already"):
         listen(port)
     search.send(ended_by)
@@ -557,6 +682,7 @@ def look(browser, port, has_files):
     page.context.close()
 
 
+@pytest.mark.extended
 def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url):
     make_study(sqlite_url, MARKUP)
     port = free_port()
@@ -564,7 +690,7 @@ def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url):
     server = nursery.start(*words)
     until(lambda: answers(port))
     # A study that no search is at work on is renewed when the dashboard begins.
-    until(lambda: MARK in attributes(sqlite_url, MARKUP))
+    until(lambda: is_renewed(sqlite_url))
     look(browser, port, has_files=True)
     (csv,) = (
         each["artifact_id"]
@@ -577,6 +703,7 @@ def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url):
     assert server.output == f"dashboard: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
 
 
+@pytest.mark.extended
 def test_plain_optuna_dashboard_shows_note_and_figure(browser, sqlite_url):
     make_study(sqlite_url, MARKUP)
     renew(sqlite_url, MARKUP, None)
@@ -592,7 +719,7 @@ def test_plain_optuna_dashboard_shows_note_and_figure(browser, sqlite_url):
         look(browser, port, has_files=False)  # it was not told where they are
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENT_SECONDS)
 
 
 def answers(port):

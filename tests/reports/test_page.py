@@ -7,8 +7,11 @@ from contextlib import contextmanager
 import pytest
 from helpers import TINY
 from made import make_study
+from nursery import until
 
 from reports.page import write_report
+
+pytestmark = pytest.mark.extended
 
 FIRST_CURVE = """() => {
     const plot = document.querySelector('.curves .plot'), box = plot.getBoundingClientRect();
@@ -71,7 +74,7 @@ def look_at_every_figure(page):
         page.wait_for_function(
             "plot => plot.classList.contains('drawn')", arg=plot.element_handle()
         )
-        assert plot.evaluate(MARKS), plot.get_attribute("aria-label")
+        until(lambda plot=plot: plot.evaluate(MARKS))
     return plots.count()
 
 
@@ -96,7 +99,7 @@ def test_the_report_of_a_search_that_was_run(browser, sqlite_url, text, tmp_path
     place = ("--storage", sqlite_url)
     ungated = ("--set=space.input_gate=[false]", "--set=space.output_gate=[false]")
     words = (*place, *TINY, *ungated, "--corpus", str(text), "--threads=1")
-    searched = run("run_search.py", "quick", *words)
+    searched = run("run_search.py", "quick", *words, report=False)
     assert searched.returncode == 0, searched.stderr
     path = tmp_path / "page.html"
     assert run("-m", "reports", "quick", *place, "--output", str(path)).returncode == 0
@@ -112,9 +115,14 @@ def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
         curves = page.locator(".curves").first
         curves.scroll_into_view_if_needed()
         page.wait_for_selector(".curves .plot.drawn")
-        page.mouse.move(*page.evaluate(FIRST_CURVE))
         hover = curves.locator(".hoverlayer .hovertext")
-        hover.wait_for()
+
+        def is_named():
+            # Figures above, which may be drawn at this moment, move it about.
+            page.mouse.move(*page.evaluate(FIRST_CURVE))
+            return hover.count()
+
+        until(is_named)
         # The point that diverged comes last; its curve is shown too.
         assert "step 100: 1.8000 nats" in hover.text_content()
         assert "trial 3: 2×8 no gates, new state" in hover.text_content()

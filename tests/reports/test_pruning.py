@@ -11,25 +11,20 @@ from optuna.trial import TrialState
 from reports.page import write_report
 from reports.pruning import pruning_of
 from reports.trials import read_results
-from studies.definition import Definition
 from studies.opening import open_storage, read_storage
 from studies.rows import prune_paused
 from studies.tables import CURVE, TRIALS
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
 REASON = "at step 100 of 200: foretold 2.000 ± 0.100"
 
 
 @pytest.fixture
-def pruned(sqlite_url, monkeypatch):
+def pruned(sqlite_url):
     """Eight points: four complete, two of them after a pause; three pruned, one still paused."""
-    validate = Definition.model_validate
-    settings = {
-        "pruning": {"enabled": True, "keep": 0.25, "confidence": 0.9},
-        "training": {"steps": 200},
-    }
-    monkeypatch.setattr(Definition, "model_validate", lambda raw: validate({**settings, **raw}))
-    make_study(sqlite_url, finished=0)
-    monkeypatch.undo()
+    pruning = {"enabled": True, "keep": 0.25, "confidence": 0.9}
+    make_study(sqlite_url, finished=0, pruning=pruning, training={"steps": 200})
     storage = open_storage(sqlite_url)
     study_id = storage.get_study_id_from_name("made")
     paused = []

@@ -16,6 +16,8 @@ from reports.trials import read_results
 from rnn.known_cell import KnownCell
 from studies.opening import read_storage
 
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
 
 def results_of(url, *names):
     storage = read_storage(url)

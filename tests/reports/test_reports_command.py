@@ -4,6 +4,7 @@ import threading
 
 import pandas as pd
 import pytest
+from hooks import PATIENT_SECONDS
 from made import make_study
 from nursery import until
 from optuna.trial import TrialState
@@ -44,7 +45,7 @@ def test_a_page_and_rows_are_written_and_named(sqlite_url, tmp_path, run):
         (("nothing",), "study 'nothing' is not in"),
         (("made", "--csv", "/proc/no/rows.csv"), "/proc/no/rows.csv cannot be written"),
         (("made", "--csv", "rows.csv", "--watch"), "leave out --watch and --output"),
-        (("made", "--output", "studies"), "is a directory"),
+        (("made", "--output", "."), "is a directory"),
         ((), "Missing argument 'STUDY...'"),
     ],
 )
@@ -75,6 +76,7 @@ def test_study_of_another_version_is_refused_in_one_line(
     assert not output.exists()
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_a_watched_study_is_reported_anew_until_it_is_finished(
     sqlite_url, tmp_path, monkeypatch, capsys
 ):
@@ -99,7 +101,7 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
     assert 'data-renewed="0.2"' in html
     for _ in range(7):
         finish_one(sqlite_url, 1.4)
-    watching.join(60)
+    watching.join(PATIENT_SECONDS)
     assert not watching.is_alive()
     assert says("8 of 8 points finished")
     html = page.read_text(encoding="utf-8")

@@ -77,7 +77,7 @@ def test_report_and_rows_show_every_training_code(sqlite_url, tmp_path):
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
-    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").read_text(encoding="utf-8")
+    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
     (shown,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
     assert set(shown.split(", ")) == {"first", "second", "third"}
     write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
@@ -86,6 +86,7 @@ def test_report_and_rows_show_every_training_code(sqlite_url, tmp_path):
     assert pd.isna(rows.loc[1, "earlier_code"])
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
     name = "<script>alert(1)</script>/../x"
     make_study(sqlite_url, name)
@@ -121,6 +122,7 @@ def test_optuna_sees_the_trials_it_is_to_draw_by_their_numbers_and_in_words(sqli
     assert complete[2].params["residual"] == "on"
 
 
+@pytest.mark.usefixtures("importances_alone")
 def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     make_study(sqlite_url)
     section = section_of(read_results(read_storage(sqlite_url), "made"))
@@ -129,6 +131,7 @@ def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     assert [each.where for each in section.below_importances] == ["below the threshold (4 points)"]
 
 
+@pytest.mark.usefixtures("importances_alone")
 def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
@@ -150,6 +153,7 @@ def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
         assert sorted(bars.x) == pytest.approx(sorted(expected.values()))
 
 
+@pytest.mark.usefixtures("importances_alone")
 def test_blocks_are_drawn_for_a_grid_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
     section = section_of(read_results(read_storage(sqlite_url), "made"))
@@ -179,6 +183,7 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
     assert words == expected.tolist()
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url, monkeypatch):
     make_study(sqlite_url, diverged=None)
     monkeypatch.setattr("reports.curves.MOST_CURVES", 4)
@@ -194,6 +199,7 @@ def test_the_timeline_has_a_row_a_worker_and_a_bar_a_trial(sqlite_url):
     assert all(length >= 0 for length in figure.data[0].x)
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_only_a_report_is_written_over(sqlite_url, tmp_path):
     make_study(sqlite_url)
     database = tmp_path / "studies.db"
@@ -207,6 +213,7 @@ def test_only_a_report_is_written_over(sqlite_url, tmp_path):
         write_report(sqlite_url, ["made"], Path("/proc/no/page.html"))
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     definition = Definition.model_validate({"refinement": {"source": "made", "replicates": 3}})
     point = dict.fromkeys(PARAMETERS[:5], False) | {"state_source": "new", "state_size": 4}
@@ -252,6 +259,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     assert re.search(r">1\.2000</td><td[^>]*>0\.2000</td>", html)
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_each_point_is_followed_from_its_source_to_each_variant(derived):
     results = read_results(read_storage(derived), "derived")
     lineage = lineage_of(results)
@@ -287,6 +295,7 @@ def test_replicates_of_an_architecture_are_one_source(sqlite_url):
     assert (deeper.count, deeper.pairs, deeper.helped) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_a_derived_study_whose_source_is_gone_is_reported_without_it(derived, tmp_path):
     storage = open_storage(derived)
     storage.delete_study(storage.get_study_id_from_name("made"))
@@ -352,6 +361,7 @@ def test_results_are_read_as_optuna_reads_them(sqlite_url):
             assert trial.number == 3 or row["value"] == trial.value
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["a b", "a_b", "é" * 200]
@@ -363,6 +373,7 @@ def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
     assert all(page.exists() for page in pages)
 
 
+@pytest.mark.usefixtures("without_optuna_figures")
 def test_a_study_under_way_says_what_is_left_out(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=7)
     section = section_of(read_results(read_storage(sqlite_url), "made"))

@@ -2,8 +2,8 @@
 
 import itertools
 
-import pytest
 import torch
+from architectures import each_of
 from torch import Tensor
 
 from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
@@ -93,7 +93,7 @@ def gradients(population: Population, k: int = 0) -> Weights:
     return population.parameters.of(k, population.parameters.gradients)
 
 
-@pytest.mark.parametrize("architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}")
+@each_of(ALL)
 def test_contract(architecture: Architecture):
     population = Population([Member(architecture)], SEED, "fp64")
     plain = PlainNetwork(architecture)
@@ -127,7 +127,7 @@ def test_contract(architecture: Architecture):
             torch.testing.assert_close(own, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}")
+@each_of(ALL)
 def test_gradients_are_the_slopes_of_the_loss(architecture: Architecture):
     """By torch's gradcheck: the loss at points nearby, without anybody's backward pass."""
     population = Population([Member(architecture)], SEED, "fp64", vocabulary_size=7)
@@ -151,7 +151,7 @@ def test_gradients_are_the_slopes_of_the_loss(architecture: Architecture):
     assert torch.autograd.gradcheck(Loss.apply, (weights,), fast_mode=True)
 
 
-@pytest.mark.parametrize("architecture", architectures(2, "state"), ids=lambda a: a.label)
+@each_of(architectures(2, "state"))
 def test_what_the_gradient_reaches(architecture: Architecture):
     """Said by hand, for the plain reading above shares the equations with the network."""
     population = Population([Member(architecture)], SEED, "fp64")
@@ -191,7 +191,7 @@ def test_no_product_is_there_for_a_switch_that_is_off():
     assert counted == off.parameter_count()
 
 
-@pytest.mark.parametrize("architecture", ALL[::7], ids=lambda a: f"{a.label} {a.gate_inputs}")
+@each_of(ALL)
 def test_parameter_count_is_that_of_the_network(architecture: Architecture):
     population = Population([Member(architecture)], SEED)
     counted = sum(

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from architectures import each_of
 from safetensors.torch import load, save
 
 from rnn.architecture import STATE_SOURCES, Architecture
@@ -32,6 +33,9 @@ SWITCHES = [
     Member(Architecture(*gates, source, 2, 5), replicate=1)
     for *gates, source in itertools.product(*[[False, True]] * 5, STATE_SOURCES)
 ]
+
+
+SOME = SWITCHES[::19]
 
 
 class Stop(Exception):
@@ -76,8 +80,9 @@ def same(one, other):
     assert torch.equal(one.population.parameters.values, other.population.parameters.values)
 
 
-@pytest.mark.parametrize("member", SWITCHES, ids=lambda member: member.architecture.key)
-def test_every_cell_goes_on_bit_for_bit(member):
+@each_of([member.architecture for member in SWITCHES])
+def test_every_cell_goes_on_bit_for_bit(architecture):
+    member = Member(architecture, replicate=1)
     undisturbed = begin([member])
     list(undisturbed.train())
     # In the midst of a sequence, at the end of one, at a log point, between two.
@@ -89,11 +94,14 @@ def test_every_cell_goes_on_bit_for_bit(member):
     same(run, undisturbed)
 
 
+@pytest.mark.parametrize(
+    "members", [SOME, pytest.param(SWITCHES, marks=pytest.mark.extended)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-def test_a_population_goes_on_in_every_precision(precision):
-    undisturbed = begin(SWITCHES, precision)
+def test_a_population_goes_on_in_every_precision(precision, members):
+    undisturbed = begin(members, precision)
     list(undisturbed.train())
-    run = begin(SWITCHES, precision)
+    run = begin(members, precision)
     train_until(run, 10)
     run = resume(write(run), precision)
     list(run.train())
@@ -116,13 +124,12 @@ def test_a_run_that_has_not_begun_can_be_written_down():
 
 def test_who_was_trained_with_others_goes_on_alone():
     """And the other way round: a checkpoint knows of no company."""
-    some = SWITCHES[::19]
-    undisturbed = begin(some, "fp64")
+    undisturbed = begin(SOME, "fp64")
     list(undisturbed.train())
-    together = begin(some, "fp64")
+    together = begin(SOME, "fp64")
     train_until(together, 10)
     written = write(together)
-    for member in some:
+    for member in SOME:
         alone = resume({member: written[member]}, "fp64")
         list(alone.train())
         expected = undisturbed.curves[undisturbed.members.index(member)]

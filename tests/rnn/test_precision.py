@@ -1,6 +1,7 @@
 """Which precisions a device has, and that products are taken in the one that was asked for."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,14 @@ SHAPES = [
 """Of products as a layer takes them, of lanes and of distinct symbols."""
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, marks=pytest.mark.extended if math.prod(shape) > 2**24 else ())
+        for shape in SHAPES
+    ],
+    ids=str,
+)
 def test_float32_products_are_float32_whatever_library_takes_them(shape, library):
     """To the bound that holds for any order of their sums (Higham 2002, 3.5)."""
     prepare("fp32", CPU)

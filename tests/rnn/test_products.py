@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from architectures import representatives
 
 from benchmarks.products import products
 from rnn.architecture import STATE_SOURCES, Architecture
@@ -112,9 +113,14 @@ ALL = [
 ]
 
 
-def test_a_mixed_population_takes_each_members_products_and_no_other():
-    alone = [step(a) for a in ALL]
-    assert step(*ALL) == sum(alone, Counter())
+@pytest.mark.parametrize(
+    "members",
+    [representatives(ALL), pytest.param(ALL, marks=pytest.mark.extended)],
+    ids=["some", "all"],
+)
+def test_a_mixed_population_takes_each_members_products_and_no_other(members):
+    alone = [step(a) for a in members]
+    assert step(*members) == sum(alone, Counter())
 
 
 @pytest.mark.parametrize("architecture", ALL[::5], ids=lambda a: a.label)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import each_of
 from torch import Tensor, nn
 
 from rnn.affine import Input
@@ -36,9 +37,7 @@ ALL = [
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
-each_architecture = pytest.mark.parametrize(
-    "architecture", ALL, ids=lambda a: f"{a.label} {a.gate_inputs}"
-)
+each_architecture = each_of(ALL)
 KNOWN = [KnownCell(cell, 2, SIZE) for cell in CELLS]
 each_known = pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.label)
 EXAMPLE = Architecture(False, True, False, True, True, "new", 2, 256)
@@ -144,9 +143,7 @@ def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
     assert last == "    return output, new_state.detach()"
 
 
-@pytest.mark.parametrize(
-    "architecture", [*ALL, *KNOWN], ids=lambda a: f"{a.label} {getattr(a, 'gate_inputs', '')}"
-)
+@each_of(ALL, KNOWN)
 def test_the_shapes_in_the_code_are_those_of_its_tensors(architecture: Architecture | KnownCell):
     checked = re.sub(
         r"( +)(?:\w+, )?(\w+) = .+  # \(B, ([234]?)n\)",

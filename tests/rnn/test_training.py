@@ -1,7 +1,7 @@
 """The training loop: exact repetition, members that do not see each other, the smoothed loss."""
 
 import math
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,12 +226,19 @@ def test_nothing_is_trained_when_all_are_dropped():
     assert run.members == ()
 
 
-def test_a_members_seconds_are_its_share_of_the_time():
+def test_a_members_seconds_are_its_share_of_the_time(monkeypatch):
+    """By a clock that shows a second more after each step, and 100 more after each log point."""
+    now = 0.0
+    monkeypatch.setattr("rnn.training.time", SimpleNamespace(monotonic=lambda: now))
+
+    def take_a_second():
+        nonlocal now
+        now += 1
+
     run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
-    began = time.monotonic()
-    list(run.train())
-    assert 0 < sum(run.seconds) <= time.monotonic() - began
-    assert len(set(run.seconds)) == 1
+    for _ in run.train(take_a_second):
+        now += 100  # whoever looks at the log point takes them, not the training
+    assert run.seconds == pytest.approx([SETTINGS.steps / len(MIXED)] * len(MIXED))
 
 
 def test_training_lowers_the_loss():

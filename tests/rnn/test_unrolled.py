@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import each_of, label, representatives
 from torch import Tensor, nn
 
 from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
@@ -28,16 +29,12 @@ GATED = [
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
-SOME = [*GATED[::17], GATED[-1]]
+SOME = representatives(GATED)
 KNOWN = [KnownCell(cell, 2, 4) for cell in CELLS]
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
-def by_name(architecture: Architecture | KnownCell) -> str:
-    return f"{architecture.label} {getattr(architecture, 'gate_inputs', '')}"
-
-
-each_of_some = pytest.mark.parametrize("architecture", [*SOME, *KNOWN], ids=by_name)
+each_of_some = each_of(SOME, KNOWN, together=2)
 
 
 def text(steps: int) -> Tensor:
@@ -96,7 +93,7 @@ class Module:
         return loss.detach(), gradients, [state.detach() for state in states]
 
 
-@pytest.mark.parametrize("architecture", SOME, ids=by_name)
+@each_of(SOME, together=2)
 def test_through_one_step_it_learns_as_a_population_does(architecture: Architecture):
     members, read = [Member(architecture)], text(4)
     networks = [kind(members, 3, "fp64", VOCABULARY) for kind in (Population, Unrolled)]
@@ -134,7 +131,7 @@ def test_the_gradient_goes_through_the_window_and_no_further(architecture):
             torch.testing.assert_close([s[0] for s in program.states[:2]], after, **EXACT)
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=by_name)
+@pytest.mark.parametrize("known", KNOWN, ids=label)
 def test_a_known_cell_is_torchs_own(known: KnownCell):
     steps, n = 5, known.state_size
     network = Unrolled([Member(known, 0, steps)], 3, "fp64", VOCABULARY)
@@ -205,7 +202,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("stop", [2, 9, 12, 14])
-@pytest.mark.parametrize("architecture", [GATED[-1], KNOWN[-1]], ids=by_name)
+@pytest.mark.parametrize("architecture", [GATED[-1], KNOWN[-1]], ids=label)
 def test_what_is_gone_on_with_is_the_run_that_was_never_stopped(architecture, stop):
     """In a window that grows, in a whole one, and where the next sequence begins."""
     member = Member(architecture, 1, 4)

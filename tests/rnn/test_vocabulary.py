@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -23,6 +23,8 @@ LEARNT = train_vocabulary("bpe:300", np.frombuffer(PROSE, np.uint8))
 # Each as long as two of the last: forty of them would fill any memory, and few are enough.
 DOUBLING = [[97, 97], *([n, n] for n in range(256, 263))]
 
+# However slow the machine is, and without a file of examples.
+unhurried = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 any_text = st.one_of(
     st.binary(max_size=300),
     st.lists(st.sampled_from(b"abc ")).map(bytes),
@@ -34,6 +36,7 @@ def array(text: bytes):
     return np.frombuffer(text, np.uint8)
 
 
+@unhurried
 @given(any_text)
 def test_every_text_is_read_back_byte_for_byte(text):
     for vocabulary in (LEARNT, train_vocabulary("bytes", array(text))):
@@ -51,6 +54,7 @@ def test_bytes_are_not_copied_and_tokens_are_fewer():
     assert len(symbols) < 0.5 * len(text)
 
 
+@unhurried
 @given(any_text)
 def test_symbols_are_what_the_library_that_learnt_them_makes_of_a_text(text):
     """Which is also what a text's pieces are."""

@@ -1,0 +1,93 @@
+"""The page as HTML, without a browser: whole, and in need of no other file."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from made import make_derived
+
+from reports.page import render
+from reports.sections import sections_of
+from reports.trials import read_results
+from studies.opening import read_storage
+
+VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
+"""Elements that have no end."""
+
+
+class Page(HTMLParser):
+    """Reads a page; fails if its elements are not properly nested.
+
+    Attributes:
+        elements: the name and the attributes of each element.
+        texts: what stands directly in an element, by its id, or by its name if it has none.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(self.elements[-1])
+
+    def handle_endtag(self, tag):
+        assert self._open.pop()[0] == tag, f"line {self.getpos()[0]}"
+
+    def handle_data(self, data):
+        if self._open:
+            tag, attributes = self._open[-1]
+            self.texts.setdefault(attributes.get("id") or tag, []).append(data)
+
+    def every(self, name: str) -> list[str]:
+        """Return all values of an attribute."""
+        return [found for _, attributes in self.elements if (found := attributes.get(name))]
+
+    def embedded(self, identifier: str) -> dict:
+        """Return the data in a script element."""
+        return json.loads("".join(self.texts[identifier]))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
+    make_derived(url)
+    storage = read_storage(url)
+    results = [read_results(storage, name) for name in ("made", "derived")]
+    return Page("".join(render(sections_of(results))))
+
+
+def test_page_is_well_formed_and_needs_no_other_file(page):
+    assert [page.texts["s1"], page.texts["s2"]] == [["made"], ["derived"]]
+    identifiers = page.every("id")
+    assert len(set(identifiers)) == len(identifiers)
+    links = page.every("href")
+    assert len(links) > 10
+    assert [link for link in links if link.removeprefix("#") not in identifiers] == []
+    assert page.every("src") == []
+    assert "link" not in {tag for tag, _ in page.elements}
+    (style,) = page.texts["style"]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_every_figure_of_the_page_has_data_and_words(page):
+    plots = [found for _, found in page.elements if "plot" in (found.get("class") or "").split()]
+    assert len(plots) >= 25
+    assert len({plot["data-figure"] for plot in plots}) == len(plots)
+    titles = {plot["aria-label"].partition(". ")[0] for plot in plots}
+    assert {"PED-ANOVA", "fANOVA", "Every training curve", "From the source to each variant"} <= (
+        titles
+    )
+    for plot in plots:
+        _, _, words = plot["aria-label"].partition(". ")
+        assert words.strip()
+        traces = page.embedded(plot["data-figure"])["data"]
+        assert any(trace.get(name) for trace in traces for name in ("x", "y", "z", "dimensions"))
+    assert set(page.embedded("themes")) == {"light", "dark"}
