@@ -10,7 +10,7 @@ from rnn.architecture import Architecture
 from rnn.known_cell import KnownCell
 
 
-def representatives(architectures: Sequence[Architecture], together: int = 3) -> list[Architecture]:
+def representatives(architectures: Sequence[Architecture], together: int = 4) -> list[Architecture]:
     """Choose few architectures in which every ``together`` fields take all values together.
 
     Only combinations of values that occur among the given architectures are covered.
@@ -35,7 +35,7 @@ def label(architecture: Architecture | KnownCell) -> str:
 def each_of(
     architectures: Sequence[Architecture],
     others: Sequence[KnownCell] = (),
-    together: int = 3,
+    together: int = 4,
 ) -> pytest.MarkDecorator:
     """Run a test on each architecture; ``make test`` runs it on representatives and on others."""
     few = set(representatives(architectures, together))

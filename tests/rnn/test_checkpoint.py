@@ -80,7 +80,7 @@ def same(one, other):
     assert torch.equal(one.population.parameters.values, other.population.parameters.values)
 
 
-@each_of([member.architecture for member in SWITCHES])
+@each_of([member.architecture for member in SWITCHES], together=3)
 def test_every_cell_goes_on_bit_for_bit(architecture):
     member = Member(architecture, replicate=1)
     undisturbed = begin([member])

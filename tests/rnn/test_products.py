@@ -115,7 +115,7 @@ ALL = [
 
 @pytest.mark.parametrize(
     "members",
-    [representatives(ALL), pytest.param(ALL, marks=pytest.mark.extended)],
+    [representatives(ALL, together=3), pytest.param(ALL, marks=pytest.mark.extended)],
     ids=["some", "all"],
 )
 def test_a_mixed_population_takes_each_members_products_and_no_other(members):

@@ -29,7 +29,7 @@ GATED = [
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
-SOME = representatives(GATED)
+SOME = representatives(GATED, together=3)
 KNOWN = [KnownCell(cell, 2, 4) for cell in CELLS]
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
