@@ -91,7 +91,14 @@ def test_make_install_says_what_it_does_and_fails_when_it_fails(tmp_path):
         )
         python.chmod(0o755)
         folder = tmp_path / f"venv-{name}"
-        make = ["make", "install", f"PYTHON={python}", f"VENV={folder}", "WORKERS=1"]
+        make = [
+            "make",
+            "--no-print-directory",
+            "install",
+            f"PYTHON={python}",
+            f"VENV={folder}",
+            "WORKERS=1",
+        ]
         done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.stdout.startswith(f"installing into {folder}, which takes a minute or more\n")
         assert (done.returncode == 0) == (code == 0), done.stderr

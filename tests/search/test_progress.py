@@ -133,7 +133,8 @@ def test_search_stops_when_the_program_that_reads_its_output_ends(
 ):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    process = search(stdout=str(pipe), gate=gates[0])
+    endless = ("--set=training.steps=1000000000", "--set=training.log_every=20")
+    process = search(*endless, stdout=str(pipe))
     with pipe.open(encoding="utf-8") as reader:
         assert reader.readline().startswith("study quick: ")
     assert process.wait() == 1
