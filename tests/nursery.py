@@ -17,9 +17,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -301,6 +303,7 @@ def main() -> None:
     for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    _open_a_storage()
     # Else the first collection in each process would copy all memory that it shares with this one.
     gc.collect()
     gc.freeze()
@@ -321,6 +324,17 @@ def main() -> None:
             *complete, requests = (requests + received.decode()).split("\n")
             for line in complete:
                 _start(json.loads(line))
+
+
+def _open_a_storage() -> None:
+    """Load here what opening a storage loads: Alembic executes all of Optuna's migrations."""
+    import alembic.util
+
+    from studies.opening import open_storage
+
+    alembic.util.load_python_file = cache(alembic.util.load_python_file)
+    with tempfile.TemporaryDirectory() as folder:
+        open_storage(f"sqlite:///{folder}/studies.db").close()
 
 
 def _start(request) -> None:

@@ -512,7 +512,7 @@ def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run
     assert (status["planned"], status["diverged"], status["failed"]) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.extended)])
 def test_search_in_which_every_trial_fails_exits_with_1_and_the_error(search, workers):
     grid = ("--set=space.layers=[1, 2]", "--set=training.batch_size=1000000000000")
     for _ in range(2):  # the second process joins the finished study

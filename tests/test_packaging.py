@@ -94,6 +94,7 @@ def test_git_ignores_no_tracked_file(project):
     assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""
 
 
+@pytest.mark.extended
 def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     """Search, report and findings with the default storage and outputs."""
     (wheel,) = built.glob("*.whl")

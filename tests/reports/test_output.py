@@ -12,6 +12,8 @@ from reports.findings import findings
 from reports.output import study_identity
 from studies.opening import open_storage
 
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ def test_each_study_of_the_demo_gets_only_the_settings_that_it_has():
     assert refine[2:-4] == [*kept, *device, "--set", "refinement.best=2"]
 
 
+@pytest.mark.extended
 def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, sqlite_url, text):
     common = (*TINY, *FEW, "--set", "refinement.best=2", "--corpus", str(text))
     one, other = ((*common, "--set", f"space.layers=[{layers}]") for layers in (1, 2))

@@ -87,6 +87,7 @@ def test_progress_is_shown_while_no_log_point_comes(search, gates):
     assert process.wait() == 143
 
 
+@pytest.mark.extended
 def test_one_process_shows_the_progress_of_all_workers(search, gates):
     process = search("--workers", "2", "--population", "2", gate=gates[1])
     line = "0 of 96 finished, 4 running  |  running trials at "
