@@ -117,6 +117,7 @@ def look_at_dashboard(command: list[str], checkout: Path, environment: dict[str,
                     assert b'"stage-one"' in answer.read()
                     return
             except urllib.error.URLError:
+                assert process.poll() is None, "the dashboard has ended"
                 assert time.monotonic() < deadline, "the dashboard did not come up"
                 time.sleep(0.5)
     finally:
