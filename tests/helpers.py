@@ -29,6 +29,7 @@ TINY = (
     "--set=training.log_every=2",
     "--set=evaluation.lanes=2",
     "--set=evaluation.lane_length=8",
+    "--set=keep_weights=1",
 )
 """What makes a study so small that a point takes milliseconds."""
 

@@ -8,14 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import hooks
 import optuna
 import pytest
 from helpers import TINY
-from hooks import PATIENT_SECONDS, Gate, Hooks
+from hooks import Gate, Hooks
 from nursery import until, until_running
 from optuna.trial import TrialState
 
@@ -44,11 +42,6 @@ def start(nursery):
 def gate(tmp_path_factory) -> Gate:
     """Holds trainings at their first log point."""
     return Gate(tmp_path_factory.mktemp("gate") / "gate", step=2)
-
-
-def hang_up_counts() -> None:
-    """Also where the tests themselves are run under nohup, which their processes inherit."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def points_of(overrides: tuple[str, ...]) -> list[dict]:
@@ -148,13 +141,17 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
         *SMALL,
         "--workers",
         "2",
-        hooks=Hooks(gate=gate),
+        hooks=Hooks(gate=gate, report=False),
         RNN_SEARCH_STORAGE=postgresql_url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
     until_running([search], lambda: len(gate.held) == 2)
     gate.open()
     assert search.wait() == 0, search.stderr
+    lines = search.stdout.splitlines()
+    assert "starting 2 worker processes" in lines
+    assert not [line for line in lines if line.startswith("trial ")], "a line for each trial"
+    assert "15 of 15 finished" in search.stdout
     study = optuna.load_study(study_name="quick", storage=postgresql_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert sorted(ran, key=repr) == sorted(points_of(SMALL), key=repr)
@@ -165,12 +162,12 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
 def held(sqlite_url, text, start, gate):
     """Start a search, and return it when all its workers hold a trial at its first log point."""
 
-    def start_and_hold(*words, workers=1, ignored=()):
+    def start_and_hold(*words, workers=1, **options):
         search = start(
             *("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *TINY),
             *("--workers", str(workers), *words),
-            ignored=ignored,
             hooks=Hooks(gate=gate, report=False),
+            **options,
         )
         until_running([search], lambda: len(gate.held) == workers)
         return search
@@ -224,39 +221,14 @@ def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
     until(lambda: states(sqlite_url) == {TrialState.WAITING})
 
 
-def test_a_terminal_that_is_closed_stops_its_worker(sqlite_url, text, tmp_path, gate):
+def test_a_terminal_that_is_closed_stops_its_worker(held, sqlite_url):
     terminal, end = pty.openpty()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, hooks.__file__, "run_search.py", "quick", *TINY),
-            *("--storage", sqlite_url, "--corpus", str(text)),
-        ],
-        cwd=tmp_path,
-        env=os.environ | Hooks(gate=gate).environment,
-        stdin=end,
-        stdout=end,
-        stderr=end,
-        start_new_session=True,
-        preexec_fn=hang_up_counts,
-    )
+    search = held(stdout=os.ttyname(end))
     os.close(end)
-    drain = threading.Thread(target=lambda: [None for _ in iter(lambda: _read(terminal), b"")])
-    drain.start()
-    until(lambda: gate.held or process.poll() is not None)
-    process.send_signal(signal.SIGHUP)  # as the closing terminal's session would be
     os.close(terminal)
-    try:
-        assert process.wait(PATIENT_SECONDS) == 129
-    finally:
-        process.kill()
+    search.send(signal.SIGHUP)  # as its session would be
+    assert search.wait() == 129
     assert states(sqlite_url) == {TrialState.WAITING}
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
 
 
 def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):

@@ -96,15 +96,6 @@ def test_one_process_shows_the_progress_of_all_workers(search, gates):
     assert process.wait() == 143
 
 
-def test_workers_that_were_started_print_no_line_for_each_trial(search):
-    process = search("--set=space.input_gate=[false]", "--workers", "2")
-    assert process.wait() == 0, process.stderr
-    lines = process.stdout.splitlines()
-    assert "starting 2 worker processes" in lines
-    assert not [line for line in lines if line.startswith("trial ")]
-    assert "48 of 48 finished" in process.stdout
-
-
 def test_progress_is_shown_while_the_last_trials_of_others_are_waited_for(search, gates):
     other = search(*ONE, gate=gates[0])
     until(lambda: gates[0].held)
