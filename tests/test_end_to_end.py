@@ -29,7 +29,7 @@ SMALL = (
     "--set=space.forget_gate=[false]",
     "--set=space.output_gate=[false]",
 )
-"""Fifteen combinations of four shapes, of a millisecond or so each."""
+"""Thirty combinations of four shapes, of some milliseconds each."""
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
     lines = search.stdout.splitlines()
     assert "starting 2 worker processes" in lines
     assert not [line for line in lines if line.startswith("trial ")], "a line for each trial"
-    assert "15 of 15 finished" in search.stdout
+    assert "30 of 30 finished" in search.stdout
     study = optuna.load_study(study_name="quick", storage=postgresql_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert sorted(ran, key=repr) == sorted(points_of(SMALL), key=repr)
