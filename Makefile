@@ -38,8 +38,8 @@ demo: install ## search, refine and report on a small study: about two minutes o
 	@echo "writing the report of both studies"
 	@$(RUN) -m search.demo report $(WORKERS)
 
-# One more process than there are cores: tests of faults wait for other processes part of the time.
-PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 1 )) --dist loadfile --no-loadscope-reorder
+# Two more processes than there are cores: tests of faults wait for timeouts much of their time.
+PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 2 )) --dist loadfile --no-loadscope-reorder
 
 test: install ## run the tests: some minutes on two cores
 	$(PYTEST) -m "not extended" $(TESTS)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pytest
 from helpers import ROOT
 from hooks import PATIENT_SECONDS
 from optuna.distributions import CategoricalDistribution
@@ -46,18 +47,28 @@ def make_grid(url):
     storage.close()
 
 
-def test_recorded_curves_are_written_and_replayed(sqlite_url, tmp_path, run):
+@pytest.fixture
+def curves(sqlite_url, tmp_path, run):
+    """The file of recorded curves of a grid."""
     make_grid(sqlite_url)
     file = tmp_path / "curves.csv.gz"
     done = run("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}\n")
-    rows = pd.read_csv(file)
+    return file
+
+
+def test_recorded_curves_are_written(curves):
+    rows = pd.read_csv(curves)
     assert len(rows) == 47
     assert set(rows["input_gate"]) == {0, 1}
     assert list(rows.columns[8:11]) == ["seconds", "min_loss", "loss_50"]
     assert (rows["min_loss"] == rows["loss_1000"]).all()
+
+
+@pytest.mark.extended
+def test_recorded_curves_are_replayed(curves, tmp_path):
     # By an interpreter of its own, whose processes import it anew. On one core it has only one.
-    words = [sys.executable, *COMMAND, str(file), "--orders", "2", "--concurrent", "3"]
+    words = [sys.executable, *COMMAND, str(curves), "--orders", "2", "--concurrent", "3"]
     done = subprocess.run(
         words,
         cwd=tmp_path,
