@@ -366,7 +366,9 @@ def test_another_programs_server_database_is_left_as_it_is(postgresql_url):
     engine.dispose()
 
 
-@pytest.mark.parametrize("content", [b"", b"no database at all, but a text of some length\n" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"no database at all, but a text of some length\n" * 99], ids=["empty", "text"]
+)
 def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path, content):
     path = tmp_path / "notes.db"
     path.write_bytes(content)
