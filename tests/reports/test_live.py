@@ -490,8 +490,10 @@ def test_a_process_that_cannot_be_started_ends_nothing(tmp_path, monkeypatch, ca
 def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch, capsys):
     monkeypatch.setattr(live, "FIRST_SECONDS", 10 * PATIENT_SECONDS)
     monkeypatch.setattr("reports.beside.start", None)
+    before = threading.enumerate()  # with those of earlier searches that have not ended yet
     with LiveView().meanwhile(sqlite_url, "made", None, None):
-        (waiting,) = [each for each in threading.enumerate() if each.name == "upkeep"]
+        started = [each for each in threading.enumerate() if each not in before]
+        (waiting,) = [each for each in started if each.name == "upkeep"]
     waiting.join(PATIENT_SECONDS)
     assert not waiting.is_alive()
     assert capsys.readouterr().err == ""
