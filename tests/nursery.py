@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -119,6 +118,7 @@ class Nursery:
         self,
         *words: str,
         stdout: str = "",
+        stderr: str = "",
         ignored: Sequence[int] = (),
         cwd: Path | None = None,
         hooks: Hooks = Hooks(),  # noqa: B008  # it is immutable
@@ -129,6 +129,7 @@ class Nursery:
         Args:
             words: of its command line.
             stdout: the file that its standard output goes to, in place of one that is read here.
+            stderr: the same for its standard error.
             ignored: signals that it is started with as ignored.
             cwd: its working directory; by default a temporary folder.
             hooks: what is changed in its processes.
@@ -137,8 +138,8 @@ class Nursery:
         self._count += 1
         out = str(self._folder / f"command-{self._count}.out")
         request = {"words": words, "out": out, "environment": environment | hooks.environment}
-        request |= {"stdout": stdout or out, "ignored": [*ignored]}
-        request |= {"cwd": str(cwd or self._folder)}
+        request |= {"stdout": stdout or out, "stderr": stderr or str(Path(out).with_suffix(".err"))}
+        request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder)}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -290,6 +291,7 @@ def recorded(url):
 def main() -> None:
     """Serve until the standard input ends."""
     import torch
+    from helpers import open_and_count  # which keeps what Alembic loads
 
     import reports.page
     import reports.renewal
@@ -303,7 +305,8 @@ def main() -> None:
     for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    _open_a_storage()
+    with tempfile.TemporaryDirectory() as folder:
+        open_and_count(f"sqlite:///{folder}/studies.db")
     # Else the first collection in each process would copy all memory that it shares with this one.
     gc.collect()
     gc.freeze()
@@ -326,17 +329,6 @@ def main() -> None:
                 _start(json.loads(line))
 
 
-def _open_a_storage() -> None:
-    """Load here what opening a storage loads: Alembic executes all of Optuna's migrations."""
-    import alembic.util
-
-    from studies.opening import open_storage
-
-    alembic.util.load_python_file = cache(alembic.util.load_python_file)
-    with tempfile.TemporaryDirectory() as folder:
-        open_storage(f"sqlite:///{folder}/studies.db").close()
-
-
 def _start(request) -> None:
     pid = os.fork()
     if pid:
@@ -349,11 +341,10 @@ def _start(request) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    out = Path(request["out"])
     for descriptor, path, flags in (
-        (0, Path(os.devnull), os.O_RDONLY),
-        (1, Path(request["stdout"]), os.O_WRONLY | os.O_CREAT),
-        (2, out.with_suffix(".err"), os.O_WRONLY | os.O_CREAT),
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["stdout"], os.O_WRONLY | os.O_CREAT),
+        (2, request["stderr"], os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
     code = 70

@@ -4,10 +4,12 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import optuna
@@ -223,9 +225,23 @@ def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
 
 def test_a_terminal_that_is_closed_stops_its_worker(held, sqlite_url):
     terminal, end = pty.openpty()
-    search = held(stdout=os.ttyname(end))
-    os.close(end)
-    os.close(terminal)
+    closing = threading.Event()
+
+    def show():
+        """Take what is written, as a terminal does: else the search would wait for it."""
+        while not closing.is_set():
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 4096)
+
+    window = threading.Thread(target=show)
+    window.start()
+    try:
+        search = held(stdout=os.ttyname(end), stderr=os.ttyname(end))
+    finally:
+        closing.set()
+        window.join()
+        os.close(end)
+        os.close(terminal)
     search.send(signal.SIGHUP)  # as its session would be
     assert search.wait() == 129
     assert states(sqlite_url) == {TrialState.WAITING}
