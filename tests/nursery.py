@@ -233,7 +233,7 @@ def query(url, statement):
     if url.startswith("sqlite"):
         # Not made where it is not there.
         file = f"file:{url.removeprefix('sqlite:///')}?mode=rw"
-        database = sqlite3.connect(file, uri=True, timeout=60)
+        database = sqlite3.connect(file, uri=True, timeout=PATIENT_SECONDS)
         try:
             return database.execute(statement).fetchall()
         finally:

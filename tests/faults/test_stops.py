@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from hooks import Gate
+from hooks import PATIENT_SECONDS, Gate
 from nursery import CURVES, FINISHED, freeze, query, searching, until, until_running
 
 ONE = {
@@ -212,7 +212,7 @@ def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
 def test_a_second_interrupt_leaves_at_once(held, search, sqlite_url, tmp_path, undisturbed):
     """After the first one, the worker waits for a file that another program has locked."""
     first = held(**ONE | {"checkpoint_seconds": 1000, "lease_seconds": 1})
-    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=60)
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=PATIENT_SECONDS)
     other.execute("BEGIN IMMEDIATE")
     first.send(signal.SIGINT)
     until(lambda: checkpoints(tmp_path))
