@@ -73,7 +73,7 @@ bench: install ## measure, as ratios in one run: about an hour on two cores
 	$(RUN) -m benchmarks
 
 dashboard: install ## open optuna-dashboard on the default storage, on this machine alone
-	$(RUN) -m reports.dashboard --port $(PORT)
+	$(RUN) -m reports.dashboard.__main__ --port $(PORT)
 
 clean: ## remove the environment and the caches, but no study and no report
 	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
+from reports.dashboard.view import LiveView
 from reports.errors import ReportError
-from reports.live import LiveView
-from search.command_line import STUDY_HELP, run, work_options
-from search.errors import BAD_INPUT
-from studies.command_line import run_command
+from search.cli import STUDY_HELP, run, work_options
+from search.errors import USER_ERRORS
+from studies.cli import run_command
 
 
 @click.command(help=f"{__doc__}\n\n{STUDY_HELP}")
@@ -19,4 +19,4 @@ def run_search(**options: Any) -> int:
 
 
 if __name__ == "__main__":
-    run_command(run_search, (*BAD_INPUT, ReportError))
+    run_command(run_search, (*USER_ERRORS, ReportError))

@@ -9,24 +9,24 @@ import torch
 
 from benchmarks import (
     claiming,
+    core_sharing,
+    end_to_end,
     objectives,
-    off_the_path,
+    overhead,
     precision,
     reporting,
-    sharing_cores,
-    start_to_end,
     training_step,
 )
-from search.threads import cores
+from search.worker.cpu_budget import cores
 
 BENCHMARKS = {
     "training-step": training_step.measure,
     "populations": training_step.populations,
-    "start-to-end": start_to_end.measure,
-    "off-the-path": off_the_path.measure,
+    "end-to-end": end_to_end.measure,
+    "overhead": overhead.measure,
     "precision": precision.measure,
     "objectives": objectives.measure,
-    "sharing-cores": sharing_cores.measure,
+    "core-sharing": core_sharing.measure,
     "claiming": claiming.measure,
     "reporting": reporting.measure,
 }

@@ -11,10 +11,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.command_line import STORAGE_VARIABLE
-from studies.opening import load_study, open_storage
-from studies.planning import PlannedPoint, create_study
-from studies.storage import Storage
+from studies.cli import STORAGE_VARIABLE
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
+from studies.storage.storage import LeasedRDBStorage
 
 SIZES = (432, 4320)
 """Points: of stage one, and ten times as many."""
@@ -66,21 +66,21 @@ def _measure(database: str, url: str) -> Iterator[str]:
             optuna.delete_study(study_name=name, storage=storage)
 
 
-def _create(storage: Storage, name: str, size: int) -> optuna.Study:
+def _create(storage: LeasedRDBStorage, name: str, size: int) -> optuna.Study:
     digits = CategoricalDistribution(tuple(range(10)))
     distributions = dict.fromkeys(("thousands", "hundreds", "tens", "ones"), digits)
     points = [
-        PlannedPoint(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
+        PlannedTrial(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
         for number in range(size)
     ]
     create_study(storage, name, "loss", {}, distributions, points)
     return load_study(storage, name)
 
 
-def _writes(storage: Storage, trial_id: int, step: int) -> dict[str, Callable[[], None]]:
+def _writes(storage: LeasedRDBStorage, trial_id: int, step: int) -> dict[str, Callable[[], None]]:
     return {
         "report": lambda: storage.report(trial_id, "me", {step: 1.0}),
-        "renew": lambda: storage.renew(trial_id, "me"),
+        "renew": lambda: storage.heartbeat(trial_id, "me"),
         "finish": lambda: storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {"host": "h"}),
     }
 

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rnn.architecture import Architecture
-from rnn.corpus import Corpus, open_corpus
-from rnn.evaluation import held_out_lanes, held_out_losses
-from rnn.member import Member
-from rnn.network import Population
-from rnn.training import Progress, Run, Training
-from search.threads import cores
+from rnn.config import GatedConfig, TrialConfig
+from rnn.data.corpus import Corpus, load_corpus
+from rnn.stacked.network import NetworkStack
+from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.loop import TrainConfig, TrainLoop, TrainState
+from search.worker.cpu_budget import cores
 
 VARIABLE = "RNN_SEARCH_TEXT"
 REPLICATES = 5
@@ -107,34 +106,36 @@ def _right(losses: Floats, same_order: bool) -> float:
 
 def _losses(variant: int, replicate: int) -> Mapping[str, float]:
     torch.set_num_threads(1)
-    corpus = open_corpus(os.environ.get(VARIABLE, "stdlib"))
-    member = Member(Architecture.of(BASE | VARIANTS[variant], "state"), replicate)
-    plain = Training(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
-    middle = _train(member, corpus, replace(plain, steps=STEPS - BRANCH))[1]
+    corpus = load_corpus(os.environ.get(VARIABLE, "stdlib"))
+    config = TrialConfig(GatedConfig.of(BASE | VARIANTS[variant], "state"), replicate)
+    plain = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
+    middle = _train(config, corpus, replace(plain, steps=STEPS - BRANCH))[1]
     found = {}
-    run, _ = _train(member, corpus, plain, middle)
+    run, _ = _train(config, corpus, plain, middle)
     found["training"] = min(run.curves[0].values())
     found["validation, the last weights"] = _held_out(run, corpus)
     for average in AVERAGES:
-        run, _ = _train(member, corpus, replace(plain, average=average), middle)
-        run.take_average()
+        run, _ = _train(config, corpus, replace(plain, average=average), middle)
+        run.swap_in_averaged_weights()
         found[f"validation, the mean of the last {average:.0%}"] = _held_out(run, corpus)
-    run, _ = _train(member, corpus, plain, middle, decay=True)
+    run, _ = _train(config, corpus, plain, middle, decay=True)
     found["training, with the decay"] = min(run.curves[0].values())
     found["validation, with the decay"] = _held_out(run, corpus)
     return found
 
 
 def _train(
-    member: Member,
+    config: TrialConfig,
     corpus: Corpus,
-    settings: Training,
-    begun: Progress | None = None,
+    settings: TrainConfig,
+    begun: TrainState | None = None,
     decay: bool = False,
-) -> tuple[Run, Progress]:
-    weights = {member: begun.weights} if begun else None
-    known = {member: begun} if begun else None
-    run = Run(Population([member], 0, "bf16", weights=weights), corpus.train, settings, known)
+) -> tuple[TrainLoop, TrainState]:
+    weights = {config: begun.weights} if begun else None
+    known = {config: begun} if begun else None
+    run = TrainLoop(
+        NetworkStack([config], 0, "bf16", weights=weights), corpus.train, settings, known
+    )
 
     def let_go() -> None:
         left = (STEPS - run.step) / DECAY
@@ -142,9 +143,9 @@ def _train(
 
     for _ in run.train(let_go if decay else lambda: None):
         pass
-    return run, run.progress(member)
+    return run, run.progress(config)
 
 
-def _held_out(run: Run, corpus: Corpus) -> float:
-    held_out = held_out_lanes(corpus.validation, 256, 1000)
-    return float(held_out_losses(run.population, held_out).mean())
+def _held_out(run: TrainLoop, corpus: Corpus) -> float:
+    held_out = eval_windows(corpus.validation, 256, 1000)
+    return float(eval_losses(run.stack, held_out).mean())

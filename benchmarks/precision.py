@@ -8,14 +8,13 @@ from multiprocessing import get_context
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.strata import strata
-from rnn.architecture import Architecture
-from rnn.corpus import open_corpus
-from rnn.member import Member
-from rnn.network import Population
-from rnn.precision import Precision
-from rnn.training import Run, Training
-from search.threads import cores
+from benchmarks.sampling import strata
+from rnn.config import GatedConfig, TrialConfig
+from rnn.data.corpus import load_corpus
+from rnn.stacked.network import NetworkStack
+from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.precision import Precision
+from search.worker.cpu_budget import cores
 
 POINTS = 48
 STEPS = 1000
@@ -30,7 +29,7 @@ WAYS: dict[str, tuple[Precision, int]] = {
 
 def measure() -> Iterator[str]:
     """Yield what comes of it; it takes a quarter of an hour on two cores."""
-    architectures = [Architecture.of(point, "state") for point in strata(POINTS)]
+    architectures = [GatedConfig.of(point, "state") for point in strata(POINTS)]
     work = [(a, *way) for a in architectures for way in WAYS.values()]
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         losses = list(pool.map(_loss, *zip(*work, strict=True)))
@@ -46,9 +45,9 @@ def measure() -> Iterator[str]:
         )
 
 
-def _loss(architecture: Architecture, precision: Precision, replicate: int) -> float:
+def _loss(architecture: GatedConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
-    settings = Training(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
-    population = Population([Member(architecture, replicate)], 0, precision)
-    run = Run(population, open_corpus("stdlib").train, settings)
+    settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
+    lockstep = NetworkStack([TrialConfig(architecture, replicate)], 0, precision)
+    run = TrainLoop(lockstep, load_corpus("stdlib").train, settings)
     return min(point.smoothed_losses[0] for point in run.train())

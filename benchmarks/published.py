@@ -15,14 +15,14 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from rnn.architecture import Architecture
-from studies.command_line import run_command
-from studies.definition import Definition
+from rnn.config import GatedConfig
+from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
+from studies.cli import run_command
+from studies.config import StudyConfig
 from studies.errors import StudiesError
-from studies.opening import load_study, open_storage
-from studies.planning import PlannedPoint, create_study
-from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
-from studies.space import PARAMETERS
+from studies.space import GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"
 """The environment variable that names the file."""
@@ -56,10 +56,10 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
             opened.
     """
     table = _read(path)
-    for switch in PARAMETERS[:5]:
+    for switch in GATED_PARAMS[:5]:
         table[switch] = table[switch].astype(bool)
     steps = {str(c): int(str(c)[5:]) for c in table if str(c).startswith("loss_")}
-    definition = Definition.model_validate(
+    config = StudyConfig.model_validate(
         {
             "question": "Which switches make a gated recurrent network good?",
             "threshold": 1.9,
@@ -74,17 +74,17 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
             "training": {"steps": STEPS},
         }
     )
-    assert definition.space is not None
+    assert config.space is not None
     rows = table.to_dict("records")
-    points = [{parameter: row[parameter] for parameter in PARAMETERS} for row in rows]
+    points = [{parameter: row[parameter] for parameter in GATED_PARAMS} for row in rows]
     storage = open_storage(url)
     is_new = create_study(
         storage,
         name,
-        METRICS["training"],
-        {DEFINITION: definition.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
-        {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
-        [PlannedPoint(point) for point in points],
+        OBJECTIVE_NAMES["training"],
+        {CONFIG: config.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
+        {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
+        [PlannedTrial(point) for point in points],
     )
     if not is_new:
         storage.close()
@@ -95,7 +95,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     for row, point in zip(rows, points, strict=True):
         trial_id = storage.claim(study_id, "loader")
         assert trial_id is not None
-        architecture = Architecture.of(point, definition.gate_inputs)
+        architecture = GatedConfig.of(point, config.gate_inputs)
         attributes = {
             "seconds": row["seconds"],
             "steps_per_second": STEPS / row["seconds"],
@@ -112,7 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except ValueError as error:
         raise StudiesError(f"{path} is no CSV; allowed: the table of the published runs") from error
-    lacks = [name for name in (*PARAMETERS, "seconds", "min_loss") if name not in table]
+    lacks = [name for name in (*GATED_PARAMS, "seconds", "min_loss") if name not in table]
     if lacks:
         raise StudiesError(
             f"{path} lacks {', '.join(lacks)}; allowed: the table of the published runs, with a "

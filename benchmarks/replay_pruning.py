@@ -30,12 +30,12 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState, create_trial
 
-from benchmarks.recorded import Outcome, Recorded
-from search.forecast import Forecast
-from search.judgement import Judgement, Stage, Standing, ahead_of
-from search.pruner import BestFractionPruner
-from search.threads import cores
-from studies.definition import quota
+from benchmarks.recorded_curves import Recorded, TrialResult
+from search.pruning.policy import PruningPolicy, StudyState, TrialStage, ahead_of
+from search.pruning.predictions import Prediction
+from search.pruning.pruner import TopFractionPruner
+from search.worker.cpu_budget import cores
+from studies.config import top_count
 
 LOOKS = 20
 """How often in a training Optuna's own pruners are asked: each answer takes them milliseconds."""
@@ -47,7 +47,7 @@ class Replay:
     Args:
         recorded: the points.
         concurrent: how many are trained at a time.
-        keep: see :class:`search.judgement.Judgement`.
+        keep: see :class:`search.pruning.policy.PruningPolicy`.
         confidence: see there.
     """
 
@@ -57,17 +57,17 @@ class Replay:
         self.keep = keep
         self.confidence = confidence
         count = len(recorded.values)
-        self.stages = [Stage.FRESH] * count
+        self.stages = [TrialStage.FRESH] * count
         self.losses = np.full_like(recorded.losses, math.nan)
         self.values = np.full(count, math.nan)
         self.stops = [0, *(rung.step for rung in recorded.rungs), recorded.end]
         self.came_to = [0] * count
         self.ahead = ahead_of(recorded.rungs, recorded.end)
-        self.known: Forecast | None = None
+        self.known: Prediction | None = None
         self.running: list[tuple[int, int, int]] = []
         self.steps = self.begun = 0
 
-    def run(self, order: Sequence[int]) -> Outcome:
+    def run(self, order: Sequence[int]) -> TrialResult:
         """Run the search, its points begun in this order."""
         fresh = list(reversed(order))
         now = 0
@@ -82,22 +82,22 @@ class Replay:
                 break
             now, _, point = heapq.heappop(self.running)
             self._arrive(point, now)
-        complete = np.array([stage is Stage.COMPLETE for stage in self.stages])
-        return Outcome.of(self.recorded, self.keep, complete, self.steps, self.begun)
+        complete = np.array([stage is TrialStage.COMPLETE for stage in self.stages])
+        return TrialResult.of(self.recorded, self.keep, complete, self.steps, self.begun)
 
-    def judge(self) -> Judgement:
+    def judge(self) -> PruningPolicy:
         """Return what our pruner says now."""
-        standing = Standing(
+        standing = StudyState(
             self.stages, self.losses, self.values, self.recorded.factors, self.ahead
         )
-        judgement = Judgement(standing, self.keep, self.confidence, self.known)
-        if Stage.FRESH not in self.stages:
+        judgement = PruningPolicy(standing, self.keep, self.confidence, self.known)
+        if TrialStage.FRESH not in self.stages:
             self.known = judgement.forecast  # until somebody arrives
         return judgement
 
     def _advance(self, point: int, now: int) -> None:
         """Train a point to where it is looked at next."""
-        self.stages[point] = Stage.RUNNING
+        self.stages[point] = TrialStage.RUNNING
         length = self.stops[self.came_to[point] + 1] - self.stops[self.came_to[point]]
         self.steps += length
         heapq.heappush(self.running, (now + length, self.steps, point))
@@ -107,7 +107,7 @@ class Replay:
         rung = self.came_to[point]
         self.came_to[point] += 1
         if rung == len(self.recorded.rungs):
-            self.stages[point] = Stage.COMPLETE
+            self.stages[point] = TrialStage.COMPLETE
             self.values[point] = self.recorded.values[point]
             return
         self.losses[point, rung] = self.recorded.losses[point, rung]
@@ -115,9 +115,9 @@ class Replay:
         if judgement.goes_on(point):
             self._advance(point, now)
         elif judgement.is_hopeless(point):
-            self.stages[point] = Stage.PRUNED
+            self.stages[point] = TrialStage.PRUNED
         else:
-            self.stages[point] = Stage.PAUSED
+            self.stages[point] = TrialStage.PAUSED
 
 
 def replay_in_optuna(
@@ -127,7 +127,7 @@ def replay_in_optuna(
     order: Sequence[int],
     concurrent: int,
     keep: float,
-) -> Outcome:
+) -> TrialResult:
     """Run a search with any pruner of plain Optuna's, which stops trials and does not pause them.
 
     Args:
@@ -182,7 +182,7 @@ def replay_in_optuna(
             heapq.heappush(running, (at, next(count), point, trial_id))
             continue
         steps += int(recorded.steps[stop])
-    return Outcome.of(recorded, keep, complete, steps, len(order))
+    return TrialResult.of(recorded, keep, complete, steps, len(order))
 
 
 def optunas_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
@@ -205,7 +205,7 @@ PRUNERS = (OURS, OURS_STOPPING, *optunas_pruners(1))
 
 def replay(
     path: Path, pruner: str, concurrent: int, order: int, keep: float, confidence: float
-) -> Outcome:
+) -> TrialResult:
     """Run one search: by our pruner, by ours where it can only stop, or by one of Optuna's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recorded = Recorded.read(path)
@@ -215,7 +215,7 @@ def replay(
     if pruner == OURS_STOPPING:
         asked = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
         log_every = int(recorded.steps[0])
-        ours = BestFractionPruner(
+        ours = TopFractionPruner(
             recorded.end, log_every, keep=keep, confidence=confidence, planned=len(points)
         )
         return replay_in_optuna(recorded, ours, asked, points, concurrent, keep)
@@ -237,7 +237,7 @@ def lines(
     recorded = Recorded.read(path)
     count = len(recorded.values)
     yield (
-        f"{path.name}: {count} points, {recorded.end:,} steps, the best {quota(keep, count)}, "
+        f"{path.name}: {count} points, {recorded.end:,} steps, the best {top_count(keep, count)}, "
         f"{orders} orders"
     )
     yield (
@@ -252,7 +252,7 @@ def lines(
             one = partial(replay, path, pruner, concurrent, keep=keep, confidence=confidence)
             found = list(pool.map(one, range(orders)))
 
-            def mean(name: str, found: Sequence[Outcome] = found) -> float:
+            def mean(name: str, found: Sequence[TrialResult] = found) -> float:
                 return float(np.mean([getattr(outcome, name) for outcome in found]))
 
             winners = sum(outcome.has_winner for outcome in found)

@@ -11,15 +11,15 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from benchmarks.published import VARIABLE, load_published, published_file
-from reports.effects import Grid
-from reports.page import write_page
-from reports.sections import section_of
-from reports.trials import read_results
-from studies.opening import load_study, open_storage, read_storage
-from studies.planning import PlannedPoint, create_study
-from studies.reading import find_definition
-from studies.records import CORPUS, DEFINITION, METRICS, CorpusRecord
-from studies.space import PARAMETERS
+from reports.data.results import read_results
+from reports.page.page import write_page
+from reports.page.sections import section_of
+from reports.stats.effects import Grid
+from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
+from studies.loader import load_config_file
+from studies.space import GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage, read_storage
 
 LOG_POINTS = 200
 
@@ -66,24 +66,24 @@ def _measure_published() -> Iterator[str]:
 
 def _make(url: str) -> None:
     """Store a study of stage one's size, whose curves fall to where its switches take them."""
-    definition = find_definition("stage-one").validate_alone()
-    assert definition.space is not None
-    points = list(definition.space.points())
+    config = load_config_file("stage-one").resolve()
+    assert config.space is not None
+    points = list(config.space.points())
     corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
     storage = open_storage(url)
     create_study(
         storage,
         "stage-one",
-        METRICS["training"],
-        {DEFINITION: definition.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
-        {p: CategoricalDistribution(tuple(definition.space.values(p))) for p in PARAMETERS},
-        [PlannedPoint(point) for point in points],
+        OBJECTIVE_NAMES["training"],
+        {CONFIG: config.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
+        {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
+        [PlannedTrial(point) for point in points],
     )
     study_id = load_study(storage, "stage-one")._study_id
     random = np.random.default_rng(0)
     steps = 50 * np.arange(1, LOG_POINTS + 1)
     for point in points:
-        end = 2.2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.1)
+        end = 2.2 - 0.1 * sum(point[name] is True for name in GATED_PARAMS) + random.normal(0, 0.1)
         losses = end + 3 * np.exp(-steps / 1000) + random.normal(0, 0.02, LOG_POINTS)
         trial_id = storage.claim(study_id, "maker")
         assert trial_id is not None

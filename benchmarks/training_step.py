@@ -8,30 +8,29 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from benchmarks.plain_loop import PlainTraining
-from benchmarks.products import least_seconds, products
-from rnn.architecture import STATE_SOURCES, Architecture
-from rnn.corpus import Bytes, open_corpus
-from rnn.member import Member
-from rnn.network import Population
-from rnn.precision import Precision
-from rnn.training import Run, Training
+from benchmarks.baseline_loop import PlainTraining
+from benchmarks.matmul_limit import least_seconds, param_shapes
+from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
+from rnn.data.corpus import Bytes, load_corpus
+from rnn.stacked.network import NetworkStack
+from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.precision import Precision
 
 ROUNDS = 5
 
 SEQUENCE = 1000
 """Symbols of a lane, as in stage one."""
 
-BEST = Architecture(False, True, False, True, True, "new", 2, 256)
-EVERYTHING = Architecture(True, True, True, True, True, "both", 3, 256)
+BEST = GatedConfig(False, True, False, True, True, "new", 2, 256)
+EVERYTHING = GatedConfig(True, True, True, True, True, "both", 3, 256)
 SMALL = [
-    Architecture(i, f, o, s, True, source, 2, 32)
+    GatedConfig(i, f, o, s, True, source, 2, 32)
     for i, f, o, s in itertools.product((False, True), repeat=4)
     for source in STATE_SOURCES
 ]
 """All 48 networks of two layers and 32 states in stage one."""
 
-WORK: dict[str, Sequence[Architecture]] = {
+WORK: dict[str, Sequence[GatedConfig]] = {
     "2×256, forget, state, residual, new": [BEST],
     "3×256, everything on": [EVERYTHING],
     "48 of 2×32, mixed switches": SMALL,
@@ -44,7 +43,7 @@ PLAINLY = 6
 def measure() -> Iterator[str]:
     """Yield a line for each work and precision."""
     torch.set_num_threads(1)
-    text = open_corpus("stdlib").train
+    text = load_corpus("stdlib").train
     yield (
         "training step, one thread, batch 256: a network's throughput in times the plain loop's, "
         f"median of {ROUNDS} (range); share of the limit: what the products of the equations, each "
@@ -59,10 +58,10 @@ def measure() -> Iterator[str]:
 def populations() -> Iterator[str]:
     """Yield a line for each number of small networks trained together."""
     torch.set_num_threads(1)
-    text = open_corpus("stdlib").train
+    text = load_corpus("stdlib").train
     yield f"milliseconds a network's step, by how many are trained together, least of {ROUNDS}"
     large = [
-        Architecture(i, f, o, s, r, "new", 2, 256)
+        GatedConfig(i, f, o, s, r, "new", 2, 256)
         for i, f, o, s, r in itertools.product((False, True), repeat=5)
     ]
     for name, architectures in (("2×32", SMALL), ("2×256", large)):
@@ -80,13 +79,13 @@ def populations() -> Iterator[str]:
             yield f"  {name:6} {precision}  {', '.join(found.values())}"
 
 
-def _compared(architectures: Sequence[Architecture], text: Bytes, precision: Precision) -> str:
+def _compared(architectures: Sequence[GatedConfig], text: Bytes, precision: Precision) -> str:
     steps = 40 if architectures[0].state_size > 100 else 100
     chosen = random.Random(0)
     ratios, shares, taken_shares = [], [], []
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    asked = products(_run(architectures, text, precision, 2, fixed=True))
-    taken = products(_run(architectures, text, precision, 2))
+    asked = param_shapes(_run(architectures, text, precision, 2, static_graph=True))
+    taken = param_shapes(_run(architectures, text, precision, 2))
     for round_ in range(ROUNDS + 1):
         some = chosen.sample(list(architectures), min(PLAINLY, len(architectures)))
         plain = statistics.mean(_plain_step_seconds(a, text, steps) for a in some)
@@ -101,29 +100,31 @@ def _compared(architectures: Sequence[Architecture], text: Bytes, precision: Pre
     )
 
 
-def _settings(steps: int) -> Training:
-    return Training(steps, 256, SEQUENCE, steps, 0.001, 0.95, 0)
+def _settings(steps: int) -> TrainConfig:
+    return TrainConfig(steps, 256, SEQUENCE, steps, 0.001, 0.95, 0)
 
 
 def _run(
-    architectures: Sequence[Architecture],
+    architectures: Sequence[GatedConfig],
     text: Bytes,
     precision: Precision,
     steps: int,
-    fixed: bool | None = None,
-) -> Run:
-    population = Population([Member(a) for a in architectures], 0, precision, fixed=fixed)
-    return Run(population, text, _settings(steps))
+    static_graph: bool | None = None,
+) -> TrainLoop:
+    lockstep = NetworkStack(
+        [TrialConfig(a) for a in architectures], 0, precision, static_graph=static_graph
+    )
+    return TrainLoop(lockstep, text, _settings(steps))
 
 
 def _step_seconds(
-    architectures: Sequence[Architecture], text: Bytes, precision: Precision, steps: int
+    architectures: Sequence[GatedConfig], text: Bytes, precision: Precision, steps: int
 ) -> float:
     run = _run(architectures, text, precision, steps)
     return _seconds(lambda: list(run.train())) / steps
 
 
-def _plain_step_seconds(architecture: Architecture, text: Bytes, steps: int) -> float:
+def _plain_step_seconds(architecture: GatedConfig, text: Bytes, steps: int) -> float:
     training = PlainTraining(architecture, text, _settings(steps))
     # All one-hot inputs of a sequence are made at once: a step is charged with its share alone.
     drawing = _seconds(lambda: training.begin_sequence(0)) / (SEQUENCE - 1)

@@ -1,5 +1,5 @@
 """``python -m reports STUDY [STUDY …]``."""
 
-from reports.command_line import main
+from reports.cli import main
 
 main()

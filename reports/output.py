@@ -36,7 +36,7 @@ def study_identity(url: URL, name: str, folder: str | None) -> str:
     """
     if url.get_backend_name() == "sqlite":
         database = str(url.database)
-        if database.startswith("file:"):  # as studies.engine.read_only writes it
+        if database.startswith("file:"):  # as studies.storage.engine.read_only writes it
             database = unquote(database.removeprefix("file:"))
         storage: list[Any] = [str(Path(database).resolve())]
     else:

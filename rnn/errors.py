@@ -27,9 +27,9 @@ class CheckpointError(RNNError):
     """A checkpoint cannot be gone on from."""
 
 
-class VocabularyError(RNNError):
+class TokenizerError(RNNError):
     """What was written is no vocabulary."""
 
 
-class WeightsError(RNNError):
+class SavedModelError(RNNError):
     """A file holds no trained network."""

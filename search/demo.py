@@ -94,7 +94,7 @@ def main() -> None:
         return
     sys.argv = [program, *words]
     with _repeating("still importing PyTorch"):
-        importlib.import_module("search.command_line")
+        importlib.import_module("search.cli")
     runpy.run_path(str(ROOT / program), run_name="__main__")
 
 

@@ -20,27 +20,27 @@ class SearchError(Exception):
     """Base of this package's errors: one line that gives the value, the bound and the mend."""
 
 
-class SourceUnfinished(SearchError):
+class UnfinishedSourceError(SearchError):
     """A source study is not complete."""
 
 
-class GridExhausted(SearchError, optuna.TrialPruned):
+class GridExhaustedError(SearchError, optuna.TrialPruned):
     """Every point of a grid is taken; Optuna's loop takes it for a trial that was pruned."""
 
 
-class Stopped(SearchError):
+class ShutdownRequestedError(SearchError):
     """A stop was asked for before what was begun is done."""
 
 
-class WeightsNotKept(SearchError):
+class WeightsNotFoundError(SearchError):
     """There is no trained network of a trial."""
 
 
-class ExportRefused(SearchError):
+class ExportError(SearchError):
     """A folder is not free for what is to be written there."""
 
 
-BAD_INPUT = (StudiesError, RNNError, SearchError)
+USER_ERRORS = (StudiesError, RNNError, SearchError)
 """What a person can mend: its message is the one line that they are to read."""
 
 

@@ -8,12 +8,12 @@ from uuid import uuid4
 
 import click
 
-from rnn.export import exported
-from search.errors import BAD_INPUT, ExportRefused
-from search.kept_network import Kept, find_network, network_options
-from search.space import member_of
-from studies.command_line import run_command, study_argument
-from studies.records import METRICS
+from rnn.inference.export import export_files
+from search.errors import USER_ERRORS, ExportError
+from search.load_model import LoadedModel, load_trial_model, network_options
+from search.parameters import to_trial_config
+from studies.attributes import OBJECTIVE_NAMES
+from studies.cli import run_command, study_argument
 
 
 @click.command(
@@ -34,9 +34,9 @@ def export(
     """Write a folder."""
     with contextlib.suppress(OSError):  # which is told when it is written
         _require_free(directory)
-    kept = find_network(study, trial, storage, artifacts)
+    kept = load_trial_model(study, trial, storage, artifacts)
     network = dataclasses.replace(kept.network, details=_details(kept))
-    write_folder(directory, exported(network, _window(kept)))
+    write_folder(directory, export_files(network, _window(kept)))
     click.echo(directory)
     return 0
 
@@ -49,7 +49,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
         files: the content of each by its name.
 
     Raises:
-        ExportRefused: if something is there, or it cannot be made.
+        ExportError: if something is there, or it cannot be made.
     """
     beside = None
     try:
@@ -64,7 +64,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
             directory.rmdir()
         beside.rename(directory)
     except OSError as error:
-        raise ExportRefused(
+        raise ExportError(
             f"{directory} cannot be made ({error.strerror}); allowed: a place that can be written "
             "to; name another"
         ) from error
@@ -75,33 +75,33 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
 
 def _require_free(directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ExportRefused(
+        raise ExportError(
             f"{directory} is there already; allowed: a folder that is empty, or not there yet; "
             "name another"
         )
 
 
-def _details(kept: Kept) -> dict[str, str]:
-    definition, trial = kept.definition, kept.trial
+def _details(kept: LoadedModel) -> dict[str, str]:
+    config, trial = kept.config, kept.trial
     details = {
         "study": kept.study,
         "trial": str(trial.number),
-        METRICS[definition.objective]: f"{trial.value:.4f} nats a {definition.symbol}",
+        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats a {config.token}",
     }
-    bits = trial.user_attrs.get("validation_bits_per_character")
+    bits = trial.user_attrs.get("validation_bits_per_byte")
     if bits is not None:
         details["validation"] = f"{bits:.4f} bits per character"
     return details | {
-        "corpus": Path(definition.corpus).name,
-        "vocabulary": definition.vocabulary,
+        "corpus": Path(config.corpus).name,
+        "tokenizer": config.tokenizer,
         "steps that a gradient goes back through": str(_window(kept)),
         "precision of training": kept.network.precision,
     }
 
 
-def _window(kept: Kept) -> int:
-    return member_of(kept.trial.params, kept.definition).gradient_window
+def _window(kept: LoadedModel) -> int:
+    return to_trial_config(kept.trial.params, kept.config).bptt_steps
 
 
 if __name__ == "__main__":
-    run_command(export, BAD_INPUT)
+    run_command(export, USER_ERRORS)

@@ -1,4 +1,6 @@
 """The grid: Optuna's ``GridSampler``, on points that wait in the storage."""
+# TODO-MERGE A study's grid that grows: new values at the end of a list, and the points that they
+# bring.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +10,14 @@ from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search.errors import GridExhausted
-from search.space import distributions
-from studies.space import Point, Value
+from search.errors import GridExhaustedError
+from search.parameters import distributions, search_space
+from studies.attributes import COMMANDS, CONFIG
+from studies.config import StudyConfig
+from studies.errors import ConfigMismatchError
+from studies.space import Params, ParamValue, Space
+from studies.storage.create import PlannedTrial, extend_study
+from studies.storage.storage import LeasedRDBStorage
 
 SURPLUS = "surplus"
 """The system attribute of a trial that found no point left; it is no point of the grid."""
@@ -21,11 +28,12 @@ class GridSampler(optuna.samplers.GridSampler):
 
     Optuna's sampler draws a point when a trial is already there, so that two processes may draw
     the same one. Here each point is a trial from the start, which waits with its parameters fixed,
-    and asking is claiming. A study made by :mod:`search.joining` holds its points already; in any
+    and asking is claiming. A study made by :mod:`search.study` holds its points already; in any
     other study the first trial puts them there: begin such a study in one process, and have others
     join when its first trial runs.
 
-    When no point is left, ``optimize`` stops, and ``ask`` raises :class:`GridExhausted`. A process
+    When no point is left, ``optimize`` stops, and ``ask`` raises :class:`GridExhaustedError`. A
+    process
     that asked while another took the last point leaves a trial without parameters, pruned and
     marked :data:`SURPLUS`.
 
@@ -39,11 +47,11 @@ class GridSampler(optuna.samplers.GridSampler):
 
     def __init__(
         self,
-        search_space: Mapping[str, Sequence[Value]],
+        search_space: Mapping[str, Sequence[ParamValue]],
         seed: int | None = None,
         *,
-        exclude: Sequence[Point] = (),
-        points: Sequence[Point] | None = None,
+        exclude: Sequence[Params] = (),
+        points: Sequence[Params] | None = None,
     ) -> None:
         super().__init__(search_space, seed)
         self._distributions = distributions(search_space)
@@ -57,7 +65,7 @@ class GridSampler(optuna.samplers.GridSampler):
         self._n_min_trials = len(self._all_grids)
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[Params]:
         """The points, in the order in which they are to be run."""
         return [self._point(grid) for grid in self._all_grids]
 
@@ -65,7 +73,7 @@ class GridSampler(optuna.samplers.GridSampler):
         """Let a claimed point pass; give a trial that is none its point, or turn it away.
 
         Raises:
-            GridExhausted: outside ``optimize``, if every point is taken.
+            GridExhaustedError: outside ``optimize``, if every point is taken.
         """
         if trial.params or "fixed_params" in trial.system_attrs:
             return
@@ -95,10 +103,10 @@ class GridSampler(optuna.samplers.GridSampler):
         """Return the value of the trial's point.
 
         Raises:
-            GridExhausted: for a trial that found no point left.
+            GridExhaustedError: for a trial that found no point left.
         """
         if trial.system_attrs.get(SURPLUS):
-            raise GridExhausted("no point of the grid is left")
+            raise GridExhaustedError("no point of the grid is left")
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -115,7 +123,7 @@ class GridSampler(optuna.samplers.GridSampler):
         if not waiting:
             _stop(study)
 
-    def _point(self, grid: Sequence[Any]) -> Point:
+    def _point(self, grid: Sequence[Any]) -> Params:
         named = dict(zip(self._param_names, grid, strict=True))
         # In the order of the definition, which is that of tables and plots.
         return {name: named[name] for name in self._distributions}
@@ -150,7 +158,7 @@ class GridSampler(optuna.samplers.GridSampler):
         study._storage.set_trial_system_attr(trial._trial_id, SURPLUS, True)
         if not study._thread_local.in_optimize_loop:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
-            raise GridExhausted(
+            raise GridExhaustedError(
                 f"no point of study {study.study_name!r} is left to be asked for; every one is "
                 "running or finished"
             )
@@ -160,3 +168,73 @@ class GridSampler(optuna.samplers.GridSampler):
 def _stop(study: Study) -> None:
     if study._thread_local.in_optimize_loop:
         study.stop()
+
+
+def extend(
+    study: optuna.Study,
+    storage: LeasedRDBStorage,
+    stored: StudyConfig,
+    wider: StudyConfig,
+    command: str,
+) -> StudyConfig | None:
+    """Add the points that a definition's space has more than the study's.
+
+    Returns:
+        The wider definition as stored; None if the study is no longer as it was.
+    """
+    assert wider.space is not None
+    if stored.space is None:
+        raise ConfigMismatchError(
+            f"study {study.study_name!r} was derived, and has no grid; allowed with --extend: "
+            "studies with a [space]; extend its source and refine that"
+        )
+    if stored.space.parameters != wider.space.parameters:
+        raise ConfigMismatchError(
+            f"study {study.study_name!r} has the parameters {', '.join(stored.space.parameters)}; "
+            "allowed with --extend: the same; make another study"
+        )
+    for name in stored.space.parameters:
+        old, new = list(stored.space.values(name)), list(wider.space.values(name))
+        if new[: len(old)] != old:
+            raise ConfigMismatchError(
+                f"study {study.study_name!r}: space.{name} is {old} in the study and {new} here; "
+                "allowed with --extend: the same values in the same order, new ones after them"
+            )
+    old_points = list(stored.space.points())
+    new_points = grid_of(wider).points
+    if lost := [point for point in old_points if point not in new_points]:
+        raise ConfigMismatchError(
+            f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
+            "here; allowed with --extend: to exclude new points only"
+        )
+    extended = stored.model_copy(update={"space": wider.space})
+    done = extend_study(
+        storage,
+        study._study_id,
+        {CONFIG: stored.model_dump(mode="json")},
+        {
+            CONFIG: extended.model_dump(mode="json"),
+            COMMANDS: [*study.user_attrs.get(COMMANDS, []), command],
+        },
+        distributions(search_space(wider.space)),
+        [PlannedTrial(point) for point in new_points if point not in old_points],
+    )
+    return extended if done else None
+
+
+def is_beginning(own: Space, stored: Space) -> bool:
+    """Tell whether a grid can have been extended to the stored one."""
+    if own.parameters != stored.parameters:
+        return False
+    for name in own.parameters:
+        values = list(own.values(name))
+        if list(stored.values(name))[: len(values)] != values:
+            return False
+    points = {tuple(point.values()) for point in stored.points()}
+    return all(tuple(point.values()) in points for point in own.points())
+
+
+def grid_of(config: StudyConfig) -> GridSampler:
+    """Return the sampler of a definition's grid."""
+    assert config.space is not None
+    return GridSampler(search_space(config.space), config.seed, exclude=config.space.exclude)

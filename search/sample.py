@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from rnn.generation import generate, to_text
-from search.errors import BAD_INPUT
-from search.kept_network import find_network, network_options
-from studies.command_line import run_command, study_argument
+from rnn.inference.generation import generate, printable
+from search.errors import USER_ERRORS
+from search.load_model import load_trial_model, network_options
+from studies.cli import run_command, study_argument
 
 
 @click.command(help="Print a text that a network of a study writes, after the prompt.")
@@ -55,13 +55,13 @@ def sample(
     """Print a text."""
     if math.isnan(temperature):  # which is in every range
         raise click.BadParameter("--temperature nan is no number; allowed: 0 or more; correct it")
-    network = find_network(study, trial, storage, artifacts).network
+    network = load_trial_model(study, trial, storage, artifacts).network
     start = os.fsencode(prompt)  # as it was typed, whatever bytes those are
     written = generate(network, start, length, temperature, top_k, seed)
-    text = to_text(start + written)
+    text = printable(start + written)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))  # as it can be shown
     return 0
 
 
 if __name__ == "__main__":
-    run_command(sample, BAD_INPUT)
+    run_command(sample, USER_ERRORS)

@@ -7,21 +7,21 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from rnn.member import Member
-from search.claims import ClaimKeeper
-from search.errors import Stopped
-from search.space import member_of
-from studies.accounting import (
-    Accounting,
-    Durations,
-    accounting_of,
-    best_of,
-    durations_of,
-    setbacks_of,
+from rnn.config import TrialConfig
+from search.errors import ShutdownRequestedError
+from search.parameters import to_trial_config
+from search.worker.claims import ClaimManager
+from studies.attributes import Failure, is_grid_trial
+from studies.config import StudyConfig
+from studies.storage.counts import (
+    TimingStats,
+    TrialCounts,
+    best_trial_id,
+    count_retries,
+    count_trials,
+    timing_by_shape,
 )
-from studies.definition import Definition
-from studies.records import Failure, is_point
-from studies.storage import Storage
+from studies.storage.storage import LeasedRDBStorage
 
 ANSWER_SECONDS = 2.0
 """How long a display waits for the storage before it shows what it knows."""
@@ -38,14 +38,14 @@ class Running:
 
     Attributes:
         number: of the trial.
-        member: its network.
+        trial_config: its network.
         step: of the last log point, 0 before the first.
         steps: of the whole training.
         smoothed_loss: at that log point, nats a symbol.
     """
 
     number: int
-    member: Member
+    trial_config: TrialConfig
     step: int
     steps: int
     smoothed_loss: float | None = None
@@ -53,7 +53,7 @@ class Running:
     @property
     def label(self) -> str:
         """The architecture in words, and the number of the replicate if it is not the first."""
-        return label(self.member)
+        return label(self.trial_config)
 
 
 @dataclass(frozen=True)
@@ -71,56 +71,56 @@ class Status:
 
     Attributes:
         name: of the study.
-        accounting: of its points.
+        counts: of its points.
         best: None before the first complete trial.
         seconds_left: an estimate, at the present number of workers; None while it is not known.
-        setbacks: how often points came back to be run again, by reason.
+        retries: how often points came back to be run again, by reason.
     """
 
     name: str
-    accounting: Accounting
+    counts: TrialCounts
     best: Best | None
     seconds_left: float | None
-    setbacks: Mapping[Failure, int]
+    retries: Mapping[Failure, int]
 
     def as_json(self) -> dict[str, Any]:
         """Return the status as ``--json`` prints it."""
         return {
             "study": self.name,
-            "planned": self.accounting.planned,
-            **asdict(self.accounting),
+            "planned": self.counts.planned,
+            **asdict(self.counts),
             "best": asdict(self.best) if self.best else None,
             "seconds_left": self.seconds_left,
-            "setbacks": dict(self.setbacks),
+            "setbacks": dict(self.retries),
         }
 
 
 def status(
-    study: optuna.Study, storage: Storage, definition: Definition, workers: int = 0
+    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
 ) -> Status:
     """Read where a study stands.
 
     Args:
         study: to be read.
         storage: that holds it.
-        definition: of it.
+        config: of it.
         workers: known to be at work, even if none of them has a point in hand just now.
     """
-    accounting = accounting_of(storage, study._study_id)
+    counts = count_trials(storage, study._study_id)
     best = None
-    if (trial_id := best_of(storage, study._study_id)) is not None:
+    if (trial_id := best_trial_id(storage, study._study_id)) is not None:
         trial = storage.get_trial(trial_id)
         assert trial.value is not None
-        best = Best(trial.number, trial.value, label(member_of(trial.params, definition)))
+        best = Best(trial.number, trial.value, label(to_trial_config(trial.params, config)))
     # A worker may hold many trials; plain Optuna's have no lease.
-    leases = storage.leases(study._study_id).values()
-    others = max(0, accounting.running - len(leases))
-    at_work = max(len({lease.worker for lease in leases}) + others, workers)
+    running_leases = storage.running_leases(study._study_id).values()
+    others = max(0, counts.running - len(running_leases))
+    at_work = max(len({lease.worker for lease in running_leases}) + others, workers)
     left = None  # of points that wait it is not known which will be wanted
-    if not (definition.pruning.enabled and accounting.waiting):
-        left = seconds_left(durations_of(storage, study._study_id), accounting, at_work)
-    setbacks = setbacks_of(storage, study._study_id)
-    return Status(study.study_name, accounting, best, left, setbacks)
+    if not (config.pruning.enabled and counts.waiting):
+        left = seconds_left(timing_by_shape(storage, study._study_id), counts, at_work)
+    retries = count_retries(storage, study._study_id)
+    return Status(study.study_name, counts, best, left, retries)
 
 
 class StatusReader:
@@ -129,28 +129,28 @@ class StatusReader:
     Args:
         study: to be read.
         storage: that holds it.
-        definition: of it.
+        config: of it.
         workers: known to be at work.
     """
 
     def __init__(
-        self, study: optuna.Study, storage: Storage, definition: Definition, workers: int = 0
+        self, study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
     ) -> None:
         self._study = study
         self._storage = storage
-        self._definition = definition
+        self._definition = config
         self._workers = workers
-        self._keeper: ClaimKeeper | None = None
+        self._keeper: ClaimManager | None = None
         self._status = self._read()
         self._running: list[Running] = []
 
-    def read_through(self, keeper: ClaimKeeper) -> None:
+    def read_through(self, keeper: ClaimManager) -> None:
         """Have a keeper's thread do what is read from now on: who shows it is not to be held up."""
         self._keeper = keeper
 
-    def accounting(self) -> Accounting:
+    def counts(self) -> TrialCounts:
         """Return the study's accounting; raises whatever the storage raises."""
-        return accounting_of(self._storage, self._study._study_id)
+        return count_trials(self._storage, self._study._study_id)
 
     def status(self) -> Status:
         """Return the study's status."""
@@ -187,44 +187,46 @@ class StatusReader:
             return last
         try:
             return self._keeper.read(query, ANSWER_SECONDS)
-        except Stopped:
+        except ShutdownRequestedError:
             return last
 
 
-def running_trials(study: optuna.Study, storage: Storage, definition: Definition) -> list[Running]:
+def running_trials(
+    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
+) -> list[Running]:
     """Return the trials that workers hold now, in order."""
     found = []
     for trial in storage.get_all_trials(
         study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
     ):
-        if not is_point(trial):
+        if not is_grid_trial(trial):
             continue
         step = max(trial.intermediate_values, default=0)
         found.append(
             Running(
                 trial.number,
-                member_of(trial.params, definition),
+                to_trial_config(trial.params, config),
                 step,
-                definition.training.steps,
+                config.training.steps,
                 trial.intermediate_values.get(step),
             )
         )
     return found
 
 
-def label(member: Member) -> str:
+def label(trial_config: TrialConfig) -> str:
     """Return a network in words: its architecture, its gradient window, which replicate it is."""
-    window = f", window {member.gradient_window}" if member.gradient_window > 1 else ""
-    replicate = f" #{member.replicate}" if member.replicate else ""
-    return f"{member.architecture.label}{window}{replicate}"
+    window = f", window {trial_config.bptt_steps}" if trial_config.bptt_steps > 1 else ""
+    replicate = f" #{trial_config.replicate}" if trial_config.replicate else ""
+    return f"{trial_config.architecture.label}{window}{replicate}"
 
 
-def seconds_left(shapes: Sequence[Durations], accounting: Accounting, workers: int) -> float | None:
+def seconds_left(shapes: Sequence[TimingStats], counts: TrialCounts, workers: int) -> float | None:
     """Estimate what is left from what points of the same kind took.
 
     Args:
         shapes: of the study's points.
-        accounting: of the same points.
+        counts: of the same points.
         workers: at work.
 
     Returns:
@@ -232,11 +234,11 @@ def seconds_left(shapes: Sequence[Durations], accounting: Accounting, workers: i
         are of a shape of which nothing is known: the first may be the small ones, and the estimate
         a tenth of the truth.
     """
-    if accounting.finished == accounting.planned:
+    if counts.finished == counts.planned:
         return 0.0
     complete = sum(shape.complete for shape in shapes)
     unknown = any(shape.waiting and not shape.complete for shape in shapes)
-    if not workers or not complete or (unknown and accounting.finished < accounting.planned / 2):
+    if not workers or not complete or (unknown and counts.finished < counts.planned / 2):
         return None
     mean = sum(shape.seconds * shape.complete for shape in shapes) / complete
     seconds = sum(

@@ -18,7 +18,7 @@ class StudiesError(Exception):
     """Base of this package's errors: one line that gives the value, the bound and the mend."""
 
 
-class DefinitionError(StudiesError):
+class ConfigError(StudiesError):
     """A study's definition cannot be used."""
 
 
@@ -26,11 +26,11 @@ class StorageError(StudiesError):
     """A storage cannot be used."""
 
 
-class StorageMissing(StorageError):
+class StorageNotFoundError(StorageError):
     """A storage does not exist yet."""
 
 
-class StudyNotFound(StudiesError):
+class StudyNotFoundError(StudiesError):
     """A storage does not hold the study."""
 
 
@@ -38,13 +38,13 @@ class ArtifactsError(StudiesError):
     """Files cannot be kept where they were asked to be."""
 
 
-class IdentityError(StudiesError):
+class ConfigMismatchError(StudiesError):
     """A worker's settings are not those of the study."""
 
 
-class ClaimLost(StudiesError):
+class LeaseLostError(StudiesError):
     """A worker wrote to a trial that it does not hold, and nothing was written."""
 
 
-class StorageOutage(StudiesError):
+class StorageUnavailableError(StudiesError):
     """A storage could not be reached, or written to, for longer than is waited for it."""

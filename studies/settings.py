@@ -4,17 +4,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-LARGEST_WINDOW = 10_000
+MAX_BPTT_STEPS = 10_000
 """The most steps that a gradient may go through."""
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """What takes no value for another, and no name that it does not know."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class TrainingSettings(Strict):
+class TrainingSettings(StrictModel):
     """How each network is trained; :class:`rnn.training.Training` says what the words mean."""
 
     steps: PositiveInt = 10_000
@@ -23,7 +23,7 @@ class TrainingSettings(Strict):
     log_every: PositiveInt = 50
     learning_rate: PositiveFloat = 0.001
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    gradient_window: Annotated[int, Field(ge=1, le=LARGEST_WINDOW)] = 1
+    bptt_steps: Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)] = 1
 
     @model_validator(mode="after")
     def _logged(self) -> "TrainingSettings":
@@ -35,22 +35,22 @@ class TrainingSettings(Strict):
         return self
 
 
-class EvaluationSettings(Strict):
+class EvaluationSettings(StrictModel):
     """How each network is measured at its end.
 
     Attributes:
-        lanes: of held-out text, at most.
-        lane_length: symbols in a lane.
+        windows: of held-out text, at most.
+        window_length: symbols in a lane.
         average: the last part of the steps over which the weights are averaged: the network that is
             measured, and kept, is the mean of what it was at each of them. 0 for the last one.
     """
 
-    lanes: PositiveInt = 256
-    lane_length: Annotated[int, Field(ge=2)] = 1000
+    windows: PositiveInt = 256
+    window_length: Annotated[int, Field(ge=2)] = 1000
     average: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-class PruningSettings(Strict):
+class PruningSettings(StrictModel):
     """When to give up on points that are unlikely to end among the best.
 
     Attributes:
@@ -64,19 +64,19 @@ class PruningSettings(Strict):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
 
 
-class LeaseSettings(Strict):
+class LeaseSettings(StrictModel):
     """How long a worker that is not heard of keeps its trial, in seconds."""
 
     seconds: Annotated[float, Field(ge=1)] = 120
 
 
-class CheckpointSettings(Strict):
+class CheckpointSettings(StrictModel):
     """How often a running trial is written down, in seconds."""
 
     seconds: PositiveFloat = 60
 
 
-class OutageSettings(Strict):
+class OutageSettings(StrictModel):
     """How long a worker waits for a storage that is away, in seconds."""
 
     seconds: Annotated[float, Field(ge=0)] = 600

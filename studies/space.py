@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from studies.settings import LARGEST_WINDOW, Strict
+from studies.settings import MAX_BPTT_STEPS, StrictModel
 
-Value = bool | int | str
-Point = dict[str, Value]
+ParamValue = bool | int | str
+Params = dict[str, ParamValue]
 """A value for each searched parameter."""
 
-PARAMETERS = (
+GATED_PARAMS = (
     "input_gate",
     "forget_gate",
     "output_gate",
@@ -24,23 +24,23 @@ PARAMETERS = (
 )
 """Of a network of our own cell."""
 
-KNOWN_CELL = ("cell", "layers", "state_size")
+BASELINE_PARAMS = ("cell", "layers", "state_size")
 """The parameters of a network of a known cell, which has no switches."""
 
-GRADIENT_WINDOW = "gradient_window"
+BPTT_STEPS = "bptt_steps"
 """The parameter that says through how many steps a gradient goes, in studies that vary it."""
 
 REPLICATE = "replicate"
 """The parameter that numbers an architecture's replicates, in studies that have them."""
 
-COSTLY = (*KNOWN_CELL, GRADIENT_WINDOW)
+COST_PARAMS = (*BASELINE_PARAMS, BPTT_STEPS)
 """The parameters that say most of what a step of a network costs."""
 
-ALL_PARAMETERS = ("cell", *PARAMETERS, GRADIENT_WINDOW, REPLICATE)
+PARAM_ORDER = ("cell", *GATED_PARAMS, BPTT_STEPS, REPLICATE)
 """Whatever may be a parameter of some study, in the order in which they are listed."""
 
 
-class Space(Strict):
+class Space(StrictModel):
     """The values of each searched parameter, and the combinations to leave out."""
 
     input_gate: list[bool] = [False, True]
@@ -52,12 +52,12 @@ class Space(Strict):
     layers: list[Annotated[int, Field(ge=1, le=100)]]
     state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
     cell: list[Literal["elman", "gru", "lstm"]] | None = None
-    gradient_window: list[Annotated[int, Field(ge=1, le=LARGEST_WINDOW)]] | None = None
-    exclude: list[dict[str, Value]] = []
+    bptt_steps: list[Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]] | None = None
+    exclude: list[dict[str, ParamValue]] = []
 
-    @field_validator(*PARAMETERS, "cell", GRADIENT_WINDOW)
+    @field_validator(*GATED_PARAMS, "cell", BPTT_STEPS)
     @classmethod
-    def _distinct(cls, values: list[Value] | None) -> list[Value] | None:
+    def _distinct(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
         if values is None:
             return None
         if not values:
@@ -68,7 +68,7 @@ class Space(Strict):
 
     @model_validator(mode="after")
     def _one_kind_of_cell(self) -> "Space":
-        switches = [name for name in PARAMETERS if name not in KNOWN_CELL]
+        switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
         # What is written down again has all of them, at their defaults.
         stated = [s for s in switches if getattr(self, s) != type(self).model_fields[s].default]
         if self.cell is not None and stated:
@@ -98,15 +98,15 @@ class Space(Strict):
     @property
     def parameters(self) -> tuple[str, ...]:
         """What varies, or could: the names of the grid's parameters."""
-        own = PARAMETERS if self.cell is None else KNOWN_CELL
-        return own if self.gradient_window is None else (*own, GRADIENT_WINDOW)
+        own = GATED_PARAMS if self.cell is None else BASELINE_PARAMS
+        return own if self.bptt_steps is None else (*own, BPTT_STEPS)
 
-    def values(self, parameter: str) -> Sequence[Value]:
+    def values(self, parameter: str) -> Sequence[ParamValue]:
         """Return a parameter's values in the order of the definition."""
-        values: Sequence[Value] = getattr(self, parameter)
+        values: Sequence[ParamValue] = getattr(self, parameter)
         return values
 
-    def points(self) -> Iterator[Point]:
+    def points(self) -> Iterator[Params]:
         """Yield the grid's points less the excluded, the last parameter varying fastest."""
         for combination in itertools.product(*map(self.values, self.parameters)):
             point = dict(zip(self.parameters, combination, strict=True))
@@ -114,9 +114,9 @@ class Space(Strict):
                 yield point
 
 
-def _among(value: Value, values: Sequence[Value]) -> bool:
+def _among(value: ParamValue, values: Sequence[ParamValue]) -> bool:
     return any(value == other and type(value) is type(other) for other in values)
 
 
-def _join(values: Sequence[Value]) -> str:
+def _join(values: Sequence[ParamValue]) -> str:
     return ", ".join(map(repr, values))

@@ -13,9 +13,9 @@ import alembic.util
 from hooks import PATIENT_SECONDS
 from optuna.distributions import CategoricalDistribution
 
-from studies.opening import load_study, open_storage
-from studies.planning import PlannedPoint, create_study
-from studies.storage import Storage
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
+from studies.storage.storage import LeasedRDBStorage
 
 # Alembic would execute all of Optuna's migrations again, four times for each storage made.
 alembic.util.load_python_file = cache(alembic.util.load_python_file)
@@ -41,9 +41,9 @@ TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
 """Long enough for a tiny study."""
 
 
-def small_study(storage: Storage, count: int, name: str = "small") -> int:
+def small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:
     """Store a study of so many points, x from 0; return its id."""
-    points = [PlannedPoint({"x": number}) for number in range(count)]
+    points = [PlannedTrial({"x": number}) for number in range(count)]
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
     create_study(storage, name, "loss", {}, distributions, points)
     return load_study(storage, name)._study_id
@@ -67,7 +67,7 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
         AssertionError: with the traceback of the first process that failed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.session"])
+    context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.run"])
     answers: Any = context.Queue()
     barrier = context.Barrier(len(arguments))
     processes = [

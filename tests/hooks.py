@@ -30,10 +30,10 @@ PATIENT_SECONDS = 600.0
 """Bounds a hang; no test is decided by it."""
 
 PATIENCE = {
-    "search.claims": ("CONSULT_SECONDS",),
+    "search.worker.claims": ("CONSULT_SECONDS",),
     "search.status": ("ANSWER_SECONDS",),
-    "search.storage_thread": ("GRACE_SECONDS", "SILENCE_SECONDS"),
-    "search.worker": ("GRACE_SECONDS",),
+    "search.worker.storage_client": ("GRACE_SECONDS", "SILENCE_SECONDS"),
+    "search.worker.worker": ("GRACE_SECONDS",),
 }
 """How long a worker waits for an answer, by module."""
 
@@ -143,27 +143,29 @@ def install() -> None:
 
 
 def _leave_reports_out() -> None:
-    import reports.live
+    import reports.dashboard.view
 
-    reports.live.FIRST_SECONDS = reports.live.AGAIN_SECONDS = 10 * PATIENT_SECONDS
-    reports.live.LiveView.at_the_end = lambda self, *study: None
+    reports.dashboard.view.FIRST_SECONDS = reports.dashboard.view.AGAIN_SECONDS = (
+        10 * PATIENT_SECONDS
+    )
+    reports.dashboard.view.LiveView.at_the_end = lambda self, *study: None
 
 
 def _hold_trainings(folder: Path, step: int) -> None:
-    from rnn.training import Run
+    from rnn.training.loop import Run
 
     train, mark = Run.train, folder / f"held-{os.getpid()}"
 
-    def train_with_gate(run, between_steps=lambda: None):
+    def train_with_gate(run, on_step=lambda: None):
         def hold():
-            between_steps()
+            on_step()
             if run.step != step or (folder / "open").exists():
                 return
             mark.touch()
             # Dropped trainings leave: nothing is left to hold.
             while run.members and not (folder / "open").exists():
                 time.sleep(0.02)
-                between_steps()
+                on_step()
             mark.unlink()
 
         yield from train(run, hold)
@@ -176,7 +178,7 @@ def _move_clock(path: Path) -> None:
         return time.monotonic() + float(path.read_text())
 
     moved = SimpleNamespace(**vars(time) | {"monotonic": monotonic})
-    for name in ("search.claim", "search.claims", "search.storage_thread"):
+    for name in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
         importlib.import_module(name).time = moved
 
 

@@ -11,9 +11,9 @@ import torch
 from helpers import ROOT, TEXT, TINY
 from optuna.trial import TrialState
 
-from rnn.precision import has_bfloat16
-from studies.opening import open_storage
-from studies.records import Failure
+from rnn.training.precision import supports_bf16
+from studies.attributes import Failure
+from studies.storage.open import open_storage
 
 ONE_POINT = (
     *TINY,
@@ -150,13 +150,13 @@ def test_refine_of_a_study_that_is_not_there(search, run, sqlite_url, tmp_path):
 @pytest.fixture
 def joined_only(sqlite_url, text):
     """Create the study of one point in this process, and work on none of its trials."""
-    from search.joining import Terms, join
-    from studies.reading import find_definition
+    from search.study import StudyOptions, join
+    from studies.loader import load_config_file
 
     def create(*overrides: str):
         settings = [word.removeprefix("--set=") for word in ONE_POINT]
-        file = find_definition("quick", [*settings, *overrides])
-        return join(file, sqlite_url, Terms(corpus=str(text))).study
+        file = load_config_file("quick", [*settings, *overrides])
+        return join(file, sqlite_url, StudyOptions(corpus=str(text))).study
 
     return create
 
@@ -227,7 +227,7 @@ def test_precision_is_fixed_when_the_study_is_made(search, sqlite_url):
 
 def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
     """When the study is made; from then on it is the study's."""
-    chosen = "bf16" if has_bfloat16(torch.device("cpu")) else "fp32"
+    chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
     assert f"precision {chosen}, for cpu" in made.stdout
     assert "the study's from now on" in made.stdout
@@ -263,7 +263,7 @@ def test_how_many_are_trained_together_is_a_workers_own(search, sqlite_url):
     assert search(*grid, "--population", "2").returncode == 0
     assert search(*grid, "--population", "1").returncode == 0
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
-    assert sorted(trial.user_attrs["population"] for trial in trials) == [1, 2, 2]
+    assert sorted(trial.user_attrs["lockstep"] for trial in trials) == [1, 2, 2]
 
 
 def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
@@ -310,7 +310,7 @@ def test_extending_is_refused_while_workers_hold_grid_trials(search, joined_only
     assert done.returncode == 2
     assert "grid trials held by workers: 1;" in done.stderr
     assert len(study.trials) == 2
-    storage.give_back(held, "other/1", Failure.INTERRUPTED)
+    storage.requeue(held, "other/1", Failure.INTERRUPTED)
     assert search(*wider).returncode == 0
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 
@@ -350,12 +350,12 @@ lane_length = 8
 @pytest.fixture
 def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, which is then removed."""
-    from search.joining import Terms, join
-    from studies.reading import find_definition
+    from search.study import StudyOptions, join
+    from studies.loader import load_config_file
 
     path = tmp_path / "mini.toml"
     path.write_text(MINI)
-    joined = join(find_definition(str(path)), sqlite_url, Terms(corpus=str(text)))
+    joined = join(load_config_file(str(path)), sqlite_url, StudyOptions(corpus=str(text)))
     path.unlink()
     joined.storage.close()
     return joined.study
@@ -465,11 +465,11 @@ def test_status_as_json(search, run, sqlite_url):
 
 
 def test_study_with_a_dot_in_its_name_is_found_by_every_command(search, run, sqlite_url, tmp_path):
-    definition = tmp_path / "v1.2.toml"
-    definition.write_bytes((ROOT / "studies/quick.toml").read_bytes())
-    assert search(study=str(definition)).returncode == 0
+    config = tmp_path / "v1.2.toml"
+    config.write_bytes((ROOT / "studies/quick.toml").read_bytes())
+    assert search(study=str(config)).returncode == 0
     assert optuna.get_all_study_names(sqlite_url) == ["v1.2"]
-    for given in ("v1.2", str(definition)):
+    for given in ("v1.2", str(config)):
         for command in (
             ("run_search.py", given, "--status", "--json"),
             ("-m", "reports", given, "--csv", str(tmp_path / "points.csv")),

@@ -19,8 +19,8 @@ from hooks import Gate, Hooks
 from nursery import until, until_running
 from optuna.trial import TrialState
 
-from studies.reading import find_definition
-from studies.records import TrialRecord
+from studies.attributes import TrialRecord
+from studies.loader import load_config_file
 
 SMALL = (
     *TINY,
@@ -48,7 +48,7 @@ def gate(tmp_path_factory) -> Gate:
 
 def points_of(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
-    return list(find_definition("quick", settings).validate_alone().space.points())
+    return list(load_config_file("quick", settings).resolve().space.points())
 
 
 def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):
@@ -93,8 +93,8 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
         assert sorted(trial.intermediate_values) == [2, 4]
         assert record.training_loss == min(trial.intermediate_values.values())
         assert trial.value == record.validation_loss
-        assert record.validation_bits_per_character > 0
-        assert record.precision == study.user_attrs["definition"]["precision"]
+        assert record.validation_bits_per_byte > 0
+        assert record.precision == study.user_attrs["config"]["precision"]
         assert record.device == "cpu"
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
 
@@ -182,7 +182,7 @@ def states(url):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "population"),
+    ("number", "code", "lockstep"),
     [
         (signal.SIGINT, 130, 1),
         (signal.SIGTERM, 143, 3),

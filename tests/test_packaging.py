@@ -124,7 +124,7 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     page.unlink()
     assert run("reports", "quick").splitlines()[0] == str(page)
     assert page.exists()
-    assert run("reports.findings", "quick") == f"{empty}/reports/out/findings.md\n"
+    assert run("reports.hypotheses", "quick") == f"{empty}/reports/out/findings.md\n"
     written = {path.relative_to(empty).parts[0] for path in empty.rglob("*")}
     assert written == {"studies", "reports"}
     assert not (installed / "reports" / "out").exists()

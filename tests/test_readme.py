@@ -19,7 +19,7 @@ from helpers import ROOT, TINY
 from hooks import PATIENT_SECONDS
 from services import free_port
 
-from studies.definition import Definition
+from studies.config import StudyConfig
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -167,8 +167,8 @@ def test_every_command(part, environment, checkout, text, run, request, tmp_path
 
 def test_the_definition_shown_is_one():
     (shown,) = blocks("toml")
-    definition = Definition.model_validate(tomllib.loads(shown))
-    assert len(list(definition.space.points())) == 432
+    config = StudyConfig.model_validate(tomllib.loads(shown))
+    assert len(list(config.space.points())) == 432
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))

@@ -13,33 +13,33 @@ from hooks import PATIENT_SECONDS
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.definition import Definition
-from studies.opening import load_study, open_storage
-from studies.planning import PlannedPoint, create_study
-from studies.records import CORPUS, DEFINITION, METRICS
-from studies.space import PARAMETERS
+from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.space import GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
 
 COMMAND = ("-m", "benchmarks.replay_pruning")
 
 
 def make_grid(url):
     """A study of 48 points, one of which waits; losses fall to where the switches take them."""
-    definition = Definition.model_validate(
+    config = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
-    points = list(definition.space.points())
+    points = list(config.space.points())
     storage = open_storage(url)
     attributes = {
-        DEFINITION: definition.model_dump(mode="json"),
+        CONFIG: config.model_dump(mode="json"),
         CORPUS: {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
     }
-    values = {name: tuple(definition.space.values(name)) for name in PARAMETERS}
+    values = {name: tuple(config.space.values(name)) for name in GATED_PARAMS}
     distributions = {name: CategoricalDistribution(found) for name, found in values.items()}
-    planned = [PlannedPoint(point) for point in points]
-    create_study(storage, "grid", METRICS["training"], attributes, distributions, planned)
+    planned = [PlannedTrial(point) for point in points]
+    create_study(storage, "grid", OBJECTIVE_NAMES["training"], attributes, distributions, planned)
     study_id, random = load_study(storage, "grid")._study_id, np.random.default_rng(0)
     for point in points[:-1]:  # one still waits
-        end = 2 - 0.1 * sum(point[name] is True for name in PARAMETERS) + random.normal(0, 0.01)
+        end = 2 - 0.1 * sum(point[name] is True for name in GATED_PARAMS) + random.normal(0, 0.01)
         curve = {step: end + 2 * np.exp(-step / 200) for step in range(50, 1001, 50)}
         trial_id = storage.claim(study_id, "me")
         found = {"seconds": 1.0}

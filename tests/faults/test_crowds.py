@@ -22,7 +22,7 @@ from hooks import PATIENT_SECONDS
 from nursery import FINISHED, query, until
 from services import PostgreSQL
 
-from studies.opening import _CREATION_LOCK, CLAIM_INDEX, open_storage
+from studies.storage.open import _CREATION_LOCK, CLAIM_INDEX, open_storage
 
 pytestmark = pytest.mark.extended
 

@@ -11,8 +11,8 @@ from hooks import Clock, Gate
 from nursery import CURVES, FINISHED, query, searching, until_running
 from services import PostgreSQL
 
-from reports import command_line
-from reports.command_line import report_at_the_end
+from reports import cli as command_line
+from reports.cli import report_at_the_end
 
 FOUR = {
     "training_steps": 200,
@@ -189,7 +189,7 @@ def test_the_report_at_the_end_waits_for_a_server_that_is_away(
             server.start()
 
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
-    monkeypatch.setattr("reports.command_line.click.echo", echo)
+    monkeypatch.setattr("reports.cli.click.echo", echo)
     report_at_the_end(url, ["quick"])
     assert said[0] == "the storage is away; the report waits for it"
     assert said[1].startswith("report: ")

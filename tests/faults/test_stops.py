@@ -97,10 +97,10 @@ def test_a_stopped_trial_resumes_where_it_was(
     assert f"trial 0 goes on from step {STEP}" in second.output
     assert files(tmp_path) == []
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    ((setbacks,),) = query(
+    ((retries,),) = query(
         sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'"
     )
-    assert json.loads(setbacks) == {"interrupted": 1}
+    assert json.loads(retries) == {"interrupted": 1}
 
 
 def test_a_trial_resumes_from_a_bucket(held, search, sqlite_url, undisturbed, bucket):

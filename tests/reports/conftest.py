@@ -40,14 +40,14 @@ def browser() -> Iterator:
 def importances_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Optuna's figures, which take most of a page's time, draw the importances alone."""
     for name in ("parameters_of", "whole_of"):
-        monkeypatch.setattr(f"reports.sections.{name}", lambda *results: [])
+        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 
 @pytest.fixture
 def without_optuna_figures(importances_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw none of Optuna's figures."""
     for name in ("importances_by_block", "importances_of"):
-        monkeypatch.setattr(f"reports.sections.{name}", lambda *results: [])
+        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.comparison import compare, difference_of, judged
+from reports.stats.comparison import compare, difference_of, judged
 
 
 def as_runs(losses):
@@ -28,7 +28,7 @@ def test_a_crossed_difference_is_the_one_worked_out_by_hand():
     # The largest is that over the two runs alone.
     assert found.p == pytest.approx(2 * stats.t.sf(3 / 1, 1))
     assert found.low == pytest.approx(3 - stats.t.ppf(0.975, 1) * 1)
-    assert (found.runs, found.lanes) == (2, 3)
+    assert (found.runs, found.windows) == (2, 3)
     assert difference_of(zeros, as_runs(d)).mean == pytest.approx(-3)
 
 
@@ -76,17 +76,17 @@ def test_all_comparisons_are_considered():
     assert not any(each.is_told_apart for each in found[:2]), "0.02 · 4 and 0.03 · 3"
 
 
-def studies(count, gap, architectures=10, runs=10, lanes=64):
+def studies(count, gap, architectures=10, runs=10, windows=64):
     """Draw studies: what runs and lanes have in common, what is each architecture's own, and noise.
 
     The last architecture is worse by the gap.
     """
     draw = np.random.default_rng(1).normal
     for _ in range(count):
-        losses = draw(scale=1, size=(1, 1, lanes)) + draw(scale=0.3, size=(1, runs, 1))
+        losses = draw(scale=1, size=(1, 1, windows)) + draw(scale=0.3, size=(1, runs, 1))
         losses = losses + draw(scale=0.02, size=(architectures, runs, 1))
-        losses = losses + draw(scale=0.08, size=(architectures, 1, lanes))
-        losses = losses + draw(scale=0.05, size=(architectures, runs, lanes))
+        losses = losses + draw(scale=0.08, size=(architectures, 1, windows))
+        losses = losses + draw(scale=0.05, size=(architectures, runs, windows))
         losses[-1] += gap
         yield {str(i): as_runs(own) for i, own in enumerate(losses)}
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from benchmarks.published import VARIABLE, load_published, published_file
-from reports.effects import Contrast, Grid, interval
-from reports.trials import read_results
-from studies.opening import read_storage
+from reports.data.results import read_results
+from reports.stats.effects import Contrast, Grid, interval
+from studies.storage.open import read_storage
 
 A = Contrast("a", False, True)
 SIZE = Contrast("size", 1, 2)

@@ -9,16 +9,16 @@ from made import distributions_of, make_known, make_replicates, make_study, open
 from optuna.trial import TrialState
 
 from benchmarks.published import VARIABLE, load_published, published_file
-from reports.effects import Contrast, Grid
+from reports.data.results import read_results
 from reports.errors import ReportError
-from reports.findings import STATEMENTS, findings_of, page_of, write_findings
-from reports.statements import Change, worth_of
-from reports.trials import read_results
-from studies.definition import Definition
-from studies.opening import open_storage, read_storage
-from studies.planning import PlannedPoint, create_study
-from studies.records import METRICS
-from studies.space import KNOWN_CELL, PARAMETERS
+from reports.hypotheses import STATEMENTS, findings_of, page_of, write_findings
+from reports.stats.decision_rules import Change, worth_of
+from reports.stats.effects import Contrast, Grid
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.space import BASELINE_PARAMS, GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import open_storage, read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 EVERY = range(1, len(STATEMENTS) + 1)
@@ -28,15 +28,16 @@ EVERY = range(1, len(STATEMENTS) + 1)
 def planned(tmp_path_factory):
     """A study of all switches, two depths and two sizes; one point of it is complete."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
-    definition = Definition.model_validate({"space": SPACE})
-    points = list(definition.space.points())
+    config = StudyConfig.model_validate({"space": SPACE})
+    points = list(config.space.points())
     storage = open_new(url)
     attributes = {
-        "definition": definition.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
     }
-    create_study(storage, "planned", METRICS["training"], attributes, distributions_of(points),
-                 [PlannedPoint(point) for point in points])  # fmt: skip
+    planned = [PlannedTrial(point) for point in points]
+    objective = OBJECTIVE_NAMES["training"]
+    create_study(storage, "planned", objective, attributes, distributions_of(points), planned)
     trial_id = storage.claim(storage.get_study_id_from_name("planned"), "me")
     storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
     results = read_results(storage, "planned")
@@ -56,9 +57,9 @@ def finished(planned, worth, noise=0.005, name="planned", **settings):
     value = 1.5 + np.random.default_rng(0).normal(0, noise, len(table))
     for switches, nats in worth.items():
         value += nats * flags[switches.split()].all(axis=1).to_numpy(dtype=float)
-    definition = planned.definition.model_copy(update=settings)
+    config = planned.config.model_copy(update=settings)
     complete = table.assign(value=value, state="COMPLETE").sort_values("value")
-    return dataclasses.replace(planned, name=name, definition=definition, table=complete)
+    return dataclasses.replace(planned, name=name, config=config, table=complete)
 
 
 AS_SAID = {"forget_gate": -0.1, "input_gate": 0.01, "new": -0.4, "state_gate": -0.05,
@@ -154,8 +155,8 @@ def test_studies_that_disagree_are_set_side_by_side(planned):
 
 def test_a_derived_study_tests_what_its_variants_change(planned):
     refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
-    definition = Definition.model_validate({"refinement": refinement})
-    results = finished(planned, AS_SAID, refinement=definition.refinement)
+    config = StudyConfig.model_validate({"refinement": refinement})
+    results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
     assert "were chosen from s" in page_of([results])
     # Replicates are no pairs of their own: their mean is a point.
@@ -168,7 +169,7 @@ def test_a_derived_study_tests_what_its_variants_change(planned):
 
 def test_known_cells_test_nothing_that_was_said(planned):
     results = finished(planned, AS_SAID)
-    switches = [name for name in PARAMETERS if name not in KNOWN_CELL]
+    switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
     known = results.table.drop(columns=switches).assign(cell="gru")
     known = known.drop_duplicates(["layers", "state_size"])
     assert findings_of(dataclasses.replace(results, table=known)) == []
@@ -210,7 +211,7 @@ def test_few_pairs_decide_nothing(sqlite_url):
 def test_a_page_is_written_and_named(sqlite_url, tmp_path, run):
     make_study(sqlite_url)
     page = tmp_path / "new" / "findings.md"
-    command = ("-m", "reports.findings", "made", "--storage", sqlite_url, "--output", str(page))
+    command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
     for margin in ("0.02", "0.5"):  # the second time in the place of the first
         done = run(*command, "--margin", margin)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
@@ -222,7 +223,7 @@ def test_a_page_is_written_and_named(sqlite_url, tmp_path, run):
 def test_what_cannot_be_tested_is_refused_and_nothing_is_written(sqlite_url, tmp_path, run):
     make_study(sqlite_url, finished=6)
     page = tmp_path / "findings.md"
-    command = ("-m", "reports.findings", "made", "--storage", sqlite_url, "--output", str(page))
+    command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
     done = run(*command)
     assert done.returncode == 2
     assert done.stderr == (

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from made import make_replicates, make_runs, make_study, own_point
 
-from reports.held_out import comparison_of, differences_to_best
-from reports.lineage import replicates
-from reports.page import write_report
-from reports.sections import section_of
-from reports.tables import rows_of
-from reports.trials import read_results
-from reports.winners import winners_of
-from studies.opening import read_storage
+from reports.charts.evaluation_plots import comparison_of, differences_to_best
+from reports.data.lineage import replicates
+from reports.data.results import read_results
+from reports.data.table_export import rows_of
+from reports.page.page import write_report
+from reports.page.sections import section_of
+from reports.stats.leaderboard import winners_of
+from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -32,8 +32,8 @@ def words_of(url, names, path):
 @pytest.mark.parametrize(
     ("split", "column", "unit"),
     [
-        ("test", "test_bits_per_character", "bits per character"),
-        ("validation", "validation_bits_per_character", "bits per character"),
+        ("test", "test_bits_per_byte", "bits per character"),
+        ("validation", "validation_bits_per_byte", "bits per character"),
     ],
 )
 def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit):
@@ -50,7 +50,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit)
 
 def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_path):
     runs = [
-        (own_point(layers, replicate=i), layers + value, {"validation_bits_per_character": None})
+        (own_point(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
         for layers in (1, 2)
         for i, value in enumerate((0.0, 0.01, 0.02))
     ]
@@ -68,7 +68,7 @@ def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
     make_replicates(sqlite_url)
     section = section_of(results_of(sqlite_url))
     comparison = section.comparison
-    assert comparison.between(WORST, BEST).lanes == 4
+    assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.is_told_apart(name, BEST) for name in (SMALLER, WORST)] == [False, True]
     assert section.smallest == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
@@ -95,8 +95,8 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
             1.5 + i / 10,
             {
                 "validation_lanes": [2 + lane + worse + (i % 2) * noise[lane] for lane in range(5)],
-                "validation_bits_per_character": 4 + worse,
-                "validation_error": 0.25,
+                "validation_bits_per_byte": 4 + worse,
+                "validation_stderr": 0.25,
             },
         )
         for i, worse in enumerate((0.0, 0.001, 0.5))
@@ -131,14 +131,14 @@ def test_without_lanes_nothing_is_compared(sqlite_url):
 def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tmp_path):
     raw = {
         "space": {"layers": [1, 2], "state_size": [4]},
-        "vocabulary": "bpe:300",
+        "tokenizer": "bpe:300",
         "objective": "validation",
         "evaluation": {"average": 0.25},
-        "threshold": 5.0,
+        "report_threshold": 5.0,
     }
     runs = [(own_point(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
-    vocabulary = {"size": 290, "bytes_per_symbol": 2.5, "written": "{}"}
-    make_runs(sqlite_url, "tokens", raw, runs, vocabulary=vocabulary)
+    tokenizer = {"size": 290, "bytes_per_symbol": 2.5, "written": "{}"}
+    make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
     assert "5.0000 nats a token, the loss on held-out text" in words
     assert "nats a byte" not in words
@@ -171,7 +171,7 @@ def test_rows_have_what_was_recorded_but_no_lanes(sqlite_url):
     make_study(sqlite_url)
     storage = read_storage(sqlite_url)
     rows = rows_of([read_results(storage, name) for name in ("replicates", "made")])
-    assert {"training_loss", "validation_error", "test_bits_per_character", "sample"} <= {*rows}
+    assert {"training_loss", "validation_stderr", "test_bits_per_byte", "sample"} <= {*rows}
     assert not any("lanes" in name for name in rows)
-    assert rows["test_error"].iloc[0] == 0.125
-    assert pd.isna(rows["test_error"].iloc[-1])
+    assert rows["test_stderr"].iloc[0] == 0.125
+    assert pd.isna(rows["test_stderr"].iloc[-1])

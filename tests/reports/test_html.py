@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from made import make_derived
 
-from reports.page import render
-from reports.sections import sections_of
-from reports.trials import read_results
-from studies.opening import read_storage
+from reports.data.results import read_results
+from reports.page.page import render
+from reports.page.sections import sections_of
+from studies.storage.open import read_storage
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 """Elements that have no end."""

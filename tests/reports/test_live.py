@@ -29,18 +29,22 @@ from optuna_dashboard import get_note, save_note
 from services import free_port
 from sqlalchemy import Engine, event
 
-from reports import beside, live, note, renewal, upkeep
-from reports.dashboard import listen, local_only
+from reports.dashboard import note
+from reports.dashboard import process as beside
+from reports.dashboard import publish as renewal
+from reports.dashboard import refresher as upkeep
+from reports.dashboard import view as live
+from reports.dashboard.__main__ import listen, local_only
+from reports.dashboard.artifacts import TEXTS
+from reports.dashboard.publish import MARK, renew
+from reports.dashboard.refresher import Upkeep
+from reports.dashboard.view import LiveView
+from reports.data.results import read_results
 from reports.errors import DashboardError
-from reports.live import LiveView
-from reports.renewal import MARK, renew
-from reports.study_files import TEXTS
-from reports.trials import read_results
-from reports.upkeep import Upkeep
-from studies.accounting import Accounting
-from studies.definition import Definition
-from studies.errors import ArtifactsError, StorageError, StudiesError, StudyNotFound
-from studies.opening import load_study, open_storage
+from studies.config import StudyConfig
+from studies.errors import ArtifactsError, StorageError, StudiesError, StudyNotFoundError
+from studies.storage.counts import TrialCounts
+from studies.storage.open import load_study, open_storage
 
 MARKUP = "<script>alert(1)</script> *a* | b"
 
@@ -96,9 +100,9 @@ def test_the_note_says_what_is_asked_where_it_stands_and_what_is_best(sqlite_url
     assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
     assert "4 of the 5 complete points lie below 2.0 nats" in body
     with closing(open_storage(sqlite_url)) as storage:
-        stored = load_study(storage, "made").user_attrs["definition"]
+        stored = load_study(storage, "made").user_attrs["config"]
     written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
-    assert Definition.model_validate(written) == Definition.model_validate(stored)
+    assert StudyConfig.model_validate(written) == StudyConfig.model_validate(stored)
 
 
 def test_note_of_an_old_study_shows_the_settings_that_it_was_trained_with(sqlite_url, tmp_path):
@@ -106,21 +110,21 @@ def test_note_of_an_old_study_shows_the_settings_that_it_was_trained_with(sqlite
     make_study(sqlite_url)
     with closing(open_storage(sqlite_url)) as storage:
         study = load_study(storage, "made")
-        stored = study.user_attrs["definition"]
+        stored = study.user_attrs["config"]
         del stored["evaluation"]["average"]
-        study.set_user_attr("definition", stored)
+        study.set_user_attr("config", stored)
     renew(sqlite_url, "made", str(tmp_path / "files"))
     written = tomllib.loads(note_of(sqlite_url).partition("```toml\n")[2].partition("```")[0])
     assert written["evaluation"]["average"] == 0
     with closing(open_storage(sqlite_url)) as storage:
-        assert read_results(storage, "made").definition.evaluation.average == 0
+        assert read_results(storage, "made").config.evaluation.average == 0
 
 
 def test_study_of_another_version_keeps_its_note(sqlite_url, tmp_path):
     make_study(sqlite_url)
     with closing(open_storage(sqlite_url)) as storage:
         study = load_study(storage, "made")
-        study.set_user_attr("definition", study.user_attrs["definition"] | {"novelty": 1})
+        study.set_user_attr("config", study.user_attrs["config"] | {"novelty": 1})
     with pytest.raises(StudiesError, match="written by another version"):
         renew(sqlite_url, "made", str(tmp_path / "files"))
     assert note_of(sqlite_url) == ""
@@ -257,7 +261,7 @@ def test_markup_in_names_is_shown_as_it_is(sqlite_url):
         results = read_results(storage, MARKUP)
     results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
     text = note.compose(
-        "made", results.definition, results.corpus, ["```"], Accounting(8), results, False
+        "made", results.config, results.corpus, ["```"], TrialCounts(8), results, False
     )
     assert r"&ensp;a\|b \`\`\` | 1.5000" in text
     assert "````sh\n```\n````" in text
@@ -266,7 +270,7 @@ def test_markup_in_names_is_shown_as_it_is(sqlite_url):
 def test_others_studies_are_left_alone(sqlite_url):
     make_study(sqlite_url)
     optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(StudyNotFound, match="was not made by"):
+    with pytest.raises(StudyNotFoundError, match="was not made by"):
         renew(sqlite_url, "foreign", None)
     assert attributes(sqlite_url, "foreign") == {}
 
@@ -422,7 +426,7 @@ def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatc
         tries.append(what)
         renew(*what)
 
-    monkeypatch.setattr("reports.renewal.renew", renew_and_count)
+    monkeypatch.setattr("reports.dashboard.publish.renew", renew_and_count)
     url = f"sqlite:///{tmp_path}/gone.db"
     ended = threading.Event()
     renewing = threading.Thread(target=Upkeep(url, "made", None).go_on, args=(ended,))
@@ -440,7 +444,9 @@ def test_a_renewal_that_fails_is_said_once_and_ends_nothing(tmp_path, monkeypatc
 
 
 def upkeeps(study):
-    return [n for n, words in processes().items() if f"reports.upkeep -- {study} " in words]
+    return [
+        n for n, words in processes().items() if f"reports.dashboard.refresher -- {study} " in words
+    ]
 
 
 @pytest.mark.parametrize(
@@ -489,7 +495,7 @@ def test_a_process_that_cannot_be_started_ends_nothing(tmp_path, monkeypatch, ca
 
 def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeypatch, capsys):
     monkeypatch.setattr(live, "FIRST_SECONDS", 10 * PATIENT_SECONDS)
-    monkeypatch.setattr("reports.beside.start", None)
+    monkeypatch.setattr("reports.dashboard.process.start", None)
     before = threading.enumerate()  # with those of earlier searches that have not ended yet
     with LiveView().meanwhile(sqlite_url, "made", None, None):
         started = [each for each in threading.enumerate() if each not in before]
@@ -504,7 +510,9 @@ def test_a_search_that_ends_at_once_has_no_process_beside_it(sqlite_url, monkeyp
 def test_what_keeps_a_study_up_ends_when_it_is_told_to(sqlite_url, tmp_path, number):
     name = uuid4().hex
     make_study(sqlite_url, name)
-    process = beside.start("reports.upkeep", ["--", name], sqlite_url, str(tmp_path / "files"))
+    process = beside.start(
+        "reports.dashboard.refresher", ["--", name], sqlite_url, str(tmp_path / "files")
+    )
     until(lambda: is_renewed(sqlite_url))
     process.send_signal(number)
     assert process.wait(PATIENT_SECONDS) == 128 + number
@@ -517,7 +525,9 @@ def test_what_keeps_a_study_up_outlives_no_search_though_nothing_answers(postgre
     make_study(postgresql_url)
     with psycopg.connect(postgresql_url.replace("+psycopg", "")) as holder:
         holder.execute("LOCK TABLE studies IN ACCESS EXCLUSIVE MODE")
-        process = beside.start("reports.upkeep", ["--", "made"], postgresql_url, str(tmp_path))
+        process = beside.start(
+            "reports.dashboard.refresher", ["--", "made"], postgresql_url, str(tmp_path)
+        )
         waiting = "relation = 'studies'::regclass AND NOT granted"
         until(lambda: query(postgresql_url, f"SELECT 1 FROM pg_locks WHERE {waiting}"))
         assert process.stdin is not None
@@ -540,7 +550,7 @@ def test_a_report_that_fails_is_no_failure_of_the_search(sqlite_url, monkeypatch
     def fail(*what):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("reports.page.write_report", fail)
+    monkeypatch.setattr("reports.page.page.write_report", fail)
     LiveView().at_the_end(sqlite_url, "made", None)
     assert capsys.readouterr().out == "no report: a defect\n"
     assert "8 of 8 points" in note_of(sqlite_url)
@@ -553,7 +563,9 @@ def test_a_port_that_is_taken_is_said_and_ends_nothing(sqlite_url, capsys, run):
             said = capsys.readouterr().out
         assert said.startswith(f"dashboard: port {port} cannot be had (Address already in use)")
         assert said.count("\n") == 1
-        ended = run("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+        ended = run(
+            "-m", "reports.dashboard.__main__", "--port", str(port), "--storage", sqlite_url
+        )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: port {port} cannot be had")
     assert ended.stderr.count("\n") == 1
@@ -613,9 +625,9 @@ def processes():
 SEARCH = f"""
 import runpy
 
-import reports.live
+import reports.dashboard.view
 
-reports.live.FIRST_SECONDS = 0.01
+reports.dashboard.view.FIRST_SECONDS = 0.01
 runpy.run_path({str(ROOT / "run_search.py")!r}, run_name="__main__")
 """
 """A search whose study is kept up from its beginning."""
@@ -631,7 +643,7 @@ runpy.run_path({str(ROOT / "run_search.py")!r}, run_name="__main__")
 def test_the_dashboard_lives_as_long_as_the_search(
     request, nursery, text, tmp_path, monkeypatch, kind, ended_by, code
 ):
-    monkeypatch.setattr("reports.dashboard.ANSWER_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("reports.dashboard.__main__.ANSWER_SECONDS", PATIENT_SECONDS)
     secret = f"secret-{uuid4().hex}"
     url = request.getfixturevalue(f"{kind}_url").replace("tester@", f"tester:{secret}@")
     name = uuid4().hex
@@ -650,7 +662,11 @@ def test_the_dashboard_lives_as_long_as_the_search(
     assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
     (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
     assert study["study_name"] == name
-    servers = [n for n, words in processes().items() if f"reports.dashboard --port {port}" in words]
+    servers = [
+        n
+        for n, words in processes().items()
+        if f"reports.dashboard.__main__ --port {port}" in words
+    ]
     assert len(servers) == 1
     servers += until_running([search], lambda: upkeeps(name))
     assert not any(secret in words for words in processes().values())
@@ -688,7 +704,7 @@ def look(browser, port, has_files):
 def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url):
     make_study(sqlite_url, MARKUP)
     port = free_port()
-    words = ("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+    words = ("-m", "reports.dashboard.__main__", "--port", str(port), "--storage", sqlite_url)
     server = nursery.start(*words)
     until(lambda: answers(port))
     # A study that no search is at work on is renewed when the dashboard begins.

@@ -6,11 +6,11 @@ import pytest
 from made import make_runs, make_study, own_point
 from sqlalchemy.engine import make_url
 
-from reports.command_line import report_at_the_end, reports
+from reports.cli import report_at_the_end, reports
 from reports.errors import OutputTakenError
-from reports.findings import findings
+from reports.hypotheses import findings
 from reports.output import study_identity
-from studies.opening import open_storage
+from studies.storage.open import open_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 

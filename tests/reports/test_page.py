@@ -9,7 +9,7 @@ from helpers import TINY
 from made import make_study
 from nursery import until
 
-from reports.page import write_report
+from reports.page.page import write_report
 
 pytestmark = pytest.mark.extended
 

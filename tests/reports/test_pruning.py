@@ -8,12 +8,11 @@ import sqlalchemy as sa
 from made import RECORDED, make_study
 from optuna.trial import TrialState
 
-from reports.page import write_report
-from reports.pruning import pruning_of
-from reports.trials import read_results
-from studies.opening import open_storage, read_storage
-from studies.rows import prune_paused
-from studies.tables import CURVE, TRIALS
+from reports.data.results import read_results
+from reports.page.page import write_report
+from reports.stats.pruning_summary import pruning_of
+from studies.storage.open import open_storage, read_storage
+from studies.storage.trial_rows import CURVE, TRIALS, prune_paused
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -33,13 +32,15 @@ def pruned(sqlite_url):
         curve = {50: 3.0 + i / 10, 100: 2.0 + i / 10}
         found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "rung": 100, "worker": "w"}
         if i < 4:
-            told = {"forecast": 1.55, "chance": 0.5} if i < 2 else {}
+            told = {"predicted_value": 1.55, "keep_probability": 0.5} if i < 2 else {}
             found = found | told
             value = 1.5 + i / 10
             curve |= {150: value + 0.1, 200: value}
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
         else:
-            storage.pause(trial_id, "me/1", found | {"forecast": 2.0, "chance": 0.02}, curve)
+            storage.pause(
+                trial_id, "me/1", found | {"predicted_value": 2.0, "keep_probability": 0.02}, curve
+            )
             paused.append(trial_id)
     with storage.transaction() as connection:
         for trial_id in paused[:3]:
@@ -50,15 +51,15 @@ def pruned(sqlite_url):
 
 def test_what_was_pruned_is_accounted_for(pruned):
     results = read_results(read_storage(pruned), "made")
-    accounting = results.accounting
-    assert (accounting.complete, accounting.pruned) == (4, 3)
-    assert (accounting.waiting, accounting.paused, accounting.planned) == (1, 1, 8)
+    counts = results.counts
+    assert (counts.complete, counts.pruned) == (4, 3)
+    assert (counts.waiting, counts.paused, counts.planned) == (1, 1, 8)
     assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
     found = pruning_of(results)
-    assert found.quota == 2
+    assert found.top_count == 2
     assert math.isnan(found.expected), "one may still come to something"
     assert found.cost == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
-    assert found.rungs.to_dict("records") == [{"step": 100, "points": 3, "chance": 0.06}]
+    assert found.rungs.to_dict("records") == [{"step": 100, "points": 3, "keep_probability": 0.06}]
     assert (found.told, found.off) == (2, pytest.approx(0.05))
 
 

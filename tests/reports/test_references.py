@@ -5,16 +5,16 @@ import math
 import pytest
 from made import make_known, make_replicates, make_runs, make_study, own_point
 
-from reports import figures
-from reports.lineage import replicates
-from reports.page import render
-from reports.references import budget_note, reference_words, references_for
-from reports.rows import architecture_of
-from reports.sections import section_of, sections_of
-from reports.tables import write_csv, write_curves, write_parquet
-from reports.trials import read_results
-from rnn.known_cell import KnownCell
-from studies.opening import read_storage
+from reports.charts import effect_plots as figures
+from reports.data.baselines import budget_note, reference_words, references_for
+from reports.data.lineage import replicates
+from reports.data.results import read_results
+from reports.data.table import architecture_of
+from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.page.page import render
+from reports.page.sections import section_of, sections_of
+from rnn.config import BaselineConfig
+from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -27,17 +27,17 @@ def results_of(url, *names):
 def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     make_known(sqlite_url)
     (results,) = results_of(sqlite_url, "cells")
-    assert results.parameters == ["cell", "state_size", "gradient_window"]
+    assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
     assert row["label"] == "1×4 GRU, window 1"
-    assert architecture_of(row, results.definition) == KnownCell("gru", 1, 4)
+    assert architecture_of(row, results.config) == BaselineConfig("gru", 1, 4)
     section = section_of(results)
     assert section.worth_title == "What each choice is worth"
     labels = [effect.contrast.label for effect in section.parts[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "gradient window 1 → 16"]
     assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])
     assert [choice.name for choice in section.choices] == ["Cell", "Gradient window", "State size"]
-    assert section.shape == ["cell", "gradient_window", "layers", "state_size"]
+    assert section.shape == ["cell", "bptt_steps", "layers", "state_size"]
     assert len(section.shapes) == 8
     page = "".join(render([section]))
     assert "What each choice is worth</h2>" in page
@@ -46,7 +46,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
 
 
 def test_a_window_is_named_where_it_is_not_one(sqlite_url):
-    raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"gradient_window": 16}}
+    raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
     make_runs(sqlite_url, "windowed", raw, [(own_point(), 1.0, {})])
     (results,) = results_of(sqlite_url, "windowed")
     assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, window 16"
@@ -57,10 +57,10 @@ def test_a_window_is_named_where_it_is_not_one(sqlite_url):
 
 def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
     make_study(sqlite_url, diverged=None)
-    variants = [{"gradient_window": 1}, {"gradient_window": 4}]
+    variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]
     runs = [
-        (own_point(gradient_window=1), 1.4, {}),
-        (own_point(gradient_window=4), 1.2, {}),
+        (own_point(bptt_steps=1), 1.4, {}),
+        (own_point(bptt_steps=4), 1.2, {}),
     ]
     raw = {"refinement": {"source": "made", "variants": variants}}
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
@@ -78,7 +78,7 @@ def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
     make_runs(sqlite_url, "made", space, [(own_point(), 1.0, recorded)])
     raw = {"refinement": {"source": "made"}, "objective": "validation"}
     make_runs(sqlite_url, "measured", raw, [(own_point(), 2.0, {})], sources=[0])
-    make_runs(sqlite_url, "tokens", raw | {"vocabulary": "bpe:300"}, [(own_point(), 2.0, {})])
+    make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(own_point(), 2.0, {})])
     measured, tokens = results_of(sqlite_url, "measured", "tokens")
     assert measured.sources["value"].tolist() == [2.25]
     assert tokens.sources.empty
@@ -127,7 +127,7 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
 def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
     make_study(sqlite_url)
     make_known(sqlite_url, "elsewhere", text="cd")
-    make_known(sqlite_url, "tokens", vocabulary="bpe:300")
+    make_known(sqlite_url, "tokens", tokenizer="bpe:300")
     make_known(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
     own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
     references = references_for(own, others)
@@ -149,7 +149,7 @@ def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
 
 
 def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url):
-    runs = [(own_point(replicate=i), 2.0, {"validation_bits_per_character": None}) for i in (1, 2)]
+    runs = [(own_point(replicate=i), 2.0, {"validation_bits_per_byte": None}) for i in (1, 2)]
     make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
     make_known(sqlite_url, objective="validation")
     own, cells = results_of(sqlite_url, "own", "cells")
@@ -165,7 +165,7 @@ def test_known_cells_and_our_own_are_rows_of_one_file(sqlite_url, tmp_path):
     write_csv(results, tmp_path / "rows.csv")
     write_parquet(results, tmp_path / "rows.parquet")
     header = (tmp_path / "rows.csv").read_text("utf-8").partition("\n")[0].split(",")
-    assert {"cell", "residual", "gradient_window"} <= set(header)
+    assert {"cell", "residual", "bptt_steps"} <= set(header)
     write_curves(results[1:], tmp_path / "curves.csv")
     header = (tmp_path / "curves.csv").read_text("utf-8").partition("\n")[0]
     assert header.startswith("cell,layers,state_size,gradient_window,seconds,min_loss,loss_50,")

@@ -9,8 +9,8 @@ from made import make_study
 from nursery import until
 from optuna.trial import TrialState
 
-from reports import command_line
-from studies.opening import load_study, open_storage
+from reports import cli as command_line
+from studies.storage.open import load_study, open_storage
 
 
 def finish_one(url, value):
@@ -57,8 +57,8 @@ def test_bad_words_are_refused_in_one_line(sqlite_url, run, words, line):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("attribute", ["definition", "corpus", "vocabulary"])
-@pytest.mark.parametrize("command", ["reports", "reports.findings"])
+@pytest.mark.parametrize("attribute", ["config", "corpus", "tokenizer"])
+@pytest.mark.parametrize("command", ["reports", "reports.hypotheses"])
 def test_study_of_another_version_is_refused_in_one_line(
     sqlite_url, tmp_path, run, command, attribute
 ):

@@ -14,22 +14,22 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
-from reports.curves import colourings, draw, drawn_curves
+from reports.charts.curves import colourings, draw, drawn_curves
+from reports.charts.effect_plots import timeline
+from reports.charts.optuna_plots import in_memory
+from reports.data.lineage import changes, lineage_of, replicates
+from reports.data.results import full_factorial_blocks, read_results
+from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
-from reports.figures import timeline
-from reports.lineage import changes, lineage_of, replicates
-from reports.optuna_figures import in_memory
-from reports.page import write_report
-from reports.sections import section_of
-from reports.tables import write_csv, write_parquet
-from reports.trials import full_factorial_blocks, read_results
-from studies.accounting import accounting_of
-from studies.definition import Definition
-from studies.errors import StudyNotFound
-from studies.opening import open_storage, read_storage
-from studies.planning import PlannedPoint, create_study
-from studies.records import METRICS
-from studies.space import PARAMETERS
+from reports.page.page import write_report
+from reports.page.sections import section_of
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.errors import StudyNotFoundError
+from studies.space import GATED_PARAMS
+from studies.storage.counts import count_trials
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import open_storage, read_storage
 
 
 def test_rows_are_the_points_the_best_first_then_those_without_a_value(sqlite_url):
@@ -41,8 +41,8 @@ def test_rows_are_the_points_the_best_first_then_those_without_a_value(sqlite_ur
     assert results.table.loc[0, "label"] == "1×4 no gates, new state"
     assert results.parameters == ["residual", "layers", "state_size"]
     storage = read_storage(sqlite_url)
-    assert results.accounting == accounting_of(storage, storage.get_study_id_from_name("made"))
-    assert (results.accounting.planned, results.accounting.diverged) == (8, 1)
+    assert results.counts == count_trials(storage, storage.get_study_id_from_name("made"))
+    assert (results.counts.planned, results.counts.diverged) == (8, 1)
     assert results.table["seconds"].sum() == 10
     assert len(results.curves) == 12
     assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
@@ -65,7 +65,7 @@ def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp
     with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
         write_report(sqlite_url, ["made"], tmp_path / "page.html")
     optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(StudyNotFound, match="was not made by"):
+    with pytest.raises(StudyNotFoundError, match="was not made by"):
         write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -99,10 +99,12 @@ def test_names_are_escaped_and_make_no_path(sqlite_url, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("finished", "threshold"), [(1, None), (2, 1.55), (3, 0.5), (5, 9.0), (8, 1.75)]
+    ("finished", "report_threshold"), [(1, None), (2, 1.55), (3, 0.5), (5, 9.0), (8, 1.75)]
 )
-def test_a_report_of_however_little_can_be_written(sqlite_url, tmp_path, finished, threshold):
-    make_study(sqlite_url, finished=finished, threshold=threshold)
+def test_a_report_of_however_little_can_be_written(
+    sqlite_url, tmp_path, finished, report_threshold
+):
+    make_study(sqlite_url, finished=finished, report_threshold=report_threshold)
     path = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
@@ -128,7 +130,9 @@ def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     section = section_of(read_results(read_storage(sqlite_url), "made"))
     assert list(section.results.below.index) == [0, 1, 2, 4]  # 1.8, the fourth, diverged
     assert section.below.points == 4
-    assert [each.where for each in section.below_importances] == ["below the threshold (4 points)"]
+    assert [each.where for each in section.below_importances] == [
+        "below the report_threshold (4 points)"
+    ]
 
 
 @pytest.mark.usefixtures("importances_alone")
@@ -186,7 +190,7 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url, monkeypatch):
     make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.curves.MOST_CURVES", 4)
+    monkeypatch.setattr("reports.charts.curves.MOST_CURVES", 4)
     results = read_results(read_storage(sqlite_url), "made")
     assert drawn_curves(results) == [0, 1, 2, 7]
     assert "Of 8 curves 4 are drawn." in section_of(results).curves.note
@@ -215,8 +219,8 @@ def test_only_a_report_is_written_over(sqlite_url, tmp_path):
 
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
-    definition = Definition.model_validate({"refinement": {"source": "made", "replicates": 3}})
-    point = dict.fromkeys(PARAMETERS[:5], False) | {"state_source": "new", "state_size": 4}
+    config = StudyConfig.model_validate({"refinement": {"source": "made", "replicates": 3}})
+    point = dict.fromkeys(GATED_PARAMS[:5], False) | {"state_source": "new", "state_size": 4}
     points = [
         point | {"layers": layers, "replicate": replicate}
         for layers in (1, 2)
@@ -226,13 +230,13 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     create_study(
         storage,
         "replicates",
-        METRICS["training"],
+        OBJECTIVE_NAMES["training"],
         {
-            "definition": definition.model_dump(mode="json"),
+            "config": config.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
         },
         distributions_of(points),
-        [PlannedPoint(each) for each in points],
+        [PlannedTrial(each) for each in points],
     )
     study_id = storage.get_study_id_from_name("replicates")
     for value in (0.9, 2.6, 2.8, 1.0, 1.2, 1.4):

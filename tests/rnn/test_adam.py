@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from rnn import adam
-from rnn.adam import Adam
-from rnn.architecture import Architecture
-from rnn.member import Member
-from rnn.network import Population
+from rnn.config import GatedConfig, TrialConfig
+from rnn.stacked.network import NetworkStack
+from rnn.training import optimizer as adam
+from rnn.training.optimizer import Adam
 
 MEMBERS = [
-    Member(Architecture(False, True, False, True, True, "new", 2, 6)),
-    Member(Architecture(True, True, True, True, True, "both", 2, 6)),
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 6)),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 6)),
     # Of which candidate and gates never have a gradient.
-    Member(Architecture(False, True, True, True, True, "old", 2, 6)),
+    TrialConfig(GatedConfig(False, True, True, True, True, "old", 2, 6)),
 ]
 
 
@@ -21,15 +20,15 @@ MEMBERS = [
 @pytest.mark.parametrize("chunk", [100, 1 << 16])
 def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
     monkeypatch.setattr(adam, "_CHUNK", chunk)
-    population = Population(MEMBERS, 3, precision, vocabulary_size=11)
-    parameters, states = population.parameters, population.initial_states(4)
+    population = NetworkStack(MEMBERS, 3, precision, vocab_size=11)
+    parameters, states = population.parameters, population.init_state(4)
     optimizer = Adam(parameters, 0.01)
     reference = parameters.values.clone().requires_grad_()
     torchs = torch.optim.Adam([reference], lr=0.01)
     begin = parameters.values.clone()
     for step in range(8):
-        symbols = torch.tensor([step, 1, 2, 10 - step])
-        population.learn(population.symbols(symbols), symbols.flip(0), states)
+        tokens = torch.tensor([step, 1, 2, 10 - step])
+        population.loss_and_grad(population.prepare_inputs(tokens), tokens.flip(0), states)
         reference.grad = parameters.gradients.clone()
         optimizer.step()
         torchs.step()
@@ -38,7 +37,7 @@ def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
             parameters.low, parameters.values[: len(parameters.low)].to(parameters.low)
         )
     assert optimizer.updates == 8
-    never = population.members.index(MEMBERS[2])
+    never = population.configs.index(MEMBERS[2])
     before, after = (parameters.of(never, flat) for flat in (begin, parameters.values))
     assert torch.equal(before["layers.1.candidate"][0], after["layers.1.candidate"][0])
     assert not torch.equal(before["layers.1.read_out"][0], after["layers.1.read_out"][0])
@@ -50,10 +49,11 @@ def test_training_imports_no_compiler():
     import sys
 
     code = (
-        "import sys, numpy, rnn.training as t, rnn.network as n, rnn.architecture as a\n"
-        "m = [n.Member(a.Architecture(True, True, True, True, True, 'both', 1, 3))]\n"
+        "import sys, numpy, rnn.training.loop as t, rnn.stacked.network as n, rnn.config as a\n"
+        "m = [n.TrialConfig(a.GatedConfig(True, True, True, True, True, 'both', 1, 3))]\n"
         "text = numpy.zeros(99, numpy.uint8)\n"
-        "list(t.Run(n.Population(m, 0), text, t.Training(3, 2, 5, 1, 0.1, 0.9, 0)).train())\n"
+        "list(t.TrainLoop(n.NetworkStack(m, 0), text, "
+        "t.TrainConfig(3, 2, 5, 1, 0.1, 0.9, 0)).train())\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

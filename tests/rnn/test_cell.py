@@ -6,18 +6,17 @@ import torch
 from architectures import each_of
 from torch import Tensor
 
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
-from rnn.member import Member
-from rnn.network import Population, initial_weights
-from rnn.parameters import Weights
+from rnn.config import GATE_INPUTS, STATE_SOURCES, GatedConfig, TrialConfig
+from rnn.stacked.flat_parameters import NamedTensors
+from rnn.stacked.network import NetworkStack, initial_weights
 
 BOOLEANS = (False, True)
-SEED, LANES, SIZE = 7, 3, 5
+SEED, EVAL_WINDOWS, SIZE = 7, 3, 5
 
 
-def architectures(layers: int, gate_inputs: str) -> list[Architecture]:
+def architectures(layers: int, gate_inputs: str) -> list[GatedConfig]:
     return [
-        Architecture(*switches, source, layers, SIZE, gate_inputs)
+        GatedConfig(*switches, source, layers, SIZE, gate_inputs)
         for switches in itertools.product(BOOLEANS, repeat=5)
         for source in STATE_SOURCES
     ]
@@ -33,11 +32,11 @@ def test_there_are_96_combinations_of_switches():
 class PlainNetwork:
     """A slow reading of the equations: one network, one matrix a gate, nothing shared."""
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: GatedConfig):
         self.a = architecture
         self.w = {
             name: (weight.clone().requires_grad_(), bias.clone().requires_grad_())
-            for name, (weight, bias) in initial_weights(Member(architecture), SEED).items()
+            for name, (weight, bias) in initial_weights(TrialConfig(architecture), SEED).items()
         }
 
     def linear(self, name: str, *parts: Tensor) -> Tensor:
@@ -70,8 +69,8 @@ class PlainNetwork:
             return torch.sigmoid(self.linear(name + "output_gate", o, *r)) * o, u.detach()
         return o * torch.sigmoid(o), u.detach()
 
-    def step(self, symbols: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        one_hot = torch.nn.functional.one_hot(symbols, 256).double()
+    def step(self, tokens: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        one_hot = torch.nn.functional.one_hot(tokens, 256).double()
         x = self.linear("embedding", one_hot)
         after = []
         for i, h in enumerate(states):
@@ -80,41 +79,41 @@ class PlainNetwork:
         return self.linear("head", x), after
 
 
-def advance(population: Population, symbols: Tensor, states: list[Tensor]) -> Tensor:
+def advance(population: NetworkStack, tokens: Tensor, states: list[Tensor]) -> Tensor:
     """One step forward, with the states replaced by the next ones; the logits (K, B, V)."""
-    logits, after = population.forward(population.symbols(symbols), states)
+    logits, after = population.forward(population.prepare_inputs(tokens), states)
     for state, new in zip(states, after, strict=True):
         state.copy_(new)
     return logits
 
 
-def gradients(population: Population, k: int = 0) -> Weights:
+def gradients(population: NetworkStack, k: int = 0) -> NamedTensors:
     """A member's gradients under the names of its architecture's products."""
     return population.parameters.of(k, population.parameters.gradients)
 
 
 @each_of(ALL)
-def test_contract(architecture: Architecture):
-    population = Population([Member(architecture)], SEED, "fp64")
+def test_contract(architecture: GatedConfig):
+    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
     plain = PlainNetwork(architecture)
     # Two lanes read the same now and then.
     text = torch.tensor([[72, 101, 72], [108, 111, 32], [119, 119, 114], [0, 255, 7]])
 
-    states = population.initial_states(LANES)
-    plain_states = [torch.zeros(LANES, SIZE, dtype=torch.float64) for _ in states]
+    states = population.init_state(EVAL_WINDOWS)
+    plain_states = [torch.zeros(EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in states]
     for t in range(2):
         logits = advance(population, text[t], states)
         expected, plain_states = plain.step(text[t], plain_states)
 
     # Shapes, and the equations.
-    assert logits.shape == (1, LANES, 256)
-    assert [state.shape for state in states] == [(1, LANES, SIZE)] * architecture.layers
+    assert logits.shape == (1, EVAL_WINDOWS, 256)
+    assert [state.shape for state in states] == [(1, EVAL_WINDOWS, SIZE)] * architecture.layers
     torch.testing.assert_close(logits[0], expected.detach(), rtol=1e-12, atol=1e-12)
     for state, plain_state in zip(states, plain_states, strict=True):
         torch.testing.assert_close(state[0], plain_state, rtol=1e-12, atol=1e-12)
 
     # The loss, and its gradient to every parameter that it depends on within the step.
-    losses, after = population.learn(population.symbols(text[2]), text[3], states)
+    losses, after = population.loss_and_grad(population.prepare_inputs(text[2]), text[3], states)
     expected, plain_states = plain.step(text[2], plain_states)
     expected_loss = torch.nn.functional.cross_entropy(expected, text[3])
     expected_loss.backward()
@@ -128,18 +127,20 @@ def test_contract(architecture: Architecture):
 
 
 @each_of(ALL)
-def test_gradients_are_the_slopes_of_the_loss(architecture: Architecture):
+def test_gradients_are_the_slopes_of_the_loss(architecture: GatedConfig):
     """By torch's gradcheck: the loss at points nearby, without anybody's backward pass."""
-    population = Population([Member(architecture)], SEED, "fp64", vocabulary_size=7)
+    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64", vocab_size=7)
     values = population.parameters.values
-    reads, foretells = population.symbols(torch.tensor([1, 2, 1])), torch.tensor([4, 5, 6])
-    states = [torch.rand(1, LANES, SIZE, dtype=torch.float64) for _ in range(architecture.layers)]
+    reads, targets = population.prepare_inputs(torch.tensor([1, 2, 1])), torch.tensor([4, 5, 6])
+    states = [
+        torch.rand(1, EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in range(architecture.layers)
+    ]
 
     class Loss(torch.autograd.Function):
         @staticmethod
         def forward(ctx, weights):
             values.copy_(weights)
-            losses, _ = population.learn(reads, foretells, states)
+            losses, _ = population.loss_and_grad(reads, targets, states)
             ctx.save_for_backward(population.parameters.gradients.clone())
             return losses.sum()
 
@@ -152,12 +153,12 @@ def test_gradients_are_the_slopes_of_the_loss(architecture: Architecture):
 
 
 @each_of(architectures(2, "state"))
-def test_what_the_gradient_reaches(architecture: Architecture):
+def test_what_the_gradient_reaches(architecture: GatedConfig):
     """Said by hand, for the plain reading above shares the equations with the network."""
-    population = Population([Member(architecture)], SEED, "fp64")
-    states = [torch.rand(1, LANES, SIZE, dtype=torch.float64) for _ in range(2)]
-    reads = population.symbols(torch.tensor([1, 2, 3]))
-    population.learn(reads, torch.tensor([4, 5, 6]), states)
+    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
+    states = [torch.rand(1, EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in range(2)]
+    reads = population.prepare_inputs(torch.tensor([1, 2, 3]))
+    population.loss_and_grad(reads, torch.tensor([4, 5, 6]), states)
     reached = {name for name, (weight, _) in gradients(population).items() if weight.any()}
 
     expected = {"head", "layers.1.read_out"}
@@ -166,14 +167,18 @@ def test_what_the_gradient_reaches(architecture: Architecture):
     feeds_state = {"candidate"}
     feeds_state |= {"state_gate"} if architecture.state_gate else set()
     feeds_state |= {"forget_gate"} if architecture.forget_gate else set()
-    reads_new = architecture.state_source != "old"
-    if reads_new:
+    reads_new_state = architecture.state_source != "old"
+    if reads_new_state:
         expected |= {f"layers.1.{name}" for name in feeds_state}
     # Without a way for the input to the output, what is below the last layer learns nothing; the
     # input gate's view of the old state is such a way.
-    reads_input = reads_new or architecture.residual or architecture.input_gate
+    reads_input = reads_new_state or architecture.residual or architecture.input_gate
     if architecture.input_gate:
-        expected |= {"layers.1.input_gate"} if reads_new or architecture.reads_old else set()
+        expected |= (
+            {"layers.1.input_gate"}
+            if reads_new_state or architecture.reads_previous_state
+            else set()
+        )
     if reads_input:
         expected |= {name.replace(".1.", ".0.") for name in expected if ".1." in name}
         expected |= {"embedding"}
@@ -181,9 +186,14 @@ def test_what_the_gradient_reaches(architecture: Architecture):
 
 
 def test_no_product_is_there_for_a_switch_that_is_off():
-    off = Architecture(False, False, False, False, False, "new", 1, SIZE)
-    assert set(off.products()) == {"embedding", "layers.0.candidate", "layers.0.read_out", "head"}
-    population = Population([Member(off)], SEED)
+    off = GatedConfig(False, False, False, False, False, "new", 1, SIZE)
+    assert set(off.param_shapes()) == {
+        "embedding",
+        "layers.0.candidate",
+        "layers.0.read_out",
+        "head",
+    }
+    population = NetworkStack([TrialConfig(off)], SEED)
     counted = sum(
         w.numel() + b.numel()
         for w, b in population.parameters.of(0, population.parameters.values).values()
@@ -192,8 +202,8 @@ def test_no_product_is_there_for_a_switch_that_is_off():
 
 
 @each_of(ALL)
-def test_parameter_count_is_that_of_the_network(architecture: Architecture):
-    population = Population([Member(architecture)], SEED)
+def test_parameter_count_is_that_of_the_network(architecture: GatedConfig):
+    population = NetworkStack([TrialConfig(architecture)], SEED)
     counted = sum(
         w.numel() + b.numel()
         for w, b in population.parameters.of(0, population.parameters.values).values()
@@ -202,17 +212,17 @@ def test_parameter_count_is_that_of_the_network(architecture: Architecture):
 
 
 def test_products_in_bfloat16_change_little_and_keep_float32_weights():
-    architecture = Architecture(True, True, True, True, True, "both", 2, 32)
-    full, mixed = (Population([Member(architecture)], SEED, p) for p in ("fp32", "bf16"))
-    symbols = torch.tensor([1, 2, 3])
-    expected_states, states = full.initial_states(3), mixed.initial_states(3)
-    expected = advance(full, symbols, expected_states)
-    logits = advance(mixed, symbols, states)
+    architecture = GatedConfig(True, True, True, True, True, "both", 2, 32)
+    full, mixed = (NetworkStack([TrialConfig(architecture)], SEED, p) for p in ("fp32", "bf16"))
+    tokens = torch.tensor([1, 2, 3])
+    expected_states, states = full.init_state(3), mixed.init_state(3)
+    expected = advance(full, tokens, expected_states)
+    logits = advance(mixed, tokens, states)
     assert mixed.parameters.values.dtype == logits.dtype == states[0].dtype == torch.float32
     assert not torch.equal(logits, expected)
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.02)
     for population, start in ((full, expected_states), (mixed, states)):
-        population.learn(population.symbols(symbols), symbols, start)
+        population.loss_and_grad(population.prepare_inputs(tokens), tokens, start)
     assert mixed.parameters.gradients.dtype == torch.float32
     for name, (weight, bias) in gradients(full).items():
         for own, reference in zip(gradients(mixed)[name], (weight, bias), strict=True):

@@ -10,16 +10,14 @@ import torch
 from architectures import each_of
 from safetensors.torch import load, save
 
-from rnn.architecture import STATE_SOURCES, Architecture
-from rnn.checkpoint import read_checkpoint, write_checkpoint
+from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
 from rnn.errors import CheckpointError
-from rnn.fingerprint import code_fingerprint
-from rnn.member import Member
-from rnn.network import Population
-from rnn.training import Run, Training
+from rnn.stacked.network import NetworkStack
+from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint, source_hash
+from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
-SETTINGS = Training(
+SETTINGS = TrainConfig(
     steps=20,
     batch_size=3,
     sequence_length=8,
@@ -30,7 +28,7 @@ SETTINGS = Training(
     average=0.6,
 )
 SWITCHES = [
-    Member(Architecture(*gates, source, 2, 5), replicate=1)
+    TrialConfig(GatedConfig(*gates, source, 2, 5), replicate=1)
     for *gates, source in itertools.product(*[[False, True]] * 5, STATE_SOURCES)
 ]
 
@@ -38,12 +36,12 @@ SWITCHES = [
 SOME = SWITCHES[::19]
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
-def begin(members, precision="fp32"):
-    return Run(Population(members, seed=1, precision=precision), TEXT, SETTINGS)
+def begin(configs, precision="fp32"):
+    return TrainLoop(NetworkStack(configs, seed=1, precision=precision), TEXT, SETTINGS)
 
 
 def train_until(run, step):
@@ -51,42 +49,42 @@ def train_until(run, step):
 
     def look():
         if run.step == step:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         list(run.train(look))
 
 
 def write(run):
-    return {member: write_checkpoint(run.progress(member), "me") for member in run.members}
+    return {config: serialize_checkpoint(run.progress(config), "me") for config in run.configs}
 
 
 def resume(written, precision="fp32"):
     progress = {
-        member: read_checkpoint(member.architecture, "me", content)
-        for member, content in written.items()
+        config: deserialize_checkpoint(config.architecture, "me", content)
+        for config, content in written.items()
     }
-    weights = {member: own.weights for member, own in progress.items()}
-    population = Population(list(written), 1, precision, weights=weights)
-    return Run(population, TEXT, SETTINGS, progress)
+    weights = {config: own.weights for config, own in progress.items()}
+    population = NetworkStack(list(written), 1, precision, weights=weights)
+    return TrainLoop(population, TEXT, SETTINGS, progress)
 
 
 def same(one, other):
-    assert one.members == other.members
+    assert one.configs == other.configs
     assert torch.equal(one.population.parameters.values, other.population.parameters.values)
     assert one.curves == other.curves
     for run in (one, other):
-        run.take_average()
+        run.swap_in_averaged_weights()
     assert torch.equal(one.population.parameters.values, other.population.parameters.values)
 
 
-@each_of([member.architecture for member in SWITCHES], together=3)
+@each_of([config.architecture for config in SWITCHES], together=3)
 def test_every_cell_goes_on_bit_for_bit(architecture):
-    member = Member(architecture, replicate=1)
-    undisturbed = begin([member])
+    config = TrialConfig(architecture, replicate=1)
+    undisturbed = begin([config])
     list(undisturbed.train())
     # In the midst of a sequence, at the end of one, at a log point, between two.
-    run = begin([member])
+    run = begin([config])
     for step in (3, 4, 7, 13):
         train_until(run, step)
         run = resume(write(run))
@@ -98,10 +96,10 @@ def test_every_cell_goes_on_bit_for_bit(architecture):
     "members", [SOME, pytest.param(SWITCHES, marks=pytest.mark.extended)], ids=["some", "all"]
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-def test_a_population_goes_on_in_every_precision(precision, members):
-    undisturbed = begin(members, precision)
+def test_a_population_goes_on_in_every_precision(precision, configs):
+    undisturbed = begin(configs, precision)
     list(undisturbed.train())
-    run = begin(members, precision)
+    run = begin(configs, precision)
     train_until(run, 10)
     run = resume(write(run), precision)
     list(run.train())
@@ -129,15 +127,17 @@ def test_who_was_trained_with_others_goes_on_alone():
     together = begin(SOME, "fp64")
     train_until(together, 10)
     written = write(together)
-    for member in SOME:
-        alone = resume({member: written[member]}, "fp64")
+    for config in SOME:
+        alone = resume({config: written[config]}, "fp64")
         list(alone.train())
-        expected = undisturbed.curves[undisturbed.members.index(member)]
+        expected = undisturbed.curves[undisturbed.configs.index(config)]
         assert alone.curves[0] == pytest.approx(expected, rel=1e-9)
 
 
 def code_of(written):
-    (own,) = (read_checkpoint(m.architecture, "me", content) for m, content in written.items())
+    (own,) = (
+        deserialize_checkpoint(m.architecture, "me", content) for m, content in written.items()
+    )
     return own.code
 
 
@@ -145,7 +145,7 @@ def test_checkpoint_names_all_code_that_trained_it_the_latest_last(monkeypatch):
     undisturbed = begin(SWITCHES[-1:])
     list(undisturbed.train())
     run = begin(SWITCHES[-1:])
-    own = code_fingerprint()
+    own = source_hash()
     train_until(run, 4)
     written = write(run)
     assert code_of(written) == (own,)
@@ -155,7 +155,7 @@ def test_checkpoint_names_all_code_that_trained_it_the_latest_last(monkeypatch):
         (12, "another", (own, "third", "another")),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("rnn.fingerprint.code_fingerprint", lambda code=code: code)
+            patch.setattr("rnn.training.checkpoint.source_hash", lambda code=code: code)
             run = resume(written)
             train_until(run, step)
             written = write(run)
@@ -173,7 +173,7 @@ def test_checkpoint_that_names_no_code_is_read_as_of_unknown_code(written):
     del metadata["code"]
     content = save(load(content), metadata)
     before = hashlib.sha256(content).digest() + content
-    found = read_checkpoint(SWITCHES[-1].architecture, "me", before)
+    found = deserialize_checkpoint(SWITCHES[-1].architecture, "me", before)
     assert (found.step, found.code) == (10, ("unknown",))
 
 
@@ -181,12 +181,12 @@ def test_checkpoint_that_names_no_code_is_read_as_of_unknown_code(written):
 def written():
     run = begin(SWITCHES[-1:])
     train_until(run, 10)
-    return write_checkpoint(run.progress(SWITCHES[-1]), "me")
+    return serialize_checkpoint(run.progress(SWITCHES[-1]), "me")
 
 
-def refused(written, match, member=SWITCHES[-1], identity="me"):
+def refused(written, match, config=SWITCHES[-1], identity="me"):
     with pytest.raises(CheckpointError, match=match):
-        read_checkpoint(member.architecture, identity, written)
+        deserialize_checkpoint(config.architecture, identity, written)
 
 
 def test_every_damage_is_seen(written):
@@ -206,5 +206,5 @@ def test_what_another_program_wrote_is_refused():
 
 def test_another_runs_checkpoint_is_refused(written):
     refused(written, "another run", identity="you")
-    other = Architecture(True, True, True, True, True, "both", 2, 6)
-    refused(written, "no weights", member=Member(other))
+    other = GatedConfig(True, True, True, True, True, "both", 2, 6)
+    refused(written, "no weights", config=TrialConfig(other))

@@ -10,15 +10,15 @@ import zipfile
 import numpy as np
 import pytest
 
-from rnn import download
-from rnn.corpus import Corpus, lanes, open_corpus
+from rnn.data import download
+from rnn.data.corpus import Corpus, gather_windows, load_corpus
 from rnn.errors import CorpusError
 
 
 def test_the_library_is_about_ten_megabytes_of_its_own_modules():
-    corpus = open_corpus("stdlib")
+    corpus = load_corpus("stdlib")
     assert 5e6 < len(corpus.text) < 20e6
-    assert corpus.sha256 == open_corpus("stdlib").sha256
+    assert corpus.sha256 == load_corpus("stdlib").sha256
     text = corpus.text.tobytes()
     assert b"class OrderedDict" in text
     assert b"class TestCase" in text  # unittest is part of the library, its tests are not
@@ -30,7 +30,7 @@ def test_a_file_is_read_as_raw_bytes_and_not_into_memory(tmp_path):
     path = tmp_path / "bytes"
     content = bytes(range(256)) * 100
     path.write_bytes(content)
-    corpus = open_corpus(str(path))
+    corpus = load_corpus(str(path))
     assert isinstance(corpus.text, np.memmap)
     assert corpus.text.tobytes() == content
     assert corpus.sha256 == hashlib.sha256(content).hexdigest()
@@ -39,7 +39,7 @@ def test_a_file_is_read_as_raw_bytes_and_not_into_memory(tmp_path):
 def test_a_file_is_the_same_corpus_from_wherever_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"a" * 100)
     monkeypatch.chdir(tmp_path)
-    assert open_corpus("text").name == str(tmp_path / "text")
+    assert load_corpus("text").name == str(tmp_path / "text")
 
 
 def test_the_split_is_by_position():
@@ -59,7 +59,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         ("\0", "no file"),
     ):
         with pytest.raises(CorpusError, match=words) as refused:
-            open_corpus(str(tmp_path / name))
+            load_corpus(str(tmp_path / name))
         assert "\n" not in str(refused.value)
 
 
@@ -71,12 +71,12 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
     path.write_bytes(b"text")
     monkeypatch.setattr(np, "memmap", refuse)
     with pytest.raises(CorpusError, match=r"cannot be read \(Permission denied\)"):
-        open_corpus(str(path))
+        load_corpus(str(path))
 
 
 def test_lanes_are_columns_of_the_text():
     text = np.arange(50, dtype=np.uint8)
-    drawn = lanes(text, np.array([3, 40]), 5)
+    drawn = gather_windows(text, np.array([3, 40]), 5)
     assert drawn.tolist() == [[3, 40], [4, 41], [5, 42], [6, 43], [7, 44]]
     assert drawn.dtype == np.uint8
 
@@ -115,9 +115,7 @@ def serve(tmp_path, monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(
-        download.MIRROR_VARIABLE, f"http://127.0.0.1:{server.server_port}/enwik8.zip"
-    )
+    monkeypatch.setenv(download.MIRROR_ENV_VAR, f"http://127.0.0.1:{server.server_port}/enwik8.zip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "SHA256", hashlib.sha256(TEXT).hexdigest())
     yield served
@@ -131,19 +129,19 @@ def cached(tmp_path) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the cache's place is set by a variable")
 def test_enwik8_is_fetched_once_and_kept(serve, tmp_path):
     serve["body"] = packed(TEXT)
-    assert open_corpus("enwik8").text.tobytes() == TEXT
-    assert open_corpus("enwik8").text.tobytes() == TEXT
+    assert load_corpus("enwik8").text.tobytes() == TEXT
+    assert load_corpus("enwik8").text.tobytes() == TEXT
     assert serve["requests"] == 1
     assert cached(tmp_path) == ["enwik8"]
 
 
 def test_an_enwik8_that_was_changed_in_the_cache_is_refused(serve, tmp_path):
     serve["body"] = packed(TEXT)
-    open_corpus("enwik8")
+    load_corpus("enwik8")
     (kept,) = (tmp_path / "cache").rglob("enwik8")
     kept.write_bytes(b"junk" * 100)
     with pytest.raises(CorpusError, match="remove the file, and it is fetched again"):
-        open_corpus("enwik8")
+        load_corpus("enwik8")
 
 
 def damaged(archive: bytes) -> bytes:
@@ -166,18 +164,18 @@ def damaged(archive: bytes) -> bytes:
 def test_a_wrong_download_is_one_line_and_nothing_is_kept(serve, tmp_path, body, words):
     serve["body"] = body
     with pytest.raises(CorpusError, match=words) as refused:
-        open_corpus("enwik8")
+        load_corpus("enwik8")
     assert "\n" not in str(refused.value)
     assert cached(tmp_path) == []
     serve["body"] = packed(TEXT)  # and the next try is a fresh one
-    assert open_corpus("enwik8").text.tobytes() == TEXT
+    assert load_corpus("enwik8").text.tobytes() == TEXT
 
 
 def test_a_download_that_breaks_off_is_one_line_and_nothing_is_kept(serve, tmp_path):
     serve["body"] = packed(TEXT)
     serve["cut"] = 100
     with pytest.raises(CorpusError, match=r"cannot be fetched|no sound archive") as refused:
-        open_corpus("enwik8")
+        load_corpus("enwik8")
     assert "\n" not in str(refused.value)
     assert cached(tmp_path) == []
 

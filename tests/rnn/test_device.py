@@ -7,38 +7,39 @@ import psutil
 import pytest
 import torch
 
-from rnn.architecture import Architecture
-from rnn.device import find_device, give_memory_back, is_out_of_memory
+from rnn.config import GatedConfig, TrialConfig
 from rnn.errors import DeviceError
-from rnn.member import Member
-from rnn.network import Population
-from rnn.training import Run, Training
+from rnn.stacked.network import NetworkStack
+from rnn.training.devices import is_out_of_memory, resolve_device, trim_heap
+from rnn.training.loop import TrainConfig, TrainLoop
 
 
 def test_the_processor_is_always_there():
-    assert find_device("cpu") == torch.device("cpu")
-    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "cuda:x", "CPU"])
 def test_a_device_that_is_not_there_is_answered_with_those_that_are(name):
     with pytest.raises(DeviceError, match=r"allowed: auto, cpu.*choose one") as refused:
-        find_device(name)
+        resolve_device(name)
     assert repr(name) in str(refused.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card on this machine")
 def test_a_graphics_card_trains_as_the_processor_does():
     text = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-    settings = Training(20, 6, 9, 2, 0.01, 0.9, 3)
-    members = [
-        Member(Architecture(False, True, False, True, True, "new", 2, 8)),
-        Member(Architecture(True, True, True, True, True, "both", 2, 8)),
+    settings = TrainConfig(20, 6, 9, 2, 0.01, 0.9, 3)
+    configs = [
+        TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
+        TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
     ]
     curves = []
     for device in ("cpu", "cuda"):
-        population = Population(members, 1, "fp64", device=find_device(device))
-        curves.append([point.smoothed_losses for point in Run(population, text, settings).train()])
+        population = NetworkStack(configs, 1, "fp64", device=resolve_device(device))
+        curves.append(
+            [point.smoothed_losses for point in TrainLoop(population, text, settings).train()]
+        )
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
 
 
@@ -51,7 +52,7 @@ def test_memory_that_is_free_is_given_back():
     full = process.memory_info().rss
     del pieces
     assert process.memory_info().rss > full - 60_000_000, "it was not kept"
-    give_memory_back()
+    trim_heap()
     assert process.memory_info().rss < full - 100_000_000
     assert all(bool((piece == 1).all()) for piece in kept)
 

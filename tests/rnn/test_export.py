@@ -9,24 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.architecture import Architecture
-from rnn.export import exported
-from rnn.known_cell import KnownCell
-from rnn.member import Member
-from rnn.network import initial_weights
-from rnn.networks import network_of
-from rnn.vocabulary import read_vocabulary, train_vocabulary
-from rnn.weights import TrainedNetwork
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.data.tokenizer import load_tokenizer, train_tokenizer
+from rnn.inference.export import export_files
+from rnn.inference.saved_model import SavedModel
+from rnn.models.factory import build_network
+from rnn.stacked.network import initial_weights
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
-TOKENS = train_vocabulary("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
+TOKENS = train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
 NETWORKS = {
-    "gated": (Architecture(True, True, True, True, True, "both", 2, 4), read_vocabulary(None)),
+    "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), load_tokenizer(None)),
     "candidate": (
-        Architecture(False, True, False, True, False, "new", 1, 4, "candidate"),
+        GatedConfig(False, True, False, True, False, "new", 1, 4, "candidate"),
         TOKENS,
     ),
-    "lstm": (KnownCell("lstm", 2, 4), TOKENS),
+    "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
 }
 
 USER = """
@@ -54,11 +52,11 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 """
 
 
-def made(name: str) -> TrainedNetwork:
-    architecture, vocabulary = NETWORKS[name]
-    drawn = initial_weights(Member(architecture), 7, vocabulary.size)
+def made(name: str) -> SavedModel:
+    architecture, tokenizer = NETWORKS[name]
+    drawn = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {n: (2 * weight.float(), bias.float()) for n, (weight, bias) in drawn.items()}
-    return TrainedNetwork(architecture, weights, vocabulary, "bf16", {"study": "quick | {x}"})
+    return SavedModel(architecture, weights, tokenizer, "bf16", {"study": "quick | {x}"})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def answers(tmp_path_factory) -> dict[str, dict]:
     """What somebody who has the folders alone finds in them."""
     folders: dict[str, Path] = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
-        for file, content in (exported(made(name)) | {"text": TEXT}).items():
+        for file, content in (export_files(made(name)) | {"text": TEXT}).items():
             (folder / file).write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-c", USER, *map(str, folders.values())],
@@ -84,15 +82,17 @@ def answers(tmp_path_factory) -> dict[str, dict]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_handed_over_is_the_network(answers, name):
     network, answer = made(name), answers[name]
-    symbols = network.vocabulary.encode(np.frombuffer(TEXT, np.uint8)).tolist()
-    assert answer["symbols"] == symbols
+    tokens = network.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
+    assert answer["symbols"] == tokens
     assert bytes.fromhex(answer["text"]) == TEXT
 
-    member = Member(network.architecture)
-    own = network_of([member], 0, "fp32", network.vocabulary.size, None, {member: network.weights})
-    states = own.initial_states(1)
-    for symbol, found in zip(symbols, answer["logits"], strict=True):
-        logits, after = own.forward(own.symbols(torch.tensor([symbol])), states)
+    config = TrialConfig(network.architecture)
+    own = build_network(
+        [config], 0, "fp32", network.tokenizer.size, None, {config: network.weights}
+    )
+    states = own.init_state(1)
+    for token, found in zip(tokens, answer["logits"], strict=True):
+        logits, after = own.forward(own.prepare_inputs(torch.tensor([token])), states)
         states = [state.clone() for state in after]
         torch.testing.assert_close(torch.tensor(found), logits[0, 0], rtol=1e-5, atol=1e-5)
 

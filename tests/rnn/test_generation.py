@@ -4,52 +4,50 @@ import numpy as np
 import pytest
 import torch
 
-from rnn.architecture import Architecture
-from rnn.generation import generate, to_text
-from rnn.known_cell import KnownCell
-from rnn.member import Member
-from rnn.network import initial_weights
-from rnn.networks import network_of
-from rnn.vocabulary import read_vocabulary, train_vocabulary
-from rnn.weights import TrainedNetwork
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.data.tokenizer import load_tokenizer, train_tokenizer
+from rnn.inference.generation import generate, printable
+from rnn.inference.saved_model import SavedModel
+from rnn.models.factory import build_network
+from rnn.stacked.network import initial_weights
 
-ARCHITECTURE = Architecture(False, True, False, True, True, "both", 2, 8)
-KNOWN = KnownCell("lstm", 2, 8)
-BYTES = read_vocabulary(None)
-TOKENS = train_vocabulary("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9, np.uint8))
+ARCHITECTURE = GatedConfig(False, True, False, True, True, "both", 2, 8)
+KNOWN = BaselineConfig("lstm", 2, 8)
+BYTE_VOCAB_SIZE = load_tokenizer(None)
+TOKENS = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9, np.uint8))
 
 
-def made(vocabulary=BYTES, scale=4.0, architecture=ARCHITECTURE) -> TrainedNetwork:
+def made(tokenizer=BYTE_VOCAB_SIZE, scale=4.0, architecture=ARCHITECTURE) -> SavedModel:
     """Weights that are large enough for a network to prefer some symbols."""
-    drawn = initial_weights(Member(architecture), 7, vocabulary.size)
+    drawn = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {n: (scale * weight.float(), bias.float()) for n, (weight, bias) in drawn.items()}
-    return TrainedNetwork(architecture, weights, vocabulary, "bf16", {})
+    return SavedModel(architecture, weights, tokenizer, "bf16", {})
 
 
-def foretold(network: TrainedNetwork, symbols: list[int]) -> torch.Tensor:
+def foretold(network: SavedModel, tokens: list[int]) -> torch.Tensor:
     """The logits after symbols, which are all read again."""
-    member, size = Member(network.architecture), network.vocabulary.size
-    model = network_of([member], 0, "fp32", size, weights={member: network.weights})
-    states = model.initial_states(1)
-    for symbol in symbols:
-        logits, after = model.forward(model.symbols(torch.tensor([symbol])), states)
+    config, size = TrialConfig(network.architecture), network.tokenizer.size
+    model = build_network([config], 0, "fp32", size, weights={config: network.weights})
+    states = model.init_state(1)
+    for token in tokens:
+        logits, after = model.forward(model.prepare_inputs(torch.tensor([token])), states)
         states = [state.clone() for state in after]
     return logits[0, 0]
 
 
-def symbols_of(vocabulary, text: bytes) -> list[int]:
-    return vocabulary.encode(np.frombuffer(text, np.uint8)).tolist()
+def symbols_of(tokenizer, text: bytes) -> list[int]:
+    return tokenizer.encode(np.frombuffer(text, np.uint8)).tolist()
 
 
 @pytest.mark.parametrize("network", [made(), made(TOKENS), made(architecture=KNOWN)])
 @pytest.mark.parametrize("prompt", [b"the cat", b""])
 def test_it_writes_the_likeliest_symbols_that_it_foretells(network, prompt):
-    vocabulary = network.vocabulary
-    symbols = symbols_of(vocabulary, prompt or b"\n")
-    read = len(symbols)
+    tokenizer = network.tokenizer
+    tokens = symbols_of(tokenizer, prompt or b"\n")
+    read = len(tokens)
     for _ in range(8):
-        symbols.append(int(foretold(network, symbols).argmax()))
-    expected = vocabulary.decode(symbols[read:])
+        tokens.append(int(foretold(network, tokens).argmax()))
+    expected = tokenizer.decode(tokens[read:])
     assert generate(network, prompt, length=8, temperature=0) == expected
     assert generate(network, prompt, length=8, temperature=1e-320) == expected
     assert generate(network, prompt, length=8, top_k=1) == expected
@@ -57,7 +55,7 @@ def test_it_writes_the_likeliest_symbols_that_it_foretells(network, prompt):
 
 def test_symbols_are_drawn_as_often_as_they_are_foretold():
     network = made()
-    logits = foretold(network, symbols_of(BYTES, b"a"))
+    logits = foretold(network, symbols_of(BYTE_VOCAB_SIZE, b"a"))
     for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 3)):
         kept = logits if top_k is None else logits.topk(top_k).values
         p = torch.softmax(logits[logits >= kept.min()] / temperature, 0).max().item()
@@ -84,6 +82,6 @@ def test_numbers_that_make_no_sense_are_refused(bad):
 
 
 def test_any_bytes_are_text_that_can_be_shown():
-    assert to_text("„ä\t1\n".encode()) == "„ä\t1\n"
-    assert to_text(b"a\xffb\xc3") == "a\ufffdb\ufffd"
-    assert to_text(b"\x1b[31m\x00\r\x7f\xc2\x9b") == "\ufffd[31m" + "\ufffd" * 4
+    assert printable("„ä\t1\n".encode()) == "„ä\t1\n"
+    assert printable(b"a\xffb\xc3") == "a\ufffdb\ufffd"
+    assert printable(b"\x1b[31m\x00\r\x7f\xc2\x9b") == "\ufffd[31m" + "\ufffd" * 4

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnn import precision
 from rnn.errors import DeviceError
-from rnn.precision import has_bfloat16, onednn_is_exact, prepare, require_precision
+from rnn.training import precision
+from rnn.training.precision import (
+    check_precision,
+    configure_matmul,
+    onednn_matmul_is_exact,
+    supports_bf16,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -17,21 +22,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 @pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_which_cards_have_which_precision(monkeypatch, capability, has):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert has_bfloat16(CUDA) is has
+    assert supports_bf16(CUDA) is has
     if has:
-        require_precision("tf32", CUDA)
+        check_precision("tf32", CUDA)
     else:
         with pytest.raises(DeviceError, match=r"tf32 .* cuda:0; allowed: a GPU of compute cap"):
-            require_precision("tf32", CUDA)
-    require_precision("fp32", CUDA)
-    require_precision("bf16", CPU)
+            check_precision("tf32", CUDA)
+    check_precision("fp32", CUDA)
+    check_precision("bf16", CPU)
     with pytest.raises(DeviceError, match="cpu"):
-        require_precision("tf32", CPU)
+        check_precision("tf32", CPU)
 
 
 def test_a_processor_has_bfloat16_if_its_flags_say_so():
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    assert has_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    assert supports_bf16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def library():
     before = precision._onednn.fp32_precision
     yield precision._onednn
     precision._onednn.fp32_precision = before
-    onednn_is_exact.cache_clear()
+    onednn_matmul_is_exact.cache_clear()
 
 
 SHAPES = [
@@ -65,7 +70,7 @@ SHAPES = [
 )
 def test_float32_products_are_float32_whatever_library_takes_them(shape, library):
     """To the bound that holds for any order of their sums (Higham 2002, 3.5)."""
-    prepare("fp32", CPU)
+    configure_matmul("fp32", CPU)
     i, j, k = shape
     generator = torch.Generator().manual_seed(0)
     for first, second in itertools.product((False, True), repeat=2):
@@ -82,7 +87,7 @@ def test_float32_products_are_float32_whatever_library_takes_them(shape, library
 
 def test_a_library_that_is_exact_is_taken(library, monkeypatch):
     monkeypatch.setattr(precision, "onednn_is_exact", lambda: True)
-    prepare("fp32", CPU)
+    configure_matmul("fp32", CPU)
     assert library.fp32_precision == "bf16"
 
 
@@ -97,9 +102,9 @@ def test_a_library_that_rounds_float32_numbers_is_not_taken(library, monkeypatch
     def bmm(a, b):
         return (rounding if library.fp32_precision == "bf16" else exact)(a, b)
 
-    onednn_is_exact.cache_clear()
+    onednn_matmul_is_exact.cache_clear()
     monkeypatch.setattr(torch, "bmm", bmm)
-    prepare("fp32", CPU)
+    configure_matmul("fp32", CPU)
     assert library.fp32_precision == "ieee"
     x = torch.full((1, 8, 8), 1.001)
     assert torch.equal(torch.bmm(x, x), exact(x, x))
@@ -107,4 +112,4 @@ def test_a_library_that_rounds_float32_numbers_is_not_taken(library, monkeypatch
 
 def test_a_torch_that_lets_nobody_choose_is_left_alone(monkeypatch):
     monkeypatch.setattr(precision, "_onednn", None)
-    prepare("fp32", CPU)
+    configure_matmul("fp32", CPU)

@@ -1,7 +1,7 @@
 """Which matrix products a training step takes, exactly: so that waste cannot come back unseen.
 
 B lanes, n states; a product (i, j, k) is one of (i, j) by (j, k). Everything is worked out by hand
-from the equations in :class:`rnn.cell.Cell`.
+from the equations in :class:`rnn.stacked.layer.StackedLayer`.
 """
 
 import itertools
@@ -11,31 +11,32 @@ import numpy as np
 import pytest
 from architectures import representatives
 
-from benchmarks.products import products
-from rnn.architecture import STATE_SOURCES, Architecture
-from rnn.member import Member
-from rnn.network import Population
-from rnn.training import Run, Training
+from benchmarks.matmul_limit import param_shapes
+from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
+from rnn.stacked.network import NetworkStack
+from rnn.training.loop import TrainConfig, TrainLoop
 
 B, N, V = 40, 6, 256
 U = 16
 """The distinct symbols of a step here: twelve, and what fills them up to a multiple of 16."""
 
 TEXT = np.tile(np.arange(12, dtype=np.uint8), 50)
-SETTINGS = Training(5, B, 9, 5, 0.001, 0.9, seed=0)
+SETTINGS = TrainConfig(5, B, 9, 5, 0.001, 0.9, seed=0)
 
 
-def step(*architectures, fixed=False):
-    members = [Member(architecture) for architecture in architectures]
-    return products(Run(Population(members, 0, fixed=fixed), TEXT, SETTINGS))
+def step(*architectures, static_graph=False):
+    configs = [TrialConfig(architecture) for architecture in architectures]
+    return param_shapes(
+        TrainLoop(NetworkStack(configs, 0, static_graph=static_graph), TEXT, SETTINGS)
+    )
 
 
-def affine(lanes, inputs, outputs, needed):
+def affine(streams, inputs, outputs, needed):
     """An affine map: forward, for its weights, and for as many inputs as need a gradient."""
-    found = Counter({(lanes, inputs, outputs): 1})
-    found[inputs, lanes, outputs] += 1
+    found = Counter({(streams, inputs, outputs): 1})
+    found[inputs, streams, outputs] += 1
     if needed:
-        found[lanes, outputs, needed] += 1
+        found[streams, outputs, needed] += 1
     return found
 
 
@@ -51,7 +52,7 @@ def test_the_best_published_architecture():
         + affine(B, N, N, N)  # and of u
     )
     second = affine(B, 2 * N, 3 * N, N) + affine(B, 2 * N, N, 2 * N)
-    assert step(Architecture(False, True, False, True, True, "new", 2, N)) == HEAD + first + second
+    assert step(GatedConfig(False, True, False, True, True, "new", 2, N)) == HEAD + first + second
 
 
 def test_everything_on():
@@ -69,11 +70,11 @@ def test_everything_on():
         + affine(B, 3 * N, 2 * N, 3 * N)
         + affine(B, N, N, N)
     )
-    assert step(Architecture(True, True, True, True, True, "both", 2, N)) == HEAD + first + second
+    assert step(GatedConfig(True, True, True, True, True, "both", 2, N)) == HEAD + first + second
 
 
 def test_gates_that_see_the_candidate():
-    a = Architecture(False, True, False, True, False, "new", 1, N, "candidate")
+    a = GatedConfig(False, True, False, True, False, "new", 1, N, "candidate")
     expected = (
         affine(U, N, 3 * N, N)
         + affine(B, N, 3 * N, 0)
@@ -86,13 +87,13 @@ def test_gates_that_see_the_candidate():
 
 def test_a_state_that_only_the_next_step_reads_teaches_nothing():
     """Source old: candidate and gates go forward, and nothing comes back to them."""
-    a = Architecture(False, True, False, True, True, "old", 1, N)
+    a = GatedConfig(False, True, False, True, True, "old", 1, N)
     forward = Counter({(U, N, 3 * N): 1, (B, N, 3 * N): 1})
     assert step(a) == HEAD + forward + affine(U, N, N, N) + affine(B, N, N, 0)
 
 
 def test_an_input_gate_of_an_old_state_learns_by_its_half():
-    a = Architecture(True, False, False, False, True, "old", 1, N)
+    a = GatedConfig(True, False, False, False, True, "old", 1, N)
     forward = Counter({(U, N, 2 * N): 1, (B, N, 2 * N): 1, (B, 2 * N, N): 1})
     half = Counter({(N, U, N): 1, (U, N, N): 1, (N, B, N): 1})
     read_out = affine(U, N, N, N) + affine(B, N, N, N)
@@ -100,14 +101,14 @@ def test_an_input_gate_of_an_old_state_learns_by_its_half():
 
 
 def test_layers_below_one_that_does_not_read_its_input_only_go_forward():
-    a = Architecture(False, False, False, False, False, "old", 2, N)
+    a = GatedConfig(False, False, False, False, False, "old", 2, N)
     first = Counter({(U, N, N): 1, (B, N, N): 2})
     second = Counter({(B, 2 * N, N): 1}) + affine(B, N, N, 0)
     assert step(a) == HEAD + first + second
 
 
 ALL = [
-    Architecture(*switches, source, 2, N)
+    GatedConfig(*switches, source, 2, N)
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
@@ -118,14 +119,14 @@ ALL = [
     [representatives(ALL, together=3), pytest.param(ALL, marks=pytest.mark.extended)],
     ids=["some", "all"],
 )
-def test_a_mixed_population_takes_each_members_products_and_no_other(members):
-    alone = [step(a) for a in members]
-    assert step(*members) == sum(alone, Counter())
+def test_a_mixed_population_takes_each_members_products_and_no_other(configs):
+    alone = [step(a) for a in configs]
+    assert step(*configs) == sum(alone, Counter())
 
 
 @pytest.mark.parametrize("architecture", ALL[::5], ids=lambda a: a.label)
 def test_where_every_step_is_to_be_the_same_each_lane_is_multiplied(architecture):
     """As a recorded graph needs it; then there is one product for what else are two."""
-    found = step(architecture, fixed=True)
+    found = step(architecture, static_graph=True)
     assert not any(i == U or j == U for i, j, _ in found)
     assert sum(found.values()) <= sum(step(architecture).values())

@@ -5,14 +5,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn.architecture import Architecture
-from rnn.member import Member
-from rnn.network import Population
-from rnn.program import Program
-from rnn.training import Run, Training
+from rnn.config import GatedConfig, TrialConfig
+from rnn.stacked.network import NetworkStack
+from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.step import TrainStep
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-SETTINGS = Training(
+SETTINGS = TrainConfig(
     steps=20,
     batch_size=6,
     sequence_length=9,
@@ -22,10 +21,10 @@ SETTINGS = Training(
     seed=3,
 )
 MEMBERS = [
-    Member(Architecture(False, True, False, True, True, "new", 2, 8)),
-    Member(Architecture(True, True, True, True, True, "both", 2, 8)),
-    Member(Architecture(False, False, False, False, False, "old", 2, 8)),
-    Member(Architecture(True, False, False, False, True, "old", 2, 8)),
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
+    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
+    TrialConfig(GatedConfig(True, False, False, False, True, "old", 2, 8)),
 ]
 
 
@@ -64,18 +63,18 @@ def tensors(result):
     return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
-def curves(members, precision, fixed):
-    run = Run(Population(members, 1, precision, fixed=fixed), TEXT, SETTINGS)
+def curves(configs, precision, static_graph):
+    run = TrainLoop(NetworkStack(configs, 1, precision, static_graph=static_graph), TEXT, SETTINGS)
     list(run.train())
     return run
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["alone", "together"])
-def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, members, precision):
+def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs, precision):
     tapes = []
 
-    class Recorder:
+    class CudaGraphRunner:
         """As a graphics card's: three times it is done, once noted, and then played."""
 
         def __init__(self):
@@ -92,14 +91,14 @@ def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, members,
             else:
                 self.tape.play()
 
-    class Recorded(Program):
+    class Recorded(TrainStep):
         def __init__(self, *args):
             super().__init__(*args)
-            self._recorder = Recorder()
+            self._recorder = CudaGraphRunner()
 
-    expected = curves(members, precision, fixed=True)
-    monkeypatch.setattr("rnn.training.Program", Recorded)
-    found = curves(members, precision, fixed=True)
+    expected = curves(configs, precision, static_graph=True)
+    monkeypatch.setattr("rnn.training.loop.TrainStep", Recorded)
+    found = curves(configs, precision, static_graph=True)
     assert len(tapes) == 1
     assert found.curves == expected.curves
     values = (run.population.parameters.values for run in (found, expected))
@@ -108,14 +107,14 @@ def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, members,
 
 def test_what_lanes_have_in_common_cannot_be_recorded():
     """Or the test above would prove nothing."""
-    run = Run(Population(MEMBERS, 1, fixed=False), TEXT, SETTINGS)
+    run = TrainLoop(NetworkStack(MEMBERS, 1, static_graph=False), TEXT, SETTINGS)
     with pytest.raises(RuntimeError, match="reads what is computed"), Tape():
         list(run.train())
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 def test_lanes_that_share_symbols_learn_as_if_each_were_alone(precision):
-    shared, each = (curves(MEMBERS, precision, fixed) for fixed in (False, True))
+    shared, each = (curves(MEMBERS, precision, static_graph) for static_graph in (False, True))
     tolerance = 1e-9 if precision == "fp64" else 0.02
     for one, other in zip(shared.curves, each.curves, strict=True):
         assert one == pytest.approx(other, rel=tolerance)
@@ -125,8 +124,8 @@ def test_lanes_that_share_symbols_learn_as_if_each_were_alone(precision):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_graph_repeats_bit_for_bit_and_goes_on_after_some_have_left(precision):
     def run():
-        population = Population(MEMBERS, 1, precision, device=torch.device("cuda"))
-        run = Run(population, TEXT, SETTINGS)
+        population = NetworkStack(MEMBERS, 1, precision, device=torch.device("cuda"))
+        run = TrainLoop(population, TEXT, SETTINGS)
 
         def look():
             if run.step == 11:

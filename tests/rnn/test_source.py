@@ -13,15 +13,20 @@ import torch
 from architectures import each_of
 from torch import Tensor, nn
 
-from rnn.affine import Input
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
-from rnn.known_cell import CELLS, KnownCell
-from rnn.member import Member
-from rnn.network import Population, initial_weights
-from rnn.source import equations, layer_code, module_code, state_names
-from rnn.unrolled import Unrolled
+from rnn.codegen import generate_forward, generate_latex, generate_module, state_dict_mapping
+from rnn.config import (
+    BASELINE_CELLS,
+    GATE_INPUTS,
+    STATE_SOURCES,
+    BaselineConfig,
+    GatedConfig,
+    TrialConfig,
+)
+from rnn.models.bptt_network import Unrolled
+from rnn.stacked.linear import GatheredInput
+from rnn.stacked.network import NetworkStack, initial_weights
 
-SEED, LANES, SIZE, VOCABULARY, STEPS = 7, 3, 4, 11, 3
+SEED, EVAL_WINDOWS, SIZE, TOKENIZER, STEPS = 7, 3, 4, 11, 3
 GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
 LETTERS = {
     "input_gate": "i",
@@ -32,15 +37,15 @@ LETTERS = {
     "output_gate": "y",
 }
 ALL = [
-    Architecture(*switches, source, 2, SIZE, gate_inputs)
+    GatedConfig(*switches, source, 2, SIZE, gate_inputs)
     for gate_inputs in GATE_INPUTS
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
 each_architecture = each_of(ALL)
-KNOWN = [KnownCell(cell, 2, SIZE) for cell in CELLS]
+KNOWN = [BaselineConfig(cell, 2, SIZE) for cell in BASELINE_CELLS]
 each_known = pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.label)
-EXAMPLE = Architecture(False, True, False, True, True, "new", 2, 256)
+EXAMPLE = GatedConfig(False, True, False, True, True, "new", 2, 256)
 
 
 def run(code: str) -> dict[str, Any]:
@@ -50,33 +55,36 @@ def run(code: str) -> dict[str, Any]:
     return names
 
 
-def population_of(architecture: Architecture) -> Population:
-    return Population([Member(architecture)], SEED, "fp64", VOCABULARY)
+def population_of(architecture: GatedConfig) -> NetworkStack:
+    return NetworkStack([TrialConfig(architecture)], SEED, "fp64", TOKENIZER)
 
 
-def network_of(architecture: Architecture | KnownCell) -> nn.Module:
+def build_network(architecture: GatedConfig | BaselineConfig) -> nn.Module:
     """The network that is written out, with the weights of ours under its own names."""
-    network: nn.Module = run(module_code(architecture, VOCABULARY))["Network"]().double()
-    weights = initial_weights(Member(architecture), SEED, VOCABULARY)
+    network: nn.Module = run(generate_module(architecture, TOKENIZER))["Network"]().double()
+    weights = initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
     network.load_state_dict(
         {
             name: weights[product][0].T if part == "weight" else weights[product][1]
-            for name, (product, part) in state_names(architecture).items()
+            for name, (product, part) in state_dict_mapping(architecture).items()
         }
     )
     return network
 
 
 @each_architecture
-def test_the_module_is_the_network(architecture: Architecture):
-    population, network = population_of(architecture), network_of(architecture)
+def test_the_module_is_the_network(architecture: GatedConfig):
+    population, network = population_of(architecture), build_network(architecture)
     generator = torch.Generator().manual_seed(SEED)
-    text = torch.randint(VOCABULARY, (STEPS + 1, LANES), generator=generator)
+    text = torch.randint(TOKENIZER, (STEPS + 1, EVAL_WINDOWS), generator=generator)
 
-    expected_states, states = population.initial_states(LANES), network.initial_state(LANES)
+    expected_states, states = (
+        population.init_state(EVAL_WINDOWS),
+        network.initial_state(EVAL_WINDOWS),
+    )
     for t in range(STEPS):
         before = [state.clone() for state in expected_states]
-        expected, after = population.forward(population.symbols(text[t]), expected_states)
+        expected, after = population.forward(population.prepare_inputs(text[t]), expected_states)
         expected_states = [state.clone() for state in after]
         logits, states = network(text[t], states)
         torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
@@ -84,7 +92,7 @@ def test_the_module_is_the_network(architecture: Architecture):
     assert not any(state.requires_grad for state in states)
 
     # What reached past the last time step would show in these gradients.
-    population.learn(population.symbols(text[STEPS - 1]), text[STEPS], before)
+    population.loss_and_grad(population.prepare_inputs(text[STEPS - 1]), text[STEPS], before)
     nn.functional.cross_entropy(logits, text[STEPS]).backward()
     gradients = population.parameters.of(0, population.parameters.gradients)
     for weight, product in (
@@ -98,13 +106,15 @@ def test_the_module_is_the_network(architecture: Architecture):
 
 
 @each_known
-def test_the_module_is_the_network_of_a_known_cell(known: KnownCell):
-    ours, network = Unrolled([Member(known)], SEED, "fp64", VOCABULARY), network_of(known)
-    text = torch.randint(VOCABULARY, (STEPS, LANES), generator=torch.Generator().manual_seed(SEED))
-    expected_states, states = ours.initial_states(LANES), network.initial_state(LANES)
-    for symbols in text:
-        expected, expected_states = ours.forward(ours.symbols(symbols), expected_states)
-        logits, states = network(symbols, states)
+def test_the_module_is_the_network_of_a_known_cell(known: BaselineConfig):
+    ours, network = Unrolled([TrialConfig(known)], SEED, "fp64", TOKENIZER), build_network(known)
+    text = torch.randint(
+        TOKENIZER, (STEPS, EVAL_WINDOWS), generator=torch.Generator().manual_seed(SEED)
+    )
+    expected_states, states = ours.init_state(EVAL_WINDOWS), network.initial_state(EVAL_WINDOWS)
+    for tokens in text:
+        expected, expected_states = ours.forward(ours.prepare_inputs(tokens), expected_states)
+        logits, states = network(tokens, states)
         torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(
             [state.detach() for state in states],
@@ -114,21 +124,23 @@ def test_the_module_is_the_network_of_a_known_cell(known: KnownCell):
         )
     assert all(state.requires_grad for state in states)
     module = {"elman": "RNNCell", "gru": "GRUCell", "lstm": "LSTMCell"}[known.cell]
-    assert f"self.cell = nn.{module}({SIZE}, {SIZE})\n" in module_code(known)
-    assert indent(layer_code(known), "    ") in module_code(known)
+    assert f"self.cell = nn.{module}({SIZE}, {SIZE})\n" in generate_module(known)
+    assert indent(generate_forward(known), "    ") in generate_module(known)
 
 
 def test_what_was_trained_through_several_steps_is_not_detached():
-    assert "detach" not in layer_code(EXAMPLE, 4) + "".join(equations(EXAMPLE, 4))
-    module = module_code(EXAMPLE, gradient_window=4)
+    assert "detach" not in generate_forward(EXAMPLE, 4) + "".join(generate_latex(EXAMPLE, 4))
+    module = generate_module(EXAMPLE, bptt_steps=4)
     assert "detach" not in module
     assert "trained with gradients through 4 time steps" in module
-    assert "trained with gradients through 4" in module_code(KnownCell("gru", 1, 4), 256, 4)
+    assert "trained with gradients through 4" in generate_module(
+        BaselineConfig("gru", 1, 4), 256, 4
+    )
 
 
 @each_architecture
-def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
-    code, module = layer_code(architecture), module_code(architecture)
+def test_the_code_is_of_this_architecture_alone(architecture: GatedConfig):
+    code, module = generate_forward(architecture), generate_module(architecture)
     assert indent(code, "    ") in module
     for name in GATES:
         on = getattr(architecture, name)
@@ -144,30 +156,32 @@ def test_the_code_is_of_this_architecture_alone(architecture: Architecture):
 
 
 @each_of(ALL, KNOWN)
-def test_the_shapes_in_the_code_are_those_of_its_tensors(architecture: Architecture | KnownCell):
+def test_the_shapes_in_the_code_are_those_of_its_tensors(
+    architecture: GatedConfig | BaselineConfig,
+):
     checked = re.sub(
         r"( +)(?:\w+, )?(\w+) = .+  # \(B, ([234]?)n\)",
-        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({LANES}, {m[3] or 1} * {SIZE})",
-        layer_code(architecture),
+        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({EVAL_WINDOWS}, {m[3] or 1} * {SIZE})",
+        generate_forward(architecture),
     )
-    assert checked.count("assert") == len(layer_code(architecture).splitlines()) - 2
+    assert checked.count("assert") == len(generate_forward(architecture).splitlines()) - 2
     forward = run("import torch\n" + checked)["forward"]
-    network = network_of(architecture)
-    x = torch.rand(LANES, SIZE, dtype=torch.float64)
-    forward(network.layers[0], x, network.initial_state(LANES)[0])
+    network = build_network(architecture)
+    x = torch.rand(EVAL_WINDOWS, SIZE, dtype=torch.float64)
+    forward(network.layers[0], x, network.initial_state(EVAL_WINDOWS)[0])
 
 
-@pytest.mark.parametrize("vocabulary_size", [256, VOCABULARY])
-def test_the_module_has_as_many_parameters_as_the_architecture(vocabulary_size: int):
+@pytest.mark.parametrize("vocabulary_size", [256, TOKENIZER])
+def test_the_module_has_as_many_parameters_as_the_architecture(vocab_size: int):
     for a in (*ALL, *KNOWN):
-        network = run(module_code(a, vocabulary_size))["Network"]()
+        network = run(generate_module(a, vocab_size))["Network"]()
         count = sum(p.numel() for p in network.parameters())
-        assert count == a.parameter_count(vocabulary_size), a.label
+        assert count == a.parameter_count(vocab_size), a.label
 
 
 def test_the_modules_are_clean(tmp_path: Path):
     for k, architecture in enumerate((*ALL, *KNOWN, EXAMPLE)):
-        code = module_code(architecture)
+        code = generate_module(architecture)
         imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
         assert {*imports} <= {"import torch", "from torch import nn"}
         (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
@@ -210,17 +224,19 @@ def compute(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names
 
 
 @each_architecture
-def test_the_equations_are_the_network(architecture: Architecture):
-    weights = initial_weights(Member(architecture), SEED, VOCABULARY)
+def test_the_equations_are_the_network(architecture: GatedConfig):
+    weights = initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
     letters = {
         letter: weights[f"layers.0.{name}"]
         for name, letter in LETTERS.items()
         if f"layers.0.{name}" in weights
     }
-    x, h = torch.rand(2, LANES, SIZE, dtype=torch.float64, requires_grad=True)
-    population = Population([Member(architecture)], SEED, "fp64", VOCABULARY, fixed=True)
-    output, state = population.cells[0].forward(Input(x.detach()[None]), h.detach()[None])
-    values = compute(equations(architecture), letters, x=x, h=h)
+    x, h = torch.rand(2, EVAL_WINDOWS, SIZE, dtype=torch.float64, requires_grad=True)
+    population = NetworkStack(
+        [TrialConfig(architecture)], SEED, "fp64", TOKENIZER, static_graph=True
+    )
+    output, state = population.cells[0].forward(GatheredInput(x.detach()[None]), h.detach()[None])
+    values = compute(generate_latex(architecture), letters, x=x, h=h)
     for letter, found in (("y", output), ("h", state)):
         torch.testing.assert_close(values[letter].detach(), found[0], rtol=1e-12, atol=1e-12)
     assert values["u"].requires_grad
@@ -228,24 +244,24 @@ def test_the_equations_are_the_network(architecture: Architecture):
 
 
 @each_known
-def test_the_equations_are_the_known_cell(known: KnownCell):
-    weights = initial_weights(Member(known), SEED, VOCABULARY)
+def test_the_equations_are_the_known_cell(known: BaselineConfig):
+    weights = initial_weights(TrialConfig(known), SEED, TOKENIZER)
     order, letters = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}[known.cell], {}
     for name, prefix in (("input", ""), ("state", "V_")):
         weight, bias = (part.split(SIZE, -1) for part in weights[f"layers.0.{name}"])
         letters |= {prefix + order[k]: own for k, own in enumerate(zip(weight, bias, strict=True))}
-    x, h, m = torch.rand(3, LANES, SIZE, dtype=torch.float64)
-    values = compute(equations(known), letters, x=x, h=h, m=m)
+    x, h, m = torch.rand(3, EVAL_WINDOWS, SIZE, dtype=torch.float64)
+    values = compute(generate_latex(known), letters, x=x, h=h, m=m)
     before = torch.cat((h, m), 1) if known.cell == "lstm" else h
-    output, state = network_of(known).layers[0](x, before)
+    output, state = build_network(known).layers[0](x, before)
     after = [values["h"], values["m"]] if known.cell == "lstm" else [values["h"]]
     torch.testing.assert_close(values["y"], output.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.cat(after, 1), state.detach(), rtol=1e-12, atol=1e-12)
 
 
 @each_architecture
-def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: Architecture):
-    text = "\n".join(equations(architecture))
+def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: GatedConfig):
+    text = "\n".join(generate_latex(architecture))
     assert {LETTERS[name] for name in ("candidate", "read_out")} <= set(re.findall(r"W_(\w)", text))
     for name in GATES:
         assert (f"W_{LETTERS[name]}" in text) == getattr(architecture, name)
@@ -260,7 +276,7 @@ def test_the_equations_have_the_letters_of_the_gates_that_are_on(architecture: A
 
 def test_the_equations_can_be_rendered():
     converter = pytest.importorskip("latex2mathml.converter")
-    for line in {line for a in (*ALL, *KNOWN) for line in equations(a)}:
+    for line in {line for a in (*ALL, *KNOWN) for line in generate_latex(a)}:
         shown = converter.convert(line)
         assert shown.startswith("<math")
         assert "\\" not in shown, f"{line} has a command that is not understood"
@@ -268,7 +284,7 @@ def test_the_equations_can_be_rendered():
 
 def test_the_example_as_a_reader_would_write_it():
     assert EXAMPLE.label == "2×256 forget+state gates, new state, residual"
-    assert layer_code(EXAMPLE) + "\n" == dedent(
+    assert generate_forward(EXAMPLE) + "\n" == dedent(
         """\
         def forward(self, x, state):
             c = torch.cat((x, state), dim=1)  # (B, 2n)
@@ -283,7 +299,7 @@ def test_the_example_as_a_reader_would_write_it():
             return output, new_state.detach()
         """
     )
-    assert equations(EXAMPLE) == [
+    assert generate_latex(EXAMPLE) == [
         r"c = [x \,;\, h]",
         r"\tilde u = \tanh(c W_u + b_u)",
         r"z = \sigma(c W_z + b_z)",

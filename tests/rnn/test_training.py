@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.products import products, work_of
-from rnn.architecture import Architecture
-from rnn.evaluation import held_out_lanes, held_out_losses
-from rnn.member import Member
-from rnn.network import Population, initial_weights
-from rnn.training import Run, Training, sequence
+from benchmarks.matmul_limit import param_shapes, work_of
+from rnn.config import GatedConfig, TrialConfig
+from rnn.stacked.network import NetworkStack, initial_weights
+from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-SETTINGS = Training(
+SETTINGS = TrainConfig(
     steps=20,
     batch_size=6,
     sequence_length=9,
@@ -26,29 +25,29 @@ SETTINGS = Training(
 )
 
 MIXED = [
-    Member(Architecture(False, True, False, True, True, "new", 2, 8)),
-    Member(Architecture(True, True, True, True, True, "both", 2, 8)),
-    Member(Architecture(False, False, False, False, False, "old", 2, 8)),
-    Member(Architecture(True, False, False, True, False, "both", 2, 8)),
-    Member(Architecture(False, True, True, False, True, "old", 2, 8)),
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
+    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
+    TrialConfig(GatedConfig(True, False, False, True, False, "both", 2, 8)),
+    TrialConfig(GatedConfig(False, True, True, False, True, "old", 2, 8)),
 ]
 
 
-def curves(members, precision="fp32", settings=SETTINGS):
+def curves(configs, precision="fp32", settings=SETTINGS):
     """The smoothed losses (log points, K), in the order of these members; and the population."""
-    population = Population(members, seed=1, precision=precision)
-    run = Run(population, TEXT, settings)
+    population = NetworkStack(configs, seed=1, precision=precision)
+    run = TrainLoop(population, TEXT, settings)
     points = list(run.train())
-    columns = [run.members.index(member) for member in members]
+    columns = [run.configs.index(config) for config in configs]
     return np.array([point.smoothed_losses for point in points])[:, columns], population
 
 
-def losses_of(population, reads, foretells, states):
+def losses_of(population, reads, targets, states):
     """One step forward, with the states replaced by the next ones; the losses (K, B)."""
-    logits, after = population.forward(population.symbols(reads), states)
+    logits, after = population.forward(population.prepare_inputs(reads), states)
     for state, new in zip(states, after, strict=True):
         state.copy_(new)
-    return population.losses(logits, foretells)
+    return population.losses(logits, targets)
 
 
 def test_a_network_alone_repeats_bit_for_bit():
@@ -60,27 +59,27 @@ def test_a_network_alone_repeats_bit_for_bit():
 
 @pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
 def test_a_member_learns_the_same_in_company_as_alone(gate_inputs):
-    members = [
-        Member(
-            Architecture(
-                *[getattr(m.architecture, f) for f in Architecture.__slots__[:8]], gate_inputs
+    configs = [
+        TrialConfig(
+            GatedConfig(
+                *[getattr(m.architecture, f) for f in GatedConfig.__slots__[:8]], gate_inputs
             ),
             m.replicate,
         )
         for m in MIXED
     ]
-    together, _ = curves(members, "fp64")
-    for k, member in enumerate(members):
-        alone, _ = curves([member], "fp64")
+    together, _ = curves(configs, "fp64")
+    for k, config in enumerate(configs):
+        alone, _ = curves([config], "fp64")
         np.testing.assert_allclose(together[:, k], alone[:, 0], rtol=1e-9)
 
 
 def test_the_smoothed_loss_is_an_average_that_starts_at_three():
-    settings = Training(**{**SETTINGS.__dict__, "learning_rate": 1e-30, "steps": 8})
+    settings = TrainConfig(**{**SETTINGS.__dict__, "learning_rate": 1e-30, "steps": 8})
     smoothed, population = curves(MIXED[:1], "fp64", settings)
     # With weights that stand still, the losses are those of the untrained network.
-    text = torch.from_numpy(sequence(TEXT, settings, 0)).long()
-    states, expected, log = population.initial_states(6), 3.0, []
+    text = torch.from_numpy(sample_batch(TEXT, settings, 0)).long()
+    states, expected, log = population.init_state(6), 3.0, []
     for t in range(8):
         loss = losses_of(population, text[t], text[t + 1], states).mean().item()
         expected = 0.9 * expected + 0.1 * loss
@@ -89,14 +88,14 @@ def test_the_smoothed_loss_is_an_average_that_starts_at_three():
 
 
 def test_log_points_are_the_multiples_of_log_every():
-    settings = Training(**{**SETTINGS.__dict__, "steps": 20, "log_every": 6})
-    points = list(Run(Population(MIXED[:1], 1), TEXT, settings).train())
+    settings = TrainConfig(**{**SETTINGS.__dict__, "steps": 20, "log_every": 6})
+    points = list(TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, settings).train())
     assert [point.step for point in points] == [6, 12, 18]
 
 
 def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_length():
     """A sequence of L symbols gives L − 1 steps: the seventeenth step begins the third sequence."""
-    settings = Training(
+    settings = TrainConfig(
         **{
             **SETTINGS.__dict__,
             "learning_rate": 1e-30,
@@ -106,35 +105,37 @@ def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_le
         }
     )
     smoothed, population = curves(MIXED[:1], "fp64", settings)
-    text = torch.from_numpy(sequence(TEXT, settings, 2)).long()
-    states = population.initial_states(6)
+    text = torch.from_numpy(sample_batch(TEXT, settings, 2)).long()
+    states = population.init_state(6)
     expected = losses_of(population, text[0], text[1], states).mean().item()
     assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
 
 
 def test_every_architecture_reads_the_same_text_and_each_sequence_another():
-    assert np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 0))
-    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, SETTINGS, 1))
-    other_seed = Training(**{**SETTINGS.__dict__, "seed": 4})
-    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), sequence(TEXT, other_seed, 0))
-    again = sequence(TEXT, SETTINGS, 0, replicate=1)
-    assert not np.array_equal(sequence(TEXT, SETTINGS, 0), again), "a replicate's order is its own"
-    column = sequence(TEXT, SETTINGS, 0)[:, 0].tobytes()
+    assert np.array_equal(sample_batch(TEXT, SETTINGS, 0), sample_batch(TEXT, SETTINGS, 0))
+    assert not np.array_equal(sample_batch(TEXT, SETTINGS, 0), sample_batch(TEXT, SETTINGS, 1))
+    other_seed = TrainConfig(**{**SETTINGS.__dict__, "seed": 4})
+    assert not np.array_equal(sample_batch(TEXT, SETTINGS, 0), sample_batch(TEXT, other_seed, 0))
+    again = sample_batch(TEXT, SETTINGS, 0, replicate=1)
+    assert not np.array_equal(sample_batch(TEXT, SETTINGS, 0), again), (
+        "a replicate's order is its own"
+    )
+    column = sample_batch(TEXT, SETTINGS, 0)[:, 0].tobytes()
     assert column in TEXT.tobytes()
 
 
 def test_sequences_reach_both_ends_of_the_text():
     text = np.arange(12, dtype=np.uint8)
-    drawn = [sequence(text, SETTINGS, number) for number in range(30)]
-    assert min(lanes.min() for lanes in drawn) == 0
-    assert max(lanes.max() for lanes in drawn) == 11
+    drawn = [sample_batch(text, SETTINGS, number) for number in range(30)]
+    assert min(streams.min() for streams in drawn) == 0
+    assert max(streams.max() for streams in drawn) == 11
 
 
 def test_initial_weights_differ_by_architecture_and_replicate_alone():
     one, other = MIXED[0], MIXED[1]
 
-    def start(member, seed=1):
-        return initial_weights(member, seed)["layers.0.candidate"][0]
+    def start(config, seed=1):
+        return initial_weights(config, seed)["layers.0.candidate"][0]
 
     assert torch.equal(start(one), start(one))
     assert not torch.equal(start(one), start(one._replace(replicate=1)))
@@ -146,7 +147,7 @@ def test_initial_weights_are_the_same_for_ever():
     """Written down: studies that are half done must go on as they began."""
     architecture = MIXED[0].architecture
     assert architecture.key == "01011-new-2-8-state"
-    weight, bias = initial_weights(Member(architecture, 3), seed=7)["layers.1.forget_gate"]
+    weight, bias = initial_weights(TrialConfig(architecture, 3), seed=7)["layers.1.forget_gate"]
     found = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
     assert found == pytest.approx(FIRST_WEIGHTS, rel=1e-15)
 
@@ -155,9 +156,9 @@ FIRST_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241]
 
 
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
-    architecture = Architecture(True, True, True, True, True, "both", 1, 64)
-    for name, (inputs, outputs) in architecture.products().items():
-        weight, bias = initial_weights(Member(architecture), 0)[name]
+    architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
+    for name, (inputs, outputs) in architecture.param_shapes().items():
+        weight, bias = initial_weights(TrialConfig(architecture), 0)[name]
         assert weight.shape == (inputs, outputs)
         assert bias.shape == (outputs,)
         bound = 1 / math.sqrt(inputs)
@@ -168,124 +169,124 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
 
 
 def test_a_member_that_diverges_leaves_its_fellows_alone():
-    population = Population(MIXED, seed=1, precision="fp64")
+    population = NetworkStack(MIXED, seed=1, precision="fp64")
     ill = MIXED[1]
-    k = population.members.index(ill)
+    k = population.configs.index(ill)
     values = population.parameters.values
     weights = population.parameters.of(k, values)
     weights["head"][0].fill_(math.inf)
     population.parameters.put(k, values, weights)
-    run = Run(population, TEXT, SETTINGS)
+    run = TrainLoop(population, TEXT, SETTINGS)
     list(run.train())
-    together = dict(zip(run.members, run.curves, strict=True))
+    together = dict(zip(run.configs, run.curves, strict=True))
     assert not math.isfinite(together[ill][20])
     undisturbed, _ = curves(MIXED, "fp64")
-    for column, member in enumerate(MIXED):
-        if member != ill:
-            found = list(together[member].values())
+    for column, config in enumerate(MIXED):
+        if config != ill:
+            found = list(together[config].values())
             np.testing.assert_allclose(found, undisturbed[:, column], rtol=1e-9)
 
 
 @pytest.mark.parametrize("leaving", [[0], [1, 3], [0, 1, 2, 3]])
 def test_members_that_are_dropped_leave_the_others_as_they_were(leaving):
     """In the midst of a sequence, between two log points."""
-    run = Run(Population(MIXED, seed=1, precision="fp64"), TEXT, SETTINGS)
+    run = TrainLoop(NetworkStack(MIXED, seed=1, precision="fp64"), TEXT, SETTINGS)
 
     def look():
         if run.step == 11:
             run.drop([MIXED[k] for k in leaving])
 
     points = list(run.train(look))
-    staying = [member for k, member in enumerate(MIXED) if k not in leaving]
-    assert set(run.members) == set(staying)
+    staying = [config for k, config in enumerate(MIXED) if k not in leaving]
+    assert set(run.configs) == set(staying)
     assert len(points[-1].smoothed_losses) == len(staying)
-    for member, curve in zip(run.members, run.curves, strict=True):
-        alone, _ = curves([member], "fp64")
+    for config, curve in zip(run.configs, run.curves, strict=True):
+        alone, _ = curves([config], "fp64")
         np.testing.assert_allclose(list(curve.values()), alone[:, 0], rtol=1e-9)
 
 
 def test_a_dropped_member_costs_nothing_from_then_on():
-    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
-    whole = products(run)
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, SETTINGS)
+    whole = param_shapes(run)
     run.drop(MIXED[:3])
-    left = products(run)
-    smaller = Run(Population(MIXED[3:], seed=1), TEXT, SETTINGS)
-    assert left == products(smaller)
+    left = param_shapes(run)
+    smaller = TrainLoop(NetworkStack(MIXED[3:], seed=1), TEXT, SETTINGS)
+    assert left == param_shapes(smaller)
     assert work_of(left) < work_of(whole)
     assert run.population.parameters.values.numel() == smaller.population.parameters.values.numel()
 
 
 def test_nothing_is_trained_when_all_are_dropped():
-    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, SETTINGS)
 
     def look():
         if run.step == 5:
             run.drop(MIXED)
 
     assert [point.step for point in run.train(look)] == [2, 4]
-    assert run.members == ()
+    assert run.configs == ()
 
 
 def test_a_members_seconds_are_its_share_of_the_time(monkeypatch):
     """By a clock that shows a second more after each step, and 100 more after each log point."""
     now = 0.0
-    monkeypatch.setattr("rnn.training.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("rnn.training.loop.time", SimpleNamespace(monotonic=lambda: now))
 
     def take_a_second():
         nonlocal now
         now += 1
 
-    run = Run(Population(MIXED, seed=1), TEXT, SETTINGS)
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, SETTINGS)
     for _ in run.train(take_a_second):
         now += 100  # whoever looks at the log point takes them, not the training
     assert run.seconds == pytest.approx([SETTINGS.steps / len(MIXED)] * len(MIXED))
 
 
 def test_training_lowers_the_loss():
-    settings = Training(**{**SETTINGS.__dict__, "steps": 200, "log_every": 10})
+    settings = TrainConfig(**{**SETTINGS.__dict__, "steps": 200, "log_every": 10})
     smoothed, population = curves(MIXED[:1], settings=settings)
     assert smoothed[-1, 0] < smoothed[1, 0] - 1
-    held_out = held_out_losses(population, held_out_lanes(TEXT, 4, 20))
+    held_out = eval_losses(population, eval_windows(TEXT, 4, 20))
     assert held_out.shape == (1, 4)
     assert held_out.mean() < math.log(256) - 2
 
 
 def test_members_of_different_shapes_are_refused():
-    other = Member(Architecture(False, False, False, False, False, "new", 1, 8))
+    other = TrialConfig(GatedConfig(False, False, False, False, False, "new", 1, 8))
     with pytest.raises(ValueError, match="one shape"):
-        Population([MIXED[0], other], 1)
+        NetworkStack([MIXED[0], other], 1)
 
 
 def test_members_of_several_replicates_are_refused():
-    members = [MIXED[0], MIXED[0]._replace(replicate=1)]
+    configs = [MIXED[0], MIXED[0]._replace(replicate=1)]
     with pytest.raises(ValueError, match=r"\[0, 1\]; allowed: one"):
-        Run(Population(members, 1), TEXT, SETTINGS)
+        TrainLoop(NetworkStack(configs, 1), TEXT, SETTINGS)
 
 
 def test_what_is_measured_is_the_mean_of_the_weights_over_the_last_steps():
     """Of twenty steps the last three tenths, which are six, whoever else is dropped meanwhile."""
-    settings = Training(**{**SETTINGS.__dict__, "average": 0.3})
-    run = Run(Population(MIXED[:2], 1, "fp64"), TEXT, settings)
-    other, member = run.members
+    settings = TrainConfig(**{**SETTINGS.__dict__, "average": 0.3})
+    run = TrainLoop(NetworkStack(MIXED[:2], 1, "fp64"), TEXT, settings)
+    other, config = run.configs
     seen = []
 
     def look():
         if run.step == 17:
             run.drop([other])
-        k, parameters = run.members.index(member), run.population.parameters
+        k, parameters = run.configs.index(config), run.population.parameters
         seen.append(parameters.of(k, parameters.values))
 
     list(run.train(look))
     last = seen[-1]
-    run.take_average()
+    run.swap_in_averaged_weights()
     found = run.population.parameters.of(0, run.population.parameters.values)
     for name, (weight, bias) in found.items():
         for place, mean in enumerate((weight, bias)):
             by_hand = torch.stack([weights[name][place] for weights in seen[-6:]]).mean(0)
             torch.testing.assert_close(mean, by_hand)
     assert not torch.equal(found["head"][0], last["head"][0])
-    plain = Run(Population(MIXED[:1], 1), TEXT, SETTINGS)
+    plain = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, SETTINGS)
     list(plain.train())
     before = plain.population.parameters.values.clone()
-    plain.take_average()
+    plain.swap_in_averaged_weights()
     assert torch.equal(plain.population.parameters.values, before), "without one, the last weights"

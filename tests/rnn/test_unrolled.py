@@ -9,28 +9,33 @@ import torch
 from architectures import each_of, label, representatives
 from torch import Tensor, nn
 
-from rnn.architecture import GATE_INPUTS, STATE_SOURCES, Architecture
-from rnn.checkpoint import read_checkpoint, write_checkpoint
-from rnn.evaluation import held_out_losses
-from rnn.known_cell import CELLS, KnownCell
-from rnn.member import Member
-from rnn.network import Population
-from rnn.networks import network_of
-from rnn.parameters import Weights
-from rnn.program import Program
-from rnn.source import module_code, state_names
-from rnn.training import Run, Training
-from rnn.unrolled import Unrolled
+from rnn.codegen import generate_module, state_dict_mapping
+from rnn.config import (
+    BASELINE_CELLS,
+    GATE_INPUTS,
+    STATE_SOURCES,
+    BaselineConfig,
+    GatedConfig,
+    TrialConfig,
+)
+from rnn.models.bptt_network import Unrolled
+from rnn.models.factory import build_network
+from rnn.stacked.flat_parameters import NamedTensors
+from rnn.stacked.network import NetworkStack
+from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
+from rnn.training.evaluation import eval_losses
+from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.step import TrainStep
 
-LANES, VOCABULARY = 3, 11
+EVAL_WINDOWS, TOKENIZER = 3, 11
 GATED = [
-    Architecture(*switches, source, 2, 4, gate_inputs)
+    GatedConfig(*switches, source, 2, 4, gate_inputs)
     for gate_inputs in GATE_INPUTS
     for switches in itertools.product((False, True), repeat=5)
     for source in STATE_SOURCES
 ]
 SOME = representatives(GATED, together=3)
-KNOWN = [KnownCell(cell, 2, 4) for cell in CELLS]
+KNOWN = [BaselineConfig(cell, 2, 4) for cell in BASELINE_CELLS]
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -38,18 +43,20 @@ each_of_some = each_of(SOME, KNOWN, together=2)
 
 
 def text(steps: int) -> Tensor:
-    return torch.randint(VOCABULARY, (steps, LANES), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        TOKENIZER, (steps, EVAL_WINDOWS), generator=torch.Generator().manual_seed(1)
+    )
 
 
-def weights_of(network: Population | Unrolled) -> Weights:
+def weights_of(network: NetworkStack | Unrolled) -> NamedTensors:
     return network.parameters.of(0, network.parameters.values)
 
 
-def gradients_of(network: Population | Unrolled) -> Weights:
+def gradients_of(network: NetworkStack | Unrolled) -> NamedTensors:
     return network.parameters.of(0, network.parameters.gradients)
 
 
-def assert_close(found: Weights, expected: Weights, **tolerance: float) -> None:
+def assert_close(found: NamedTensors, expected: NamedTensors, **tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(
@@ -60,14 +67,14 @@ def assert_close(found: Weights, expected: Weights, **tolerance: float) -> None:
 class Module:
     """The network as it is written out, and gradients through it by autograd alone."""
 
-    def __init__(self, architecture: Architecture | KnownCell) -> None:
+    def __init__(self, architecture: GatedConfig | BaselineConfig) -> None:
         names: dict[str, Any] = {"__name__": "written"}
-        code = module_code(architecture, VOCABULARY)
+        code = generate_module(architecture, TOKENIZER)
         exec(code.replace("new_state.detach()", "new_state"), names)
         self.network: nn.Module = names["Network"]().double()
-        self.names = state_names(architecture)
+        self.names = state_dict_mapping(architecture)
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: NamedTensors) -> None:
         self.network.load_state_dict(
             {
                 name: weights[of][0].T if part == "weight" else weights[of][1]
@@ -75,14 +82,14 @@ class Module:
             }
         )
 
-    def learn(
-        self, reads: Tensor, foretells: Tensor, states: list[Tensor]
-    ) -> tuple[Tensor, Weights, list[Tensor]]:
+    def loss_and_grad(
+        self, reads: Tensor, targets: Tensor, states: list[Tensor]
+    ) -> tuple[Tensor, NamedTensors, list[Tensor]]:
         """The last loss of reading (w, B) from these states, its gradients, the last states."""
         self.network.zero_grad()
-        for symbols in reads:
-            logits, states = self.network(symbols, states)
-        loss = nn.functional.cross_entropy(logits, foretells)
+        for tokens in reads:
+            logits, states = self.network(tokens, states)
+        loss = nn.functional.cross_entropy(logits, targets)
         loss.backward()
         found: dict[str, dict[str, Tensor]] = {}
         for name, weight in self.network.named_parameters():
@@ -94,15 +101,15 @@ class Module:
 
 
 @each_of(SOME, together=2)
-def test_through_one_step_it_learns_as_a_population_does(architecture: Architecture):
-    members, read = [Member(architecture)], text(4)
-    networks = [kind(members, 3, "fp64", VOCABULARY) for kind in (Population, Unrolled)]
+def test_through_one_step_it_learns_as_a_population_does(architecture: GatedConfig):
+    configs, read = [TrialConfig(architecture)], text(4)
+    networks = [kind(configs, 3, "fp64", TOKENIZER) for kind in (NetworkStack, Unrolled)]
     expected, found = networks
-    states = [network.learning_states(LANES) for network in networks]
+    states = [network.init_training_state(EVAL_WINDOWS) for network in networks]
     for t in range(3):
         losses = []
         for network, own in zip(networks, states, strict=True):
-            loss, after = network.learn(network.symbols(read[t]), read[t + 1], own)
+            loss, after = network.loss_and_grad(network.prepare_inputs(read[t]), read[t + 1], own)
             losses.append(loss)
             for state, new in zip(own, after, strict=True):
                 state.copy_(new)
@@ -114,27 +121,29 @@ def test_through_one_step_it_learns_as_a_population_does(architecture: Architect
 @each_of_some
 def test_the_gradient_goes_through_the_window_and_no_further(architecture):
     """Whole, cut off at a sequence's start, and with weights that change at every step."""
-    member, window, module = Member(architecture, 0, 3), 3, Module(architecture)
-    network = Unrolled([member], 3, "fp64", VOCABULARY)
-    program = Program(network, LANES, learning_rate=0.05, smoothing=0.0)
+    config, window, module = TrialConfig(architecture, 0, 3), 3, Module(architecture)
+    network = Unrolled([config], 3, "fp64", TOKENIZER)
+    program = TrainStep(network, EVAL_WINDOWS, learning_rate=0.05, smoothing=0.0)
     for read in (text(7), text(4).flip(0)):  # two sequences
         program.begin_sequence()
-        before = [module.network.initial_state(LANES)]
-        for t, foretells in enumerate(read[1:]):
+        before = [module.network.initial_state(EVAL_WINDOWS)]
+        for t, targets in enumerate(read[1:]):
             module.load(weights_of(network))
             first = max(0, t + 1 - window)
-            loss, gradients, after = module.learn(read[first : t + 1], foretells, before[first])
+            loss, gradients, after = module.loss_and_grad(
+                read[first : t + 1], targets, before[first]
+            )
             before.append(after)
-            program.step(read[t], foretells)
+            program.step(read[t], targets)
             torch.testing.assert_close(program.smoothed[0], loss, **EXACT)
             assert_close(gradients_of(network), gradients, **EXACT)
             torch.testing.assert_close([s[0] for s in program.states[:2]], after, **EXACT)
 
 
 @pytest.mark.parametrize("known", KNOWN, ids=label)
-def test_a_known_cell_is_torchs_own(known: KnownCell):
+def test_a_known_cell_is_torchs_own(known: BaselineConfig):
     steps, n = 5, known.state_size
-    network = Unrolled([Member(known, 0, steps)], 3, "fp64", VOCABULARY)
+    network = Unrolled([TrialConfig(known, 0, steps)], 3, "fp64", TOKENIZER)
     weights = weights_of(network)
     kind = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[known.cell]
     module = kind(n, n, known.layers).double()
@@ -149,16 +158,16 @@ def test_a_known_cell_is_torchs_own(known: KnownCell):
     table, head = weights["embedding"], weights["head"]
     outputs, _ = module(table[0][read[:-1]] + table[1])  # (steps, B, n)
     expected = outputs @ head[0] + head[1]
-    states = network.initial_states(LANES)
+    states = network.init_state(EVAL_WINDOWS)
     for t in range(steps):
-        logits, states = network.forward(network.symbols(read[t]), states)
+        logits, states = network.forward(network.prepare_inputs(read[t]), states)
         torch.testing.assert_close(logits[0], expected[t].detach(), **EXACT)
         losses = nn.functional.cross_entropy(expected[t], read[t + 1], reduction="none")
         torch.testing.assert_close(network.losses(logits, read[t + 1])[0], losses.detach(), **EXACT)
 
-    states = network.learning_states(LANES)
+    states = network.init_training_state(EVAL_WINDOWS)
     for t in range(steps):
-        _, states = network.learn(network.symbols(read[t]), read[t + 1], states)
+        _, states = network.loss_and_grad(network.prepare_inputs(read[t]), read[t + 1], states)
     losses.mean().backward()
     gradients = gradients_of(network)
     for layer, (name, hand) in itertools.product(range(known.layers), hands):
@@ -172,10 +181,11 @@ def test_a_known_cell_is_torchs_own(known: KnownCell):
 def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
     found = []
     for precision in ("fp64", "bf16"):
-        network = Unrolled([Member(architecture, 0, 12)], 3, precision, VOCABULARY)
-        states, read = network.learning_states(LANES), text(14)
+        network = Unrolled([TrialConfig(architecture, 0, 12)], 3, precision, TOKENIZER)
+        states, read = network.init_training_state(EVAL_WINDOWS), text(14)
         for t in range(13):
-            loss, states = network.learn(network.symbols(read[t]), read[t + 1], states)
+            inputs = network.prepare_inputs(read[t])
+            loss, states = network.loss_and_grad(inputs, read[t + 1], states)
         flat = network.parameters.gradients.double()
         found.append((loss.double(), flat))
         assert loss.dtype == states[0].dtype == network.parameters.values.dtype
@@ -184,10 +194,10 @@ def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
     assert (gradients - expected).norm() < 0.03 * expected.norm()
 
 
-TEXT = np.random.default_rng(0).integers(0, VOCABULARY, 500, dtype=np.uint8)
-SETTINGS = Training(
+TEXT = np.random.default_rng(0).integers(0, TOKENIZER, 500, dtype=np.uint8)
+SETTINGS = TrainConfig(
     steps=20,
-    batch_size=LANES,
+    batch_size=EVAL_WINDOWS,
     sequence_length=13,
     log_every=2,
     learning_rate=0.01,
@@ -197,7 +207,7 @@ SETTINGS = Training(
 )
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -205,26 +215,26 @@ class Stop(Exception):
 @pytest.mark.parametrize("architecture", [GATED[-1], KNOWN[-1]], ids=label)
 def test_what_is_gone_on_with_is_the_run_that_was_never_stopped(architecture, stop):
     """In a window that grows, in a whole one, and where the next sequence begins."""
-    member = Member(architecture, 1, 4)
+    config = TrialConfig(architecture, 1, 4)
 
     def begin(weights=None, progress=None):
-        network = network_of([member], 1, "bf16", VOCABULARY, None, weights)
-        return Run(network, TEXT, SETTINGS, progress)
+        network = build_network([config], 1, "bf16", TOKENIZER, None, weights)
+        return TrainLoop(network, TEXT, SETTINGS, progress)
 
     def look():
         if run.step == stop:
-            raise Stop
+            raise StopError
 
     whole, run = begin(), begin()
     list(whole.train())
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         list(run.train(look))
-    written = write_checkpoint(run.progress(member), "me")
-    progress = read_checkpoint(architecture, "me", written, VOCABULARY)
-    resumed = begin({member: progress.weights}, {member: progress})
+    written = serialize_checkpoint(run.progress(config), "me")
+    progress = deserialize_checkpoint(architecture, "me", written, TOKENIZER)
+    resumed = begin({config: progress.weights}, {config: progress})
     list(resumed.train())
     assert resumed.curves == whole.curves
-    expected, found = (own.progress(member) for own in (whole, resumed))
+    expected, found = (own.progress(config) for own in (whole, resumed))
     for one, other in zip(found.states, expected.states, strict=True):
         assert torch.equal(one, other)
     for name, (weight, bias) in expected.weights.items():
@@ -233,34 +243,34 @@ def test_what_is_gone_on_with_is_the_run_that_was_never_stopped(architecture, st
 
 
 def test_a_network_is_measured_from_a_texts_start_whatever_it_was_trained_on():
-    member = Member(KnownCell("lstm", 2, 4), 0, 4)
-    run = Run(network_of([member], 1, "fp64", VOCABULARY), TEXT, SETTINGS)
+    config = TrialConfig(BaselineConfig("lstm", 2, 4), 0, 4)
+    run = TrainLoop(build_network([config], 1, "fp64", TOKENIZER), TEXT, SETTINGS)
     list(run.train())
-    module = Module(member.architecture)
+    module = Module(config.architecture)
     module.load(weights_of(run.population))
-    held_out = TEXT[: 9 * LANES].reshape(9, LANES)
+    held_out = TEXT[: 9 * EVAL_WINDOWS].reshape(9, EVAL_WINDOWS)
     read, expected = torch.from_numpy(held_out).long(), 0.0
-    states = module.network.initial_state(LANES)
+    states = module.network.initial_state(EVAL_WINDOWS)
     for t in range(8):
         logits, states = module.network(read[t], states)
         expected += nn.functional.cross_entropy(logits, read[t + 1], reduction="none") / 8
-    found = held_out_losses(run.population, held_out)
+    found = eval_losses(run.population, held_out)
     torch.testing.assert_close(found[0], expected.detach(), **EXACT)
 
 
 def test_only_what_cannot_be_trained_in_lockstep_is_unrolled():
-    gated, known = Member(GATED[-1]), Member(KNOWN[0])
-    longer = gated._replace(gradient_window=2)
-    assert isinstance(network_of([gated, Member(GATED[-2])], 1), Population)
-    for member in (known, longer):
-        network = network_of([member], 1)
+    gated, known = TrialConfig(GATED[-1]), TrialConfig(KNOWN[0])
+    longer = gated._replace(bptt_steps=2)
+    assert isinstance(build_network([gated, TrialConfig(GATED[-2])], 1), NetworkStack)
+    for config in (known, longer):
+        network = build_network([config], 1)
         assert isinstance(network, Unrolled)
-        again = network.of({member: weights_of(network)})
-        assert again.members == (member,)
-        for together in ([member, gated], [member, member._replace(replicate=1)]):
+        again = network.of({config: weights_of(network)})
+        assert again.configs == (config,)
+        for together in ([config, gated], [config, config._replace(replicate=1)]):
             with pytest.raises(ValueError, match=r"there are 2 members; allowed: one"):
-                network_of(together, 1)
+                build_network(together, 1)
         with pytest.raises(ValueError, match=r"gradient window of [12]; allowed: our own cell"):
-            Population([gated, member], 1)
+            NetworkStack([gated, config], 1)
     with pytest.raises(ValueError, match=r"the gradient window is 0; allowed: 1 or more"):
-        network_of([known._replace(gradient_window=0)], 1)
+        build_network([known._replace(bptt_steps=0)], 1)

@@ -6,19 +6,20 @@ import re
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, models, pre_tokenizers
 
-from rnn.byte_pairs import PIECES, BytePairs
-from rnn.corpus import Corpus
-from rnn.errors import CorpusError, VocabularyError
-from rnn.vocabulary import Text, read_vocabulary, train_vocabulary
+from rnn.data.bpe import BPE, PIECES
+from rnn.data.corpus import Corpus
+from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
+from rnn.errors import CorpusError, TokenizerError
 
 WORDS = [b"the", b"cat", b"\xc3\xa4pfel", b"12", b"1234", b"==", b"\n    ", b",", b"catalogue"]
 TANGLE = [bytes(random.Random(seed).choices(b"abc", k=6)) for seed in range(40)]
 PROSE = b" ".join(random.Random(0).choices(WORDS + TANGLE, k=4000))
-LEARNT = train_vocabulary("bpe:300", np.frombuffer(PROSE, np.uint8))
+LEARNT = train_tokenizer("bpe:300", np.frombuffer(PROSE, np.uint8))
 
 # Each as long as two of the last: forty of them would fill any memory, and few are enough.
 DOUBLING = [[97, 97], *([n, n] for n in range(256, 263))]
@@ -39,28 +40,28 @@ def array(text: bytes):
 @unhurried
 @given(any_text)
 def test_every_text_is_read_back_byte_for_byte(text):
-    for vocabulary in (LEARNT, train_vocabulary("bytes", array(text))):
-        symbols = vocabulary.encode(array(text))
-        assert vocabulary.decode(symbols.tolist()) == text
-        assert vocabulary.lengths[symbols].sum() == len(text)
-        assert symbols.max(initial=0) < vocabulary.size
+    for tokenizer in (LEARNT, train_tokenizer("bytes", array(text))):
+        tokens = tokenizer.encode(array(text))
+        assert tokenizer.decode(tokens.tolist()) == text
+        assert tokenizer.lengths[tokens].sum() == len(text)
+        assert tokens.max(initial=0) < tokenizer.size
 
 
 def test_bytes_are_not_copied_and_tokens_are_fewer():
     text = array(PROSE)
-    assert train_vocabulary("bytes", text).encode(text) is text
-    symbols = LEARNT.encode(text)
-    assert symbols.dtype == np.uint16
-    assert len(symbols) < 0.5 * len(text)
+    assert train_tokenizer("bytes", text).encode(text) is text
+    tokens = LEARNT.encode(text)
+    assert tokens.dtype == np.uint16
+    assert len(tokens) < 0.5 * len(text)
 
 
 @unhurried
 @given(any_text)
 def test_symbols_are_what_the_library_that_learnt_them_makes_of_a_text(text):
     """Which is also what a text's pieces are."""
-    names = [symbol.decode("latin-1") for symbol in LEARNT.pairs.symbols]
+    names = [token.decode("latin-1") for token in LEARNT.pairs.tokens]
     merges = [(names[left], names[right]) for left, right in LEARNT.pairs.merges]
-    library = Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, merges))
+    library = tokenizers.Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, merges))
     split = pre_tokenizers.Split(Regex(PIECES.decode("latin-1")), "isolated")
     library.pre_tokenizer = split
     characters = text.decode("latin-1")
@@ -80,33 +81,33 @@ def test_no_symbol_reaches_over_two_pieces():
 
 
 def test_a_vocabulary_is_the_same_whoever_learns_it():
-    again = train_vocabulary("bpe:300", array(PROSE))
+    again = train_tokenizer("bpe:300", array(PROSE))
     assert again.written == LEARNT.written
     assert LEARNT.size == 300
-    few = train_vocabulary("bpe:258", array(b"ab,ab,ab,cd,cd,e"))
-    assert few.pairs.symbols[256:] == [b"ab", b"cd"]  # the most frequent first
+    few = train_tokenizer("bpe:258", array(b"ab,ab,ab,cd,cd,e"))
+    assert few.pairs.tokens[256:] == [b"ab", b"cd"]  # the most frequent first
 
 
 @pytest.mark.parametrize("text", [b"", b"abcabc", bytes(range(256))])
 def test_a_small_text_gives_fewer_symbols(text):
-    vocabulary = train_vocabulary("bpe:1000", array(text))
-    assert 256 <= vocabulary.size < 600
-    assert vocabulary.decode(vocabulary.encode(array(text * 2)).tolist()) == text * 2
+    tokenizer = train_tokenizer("bpe:1000", array(text))
+    assert 256 <= tokenizer.size < 600
+    assert tokenizer.decode(tokenizer.encode(array(text * 2)).tolist()) == text * 2
 
 
 def test_what_is_written_is_read_as_it_was():
     written = LEARNT.written
-    again = read_vocabulary(written)
+    again = load_tokenizer(written)
     assert again.encode(array(PROSE)).tolist() == LEARNT.encode(array(PROSE)).tolist()
     assert again.written == written
     assert again.lengths.tolist() == LEARNT.lengths.tolist()
     assert len(written) < 12 * LEARNT.size
-    assert read_vocabulary(None).size == 256
+    assert load_tokenizer(None).size == 256
 
 
 def test_a_merge_may_make_a_symbol_that_is_there():
-    pairs = BytePairs([(97, 98), (98, 99), (256, 99), (97, 257)])  # ab, bc, ab+c, a+bc
-    assert pairs.symbols[256:] == [b"ab", b"bc", b"abc"]
+    pairs = BPE([(97, 98), (98, 99), (256, 99), (97, 257)])  # ab, bc, ab+c, a+bc
+    assert pairs.tokens[256:] == [b"ab", b"bc", b"abc"]
     assert list(pairs.encode(b"abc")) == [258]
 
 
@@ -127,8 +128,8 @@ def test_a_merge_may_make_a_symbol_that_is_there():
     ],
 )
 def test_a_damaged_vocabulary_is_one_line(written):
-    with pytest.raises(VocabularyError, match="cannot be read") as refused:
-        read_vocabulary(written)
+    with pytest.raises(TokenizerError, match="cannot be read") as refused:
+        load_tokenizer(written)
     assert "\n" not in str(refused.value)
 
 
@@ -137,18 +138,18 @@ def test_a_damaged_vocabulary_is_one_line(written):
 
 def test_the_splits_are_those_of_the_corpus_each_by_itself():
     corpus = Corpus("prose", array(PROSE))
-    text = Text(corpus, LEARNT)
+    text = TokenCorpus(corpus, LEARNT)
     for split in ("train", "validation", "test"):
-        symbols = getattr(text, split)
-        assert LEARNT.decode(symbols.tolist()) == getattr(corpus, split).tobytes()
-        assert getattr(text, split) is symbols
+        tokens = getattr(text, split)
+        assert LEARNT.decode(tokens.tolist()) == getattr(corpus, split).tobytes()
+        assert getattr(text, split) is tokens
 
 
 def test_bytes_stay_in_the_file(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(PROSE)
     corpus = Corpus("file", np.memmap(path, np.uint8, "r"))
-    text = Text(corpus, read_vocabulary(None))
+    text = TokenCorpus(corpus, load_tokenizer(None))
     assert np.shares_memory(text.train, corpus.text)
     assert isinstance(text.train, np.memmap)
 
@@ -161,16 +162,16 @@ def test_the_test_split_is_not_read_before_it_is_asked_for():
             self.read += len(text)
             return text
 
-    vocabulary = Counted()
-    text = Text(Corpus("zeros", np.zeros(200, np.uint8)), vocabulary)
+    tokenizer = Counted()
+    text = TokenCorpus(Corpus("zeros", np.zeros(200, np.uint8)), tokenizer)
     text.require(50, 10)
-    assert vocabulary.read == 190
+    assert tokenizer.read == 190
     text.require(50, 10, "test")
-    assert vocabulary.read == 200
+    assert tokenizer.read == 200
 
 
 def test_a_text_must_be_long_enough_in_symbols():
-    text = Text(Corpus("prose", array(PROSE)), LEARNT)
+    text = TokenCorpus(Corpus("prose", array(PROSE)), LEARNT)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
     text.require(train, min(validation, test), "test")
     with pytest.raises(CorpusError, match=rf"{train:,} symbols.*train split.*sequence_length"):

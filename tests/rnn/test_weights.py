@@ -8,38 +8,36 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rnn.architecture import Architecture
-from rnn.errors import VocabularyError, WeightsError
-from rnn.known_cell import KnownCell
-from rnn.member import Member
-from rnn.network import initial_weights
-from rnn.vocabulary import read_vocabulary, train_vocabulary
-from rnn.weights import TrainedNetwork, read_weights, write_weights
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.data.tokenizer import load_tokenizer, train_tokenizer
+from rnn.errors import SavedModelError, TokenizerError
+from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
+from rnn.stacked.network import initial_weights
 
-GATED = Architecture(True, False, True, False, True, "both", 2, 4, "candidate")
-TOKENS = train_vocabulary("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
+GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
+TOKENS = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
 DETAILS = {"study": "quick", "trial": "3", "said": "\u201ewörtlich\u201c\n"}
 
 
-def trained(architecture=GATED, vocabulary=TOKENS) -> TrainedNetwork:
-    drawn = initial_weights(Member(architecture), 7, vocabulary.size)
+def trained(architecture=GATED, tokenizer=TOKENS) -> SavedModel:
+    drawn = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {name: (weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
-    return TrainedNetwork(architecture, weights, vocabulary, "bf16", DETAILS)
+    return SavedModel(architecture, weights, tokenizer, "bf16", DETAILS)
 
 
-CONTENT = write_weights(trained())
+CONTENT = serialize_model(trained())
 
 
-@pytest.mark.parametrize("architecture", [GATED, KnownCell("lstm", 2, 4)])
-@pytest.mark.parametrize("vocabulary", [read_vocabulary(None), TOKENS])
-def test_a_network_is_read_as_it_was_written(architecture, vocabulary):
-    network = trained(architecture, vocabulary)
-    found = read_weights(write_weights(network))
+@pytest.mark.parametrize("architecture", [GATED, BaselineConfig("lstm", 2, 4)])
+@pytest.mark.parametrize("tokenizer", [load_tokenizer(None), TOKENS])
+def test_a_network_is_read_as_it_was_written(architecture, tokenizer):
+    network = trained(architecture, tokenizer)
+    found = deserialize_model(serialize_model(network))
     assert found.architecture == architecture
     assert (found.precision, found.details) == ("bf16", DETAILS)
-    assert (found.vocabulary.size, found.vocabulary.written) == (
-        vocabulary.size,
-        vocabulary.written,
+    assert (found.tokenizer.size, found.tokenizer.written) == (
+        tokenizer.size,
+        tokenizer.written,
     )
     assert found.weights.keys() == network.weights.keys()
     for name, own in network.weights.items():
@@ -84,25 +82,25 @@ def changed(**metadata: object) -> bytes:
         changed(architecture='{"cell": "lstm"}'),
         changed(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
         changed(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no such tensors
-        changed(vocabulary="null"),  # of fewer symbols than the tensors are for
+        changed(tokenizer="null"),  # of fewer symbols than the tensors are for
     ],
     ids=lambda content: f"{len(content)} bytes",  # the order of metadata is nobody's
 )
 def test_what_is_no_trained_network_is_one_line(content):
-    with pytest.raises(WeightsError, match="cannot be read") as refused:
-        read_weights(content)
+    with pytest.raises(SavedModelError, match="cannot be read") as refused:
+        deserialize_model(content)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("spoilt", [lambda weight: weight * torch.nan, torch.Tensor.half])
 def test_weights_that_are_no_numbers_of_ours_are_refused(spoilt):
-    network = read_weights(CONTENT)
+    network = deserialize_model(CONTENT)
     weight, bias = network.weights["head"]
     weights = {**network.weights, "head": (spoilt(weight), bias)}
-    with pytest.raises(WeightsError, match="its head is not all numbers"):
-        read_weights(write_weights(dataclasses.replace(network, weights=weights)))
+    with pytest.raises(SavedModelError, match="its head is not all numbers"):
+        deserialize_model(serialize_model(dataclasses.replace(network, weights=weights)))
 
 
 def test_a_damaged_vocabulary_is_told_apart():
-    with pytest.raises(VocabularyError):
-        read_weights(changed(vocabulary='"{}"'))
+    with pytest.raises(TokenizerError):
+        deserialize_model(changed(tokenizer='"{}"'))

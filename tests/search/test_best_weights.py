@@ -2,8 +2,8 @@
 
 import pytest
 
-from search.weights import BestWeights
-from studies.stores import open_store
+from search.worker.trial_artifacts import WeightStore
+from studies.artifacts import open_store
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -13,7 +13,7 @@ def store(request, tmp_path):
 
 
 def test_only_the_weights_of_the_best_are_kept(store):
-    weights, others = BestWeights(store, "quick-1"), BestWeights(store, "quick-10")
+    weights, others = WeightStore(store, "quick-1"), WeightStore(store, "quick-10")
     assert weights.kept() == set()
     assert weights.read(3) is None
     weights.keep_only([3, 1], 1)  # where there is nothing
@@ -30,7 +30,7 @@ def test_only_the_weights_of_the_best_are_kept(store):
 
 
 def test_what_else_lies_there_stays(tmp_path):
-    weights = BestWeights(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
+    weights = WeightStore(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
     weights.write(1, b"one")
     folder = tmp_path / "studies.db.weights" / "s-1"
     (folder / "notes.txt").write_text("mine")

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from search.checkpoints import Checkpoints
+from search.worker.trial_artifacts import CheckpointStore
+from studies.artifacts import AtomicFileStore, open_store
 from studies.errors import ArtifactsError
-from studies.stores import Folder, open_store
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -20,7 +20,7 @@ def store(request, tmp_path):
 
 
 def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
-    checkpoints, others = Checkpoints(store, "quick-1"), Checkpoints(store, "quick-2")
+    checkpoints, others = CheckpointStore(store, "quick-1"), CheckpointStore(store, "quick-2")
     assert checkpoints.read(3) is None
     checkpoints.remove(3)
     checkpoints.write(3, b"first")
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
 
 
 def test_a_checkpoint_that_is_set_aside_is_kept_and_not_read_again(store):
-    checkpoints = Checkpoints(store, "quick-1")
+    checkpoints = CheckpointStore(store, "quick-1")
     checkpoints.write(3, b"damaged")
     place = checkpoints.set_aside(3, b"damaged")
     assert checkpoints.read(3) is None
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_is_set_aside_is_kept_and_not_read_again(store):
 
 def test_nothing_is_left_of_a_finished_study(tmp_path):
     folder = tmp_path / "studies.db.checkpoints"
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointStore(
         open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints"), "quick-1"
     )
     checkpoints.clear()  # where there is nothing
@@ -57,7 +57,7 @@ def test_nothing_is_left_of_a_finished_study(tmp_path):
 
 def test_what_is_not_ours_or_set_aside_stays(tmp_path):
     folder = tmp_path / "artifacts"
-    checkpoints = Checkpoints(
+    checkpoints = CheckpointStore(
         open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
     )
     checkpoints.write(3, b"one")
@@ -71,24 +71,24 @@ def test_what_is_not_ours_or_set_aside_stays(tmp_path):
 
 def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
     """Killed when all is written but not yet put in its place."""
-    Checkpoints(Folder(tmp_path), "s").write(1, b"whole")
+    CheckpointStore(AtomicFileStore(tmp_path), "s").write(1, b"whole")
     program = (
         "import os, pathlib, signal\n"
         "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from search.checkpoints import Checkpoints\n"
-        "from studies.stores import Folder\n"
+        "from search.worker.trial_artifacts import Checkpoints\n"
+        "from studies.artifacts import Folder\n"
         f"Checkpoints(Folder(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", program])
     assert done.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "s").iterdir())) == 2
-    assert Checkpoints(Folder(tmp_path), "s").read(1) == b"whole"
-    Checkpoints(Folder(tmp_path), "s").remove(1)
+    assert CheckpointStore(AtomicFileStore(tmp_path), "s").read(1) == b"whole"
+    CheckpointStore(AtomicFileStore(tmp_path), "s").remove(1)
     assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(Folder(tmp_path), "s")
+    checkpoints = CheckpointStore(AtomicFileStore(tmp_path), "s")
     checkpoints.write(1, b"whole")
 
     def full(descriptor):

@@ -13,13 +13,13 @@ from hooks import PATIENT_SECONDS
 from nursery import until
 from optuna.trial import TrialState
 
-from search.claims import ClaimKeeper
-from search.errors import Stopped
-from search.stopping import StopRequest
-from studies.errors import ClaimLost, StorageOutage
-from studies.leases import Watch
-from studies.opening import open_storage
-from studies.records import Failure
+from search.errors import ShutdownRequestedError
+from search.worker.claims import ClaimManager
+from search.worker.shutdown import ShutdownSignal
+from studies.attributes import Failure
+from studies.errors import LeaseLostError, StorageUnavailableError
+from studies.storage.leases import LeaseMonitor
+from studies.storage.open import open_storage
 
 
 class Study:
@@ -39,11 +39,11 @@ class Study:
         outage=10 * PATIENT_SECONDS,
         storage=None,
     ):
-        return ClaimKeeper(
+        return ClaimManager(
             storage or open_storage(self.url),
             self.study_id,
             worker,
-            stop or StopRequest(),
+            stop or ShutdownSignal(),
             self.said.append,
             lease,
             outage,
@@ -85,16 +85,16 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
-    for module in ("search.claim", "search.claims", "search.storage_thread"):
+    for module in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
         monkeypatch.setattr(f"{module}.time", moved)
-    monkeypatch.setattr("search.storage_thread._LONGEST_REST_SECONDS", 0.02)
+    monkeypatch.setattr("search.worker.storage_client._LONGEST_REST_SECONDS", 0.02)
     return clock
 
 
 @pytest.fixture(autouse=True)
 def _ends_its_thread(monkeypatch):
     """Let a keeper's context end only after its thread has, however slow the machine is."""
-    monkeypatch.setattr("search.storage_thread.JOIN_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("search.worker.storage_client.JOIN_SECONDS", PATIENT_SECONDS)
 
 
 def test_a_trial_from_its_claim_to_its_end(each_study):
@@ -126,7 +126,7 @@ def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
         (first,) = keeper.claim()
         first.report(1, 3.0)
         first.report(2, 2.5)
-        keeper.give_back(first, Failure.INTERRUPTED)
+        keeper.requeue(first, Failure.INTERRUPTED)
         (claim,) = keeper.claim()
         assert claim.trial.intermediate_values == {1: 3.0, 2: 2.5}
         assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
@@ -166,16 +166,16 @@ def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
 def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
-        study.storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
+        study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
         study.storage.claim(study.study_id, "heir", PATIENT_SECONDS)
         clock.advance(PATIENT_SECONDS / 4, keeper)
         keeper.check()
         assert claim.lost
         for end in (
             lambda: keeper.finish(claim, TrialState.COMPLETE, 1.0, {}),
-            lambda: keeper.give_back(claim, Failure.INTERRUPTED),
+            lambda: keeper.requeue(claim, Failure.INTERRUPTED),
         ):
-            with pytest.raises(ClaimLost):
+            with pytest.raises(LeaseLostError):
                 end()
     assert study.trial(claim).user_attrs == {"setbacks": {"stale": 1}}
 
@@ -183,7 +183,7 @@ def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
 def test_trials_that_failed_here_are_taken_last(study):
     with study.keeper() as keeper:
         (first,) = keeper.claim()
-        keeper.give_back(first, Failure.EXCEPTION, "ValueError: no")
+        keeper.requeue(first, Failure.EXCEPTION, "ValueError: no")
         numbers = [keeper.claim(avoid={first.trial_id})[0].trial.number for _ in range(3)]
         assert numbers == [1, 2, 0]
         assert keeper.claim() == []
@@ -192,7 +192,7 @@ def test_trials_that_failed_here_are_taken_last(study):
 # ------------------------------------------------------------------ the storage is away
 
 
-class Away(Exception):
+class AwayError(Exception):
     """What a database raises."""
 
 
@@ -206,7 +206,7 @@ def broken(study, monkeypatch):
     def fail():
         state["attempts"] += 1
         state["failed"].add(threading.current_thread())
-        raise sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection"))
+        raise sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection"))
 
     @contextlib.contextmanager
     def unreliable(self):
@@ -229,7 +229,7 @@ def broken(study, monkeypatch):
 def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
     storage, state = broken
     forgotten = []
-    monkeypatch.setattr(Watch, "forget", lambda self: forgotten.append(self))
+    monkeypatch.setattr(LeaseMonitor, "forget", lambda self: forgotten.append(self))
     with study.keeper(storage=storage) as keeper:
         (claim,) = keeper.claim()
         state["before"] = True
@@ -259,7 +259,7 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
         assert claim.trial.number == 0
         claim.report(1, 2.0)
         state["after"] = True
-        keeper.give_back(claim, Failure.INTERRUPTED)
+        keeper.requeue(claim, Failure.INTERRUPTED)
         state["after"] = True
         (claim,) = keeper.claim()
         assert claim.trial.number == 0
@@ -279,33 +279,36 @@ def test_a_storage_is_waited_for_and_no_longer(study, broken):
         state["before"] = True
         claim.report(1, 2.0)
         with pytest.raises(
-            StorageOutage, match=r"server closed the connection\), waited for are 0.5 s"
+            StorageUnavailableError, match=r"server closed the connection\), waited for are 0.5 s"
         ):
             until(lambda: keeper.check())
-        with pytest.raises(StorageOutage):
+        with pytest.raises(StorageUnavailableError):
             keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
-    with study.keeper(storage=storage, outage=0.5) as keeper, pytest.raises(StorageOutage):
+    with (
+        study.keeper(storage=storage, outage=0.5) as keeper,
+        pytest.raises(StorageUnavailableError),
+    ):
         keeper.claim()
 
 
 @pytest.mark.parametrize("within", [None, 0.3])
 def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, monkeypatch, within):
     storage, state = broken
-    stop = StopRequest()
+    stop = ShutdownSignal()
     if within is None:
-        monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", 0.3)
+        monkeypatch.setattr("search.worker.storage_client.GRACE_SECONDS", 0.3)
     with study.keeper(storage=storage, stop=stop) as keeper:
         (claim,) = keeper.claim()
         state["before"] = True
         stop.signal = 15
-        with pytest.raises(Stopped):
-            keeper.give_back(claim, Failure.INTERRUPTED, within=within)
+        with pytest.raises(ShutdownRequestedError):
+            keeper.requeue(claim, Failure.INTERRUPTED, within=within)
 
 
 def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypatch):
     """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
     storage, state = broken
-    monkeypatch.setattr("search.storage_thread._LONGEST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("search.worker.storage_client._LONGEST_PAUSE_SECONDS", 0.02)
     with (
         study.keeper(storage=storage) as keeper,
         study.keeper("observer", storage=storage) as observer,
@@ -327,7 +330,7 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypa
 
 def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypatch):
     """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
-    monkeypatch.setattr("search.storage_thread.SILENCE_SECONDS", 5.0)
+    monkeypatch.setattr("search.worker.storage_client.SILENCE_SECONDS", 5.0)
     with study.keeper(outage=PATIENT_SECONDS) as keeper:
         (claim,) = keeper.claim()
         record, begun, awake = keeper._storage.keep, threading.Event(), threading.Event()
@@ -349,13 +352,13 @@ def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypat
 
 def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, monkeypatch):
     storage, state = broken
-    stop = StopRequest()
-    monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", 0.3)
+    stop = ShutdownSignal()
+    monkeypatch.setattr("search.worker.storage_client.GRACE_SECONDS", 0.3)
     with study.keeper(storage=storage, stop=stop) as keeper:
         until(lambda: keeper._watch_at)
         state["before"] = True
         stop.signal = 15
-        with pytest.raises(Stopped):
+        with pytest.raises(ShutdownRequestedError):
             keeper.claim()
         state["before"] = False
         first = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, 0)
@@ -385,7 +388,9 @@ class Gate:
 
 
 @pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
-@pytest.mark.parametrize("error", [Stopped, StorageOutage, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "error", [ShutdownRequestedError, StorageUnavailableError, KeyboardInterrupt]
+)
 def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
     """The caller stops waiting before, or at the very moment at which, the claim completes."""
     with study.keeper() as keeper:
@@ -432,9 +437,9 @@ def running(study):
 
 
 def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study, monkeypatch):
-    monkeypatch.setattr("search.storage_thread.GRACE_SECONDS", -1)
+    monkeypatch.setattr("search.worker.storage_client.GRACE_SECONDS", -1)
 
-    class Stop(StopRequest):
+    class Stop(ShutdownSignal):
         @property
         def requested(self):  # asked right before the caller leaves
             assert gate.entered.wait(600)
@@ -446,7 +451,7 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study,
         gate = Gate(keeper, monkeypatch)
         try:
             claims = keeper.claim()
-        except Stopped:
+        except ShutdownRequestedError:
             claims = []
         held = {claim.trial_id for claim in claims}
         until(lambda: running(study) == held)
@@ -455,19 +460,19 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study,
 def abandon_a_claim(keeper, gate, monkeypatch, count=1):
     with monkeypatch.context() as patch:
         patch.setattr(keeper, "_require_patience", lambda: gate.entered.wait(600) and stopped())
-        with pytest.raises(Stopped):
+        with pytest.raises(ShutdownRequestedError):
             keeper.claim(limit=lambda trial: count)
 
 
 def stopped():
-    raise Stopped
+    raise ShutdownRequestedError
 
 
 @pytest.mark.parametrize(
     "error",
     [
         ValueError("unexpected"),
-        sa.exc.OperationalError("COMMIT", {}, Away("server closed the connection")),
+        sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection")),
     ],
 )
 def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
@@ -475,12 +480,12 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
         abandon_a_claim(keeper, gate, monkeypatch)
-        give_back, errors = keeper._storage.give_back, [error]
+        requeue, errors = keeper._storage.requeue, [error]
 
         def unreliable(*args, **kwargs):
             if errors:
                 raise errors.pop()
-            give_back(*args, **kwargs)
+            requeue(*args, **kwargs)
 
         monkeypatch.setattr(keeper._storage, "give_back", unreliable)
         gate.open.set()
@@ -500,13 +505,13 @@ def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
         until(lambda: keeper._watch_at)
         gate = Gate(keeper, monkeypatch)
         abandon_a_claim(keeper, gate, monkeypatch, count=2)
-        give_back, taken = keeper._storage.give_back, []
+        requeue, taken = keeper._storage.requeue, []
 
-        def late(trial_id, owner, cause):
+        def late(trial_id, claim_token, cause):
             if not taken:
-                study.storage.give_back(trial_id, owner, Failure.STALE)
+                study.storage.requeue(trial_id, claim_token, Failure.LEASE_EXPIRED)
                 taken.append(study.storage.claim(study.study_id, "heir"))
-            give_back(trial_id, owner, cause)
+            requeue(trial_id, claim_token, cause)
 
         monkeypatch.setattr(keeper._storage, "give_back", late)
         gate.open.set()
@@ -567,7 +572,7 @@ def test_an_unexpected_error_is_the_callers(study):
 
 def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
     """Another program holds the file; whoever trains is not held up for an instant."""
-    monkeypatch.setattr("studies.engine.BUSY_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("studies.storage.engine.BUSY_SECONDS", PATIENT_SECONDS)
     study = Study(sqlite_url)
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
@@ -620,7 +625,7 @@ def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
     study = each_study
     with study.keeper() as keeper:
         first, second, third = keeper.claim(limit=lambda trial: 3)
-        study.storage.give_back(second.trial_id, second.owner, Failure.STALE)
+        study.storage.requeue(second.trial_id, second.claim_token, Failure.LEASE_EXPIRED)
         for claim in (first, second, third):
             claim.report(1, 2.0)
         until(lambda: keeper.check() or second.lost)
@@ -629,7 +634,7 @@ def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
         assert not third.lost
         assert study.trial(second).intermediate_values == {}
         keeper.finish(first, TrialState.COMPLETE, 1.0, {})
-        keeper.give_back(third, Failure.INTERRUPTED)
+        keeper.requeue(third, Failure.INTERRUPTED)
         assert study.trial(third).state is TrialState.WAITING
 
 
@@ -668,9 +673,11 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
         state["after"] = True
         claims = keeper.claim(limit=lambda trial: 2)
         assert claims[0].trial.number == 0
-        owners = {lease.owner for lease in study.storage.leases(study.study_id).values()}
-        assert owners == {claims[0].owner}
-        assert len(study.storage.leases(study.study_id)) == len(claims)
+        owners = {
+            lease.claim_token for lease in study.storage.running_leases(study.study_id).values()
+        }
+        assert owners == {claims[0].claim_token}
+        assert len(study.storage.running_leases(study.study_id)) == len(claims)
 
 
 def test_what_was_read_for_nobody_any_more_is_no_claim(study):
@@ -682,7 +689,7 @@ def test_what_was_read_for_nobody_any_more_is_no_claim(study):
         return ["not", "claims"]
 
     with study.keeper() as keeper:
-        with pytest.raises(Stopped):
+        with pytest.raises(ShutdownRequestedError):
             keeper.read(query, within=0.05)
         late.set()
         (claim,) = keeper.claim()

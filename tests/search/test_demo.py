@@ -50,7 +50,7 @@ def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, s
         demo("refine", overrides)
         study, refined = command_of("report", "1", overrides)[2:]
         derived = optuna.load_study(study_name=refined, storage=sqlite_url)
-        assert derived.user_attrs["definition"]["refinement"]["source"] == study
+        assert derived.user_attrs["config"]["refinement"]["source"] == study
     assert len(optuna.get_all_study_names(sqlite_url)) == 4
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from networks import make_networks
 
-from search.errors import ExportRefused
+from search.errors import ExportError
 from search.export import write_folder
 
 
@@ -37,12 +37,12 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path, monkeypatc
     empty.mkdir()
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full)
-        with pytest.raises(ExportRefused, match="cannot be made"):
+        with pytest.raises(ExportError, match="cannot be made"):
             write_folder(empty, {"a": b"1"})
     assert list(tmp_path.rglob("*")) == [empty]
     write_folder(empty, {"a": b"1"})
     assert (empty / "a").read_bytes() == b"1"
     for taken in (empty, empty / "a"):
-        with pytest.raises(ExportRefused, match="is there already"):
+        with pytest.raises(ExportError, match="is there already"):
             write_folder(taken, {"a": b"2"})
     assert (empty / "a").read_bytes() == b"1"

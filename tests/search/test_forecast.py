@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.forecast import Factors, Forecast, foretell
+from search.pruning.predictions import DesignMatrix, Prediction, predict_final_values
 
 SWITCHES = ("input", "forget", "output", "state")
 
@@ -26,7 +26,7 @@ def world(seed, spread=0.1, sizes=(32, 64)):
         for source in ("new", "old", "both")
         for size in sizes
     ]
-    factors = Factors.of(points)
+    factors = DesignMatrix.of(points)
     effects = random.normal(0, 0.1, factors.main.shape[1])
     pairs = random.normal(0, 0.03, factors.pairs.shape[1])
     values = 2 + factors.main @ effects + factors.pairs @ pairs
@@ -48,28 +48,28 @@ def seen(losses, values, complete, come_to):
 
 def test_factors_are_centred_levels_and_their_products():
     points = [{"a": a, "b": b} for a in (False, True) for b in ("x", "y", "z")]
-    factors = Factors.of(points)
+    factors = DesignMatrix.of(points)
     assert factors.main.shape == (6, 3)
     assert factors.pairs.shape == (6, 2)
     assert factors.main.mean(axis=0) == pytest.approx([0, 0, 0])
     assert factors.pairs[:, 0] == pytest.approx(factors.main[:, 0] * factors.main[:, 1])
     # What never varies tells nothing; what some points lack is a level of its own.
-    assert Factors.of([{"a": 1}, {"a": 1}]).main.shape == (2, 0)
-    assert Factors.of([{"a": 1}, {"b": 1}]).main.shape == (2, 2)
-    many = Factors.of([{"rate": float(number)} for number in range(20)])
+    assert DesignMatrix.of([{"a": 1}, {"a": 1}]).main.shape == (2, 0)
+    assert DesignMatrix.of([{"a": 1}, {"b": 1}]).main.shape == (2, 2)
+    many = DesignMatrix.of([{"rate": float(number)} for number in range(20)])
     assert many.main.shape == (20, 1)
     # A number stays one where it is missing, and pairs beyond counting are left out.
-    some = Factors.of([{"rate": float(number)} for number in range(20)] + [{}, {}])
+    some = DesignMatrix.of([{"rate": float(number)} for number in range(20)] + [{}, {}])
     assert some.main.shape == (22, 2)
     assert np.isfinite(some.main).all()
     names = [{f"p{i}": f"{i}-{number % 9}" for i in range(6)} for number in range(60)]
-    assert (Factors.of(names).main.shape[1], Factors.of(names).pairs.shape[1]) == (48, 0)
+    assert (DesignMatrix.of(names).main.shape[1], DesignMatrix.of(names).pairs.shape[1]) == (48, 0)
 
 
 def test_a_finished_point_is_what_it_is():
     points, losses, values = world(0)
     known = seen(losses, values, np.arange(30), 2)
-    found = foretell(Factors.of(points), *known)
+    found = predict_final_values(DesignMatrix.of(points), *known)
     assert (found.mean[:30] == values[:30]).all()
     assert (found.deviation[:30] == 0).all()
     assert (found.deviation[30:] > 0).all()
@@ -78,9 +78,9 @@ def test_a_finished_point_is_what_it_is():
 def test_one_that_is_finished_without_a_curve_misleads_nobody():
     points, losses, values = world(0)
     losses, values = seen(losses, values, np.arange(30), 2)
-    without = foretell(Factors.of(points), losses, values)
+    without = predict_final_values(DesignMatrix.of(points), losses, values)
     losses[5], losses[6, 1:] = math.nan, math.nan
-    found = foretell(Factors.of(points), losses, values)
+    found = predict_final_values(DesignMatrix.of(points), losses, values)
     assert (found.mean[:30] == values[:30]).all()
     assert found.mean == pytest.approx(without.mean, abs=0.1)
     assert (found.deviation[30:] > 0).all()
@@ -93,7 +93,9 @@ def test_values_lie_where_they_are_foretold(come_to):
     for seed in range(12):
         points, losses, values = world(seed)
         complete = np.random.default_rng(seed).permutation(len(values))[:30]
-        found = foretell(Factors.of(points), *seen(losses, values, complete, come_to))
+        found = predict_final_values(
+            DesignMatrix.of(points), *seen(losses, values, complete, come_to)
+        )
         others = found.deviation > 0
         off.append((values - found.mean)[others] / found.deviation[others])
     off = np.concatenate(off)
@@ -106,8 +108,8 @@ def test_what_points_like_it_came_to_tells_more_than_its_own_curve():
     points, losses, values = world(1, spread=0.3)
     complete = np.random.default_rng(1).permutation(len(values))[:40]
     known = seen(losses, values, complete, 1)
-    with_fellows = foretell(Factors.of(points), *known)
-    alone = foretell(Factors.of([{} for _ in points]), *known)
+    with_fellows = predict_final_values(DesignMatrix.of(points), *known)
+    alone = predict_final_values(DesignMatrix.of([{} for _ in points]), *known)
     others = with_fellows.deviation > 0
     error, error_alone = (
         np.abs(found.mean - values)[others].mean() for found in (with_fellows, alone)
@@ -128,7 +130,7 @@ def test_those_that_stopped_for_being_bad_do_not_mislead():
             stop, alive = alive[order[len(order) // 2 :]], alive[order[: len(order) // 2]]
             known[0][stop, rung + 1 :] = math.nan
         known[1][alive] = values[alive]
-        found = foretell(Factors.of(points), *known)
+        found = predict_final_values(DesignMatrix.of(points), *known)
         stopped = found.deviation > 0
         worse.append(((values - found.mean)[stopped] / found.deviation[stopped]).mean())
     assert abs(np.mean(worse)) < 0.7
@@ -136,7 +138,9 @@ def test_those_that_stopped_for_being_bad_do_not_mislead():
 
 def test_before_anything_is_complete_a_point_is_as_good_as_its_curve():
     points, losses, values = world(2)
-    found = foretell(Factors.of(points), *seen(losses, values, np.array([], dtype=int), 1))
+    found = predict_final_values(
+        DesignMatrix.of(points), *seen(losses, values, np.array([], dtype=int), 1)
+    )
     assert (np.argsort(found.mean) == np.argsort(losses[:, 0])).all()
     chances = found.below(found.bound(9))
     assert 0.01 < chances.min() < chances.max() < 0.9
@@ -150,9 +154,11 @@ def test_the_order_of_the_points_does_not_matter(random, complete, seed):
     come_to = random.integers(0, 4, len(values) - complete)
     order = random.permutation(len(values))
     losses, values = seen(losses, values, order[:complete], come_to)
-    found = foretell(Factors.of(points), losses, values)
+    found = predict_final_values(DesignMatrix.of(points), losses, values)
     shuffled = random.permutation(len(values))
-    other = foretell(Factors.of([points[i] for i in shuffled]), losses[shuffled], values[shuffled])
+    other = predict_final_values(
+        DesignMatrix.of([points[i] for i in shuffled]), losses[shuffled], values[shuffled]
+    )
     assert other.mean == pytest.approx(found.mean[shuffled], abs=1e-6)
     assert other.deviation == pytest.approx(found.deviation[shuffled], abs=1e-6)
 
@@ -170,7 +176,7 @@ def test_the_order_of_the_points_does_not_matter(random, complete, seed):
 def test_as_many_are_expected_below_the_bound_as_are_asked_for(normals, data):
     count = data.draw(st.integers(1, len(normals) - 1))
     mean, deviation = map(np.array, zip(*normals, strict=True))
-    found = Forecast(mean, deviation)
+    found = Prediction(mean, deviation)
     chances = found.below(found.bound(count))
     assert ((chances >= 0) & (chances <= 1)).all()
     assert chances.sum() == pytest.approx(count, abs=0.5)
@@ -179,5 +185,5 @@ def test_as_many_are_expected_below_the_bound_as_are_asked_for(normals, data):
 
 
 def test_all_are_below_the_bound_of_all():
-    found = Forecast(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
+    found = Prediction(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     assert found.below(found.bound(2)) == pytest.approx([1, 1])

@@ -8,11 +8,11 @@ from helpers import at_once, meet
 from hooks import PATIENT_SECONDS
 from optuna.trial import TrialState
 
-from search.errors import GridExhausted
+from search.errors import GridExhaustedError
 from search.grid import SURPLUS, GridSampler
-from search.joining import Terms, join
-from studies.reading import find_definition
-from studies.space import PARAMETERS
+from search.study import StudyOptions, create_or_join
+from studies.loader import load_config_file
+from studies.space import GATED_PARAMS
 
 OVERRIDES = [
     "space.layers=[1, 2]",
@@ -40,7 +40,9 @@ def objective(trial: optuna.Trial) -> float:
 
 
 def planned(url: str, text: str) -> optuna.Study:
-    return join(find_definition("stage-one", OVERRIDES), url, Terms(corpus=text)).study
+    return create_or_join(
+        load_config_file("stage-one", OVERRIDES), url, StudyOptions(corpus=text)
+    ).study
 
 
 def from_storage(trial: optuna.Trial) -> float:
@@ -76,15 +78,15 @@ many_processes = pytest.mark.parametrize(
 
 
 def grid_of(text: str) -> set:
-    definition = find_definition("stage-one", OVERRIDES).validate_alone()
-    return {tuple(point.values()) for point in definition.space.points()}
+    config = load_config_file("stage-one", OVERRIDES).resolve()
+    return {tuple(point.values()) for point in config.space.points()}
 
 
 def check_each_once(url: str) -> None:
     study = optuna.load_study(study_name="stage-one", storage=url)
     points = [trial for trial in study.trials if not trial.system_attrs.get(SURPLUS)]
     assert [trial.state for trial in points] == [TrialState.COMPLETE] * 16
-    run = [tuple(trial.params[key] for key in PARAMETERS) for trial in points]
+    run = [tuple(trial.params[key] for key in GATED_PARAMS) for trial in points]
     assert len(set(run)) == 16
     assert set(run) == grid_of("")
 
@@ -128,7 +130,7 @@ def ask_and_tell(url: str, text: str) -> int:
     while True:
         try:
             trial = study.ask()
-        except GridExhausted:
+        except GridExhaustedError:
             return told
         if not told:
             meet()  # each has one, and there are others left for all
@@ -163,7 +165,7 @@ def test_a_finished_study_turns_plain_optuna_away(sqlite_url, text):
     study.optimize(from_storage)
     calls = []
     study.optimize(lambda trial: calls.append(trial) or from_storage(trial))
-    with pytest.raises(GridExhausted, match="no point of study 'stage-one' is left"):
+    with pytest.raises(GridExhaustedError, match="no point of study 'stage-one' is left"):
         study.ask()
     check_each_once(sqlite_url)
 
@@ -224,7 +226,7 @@ def test_threads_share_one_sampler(sqlite_url, text):
         while True:
             try:
                 trial = study.ask()
-            except GridExhausted:
+            except GridExhaustedError:
                 return
             if not has_met:
                 has_met = True

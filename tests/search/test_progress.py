@@ -14,12 +14,12 @@ from hooks import PATIENT_SECONDS, Gate, Hooks
 from nursery import query, until
 from optuna.trial import TrialState
 
-from search.claims import ClaimKeeper
-from search.joining import Terms, join
-from search.progress import PROGRESS_SECONDS, TICK_SECONDS, Terminal, Ticker
 from search.status import PEEK_SECONDS, StatusReader
-from search.stopping import StopRequest
-from studies.reading import find_definition
+from search.study import StudyOptions, create_or_join
+from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, SafeConsole, Ticker
+from search.worker.claims import ClaimManager
+from search.worker.shutdown import ShutdownSignal
+from studies.loader import load_config_file
 
 ONE = (
     "--set=space.state_source=['new']",
@@ -59,8 +59,8 @@ def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
             return self.now
 
     clock, printed = Clock(), []
-    monkeypatch.setattr("search.progress.time", clock)
-    console = Terminal()
+    monkeypatch.setattr("search.terminal.time", clock)
+    console = SafeConsole()
     monkeypatch.setattr(console, "print", lambda line, **_: printed.append((clock.now, line)))
 
     def progress():
@@ -135,11 +135,13 @@ def test_search_stops_when_the_program_that_reads_its_output_ends(
 
 def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, monkeypatch):
     settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
-    joined = join(find_definition("quick", settings), sqlite_url, Terms(corpus=str(text)))
-    reader = StatusReader(joined.study, joined.storage, joined.definition)
+    joined = create_or_join(
+        load_config_file("quick", settings), sqlite_url, StudyOptions(corpus=str(text))
+    )
+    reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
-        StopRequest() as stop,
-        ClaimKeeper(joined.storage, joined.study_id, "me", stop, print) as keeper,
+        ShutdownSignal() as stop,
+        ClaimManager(joined.storage, joined.study_id, "me", stop, print) as keeper,
     ):
         reader.read_through(keeper)
         read, answers = reader._read, threading.Event()
@@ -147,6 +149,6 @@ def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, mon
         study = optuna.load_study(study_name="quick", storage=sqlite_url)
         study.tell(study.ask(), 1.0)
         assert study.trials[0].state is TrialState.COMPLETE
-        assert reader.recent().accounting.complete == 0
+        assert reader.recent().counts.complete == 0
         answers.set()  # what it answers late is shown by the next line
-        until(lambda: reader.recent().accounting.complete == 1)
+        until(lambda: reader.recent().counts.complete == 1)

@@ -8,20 +8,20 @@ from helpers import TEXT
 from optuna.trial import TrialState
 from test_worker import ONE_NETWORK, SETTINGS, Quiet, work
 
-from search.checkpoints import Checkpoints
-from search.claims import ClaimKeeper
-from search.errors import SourceUnfinished
-from search.joining import Terms, join
-from search.judgement import rungs_of
-from search.pausing import Pausing
-from search.pruner import BestFractionPruner
-from search.stopping import StopRequest
-from search.trainer import Trainer
-from studies.accounting import accounting_of
-from studies.definition import quota
-from studies.errors import DefinitionError, IdentityError, StudiesError
-from studies.reading import find_definition
-from studies.records import TrialRecord
+from search.errors import UnfinishedSourceError
+from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.policy import rungs_of
+from search.pruning.pruner import TopFractionPruner
+from search.study import StudyOptions, create_or_join
+from search.worker.claims import ClaimManager
+from search.worker.shutdown import ShutdownSignal
+from search.worker.trainer import Trainer
+from search.worker.trial_artifacts import CheckpointStore
+from studies.attributes import TrialRecord
+from studies.config import top_count
+from studies.errors import ConfigError, ConfigMismatchError, StudiesError
+from studies.loader import load_config_file
+from studies.storage.counts import count_trials
 
 STEPS, LOG_EVERY, POINTS, KEPT = 60, 6, 24, 2
 
@@ -53,7 +53,7 @@ def search_apart(tmp_path_factory, *overrides, **options):
     folder = tmp_path_factory.mktemp("search")
     (folder / "text").write_bytes(TEXT)
     url = f"sqlite:///{folder}/studies.db"
-    return folder, *search(url, folder / "text", *overrides, population=1, **options)
+    return folder, *search(url, folder / "text", *overrides, lockstep=1, **options)
 
 
 def by_parameters(joined):
@@ -98,7 +98,7 @@ def check(joined, whole, tolerance):
         found = trial.user_attrs
         assert found["rung"] == max(curve)
         assert found["rung"] in RUNGS
-        assert 0 <= found["chance"] < 1
+        assert 0 <= found["keep_probability"] < 1
         assert (
             f"at step {found['rung']} of {STEPS}: foretold {found['forecast']:.3f}"
             in (found["reason"])
@@ -114,7 +114,7 @@ def check_the_best(folder, joined, outcomes, whole, tolerance):
     ranked = sorted(whole.values(), key=lambda trial: trial.value)
     states = {tuple(trial.params.items()): trial.state for trial in joined.study.trials}
     kept = [states[tuple(trial.params.items())] is TrialState.COMPLETE for trial in ranked]
-    wanted = quota(0.1, len(kept))
+    wanted = top_count(0.1, len(kept))
     assert kept[0]
     assert sum(kept[:wanted]) >= wanted - 1
     assert sum(kept) < 0.7 * len(kept)
@@ -124,10 +124,10 @@ def check_the_best(folder, joined, outcomes, whole, tolerance):
     assert "complete" in outcomes
     assert not any("starts afresh" in line for line in outcomes)
     assert list(folder.glob("*.checkpoints/*/*")) == []
-    accounting = accounting_of(joined.storage, joined.study_id)
-    assert accounting.complete + accounting.pruned == accounting.planned == len(kept)
-    assert accounting.paused == accounting.waiting == 0
-    assert isinstance(joined.study.pruner, BestFractionPruner)
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.complete + counts.pruned == counts.planned == len(kept)
+    assert counts.paused == counts.waiting == 0
+    assert isinstance(joined.study.pruner, TopFractionPruner)
 
 
 def test_the_best_are_complete_and_the_others_are_what_they_were_as_far_as_they_came(pruned, whole):
@@ -137,15 +137,15 @@ def test_the_best_are_complete_and_the_others_are_what_they_were_as_far_as_they_
 def test_the_best_are_complete_where_several_are_trained_together(
     sqlite_url, text, tmp_path, whole
 ):
-    check_the_best(tmp_path, *search(sqlite_url, text, population=8), whole, 1e-4)
+    check_the_best(tmp_path, *search(sqlite_url, text, lockstep=8), whole, 1e-4)
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize(("population", "tolerance"), [(1, 0), (8, 1e-4)])
+@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (8, 1e-4)])
 def test_the_best_of_a_wide_grid_are_complete(
-    sqlite_url, text, tmp_path, whole_wide, population, tolerance
+    sqlite_url, text, tmp_path, whole_wide, lockstep, tolerance
 ):
-    found = search(sqlite_url, text, *WIDE, population=population)
+    found = search(sqlite_url, text, *WIDE, lockstep=lockstep)
     check_the_best(tmp_path, *found, whole_wide, tolerance)
 
 
@@ -155,16 +155,16 @@ def test_who_cannot_write_checkpoints_pauses_nothing(sqlite_url, text, whole, mo
     def refuse(self, number, content):
         raise OSError("no room")
 
-    monkeypatch.setattr(Checkpoints, "write", refuse)
-    joined, outcomes = search(sqlite_url, text, population=1)
+    monkeypatch.setattr(CheckpointStore, "write", refuse)
+    joined, outcomes = search(sqlite_url, text, lockstep=1)
     check(joined, whole, 0)
     assert not any("paused" in line for line in outcomes)
     assert any("could not be written (no room)" in line for line in outcomes)
 
 
 def test_while_the_storage_does_not_answer_points_go_on(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr(ClaimKeeper, "consult", lambda self, query: None)
-    joined, outcomes = search(sqlite_url, text, population=8)
+    monkeypatch.setattr(ClaimManager, "consult", lambda self, query: None)
+    joined, outcomes = search(sqlite_url, text, lockstep=8)
     assert set(outcomes) == {"complete"}
     assert steps_of(joined) == STEPS * POINTS
 
@@ -173,9 +173,9 @@ def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeyp
     def fail(self, trial_ids, avoid):
         raise IndexError("no such thing")
 
-    monkeypatch.setattr(Pausing, "verdicts", fail)
-    joined, outcomes = search(sqlite_url, text, population=8)
-    assert accounting_of(joined.storage, joined.study_id).complete == POINTS
+    monkeypatch.setattr(PauseResumeScheduler, "verdicts", fail)
+    joined, outcomes = search(sqlite_url, text, lockstep=8)
+    assert count_trials(joined.storage, joined.study_id).complete == POINTS
     assert "warning: nothing could be decided (IndexError: no such thing)" in outcomes
     assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
 
@@ -183,27 +183,27 @@ def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeyp
 def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, text, monkeypatch):
     failing = []
 
-    def record(self, member, *rest, **found):
-        if member.architecture.forget_gate and not failing and "validation" in str(found):
-            failing.append(member)
+    def record(self, trial_config, *rest, **found):
+        if trial_config.architecture.forget_gate and not failing and "validation" in str(found):
+            failing.append(trial_config)
             raise RuntimeError("once")
-        return plain(self, member, *rest, **found)
+        return plain(self, trial_config, *rest, **found)
 
     plain = Trainer._record
     monkeypatch.setattr(Trainer, "_record", record)
-    joined, outcomes = search(sqlite_url, text, population=1)
+    joined, outcomes = search(sqlite_url, text, lockstep=1)
     failed = outcomes.index("failed, and waits to be run again")
     assert sum("paused" in line or line == "complete" for line in outcomes[failed:]) > 5
-    accounting = accounting_of(joined.storage, joined.study_id)
-    assert accounting.complete + accounting.pruned == POINTS
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.complete + counts.pruned == POINTS
     again = [t for t in joined.study.trials if t.user_attrs.get("setbacks") == {"exception": 1}]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
 
 
 def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, text):
-    file = find_definition("quick", [*SETTINGS, *GRID])
-    joined = join(file, sqlite_url, Terms(corpus=str(text), prune=True))
-    pausing = Pausing(joined.storage, joined.study_id, joined.definition)
+    file = load_config_file("quick", [*SETTINGS, *GRID])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
     def pause_all():
         while (trial_id := joined.storage.claim(joined.study_id, "me/1")) is not None:
@@ -212,8 +212,8 @@ def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, 
 
     pause_all()
     assert len(pausing.choose(0.0)) == POINTS
-    wider = find_definition("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
-    join(wider, sqlite_url, Terms(corpus=str(text), prune=True, extend=True))
+    wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
+    create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
     assert pausing.choose(0.0) == [], "new ones come first"
     pause_all()
     assert len(pausing.choose(0.0)) == 2 * POINTS
@@ -221,21 +221,24 @@ def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, 
 
 def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatch):
     """Another worker hangs with the last point; this one waits for it, and then does not."""
-    file = find_definition("quick", [*SETTINGS, *GRID])
-    joined = join(file, sqlite_url, Terms(corpus=str(text), prune=True))
+    file = load_config_file("quick", [*SETTINGS, *GRID])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     assert joined.storage.claim(joined.study_id, "hangs/1") is not None
     waits = []
-    monkeypatch.setattr("search.worker.PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("search.worker.POLL_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("search.worker.worker.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("search.worker.worker.POLL_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(Quiet, "waits", lambda self: waits.append(len(self.outcomes)))
     # Twice with nothing done in between: then there is nothing left to do.
     ends = property(lambda self: len(waits) > 1 and waits[-1] == waits[-2])
-    monkeypatch.setattr(StopRequest, "requested", ends)
-    joined, _ = search(sqlite_url, text, population=1)
-    accounting = accounting_of(joined.storage, joined.study_id)
-    assert accounting.running == 1
-    assert accounting.complete >= KEPT
-    assert Pausing(joined.storage, joined.study_id, joined.definition).choose(0, (), True) == []
+    monkeypatch.setattr(ShutdownSignal, "requested", ends)
+    joined, _ = search(sqlite_url, text, lockstep=1)
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.running == 1
+    assert counts.complete >= KEPT
+    assert (
+        PauseResumeScheduler(joined.storage, joined.study_id, joined.config).choose(0, (), True)
+        == []
+    )
 
 
 def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
@@ -250,9 +253,9 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(Quiet, "ended", ended)
-        patch.setattr(StopRequest, "requested", property(lambda self: len(paused) > 30))
-        joined, _ = search(sqlite_url, text, population=1)
-    assert accounting_of(joined.storage, joined.study_id).paused > 10
+        patch.setattr(ShutdownSignal, "requested", property(lambda self: len(paused) > 30))
+        joined, _ = search(sqlite_url, text, lockstep=1)
+    assert count_trials(joined.storage, joined.study_id).paused > 10
     (folder,) = tmp_path.glob("*.checkpoints")
     shutil.rmtree(folder)
     put_off = []
@@ -263,7 +266,7 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
             put_off.append((before, int(ended.outcome.removeprefix("paused at step "))))
 
     monkeypatch.setattr(Quiet, "ended", ended_again)
-    joined, outcomes = search(sqlite_url, text, population=1)
+    joined, outcomes = search(sqlite_url, text, lockstep=1)
     check(joined, whole, 0)
     assert not any("goes on from" in line for line in outcomes)
     assert any(before for before, _ in put_off)
@@ -272,17 +275,19 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
 
 def test_a_pruned_study_is_joined_on_the_same_terms_alone(pruned, text):
     url = f"sqlite:///{pruned[0]}/studies.db"
-    with pytest.raises(IdentityError, match=r"pruning\.enabled: True in the study, False here"):
+    with pytest.raises(
+        ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
+    ):
         search(url, text, prune=False)
-    with pytest.raises(IdentityError, match=r"pruning\.keep: 0\.1 in the study, 0\.2 here"):
+    with pytest.raises(ConfigMismatchError, match=r"pruning\.keep: 0\.1 in the study, 0\.2 here"):
         search(url, text, "pruning.keep=0.2")
     with pytest.raises(StudiesError, match=r"^\d+ points are pruned.*begin the wider one under"):
         search(url, text, "space.layers=[1, 2]", extend=True)
 
 
 def refine(url, *overrides):
-    file = find_definition("quick-refined", overrides)
-    return join(file, url, Terms())
+    file = load_config_file("quick-refined", overrides)
+    return create_or_join(file, url, StudyOptions())
 
 
 def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
@@ -294,12 +299,14 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
         for trial in joined.study.trials
         if trial.state is TrialState.COMPLETE
     )
-    with pytest.raises(SourceUnfinished, match=r"kept the best 2 .*allowed: as many, or fewer"):
+    with pytest.raises(
+        UnfinishedSourceError, match=r"kept the best 2 .*allowed: as many, or fewer"
+    ):
         refine(url, "refinement.best=0.2")
     derived = refine(url, "refinement.variants=[{}]")
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
-    assert not derived.definition.pruning.enabled, "it is the source's alone"
+    assert not derived.config.pruning.enabled, "it is the source's alone"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +319,7 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
     ],
 )
 def test_settings_of_pruning_that_make_no_sense_are_refused(sqlite_url, text, override, told):
-    with pytest.raises(DefinitionError, match=told):
+    with pytest.raises(ConfigError, match=told):
         search(sqlite_url, text, override)
 
 
@@ -320,14 +327,14 @@ def test_replicates_are_not_pruned(sqlite_url, text):
     one = [*ONE_NETWORK, "space.output_gate=[false]", "space.state_gate=[false]"]
     search(sqlite_url, text, *one, "training.steps=10", prune=False)
     overrides = ["refinement.replicates=3", "pruning.enabled=true"]
-    with pytest.raises(DefinitionError, match=r"has pruning\.enabled and 3 replicates"):
+    with pytest.raises(ConfigError, match=r"has pruning\.enabled and 3 replicates"):
         refine(sqlite_url, *overrides)
 
 
 def test_plain_optuna_drives_a_pruned_study(sqlite_url, text):
     """With the study's own pruner, which then stops what it would have paused."""
-    file = find_definition("quick", [*SETTINGS, *GRID])
-    joined = join(file, sqlite_url, Terms(corpus=str(text), prune=True))
+    file = load_config_file("quick", [*SETTINGS, *GRID])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
 
     gates = ("output_gate", "forget_gate", "state_gate")
 

@@ -11,11 +11,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_forecast import world
 
-from benchmarks.recorded import Recorded
+from benchmarks.recorded_curves import Recorded
 from benchmarks.replay_pruning import Replay, replay_in_optuna
-from search.forecast import Factors
-from search.judgement import Judgement, Stage, Standing, ahead_of, rungs_of
-from search.pruner import BestFractionPruner
+from search.pruning.policy import PruningPolicy, StudyState, TrialStage, ahead_of, rungs_of
+from search.pruning.predictions import DesignMatrix
+from search.pruning.pruner import TopFractionPruner
 
 STEPS, LOG_EVERY = 1000, 40
 
@@ -45,57 +45,57 @@ def standing(stages, chances=None, reached=2):
     order = np.argsort(values)[: len(stages)]
     losses, values = losses[order].copy(), values[order].copy()
     for i, stage in enumerate(stages):
-        if stage is not Stage.COMPLETE:
+        if stage is not TrialStage.COMPLETE:
             values[i] = math.nan
-            losses[i, 0 if stage is Stage.FRESH else reached :] = math.nan
+            losses[i, 0 if stage is TrialStage.FRESH else reached :] = math.nan
     ahead = ahead_of(rungs_of(STEPS, LOG_EVERY)[:3], STEPS)
-    return Standing(stages, losses, values, Factors.of([points[i] for i in order]), ahead)
+    return StudyState(stages, losses, values, DesignMatrix.of([points[i] for i in order]), ahead)
 
 
 def judge(stages, keep=0.1, confidence=0.95, **options):
-    return Judgement(standing(stages, **options), keep, confidence)
+    return PruningPolicy(standing(stages, **options), keep, confidence)
 
 
 def test_every_point_comes_to_the_first_rung_before_any_goes_on():
-    stages = [Stage.PAUSED] * 12
+    stages = [TrialStage.PAUSED] * 12
     best = int(np.argmax(judge(stages, reached=1).chances))
-    stages[best] = Stage.RUNNING
+    stages[best] = TrialStage.RUNNING
     assert judge(stages, reached=1).goes_on(best)
-    judgement = judge([*stages, Stage.FRESH], reached=1)
+    judgement = judge([*stages, TrialStage.FRESH], reached=1)
     assert not judgement.goes_on(best)
     assert judgement.wanted == judgement.lacking == []
     assert not judgement.is_settled
 
 
 def test_the_most_promising_paused_point_is_gone_on_with_first():
-    judgement = judge([Stage.PAUSED] * 60, reached=1)
+    judgement = judge([TrialStage.PAUSED] * 60, reached=1)
     chances = judgement.chances[judgement.wanted]
     assert len(chances) == 60
     assert (np.diff(chances) <= 0).all()
     assert chances[0] == judgement.chances.max()
     # While others run, no more than are in view: twice as many as are to be kept.
-    assert len(judge([Stage.PAUSED] * 59 + [Stage.RUNNING], reached=1).wanted) in (11, 12)
+    assert len(judge([TrialStage.PAUSED] * 59 + [TrialStage.RUNNING], reached=1).wanted) in (11, 12)
 
 
 def test_one_that_runs_at_a_rung_yields_to_a_better_one_that_waits():
-    order = np.argsort(-judge([Stage.PAUSED] * 60, reached=1).chances)
+    order = np.argsort(-judge([TrialStage.PAUSED] * 60, reached=1).chances)
     best, second, worst = order[0], order[1], order[-1]
 
     def with_one_running(point):
-        stages = [Stage.PAUSED] * 60
-        stages[point] = Stage.RUNNING
+        stages = [TrialStage.PAUSED] * 60
+        stages[point] = TrialStage.RUNNING
         return judge(stages, reached=1)
 
     assert with_one_running(best).goes_on(best)
     assert not with_one_running(second).goes_on(second)
     assert not with_one_running(worst).goes_on(worst)
     # Of sixty that run it is not one of the twelve in view, though none waits.
-    assert not judge([Stage.RUNNING] * 60, reached=1).goes_on(worst)
+    assert not judge([TrialStage.RUNNING] * 60, reached=1).goes_on(worst)
 
 
 def test_it_is_enough_when_little_is_expected_to_be_lost():
     """The best half is complete: of the best tenth nothing is among the others."""
-    stages = [Stage.COMPLETE] * 30 + [Stage.PAUSED] * 30
+    stages = [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 30
     judgement = judge(stages)
     assert judgement.chances[30:].sum() <= judgement.allowance
     assert judgement.wanted == []
@@ -107,13 +107,17 @@ def test_it_is_enough_when_little_is_expected_to_be_lost():
 
 
 def test_while_one_runs_nothing_is_settled():
-    assert judge([Stage.COMPLETE] * 30 + [Stage.PAUSED] * 29 + [Stage.PRUNED]).is_settled
-    assert not judge([Stage.COMPLETE] * 30 + [Stage.PAUSED] * 29 + [Stage.RUNNING]).is_settled
+    assert judge(
+        [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 29 + [TrialStage.PRUNED]
+    ).is_settled
+    assert not judge(
+        [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 29 + [TrialStage.RUNNING]
+    ).is_settled
 
 
 def test_a_point_is_hopeless_only_once_as_many_are_complete_as_are_to_be_kept():
-    few = judge([Stage.COMPLETE] * 5 + [Stage.RUNNING] * 91)
-    enough = judge([Stage.COMPLETE] * 20 + [Stage.RUNNING] * 76)
+    few = judge([TrialStage.COMPLETE] * 5 + [TrialStage.RUNNING] * 91)
+    enough = judge([TrialStage.COMPLETE] * 20 + [TrialStage.RUNNING] * 76)
     worst = int(np.argmin(enough.chances))
     assert enough.is_hopeless(worst)
     # It is as hopeless by what is foretold, but less is known than must be.
@@ -123,17 +127,17 @@ def test_a_point_is_hopeless_only_once_as_many_are_complete_as_are_to_be_kept():
 
 
 def test_points_that_failed_take_nobodys_place_and_nothing_is_foretold_of_them():
-    stages = [Stage.COMPLETE] * 20 + [Stage.PAUSED] * 20 + [Stage.FAILED] * 20
+    stages = [TrialStage.COMPLETE] * 20 + [TrialStage.PAUSED] * 20 + [TrialStage.FAILED] * 20
     judgement = judge(stages)
-    assert judgement.quota == 6  # of all points
+    assert judgement.top_count == 6  # of all points
     assert (judgement.chances[40:] == 0).all()
     assert judgement.chances.sum() == pytest.approx(6, abs=0.5)
-    assert judge([Stage.FAILED] * 10).is_settled
+    assert judge([TrialStage.FAILED] * 10).is_settled
 
 
 def test_while_one_runs_for_ever_there_is_still_a_choice():
     """Those not in view wait for what others will tell, but they are there to be taken."""
-    judgement = judge([Stage.RUNNING] + [Stage.PAUSED] * 7, reached=1)
+    judgement = judge([TrialStage.RUNNING] + [TrialStage.PAUSED] * 7, reached=1)
     assert len(judgement.lacking) > 0
     assert len(judgement.wanted) < len(judgement.lacking)
 
@@ -191,7 +195,7 @@ def test_what_is_decided_follows_from_what_is_known():
 
 
 def pruner(**options):
-    return BestFractionPruner(STEPS, LOG_EVERY, **options)
+    return TopFractionPruner(STEPS, LOG_EVERY, **options)
 
 
 def optimize(study, known):
@@ -302,7 +306,7 @@ def test_settings_that_make_no_sense_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         pruner(**options)
     with pytest.raises(ValueError, match="log_every is 20 and steps 10"):
-        BestFractionPruner(10, 20)
+        TopFractionPruner(10, 20)
 
 
 def test_optunas_own_pruners_are_replayed_on_the_same_points():

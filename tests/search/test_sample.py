@@ -6,7 +6,7 @@ from networks import make_networks
 
 def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run, tmp_path):
     artifacts = str(tmp_path / "files")
-    make_networks(sqlite_url, {1, 2}, artifacts, vocabulary="bpe:270")
+    make_networks(sqlite_url, {1, 2}, artifacts, tokenizer="bpe:270")
 
     def sample(*words: str) -> str:
         places = ("--storage", sqlite_url, "--artifacts", artifacts)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hooks import PATIENT_SECONDS
 
-from search import threads
-from search.threads import ThreadBudget
+from search.worker import cpu_budget as threads
+from search.worker.cpu_budget import ThreadBudget
 
 
 @pytest.fixture(autouse=True)

@@ -11,34 +11,33 @@ from hooks import PATIENT_SECONDS
 from nursery import until
 from optuna.trial import TrialState
 
-from rnn.corpus import open_corpus
+from rnn.config import TrialConfig
+from rnn.data.corpus import load_corpus
+from rnn.data.tokenizer import TokenCorpus, train_tokenizer
 from rnn.errors import DeviceError
-from rnn.evaluation import held_out_lanes, held_out_losses
-from rnn.member import Member
-from rnn.network import Population
-from rnn.training import Run, Training
-from rnn.vocabulary import Text, train_vocabulary
-from rnn.weights import read_weights
-from search.checkpoints import Checkpoints
-from search.claims import ClaimKeeper
-from search.joining import Terms, join
-from search.keeping import Keeping
-from search.measuring import Measuring
-from search.pausing import Pausing
-from search.space import member_of
+from rnn.inference.saved_model import deserialize_model
+from rnn.stacked.network import NetworkStack
+from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.loop import TrainConfig, TrainLoop
+from search.parameters import to_trial_config
+from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, seconds_left
-from search.stopping import StopRequest
-from search.threads import ThreadBudget
-from search.trainer import Trainer
-from search.weights import BestWeights
-from search.worker import Worker
-from studies.accounting import Accounting, Durations, accounting_of
-from studies.definition import Definition
-from studies.errors import ClaimLost, IdentityError, StorageOutage
-from studies.opening import open_storage
-from studies.reading import find_definition
-from studies.records import Failure, TrialRecord
-from studies.stores import open_store
+from search.study import StudyOptions, create_or_join
+from search.worker.best_models import BestModelStore
+from search.worker.claims import ClaimManager
+from search.worker.cpu_budget import ThreadBudget
+from search.worker.evaluator import Evaluator
+from search.worker.shutdown import ShutdownSignal
+from search.worker.trainer import Trainer
+from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from search.worker.worker import Worker
+from studies.artifacts import open_store
+from studies.attributes import Failure, TrialRecord
+from studies.config import StudyConfig
+from studies.errors import ConfigMismatchError, LeaseLostError, StorageUnavailableError
+from studies.loader import load_config_file
+from studies.storage.counts import TimingStats, TrialCounts, count_trials
+from studies.storage.open import open_storage
 
 SETTINGS = [
     "seed=5",
@@ -81,27 +80,25 @@ class Quiet:
         self.outcomes.append(line)
 
 
-def work(
-    url, text, overrides=(), study="quick", threads=1, population=None, artifacts=None, **terms
-):
-    file = find_definition(study, [*(SETTINGS if study == "quick" else ()), *overrides])
-    joined = join(file, url, Terms(corpus=text and str(text), **terms))
+def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artifacts=None, **terms):
+    file = load_config_file(study, [*(SETTINGS if study == "quick" else ()), *overrides])
+    joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
     listener = Quiet()
-    checkpoints = Checkpoints(open_store(artifacts, url, "checkpoints"), joined.folder)
-    weights = BestWeights(open_store(artifacts, url, "weights"), joined.folder)
-    reader = StatusReader(joined.study, joined.storage, joined.definition)
+    checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.folder)
+    weights = WeightStore(open_store(artifacts, url, "weights"), joined.folder)
+    reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
-        StopRequest() as stop,
+        ShutdownSignal() as stop,
         ThreadBudget(threads) as budget,
-        ClaimKeeper(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
+        ClaimManager(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
     ):
         device = torch.device("cpu")
-        keeping = Keeping(joined, weights, keeper.consult, listener.says)
-        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", population, keeping)
+        keeping = BestModelStore(joined, weights, keeper.consult, listener.says)
+        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", lockstep, keeping)
         pausing = None
-        if joined.definition.pruning.enabled:
-            pausing = Pausing(joined.storage, joined.study_id, joined.definition)
-        Worker(keeper, trainer, reader.accounting, stop, listener, pausing=pausing).run()
+        if joined.config.pruning.enabled:
+            pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+        Worker(keeper, trainer, reader.counts, stop, listener, pausing=pausing).run()
     return joined, listener.outcomes
 
 
@@ -111,7 +108,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     (folder / "text").write_bytes(TEXT)
     url = f"sqlite:///{folder}/studies.db"
-    joined, _ = work(url, folder / "text", ["precision='fp32'"], population=1)
+    joined, _ = work(url, folder / "text", ["precision='fp32'"], lockstep=1)
     return joined.study.trials
 
 
@@ -128,46 +125,48 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
     work(sqlite_url, None, refine, "quick-refined")
     for name, steps in (("quick", [4, 8]), ("quick-refined", [4, 8, 12])):
         study = optuna.load_study(study_name=name, storage=sqlite_url)
-        definition = Definition.model_validate(study.user_attrs["definition"])
-        assert (definition.seed, definition.precision) == (5, "bf16")
-        assert definition.gate_inputs == gate_inputs
-        corpus = open_corpus(study.user_attrs["corpus"]["name"])
+        config = StudyConfig.model_validate(study.user_attrs["config"])
+        assert (config.seed, config.precision) == (5, "bf16")
+        assert config.gate_inputs == gate_inputs
+        corpus = load_corpus(study.user_attrs["corpus"]["name"])
         for trial in study.trials:
-            member = member_of(trial.params, definition)
-            run = trained(definition, member, corpus.train)
+            trial_config = to_trial_config(trial.params, config)
+            run = trained(config, trial_config, corpus.train)
             (curve,) = run.curves
             assert list(curve) == steps
             assert trial.intermediate_values == curve
             assert trial.user_attrs["training_loss"] == min(curve.values())
-            run.take_average()
-            held_out = held_out_lanes(corpus.validation, 3, 9)
-            losses = held_out_losses(run.population, held_out)[0].double()
+            run.swap_in_averaged_weights()
+            held_out = eval_windows(corpus.validation, 3, 9)
+            losses = eval_losses(run.stack, held_out)[0].double()
             assert trial.user_attrs["validation_loss"] == pytest.approx(losses.mean().item())
             assert trial.value == trial.user_attrs["validation_loss"]
             expected = losses / math.log(2)
-            found = trial.user_attrs["validation_bits_per_character"]
+            found = trial.user_attrs["validation_bits_per_byte"]
             assert found == pytest.approx(expected.mean().item())
-            error = trial.user_attrs["validation_error"]
+            error = trial.user_attrs["validation_stderr"]
             assert error == pytest.approx(expected.std().item() / math.sqrt(3))
-            lanes = trial.system_attrs["validation_lanes"]
-            assert lanes == pytest.approx(expected.tolist(), abs=1e-5)
-            assert "test_bits_per_character" not in trial.user_attrs
-            assert trial.user_attrs["parameter_count"] == member.architecture.parameter_count()
-            assert trial.user_attrs["replicate"] == member.replicate
+            windows = trial.system_attrs["validation_lanes"]
+            assert windows == pytest.approx(expected.tolist(), abs=1e-5)
+            assert "test_bits_per_byte" not in trial.user_attrs
+            assert (
+                trial.user_attrs["parameter_count"] == trial_config.architecture.parameter_count()
+            )
+            assert trial.user_attrs["replicate"] == trial_config.replicate
             assert (trial.user_attrs["seed"], trial.user_attrs["threads"]) == (5, 1)
             assert trial.user_attrs["precision"] == "bf16"
     assert {trial.params["replicate"] for trial in study.trials} == {1, 2}
     assert len({trial.value for trial in study.trials}) == 2, "replicates are other networks"
 
 
-def trained(definition, member, text):
+def trained(config, trial_config, text):
     """A run of a network alone, trained to its end as a study wants it."""
-    settings = Training(
-        **definition.training.model_dump(exclude={"gradient_window"}),
-        seed=definition.seed,
-        average=definition.evaluation.average,
+    settings = TrainConfig(
+        **config.training.model_dump(exclude={"bptt_steps"}),
+        seed=config.seed,
+        average=config.evaluation.average,
     )
-    run = Run(Population([member], definition.seed, definition.precision), text, settings)
+    run = TrainLoop(NetworkStack([trial_config], config.seed, config.precision), text, settings)
     list(run.train())
     return run
 
@@ -184,10 +183,12 @@ def test_the_value_is_what_the_objective_says(sqlite_url, text):
 
 def test_a_study_from_before_the_average_is_not_gone_on_with(sqlite_url, text):
     joined, _ = work(sqlite_url, text)
-    stored = joined.study.user_attrs["definition"]
+    stored = joined.study.user_attrs["config"]
     del stored["evaluation"]["average"]
-    joined.study.set_user_attr("definition", stored)
-    with pytest.raises(IdentityError, match=r"evaluation.average: 0.0 in the study, 0.1 here"):
+    joined.study.set_user_attr("config", stored)
+    with pytest.raises(
+        ConfigMismatchError, match=r"evaluation.average: 0.0 in the study, 0.1 here"
+    ):
         work(sqlite_url, text)
     work(sqlite_url, text, ["evaluation.average=0.0"])
 
@@ -196,10 +197,10 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
     sqlite_url, text, monkeypatch
 ):
     read = []
-    encode = Text.test.func
+    encode = TokenCorpus.test.func
     spied = cached_property(lambda self: read.append(1) or encode(self))
-    spied.__set_name__(Text, "test")
-    monkeypatch.setattr(Text, "test", spied)
+    spied.__set_name__(TokenCorpus, "test")
+    monkeypatch.setattr(TokenCorpus, "test", spied)
     work(sqlite_url, text)
     assert not read
     refine = [
@@ -214,35 +215,35 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
     one, two = joined.study.trials
     corpus = joined.corpus
     for trial in (one, two):
-        run = trained(joined.definition, member_of(trial.params, joined.definition), corpus.train)
-        run.take_average()
-        losses = held_out_losses(run.population, held_out_lanes(corpus.test, 3, 9))
+        run = trained(joined.config, to_trial_config(trial.params, joined.config), corpus.train)
+        run.swap_in_averaged_weights()
+        losses = eval_losses(run.stack, eval_windows(corpus.test, 3, 9))
         bits = losses[0].double().mean().item() / math.log(2)
-        assert trial.user_attrs["test_bits_per_character"] == pytest.approx(bits)
+        assert trial.user_attrs["test_bits_per_byte"] == pytest.approx(bits)
         assert len(trial.system_attrs["test_lanes"]) == 3
 
 
 def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measured(
     sqlite_url, text, tmp_path
 ):
-    joined, outcomes = work(sqlite_url, text, ["keep_weights=2"], population=4)
+    joined, outcomes = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert outcomes == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
     assert weights.kept() == {trial.number for trial in best[:2]}
-    held_out = held_out_lanes(joined.corpus.validation, 3, 9)
+    held_out = eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
-        network = read_weights(weights.read(trial.number))
-        member = member_of(trial.params, joined.definition)
-        assert network.architecture == member.architecture
-        own = {member: network.weights}
-        population = Population([member], 0, network.precision, weights=own)
-        loss = held_out_losses(population, held_out).mean().item()
+        network = deserialize_model(weights.read(trial.number))
+        trial_config = to_trial_config(trial.params, joined.config)
+        assert network.architecture == trial_config.architecture
+        own = {trial_config: network.weights}
+        lockstep = NetworkStack([trial_config], 0, network.precision, weights=own)
+        loss = eval_losses(lockstep, held_out).mean().item()
         assert loss == pytest.approx(trial.user_attrs["validation_loss"], rel=1e-3)
         assert trial.user_attrs["sample"]
     nothing, _ = work(sqlite_url, text, ["keep_weights=0"], name="nothing")
     assert not any("sample" in trial.user_attrs for trial in nothing.study.trials)
-    folder = BestWeights(open_store(None, sqlite_url, "weights"), nothing.folder)
+    folder = WeightStore(open_store(None, sqlite_url, "weights"), nothing.folder)
     assert folder.kept() == set()
 
 
@@ -251,34 +252,36 @@ def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers
 ):
     """The study says 3. A worker that keeps one removes none of the three best."""
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    file = find_definition("quick", [*SETTINGS, "keep_weights=3"])
-    joined = join(file, sqlite_url, Terms(corpus=str(text)))
-    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    file = load_config_file("quick", [*SETTINGS, "keep_weights=3"])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
     trials = joined.study.trials
     held = [joined.storage.claim(joined.study_id, "you/1") for _ in trials[3:]]
     work(sqlite_url, text, ["keep_weights=3"])
     assert weights.kept() == {trial.number for trial in trials if trial._trial_id not in held}
     for trial_id in held:
-        joined.storage.give_back(trial_id, "you/1", Failure.INTERRUPTED)
+        joined.storage.requeue(trial_id, "you/1", Failure.INTERRUPTED)
     work(sqlite_url, text, ["keep_weights=1"])
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     assert weights.kept() >= {best[0].number}
     first = {trial.number for trial in trials if trial._trial_id not in held}
     assert first.intersection(trial.number for trial in best[:3]) <= weights.kept()
-    assert joined.study.user_attrs["definition"]["keep_weights"] == 3
+    assert joined.study.user_attrs["config"]["keep_weights"] == 3
 
 
 def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values(text):
-    definition = find_definition("quick", SETTINGS).validate_alone()
-    definition = definition.model_copy(update={"evaluate": "test"})
-    whole = Text(open_corpus(str(text)), train_vocabulary("bytes", b""))
-    members = [member_of(point, definition) for point in definition.space.points()][:3]
-    settings = Training(10, 4, 8, 5, 0.01, 0.9, 0)
+    config = load_config_file("quick", SETTINGS).resolve()
+    config = config.model_copy(update={"eval_split": "test"})
+    whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
+    trial_configs = [to_trial_config(point, config) for point in config.space.points()][:3]
+    settings = TrainConfig(10, 4, 8, 5, 0.01, 0.9, 0)
 
     def measured(leaves):
-        run = Run(Population(members, 0), whole.train, settings)
+        run = TrainLoop(NetworkStack(trial_configs, 0), whole.train, settings)
         list(run.train())
-        found = Measuring(definition, whole).measure(run, lambda: leaves and run.drop(members[:1]))
+        found = Evaluator(config, whole).measure(
+            run, lambda: leaves and run.drop(trial_configs[:1])
+        )
         return [each.attributes for each in found]
 
     assert measured(leaves=True) == measured(leaves=False)
@@ -286,9 +289,9 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
 
 def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
     joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
-    weights = BestWeights(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
     weights.write(0, b"of a worker that died")
-    keeping = Keeping(joined, weights, lambda query: query(), print)
+    keeping = BestModelStore(joined, weights, lambda query: query(), print)
     keeping.settle(0)
     assert 0 not in weights.kept()
 
@@ -297,7 +300,7 @@ def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypat
     def write(self, number, content):
         raise OSError("no space left")
 
-    monkeypatch.setattr(BestWeights, "write", write)
+    monkeypatch.setattr(WeightStore, "write", write)
     joined, outcomes = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sum("could not be kept (no space left)" in line for line in outcomes) == 6
@@ -307,23 +310,25 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
     text = tmp_path / "text"
     text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
     settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
-    definition = tmp_path / "cells.toml"
-    definition.write_text(
+    config = tmp_path / "cells.toml"
+    config.write_text(
         "objective = 'validation'\nvocabulary = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
         "layers = [1]\nstate_size = [4]\ngradient_window = [1, 3]\n"
     )
-    joined, outcomes = work(sqlite_url, text, settings, str(definition))
+    joined, outcomes = work(sqlite_url, text, settings, str(config))
     assert outcomes == ["complete"] * 4
-    size = joined.text.vocabulary.size
-    assert joined.study.user_attrs["vocabulary"]["size"] == size > 256
+    size = joined.text.tokenizer.size
+    assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
-        member = member_of(trial.params, joined.definition)
-        assert trial.user_attrs["parameter_count"] == member.architecture.parameter_count(size)
+        trial_config = to_trial_config(trial.params, joined.config)
+        assert trial.user_attrs["parameter_count"] == trial_config.architecture.parameter_count(
+            size
+        )
         found = trial.user_attrs
         a_token = found["validation_loss"] / math.log(2)
-        assert found["validation_bits_per_character"] < a_token, "a token is more than a byte"
+        assert found["validation_bits_per_byte"] < a_token, "a token is more than a byte"
         assert trial.value == found["validation_loss"]
-    again, _ = work(sqlite_url, text, settings, str(definition), name="again")
+    again, _ = work(sqlite_url, text, settings, str(config), name="again")
     assert [t.value for t in again.study.trials] == [t.value for t in joined.study.trials]
 
 
@@ -336,22 +341,22 @@ def test_the_number_of_threads_is_recorded(sqlite_url, text):
 
 def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
     shares = iter([1, 1, 2, 2, 1] * 1000)
-    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
     before = torch.get_num_threads()
-    joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], population=1)
+    joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], lockstep=1)
     torch.set_num_threads(before)
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
 
 
 def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch):
-    file = find_definition("quick", SETTINGS)
-    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    file = load_config_file("quick", SETTINGS)
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     joined.storage.claim(joined.study_id, "you/1")
     seen = []
     monkeypatch.setattr(ThreadBudget, "rest", lambda self: seen.append("rests"))
     monkeypatch.setattr(Quiet, "waits", lambda self: seen.append("waits"))
-    monkeypatch.setattr(StopRequest, "requested", property(lambda self: "waits" in seen))
+    monkeypatch.setattr(ShutdownSignal, "requested", property(lambda self: "waits" in seen))
     _, outcomes = work(sqlite_url, text)
     assert outcomes == ["complete"] * 5
     assert seen[:2] == ["rests", "waits"]
@@ -359,10 +364,12 @@ def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch)
 
 def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
     def order(seed):
-        file = find_definition(
+        file = load_config_file(
             "quick", [f"seed={seed}", "evaluation.lane_length=8", "training.sequence_length=8"]
         )
-        joined = join(file, sqlite_url, Terms(name=f"seed {seed}", corpus=str(text)))
+        joined = create_or_join(
+            file, sqlite_url, StudyOptions(name=f"seed {seed}", corpus=str(text))
+        )
         return [trial.params for trial in joined.study.trials]
 
     assert order(1) != order(2)
@@ -380,15 +387,17 @@ def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_ur
 
 def test_a_trial_that_starts_afresh_does_so_with_its_curve(sqlite_url, text):
     """Its last worker left values, and no checkpoint that they could be gone on from."""
-    joined = join(find_definition("quick", SETTINGS), sqlite_url, Terms(corpus=str(text)))
+    joined = create_or_join(
+        load_config_file("quick", SETTINGS), sqlite_url, StudyOptions(corpus=str(text))
+    )
     trial_id = joined.storage.claim(joined.study_id, "gone")
     joined.storage.report(trial_id, "gone", {3: 9.0, 12: 9.0})
-    joined.storage.give_back(trial_id, "gone", Failure.STALE)
+    joined.storage.requeue(trial_id, "gone", Failure.LEASE_EXPIRED)
     work(sqlite_url, text)
     assert list(joined.storage.get_trial(trial_id).intermediate_values) == [4, 8]
 
 
-def stop_in_the_midst(url, text, monkeypatch, overrides=(), population=None, step=4):
+def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):
     """Work on a study, and stop in an orderly way once its first trials are at a step."""
     reached = []
 
@@ -397,9 +406,9 @@ def stop_in_the_midst(url, text, monkeypatch, overrides=(), population=None, ste
 
     with monkeypatch.context() as patch:
         patch.setattr(Quiet, "advanced", advanced)
-        patch.setattr("search.worker.LOOK_SECONDS", 0)
-        patch.setattr(StopRequest, "requested", property(lambda self: bool(reached)))
-        return work(url, text, overrides, population=population)
+        patch.setattr("search.worker.worker.LOOK_SECONDS", 0)
+        patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(reached)))
+        return work(url, text, overrides, lockstep=lockstep)
 
 
 @pytest.mark.parametrize("artifacts", [None, "bucket"])
@@ -409,14 +418,14 @@ def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
     if artifacts:  # only the database is known to the second worker, the bucket is empty
         artifacts = request.getfixturevalue(artifacts)
     overrides = ["precision='fp32'", "training.steps=12"]
-    joined, _ = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    joined, _ = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     joined.storage.close()
     assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 2
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "studies.db").rename(moved / "studies.db")
     url = f"sqlite:///{moved}/studies.db"
-    joined, said = work(url, text, overrides, population=6, artifacts=artifacts)
+    joined, said = work(url, text, overrides, lockstep=6, artifacts=artifacts)
     place = f"s3://networks/{joined.folder}"
     if artifacts is None:
         place = f"{moved}/studies.db.checkpoints/{joined.folder}"
@@ -431,8 +440,8 @@ def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
 
 def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
     overrides = ["precision='fp32'", "training.steps=12"]
-    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
-    _, said = work(sqlite_url, text, overrides, population=6)
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
+    _, said = work(sqlite_url, text, overrides, lockstep=6)
     assert not any("checkpoint" in line for line in said)
     assert sum("goes on from step 4" in line for line in said) == 2
 
@@ -441,14 +450,14 @@ def test_trials_resumed_by_other_training_code_say_so_and_record_both(
     sqlite_url, text, tmp_path, monkeypatch
 ):
     overrides = ["precision='fp32'", "training.steps=12"]
-    fingerprint = "rnn.fingerprint.code_fingerprint"
+    fingerprint = "rnn.training.checkpoint.source_hash"
     with monkeypatch.context() as patch:
         patch.setattr(fingerprint, lambda: "0123456789ab")
-        _, said = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+        _, said = stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     assert not any(line.startswith("warning") for line in said)
     with monkeypatch.context() as patch:
         patch.setattr(fingerprint, lambda: "ba9876543210")
-        joined, said = work(sqlite_url, text, overrides, population=3)
+        joined, said = work(sqlite_url, text, overrides, lockstep=3)
     (line,) = [line for line in said if line.startswith("warning")]
     assert line == (
         "warning: trials 0, 1 resume with training code ba9876543210 and were trained with "
@@ -468,18 +477,18 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     """Its checkpoint is that of a curve that has come to its end."""
 
     def away(self, claim, *rest):
-        raise StorageOutage("away")
+        raise StorageUnavailableError("away")
 
     overrides = ["training.learning_rate=1e30", "training.log_every=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(ClaimKeeper, "finish", away)
-        patch.setattr(ClaimKeeper, "give_back", away)
-        with pytest.raises(StorageOutage):
+        patch.setattr(ClaimManager, "finish", away)
+        patch.setattr(ClaimManager, "give_back", away)
+        with pytest.raises(StorageUnavailableError):
             work(sqlite_url, text, overrides)
     assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 6
     storage = open_storage(sqlite_url)
-    for trial_id, lease in storage.leases(1).items():
-        storage.give_back(trial_id, lease.owner, Failure.STALE)
+    for trial_id, lease in storage.running_leases(1).items():
+        storage.requeue(trial_id, lease.claim_token, Failure.LEASE_EXPIRED)
     joined, _ = work(sqlite_url, text, overrides)
     diverged = joined.study.trials
     assert [trial.user_attrs["failure"] for trial in diverged] == ["diverged"] * 6
@@ -490,14 +499,14 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
 def fail_with_a_forget_gate(monkeypatch, error):
     """Have whatever has such a member fail at its end; what did is returned as it comes."""
 
-    def measure(population, *rest):
-        if any(member.architecture.forget_gate for member in population.members):
-            tries.append(population.members)
+    def measure(lockstep, *rest):
+        if any(trial_config.architecture.forget_gate for trial_config in lockstep.configs):
+            tries.append(lockstep.configs)
             raise error
-        return held_out_losses(population, *rest)
+        return eval_losses(lockstep, *rest)
 
-    tries: list[tuple[Member, ...]] = []
-    monkeypatch.setattr("search.measuring.held_out_losses", measure)
+    tries: list[tuple[TrialConfig, ...]] = []
+    monkeypatch.setattr("search.worker.evaluator.eval_losses", measure)
     return tries
 
 
@@ -505,7 +514,7 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
     """Halves are tried until it is known whose the error is; only its own setbacks count."""
     tries = fail_with_a_forget_gate(monkeypatch, RuntimeError("no"))
     overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
-    joined, outcomes = work(sqlite_url, text, overrides, population=4)
+    joined, outcomes = work(sqlite_url, text, overrides, lockstep=4)
     assert max(map(len, tries)) == 4
     assert any("trained together failed (RuntimeError: no)" in line for line in outcomes)
     for trial, same in zip(joined.study.trials, alone, strict=True):
@@ -522,15 +531,15 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
 def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text, monkeypatch):
     sizes = []
 
-    class Spied(Population):
-        def __init__(self, members, *args, **kwargs):
-            sizes.append(len(members))
-            if len(members) > 2:
+    class Spied(NetworkStack):
+        def __init__(self, trial_configs, *args, **kwargs):
+            sizes.append(len(trial_configs))
+            if len(trial_configs) > 2:
                 raise torch.OutOfMemoryError("no")
-            super().__init__(members, *args, **kwargs)
+            super().__init__(trial_configs, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.networks.Population", Spied)
-    joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], population=4)
+    monkeypatch.setattr("rnn.models.factory.NetworkStack", Spied)
+    joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], lockstep=4)
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 2  # once for each shape
     assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
@@ -539,7 +548,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
 def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monkeypatch):
     """Another has given it back meanwhile, and it is nobody's in the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
-    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
+    alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
     sizes, held, lost = [], {}, []
     train, storage = Trainer.train, open_storage(sqlite_url)
 
@@ -551,16 +560,16 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
         sizes.append(len(running))
         if running[0].step == 4:
             claim = held[running[0].number]
-            storage.give_back(claim.trial_id, claim.owner, Failure.STALE)
+            storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
             storage.claim(storage.get_study_id_from_name("quick"), "you", PATIENT_SECONDS)
             lost.append(claim.trial_id)
             until(lambda: claim.lost)
 
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(Quiet, "advanced", advanced)
-    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, outcomes = work(sqlite_url, text, overrides, population=6)
+    joined, outcomes = work(sqlite_url, text, overrides, lockstep=6)
     assert outcomes.count("dropped: another worker has taken it over") == 1
     assert outcomes.count("complete") == 5
     assert sizes == [6] * 2 + [5] * 18
@@ -576,78 +585,78 @@ def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
 ):
     measure, gone = Trainer._measure, []
 
-    def losing(self, run, claims, between_steps):
-        first = claims[run.members[0]]
-        first.lost = ClaimLost("gone")
+    def losing(self, run, claims, on_step):
+        first = claims[run.configs[0]]
+        first.lost = LeaseLostError("gone")
         gone.append(first.trial_id)
-        yield from measure(self, run, claims, between_steps)
+        yield from measure(self, run, claims, on_step)
 
     monkeypatch.setattr(Trainer, "_measure", losing)
-    monkeypatch.setattr("search.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, outcomes = work(sqlite_url, text, ["precision='fp32'"], population=6)
+    joined, outcomes = work(sqlite_url, text, ["precision='fp32'"], lockstep=6)
     assert outcomes.count("complete") == 5
     for trial, same in zip(joined.study.trials, alone, strict=True):
         if trial._trial_id not in gone:
             assert trial.value == pytest.approx(same.value, rel=1e-5)
-            bits = "validation_bits_per_character"
+            bits = "validation_bits_per_byte"
             assert trial.user_attrs[bits] == pytest.approx(same.user_attrs[bits], rel=1e-5)
 
 
 def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url, text, monkeypatch):
     """Nor by who says nothing of precision, and so agrees with what the study has."""
     with monkeypatch.context() as patch:
-        patch.setattr("search.joining.require_precision", lambda precision, device: None)
+        patch.setattr("search.study.check_precision", lambda precision, device: None)
         work(sqlite_url, text, precision="tf32")
     with pytest.raises(DeviceError, match="precision tf32 is not to be had on cpu"):
         work(sqlite_url, text)
 
 
-@pytest.mark.parametrize("population", [1, 3, 100])
-def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, alone, population):
-    joined, _ = work(sqlite_url, text, ["precision='fp32'"], population=population)
+@pytest.mark.parametrize("lockstep", [1, 3, 100])
+def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, alone, lockstep):
+    joined, _ = work(sqlite_url, text, ["precision='fp32'"], lockstep=lockstep)
     trials = joined.study.trials
     for trial, same in zip(trials, alone, strict=True):
         assert trial.params == same.params
         assert trial.intermediate_values == pytest.approx(same.intermediate_values, rel=1e-5)
         assert trial.value == pytest.approx(same.value, rel=1e-5)
-    most = min(population, 6)
-    assert {trial.user_attrs["population"] for trial in trials} == {most}
+    most = min(lockstep, 6)
+    assert {trial.user_attrs["lockstep"] for trial in trials} == {most}
 
 
 def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monkeypatch):
     seen = []
 
-    class Spied(Population):
-        def __init__(self, members, *args, **kwargs):
-            seen.append(members)
-            super().__init__(members, *args, **kwargs)
+    class Spied(NetworkStack):
+        def __init__(self, trial_configs, *args, **kwargs):
+            seen.append(trial_configs)
+            super().__init__(trial_configs, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.networks.Population", Spied)
+    monkeypatch.setattr("rnn.models.factory.NetworkStack", Spied)
     shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]"]
-    work(sqlite_url, text, shapes, population=100)
+    work(sqlite_url, text, shapes, lockstep=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
 
 
 def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, monkeypatch):
     """Some were given back in the midst of it, and some never begun."""
     overrides = ["training.log_every=2"]
-    alone, _ = work(sqlite_url, text, overrides, name="alone", population=1)
-    file = find_definition("quick", [*SETTINGS, *overrides])
-    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
+    file = load_config_file("quick", [*SETTINGS, *overrides])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
 
-    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=2)
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     # Which goes on with one of those two, but finds another first.
-    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, population=1, step=2)
+    stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=1, step=2)
     runs = []
 
-    class Spied(Run):
-        def __init__(self, population, text, settings, progress):
+    class Spied(TrainLoop):
+        def __init__(self, lockstep, text, settings, progress):
             runs.append({own.step for own in progress.values()})
-            super().__init__(population, text, settings, progress)
+            super().__init__(lockstep, text, settings, progress)
 
-    monkeypatch.setattr("search.trainer.Run", Spied)
-    joined, _ = work(sqlite_url, text, overrides, population=6)
+    monkeypatch.setattr("search.worker.trainer.TrainLoop", Spied)
+    joined, _ = work(sqlite_url, text, overrides, lockstep=6)
     assert all(len(steps) <= 1 for steps in runs)
     for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
         assert trial.value == pytest.approx(same.value, rel=1e-5)
@@ -664,7 +673,7 @@ def test_a_point_is_run_again_three_times_after_an_error(
     sqlite_url, text, monkeypatch, error, cause
 ):
     tries = fail_with_a_forget_gate(monkeypatch, error)
-    joined, outcomes = work(sqlite_url, text, population=1)
+    joined, outcomes = work(sqlite_url, text, lockstep=1)
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert sorted(outcomes) == sorted(
         ["complete"] * 3
@@ -684,8 +693,8 @@ def test_a_point_is_run_again_three_times_after_an_error(
         assert trial.user_attrs["error"] == line
         assert trial.user_attrs["setbacks"] == {cause: 3}
         TrialRecord.model_validate(trial.user_attrs)
-    accounting = accounting_of(joined.storage, joined.study_id)
-    assert (accounting.complete, accounting.failed) == (3, 3)
+    counts = count_trials(joined.storage, joined.study_id)
+    assert (counts.complete, counts.failed) == (3, 3)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError])
@@ -694,7 +703,7 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
         raise error
 
     monkeypatch.setattr(Quiet, "advanced", end)
-    monkeypatch.setattr("search.worker.LEAVE_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("search.worker.worker.LEAVE_SECONDS", PATIENT_SECONDS)
     if error is BrokenPipeError:  # which rich turns into an exit
         error = SystemExit
         monkeypatch.setattr(Quiet, "advanced", lambda self, running: exit(1))
@@ -705,8 +714,8 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
 
 
 def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
-    file = find_definition("quick", SETTINGS)
-    joined = join(file, sqlite_url, Terms(corpus=str(text)))
+    file = load_config_file("quick", SETTINGS)
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     plain = optuna.load_study(study_name="quick", storage=sqlite_url)
     plain.enqueue_trial({"input_gate": True})
     plain.add_trial(optuna.trial.create_trial(value=-1.0))
@@ -714,18 +723,18 @@ def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
     assert outcomes == ["complete"] * 6
     from search.status import status
 
-    found = status(joined.study, joined.storage, joined.definition)
-    assert found.accounting.planned == found.accounting.complete == 6
+    found = status(joined.study, joined.storage, joined.config)
+    assert found.counts.planned == found.counts.complete == 6
     assert found.best.value > 0
 
 
 def extend(url: str, text: str) -> int:
-    file = find_definition("quick", [*SETTINGS, "space.layers=[2, 3]"])
-    return len(join(file, url, Terms(corpus=text, extend=True)).study.trials)
+    file = load_config_file("quick", [*SETTINGS, "space.layers=[2, 3]"])
+    return len(create_or_join(file, url, StudyOptions(corpus=text, extend=True)).study.trials)
 
 
 def test_who_extends_at_the_same_moment_extends_once(url, text):
-    join(find_definition("quick", SETTINGS), url, Terms(corpus=str(text)))
+    create_or_join(load_config_file("quick", SETTINGS), url, StudyOptions(corpus=str(text)))
     at_once(extend, [(url, str(text))] * 3)
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.number for trial in trials] == list(range(12))
@@ -734,22 +743,22 @@ def test_who_extends_at_the_same_moment_extends_once(url, text):
 
 def test_the_time_left_is_that_of_each_shape():
     shapes = [
-        Durations(complete=2, waiting=3, running=1, seconds=10.0),
-        Durations(complete=1, waiting=2, seconds=40.0),
+        TimingStats(complete=2, waiting=3, running=1, seconds=10.0),
+        TimingStats(complete=1, waiting=2, seconds=40.0),
     ]
-    some = Accounting(complete=3, running=1, waiting=5)
+    some = TrialCounts(complete=3, running=1, waiting=5)
     assert seconds_left(shapes, some, workers=1) == 3.5 * 10 + 2 * 40
     assert seconds_left(shapes, some, workers=2) == (3.5 * 10 + 2 * 40) / 2
     assert seconds_left(shapes, some, workers=0) is None
-    assert seconds_left(shapes, Accounting(complete=9), workers=0) == 0
-    unknown = [*shapes, Durations(waiting=1)]
-    assert seconds_left(unknown, Accounting(complete=3, waiting=7), workers=1) is None
-    assert seconds_left(unknown, Accounting(complete=8, waiting=7), workers=1) == 35 + 80 + 20
+    assert seconds_left(shapes, TrialCounts(complete=9), workers=0) == 0
+    unknown = [*shapes, TimingStats(waiting=1)]
+    assert seconds_left(unknown, TrialCounts(complete=3, waiting=7), workers=1) is None
+    assert seconds_left(unknown, TrialCounts(complete=8, waiting=7), workers=1) == 35 + 80 + 20
 
 
 def test_a_member_is_an_architecture_and_a_replicate():
-    definition = find_definition("quick", SETTINGS).validate_alone()
-    point = next(definition.space.points())
-    assert member_of(point | {"replicate": 3}, definition) == Member(
-        member_of(point, definition).architecture, 3
+    config = load_config_file("quick", SETTINGS).resolve()
+    point = next(config.space.points())
+    assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
+        to_trial_config(point, config).architecture, 3
     )

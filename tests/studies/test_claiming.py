@@ -8,11 +8,11 @@ from helpers import at_once, meet
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.claiming import Held
-from studies.errors import ClaimLost
-from studies.opening import load_study, open_storage
-from studies.planning import PlannedPoint, create_study
-from studies.records import Failure
+from studies.attributes import Failure
+from studies.errors import LeaseLostError
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
+from studies.storage.queue import Held
 
 SIZES = (32, 256)
 
@@ -24,7 +24,7 @@ def two_sizes(url, count=12):
         "x": CategoricalDistribution(tuple(range(count))),
         "size": CategoricalDistribution(SIZES),
     }
-    points = [PlannedPoint({"x": x, "size": SIZES[x % 2]}) for x in range(count)]
+    points = [PlannedTrial({"x": x, "size": SIZES[x % 2]}) for x in range(count)]
     create_study(storage, "two sizes", "loss", {}, distributions, points)
     return storage, load_study(storage, "two sizes")._study_id
 
@@ -36,45 +36,52 @@ def xs(storage, trial_ids):
 def test_points_of_the_same_values_are_claimed_in_their_order(url):
     storage, study_id = two_sizes(url)
     first = storage.claim(study_id, "me/1")
-    more = storage.claim_alike(first, "me/1", 3, ["size"])
+    more = storage.claim_matching(first, "me/1", 3, ["size"])
     assert xs(storage, [first, *more]) == [0, 2, 4, 6]
-    assert storage.leases(study_id).keys() == {first, *more}
-    assert {lease.owner for lease in storage.leases(study_id).values()} == {"me/1"}
+    assert storage.running_leases(study_id).keys() == {first, *more}
+    assert {lease.claim_token for lease in storage.running_leases(study_id).values()} == {"me/1"}
     for trial_id in more:
         trial = storage.get_trial(trial_id)
         assert trial.state is TrialState.RUNNING
         assert trial.datetime_start is not None
         storage.finish(trial_id, "me/1", TrialState.COMPLETE, 1.0, {})
-    assert xs(storage, storage.claim_alike(first, "me/1", 99, ["size"])) == [8, 10]
-    assert storage.claim_alike(first, "me/1", 99, ["size"]) == []
-    assert storage.claim_alike(first, "me/1", 0, []) == []
-    assert xs(storage, storage.claim_alike(first, "me/1", 99, [], avoid=[])) == [1, 3, 5, 7, 9, 11]
+    assert xs(storage, storage.claim_matching(first, "me/1", 99, ["size"])) == [8, 10]
+    assert storage.claim_matching(first, "me/1", 99, ["size"]) == []
+    assert storage.claim_matching(first, "me/1", 0, []) == []
+    assert xs(storage, storage.claim_matching(first, "me/1", 99, [], avoid=[])) == [
+        1,
+        3,
+        5,
+        7,
+        9,
+        11,
+    ]
 
 
 def test_points_that_are_to_be_avoided_are_left(url):
     storage, study_id = two_sizes(url)
     first = storage.claim(study_id, "me/1")
     avoid = [first + 2, first + 4]
-    assert xs(storage, storage.claim_alike(first, "me/1", 2, ["size"], avoid)) == [6, 8]
+    assert xs(storage, storage.claim_matching(first, "me/1", 2, ["size"], avoid)) == [6, 8]
 
 
 def test_no_worker_takes_the_others_share(url):
     """Two run trials: each may have half of what waits, and the last is for the second."""
     storage, study_id = two_sizes(url, 13)
     mine, yours = storage.claim(study_id, "me/1"), storage.claim(study_id, "you/1")
-    assert len(storage.claim_alike(mine, "me/1", 99, [])) == 5  # of eleven, with its own six
-    assert len(storage.claim_alike(yours, "you/1", 99, [])) == 3
+    assert len(storage.claim_matching(mine, "me/1", 99, [])) == 5  # of eleven, with its own six
+    assert len(storage.claim_matching(yours, "you/1", 99, [])) == 3
     # Whose claims are many is one worker all the same.
-    assert {lease.worker for lease in storage.leases(study_id).values()} == {"me", "you"}
+    assert {lease.worker for lease in storage.running_leases(study_id).values()} == {"me", "you"}
 
 
 def test_who_has_lost_its_trial_gets_no_others(url):
     storage, study_id = two_sizes(url)
     first = storage.claim(study_id, "me/1")
-    storage.give_back(first, "me/1", Failure.STALE)
-    with pytest.raises(ClaimLost):
-        storage.claim_alike(first, "me/1", 9, ["size"])
-    assert storage.leases(study_id) == {}
+    storage.requeue(first, "me/1", Failure.LEASE_EXPIRED)
+    with pytest.raises(LeaseLostError):
+        storage.claim_matching(first, "me/1", 9, ["size"])
+    assert storage.running_leases(study_id) == {}
 
 
 def claim_many(url, worker):
@@ -82,11 +89,11 @@ def claim_many(url, worker):
     study_id = load_study(storage, "two sizes")._study_id
     claimed = []
     owners = (f"worker {worker}/{turn}" for turn in itertools.count())
-    owner = next(owners)
-    while (first := storage.claim(study_id, owner)) is not None:
+    claim_token = next(owners)
+    while (first := storage.claim(study_id, claim_token)) is not None:
         alone = not claimed
-        claimed += [first, *storage.claim_alike(first, owner, 5, ["size"])]
-        owner = next(owners)
+        claimed += [first, *storage.claim_matching(first, claim_token, 5, ["size"])]
+        claim_token = next(owners)
         if alone:
             meet()  # each has some, and there are others left for all
     return claimed
@@ -104,23 +111,23 @@ def test_no_point_is_claimed_twice_by_many_that_claim_several(url):
 def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
     storage, study_id = two_sizes(url)
     first = storage.claim(study_id, "me/1")
-    trials = [first, *storage.claim_alike(first, "me/1", 3, ["size"])]
-    storage.give_back(trials[1], "me/1", Failure.STALE)
+    trials = [first, *storage.claim_matching(first, "me/1", 3, ["size"])]
+    storage.requeue(trials[1], "me/1", Failure.LEASE_EXPIRED)
     storage.report(trials[3], "me/1", {1: 9.0, 2: 9.0})
     transactions = []
     sa.event.listen(storage.engine, "commit", transactions.append)
     lost = storage.keep(
         [
-            Held(trials[3], "me/1", {2: 4.0}, anew=True),
-            Held(trials[0], "me/1", {1: 3.0, 2: 2.0}, renew=True),
-            Held(trials[1], "me/1", {1: 3.0}, renew=True),
-            Held(trials[2], "me/1", renew=True),
+            Held(trials[3], "me/1", {2: 4.0}, replace_all=True),
+            Held(trials[0], "me/1", {1: 3.0, 2: 2.0}, heartbeat=True),
+            Held(trials[1], "me/1", {1: 3.0}, heartbeat=True),
+            Held(trials[2], "me/1", heartbeat=True),
         ]
     )
     assert len(transactions) == 1
     assert lost == [trials[1]]
     curves = [storage.get_trial(trial_id).intermediate_values for trial_id in trials]
     assert curves == [{1: 3.0, 2: 2.0}, {}, {}, {2: 4.0}]
-    renewals = {key: lease.renewals for key, lease in storage.leases(study_id).items()}
+    renewals = {key: lease.renewals for key, lease in storage.running_leases(study_id).items()}
     assert renewals == {trials[0]: 1, trials[2]: 1, trials[3]: 0}
     assert storage.keep([]) == []

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from studies.definition import Definition
-from studies.errors import DefinitionError
-from studies.identity import differences
-from studies.opening import open_storage
-from studies.planning import create_study
-from studies.reading import find_definition
-from studies.records import CorpusRecord
+from studies.attributes import CorpusRecord
+from studies.compatibility import diff_configs
+from studies.config import StudyConfig
+from studies.errors import ConfigError
+from studies.loader import load_config_file
+from studies.storage.create import create_study
+from studies.storage.open import open_storage
 
 SHIPPED = (
     "quick",
@@ -27,39 +27,39 @@ SHIPPED = (
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_definitions_are_valid_and_use_the_embedded_text(name):
-    definition = find_definition(name).validate_alone()
-    assert definition.corpus == "stdlib"
-    assert definition.question
+    config = load_config_file(name).resolve()
+    assert config.corpus == "stdlib"
+    assert config.question
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/findings").glob("*.toml")), ids=str)
 def test_the_definitions_behind_the_findings_are_valid(path):
-    assert find_definition(str(path)).validate_alone().question
+    assert load_config_file(str(path)).resolve().question
 
 
 def test_stage_one_is_the_exhaustive_search_of_432_points():
-    definition = find_definition("stage-one").validate_alone()
-    points = list(definition.space.points())
+    config = load_config_file("stage-one").resolve()
+    points = list(config.space.points())
     assert len(points) == 432
     assert not any(p["state_size"] == 32 and not p["residual"] for p in points)
-    training = definition.training
+    training = config.training
     assert (training.steps, training.batch_size, training.sequence_length) == (10_000, 256, 1000)
     assert (training.log_every, training.learning_rate, training.smoothing) == (50, 0.001, 0.95)
 
 
 def test_quick_has_all_combinations_of_the_switches():
-    definition = find_definition("quick").validate_alone()
-    points = list(definition.space.points())
+    config = load_config_file("quick").resolve()
+    points = list(config.space.points())
     assert len(points) == 96
     assert len({tuple(list(p.values())[:6]) for p in points}) == 96
 
 
 def test_stage_two_and_replicates_derive_from_each_other():
-    two = find_definition("stage-two").validate_alone()
+    two = load_config_file("stage-two").resolve()
     assert two.refinement.source == "stage-one"
     assert (two.refinement.best, two.training.steps) == (0.1, 50_000)
     assert len(two.refinement.variants) == 4
-    replicates = find_definition("replicates").validate_alone().refinement
+    replicates = load_config_file("replicates").resolve().refinement
     assert (replicates.source, replicates.best, replicates.replicates) == ("stage-two", 10, 10)
 
 
@@ -67,7 +67,7 @@ def test_stage_two_and_replicates_derive_from_each_other():
     ("override", "words"),
     [
         ("training.stepz=2", ["--set", "training.stepz", "steps, batch_size"]),
-        ("trainin.steps=2", ["--set", "trainin", "question, threshold"]),
+        ("trainin.steps=2", ["--set", "trainin", "question, report_threshold"]),
         ("training.steps='a'", ["--set", "training.steps is 'a'", "integer"]),
         ("training.steps=2.5", ["training.steps is 2.5", "integer"]),
         ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
@@ -105,8 +105,8 @@ def test_stage_two_and_replicates_derive_from_each_other():
     ],
 )
 def test_what_is_wrong_is_refused_by_name(override, words):
-    with pytest.raises(DefinitionError) as refused:
-        find_definition("stage-one", [override]).validate_alone()
+    with pytest.raises(ConfigError) as refused:
+        load_config_file("stage-one", [override]).resolve()
     line = str(refused.value)
     assert "\n" not in line
     for word in words:
@@ -119,21 +119,21 @@ def test_every_mistake_of_a_definition_is_named_with_its_origin(tmp_path: Path):
         "seed = -1\nobjektive = 'training'\n[space]\nlayers = [1, 'two']\nstate_size = [8]\n"
         "exclude = [{layers = 1.5}]\n[training]\nlog_every = 0\n[pruning]\nkeep = 2\n"
     )
-    file = find_definition(str(path), ["training={steps='many'}", "int=3"])
-    file = file.stating({"pruning": {"enabled": True}})
-    with pytest.raises(DefinitionError) as refused:
-        file.validate_alone()
+    file = load_config_file(str(path), ["training={steps='many'}", "int=3"])
+    file = file.with_overrides({"pruning": {"enabled": True}})
+    with pytest.raises(ConfigError) as refused:
+        file.resolve()
     line = str(refused.value)
     for mistake in (
         f"{path}: seed is -1; input should be greater than or equal to 0; ",
-        f"{path}: objektive is no known key; allowed here: question, threshold, ",
+        f"{path}: objektive is no known key; allowed here: question, report_threshold, ",
         f"{path}: space.layers.1 is 'two'; input should be a valid integer; ",
         f"{path}: space.exclude.0.layers is 1.5; input should be a valid boolean, or input should "
         "be a valid integer, or input should be a valid string; ",
         f"{path}: training.log_every is 0; input should be greater than 0; ",
         f"{path}: pruning.keep is 2; input should be less than 1; ",
         "--set: training.steps is 'many'; input should be a valid integer; ",
-        "--set: int is no known key; allowed here: question, threshold, ",
+        "--set: int is no known key; allowed here: question, report_threshold, ",
     ):
         assert line.count(mistake) == 1
     assert line.endswith("; correct them")
@@ -144,21 +144,21 @@ def test_every_mistake_of_a_definition_is_named_with_its_origin(tmp_path: Path):
 
 def test_known_cells_have_no_switches_to_search_or_to_exclude():
     overrides = ["space.forget_gate=[true]"]
-    with pytest.raises(DefinitionError, match="has cell and forget_gate; allowed: one of them"):
-        find_definition("baselines", overrides).validate_alone()
+    with pytest.raises(ConfigError, match="has cell and forget_gate; allowed: one of them"):
+        load_config_file("baselines", overrides).resolve()
     overrides = ["space.exclude=[{residual=true}]"]
-    with pytest.raises(DefinitionError, match="'residual'; allowed: cell, layers, state_size"):
-        find_definition("baselines", overrides).validate_alone()
-    stored = find_definition("baselines").validate_alone()
-    assert Definition.model_validate(stored.model_dump(mode="json")) == stored
+    with pytest.raises(ConfigError, match="'residual'; allowed: cell, layers, state_size"):
+        load_config_file("baselines", overrides).resolve()
+    stored = load_config_file("baselines").resolve()
+    assert StudyConfig.model_validate(stored.model_dump(mode="json")) == stored
 
 
 def test_the_test_split_is_for_replicates_and_is_not_handed_down():
-    replicates = find_definition("replicates").validate_alone()
+    replicates = load_config_file("replicates").resolve()
     assert replicates.evaluate == "test"
-    derived = find_definition("stage-two").validate_over(replicates.model_dump(mode="json"))
+    derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
     assert derived.evaluate == "validation"
-    assert find_definition("baselines").validate_alone().evaluate == "validation"
+    assert load_config_file("baselines").resolve().evaluate == "validation"
 
 
 @pytest.mark.parametrize(
@@ -173,70 +173,70 @@ def test_the_test_split_is_for_replicates_and_is_not_handed_down():
     ],
 )
 def test_what_is_wrong_in_a_refinement_is_refused_by_name(override, words):
-    with pytest.raises(DefinitionError) as refused:
-        find_definition("stage-two", [override]).validate_alone()
+    with pytest.raises(ConfigError) as refused:
+        load_config_file("stage-two", [override]).resolve()
     for word in words:
         assert word in str(refused.value)
 
 
 def test_an_unknown_study_is_answered_with_those_that_are_known():
-    with pytest.raises(DefinitionError, match=r"'stage-three'.*quick.*stage-one"):
-        find_definition("stage-three")
+    with pytest.raises(ConfigError, match=r"'stage-three'.*quick.*stage-one"):
+        load_config_file("stage-three")
 
 
 def test_a_file_is_found_by_its_path_and_named_after_it(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text("[space]\nlayers = [1]\nstate_size = [8]\n")
-    file = find_definition(str(path), ["training.steps=99"])
+    file = load_config_file(str(path), ["training.steps=99"])
     assert file.name == "mine"
-    assert file.validate_alone().training.steps == 99
+    assert file.resolve().training.steps == 99
 
 
 @pytest.mark.parametrize("content", [b"[space", b"\xff\xfe", b"a = 1\na = 2\n"])
 def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, content: bytes):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(DefinitionError, match=r"mine\.toml: cannot be read as TOML"):
-        find_definition(str(path))
+    with pytest.raises(ConfigError, match=r"mine\.toml: cannot be read as TOML"):
+        load_config_file(str(path))
 
 
 def test_a_derived_definition_inherits_what_it_does_not_state():
     overrides = ["seed=5", 'gate_inputs="candidate"', "training.batch_size=7"]
-    source = find_definition("stage-one", overrides).validate_alone()
-    file = find_definition("stage-two", ["training.sequence_length=10"])
-    derived = file.validate_over(source.model_dump(mode="json"))
+    source = load_config_file("stage-one", overrides).resolve()
+    file = load_config_file("stage-two", ["training.sequence_length=10"])
+    derived = file.resolve_over(source.model_dump(mode="json"))
     assert (derived.seed, derived.gate_inputs) == (5, "candidate")
     assert derived.training.batch_size == 7
     assert derived.training.steps == 50_000
     assert derived.training.sequence_length == 10
-    assert derived.threshold == 1.6
+    assert derived.report_threshold == 1.6
     assert derived.space is None
 
 
 CORPUS = CorpusRecord(name="a", sha256="0", length=100, split=(90, 95))
 
 
-def alter(definition: Definition, override: str) -> Definition:
-    return find_definition("stage-one", [override]).validate_alone()
+def alter(config: StudyConfig, override: str) -> StudyConfig:
+    return load_config_file("stage-one", [override]).resolve()
 
 
 def test_stored_study_is_found_by_its_name_and_nothing_is_created_for_it(url, tmp_path):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(DefinitionError, match=r"stage-two, or the path of a TOML file; check"):
-        find_definition("mine", storage=url)
+    with pytest.raises(ConfigError, match=r"stage-two, or the path of a TOML file; check"):
+        load_config_file("mine", storage=url)
     assert sorted(tmp_path.iterdir()) == before
     with closing(open_storage(url)) as storage:
-        definition = find_definition("stage-one", ["seed=7"]).validate_alone()
-        attributes = {"definition": definition.model_dump(mode="json")}
+        config = load_config_file("stage-one", ["seed=7"]).resolve()
+        attributes = {"config": config.model_dump(mode="json")}
         create_study(storage, "mine", "loss", attributes, {}, [])
-    found = find_definition("mine", storage=url)
-    assert found.validate_alone() == definition
-    changed = find_definition("mine", ["training.steps=60"], url).validate_alone()
+    found = load_config_file("mine", storage=url)
+    assert found.resolve() == config
+    changed = load_config_file("mine", ["training.steps=60"], url).resolve()
     assert (changed.training.steps, changed.seed) == (60, 7)
-    with pytest.raises(DefinitionError, match=r"or a study in .* \(mine\); check the name"):
-        find_definition("yours", storage=url)
-    with pytest.raises(DefinitionError, match=r"or the path of a TOML file; check the name"):
-        find_definition("./mine.toml", storage=url)
+    with pytest.raises(ConfigError, match=r"or a study in .* \(mine\); check the name"):
+        load_config_file("yours", storage=url)
+    with pytest.raises(ConfigError, match=r"or the path of a TOML file; check the name"):
+        load_config_file("./mine.toml", storage=url)
 
 
 @pytest.mark.parametrize(
@@ -249,29 +249,29 @@ def test_stored_study_is_found_by_its_name_and_nothing_is_created_for_it(url, tm
         ("evaluation.lanes=3", "evaluation.lanes"),
         ("evaluation.average=0.0", "evaluation.average"),
         ('objective="validation"', "objective"),
-        ('vocabulary="bpe:300"', "vocabulary"),
+        ('vocabulary="bpe:300"', "tokenizer"),
         ("training.gradient_window=4", "training.gradient_window"),
     ],
 )
 def test_identity_holds_what_makes_results_comparable(override, key):
-    stored = find_definition("stage-one").validate_alone()
-    (line,) = differences(stored, CORPUS, alter(stored, override), CORPUS)
+    stored = load_config_file("stage-one").resolve()
+    (line,) = diff_configs(stored, CORPUS, alter(stored, override), CORPUS)
     assert line.startswith(f"{key}: ")
 
 
 def test_identity_leaves_out_how_results_are_read_and_where_the_text_lies():
-    stored = find_definition("stage-one").validate_alone()
+    stored = load_config_file("stage-one").resolve()
     elsewhere = CORPUS.model_copy(update={"name": "b"})
-    for override in ("threshold=1.0", 'question="?"', 'corpus="b"', "keep_weights=3"):
-        assert differences(stored, CORPUS, alter(stored, override), elsewhere) == []
+    for override in ("report_threshold=1.0", 'question="?"', 'corpus="b"', "keep_weights=3"):
+        assert diff_configs(stored, CORPUS, alter(stored, override), elsewhere) == []
     other_text = CORPUS.model_copy(update={"sha256": "1"})
-    assert differences(stored, CORPUS, stored, other_text) == [
+    assert diff_configs(stored, CORPUS, stored, other_text) == [
         "corpus.sha256: '0' in the study, '1' here"
     ]
 
 
 def test_a_precision_of_auto_agrees_with_the_studys_and_a_stated_one_must_be_it():
-    stored = alter(find_definition("stage-one").validate_alone(), 'precision="fp32"')
-    assert differences(stored, CORPUS, alter(stored, 'precision="auto"'), CORPUS) == []
-    (line,) = differences(stored, CORPUS, alter(stored, 'precision="bf16"'), CORPUS)
+    stored = alter(load_config_file("stage-one").resolve(), 'precision="fp32"')
+    assert diff_configs(stored, CORPUS, alter(stored, 'precision="auto"'), CORPUS) == []
+    (line,) = diff_configs(stored, CORPUS, alter(stored, 'precision="bf16"'), CORPUS)
     assert line == "precision: 'fp32' in the study, 'bf16' here"

@@ -10,23 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from studies import storage as storage_module
-from studies.errors import ClaimLost
-from studies.leases import Lease, Watch
-from studies.opening import open_storage
-from studies.records import Failure
+from studies.attributes import Failure
+from studies.errors import LeaseLostError
+from studies.storage import storage as storage_module
+from studies.storage.leases import Lease, LeaseMonitor
+from studies.storage.open import open_storage
 
 LEASE = Lease("owner", seconds=120)
 
 
 def test_a_lease_runs_out_after_its_length_of_looking():
-    watch = Watch()
+    watch = LeaseMonitor()
     looks = [watch.look([(7, LEASE)], now) for now in range(1000, 1151, 30)]
     assert looks == [[], [], [], [], [7], [7]]
 
 
 def test_a_renewal_or_another_owner_begins_anew():
-    watch = Watch()
+    watch = LeaseMonitor()
     for now in range(0, 91, 30):
         assert watch.look([(7, LEASE)], now) == []
     for lease in (LEASE.renewed(), Lease("other", 120, 1)):
@@ -35,7 +35,7 @@ def test_a_renewal_or_another_owner_begins_anew():
 
 
 def test_each_lease_has_its_own_length():
-    watch = Watch()
+    watch = LeaseMonitor()
     short = Lease("short", seconds=10)
     for now in (0, 5):
         assert watch.look([(1, LEASE), (2, short)], now) == []
@@ -44,7 +44,7 @@ def test_each_lease_has_its_own_length():
 
 def test_who_was_held_up_has_not_watched_meanwhile():
     """An observer that was stopped, with the worker that it watches, for an hour."""
-    watch = Watch()
+    watch = LeaseMonitor()
     watch.look([(7, LEASE)], 0)
     assert watch.look([(7, LEASE)], 3600) == []
     assert watch.look([(7, LEASE)], 3630) == []
@@ -52,7 +52,7 @@ def test_who_was_held_up_has_not_watched_meanwhile():
 
 
 def test_an_outage_makes_nobody_stale():
-    watch = Watch()
+    watch = LeaseMonitor()
     for now in (0, 30, 60, 90):
         watch.look([(7, LEASE)], now)
     watch.forget()
@@ -68,7 +68,7 @@ def test_an_outage_makes_nobody_stale():
 )
 def test_who_renews_in_time_never_loses_its_trial(pauses, every, start):
     """Whatever the rhythm of the looks and of the renewals, and whatever the clock shows."""
-    watch, now = Watch(), start
+    watch, now = LeaseMonitor(), start
     for pause in pauses:
         now += pause
         renewals = int((now - start) / every)
@@ -78,7 +78,7 @@ def test_who_renews_in_time_never_loses_its_trial(pauses, every, start):
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=50))
 def test_no_lease_runs_out_early(pauses):
-    watch, now = Watch(), 0.0
+    watch, now = LeaseMonitor(), 0.0
     watch.look([(7, LEASE)], now)
     for pause in pauses:
         now += pause
@@ -95,23 +95,23 @@ def test_a_trial_whose_worker_is_gone_waits_again(url):
     gone = storage.claim(study_id, "gone", lease_seconds=4)
     lives = storage.claim(study_id, "lives", lease_seconds=4)
     storage.report(gone, "gone", {1: 2.0})
-    watch = Watch()
+    watch = LeaseMonitor()
     for now in (0.0, 2.0):
-        assert storage.release_stale(study_id, watch, lambda now=now: now) == []
-        storage.renew(lives, "lives")
-    assert storage.release_stale(study_id, watch, lambda: 4.0) == [gone]
+        assert storage.expire_leases(study_id, watch, lambda now=now: now) == []
+        storage.heartbeat(lives, "lives")
+    assert storage.expire_leases(study_id, watch, lambda: 4.0) == [gone]
     trial = storage.get_trial(gone)
     assert trial.state is TrialState.WAITING
     assert trial.user_attrs["setbacks"] == {"stale": 1}
     assert trial.intermediate_values == {1: 2.0}
     assert storage.get_trial(lives).state is TrialState.RUNNING
     for write in (
-        lambda: storage.renew(gone, "gone"),
+        lambda: storage.heartbeat(gone, "gone"),
         lambda: storage.report(gone, "gone", {2: 1.0}),
-        lambda: storage.give_back(gone, "gone", Failure.INTERRUPTED),
+        lambda: storage.requeue(gone, "gone", Failure.INTERRUPTED),
         lambda: storage.finish(gone, "gone", TrialState.COMPLETE, 1.0, {}),
     ):
-        with pytest.raises(ClaimLost):
+        with pytest.raises(LeaseLostError):
             write()
     assert storage.claim(study_id, "heir") == gone
 
@@ -120,14 +120,14 @@ def test_of_many_observers_one_releases(url):
     storage = open_storage(url)
     study_id = small_study(storage, 1)
     trial_id = storage.claim(study_id, "gone", lease_seconds=4)
-    watches = [Watch() for _ in range(3)]
+    watches = [LeaseMonitor() for _ in range(3)]
     for now in (0.0, 2.0):
         for watch in watches:
-            storage.release_stale(study_id, watch, lambda now=now: now)
-    assert storage.release_stale(study_id, watches[0], lambda: 4.0) == [trial_id]
+            storage.expire_leases(study_id, watch, lambda now=now: now)
+    assert storage.expire_leases(study_id, watches[0], lambda: 4.0) == [trial_id]
     assert storage.claim(study_id, "heir", lease_seconds=4) == trial_id
     for watch in watches[1:]:
-        assert storage.release_stale(study_id, watch, lambda: 4.0) == []
+        assert storage.expire_leases(study_id, watch, lambda: 4.0) == []
     assert storage.get_trial(trial_id).user_attrs["setbacks"] == {"stale": 1}
 
 
@@ -136,12 +136,12 @@ def test_a_renewal_between_the_look_and_the_release_counts(postgresql_url, monke
     study_id = small_study(storage, 1)
     trial_id = storage.claim(study_id, "slow", lease_seconds=4)
 
-    class Meanwhile(Watch):
-        def look(self, leases, now):
-            storage.renew(trial_id, "slow")
+    class Meanwhile(LeaseMonitor):
+        def look(self, running_leases, now):
+            storage.heartbeat(trial_id, "slow")
             return [trial_id]
 
-    assert storage.release_stale(study_id, Meanwhile(), lambda: 0.0) == []
+    assert storage.expire_leases(study_id, Meanwhile(), lambda: 0.0) == []
     assert storage.get_trial(trial_id).state is TrialState.RUNNING
 
 
@@ -150,9 +150,9 @@ def test_a_trial_that_plain_optuna_runs_is_left_to_it(url):
     study_id = small_study(storage, 1)
     (trial,) = storage.get_all_trials(study_id)
     storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-    watch = Watch()
+    watch = LeaseMonitor()
     for now in range(0, 1000, 100):
-        assert storage.release_stale(study_id, watch, lambda now=now: float(now)) == []
+        assert storage.expire_leases(study_id, watch, lambda now=now: float(now)) == []
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -161,16 +161,16 @@ def test_a_clock_that_jumps_makes_nobody_stale_and_nobody_immortal(url, monkeypa
     storage = open_storage(url)
     study_id = small_study(storage, 2)
     trial_id = storage.claim(study_id, "me", lease_seconds=4)
-    watch = Watch()
-    assert storage.release_stale(study_id, watch, lambda: 0.0) == []
+    watch = LeaseMonitor()
+    assert storage.expire_leases(study_id, watch, lambda: 0.0) == []
     shift, now, wall = timedelta(hours=hours), storage_module.now, time.time
     monkeypatch.setattr(storage_module, "now", lambda: now() + shift)
     monkeypatch.setattr(time, "time", lambda: wall() + 3600 * hours)
-    assert storage.release_stale(study_id, watch, lambda: 2.0) == []
-    storage.renew(trial_id, "me")
-    assert storage.release_stale(study_id, watch, lambda: 4.0) == []
-    assert storage.release_stale(study_id, watch, lambda: 6.0) == []
-    assert storage.release_stale(study_id, watch, lambda: 8.0) == [trial_id]
+    assert storage.expire_leases(study_id, watch, lambda: 2.0) == []
+    storage.heartbeat(trial_id, "me")
+    assert storage.expire_leases(study_id, watch, lambda: 4.0) == []
+    assert storage.expire_leases(study_id, watch, lambda: 6.0) == []
+    assert storage.expire_leases(study_id, watch, lambda: 8.0) == [trial_id]
     assert storage.claim(study_id, "heir") == trial_id
     storage.finish(trial_id, "heir", TrialState.COMPLETE, 1.0, {})
 

@@ -8,12 +8,12 @@ import pytest
 from helpers import at_once, meet, small_study
 from optuna.trial import TrialState
 
-from search.judgement import Rung
-from studies.accounting import accounting_of
-from studies.errors import ClaimLost
-from studies.opening import load_study, open_storage
-from studies.records import Failure
-from studies.standing import read_standing
+from search.pruning.policy import Rung
+from studies.attributes import Failure
+from studies.errors import LeaseLostError
+from studies.storage.counts import count_trials
+from studies.storage.open import load_study, open_storage
+from studies.storage.queries import read_progress
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def study(url):
     return storage, small_study(storage, 4)
 
 
-def claim_and_pause(storage, study_id, step=20, owner="me/1"):
-    trial_id = storage.claim(study_id, owner)
-    storage.pause(trial_id, owner, {"rung": step}, {10: 3.0, step: 2.0})
+def claim_and_pause(storage, study_id, step=20, claim_token="me/1"):
+    trial_id = storage.claim(study_id, claim_token)
+    storage.pause(trial_id, claim_token, {"rung": step}, {10: 3.0, step: 2.0})
     return trial_id
 
 
@@ -41,7 +41,7 @@ def test_a_paused_trial_is_taken_by_who_names_it_and_by_nobody_else(study):
     assert trial.state is TrialState.RUNNING
     assert trial.intermediate_values == {10: 3.0, 20: 2.0}
     # It runs as any other: who loses it leaves it to anybody.
-    storage.give_back(second, "me/2", Failure.STALE)
+    storage.requeue(second, "me/2", Failure.LEASE_EXPIRED)
     assert storage.claim(study_id, "me/3", among=[second]) is None, "it is not paused any more"
     assert storage.claim(study_id, "me/3") == second
 
@@ -51,17 +51,17 @@ def test_paused_trials_that_are_named_are_taken_along_in_their_order(study):
     paused = [claim_and_pause(storage, study_id) for _ in range(4)]
     first = storage.claim(study_id, "me/2", among=paused[3:])
     assert first == paused[3]
-    taken = storage.claim_alike(first, "me/2", 2, [], among=[paused[2], paused[0], paused[1]])
+    taken = storage.claim_matching(first, "me/2", 2, [], among=[paused[2], paused[0], paused[1]])
     assert sorted(taken) == sorted([paused[2], paused[0]])
-    assert storage.claim_alike(first, "me/2", 9, []) == [], "those that are not named wait"
+    assert storage.claim_matching(first, "me/2", 9, []) == [], "those that are not named wait"
 
 
 def test_who_has_lost_a_trial_does_not_pause_it(study):
     storage, study_id = study
     trial_id = storage.claim(study_id, "me/1")
-    storage.give_back(trial_id, "me/1", Failure.STALE)
+    storage.requeue(trial_id, "me/1", Failure.LEASE_EXPIRED)
     assert storage.claim(study_id, "you/1") == trial_id
-    with pytest.raises(ClaimLost):
+    with pytest.raises(LeaseLostError):
         storage.pause(trial_id, "me/1", {"rung": 20}, {20: 9.0})
     trial = storage.get_trial(trial_id)
     assert (trial.state, trial.intermediate_values) == (TrialState.RUNNING, {})
@@ -77,16 +77,16 @@ def test_only_what_is_paused_is_pruned_and_that_for_good(study):
     assert storage.prune(study_id, 4, reasons) == [], "others run, and may tell otherwise"
     for trial_id in others:
         storage.finish(trial_id, "you/1", TrialState.COMPLETE, 1.0, {})
-    storage.give_back(taken, "you/1", Failure.STALE)
+    storage.requeue(taken, "you/1", Failure.LEASE_EXPIRED)
     assert storage.prune(study_id, 4, reasons) == [], "one waits that was not paused"
     assert storage.claim(study_id, "you/1") == taken
     storage.finish(taken, "you/1", TrialState.COMPLETE, 1.0, {})
     assert storage.prune(study_id, 3, reasons) == [], "there are more by now"
     assert storage.prune(study_id, 4, reasons) == [paused]
     assert storage.prune(study_id, 4, reasons) == []
-    accounting = accounting_of(storage, study_id)
-    assert (accounting.pruned, accounting.complete, accounting.waiting) == (1, 3, 0)
-    assert (accounting.paused, accounting.planned, accounting.finished) == (0, 4, 4)
+    counts = count_trials(storage, study_id)
+    assert (counts.pruned, counts.complete, counts.waiting) == (1, 3, 0)
+    assert (counts.paused, counts.planned, counts.finished) == (0, 4, 4)
     assert storage.claim(study_id, "me/2", among=[paused]) is None
     # Plain Optuna reads it as any trial that was pruned, which ended when it was paused.
     (trial,) = load_study(storage, "small").get_trials(states=(TrialState.PRUNED,))
@@ -101,8 +101,8 @@ def test_only_what_is_paused_is_pruned_and_that_for_good(study):
 def test_paused_trials_are_counted_among_those_that_wait(study):
     storage, study_id = study
     claim_and_pause(storage, study_id)
-    accounting = accounting_of(storage, study_id)
-    assert (accounting.waiting, accounting.paused, accounting.planned) == (4, 1, 4)
+    counts = count_trials(storage, study_id)
+    assert (counts.waiting, counts.paused, counts.planned) == (4, 1, 4)
 
 
 def test_where_the_points_stand_is_read_at_the_rungs(study):
@@ -113,7 +113,7 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
     storage.finish(done, "me/1", TrialState.COMPLETE, 1.0, {}, curve)
     storage.pause(paused, "me/1", {}, {10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0, 70: 2.0})
     storage.report(lost, "me/1", {10: 9.0, 20: math.nan})
-    points = {point.trial_id: point for point in read_standing(storage, study_id, rungs)}
+    points = {point.trial_id: point for point in read_progress(storage, study_id, rungs)}
     assert [point.number for point in points.values()] == [0, 1, 2, 3]
     assert points[done].losses == pytest.approx([7.5, 2.5, (100 / 70 + 100 / 80) / 2])
     assert (points[done].value, points[done].state) == (1.0, TrialState.COMPLETE)
@@ -123,16 +123,16 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
     # What is not finite is no number to go by, but the rung is reached.
     assert points[lost].losses == pytest.approx([9.0, math.nan, math.nan], nan_ok=True)
     # A curve with a gap ends before it.
-    storage.report(lost, "me/1", dict.fromkeys(range(50, 81, 10), 1.0), anew=True)
-    assert all(map(math.isnan, read_standing(storage, study_id, rungs)[2].losses))
-    assert [point.losses for point in read_standing(storage, study_id, [])] == [[]] * 4
+    storage.report(lost, "me/1", dict.fromkeys(range(50, 81, 10), 1.0), replace_all=True)
+    assert all(map(math.isnan, read_progress(storage, study_id, rungs)[2].losses))
+    assert [point.losses for point in read_progress(storage, study_id, [])] == [[]] * 4
 
 
-def take_them_all(url, study_id, owner, trial_ids):
+def take_them_all(url, study_id, claim_token, trial_ids):
     storage = open_storage(url)
-    taken = [storage.claim(study_id, owner, among=trial_ids)]
+    taken = [storage.claim(study_id, claim_token, among=trial_ids)]
     meet()  # each has one, and there are others left for all
-    while (trial_id := storage.claim(study_id, owner, among=trial_ids)) is not None:
+    while (trial_id := storage.claim(study_id, claim_token, among=trial_ids)) is not None:
         taken.append(trial_id)
     return taken
 

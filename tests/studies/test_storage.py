@@ -18,10 +18,10 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import TrialState
 
-from studies.accounting import accounting_of, best_of, setbacks_of
-from studies.errors import ClaimLost, StorageError, StudyNotFound
-from studies.opening import _Busy, load_study, open_storage, read_storage
-from studies.records import Failure
+from studies.attributes import Failure
+from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
+from studies.storage.counts import best_of, count_retries, count_trials
+from studies.storage.open import _Busy, load_study, open_storage, read_storage
 
 
 def claim_all(url: str, worker: int) -> list[int]:
@@ -125,11 +125,13 @@ def test_a_finished_trial_is_read_by_plain_optuna(url):
 
 
 WRITES = [
-    lambda storage, trial_id, owner: storage.report(trial_id, owner, {1: 1.0}),
-    lambda storage, trial_id, owner: storage.finish(
-        trial_id, owner, TrialState.COMPLETE, 1.0, {"host": "late"}
+    lambda storage, trial_id, claim_token: storage.report(trial_id, claim_token, {1: 1.0}),
+    lambda storage, trial_id, claim_token: storage.finish(
+        trial_id, claim_token, TrialState.COMPLETE, 1.0, {"host": "late"}
     ),
-    lambda storage, trial_id, owner: storage.give_back(trial_id, owner, Failure.INTERRUPTED),
+    lambda storage, trial_id, claim_token: storage.requeue(
+        trial_id, claim_token, Failure.INTERRUPTED
+    ),
 ]
 
 
@@ -138,16 +140,16 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
     storage = open_storage(url)
     study_id = small_study(storage, 1)
     trial_id = storage.claim(study_id, "old")
-    storage.give_back(trial_id, "old", Failure.INTERRUPTED)
-    with pytest.raises(ClaimLost):  # while it waits
+    storage.requeue(trial_id, "old", Failure.INTERRUPTED)
+    with pytest.raises(LeaseLostError):  # while it waits
         write(storage, trial_id, "old")
     assert storage.claim(study_id, "new") == trial_id
-    with pytest.raises(ClaimLost):  # while another has it
+    with pytest.raises(LeaseLostError):  # while another has it
         write(storage, trial_id, "old")
     storage.finish(trial_id, "new", TrialState.COMPLETE, 0.5, {})
-    for owner in ("old", "new"):  # when it is done
-        with pytest.raises(ClaimLost):
-            write(storage, trial_id, owner)
+    for claim_token in ("old", "new"):  # when it is done
+        with pytest.raises(LeaseLostError):
+            write(storage, trial_id, claim_token)
     trial = storage.get_trial(trial_id)
     assert (trial.value, trial.intermediate_values) == (0.5, {})
     assert trial.user_attrs == {"setbacks": {"interrupted": 1}}
@@ -160,7 +162,7 @@ def test_a_point_given_back_waits_with_what_is_known_of_it(url):
         trial_id = storage.claim(study_id, "me")
         storage.report(trial_id, "me", {1: 2.0, 3: 9.0})
         error = "ValueError: no" if cause is Failure.EXCEPTION else None
-        storage.give_back(trial_id, "me", cause, error, {2: 1.5})
+        storage.requeue(trial_id, "me", cause, error, {2: 1.5})
     trial = storage.get_trial(trial_id)
     assert (trial.number, trial.state, trial.datetime_start) == (0, TrialState.WAITING, None)
     assert trial.intermediate_values == {1: 2.0, 2: 1.5, 3: 9.0}
@@ -169,10 +171,10 @@ def test_a_point_given_back_waits_with_what_is_known_of_it(url):
         "error": "ValueError: no",
     }
     assert trial.system_attrs == {"point": True}
-    assert setbacks_of(storage, study_id) == {"exception": 1, "interrupted": 2}
+    assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
     # Who goes on from an earlier place says so.
     assert storage.claim(study_id, "you") == trial_id
-    storage.report(trial_id, "you", {1: 2.0}, anew=True)
+    storage.report(trial_id, "you", {1: 2.0}, replace_all=True)
     storage.finish(trial_id, "you", TrialState.COMPLETE, 1.0, {}, {2: 1.0})
     assert storage.get_trial(trial_id).intermediate_values == {1: 2.0, 2: 1.0}
 
@@ -190,7 +192,7 @@ def test_all_points_are_accounted_for(url):
     for state, value, attributes in ends:
         storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
     storage.claim(study_id, "me")
-    found = accounting_of(storage, study_id)
+    found = count_trials(storage, study_id)
     assert (found.complete, found.pruned, found.diverged, found.failed) == (2, 1, 1, 1)
     assert (found.running, found.waiting) == (1, 1)
     assert (found.planned, found.finished) == (7, 5)
@@ -279,7 +281,7 @@ def test_trials_that_somebody_added_are_nobodys_and_count_in_nothing(url):
     assert best_of(storage, study_id) is None
     storage.finish(mine, "me", TrialState.COMPLETE, 1.0, {})
     assert best_of(storage, study_id) == mine
-    assert accounting_of(storage, study_id).planned == 1
+    assert count_trials(storage, study_id).planned == 1
 
 
 def test_reading_a_file_that_is_not_in_wal_mode_sees_what_is_written(sqlite_url):
@@ -319,7 +321,7 @@ def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
     study_id = small_study(storage, 2)
     storage.claim(study_id, "me")
     reader = read_storage(sqlite_url)
-    assert accounting_of(reader, study_id).running == 1
+    assert count_trials(reader, study_id).running == 1
     with pytest.raises(Exception, match="readonly"):
         reader.claim(study_id, "you")
 
@@ -413,5 +415,5 @@ def test_a_url_that_cannot_be_opened_is_one_line_without_its_password(bad):
 def test_an_unknown_study_is_answered_with_those_that_are_there(sqlite_url):
     storage = open_storage(sqlite_url)
     small_study(storage, 1)
-    with pytest.raises(StudyNotFound, match=r"'large' is not in .*there: small"):
+    with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*there: small"):
         load_study(storage, "large")

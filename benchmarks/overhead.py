@@ -1,0 +1,152 @@
+"""What a worker's time goes into beside its training steps: the storage, the text, all else."""
+
+import os
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest.mock import patch
+from uuid import uuid4
+
+import numpy as np
+import optuna
+import torch
+
+from rnn.data.corpus import load_corpus
+from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
+from rnn.training.step import TrainStep
+from search.status import StatusReader
+from search.study import StudyOptions, create_or_join
+from search.worker.claims import ClaimManager
+from search.worker.cpu_budget import ThreadBudget
+from search.worker.shutdown import ShutdownSignal
+from search.worker.trainer import Trainer
+from search.worker.trial_artifacts import CheckpointStore
+from search.worker.worker import Worker
+from studies.artifacts import open_store
+from studies.cli import STORAGE_VARIABLE
+from studies.loader import load_config_file
+
+ROUNDS = 5
+
+SETTINGS = (
+    "space.layers=[2]",
+    "space.input_gate=[false]",
+    "space.output_gate=[false]",
+    "space.residual=[true]",
+    "space.state_gate=[true]",
+    "space.exclude=[]",
+    "evaluation.lanes=1",
+    "evaluation.lane_length=2",
+)
+WORK = {
+    "one of 2×256": (
+        ("space.state_size=[256]", "space.forget_gate=[true]", "training.steps=300"),
+        1,
+    ),
+    "six of 2×32": (("space.state_size=[32]", "training.steps=1000"), 6),
+}
+
+
+class _Listener:
+    """A display that shows nothing."""
+
+    def advanced(self, running: object) -> None:
+        return
+
+    def ended(self, ended: object) -> None:
+        return
+
+    def waits(self) -> None:
+        return
+
+    def says(self, line: str) -> None:
+        return
+
+
+def measure() -> Iterator[str]:
+    """Yield a line for each kind of work and database, and two for the text."""
+    yield (
+        f"share of a worker's training time that is none of its steps, median of {ROUNDS} (range); "
+        "two threads of the worker, one of them training; a log point every 50 steps"
+    )
+    urls = {"SQLite": ""}
+    if (url := os.environ.get(STORAGE_VARIABLE, "")).startswith("postgresql"):
+        urls["PostgreSQL"] = url
+    else:
+        yield f"  PostgreSQL: not measured; name an empty database in {STORAGE_VARIABLE}"
+    for database, url in urls.items():
+        for name, (settings, lockstep) in WORK.items():
+            shares = [_share(url, settings, lockstep) for _ in range(ROUNDS)]
+            yield (
+                f"  {database:10} {name:13} {statistics.median(shares):.2%}  ({min(shares):.2%} to "
+                f"{max(shares):.2%})"
+            )
+    yield from _text()
+
+
+def _text() -> Iterator[str]:
+    text = load_corpus("stdlib").train
+    settings = TrainConfig(1000, 256, 1000, 50, 0.001, 0.95, 0)
+    tracemalloc.start()
+    drawn = sample_batch(text, settings, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    began = time.perf_counter()
+    for number in range(20):
+        sample_batch(text, settings, number)
+    seconds = (time.perf_counter() - began) / 20
+    yield (
+        f"  the lanes of a sequence (256 of 1,000 bytes): {1000 * seconds:.2f} ms, "
+        f"{drawn.nbytes / 1e6:.2f} MB, {peak / 1e6:.2f} MB while they are gathered"
+    )
+
+
+def _share(url: str, settings: Sequence[str], lockstep: int) -> float:
+    """Return the share of the time from the first step to the last that no step takes."""
+    stepping, begins, ends = 0.0, [], []
+    step, train = TrainStep.step, TrainLoop.train
+
+    def timed_step(self: TrainStep, *args: torch.Tensor) -> None:
+        nonlocal stepping
+        began = time.perf_counter()
+        step(self, *args)
+        stepping += time.perf_counter() - began
+
+    def timed_train(self: TrainLoop, *args: object) -> Iterator[object]:
+        begins.append(time.perf_counter())
+        yield from train(self, *args)  # type: ignore[arg-type]
+        ends.append(time.perf_counter())
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(TrainStep, "step", timed_step),
+        patch.object(TrainLoop, "train", timed_train),
+    ):
+        _work(url or f"sqlite:///{folder}/studies.db", Path(folder), settings, lockstep)
+    whole = float(np.subtract(ends, begins).sum())
+    return (whole - stepping) / whole
+
+
+def _work(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> None:
+    file = load_config_file("stage-one", [*SETTINGS, *settings])
+    name = f"benchmark-{uuid4().hex}"
+    joined = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
+    checkpoints = CheckpointStore(open_store(str(folder), url, "checkpoints"), joined.folder)
+    listener = _Listener()
+    try:
+        with (
+            ShutdownSignal() as stop,
+            ThreadBudget(1) as budget,
+            ClaimManager(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
+        ):
+            device = torch.device("cpu")
+            trainer = Trainer(joined, device, budget, checkpoints, listener, "me", lockstep)
+
+            reader = StatusReader(joined.study, joined.storage, joined.config)
+            Worker(keeper, trainer, reader.counts, stop, listener).run()
+    finally:
+        optuna.delete_study(study_name=name, storage=joined.storage)
+        joined.storage.close()

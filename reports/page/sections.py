@@ -1,0 +1,208 @@
+"""A study's results → all that the page shows of it: numbers, figures, and those in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports.charts import alt_text as in_words
+from reports.charts import curves
+from reports.charts import effect_plots as figures
+from reports.charts import evaluation_plots as held_out
+from reports.charts.chart import Drawing
+from reports.charts.importances import (
+    Importances,
+    importances_by_block,
+    importances_of,
+    parameters_of,
+    whole_of,
+)
+from reports.data.baselines import Reference, budget_note, reference_words, references_for
+from reports.data.lineage import Change, changes, lineage_of, replicates
+from reports.data.results import Results
+from reports.page.formatting import loss_axis, worth_title
+from reports.stats.comparison import Comparison, Difference
+from reports.stats.effect_subsets import (
+    Choice,
+    Part,
+    choices_of,
+    interactions_of,
+    part_of,
+    parts_of,
+)
+from reports.stats.effects import Effect, Grid
+from reports.stats.leaderboard import Winner, winners_of
+from reports.stats.pruning_summary import Pruning, pruning_of
+from studies.space import BPTT_STEPS
+
+
+@dataclass(frozen=True)
+class Section:
+    """A study's part of the page."""
+
+    results: Results
+    is_complete: bool
+    winners: list[Winner]
+    choices: list[Choice]
+    parts: list[Part]
+    pruning: Pruning | None
+    interactions: Drawing | None
+    importances: list[Importances]
+    optuna: list[Drawing]
+    timeline: Drawing | None
+    curves: Drawing | None
+    below: Part | None
+    below_importances: list[Importances]
+    below_optuna: list[Drawing]
+    slopes: Drawing | None
+    changes: list[Change]
+    replicates: pd.DataFrame | None
+    replicates_drawing: Drawing | None
+    comparison: Comparison | None
+    differences_to_best: dict[str, Difference]
+    smallest: str | None
+    differences: Drawing | None
+    shape: list[str]
+    shapes: pd.DataFrame
+
+    @property
+    def worth_title(self) -> str:
+        """What the part about effects is called."""
+        return worth_title(self.results.has_switches)
+
+    @property
+    def samples(self) -> list[Winner]:
+        """The winners that have written a text."""
+        return [winner for winner in self.winners if winner.sample]
+
+    @property
+    def leading(self) -> list[Effect]:
+        """The three largest effects over the whole grid that are clear of zero."""
+        clear = [effect for effect in self.parts[0].effects if effect.is_clear]
+        return sorted(clear, key=lambda effect: -abs(effect.mean))[:3]
+
+
+def sections_of(results: Sequence[Results]) -> list[Section]:
+    """Work out all that one page shows of studies, each beside the known cells of the others."""
+    return [section_of(each, references_for(each, results)) for each in results]
+
+
+def section_of(results: Results, references: Sequence[Reference] = ()) -> Section:
+    """Work out all that the page shows of a study.
+
+    Args:
+        results: of the study.
+        references: what known cells come to, for its figures.
+    """
+    grid = Grid.of(results.table, results.axes)
+    choices = choices_of(results)
+    threshold = results.config.report_threshold
+    complete, below = list(results.complete.index), list(results.below.index)
+    has_below = threshold is not None and 0 < len(below) < len(complete)
+    lineage = lineage_of(results)
+    winners = winners_of(results)
+    repeated = replicates(results) if results.has_replicates else None
+    best = [winner.label for winner in winners] if repeated is None else list(repeated.index)
+    comparison = held_out.comparison_of(results, best)
+    shape = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
+    shape += ["layers", "state_size"]
+    importances = importances_of(results, complete, "over all complete points")
+    below_importances = importances_of(results, below, "below the threshold") if has_below else []
+    return Section(
+        results=results,
+        is_complete=grid.is_complete,
+        winners=winners,
+        choices=choices,
+        parts=list(parts_of(results, choices, grid)),
+        pruning=pruning_of(results),
+        interactions=interactions_of(grid),
+        importances=importances + importances_by_block(results),
+        optuna=parameters_of(results, complete, importances) + whole_of(results),
+        timeline=_timeline(results),
+        curves=_curves(results, references),
+        below=part_of(results, grid, {}, threshold, "below") if has_below else None,
+        below_importances=below_importances,
+        below_optuna=parameters_of(results, below, below_importances),
+        slopes=Drawing(
+            "From the source to each variant",
+            figures.slopes(lineage, loss_axis(results.config)),
+            in_words.slopes(lineage),
+            "Each line is an architecture: on the left its loss in the source, on the right that "
+            "of the variant, which may have had another budget.",
+            width=170 * len(list(lineage.by_variant())),
+        )
+        if lineage
+        else None,
+        changes=changes(lineage) if lineage else [],
+        replicates=repeated,
+        replicates_drawing=None if repeated is None else _replicates(results, repeated, references),
+        comparison=comparison,
+        differences_to_best=held_out.differences_to_best(results, best),
+        smallest=None
+        if repeated is None or comparison is None
+        else comparison.smallest(dict(zip(repeated.index, repeated["parameters"], strict=True))),
+        differences=None
+        if repeated is None or comparison is None
+        else held_out.drawing_of(comparison),
+        shape=shape,
+        shapes=_shapes(results, shape),
+    )
+
+
+def _replicates(results: Results, rows: pd.DataFrame, references: Sequence[Reference]) -> Drawing:
+    named = reference_words(references, "measured")
+    return Drawing(
+        "Replicates",
+        figures.replicates(rows, results.measure, references),
+        in_words.replicates(rows, results.measure) + named,
+        (named + " " + budget_note(references)).strip() if named else "",
+        width=640,
+    )
+
+
+def _curves(results: Results, references: Sequence[Reference]) -> Drawing | None:
+    if results.curves.empty:
+        return None
+    figure = curves.draw(results, references)
+    drawn = len(figure.data)
+    note = (
+        "The smoothed training loss. Hover for the architecture; click a curve to see it alone, "
+        "and anywhere else, or Escape, to see all again. The ten best are thick."
+    )
+    if results.config.objective == "validation":
+        note = note[:-1] + ": those of the least loss on held-out text."
+    if drawn < results.curves["number"].nunique():
+        note += f" Of {results.curves['number'].nunique():,} curves {drawn:,} are drawn."
+    named = reference_words(references, "training_loss")
+    if named:
+        note = f"{note}{named} {budget_note(references)}".strip()
+    return Drawing(
+        "Every training curve",
+        figure,
+        in_words.curves(results) + named,
+        note,
+        colourings=curves.colourings(results),
+    )
+
+
+def _timeline(results: Results) -> Drawing | None:
+    figure = figures.timeline(results)
+    if not figure.data:
+        return None
+    return Drawing(
+        "Timeline: who trained what, and when",
+        figure,
+        in_words.timeline(results.table),
+        "A point that was taken up again is drawn where it was ended.",
+        width=520,
+    )
+
+
+def _shapes(results: Results, shape: list[str]) -> pd.DataFrame:
+    """Return the computing time by what it depends on most."""
+    rows = results.table.dropna(subset=["seconds"])
+    groups = rows.groupby(shape)
+    shapes = groups["seconds"].agg(["count", "mean", "sum"])
+    shapes["steps_per_second"] = groups["steps_per_second"].median()
+    shapes["share"] = shapes["sum"] / shapes["sum"].sum()
+    return shapes.reset_index()

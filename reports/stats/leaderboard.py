@@ -1,0 +1,84 @@
+"""The best architectures of a study, with what is known of each."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports.data.results import Results
+from reports.data.table import architecture_of
+from rnn.config import BaselineConfig, GatedConfig
+from studies.attributes import SOURCE_TRIALS
+from studies.space import BPTT_STEPS
+
+BEST = 10
+"""Architectures in the answer's table, each with its forward function."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """One of the best architectures.
+
+    Attributes:
+        number: of its trial; of several the one of the least value, which no test text has chosen.
+        label: of the architecture, and of its gradient window where that is to be told.
+        architecture: to be written out.
+        window: the steps that a gradient goes back through.
+        runs: that are complete; what follows is their mean.
+        measured: by what the study's architectures are ranked, :attr:`Results.measure`.
+        spread: standard deviation of that over the runs; NaN for one.
+        value: the loss that the trials minimised, nats a symbol.
+        held_out: bits per character on the validation split.
+        held_out_error: its standard error over the lanes of text; NaN for a mean of runs.
+        parameters: weights and biases.
+        seconds: of computing.
+        sources: the numbers of the trials that it was derived from.
+        sample: a text that it wrote; None if it wrote none.
+        writer: the number of the trial that wrote it.
+    """
+
+    number: int
+    label: str
+    architecture: GatedConfig | BaselineConfig
+    window: int
+    runs: int
+    measured: float
+    spread: float
+    value: float
+    held_out: float
+    held_out_error: float
+    parameters: float
+    seconds: float
+    sources: list[int]
+    sample: str | None
+    writer: int | None
+
+
+def winners_of(results: Results) -> list[Winner]:
+    """Return the best architectures: of replicates not the luckiest, but the best on average."""
+    groups = results.complete.groupby("architecture")
+    winners = [_winner(results, str(label), runs) for label, runs in groups]
+    return sorted(winners, key=lambda winner: (winner.measured, winner.number))[:BEST]
+
+
+def _winner(results: Results, label: str, runs: pd.DataFrame) -> Winner:
+    runs = runs.sort_values("value", kind="stable")
+    measured, best = runs[results.measure.column], runs.iloc[0]
+    samples = runs["sample"].dropna()
+    return Winner(
+        number=int(runs.index[0]),
+        label=label,
+        architecture=architecture_of(best, results.config),
+        window=int(best[BPTT_STEPS]),
+        runs=len(runs),
+        measured=float(measured.mean()),
+        spread=float(measured.std()),
+        value=float(runs["value"].mean()),
+        held_out=float(runs["validation_bits_per_byte"].mean()),
+        held_out_error=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
+        parameters=float(runs["parameter_count"].mean()),
+        seconds=float(runs["seconds"].mean()),
+        sources=best[SOURCE_TRIALS] or [],
+        sample=samples.iloc[0] if len(samples) else None,
+        writer=int(samples.index[0]) if len(samples) else None,
+    )

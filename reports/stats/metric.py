@@ -1,0 +1,68 @@
+"""By what the architectures of a study are ranked: what was recorded of them, and its words."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reports.page.formatting import nats_word, value_name
+from studies.config import StudyConfig
+
+BITS = "bits per character"
+
+VALUE = "value"
+"""The column of what a trial minimised."""
+
+_HELD_OUT = {"test": "loss on the test text", "validation": "loss on held-out text"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of each run.
+
+    Attributes:
+        column: of the table that has it.
+        name: of it, in words.
+        unit: of it.
+        split: of the text that it was measured on, lane by lane, if that is the one held-out text
+            by which runs are compared.
+    """
+
+    column: str
+    name: str
+    unit: str
+    split: str
+
+    @property
+    def axis(self) -> str:
+        """What stands at an axis of it."""
+        return f"{self.name} ({self.unit})"
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is what the trials minimised."""
+        return self.column == VALUE
+
+
+def bits_column(split: str) -> str:
+    """Return the column of the bits per character on a held-out split."""
+    return f"{split}_bits_per_character"
+
+
+def measure_of(complete: pd.DataFrame, config: StudyConfig) -> Measure:
+    """Return by what a study's architectures are ranked.
+
+    Replicates are by what they come to on text that they have not seen: on the test split if that
+    was read, else on the validation split. Single runs, and what has no such record, are by their
+    values.
+
+    Args:
+        complete: the rows of the complete points.
+        config: of the study.
+    """
+    refinement = config.refinement
+    if refinement is not None and refinement.replicates > 1:
+        for split, name in _HELD_OUT.items():
+            column = complete[bits_column(split)]
+            if len(column) and column.notna().all():
+                return Measure(bits_column(split), name, BITS, split)
+    return Measure(VALUE, value_name(config), nats_word(config), "validation")

@@ -1,0 +1,52 @@
+"""What makes the results of a study comparable, and whether two workers agree on it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from studies.attributes import CorpusRecord
+from studies.config import StudyConfig
+
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
+"""The settings of a definition that each worker chooses for itself."""
+
+_NOT_IDENTITY = {"question", "report_threshold", "corpus", *PER_WORKER}
+"""Beside that, what it says about reading the results, or where the text was found; the text itself
+counts by its fingerprint."""
+
+
+def diff_configs(
+    stored: StudyConfig, stored_corpus: CorpusRecord, own: StudyConfig, own_corpus: CorpusRecord
+) -> list[str]:
+    """List what a worker's definition and text have other than the study's.
+
+    A precision of ``auto`` agrees with whatever the study was made with.
+
+    Returns:
+        A line for each setting: its name, the study's value, the worker's.
+    """
+    theirs = dict(_flat(_identity(stored, stored_corpus)))
+    ours = dict(_flat(_identity(own, own_corpus)))
+    if own.precision == "auto":
+        ours["precision"] = theirs["precision"]
+    return [
+        f"{key}: {theirs.get(key)!r} in the study, {ours.get(key)!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    if settings["space"]:  # what is left out is left out in any order
+        settings["space"]["exclude"].sort(
+            key=lambda exclusion: sorted(map(repr, exclusion.items()))
+        )
+    return settings | {"corpus": corpus.model_dump(mode="json", exclude={"name"})}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

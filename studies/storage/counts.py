@@ -1,0 +1,163 @@
+"""How many points of a study are in which state, and what they took, without reading the trials."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from studies.attributes import FAILURE, PAUSED, RETRY_COUNTS, SECONDS, Failure
+from studies.space import COST_PARAMS
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked, marked_as_point
+
+
+@dataclass(frozen=True)
+class TrialCounts:
+    """How many of a study's points are in which state; together they are all of them.
+
+    Attributes:
+        paused: of those waiting, how many wait until the pruner wants them.
+    """
+
+    complete: int = 0
+    pruned: int = 0
+    diverged: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    paused: int = 0
+
+    @property
+    def planned(self) -> int:
+        """All points."""
+        return self.finished + self.running + self.waiting
+
+    @property
+    def finished(self) -> int:
+        """The points that will not be run again."""
+        return self.complete + self.pruned + self.diverged + self.failed
+
+
+@dataclass(frozen=True)
+class TimingStats:
+    """What the points of one layers and state size took, and how many are still to be run.
+
+    Attributes:
+        seconds: mean of those complete.
+    """
+
+    complete: int = 0
+    running: int = 0
+    waiting: int = 0
+    seconds: float = 0.0
+
+
+def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
+    """Count a study's points by state, without reading the trials themselves."""
+    failure = (
+        sa.select(ATTRIBUTES.c.value_json)
+        .where(ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, ATTRIBUTES.c.key == FAILURE)
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(
+            TRIALS.c.state,
+            failure.label("failure"),
+            marked(PAUSED).label("is_paused"),
+            sa.func.count(),
+        )
+        .where(TRIALS.c.study_id == study_id, marked_as_point())
+        .group_by(TRIALS.c.state, sa.literal_column("failure"), sa.literal_column("is_paused"))
+    )
+    counts: dict[str, int] = {}
+    with storage.engine.begin() as connection:
+        for state, failed_by, is_paused, count in connection.execute(query):
+            name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
+            if failed_by is not None and json.loads(failed_by) == Failure.DIVERGED:
+                name = "diverged"
+            counts[name] = counts.get(name, 0) + count
+            if is_paused and state is TrialState.WAITING:
+                counts["paused"] = counts.get("paused", 0) + count
+    return TrialCounts(**counts)
+
+
+def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int]:
+    """Count how often a study's points came back to be run again, by reason."""
+    query = (
+        sa.select(ATTRIBUTES.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, ATTRIBUTES.c.key == RETRY_COUNTS, marked_as_point())
+    )
+    counts: Counter[str] = Counter()
+    with storage.engine.begin() as connection:
+        for stored in connection.scalars(query):
+            counts.update(json.loads(stored))
+    return {failure: counts[failure] for failure in Failure if counts[failure]}
+
+
+def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
+    """Return the id of a study's best point, of equals the first; None if none is complete."""
+    with storage.engine.begin() as connection:
+        best: int | None = connection.scalar(_ranked(study_id, TRIALS.c.trial_id).limit(1))
+    return best
+
+
+def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
+    """Return the numbers and values of a study's best points, at most so many, the best first."""
+    query = _ranked(study_id, TRIALS.c.number, VALUES.c.value).limit(limit)
+    with storage.engine.begin() as connection:
+        return [(number, value) for number, value in connection.execute(query)]
+
+
+def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
+    """Sum up what the points of each kind took: cell, layers, state size and gradient window."""
+    kinds = {name: PARAMS.alias() for name in COST_PARAMS}
+    values = [kind.c.param_value for kind in kinds.values()]
+    points: sa.FromClause = TRIALS
+    for name, kind in kinds.items():
+        is_own = (kind.c.trial_id == TRIALS.c.trial_id) & (kind.c.param_name == name)
+        points = points.outerjoin(kind, is_own)
+    query = (
+        sa.select(
+            *values,
+            TRIALS.c.state,
+            sa.func.count(),
+            sa.func.avg(sa.cast(ATTRIBUTES.c.value_json, sa.Float)),
+        )
+        .select_from(points)
+        .outerjoin(
+            ATTRIBUTES,
+            (ATTRIBUTES.c.trial_id == TRIALS.c.trial_id) & (ATTRIBUTES.c.key == SECONDS),
+        )
+        .where(
+            TRIALS.c.study_id == study_id,
+            marked_as_point(),
+        )
+        .group_by(*values, TRIALS.c.state)
+    )
+    found: dict[tuple[float, ...], dict[str, float]] = {}
+    with storage.engine.begin() as connection:
+        for *own, state, count, seconds in connection.execute(query):
+            durations = found.setdefault(tuple(own), {})
+            if state is TrialState.COMPLETE:
+                durations |= {"complete": count, "seconds": seconds or 0.0}
+            elif not state.is_finished():
+                durations[state.name.lower()] = count
+    return [TimingStats(**durations) for durations in found.values()]  # type: ignore[arg-type]
+
+
+def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query for columns of the complete points, the best first, of equals the first."""
+    return (
+        sa.select(*columns)
+        .join_from(TRIALS, VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.state == TrialState.COMPLETE,
+            marked_as_point(),
+        )
+        .order_by(VALUES.c.value, TRIALS.c.number)
+    )

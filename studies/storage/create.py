@@ -1,0 +1,210 @@
+"""A study and all its points, stored at one stroke: never half a study, however a process ends."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.attributes import IS_GRID_TRIAL
+from studies.errors import StudiesError
+from studies.space import Params
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import (
+    ATTRIBUTES,
+    DIRECTIONS,
+    PARAMS,
+    STUDIES,
+    STUDY_ATTRIBUTES,
+    STUDY_SYSTEM,
+    SYSTEM,
+    TRIALS,
+    attribute,
+    insert,
+    marked_as_point,
+)
+
+METRIC_NAMES = "study:metric_names"
+"""The system attribute in which Optuna keeps what its ``set_metric_names`` was given."""
+
+
+class PlannedTrial(NamedTuple):
+    """A point to be stored: its parameters, and what is known of it before it runs."""
+
+    params: Params
+    attributes: Mapping[str, Any] = {}
+
+
+def create_study(
+    storage: LeasedRDBStorage,
+    name: str,
+    metric_name: str,
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedTrial],
+) -> bool:
+    """Store a study with all its points waiting, in one transaction.
+
+    Args:
+        storage: to make it in.
+        name: of the study.
+        metric_name: of its value, which is minimized.
+        attributes: of the study.
+        distributions: of every parameter.
+        points: in the order in which they are to be run.
+
+    Returns:
+        Whether it was stored now; False if a study of that name was there, which stays as it is.
+    """
+    try:
+        with storage.transaction() as connection:
+            (study_id,) = connection.execute(
+                sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+            ).one()
+            connection.execute(
+                sa.insert(DIRECTIONS).values(
+                    study_id=study_id, objective=0, direction=StudyDirection.MINIMIZE
+                )
+            )
+            connection.execute(
+                sa.insert(STUDY_SYSTEM).values(
+                    study_id=study_id, key=METRIC_NAMES, value_json=json.dumps([metric_name])
+                )
+            )
+            rows = [attribute("study_id", study_id, *item) for item in attributes.items()]
+            insert(connection, STUDY_ATTRIBUTES, rows)
+            _insert_points(connection, study_id, distributions, points)
+    except sa.exc.IntegrityError:
+        return False
+    return True
+
+
+def extend_study(
+    storage: LeasedRDBStorage,
+    study_id: int,
+    before: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedTrial],
+) -> bool:
+    """Append points to a study, and values to the ends of its parameters' choices.
+
+    Args:
+        storage: that holds the study.
+        study_id: of the study.
+        before: those of the study's attributes from which the new points were worked out.
+        attributes: of the study, in place of those that it has under the same names.
+        distributions: of every parameter; those stored must be beginnings of these.
+        points: the new ones.
+
+    Returns:
+        False, and nothing is done, if somebody has changed those attributes meanwhile.
+
+    Raises:
+        StudiesError: if a worker holds a grid trial, for it would go on with the old choices; or if
+            points are pruned, for they were given up against those that there were.
+    """
+    with storage.transaction() as connection:
+        connection.execute(
+            sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
+        )
+        found = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+            STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key.in_(before)
+        )
+        if {key: json.loads(value) for key, value in connection.execute(found)} != before:
+            return False
+        count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+        pruned = connection.scalar(
+            count.where(TRIALS.c.state == TrialState.PRUNED, marked_as_point())
+        )
+        if pruned:
+            raise StudiesError(
+                f"{pruned} points are pruned, as none of the best of those that there were; "
+                "allowed with --extend: studies without pruned points; begin the wider one under "
+                "another --name"
+            )
+        held = connection.scalar(
+            count.where(TRIALS.c.state == TrialState.RUNNING, marked_as_point())
+        )
+        if held:
+            raise StudiesError(
+                f"grid trials held by workers: {held}; allowed with --extend: none; stop the "
+                "workers first"
+            )
+        own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+        for name, distribution in distributions.items():
+            connection.execute(
+                sa.update(PARAMS)
+                .where(PARAMS.c.param_name == name, PARAMS.c.trial_id.in_(own))
+                .values(distribution_json=distribution_to_json(distribution))
+            )
+        for key, value in attributes.items():
+            connection.execute(
+                sa.update(STUDY_ATTRIBUTES)
+                .where(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == key)
+                .values(value_json=json.dumps(value))
+            )
+        _insert_points(connection, study_id, distributions, points)
+    return True
+
+
+def rewrite_attributes(
+    storage: LeasedRDBStorage, study_id: int, compose: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> None:
+    """Renew system attributes of a study in one transaction, in which nobody else does so.
+
+    Args:
+        storage: that holds the study.
+        study_id: of the study; where it is gone, nothing is done.
+        compose: given all that the study has, returns those that are to take the place of the
+            attributes of the same names.
+    """
+    of_study = STUDY_SYSTEM.c.study_id == study_id
+    with storage.transaction() as connection:
+        study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+        if connection.scalar(study.with_for_update()) is None:
+            return
+        query = sa.select(STUDY_SYSTEM.c.key, STUDY_SYSTEM.c.value_json).where(of_study)
+        found = {key: json.loads(value) for key, value in connection.execute(query)}
+        changed = compose(found)
+        connection.execute(sa.delete(STUDY_SYSTEM).where(of_study, STUDY_SYSTEM.c.key.in_(changed)))
+        rows = [attribute("study_id", study_id, *item) for item in changed.items()]
+        insert(connection, STUDY_SYSTEM, rows)
+
+
+def _insert_points(
+    connection: Connection,
+    study_id: int,
+    distributions: Mapping[str, CategoricalDistribution],
+    points: Sequence[PlannedTrial],
+) -> None:
+    stored = {name: distribution_to_json(d) for name, d in distributions.items()}
+    first = connection.scalar(
+        sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+    )
+    assert first is not None
+    for number, point in enumerate(points, first):
+        (trial_id,) = connection.execute(
+            sa.insert(TRIALS)
+            .values(study_id=study_id, number=number, state=TrialState.WAITING)
+            .returning(TRIALS.c.trial_id)
+        ).one()
+        connection.execute(
+            sa.insert(PARAMS),
+            [
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": distributions[name].to_internal_repr(value),
+                    "distribution_json": stored[name],
+                }
+                for name, value in point.params.items()
+            ],
+        )
+        rows = [attribute("trial_id", trial_id, *item) for item in point.attributes.items()]
+        insert(connection, ATTRIBUTES, rows)
+        insert(connection, SYSTEM, [attribute("trial_id", trial_id, IS_GRID_TRIAL, True)])

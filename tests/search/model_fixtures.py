@@ -1,0 +1,57 @@
+"""A study whose networks are made, not trained, and the weights that are kept of them."""
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from rnn.config import TrialConfig
+from rnn.data.tokenizer import train_tokenizer
+from rnn.inference.saved_model import SavedModel, serialize_model
+from rnn.stacked.network import initial_weights
+from search.parameters import to_trial_config
+from search.worker.trial_artifacts import WeightStore
+from studies.artifacts import open_store
+from studies.attributes import ARTIFACT_FOLDER, CONFIG, OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.space import GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import open_storage
+
+PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)
+SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
+SPACE |= {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
+
+VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
+"""Of the complete trials; one more is waiting."""
+
+
+def make_networks(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
+    """A study of six points, and the weights of some."""
+    config = StudyConfig.model_validate({"space": SPACE, **settings})
+    assert config.space is not None
+    points = list(config.space.points())
+    storage = open_storage(url)
+    attributes = {CONFIG: config.model_dump(mode="json"), ARTIFACT_FOLDER: "made-1"}
+    create_study(
+        storage,
+        "made",
+        OBJECTIVE_NAMES[config.objective],
+        attributes,
+        {n: CategoricalDistribution(tuple(config.space.values(n))) for n in GATED_PARAMS},
+        [PlannedTrial(point) for point in points],
+    )
+    study_id = storage.get_study_id_from_name("made")
+    weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
+    tokenizer = train_tokenizer(config.tokenizer, PROSE)
+    for number, value in enumerate(VALUES):
+        trial_id = storage.claim(study_id, "me")
+        trial_config = to_trial_config(points[number], config)
+        drawn = initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
+        own = {name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
+        details = {"trial": str(number), "value": repr(value)}
+        network = SavedModel(trial_config.architecture, own, tokenizer, "fp32", details)
+        if number in keep:
+            weights.write(number, serialize_model(network))
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})
+    storage.close()
+    return weights
