@@ -21,7 +21,7 @@ from search.worker.cpu_budget import cores
 
 BENCHMARKS = {
     "training-step": training_step.measure,
-    "populations": training_step.populations,
+    "stacks": training_step.stacks,
     "end-to-end": end_to_end.measure,
     "overhead": overhead.measure,
     "precision": precision.measure,

@@ -55,7 +55,7 @@ def measure() -> Iterator[str]:
             yield f"  {name:38} {precision}  {_compared(architectures, text, precision)}"
 
 
-def populations() -> Iterator[str]:
+def stacks() -> Iterator[str]:
     """Yield a line for each number of small networks trained together."""
     torch.set_num_threads(1)
     text = load_corpus("stdlib").train

@@ -29,7 +29,7 @@ def _seconds(context: click.Context, option: click.Parameter, text: str | None) 
         ) from error
 
 
-def _population(context: click.Context, option: click.Parameter, text: str) -> int | None:
+def _lockstep(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
@@ -66,8 +66,8 @@ _OPTIONS = (
         help="Of each worker; by default this machine's workers share its cores.",
     ),
     click.option(
-        "--population",
-        callback=_population,
+        "--lockstep",
+        callback=_lockstep,
         metavar="auto|K",
         default="auto",
         show_default=True,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import NO_SYNC, ROOT, TEXT
 from hooks import PATIENT_SECONDS
-from nursery import Nursery
+from process_runner import ProcessRunner
 from services import PostgreSQL, free_port
 
 # The machines' cores are few, and a network alone repeats bit for bit at one thread count.
@@ -120,16 +120,16 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
     """Starts the project's commands, each in a process of its own."""
-    with Nursery(tmp_path_factory.mktemp("commands")) as nursery:
-        yield nursery
+    with ProcessRunner(tmp_path_factory.mktemp("commands")) as runner:
+        yield runner
 
 
 @pytest.fixture
-def run(nursery: Nursery) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+def run(runner: ProcessRunner) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run a command of the project to its end, as ``run("run_search.py", "quick", …)``."""
-    return nursery.run
+    return runner.run
 
 
 @pytest.fixture(scope="session")

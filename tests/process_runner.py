@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-class Nursery:
+class ProcessRunner:
     """A context in which commands are started quickly.
 
     Args:
@@ -94,7 +94,7 @@ class Nursery:
         self._commands: dict[int, Command] = {}
         self._count = 0
 
-    def __enter__(self) -> "Nursery":
+    def __enter__(self) -> "ProcessRunner":
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             cwd=ROOT,
@@ -199,7 +199,7 @@ SETTINGS = {
 """Of networks that are trained in a second or so."""
 
 
-def searching(nursery, url, text):
+def searching(runner, url, text):
     """Return what starts a search on a small study; settings as ``training_steps=1000``.
 
     Its networks are trained one by one, and so give the same curves bit for bit. It ends without a
@@ -210,7 +210,7 @@ def searching(nursery, url, text):
     def start(
         *words,
         environment=MappingProxyType({}),
-        population="1",
+        lockstep="1",
         gate=None,
         clock=None,
         patient=True,
@@ -219,9 +219,9 @@ def searching(nursery, url, text):
         named = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | named).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
-        common += ("--population", population)
+        common += ("--lockstep", lockstep)
         hooks = Hooks(patient=patient, report=False, gate=gate, clock=clock)
-        return nursery.start(
+        return runner.start(
             "run_search.py", *common, *overrides, *words, hooks=hooks, **environment
         )
 

@@ -241,10 +241,10 @@ def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--population", "0"], "'0' is no number of networks; allowed: auto, or 1 and more"),
-        (["--population", "-1"], "'-1' is no number of networks"),
-        (["--population", "all"], "'all' is no number of networks"),
-        (["--population", "2.5"], "'2.5' is no number of networks"),
+        (["--lockstep", "0"], "'0' is no number of networks; allowed: auto, or 1 and more"),
+        (["--lockstep", "-1"], "'-1' is no number of networks"),
+        (["--lockstep", "all"], "'all' is no number of networks"),
+        (["--lockstep", "2.5"], "'2.5' is no number of networks"),
         (["--precision", "tf32"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
         (["--set=precision='tf32'"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
     ],
@@ -260,8 +260,8 @@ def test_what_this_machine_or_nobody_has_is_refused(search, tmp_path, words, lin
 def test_how_many_are_trained_together_is_a_workers_own(search, sqlite_url):
     """It is no part of the study: the next one may say otherwise."""
     grid = ("--set=space.state_source=['new', 'old', 'both']",)
-    assert search(*grid, "--population", "2").returncode == 0
-    assert search(*grid, "--population", "1").returncode == 0
+    assert search(*grid, "--lockstep", "2").returncode == 0
+    assert search(*grid, "--lockstep", "1").returncode == 0
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert sorted(trial.user_attrs["lockstep"] for trial in trials) == [1, 2, 2]
 

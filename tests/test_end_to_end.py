@@ -16,8 +16,8 @@ import optuna
 import pytest
 from helpers import TINY
 from hooks import Gate, Hooks
-from nursery import until, until_running
 from optuna.trial import TrialState
+from process_runner import until, until_running
 
 from studies.attributes import TrialRecord
 from studies.loader import load_config_file
@@ -35,9 +35,9 @@ SMALL = (
 
 
 @pytest.fixture
-def start(nursery):
+def start(runner):
     """Start a command of the project."""
-    return nursery.start
+    return runner.start
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def states(url):
         (signal.SIGUSR1, 138, 3),
     ],
 )
-def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, code, population):
-    search = held("--population", str(population))
+def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, code, lockstep):
+    search = held("--lockstep", str(lockstep))
     search.send(number)
     assert search.wait() == code
     assert "Traceback" not in search.stderr
@@ -199,14 +199,14 @@ def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number
     assert states(sqlite_url) == {TrialState.WAITING}
     assert "given back" in search.stdout
     requeued = [trial for trial in study.trials if trial.intermediate_values]
-    assert len(requeued) == population
+    assert len(requeued) == lockstep
     assert all(trial.user_attrs["setbacks"] == {"interrupted": 1} for trial in requeued)
     kept = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
     assert kept == {f"trial-{trial.number}.checkpoint" for trial in requeued}
 
 
 def test_stopping_the_process_that_started_the_workers_stops_them_all(held, sqlite_url):
-    search = held("--population", "2", workers=2)
+    search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGINT)
     assert search.wait() == 130
     assert "stopped; what was trained is kept" in search.stdout
@@ -216,7 +216,7 @@ def test_stopping_the_process_that_started_the_workers_stops_them_all(held, sqli
 @pytest.mark.extended
 def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
     """Sent to the process that started them alone, and at once."""
-    search = held("--population", "2", workers=2)
+    search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGINT)
     search.send(signal.SIGINT)
     assert search.wait() == 130
@@ -264,7 +264,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored(held):
 
 @pytest.mark.extended
 def test_workers_stop_when_the_process_that_started_them_is_killed(held, sqlite_url, tmp_path):
-    search = held("--population", "2", workers=2)
+    search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGKILL)
     search.wait()
     until(lambda: states(sqlite_url) == {TrialState.WAITING})
@@ -272,7 +272,7 @@ def test_workers_stop_when_the_process_that_started_them_is_killed(held, sqlite_
 
 
 def test_status_of_a_running_study(held, sqlite_url, run):
-    search = held("--population", "5")
+    search = held("--lockstep", "5")
     done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
     assert (status["planned"], status["running"], status["waiting"]) == (96, 5, 91)

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from filelock import FileLock
 from helpers import TEXT
-from nursery import CURVES, query, searching
+from process_runner import CURVES, query, searching
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(nursery, text, tmp_path_factory, worker_id):
+def undisturbed(runner, text, tmp_path_factory, worker_id):
     """Return the curves of a search that nothing happened to, which is run once in all."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
@@ -29,7 +29,7 @@ def undisturbed(nursery, text, tmp_path_factory, worker_id):
         url = f"sqlite:///{folder}/studies.db"
         with FileLock(folder / "lock"):
             if not (folder / "done").exists():
-                assert searching(nursery, url, text)(**settings).wait() == 0
+                assert searching(runner, url, text)(**settings).wait() == 0
                 (folder / "done").touch()
         return query(url, CURVES)
 

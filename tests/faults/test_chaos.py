@@ -10,7 +10,7 @@ import time
 
 import pytest
 from hooks import Gate
-from nursery import CURVES, FINISHED, query, searching, until
+from process_runner import CURVES, FINISHED, query, searching, until
 
 pytestmark = pytest.mark.extended
 
@@ -94,10 +94,10 @@ PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
     ids=["sqlite", "postgresql", "pruned"],
 )
 def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
-    nursery, text, undisturbed, tmp_path, tmp_path_factory, kind, population, words, request
+    runner, text, undisturbed, tmp_path, tmp_path_factory, kind, lockstep, words, request
 ):
     url = request.getfixturevalue(f"{kind}_url")
-    search = searching(nursery, url, text)
+    search = searching(runner, url, text)
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
     # Holds each training that was not resumed: no search ends before it was disturbed.
@@ -105,7 +105,7 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
 
     def start():
         own = f"--artifacts={tmp_path}/artifacts"
-        return search(own, *words, population=population, gate=gate, **SPACE)
+        return search(own, *words, lockstep=lockstep, gate=gate, **SPACE)
 
     crew = Crew(start, random.Random(seed))
     until(lambda: gate.held)
@@ -137,7 +137,7 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
     last = {number: step for number, step, _ in found}
     expected = [row for row in expected if row[0] not in pruned or row[1] <= last[row[0]]]
     assert [row[:2] for row in found] == [row[:2] for row in expected]
-    tolerance = 0 if population == "1" else 1e-3
+    tolerance = 0 if lockstep == "1" else 1e-3
     losses = [row[2] for row in expected]
     assert [row[2] for row in found] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"

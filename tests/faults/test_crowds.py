@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from helpers import NO_SYNC
 from hooks import PATIENT_SECONDS
-from nursery import FINISHED, query, until
+from process_runner import FINISHED, query, until
 from services import PostgreSQL
 
 from studies.storage.open import _CREATION_LOCK, CLAIM_INDEX, open_storage
@@ -33,7 +33,7 @@ CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
 
 def start_crowd(url, workers, trials):
     """Start so many stub workers on so many trials."""
-    command = [sys.executable, str(Path(__file__).with_name("crowd.py")), url]
+    command = [sys.executable, str(Path(__file__).with_name("contention_worker.py")), url]
     return subprocess.Popen(
         [*command, str(workers), str(trials)],
         stdout=subprocess.PIPE,

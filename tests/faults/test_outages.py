@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from helpers import NO_SYNC
 from hooks import Clock, Gate
-from nursery import CURVES, FINISHED, query, searching, until_running
+from process_runner import CURVES, FINISHED, query, searching, until_running
 from services import PostgreSQL
 
 from reports import cli as command_line
@@ -72,11 +72,11 @@ def clock(tmp_path_factory):
 
 
 @pytest.fixture
-def held(nursery, text, gate, tmp_path):
+def held(runner, text, gate, tmp_path):
     """Start searches; return them when their trainings are held by a gate."""
 
     def start(url, workers=1, gate=gate, **settings):
-        search = searching(nursery, url, text)
+        search = searching(runner, url, text)
         words = () if url.startswith("sqlite") else (f"--artifacts={tmp_path}/artifacts",)
         commands = [search(*words, gate=gate, **settings) for _ in range(workers)]
         until_running(commands, lambda: gate.held >= {command.pid for command in commands})
@@ -91,11 +91,11 @@ def until_said(words, *workers, times=1):
 
 
 @pytest.fixture
-def resumed(nursery, text, tmp_path):
+def resumed(runner, text, tmp_path):
     """Run a search to its end, and see that it resumes a trial."""
 
     def run(url, step=STEP, **settings):
-        search = searching(nursery, url, text)
+        search = searching(runner, url, text)
         command = search(f"--artifacts={tmp_path}/artifacts", **settings)
         assert command.wait() == 0
         assert f"trial 0 goes on from step {step}" in command.output
@@ -170,10 +170,10 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
 
 
 def test_the_report_at_the_end_waits_for_a_server_that_is_away(
-    server, nursery, text, tmp_path, capsys, monkeypatch
+    server, runner, text, tmp_path, capsys, monkeypatch
 ):
     url = server.new_database()
-    search = searching(nursery, url, text)
+    search = searching(runner, url, text)
     assert search(f"--artifacts={tmp_path}/artifacts", **ONE).wait() == 0
     monkeypatch.chdir(tmp_path)
     server.stop()
@@ -308,7 +308,7 @@ def test_a_full_disk(held, gate, small_disk, undisturbed):
     finished_as_if_nothing_had_been(url, undisturbed, ONE)
 
 
-def test_a_full_disk_that_is_not_cleared(held, nursery, small_disk, text, undisturbed):
+def test_a_full_disk_that_is_not_cleared(held, runner, small_disk, text, undisturbed):
     url = f"sqlite:///{small_disk}/studies.db"
     (worker,) = held(url, patient=False, outage_seconds=1, **ONE)
     filler = fill(small_disk)
@@ -317,13 +317,13 @@ def test_a_full_disk_that_is_not_cleared(held, nursery, small_disk, text, undist
     assert last.startswith("error: the storage has been away for")
     assert "Traceback" not in worker.output
     filler.unlink()
-    assert searching(nursery, url, text)(**ONE).wait() == 0
+    assert searching(runner, url, text)(**ONE).wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed, ONE)
 
 
-def test_a_read_only_disk_is_refused_and_left_as_it_is(nursery, small_disk, text):
+def test_a_read_only_disk_is_refused_and_left_as_it_is(runner, small_disk, text):
     url = f"sqlite:///{small_disk}/studies.db"
-    search = searching(nursery, url, text)
+    search = searching(runner, url, text)
     assert search(**ONE).wait() == 0
     before = (small_disk / "studies.db").read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -340,10 +340,10 @@ def test_a_read_only_disk_is_refused_and_left_as_it_is(nursery, small_disk, text
     assert (small_disk / "studies.db").read_bytes() == before
 
 
-def test_a_read_only_file_is_refused_and_left_as_it_is(nursery, small_disk, text):
+def test_a_read_only_file_is_refused_and_left_as_it_is(runner, small_disk, text):
     """The folder can be written to, the file cannot, not even by its owner."""
     file = small_disk / "studies.db"
-    search = searching(nursery, f"sqlite:///{file}", text)
+    search = searching(runner, f"sqlite:///{file}", text)
     assert search(**ONE).wait() == 0
     before = file.read_bytes()
     subprocess.run(["mount", "--bind", str(file), str(file)], check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hooks import PATIENT_SECONDS, Gate
-from nursery import CURVES, FINISHED, freeze, query, searching, until, until_running
+from process_runner import CURVES, FINISHED, freeze, query, searching, until, until_running
 
 ONE = {
     "training_steps": 200,
@@ -38,8 +38,8 @@ FIVE = "[{residual=false, state_source='old'}]"
 
 
 @pytest.fixture
-def search(nursery, sqlite_url, text):
-    return searching(nursery, sqlite_url, text)
+def search(runner, sqlite_url, text):
+    return searching(runner, sqlite_url, text)
 
 
 @pytest.fixture
@@ -161,11 +161,11 @@ def test_trials_that_were_trained_together_are_resumed(
 ):
     """Up to rounding: they are trained in another network stack, with a fifth trial."""
     five = TWO | {"space_state_source": "['new', 'old', 'both']", "space_exclude": FIVE}
-    first = held(population="4", **five | {"lease_seconds": 1})
+    first = held(lockstep="4", **five | {"lease_seconds": 1})
     until(lambda: len(checkpoints(tmp_path)) == 4)
     first.send(number)
     first.wait()
-    second = search(population="5", **five)
+    second = search(lockstep="5", **five)
     assert second.wait() == 0
     assert second.output.count("goes on from step") == 4
     found, expected = query(sqlite_url, CURVES), undisturbed(**five)

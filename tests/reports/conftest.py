@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from factories import make_derived
 from hooks import PATIENT_SECONDS
-from made import make_derived
 from services import missing
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from made import distributions_of, make_known, make_replicates, make_study, open_new
+from factories import distributions_of, make_known, make_replicates, make_study, open_new
 from optuna.trial import TrialState
 
 from benchmarks.published import VARIABLE, load_published, published_file

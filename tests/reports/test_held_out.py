@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from made import make_replicates, make_runs, make_study, own_point
+from factories import make_replicates, make_runs, make_study, own_point
 
 from reports.charts.evaluation_plots import comparison_of, differences_to_best
 from reports.data.lineage import replicates

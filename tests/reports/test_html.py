@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from made import make_derived
+from factories import make_derived
 
 from reports.data.results import read_results
 from reports.page.page import render

@@ -20,12 +20,12 @@ from xml.etree import ElementTree
 
 import optuna
 import pytest
+from factories import make_runs, make_study, own_point
 from helpers import ROOT
 from hooks import PATIENT_SECONDS, Gate, Hooks
-from made import make_runs, make_study, own_point
-from nursery import SETTINGS, query, until, until_running
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
+from process_runner import SETTINGS, query, until, until_running
 from services import free_port
 from sqlalchemy import Engine, event
 
@@ -641,7 +641,7 @@ runpy.run_path({str(ROOT / "run_search.py")!r}, run_name="__main__")
     ],
 )
 def test_the_dashboard_lives_as_long_as_the_search(
-    request, nursery, text, tmp_path, monkeypatch, kind, ended_by, code
+    request, runner, text, tmp_path, monkeypatch, kind, ended_by, code
 ):
     monkeypatch.setattr("reports.dashboard.__main__.ANSWER_SECONDS", PATIENT_SECONDS)
     secret = f"secret-{uuid4().hex}"
@@ -651,7 +651,7 @@ def test_the_dashboard_lives_as_long_as_the_search(
     program = tmp_path / "search.py"
     program.write_text(SEARCH)
     gate = Gate(tmp_path / "gate", step=1)
-    search = nursery.start(
+    search = runner.start(
         *(str(program), "quick", "--corpus", str(text), "--threads", "1"),
         *(f"--set={key}={value}" for key, value in SETTINGS.items()),
         *("--dashboard", "--port", str(port), "--artifacts", str(text.parent), "--name", name),
@@ -701,11 +701,11 @@ def look(browser, port, has_files):
 
 
 @pytest.mark.extended
-def test_a_browser_shows_note_figure_and_files(browser, nursery, sqlite_url):
+def test_a_browser_shows_note_figure_and_files(browser, runner, sqlite_url):
     make_study(sqlite_url, MARKUP)
     port = free_port()
     words = ("-m", "reports.dashboard.__main__", "--port", str(port), "--storage", sqlite_url)
-    server = nursery.start(*words)
+    server = runner.start(*words)
     until(lambda: answers(port))
     # A study that no search is at work on is renewed when the dashboard begins.
     until(lambda: is_renewed(sqlite_url))

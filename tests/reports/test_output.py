@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from made import make_runs, make_study, own_point
+from factories import make_runs, make_study, own_point
 from sqlalchemy.engine import make_url
 
 from reports.cli import report_at_the_end, reports

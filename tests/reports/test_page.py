@@ -5,9 +5,9 @@ import re
 from contextlib import contextmanager
 
 import pytest
+from factories import make_study
 from helpers import TINY
-from made import make_study
-from nursery import until
+from process_runner import until
 
 from reports.page.page import write_report
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import sqlalchemy as sa
-from made import RECORDED, make_study
+from factories import RECORDED, make_study
 from optuna.trial import TrialState
 
 from reports.data.results import read_results

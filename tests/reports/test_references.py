@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from made import make_known, make_replicates, make_runs, make_study, own_point
+from factories import make_known, make_replicates, make_runs, make_study, own_point
 
 from reports.charts import effect_plots as figures
 from reports.data.baselines import budget_note, reference_words, references_for

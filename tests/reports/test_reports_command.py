@@ -4,10 +4,10 @@ import threading
 
 import pandas as pd
 import pytest
+from factories import make_study
 from hooks import PATIENT_SECONDS
-from made import make_study
-from nursery import until
 from optuna.trial import TrialState
+from process_runner import until
 
 from reports import cli as command_line
 from studies.storage.open import load_study, open_storage

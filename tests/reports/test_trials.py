@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
-from made import distributions_of, make_replicates, make_runs, make_study, own_point
+from factories import distributions_of, make_replicates, make_runs, make_study, own_point
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,

@@ -20,15 +20,15 @@ MEMBERS = [
 @pytest.mark.parametrize("chunk", [100, 1 << 16])
 def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
     monkeypatch.setattr(adam, "_CHUNK", chunk)
-    population = NetworkStack(MEMBERS, 3, precision, vocab_size=11)
-    parameters, states = population.parameters, population.init_state(4)
+    stack = NetworkStack(MEMBERS, 3, precision, vocab_size=11)
+    parameters, states = stack.parameters, stack.init_state(4)
     optimizer = Adam(parameters, 0.01)
     reference = parameters.values.clone().requires_grad_()
     torchs = torch.optim.Adam([reference], lr=0.01)
     begin = parameters.values.clone()
     for step in range(8):
         tokens = torch.tensor([step, 1, 2, 10 - step])
-        population.loss_and_grad(population.prepare_inputs(tokens), tokens.flip(0), states)
+        stack.loss_and_grad(stack.prepare_inputs(tokens), tokens.flip(0), states)
         reference.grad = parameters.gradients.clone()
         optimizer.step()
         torchs.step()
@@ -37,7 +37,7 @@ def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
             parameters.low, parameters.values[: len(parameters.low)].to(parameters.low)
         )
     assert optimizer.updates == 8
-    never = population.configs.index(MEMBERS[2])
+    never = stack.configs.index(MEMBERS[2])
     before, after = (parameters.of(never, flat) for flat in (begin, parameters.values))
     assert torch.equal(before["layers.1.candidate"][0], after["layers.1.candidate"][0])
     assert not torch.equal(before["layers.1.read_out"][0], after["layers.1.read_out"][0])

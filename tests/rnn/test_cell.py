@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from architectures import each_of
+from network_configs import each_of
 from torch import Tensor
 
 from rnn.config import GATE_INPUTS, STATE_SOURCES, GatedConfig, TrialConfig
@@ -11,7 +11,7 @@ from rnn.stacked.flat_parameters import NamedTensors
 from rnn.stacked.network import NetworkStack, initial_weights
 
 BOOLEANS = (False, True)
-SEED, EVAL_WINDOWS, SIZE = 7, 3, 5
+SEED, STREAMS, SIZE = 7, 3, 5
 
 
 def architectures(layers: int, gate_inputs: str) -> list[GatedConfig]:
@@ -79,48 +79,48 @@ class PlainNetwork:
         return self.linear("head", x), after
 
 
-def advance(population: NetworkStack, tokens: Tensor, states: list[Tensor]) -> Tensor:
+def advance(stack: NetworkStack, tokens: Tensor, states: list[Tensor]) -> Tensor:
     """One step forward, with the states replaced by the next ones; the logits (K, B, V)."""
-    logits, after = population.forward(population.prepare_inputs(tokens), states)
+    logits, after = stack.forward(stack.prepare_inputs(tokens), states)
     for state, new in zip(states, after, strict=True):
         state.copy_(new)
     return logits
 
 
-def gradients(population: NetworkStack, k: int = 0) -> NamedTensors:
+def gradients(stack: NetworkStack, k: int = 0) -> NamedTensors:
     """A member's gradients under the names of its architecture's products."""
-    return population.parameters.of(k, population.parameters.gradients)
+    return stack.parameters.of(k, stack.parameters.gradients)
 
 
 @each_of(ALL)
 def test_contract(architecture: GatedConfig):
-    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
+    stack = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
     plain = PlainNetwork(architecture)
     # Two lanes read the same now and then.
     text = torch.tensor([[72, 101, 72], [108, 111, 32], [119, 119, 114], [0, 255, 7]])
 
-    states = population.init_state(EVAL_WINDOWS)
-    plain_states = [torch.zeros(EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in states]
+    states = stack.init_state(STREAMS)
+    plain_states = [torch.zeros(STREAMS, SIZE, dtype=torch.float64) for _ in states]
     for t in range(2):
-        logits = advance(population, text[t], states)
+        logits = advance(stack, text[t], states)
         expected, plain_states = plain.step(text[t], plain_states)
 
     # Shapes, and the equations.
-    assert logits.shape == (1, EVAL_WINDOWS, 256)
-    assert [state.shape for state in states] == [(1, EVAL_WINDOWS, SIZE)] * architecture.layers
+    assert logits.shape == (1, STREAMS, 256)
+    assert [state.shape for state in states] == [(1, STREAMS, SIZE)] * architecture.layers
     torch.testing.assert_close(logits[0], expected.detach(), rtol=1e-12, atol=1e-12)
     for state, plain_state in zip(states, plain_states, strict=True):
         torch.testing.assert_close(state[0], plain_state, rtol=1e-12, atol=1e-12)
 
     # The loss, and its gradient to every parameter that it depends on within the step.
-    losses, after = population.loss_and_grad(population.prepare_inputs(text[2]), text[3], states)
+    losses, after = stack.loss_and_grad(stack.prepare_inputs(text[2]), text[3], states)
     expected, plain_states = plain.step(text[2], plain_states)
     expected_loss = torch.nn.functional.cross_entropy(expected, text[3])
     expected_loss.backward()
     torch.testing.assert_close(losses[0], expected_loss.detach(), rtol=1e-12, atol=1e-12)
     for state, plain_state in zip(after, plain_states, strict=True):
         torch.testing.assert_close(state[0], plain_state, rtol=1e-12, atol=1e-12)
-    for name, found in gradients(population).items():
+    for name, found in gradients(stack).items():
         for own, reference in zip(found, plain.w[name], strict=True):
             wanted = torch.zeros_like(own) if reference.grad is None else reference.grad
             torch.testing.assert_close(own, wanted, rtol=1e-9, atol=1e-12)
@@ -129,19 +129,17 @@ def test_contract(architecture: GatedConfig):
 @each_of(ALL)
 def test_gradients_are_the_slopes_of_the_loss(architecture: GatedConfig):
     """By torch's gradcheck: the loss at points nearby, without anybody's backward pass."""
-    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64", vocab_size=7)
-    values = population.parameters.values
-    reads, targets = population.prepare_inputs(torch.tensor([1, 2, 1])), torch.tensor([4, 5, 6])
-    states = [
-        torch.rand(1, EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in range(architecture.layers)
-    ]
+    stack = NetworkStack([TrialConfig(architecture)], SEED, "fp64", vocab_size=7)
+    values = stack.parameters.values
+    reads, targets = stack.prepare_inputs(torch.tensor([1, 2, 1])), torch.tensor([4, 5, 6])
+    states = [torch.rand(1, STREAMS, SIZE, dtype=torch.float64) for _ in range(architecture.layers)]
 
     class Loss(torch.autograd.Function):
         @staticmethod
         def forward(ctx, weights):
             values.copy_(weights)
-            losses, _ = population.loss_and_grad(reads, targets, states)
-            ctx.save_for_backward(population.parameters.gradients.clone())
+            losses, _ = stack.loss_and_grad(reads, targets, states)
+            ctx.save_for_backward(stack.parameters.gradients.clone())
             return losses.sum()
 
         @staticmethod
@@ -155,11 +153,11 @@ def test_gradients_are_the_slopes_of_the_loss(architecture: GatedConfig):
 @each_of(architectures(2, "state"))
 def test_what_the_gradient_reaches(architecture: GatedConfig):
     """Said by hand, for the plain reading above shares the equations with the network."""
-    population = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
-    states = [torch.rand(1, EVAL_WINDOWS, SIZE, dtype=torch.float64) for _ in range(2)]
-    reads = population.prepare_inputs(torch.tensor([1, 2, 3]))
-    population.loss_and_grad(reads, torch.tensor([4, 5, 6]), states)
-    reached = {name for name, (weight, _) in gradients(population).items() if weight.any()}
+    stack = NetworkStack([TrialConfig(architecture)], SEED, "fp64")
+    states = [torch.rand(1, STREAMS, SIZE, dtype=torch.float64) for _ in range(2)]
+    reads = stack.prepare_inputs(torch.tensor([1, 2, 3]))
+    stack.loss_and_grad(reads, torch.tensor([4, 5, 6]), states)
+    reached = {name for name, (weight, _) in gradients(stack).items() if weight.any()}
 
     expected = {"head", "layers.1.read_out"}
     if architecture.output_gate:
@@ -193,20 +191,18 @@ def test_no_product_is_there_for_a_switch_that_is_off():
         "layers.0.read_out",
         "head",
     }
-    population = NetworkStack([TrialConfig(off)], SEED)
+    stack = NetworkStack([TrialConfig(off)], SEED)
     counted = sum(
-        w.numel() + b.numel()
-        for w, b in population.parameters.of(0, population.parameters.values).values()
+        w.numel() + b.numel() for w, b in stack.parameters.of(0, stack.parameters.values).values()
     )
     assert counted == off.parameter_count()
 
 
 @each_of(ALL)
 def test_parameter_count_is_that_of_the_network(architecture: GatedConfig):
-    population = NetworkStack([TrialConfig(architecture)], SEED)
+    stack = NetworkStack([TrialConfig(architecture)], SEED)
     counted = sum(
-        w.numel() + b.numel()
-        for w, b in population.parameters.of(0, population.parameters.values).values()
+        w.numel() + b.numel() for w, b in stack.parameters.of(0, stack.parameters.values).values()
     )
     assert counted == architecture.parameter_count()
 
@@ -221,8 +217,8 @@ def test_products_in_bfloat16_change_little_and_keep_float32_weights():
     assert mixed.parameters.values.dtype == logits.dtype == states[0].dtype == torch.float32
     assert not torch.equal(logits, expected)
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.02)
-    for population, start in ((full, expected_states), (mixed, states)):
-        population.loss_and_grad(population.prepare_inputs(tokens), tokens, start)
+    for stack, start in ((full, expected_states), (mixed, states)):
+        stack.loss_and_grad(stack.prepare_inputs(tokens), tokens, start)
     assert mixed.parameters.gradients.dtype == torch.float32
     for name, (weight, bias) in gradients(full).items():
         for own, reference in zip(gradients(mixed)[name], (weight, bias), strict=True):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from architectures import each_of
+from network_configs import each_of
 from safetensors.torch import load, save
 
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
@@ -65,17 +65,17 @@ def resume(written, precision="fp32"):
         for config, content in written.items()
     }
     weights = {config: own.weights for config, own in progress.items()}
-    population = NetworkStack(list(written), 1, precision, weights=weights)
-    return TrainLoop(population, TEXT, SETTINGS, progress)
+    stack = NetworkStack(list(written), 1, precision, weights=weights)
+    return TrainLoop(stack, TEXT, SETTINGS, progress)
 
 
 def same(one, other):
     assert one.configs == other.configs
-    assert torch.equal(one.population.parameters.values, other.population.parameters.values)
+    assert torch.equal(one.stack.parameters.values, other.stack.parameters.values)
     assert one.curves == other.curves
     for run in (one, other):
         run.swap_in_averaged_weights()
-    assert torch.equal(one.population.parameters.values, other.population.parameters.values)
+    assert torch.equal(one.stack.parameters.values, other.stack.parameters.values)
 
 
 @each_of([config.architecture for config in SWITCHES], together=3)
@@ -93,7 +93,7 @@ def test_every_cell_goes_on_bit_for_bit(architecture):
 
 
 @pytest.mark.parametrize(
-    "members", [SOME, pytest.param(SWITCHES, marks=pytest.mark.extended)], ids=["some", "all"]
+    "configs", [SOME, pytest.param(SWITCHES, marks=pytest.mark.extended)], ids=["some", "all"]
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_a_population_goes_on_in_every_precision(precision, configs):

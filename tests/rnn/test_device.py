@@ -36,10 +36,8 @@ def test_a_graphics_card_trains_as_the_processor_does():
     ]
     curves = []
     for device in ("cpu", "cuda"):
-        population = NetworkStack(configs, 1, "fp64", device=resolve_device(device))
-        curves.append(
-            [point.smoothed_losses for point in TrainLoop(population, text, settings).train()]
-        )
+        stack = NetworkStack(configs, 1, "fp64", device=resolve_device(device))
+        curves.append([point.smoothed_losses for point in TrainLoop(stack, text, settings).train()])
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
 
 

@@ -18,15 +18,15 @@ MEMBERS = [
 
 
 def test_held_out_lanes_are_evenly_spaced_and_the_same_for_all():
-    population = NetworkStack(MEMBERS, seed=1, precision="fp64")
-    losses = eval_losses(population, eval_windows(TEXT, window_count=4, window_length=20))
+    stack = NetworkStack(MEMBERS, seed=1, precision="fp64")
+    losses = eval_losses(stack, eval_windows(TEXT, window_count=4, window_length=20))
     # By hand: four lanes of twenty in a hundred, the last one at the end.
     for lane, start in enumerate((0, 26, 53, 80)):
-        states, total = population.init_state(1), 0.0
+        states, total = stack.init_state(1), 0.0
         for t in range(start, start + 19):
             reads, targets = (torch.tensor([int(TEXT[i])]) for i in (t, t + 1))
-            logits, after = population.forward(population.prepare_inputs(reads), states)
-            total = total + population.losses(logits, targets)[:, 0]
+            logits, after = stack.forward(stack.prepare_inputs(reads), states)
+            total = total + stack.losses(logits, targets)[:, 0]
             for state, new in zip(states, after, strict=True):
                 state.copy_(new)
         torch.testing.assert_close(losses[:, lane], total / 19)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from architectures import representatives
+from network_configs import representatives
 
 from benchmarks.matmul_limit import param_shapes
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
@@ -115,7 +115,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(
-    "members",
+    "configs",
     [representatives(ALL, together=3), pytest.param(ALL, marks=pytest.mark.extended)],
     ids=["some", "all"],
 )

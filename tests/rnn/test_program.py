@@ -70,7 +70,7 @@ def curves(configs, precision, static_graph):
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["alone", "together"])
+@pytest.mark.parametrize("configs", [MEMBERS[:1], MEMBERS], ids=["alone", "together"])
 def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs, precision):
     tapes = []
 
@@ -101,7 +101,7 @@ def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs,
     found = curves(configs, precision, static_graph=True)
     assert len(tapes) == 1
     assert found.curves == expected.curves
-    values = (run.population.parameters.values for run in (found, expected))
+    values = (run.stack.parameters.values for run in (found, expected))
     assert torch.equal(*values)
 
 
@@ -124,8 +124,8 @@ def test_lanes_that_share_symbols_learn_as_if_each_were_alone(precision):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_graph_repeats_bit_for_bit_and_goes_on_after_some_have_left(precision):
     def run():
-        population = NetworkStack(MEMBERS, 1, precision, device=torch.device("cuda"))
-        run = TrainLoop(population, TEXT, SETTINGS)
+        stack = NetworkStack(MEMBERS, 1, precision, device=torch.device("cuda"))
+        run = TrainLoop(stack, TEXT, SETTINGS)
 
         def look():
             if run.step == 11:

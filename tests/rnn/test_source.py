@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import each_of
+from network_configs import each_of
 from torch import Tensor, nn
 
 from rnn.codegen import generate_forward, generate_latex, generate_module, state_dict_mapping
@@ -26,7 +26,7 @@ from rnn.models.bptt_network import Unrolled
 from rnn.stacked.linear import GatheredInput
 from rnn.stacked.network import NetworkStack, initial_weights
 
-SEED, EVAL_WINDOWS, SIZE, TOKENIZER, STEPS = 7, 3, 4, 11, 3
+SEED, STREAMS, SIZE, TOKENIZER, STEPS = 7, 3, 4, 11, 3
 GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
 LETTERS = {
     "input_gate": "i",
@@ -74,17 +74,17 @@ def build_network(architecture: GatedConfig | BaselineConfig) -> nn.Module:
 
 @each_architecture
 def test_the_module_is_the_network(architecture: GatedConfig):
-    population, network = population_of(architecture), build_network(architecture)
+    stack, network = population_of(architecture), build_network(architecture)
     generator = torch.Generator().manual_seed(SEED)
-    text = torch.randint(TOKENIZER, (STEPS + 1, EVAL_WINDOWS), generator=generator)
+    text = torch.randint(TOKENIZER, (STEPS + 1, STREAMS), generator=generator)
 
     expected_states, states = (
-        population.init_state(EVAL_WINDOWS),
-        network.initial_state(EVAL_WINDOWS),
+        stack.init_state(STREAMS),
+        network.initial_state(STREAMS),
     )
     for t in range(STEPS):
         before = [state.clone() for state in expected_states]
-        expected, after = population.forward(population.prepare_inputs(text[t]), expected_states)
+        expected, after = stack.forward(stack.prepare_inputs(text[t]), expected_states)
         expected_states = [state.clone() for state in after]
         logits, states = network(text[t], states)
         torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
@@ -92,9 +92,9 @@ def test_the_module_is_the_network(architecture: GatedConfig):
     assert not any(state.requires_grad for state in states)
 
     # What reached past the last time step would show in these gradients.
-    population.loss_and_grad(population.prepare_inputs(text[STEPS - 1]), text[STEPS], before)
+    stack.loss_and_grad(stack.prepare_inputs(text[STEPS - 1]), text[STEPS], before)
     nn.functional.cross_entropy(logits, text[STEPS]).backward()
-    gradients = population.parameters.of(0, population.parameters.gradients)
+    gradients = stack.parameters.of(0, stack.parameters.gradients)
     for weight, product in (
         (network.embedding.weight, "embedding"),
         (network.layers[0].candidate.weight, "layers.0.candidate"),
@@ -108,10 +108,8 @@ def test_the_module_is_the_network(architecture: GatedConfig):
 @each_known
 def test_the_module_is_the_network_of_a_known_cell(known: BaselineConfig):
     ours, network = Unrolled([TrialConfig(known)], SEED, "fp64", TOKENIZER), build_network(known)
-    text = torch.randint(
-        TOKENIZER, (STEPS, EVAL_WINDOWS), generator=torch.Generator().manual_seed(SEED)
-    )
-    expected_states, states = ours.init_state(EVAL_WINDOWS), network.initial_state(EVAL_WINDOWS)
+    text = torch.randint(TOKENIZER, (STEPS, STREAMS), generator=torch.Generator().manual_seed(SEED))
+    expected_states, states = ours.init_state(STREAMS), network.initial_state(STREAMS)
     for tokens in text:
         expected, expected_states = ours.forward(ours.prepare_inputs(tokens), expected_states)
         logits, states = network(tokens, states)
@@ -161,17 +159,17 @@ def test_the_shapes_in_the_code_are_those_of_its_tensors(
 ):
     checked = re.sub(
         r"( +)(?:\w+, )?(\w+) = .+  # \(B, ([234]?)n\)",
-        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({EVAL_WINDOWS}, {m[3] or 1} * {SIZE})",
+        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({STREAMS}, {m[3] or 1} * {SIZE})",
         generate_forward(architecture),
     )
     assert checked.count("assert") == len(generate_forward(architecture).splitlines()) - 2
     forward = run("import torch\n" + checked)["forward"]
     network = build_network(architecture)
-    x = torch.rand(EVAL_WINDOWS, SIZE, dtype=torch.float64)
-    forward(network.layers[0], x, network.initial_state(EVAL_WINDOWS)[0])
+    x = torch.rand(STREAMS, SIZE, dtype=torch.float64)
+    forward(network.layers[0], x, network.initial_state(STREAMS)[0])
 
 
-@pytest.mark.parametrize("vocabulary_size", [256, TOKENIZER])
+@pytest.mark.parametrize("vocab_size", [256, TOKENIZER])
 def test_the_module_has_as_many_parameters_as_the_architecture(vocab_size: int):
     for a in (*ALL, *KNOWN):
         network = run(generate_module(a, vocab_size))["Network"]()
@@ -231,11 +229,9 @@ def test_the_equations_are_the_network(architecture: GatedConfig):
         for name, letter in LETTERS.items()
         if f"layers.0.{name}" in weights
     }
-    x, h = torch.rand(2, EVAL_WINDOWS, SIZE, dtype=torch.float64, requires_grad=True)
-    population = NetworkStack(
-        [TrialConfig(architecture)], SEED, "fp64", TOKENIZER, static_graph=True
-    )
-    output, state = population.cells[0].forward(GatheredInput(x.detach()[None]), h.detach()[None])
+    x, h = torch.rand(2, STREAMS, SIZE, dtype=torch.float64, requires_grad=True)
+    stack = NetworkStack([TrialConfig(architecture)], SEED, "fp64", TOKENIZER, static_graph=True)
+    output, state = stack.cells[0].forward(GatheredInput(x.detach()[None]), h.detach()[None])
     values = compute(generate_latex(architecture), letters, x=x, h=h)
     for letter, found in (("y", output), ("h", state)):
         torch.testing.assert_close(values[letter].detach(), found[0], rtol=1e-12, atol=1e-12)
@@ -250,7 +246,7 @@ def test_the_equations_are_the_known_cell(known: BaselineConfig):
     for name, prefix in (("input", ""), ("state", "V_")):
         weight, bias = (part.split(SIZE, -1) for part in weights[f"layers.0.{name}"])
         letters |= {prefix + order[k]: own for k, own in enumerate(zip(weight, bias, strict=True))}
-    x, h, m = torch.rand(3, EVAL_WINDOWS, SIZE, dtype=torch.float64)
+    x, h, m = torch.rand(3, STREAMS, SIZE, dtype=torch.float64)
     values = compute(generate_latex(known), letters, x=x, h=h, m=m)
     before = torch.cat((h, m), 1) if known.cell == "lstm" else h
     output, state = build_network(known).layers[0](x, before)

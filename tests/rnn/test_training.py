@@ -35,19 +35,19 @@ MIXED = [
 
 def curves(configs, precision="fp32", settings=SETTINGS):
     """The smoothed losses (log points, K), in the order of these members; and the population."""
-    population = NetworkStack(configs, seed=1, precision=precision)
-    run = TrainLoop(population, TEXT, settings)
+    stack = NetworkStack(configs, seed=1, precision=precision)
+    run = TrainLoop(stack, TEXT, settings)
     points = list(run.train())
     columns = [run.configs.index(config) for config in configs]
-    return np.array([point.smoothed_losses for point in points])[:, columns], population
+    return np.array([point.smoothed_losses for point in points])[:, columns], stack
 
 
-def losses_of(population, reads, targets, states):
+def losses_of(stack, reads, targets, states):
     """One step forward, with the states replaced by the next ones; the losses (K, B)."""
-    logits, after = population.forward(population.prepare_inputs(reads), states)
+    logits, after = stack.forward(stack.prepare_inputs(reads), states)
     for state, new in zip(states, after, strict=True):
         state.copy_(new)
-    return population.losses(logits, targets)
+    return stack.losses(logits, targets)
 
 
 def test_a_network_alone_repeats_bit_for_bit():
@@ -76,12 +76,12 @@ def test_a_member_learns_the_same_in_company_as_alone(gate_inputs):
 
 def test_the_smoothed_loss_is_an_average_that_starts_at_three():
     settings = TrainConfig(**{**SETTINGS.__dict__, "learning_rate": 1e-30, "steps": 8})
-    smoothed, population = curves(MIXED[:1], "fp64", settings)
+    smoothed, stack = curves(MIXED[:1], "fp64", settings)
     # With weights that stand still, the losses are those of the untrained network.
     text = torch.from_numpy(sample_batch(TEXT, settings, 0)).long()
-    states, expected, log = population.init_state(6), 3.0, []
+    states, expected, log = stack.init_state(6), 3.0, []
     for t in range(8):
-        loss = losses_of(population, text[t], text[t + 1], states).mean().item()
+        loss = losses_of(stack, text[t], text[t + 1], states).mean().item()
         expected = 0.9 * expected + 0.1 * loss
         log.append(expected)
     np.testing.assert_allclose(smoothed[:, 0], log[1::2], rtol=1e-9)
@@ -104,10 +104,10 @@ def test_states_are_zero_at_a_sequences_start_and_steps_are_one_less_than_its_le
             "log_every": 1,
         }
     )
-    smoothed, population = curves(MIXED[:1], "fp64", settings)
+    smoothed, stack = curves(MIXED[:1], "fp64", settings)
     text = torch.from_numpy(sample_batch(TEXT, settings, 2)).long()
-    states = population.init_state(6)
-    expected = losses_of(population, text[0], text[1], states).mean().item()
+    states = stack.init_state(6)
+    expected = losses_of(stack, text[0], text[1], states).mean().item()
     assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
 
 
@@ -169,14 +169,14 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
 
 
 def test_a_member_that_diverges_leaves_its_fellows_alone():
-    population = NetworkStack(MIXED, seed=1, precision="fp64")
+    stack = NetworkStack(MIXED, seed=1, precision="fp64")
     ill = MIXED[1]
-    k = population.configs.index(ill)
-    values = population.parameters.values
-    weights = population.parameters.of(k, values)
+    k = stack.configs.index(ill)
+    values = stack.parameters.values
+    weights = stack.parameters.of(k, values)
     weights["head"][0].fill_(math.inf)
-    population.parameters.put(k, values, weights)
-    run = TrainLoop(population, TEXT, SETTINGS)
+    stack.parameters.put(k, values, weights)
+    run = TrainLoop(stack, TEXT, SETTINGS)
     list(run.train())
     together = dict(zip(run.configs, run.curves, strict=True))
     assert not math.isfinite(together[ill][20])
@@ -213,7 +213,7 @@ def test_a_dropped_member_costs_nothing_from_then_on():
     smaller = TrainLoop(NetworkStack(MIXED[3:], seed=1), TEXT, SETTINGS)
     assert left == param_shapes(smaller)
     assert work_of(left) < work_of(whole)
-    assert run.population.parameters.values.numel() == smaller.population.parameters.values.numel()
+    assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()
 
 
 def test_nothing_is_trained_when_all_are_dropped():
@@ -244,9 +244,9 @@ def test_a_members_seconds_are_its_share_of_the_time(monkeypatch):
 
 def test_training_lowers_the_loss():
     settings = TrainConfig(**{**SETTINGS.__dict__, "steps": 200, "log_every": 10})
-    smoothed, population = curves(MIXED[:1], settings=settings)
+    smoothed, stack = curves(MIXED[:1], settings=settings)
     assert smoothed[-1, 0] < smoothed[1, 0] - 1
-    held_out = eval_losses(population, eval_windows(TEXT, 4, 20))
+    held_out = eval_losses(stack, eval_windows(TEXT, 4, 20))
     assert held_out.shape == (1, 4)
     assert held_out.mean() < math.log(256) - 2
 
@@ -273,13 +273,13 @@ def test_what_is_measured_is_the_mean_of_the_weights_over_the_last_steps():
     def look():
         if run.step == 17:
             run.drop([other])
-        k, parameters = run.configs.index(config), run.population.parameters
+        k, parameters = run.configs.index(config), run.stack.parameters
         seen.append(parameters.of(k, parameters.values))
 
     list(run.train(look))
     last = seen[-1]
     run.swap_in_averaged_weights()
-    found = run.population.parameters.of(0, run.population.parameters.values)
+    found = run.stack.parameters.of(0, run.stack.parameters.values)
     for name, (weight, bias) in found.items():
         for place, mean in enumerate((weight, bias)):
             by_hand = torch.stack([weights[name][place] for weights in seen[-6:]]).mean(0)
@@ -287,6 +287,6 @@ def test_what_is_measured_is_the_mean_of_the_weights_over_the_last_steps():
     assert not torch.equal(found["head"][0], last["head"][0])
     plain = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, SETTINGS)
     list(plain.train())
-    before = plain.population.parameters.values.clone()
+    before = plain.stack.parameters.values.clone()
     plain.swap_in_averaged_weights()
-    assert torch.equal(plain.population.parameters.values, before), "without one, the last weights"
+    assert torch.equal(plain.stack.parameters.values, before), "without one, the last weights"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import each_of, label, representatives
+from network_configs import each_of, label, representatives
 from torch import Tensor, nn
 
 from rnn.codegen import generate_module, state_dict_mapping
@@ -27,7 +27,7 @@ from rnn.training.evaluation import eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
 
-EVAL_WINDOWS, TOKENIZER = 3, 11
+STREAMS, TOKENIZER = 3, 11
 GATED = [
     GatedConfig(*switches, source, 2, 4, gate_inputs)
     for gate_inputs in GATE_INPUTS
@@ -43,9 +43,7 @@ each_of_some = each_of(SOME, KNOWN, together=2)
 
 
 def text(steps: int) -> Tensor:
-    return torch.randint(
-        TOKENIZER, (steps, EVAL_WINDOWS), generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randint(TOKENIZER, (steps, STREAMS), generator=torch.Generator().manual_seed(1))
 
 
 def weights_of(network: NetworkStack | Unrolled) -> NamedTensors:
@@ -105,7 +103,7 @@ def test_through_one_step_it_learns_as_a_population_does(architecture: GatedConf
     configs, read = [TrialConfig(architecture)], text(4)
     networks = [kind(configs, 3, "fp64", TOKENIZER) for kind in (NetworkStack, Unrolled)]
     expected, found = networks
-    states = [network.init_training_state(EVAL_WINDOWS) for network in networks]
+    states = [network.init_training_state(STREAMS) for network in networks]
     for t in range(3):
         losses = []
         for network, own in zip(networks, states, strict=True):
@@ -123,10 +121,10 @@ def test_the_gradient_goes_through_the_window_and_no_further(architecture):
     """Whole, cut off at a sequence's start, and with weights that change at every step."""
     config, window, module = TrialConfig(architecture, 0, 3), 3, Module(architecture)
     network = Unrolled([config], 3, "fp64", TOKENIZER)
-    program = TrainStep(network, EVAL_WINDOWS, learning_rate=0.05, smoothing=0.0)
+    program = TrainStep(network, STREAMS, learning_rate=0.05, smoothing=0.0)
     for read in (text(7), text(4).flip(0)):  # two sequences
         program.begin_sequence()
-        before = [module.network.initial_state(EVAL_WINDOWS)]
+        before = [module.network.initial_state(STREAMS)]
         for t, targets in enumerate(read[1:]):
             module.load(weights_of(network))
             first = max(0, t + 1 - window)
@@ -158,14 +156,14 @@ def test_a_known_cell_is_torchs_own(known: BaselineConfig):
     table, head = weights["embedding"], weights["head"]
     outputs, _ = module(table[0][read[:-1]] + table[1])  # (steps, B, n)
     expected = outputs @ head[0] + head[1]
-    states = network.init_state(EVAL_WINDOWS)
+    states = network.init_state(STREAMS)
     for t in range(steps):
         logits, states = network.forward(network.prepare_inputs(read[t]), states)
         torch.testing.assert_close(logits[0], expected[t].detach(), **EXACT)
         losses = nn.functional.cross_entropy(expected[t], read[t + 1], reduction="none")
         torch.testing.assert_close(network.losses(logits, read[t + 1])[0], losses.detach(), **EXACT)
 
-    states = network.init_training_state(EVAL_WINDOWS)
+    states = network.init_training_state(STREAMS)
     for t in range(steps):
         _, states = network.loss_and_grad(network.prepare_inputs(read[t]), read[t + 1], states)
     losses.mean().backward()
@@ -182,7 +180,7 @@ def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
     found = []
     for precision in ("fp64", "bf16"):
         network = Unrolled([TrialConfig(architecture, 0, 12)], 3, precision, TOKENIZER)
-        states, read = network.init_training_state(EVAL_WINDOWS), text(14)
+        states, read = network.init_training_state(STREAMS), text(14)
         for t in range(13):
             inputs = network.prepare_inputs(read[t])
             loss, states = network.loss_and_grad(inputs, read[t + 1], states)
@@ -197,7 +195,7 @@ def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
 TEXT = np.random.default_rng(0).integers(0, TOKENIZER, 500, dtype=np.uint8)
 SETTINGS = TrainConfig(
     steps=20,
-    batch_size=EVAL_WINDOWS,
+    batch_size=STREAMS,
     sequence_length=13,
     log_every=2,
     learning_rate=0.01,
@@ -247,14 +245,14 @@ def test_a_network_is_measured_from_a_texts_start_whatever_it_was_trained_on():
     run = TrainLoop(build_network([config], 1, "fp64", TOKENIZER), TEXT, SETTINGS)
     list(run.train())
     module = Module(config.architecture)
-    module.load(weights_of(run.population))
-    held_out = TEXT[: 9 * EVAL_WINDOWS].reshape(9, EVAL_WINDOWS)
+    module.load(weights_of(run.stack))
+    held_out = TEXT[: 9 * STREAMS].reshape(9, STREAMS)
     read, expected = torch.from_numpy(held_out).long(), 0.0
-    states = module.network.initial_state(EVAL_WINDOWS)
+    states = module.network.initial_state(STREAMS)
     for t in range(8):
         logits, states = module.network(read[t], states)
         expected += nn.functional.cross_entropy(logits, read[t + 1], reduction="none") / 8
-    found = eval_losses(run.population, held_out)
+    found = eval_losses(run.stack, held_out)
     torch.testing.assert_close(found[0], expected.detach(), **EXACT)
 
 

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 from helpers import small_study
 from hooks import PATIENT_SECONDS
-from nursery import until
 from optuna.trial import TrialState
+from process_runner import until
 
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager

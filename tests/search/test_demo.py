@@ -6,7 +6,7 @@ import subprocess
 import optuna
 import pytest
 from helpers import ROOT, TINY
-from nursery import query
+from process_runner import query
 
 from search.demo import command_of
 

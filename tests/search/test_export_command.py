@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from networks import make_networks
+from model_fixtures import make_networks
 
 from search.errors import ExportError
 from search.export import write_folder

@@ -1,7 +1,7 @@
 """Whose network a command gets, and what it says when there is none."""
 
 import pytest
-from networks import make_networks
+from model_fixtures import make_networks
 
 from search.errors import WeightsNotFoundError
 from search.load_model import load_trial_model

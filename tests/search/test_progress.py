@@ -11,8 +11,8 @@ import optuna
 import pytest
 from helpers import TINY
 from hooks import PATIENT_SECONDS, Gate, Hooks
-from nursery import query, until
 from optuna.trial import TrialState
+from process_runner import query, until
 
 from search.status import PEEK_SECONDS, StatusReader
 from search.study import StudyOptions, create_or_join
@@ -38,13 +38,13 @@ def gates(tmp_path_factory):
 
 
 @pytest.fixture
-def search(nursery, sqlite_url, text):
+def search(runner, sqlite_url, text):
     """Start a search of tiny networks."""
 
     def start(*words, gate=None, **options):
         common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
         hooks = Hooks(report=False, gate=gate)
-        return nursery.start("run_search.py", "quick", *common, *words, hooks=hooks, **options)
+        return runner.start("run_search.py", "quick", *common, *words, hooks=hooks, **options)
 
     return start
 
@@ -89,7 +89,7 @@ def test_progress_is_shown_while_no_log_point_comes(search, gates):
 
 @pytest.mark.extended
 def test_one_process_shows_the_progress_of_all_workers(search, gates):
-    process = search("--workers", "2", "--population", "2", gate=gates[1])
+    process = search("--workers", "2", "--lockstep", "2", gate=gates[1])
     line = "0 of 96 finished, 4 running  |  running trials at "
     until(lambda: process.stdout.count(line) >= 2)
     process.send(signal.SIGTERM)

@@ -1,7 +1,7 @@
 """``python -m search.sample`` as it is typed."""
 
 import pytest
-from networks import make_networks
+from model_fixtures import make_networks
 
 
 def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import TEXT, at_once
 from hooks import PATIENT_SECONDS
-from nursery import until
 from optuna.trial import TrialState
+from process_runner import until
 
 from rnn.config import TrialConfig
 from rnn.data.corpus import load_corpus

@@ -12,7 +12,7 @@ from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
-from studies.storage.queue import Held
+from studies.storage.queue import PendingWrite
 
 SIZES = (32, 256)
 
@@ -118,10 +118,10 @@ def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
     sa.event.listen(storage.engine, "commit", transactions.append)
     lost = storage.keep(
         [
-            Held(trials[3], "me/1", {2: 4.0}, replace_all=True),
-            Held(trials[0], "me/1", {1: 3.0, 2: 2.0}, heartbeat=True),
-            Held(trials[1], "me/1", {1: 3.0}, heartbeat=True),
-            Held(trials[2], "me/1", heartbeat=True),
+            PendingWrite(trials[3], "me/1", {2: 4.0}, replace_all=True),
+            PendingWrite(trials[0], "me/1", {1: 3.0, 2: 2.0}, heartbeat=True),
+            PendingWrite(trials[1], "me/1", {1: 3.0}, heartbeat=True),
+            PendingWrite(trials[2], "me/1", heartbeat=True),
         ]
     )
     assert len(transactions) == 1

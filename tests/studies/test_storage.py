@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 
 from studies.attributes import Failure
 from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
-from studies.storage.counts import best_of, count_retries, count_trials
-from studies.storage.open import _Busy, load_study, open_storage, read_storage
+from studies.storage.counts import best_trial_id, count_retries, count_trials
+from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 
 
 def claim_all(url: str, worker: int) -> list[int]:
@@ -76,7 +76,7 @@ def test_a_process_that_comes_later_finds_no_half_made_storage(url, monkeypatch)
         settled.set()
 
     second = threading.Thread(target=open_second)
-    make_version, busy = _VersionManager.__init__, _Busy.__init__
+    make_version, busy = _VersionManager.__init__, _LockHeldError.__init__
 
     def let_the_second_come(self, *args):
         if not second.ident:
@@ -89,7 +89,7 @@ def test_a_process_that_comes_later_finds_no_half_made_storage(url, monkeypatch)
         busy(self)
 
     monkeypatch.setattr(_VersionManager, "__init__", let_the_second_come)
-    monkeypatch.setattr(_Busy, "__init__", wait_busily)
+    monkeypatch.setattr(_LockHeldError, "__init__", wait_busily)
     first = open_and_count(url)
     second.join(PATIENT_SECONDS)
     assert (first, found) == (0, [0])
@@ -278,9 +278,9 @@ def test_trials_that_somebody_added_are_nobodys_and_count_in_nothing(url):
     mine = storage.claim(study_id, "me")
     assert storage.get_trial(mine).number == 0
     assert storage.claim(study_id, "me") is None
-    assert best_of(storage, study_id) is None
+    assert best_trial_id(storage, study_id) is None
     storage.finish(mine, "me", TrialState.COMPLETE, 1.0, {})
-    assert best_of(storage, study_id) == mine
+    assert best_trial_id(storage, study_id) == mine
     assert count_trials(storage, study_id).planned == 1
 
 
