@@ -86,7 +86,7 @@ def _details(kept: LoadedModel) -> dict[str, str]:
     details = {
         "study": kept.study,
         "trial": str(trial.number),
-        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats a {config.token}",
+        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats a {config.token_name}",
     }
     bits = trial.user_attrs.get("validation_bits_per_byte")
     if bits is not None:

@@ -91,7 +91,7 @@ class Status:
             **asdict(self.counts),
             "best": asdict(self.best) if self.best else None,
             "seconds_left": self.seconds_left,
-            "setbacks": dict(self.retries),
+            "retries": dict(self.retries),
         }
 
 

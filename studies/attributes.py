@@ -11,14 +11,14 @@ OBJECTIVE_NAMES = {"training": "smoothed training loss", "validation": "validati
 loss over the log points, or the loss on held-out text at the end. The intermediate values are the
 smoothed training loss at each log point, by step, in either case."""
 
-IS_GRID_TRIAL = "point"
+IS_GRID_TRIAL = "grid_trial"
 """The system attribute of the trials that are a study's points; others, which plain Optuna may have
 added, are nobody's to claim and count in nothing."""
 
 FAILURE = "failure"
 """The user attribute that says why a trial failed."""
 
-RETRY_COUNTS = "setbacks"
+RETRY_COUNTS = "retries"
 """The user attribute that counts what a trial has been through, by :class:`Failure`, without being
 given up."""
 
@@ -41,7 +41,7 @@ SOURCE_TRIALS = "source_trials"
 """The user attribute of a derived point: the numbers of the source's trials that it came from,
 the best first."""
 
-ARTIFACT_FOLDER = "checkpoints"
+ARTIFACT_FOLDER = "artifact_folder"
 """The study attribute that names the folder of its checkpoints and its weights, which is no other
 study's."""
 
@@ -58,7 +58,7 @@ CORPUS = "corpus"
 TOKENIZER = "tokenizer"
 """The study attribute that holds a :class:`TokenizerRecord`."""
 
-EVAL_WINDOWS = {"validation": "validation_lanes", "test": "test_lanes"}
+EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
 """Of a trial, the bits per character on each lane of a split, in the order of the text. They are
 system attributes: as user attributes they would be half of what a dashboard loads."""
 
@@ -78,7 +78,9 @@ class Failure(StrEnum):
     DIVERGED = "diverged"
     EXCEPTION = "exception"
     OUT_OF_MEMORY = "out of memory"
-    LEASE_EXPIRED = "stale"  # its worker was killed, or not heard of for the length of its lease
+    LEASE_EXPIRED = (
+        "lease_expired"  # its worker was killed, or not heard of for the length of its lease
+    )
     INTERRUPTED = "interrupted"  # its worker was asked to stop
 
     @property
@@ -97,28 +99,28 @@ class TrialRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     training_loss: Annotated[
-        float | None, _unit("nat/symbol", "the least smoothed training loss over the log points")
+        float | None, _unit("nat/token", "the least smoothed training loss over the log points")
     ] = None
     validation_loss: Annotated[
-        float | None, _unit("nat/symbol", "loss of the trained network on the validation split")
+        float | None, _unit("nat/token", "loss of the trained network on the validation split")
     ] = None
     validation_bits_per_byte: Annotated[
-        float | None, _unit("bit/character", "the same, comparable over vocabularies")
+        float | None, _unit("bit/byte", "the same, comparable over vocabularies")
     ] = None
     validation_stderr: Annotated[
-        float | None, _unit("bit/character", "its standard error over the lanes of text")
+        float | None, _unit("bit/byte", "its standard error over the lanes of text")
     ] = None
     test_bits_per_byte: Annotated[
-        float | None, _unit("bit/character", "loss on the test split, where a study asks for it")
+        float | None, _unit("bit/byte", "loss on the test split, where a study asks for it")
     ] = None
     test_stderr: Annotated[
-        float | None, _unit("bit/character", "its standard error over the lanes of text")
+        float | None, _unit("bit/byte", "its standard error over the lanes of text")
     ] = None
     validation_windows: Annotated[
-        list[float] | None, _unit("bit/character", "of each lane of the validation split")
+        list[float] | None, _unit("bit/byte", "of each lane of the validation split")
     ] = None
     test_windows: Annotated[
-        list[float] | None, _unit("bit/character", "of each lane of the test split")
+        list[float] | None, _unit("bit/byte", "of each lane of the test split")
     ] = None
     sample: Annotated[str | None, _unit("", "a text that the trained network wrote")] = None
     parameter_count: Annotated[int, _unit("1", "weights and biases")]
@@ -153,7 +155,7 @@ class TrialRecord(BaseModel):
         float | None, _unit("1", "probability, there, to end among the best that are kept")
     ] = None
     predicted_value: Annotated[
-        float | None, _unit("nat/symbol", "the value that was foretold there")
+        float | None, _unit("nat/token", "the value that was foretold there")
     ] = None
     reason: Annotated[str | None, _unit("", "why it was pruned")] = None
 

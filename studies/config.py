@@ -80,7 +80,7 @@ class StudyConfig(StrictModel):
         return f"bpe:{int(size)}"
 
     @property
-    def token(self) -> str:
+    def token_name(self) -> str:
         """What the networks read one of at each step: a byte or a token."""
         return TOKEN_NAMES[self.tokenizer.partition(":")[0]]
 

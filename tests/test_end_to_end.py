@@ -200,7 +200,7 @@ def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number
     assert "given back" in search.stdout
     requeued = [trial for trial in study.trials if trial.intermediate_values]
     assert len(requeued) == lockstep
-    assert all(trial.user_attrs["setbacks"] == {"interrupted": 1} for trial in requeued)
+    assert all(trial.user_attrs["retries"] == {"interrupted": 1} for trial in requeued)
     kept = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
     assert kept == {f"trial-{trial.number}.checkpoint" for trial in requeued}
 
@@ -252,7 +252,7 @@ def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
     start(*words, stdout="/dev/full", hooks=Hooks(report=False)).wait()
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert not any("setbacks" in trial.user_attrs for trial in trials)
+    assert not any("retries" in trial.user_attrs for trial in trials)
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(held):

@@ -20,7 +20,7 @@ def value_name(config: StudyConfig) -> str:
 
 def nats_word(config: StudyConfig) -> str:
     """Return the unit of a loss: ``nats a byte``, or ``nats a token``."""
-    return f"nats a {config.token}"
+    return f"nats a {config.token_name}"
 
 
 def loss_axis(config: StudyConfig) -> str:

@@ -141,8 +141,8 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
     losses = [row[2] for row in expected]
     assert [row[2] for row in found] == pytest.approx(losses, rel=tolerance, abs=0)
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
-    retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'")
-    print(f"{kind}: setbacks {[value for (value,) in retries]}")
+    retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
+    print(f"{kind}: retries {[value for (value,) in retries]}")
     resumed = sum("goes on from step" in worker.output for worker in crew.everyone)
     print(f"{kind}: {resumed} workers resumed a trial")
     assert retries, "nothing has happened to any trial"

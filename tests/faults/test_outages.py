@@ -44,8 +44,8 @@ def finished_as_if_nothing_had_been(url, undisturbed, settings=FOUR):
     assert query(url, CURVES) == undisturbed(**settings)
 
 
-def no_setbacks(url):
-    return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'setbacks'")
+def no_retries(url):
+    return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'retries'")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_postgresql_that_is_stopped_for_two_leases(server, held, gate, clock, un
     for worker in workers:
         assert worker.wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed)
-    assert no_setbacks(url), "a worker that trained was taken for dead"
+    assert no_retries(url), "a worker that trained was taken for dead"
 
 
 def test_postgresql_that_breaks_down_again_and_again(server, held, gate, clock, undisturbed):
@@ -132,7 +132,7 @@ def test_postgresql_that_breaks_down_again_and_again(server, held, gate, clock, 
     for worker in workers:
         assert worker.wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed)
-    assert no_setbacks(url), "a worker that trained was taken for dead"
+    assert no_retries(url), "a worker that trained was taken for dead"
 
 
 def test_postgresql_that_does_not_come_back_for_long(server, held, resumed, undisturbed, tmp_path):
@@ -268,7 +268,7 @@ def test_a_file_that_another_program_has_locked(
     for worker in workers:
         assert worker.wait() == 0
     finished_as_if_nothing_had_been(sqlite_url, undisturbed)
-    assert no_setbacks(sqlite_url)
+    assert no_retries(sqlite_url)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_stopped_trial_resumes_where_it_was(
     assert files(tmp_path) == []
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     ((retries,),) = query(
-        sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'setbacks'"
+        sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
     )
     assert json.loads(retries) == {"interrupted": 1}
 

@@ -94,7 +94,9 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
             own_point(1 + i),
             1.5 + i / 10,
             {
-                "validation_lanes": [2 + lane + worse + (i % 2) * noise[lane] for lane in range(5)],
+                "validation_windows": [
+                    2 + lane + worse + (i % 2) * noise[lane] for lane in range(5)
+                ],
                 "validation_bits_per_byte": 4 + worse,
                 "validation_stderr": 0.25,
             },

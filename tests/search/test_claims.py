@@ -129,7 +129,7 @@ def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
         keeper.requeue(first, Failure.INTERRUPTED)
         (claim,) = keeper.claim()
         assert claim.trial.intermediate_values == {1: 3.0, 2: 2.5}
-        assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
+        assert claim.trial.user_attrs == {"retries": {"interrupted": 1}}
         claim.begin_with({1: 2.75})
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert study.trial(claim).intermediate_values == {1: 2.75}
@@ -160,7 +160,7 @@ def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
         assert "was not heard of" in study.said[0]
         (claim,) = heir.claim()
         assert claim.trial.number == 0
-        assert claim.trial.user_attrs == {"setbacks": {"stale": 1}}
+        assert claim.trial.user_attrs == {"retries": {"lease_expired": 1}}
 
 
 def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
@@ -177,7 +177,7 @@ def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
         ):
             with pytest.raises(LeaseLostError):
                 end()
-    assert study.trial(claim).user_attrs == {"setbacks": {"stale": 1}}
+    assert study.trial(claim).user_attrs == {"retries": {"lease_expired": 1}}
 
 
 def test_trials_that_failed_here_are_taken_last(study):
@@ -263,7 +263,7 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
         state["after"] = True
         (claim,) = keeper.claim()
         assert claim.trial.number == 0
-        assert claim.trial.user_attrs == {"setbacks": {"interrupted": 1}}
+        assert claim.trial.user_attrs == {"retries": {"interrupted": 1}}
         state["after"] = True
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})
         assert state["attempts"] == 4
@@ -362,7 +362,7 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, mon
             keeper.claim()
         state["before"] = False
         first = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, 0)
-        given_back = {"setbacks": {"interrupted": 1}}
+        given_back = {"retries": {"interrupted": 1}}
         until(lambda: study.storage.get_trial(first).user_attrs == given_back)
     trials = study.storage.get_all_trials(study.study_id)
     assert {trial.state for trial in trials} == {TrialState.WAITING}

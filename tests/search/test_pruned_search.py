@@ -177,7 +177,7 @@ def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeyp
     joined, outcomes = search(sqlite_url, text, lockstep=8)
     assert count_trials(joined.storage, joined.study_id).complete == POINTS
     assert "warning: nothing could be decided (IndexError: no such thing)" in outcomes
-    assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
+    assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
 def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, text, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, te
     assert sum("paused" in line or line == "complete" for line in outcomes[failed:]) > 5
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == POINTS
-    again = [t for t in joined.study.trials if t.user_attrs.get("setbacks") == {"exception": 1}]
+    again = [t for t in joined.study.trials if t.user_attrs.get("retries") == {"exception": 1}]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
 
 

@@ -146,7 +146,7 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
             assert found == pytest.approx(expected.mean().item())
             error = trial.user_attrs["validation_stderr"]
             assert error == pytest.approx(expected.std().item() / math.sqrt(3))
-            windows = trial.system_attrs["validation_lanes"]
+            windows = trial.system_attrs["validation_windows"]
             assert windows == pytest.approx(expected.tolist(), abs=1e-5)
             assert "test_bits_per_byte" not in trial.user_attrs
             assert (
@@ -220,7 +220,7 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
         losses = eval_losses(run.stack, eval_windows(corpus.test, 3, 9))
         bits = losses[0].double().mean().item() / math.log(2)
         assert trial.user_attrs["test_bits_per_byte"] == pytest.approx(bits)
-        assert len(trial.system_attrs["test_lanes"]) == 3
+        assert len(trial.system_attrs["test_windows"]) == 3
 
 
 def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measured(
@@ -493,7 +493,7 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     diverged = joined.study.trials
     assert [trial.user_attrs["failure"] for trial in diverged] == ["diverged"] * 6
     assert {tuple(trial.intermediate_values) for trial in diverged} == {(2,)}
-    assert diverged[0].user_attrs["setbacks"] == {"stale": 1}
+    assert diverged[0].user_attrs["retries"] == {"lease_expired": 1}
 
 
 def fail_with_a_forget_gate(monkeypatch, error):
@@ -521,9 +521,9 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
         assert trial.params == same.params
         if trial.params["forget_gate"]:
             assert trial.state is TrialState.FAIL
-            assert trial.user_attrs["setbacks"] == {"exception": 3}
+            assert trial.user_attrs["retries"] == {"exception": 3}
         else:
-            assert "setbacks" not in trial.user_attrs
+            assert "retries" not in trial.user_attrs
             assert trial.value == pytest.approx(same.value, rel=1e-5)
             assert list(trial.intermediate_values) == [4, 8]
 
@@ -542,7 +542,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
     joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], lockstep=4)
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 2  # once for each shape
-    assert not any("setbacks" in trial.user_attrs for trial in joined.study.trials)
+    assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
 def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monkeypatch):
@@ -686,12 +686,12 @@ def test_a_point_is_run_again_three_times_after_an_error(
     assert all(len(together) == 1 for together in tries)
     for trial in joined.study.trials:
         if not trial.params["forget_gate"]:
-            assert "setbacks" not in trial.user_attrs
+            assert "retries" not in trial.user_attrs
             continue
         assert trial.state is TrialState.FAIL
         assert trial.user_attrs["failure"] == cause
         assert trial.user_attrs["error"] == line
-        assert trial.user_attrs["setbacks"] == {cause: 3}
+        assert trial.user_attrs["retries"] == {cause: 3}
         TrialRecord.model_validate(trial.user_attrs)
     counts = count_trials(joined.storage, joined.study_id)
     assert (counts.complete, counts.failed) == (3, 3)

@@ -102,7 +102,7 @@ def test_a_trial_whose_worker_is_gone_waits_again(url):
     assert storage.expire_leases(study_id, watch, lambda: 4.0) == [gone]
     trial = storage.get_trial(gone)
     assert trial.state is TrialState.WAITING
-    assert trial.user_attrs["setbacks"] == {"stale": 1}
+    assert trial.user_attrs["retries"] == {"lease_expired": 1}
     assert trial.intermediate_values == {1: 2.0}
     assert storage.get_trial(lives).state is TrialState.RUNNING
     for write in (
@@ -128,7 +128,7 @@ def test_of_many_observers_one_releases(url):
     assert storage.claim(study_id, "heir", lease_seconds=4) == trial_id
     for watch in watches[1:]:
         assert storage.expire_leases(study_id, watch, lambda: 4.0) == []
-    assert storage.get_trial(trial_id).user_attrs["setbacks"] == {"stale": 1}
+    assert storage.get_trial(trial_id).user_attrs["retries"] == {"lease_expired": 1}
 
 
 def test_a_renewal_between_the_look_and_the_release_counts(postgresql_url, monkeypatch):

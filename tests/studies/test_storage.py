@@ -152,7 +152,7 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
             write(storage, trial_id, claim_token)
     trial = storage.get_trial(trial_id)
     assert (trial.value, trial.intermediate_values) == (0.5, {})
-    assert trial.user_attrs == {"setbacks": {"interrupted": 1}}
+    assert trial.user_attrs == {"retries": {"interrupted": 1}}
 
 
 def test_a_point_given_back_waits_with_what_is_known_of_it(url):
@@ -167,10 +167,10 @@ def test_a_point_given_back_waits_with_what_is_known_of_it(url):
     assert (trial.number, trial.state, trial.datetime_start) == (0, TrialState.WAITING, None)
     assert trial.intermediate_values == {1: 2.0, 2: 1.5, 3: 9.0}
     assert trial.user_attrs == {
-        "setbacks": {"interrupted": 2, "exception": 1},
+        "retries": {"interrupted": 2, "exception": 1},
         "error": "ValueError: no",
     }
-    assert trial.system_attrs == {"point": True}
+    assert trial.system_attrs == {"grid_trial": True}
     assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
     # Who goes on from an earlier place says so.
     assert storage.claim(study_id, "you") == trial_id
