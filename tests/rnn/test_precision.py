@@ -86,7 +86,7 @@ def test_float32_products_are_float32_whatever_library_takes_them(shape, library
 
 
 def test_a_library_that_is_exact_is_taken(library, monkeypatch):
-    monkeypatch.setattr(precision, "onednn_is_exact", lambda: True)
+    monkeypatch.setattr(precision, "onednn_matmul_is_exact", lambda: True)
     configure_matmul("fp32", CPU)
     assert library.fp32_precision == "bf16"
 

@@ -487,7 +487,7 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
                 raise errors.pop()
             requeue(*args, **kwargs)
 
-        monkeypatch.setattr(keeper._storage, "give_back", unreliable)
+        monkeypatch.setattr(keeper._storage, "requeue", unreliable)
         gate.open.set()
         assert keeper.read(lambda: "an answer") == "an answer"
         until(lambda: not errors and not keeper._tasks and keeper._since is None)
@@ -513,7 +513,7 @@ def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
                 taken.append(study.storage.claim(study.study_id, "heir"))
             requeue(trial_id, claim_token, cause)
 
-        monkeypatch.setattr(keeper._storage, "give_back", late)
+        monkeypatch.setattr(keeper._storage, "requeue", late)
         gate.open.set()
         assert keeper.read(lambda: "an answer") == "an answer"
         until(lambda: taken and running(study) == set(taken))

@@ -42,15 +42,15 @@ def test_a_processors_worker_takes_no_more_memory_for_many_than_for_a_large_one(
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_no_more_are_trained_together_than_memory_has_room_for(monkeypatch, device):
     size = estimate_memory(TrialConfig(everything(32, 3)), 256, "fp32")
-    monkeypatch.setattr(populations, "free_memory", lambda device: 10 * size)
+    monkeypatch.setattr(populations, "available_memory", lambda device: 10 * size)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 8
-    monkeypatch.setattr(populations, "free_memory", lambda device: 1)
+    monkeypatch.setattr(populations, "available_memory", lambda device: 1)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 1
 
 
 def test_a_card_takes_a_whole_shape_group(monkeypatch):
     """96 networks of three layers and 256 states, on a card of 24 GB."""
-    monkeypatch.setattr(populations, "free_memory", lambda device: 24 * 10**9)
+    monkeypatch.setattr(populations, "available_memory", lambda device: 24 * 10**9)
     assert auto_lockstep(TrialConfig(everything(256, 3)), 256, "bf16", CUDA) >= 96
 
 

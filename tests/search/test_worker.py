@@ -482,7 +482,7 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
     overrides = ["training.learning_rate=1e30", "training.log_every=2"]
     with monkeypatch.context() as patch:
         patch.setattr(ClaimManager, "finish", away)
-        patch.setattr(ClaimManager, "give_back", away)
+        patch.setattr(ClaimManager, "requeue", away)
         with pytest.raises(StorageUnavailableError):
             work(sqlite_url, text, overrides)
     assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 6
