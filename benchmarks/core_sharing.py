@@ -16,7 +16,7 @@ STEPS = 600
 STUDY = [
     "stage-one",
     f"--set=training.steps={STEPS}",
-    "--set=evaluation.lanes=1",
+    "--set=evaluation.windows=1",
     "--set=space.layers=[2]",
     "--set=space.state_size=[256]",
     "--set=space.exclude=[]",

@@ -32,8 +32,8 @@ SETTINGS = (
     # As long as it is read: the plain loop makes all one-hot inputs of a sequence at once.
     f"training.sequence_length={STEPS + 1}",
     # The plain loop measures nothing on held-out text.
-    "evaluation.lanes=1",
-    "evaluation.lane_length=2",
+    "evaluation.windows=1",
+    "evaluation.window_length=2",
 )
 
 PLAINLY = """

@@ -38,8 +38,8 @@ SETTINGS = (
     "space.residual=[true]",
     "space.state_gate=[true]",
     "space.exclude=[]",
-    "evaluation.lanes=1",
-    "evaluation.lane_length=2",
+    "evaluation.windows=1",
+    "evaluation.window_length=2",
 )
 WORK = {
     "one of 2×256": (

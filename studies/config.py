@@ -89,7 +89,7 @@ class StudyConfig(StrictModel):
         replicates = self.refinement.replicates if self.refinement else 1
         if self.eval_split == "test" and replicates < 2:
             raise ValueError(
-                'has evaluate = "test" and no replicates; allowed: studies with '
+                'has eval_split = "test" and no replicates; allowed: studies with '
                 "refinement.replicates of 2 or more, for text that is looked at in a search is no "
                 "test; leave it out, or replicate"
             )

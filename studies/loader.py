@@ -39,12 +39,12 @@ class ConfigFile(BaseModel):
     overridden: list[str] = []
     is_stored: bool = False
 
-    def with_overrides(self, settings: Mapping[str, Any]) -> "ConfigFile":
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
         """Return the same definition with more settings stated, as by ``--set``."""
         return self.model_copy(
             update={
-                "stated": _merge(self.settings, settings),
-                "overridden": [*self.overridden, *_dotted_keys(settings)],
+                "settings": _merge(self.settings, overrides),
+                "overridden": [*self.overridden, *_dotted_keys(overrides)],
             }
         )
 

@@ -27,8 +27,8 @@ TINY = (
     "--set=training.batch_size=4",
     "--set=training.sequence_length=8",
     "--set=training.log_every=2",
-    "--set=evaluation.lanes=2",
-    "--set=evaluation.lane_length=8",
+    "--set=evaluation.windows=2",
+    "--set=evaluation.window_length=8",
     "--set=keep_weights=1",
 )
 """What makes a study so small that a point takes milliseconds."""

@@ -189,8 +189,8 @@ def until_running(commands, condition):
 
 
 SETTINGS = {
-    "evaluation.lanes": 2,
-    "evaluation.lane_length": 8,
+    "evaluation.windows": 2,
+    "evaluation.window_length": 8,
     "training.batch_size": 4,
     "training.sequence_length": 32,
     "precision": "'fp32'",

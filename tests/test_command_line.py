@@ -343,7 +343,7 @@ sequence_length = 8
 log_every = 2
 [evaluation]
 lanes = 2
-lane_length = 8
+window_length = 8
 """
 
 

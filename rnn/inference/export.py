@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn.codegen import generate_module, state_dict_mapping
-from rnn.data import bpe as byte_pairs
+from rnn.data import bpe
 from rnn.data.tokenizer import BPETokenizer
 from rnn.inference.saved_model import SavedModel
 
@@ -32,9 +32,9 @@ _BYTE_PAIRS = '''\
 import json
 from pathlib import Path
 
-from byte_pairs import BytePairs
+from bpe import BPE
 
-_PAIRS = BytePairs(json.loads(Path(__file__).with_name("merges.json").read_text()))
+_PAIRS = BPE(json.loads(Path(__file__).with_name("merges.json").read_text()))
 
 
 def encode(text):
@@ -57,7 +57,7 @@ from pathlib import Path
 import torch
 
 from network import Network
-from vocabulary import decode, encode
+from tokenizer import decode, encode
 
 network = Network()
 network.load_state_dict(torch.load(Path(__file__).with_name("weights.pt"), weights_only=True))
@@ -106,12 +106,12 @@ def export_files(network: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
     }
     more = ""
     if isinstance(tokenizer, BPETokenizer):
-        more = "; `byte_pairs.py` and `merges.json` are part of it"
-        texts["vocabulary.py"] = _BYTE_PAIRS.format(size=tokenizer.size)
-        texts["byte_pairs.py"] = inspect.getsource(byte_pairs)
+        more = "; `bpe.py` and `merges.json` are part of it"
+        texts["tokenizer.py"] = _BYTE_PAIRS.format(size=tokenizer.size)
+        texts["bpe.py"] = inspect.getsource(bpe)
         texts["merges.json"] = json.dumps(tokenizer.pairs.merges)
     else:
-        texts["vocabulary.py"] = _BYTES
+        texts["tokenizer.py"] = _BYTES
     texts["README.md"] = _README.format(
         label=architecture.label,
         details="\n".join(f"- {name}: {value}" for name, value in network.details.items()),

@@ -128,7 +128,7 @@ def test_a_change_is_worth_what_its_effect_is_and_more_than_another_by_their_dif
 def test_what_helps_bad_networks_alone_is_told_apart_below_the_threshold(planned):
     # The input gate rescues those that see the old state alone, and does nothing for the others.
     worth = {"new": -1.0, "input_gate": -0.4, "input_gate new": 0.41}
-    results = finished(planned, worth, threshold=0.9)
+    results = finished(planned, worth, report_threshold=0.9)
     assert verdicts_of(results)[2] == "does not hold"
     assert verdicts_of(results, among="below 0.9")[2] == "holds"
     # Of a pair one point at least reads the old state alone, and is not below.

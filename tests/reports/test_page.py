@@ -41,8 +41,8 @@ MARKS = """async (plot) => {
 def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     url = f"sqlite:///{folder}/studies.db"
-    make_study(url, threshold=2.05)
-    make_study(url, "second", threshold=None)
+    make_study(url, report_threshold=2.05)
+    make_study(url, "second", report_threshold=None)
     return write_report(url, ["made", "second"], folder / "page.html").path
 
 

@@ -168,4 +168,4 @@ def test_known_cells_and_our_own_are_rows_of_one_file(sqlite_url, tmp_path):
     assert {"cell", "residual", "bptt_steps"} <= set(header)
     write_curves(results[1:], tmp_path / "curves.csv")
     header = (tmp_path / "curves.csv").read_text("utf-8").partition("\n")[0]
-    assert header.startswith("cell,layers,state_size,gradient_window,seconds,min_loss,loss_50,")
+    assert header.startswith("cell,layers,state_size,bptt_steps,seconds,min_loss,loss_50,")

@@ -50,7 +50,7 @@ def test_training_imports_no_compiler():
 
     code = (
         "import sys, numpy, rnn.training.loop as t, rnn.stacked.network as n, rnn.config as a\n"
-        "m = [n.TrialConfig(a.GatedConfig(True, True, True, True, True, 'both', 1, 3))]\n"
+        "m = [a.TrialConfig(a.GatedConfig(True, True, True, True, True, 'both', 1, 3))]\n"
         "text = numpy.zeros(99, numpy.uint8)\n"
         "list(t.TrainLoop(n.NetworkStack(m, 0), text, "
         "t.TrainConfig(3, 2, 5, 1, 0.1, 0.9, 0)).train())\n"

@@ -45,7 +45,7 @@ for folder in sys.argv[1:]:
         logits.append(found[0].tolist())
     answer = {"symbols": symbols, "logits": logits, "text": run["decode"](symbols).hex()}
     pathlib.Path(folder, "answer").write_text(json.dumps(answer))
-    for name in ("network", "vocabulary", "byte_pairs"):
+    for name in ("network", "tokenizer", "bpe"):
         sys.modules.pop(name, None)
     sys.path.pop(0)
 assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
@@ -101,4 +101,4 @@ def test_it_says_what_it_is(answers):
     readme = answers["candidate"]["readme"].read_text(encoding="utf-8")
     assert "1×4 forget+state gates, new state" in readme
     assert "- study: quick | {x}\n" in readme
-    assert f"there are {TOKENS.size}; `byte_pairs.py`" in readme
+    assert f"there are {TOKENS.size}; `bpe.py`" in readme

@@ -176,7 +176,7 @@ def test_a_text_must_be_long_enough_in_symbols():
     text.require(train, min(validation, test), "test")
     with pytest.raises(CorpusError, match=rf"{train:,} symbols.*train split.*sequence_length"):
         text.require(train + 1, 2)
-    with pytest.raises(CorpusError, match=rf"{validation:,} symbols.*validation.*lane_length"):
+    with pytest.raises(CorpusError, match=rf"{validation:,} symbols.*validation.*window_length"):
         text.require(2, validation + 1)
-    with pytest.raises(CorpusError, match="lane_length"):
+    with pytest.raises(CorpusError, match="window_length"):
         text.require(2, test + 1, "test")

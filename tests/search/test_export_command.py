@@ -15,7 +15,7 @@ def test_a_folder_is_written_for_a_trial(sqlite_url, run, tmp_path):
     command = ("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
     done = run(*command, "--trial", "2")
     assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
-    names = {"network.py", "weights.pt", "vocabulary.py", "run.py", "README.md"}
+    names = {"network.py", "weights.pt", "tokenizer.py", "run.py", "README.md"}
     assert {path.name for path in directory.iterdir()} == names
     assert [path.name for path in directory.parent.iterdir()] == ["network"]
     readme = (directory / "README.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ OVERRIDES = [
     "space.output_gate=[false]",
     "space.state_gate=[false]",
     "space.exclude=[{state_size=2, residual=false}, {layers=2, state_size=4}]",
-    "evaluation.lane_length=8",
+    "evaluation.window_length=8",
     "training.sequence_length=8",
 ]
 """Sixteen of 32 combinations."""

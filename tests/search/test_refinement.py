@@ -83,7 +83,7 @@ def test_replicates_are_numbered_by_a_parameter_from_one():
     assert [p.attributes["source_trials"] for p in points] == [[0]] * 3 + [[1]] * 3
 
 
-def test_a_gradient_window_that_varies_is_a_parameter_of_every_point():
+def test_a_bptt_steps_that_varies_is_a_parameter_of_every_point():
     variants = [{}, {"bptt_steps": 4}, {"bptt_steps": 16, "layers": 3}]
     points = derive_trials(source(), counts(40), config(best=1, variants=variants))
     assert [(p.params["bptt_steps"], p.params["layers"]) for p in points] == [

@@ -114,7 +114,7 @@ def test_points_of_known_cells_have_no_switches():
     assert list(search_space(whole.space)) == ["cell", "layers", "state_size"]
 
 
-def test_a_gradient_window_is_the_points_or_the_studys():
+def test_a_bptt_steps_is_the_points_or_the_studys():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = config(space | {"bptt_steps": [1, 16]})
     windows = [to_trial_config(p, varied).bptt_steps for p in varied.space.points()]

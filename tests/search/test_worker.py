@@ -47,8 +47,8 @@ SETTINGS = [
     "training.sequence_length=8",
     "training.log_every=4",
     "training.smoothing=0.5",
-    "evaluation.lanes=3",
-    "evaluation.lane_length=9",
+    "evaluation.windows=3",
+    "evaluation.window_length=9",
     "space.state_size=[4]",
     "space.layers=[2]",
     "space.input_gate=[false]",
@@ -208,7 +208,7 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
         "refinement.variants=[{}]",
         "refinement.replicates=2",
         "training.steps=12",
-        "evaluate='test'",
+        "eval_split='test'",
     ]
     joined, _ = work(sqlite_url, None, refine, "quick-refined")
     assert read
@@ -313,7 +313,7 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
     config = tmp_path / "cells.toml"
     config.write_text(
         "objective = 'validation'\nvocabulary = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
-        "layers = [1]\nstate_size = [4]\ngradient_window = [1, 3]\n"
+        "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
     )
     joined, outcomes = work(sqlite_url, text, settings, str(config))
     assert outcomes == ["complete"] * 4
@@ -365,7 +365,7 @@ def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch)
 def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
     def order(seed):
         file = load_config_file(
-            "quick", [f"seed={seed}", "evaluation.lane_length=8", "training.sequence_length=8"]
+            "quick", [f"seed={seed}", "evaluation.window_length=8", "training.sequence_length=8"]
         )
         joined = create_or_join(
             file, sqlite_url, StudyOptions(name=f"seed {seed}", corpus=str(text))

@@ -21,7 +21,7 @@ SHIPPED = (
     "stage-two",
     "replicates",
     "baselines",
-    "gradient-window",
+    "bptt-steps",
 )
 
 
@@ -95,11 +95,11 @@ def test_stage_two_and_replicates_derive_from_each_other():
         ("tokenizer='bpe:65537'", ["tokenizer is 'bpe:65537'", "from 257 to 65536"]),
         ("tokenizer='words:300'", ["tokenizer is 'words:300'"]),
         ("objective='test'", ["objective is 'test'", "'training' or 'validation'"]),
-        ("evaluate='test'", ['evaluate = "test" and no replicates', "refinement.replicates"]),
+        ("eval_split='test'", ['eval_split = "test" and no replicates', "refinement.replicates"]),
         ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
         ("keep_weights=-1", ["keep_weights is -1", "greater than or equal to 0"]),
-        ("training.gradient_window=0", ["training.gradient_window is 0"]),
-        ("space.gradient_window=[1, 1]", ["space.gradient_window is [1, 1]", "each value once"]),
+        ("training.bptt_steps=0", ["training.bptt_steps is 0"]),
+        ("space.bptt_steps=[1, 1]", ["space.bptt_steps is [1, 1]", "each value once"]),
         ("space.cell=['rnn']", ["'rnn'", "'elman', 'gru' or 'lstm'"]),
         ("corpus=text.txt", ["'text.txt'", "no TOML value", "with its quotes"]),
     ],
@@ -246,11 +246,11 @@ def test_stored_study_is_found_by_its_name_and_nothing_is_created_for_it(url, tm
         ("seed=1", "seed"),
         ('gate_inputs="candidate"', "gate_inputs"),
         ("space.layers=[1, 2]", "space.layers"),
-        ("evaluation.lanes=3", "evaluation.lanes"),
+        ("evaluation.windows=3", "evaluation.windows"),
         ("evaluation.average=0.0", "evaluation.average"),
         ('objective="validation"', "objective"),
-        ('vocabulary="bpe:300"', "tokenizer"),
-        ("training.gradient_window=4", "training.gradient_window"),
+        ('tokenizer="bpe:300"', "tokenizer"),
+        ("training.bptt_steps=4", "training.bptt_steps"),
     ],
 )
 def test_identity_holds_what_makes_results_comparable(override, key):
