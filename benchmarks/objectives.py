@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from rnn.config import GatedConfig, TrialConfig
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.stacked.network import NetworkStack
+from rnn.training.checkpoint import TrainState
 from rnn.training.evaluation import eval_losses, eval_windows
-from rnn.training.loop import TrainConfig, TrainLoop, TrainState
+from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 
 VARIABLE = "RNN_SEARCH_TEXT"

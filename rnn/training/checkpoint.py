@@ -3,7 +3,7 @@
 A checkpoint is the SHA-256 of what follows it, and a file in the form of safetensors: numbers and
 names, never code. It holds the weights, their mean, Adam's moments, the hidden states, the smoothed
 loss, the position and the curve. The position, with the study's seed, is also the state of all that
-is drawn at random; see :class:`rnn.training.loop.TrainState`. It does not say whom the member was
+is drawn at random; see :class:`TrainState`. It does not say whom the member was
 trained
 with. It names the code that trained the member, but is read by any code.
 """
@@ -11,6 +11,7 @@ with. It names the code that trained the member, but is read by any code.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from torch import Tensor
 from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.flat_parameters import NamedTensors
-from rnn.training.loop import TrainState
 
 _DIGEST = hashlib.sha256().digest_size
 _FORM = "3"
@@ -31,6 +31,37 @@ _AVERAGE = "average"
 
 UNKNOWN_CODE = "unknown"
 """Stands for the fingerprint of the code in checkpoints from before it was written."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """How far one member has come, and all that its training goes on from.
+
+    There is no generator of random numbers among it: weights are drawn before the first step, and a
+    sequence's text follows from the seed and the sequence's number.
+
+    Attributes:
+        step: steps done.
+        seconds: the member's share of the wall time that they took.
+        weights: as they are.
+        moments: Adam's, first and second.
+        states: as the last step left them: for each layer (B, n), and what a longer gradient window
+            needs; see ``init_training_state`` of the networks.
+        smoothed: () the smoothed loss.
+        curve: the smoothed loss at each log point so far, by step.
+        average: the mean of the weights so far; None before it is begun.
+        code: fingerprints of the code that trained it, the latest last.
+    """
+
+    step: int
+    seconds: float
+    weights: NamedTensors
+    moments: tuple[NamedTensors, NamedTensors]
+    states: list[Tensor]
+    smoothed: Tensor
+    curve: dict[int, float]
+    average: NamedTensors | None = None
+    code: tuple[str, ...] = ()
 
 
 def serialize_checkpoint(progress: TrainState, identity: str) -> bytes:

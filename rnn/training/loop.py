@@ -12,8 +12,8 @@ from torch import Tensor
 from rnn.config import TrialConfig
 from rnn.data.corpus import TokenArray, gather_windows
 from rnn.models.factory import TrainableNetwork
-from rnn.stacked.flat_parameters import NamedTensors
-from rnn.training import checkpoint as fingerprint
+from rnn.training import checkpoint
+from rnn.training.checkpoint import TrainState
 from rnn.training.step import TrainStep
 
 EMA_INIT = 3.0
@@ -63,37 +63,6 @@ class LogPoint:
 
     step: int
     smoothed_losses: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """How far one member has come, and all that its training goes on from.
-
-    There is no generator of random numbers among it: weights are drawn before the first step, and a
-    sequence's text follows from the seed and the sequence's number.
-
-    Attributes:
-        step: steps done.
-        seconds: the member's share of the wall time that they took.
-        weights: as they are.
-        moments: Adam's, first and second.
-        states: as the last step left them: for each layer (B, n), and what a longer gradient window
-            needs; see ``init_training_state`` of the networks.
-        smoothed: () the smoothed loss.
-        curve: the smoothed loss at each log point so far, by step.
-        average: the mean of the weights so far; None before it is begun.
-        code: fingerprints of the code that trained it, the latest last.
-    """
-
-    step: int
-    seconds: float
-    weights: NamedTensors
-    moments: tuple[NamedTensors, NamedTensors]
-    states: list[Tensor]
-    smoothed: Tensor
-    curve: dict[int, float]
-    average: NamedTensors | None = None
-    code: tuple[str, ...] = ()
 
 
 def sample_batch(
@@ -252,7 +221,7 @@ class TrainLoop:
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
-        current = fingerprint.source_hash()
+        current = checkpoint.source_hash()
         self.code = [(current,) for _ in self.configs]
         for k, config in enumerate(self.configs):
             if (own := progress.get(config)) is None:

@@ -6,9 +6,9 @@ import tenacity
 from optuna.trial import FrozenTrial
 
 from rnn.errors import CheckpointError
-from rnn.training import checkpoint as fingerprint
-from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
-from rnn.training.loop import TrainConfig, TrainState
+from rnn.training import checkpoint as train_checkpoint
+from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
+from rnn.training.loop import TrainConfig
 from search.parameters import to_trial_config
 from search.study import StudyHandle
 from search.worker.claim import Claim
@@ -99,7 +99,7 @@ class CheckpointManager:
         )
 
     def _say_other_code(self, begun: Mapping[Claim, TrainState | None]) -> None:
-        current = fingerprint.source_hash()
+        current = train_checkpoint.source_hash()
         other = {
             claim: progress.code[-1]
             for claim, progress in begun.items()

@@ -11,9 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
-from rnn.training import checkpoint as fingerprint
+from rnn.training import checkpoint as train_checkpoint
+from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
-from rnn.training.loop import TrainLoop, TrainState
+from rnn.training.loop import TrainLoop
 from rnn.training.precision import Precision
 from search.errors import in_one_line
 from search.parameters import to_trial_config
@@ -334,7 +335,7 @@ class Trainer:
 def _earlier_code(trial: FrozenTrial, progress: TrainState | None) -> list[str] | None:
     """Return the other code that trained what a trial resumes; None if there is none to record."""
     code = progress.code if progress else ()
-    earlier = [each for each in code if each != fingerprint.source_hash()]
+    earlier = [each for each in code if each != train_checkpoint.source_hash()]
     # An empty list replaces what was recorded before a trial restarted from step 0.
     return earlier if earlier or EARLIER_CODE in trial.user_attrs else None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rnn.config import TrialConfig
-from rnn.training import checkpoint as fingerprint
+from rnn.training import checkpoint as train_checkpoint
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
 
@@ -62,6 +62,6 @@ class Recording:
             replicate=trial_config.replicate,
             python=platform.python_version(),
             torch=torch.__version__,
-            code=fingerprint.source_hash(),
+            code=train_checkpoint.source_hash(),
             **found,
         ).attributes()
