@@ -45,7 +45,7 @@ class Measure:
 
 def bits_column(split: str) -> str:
     """Return the column of the bits per character on a held-out split."""
-    return f"{split}_bits_per_character"
+    return f"{split}_bits_per_byte"
 
 
 def measure_of(complete: pd.DataFrame, config: StudyConfig) -> Measure:

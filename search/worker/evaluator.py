@@ -81,9 +81,9 @@ def _of_lanes(split: str, bits: Tensor) -> dict[str, Any]:
     """Return what is recorded of a split's lanes (lanes,)."""
     count = len(bits)
     found: dict[str, Any] = {
-        f"{split}_bits_per_character": float(bits.mean()),
-        f"{split}_lanes": [round(lane, _DIGITS) for lane in bits.tolist()],
+        f"{split}_bits_per_byte": float(bits.mean()),
+        f"{split}_windows": [round(lane, _DIGITS) for lane in bits.tolist()],
     }
     if count > 1:
-        found[f"{split}_error"] = float(bits.std()) / math.sqrt(count)
+        found[f"{split}_stderr"] = float(bits.std()) / math.sqrt(count)
     return found

@@ -214,8 +214,8 @@ def make_replicates(
             ]
             recorded: dict = {"parameter_count": count, "training_loss": value + run / 100}
             if split:
-                recorded |= {f"{split}_lanes": own, f"{split}_error": 0.125}
-                recorded[f"{split}_bits_per_character"] = sum(own) / windows
+                recorded |= {f"{split}_windows": own, f"{split}_stderr": 0.125}
+                recorded[f"{split}_bits_per_byte"] = sum(own) / windows
             runs.append((own_point(layers, size, replicate=run + 1), value + run / 100, recorded))
     raw = {"refinement": {"source": "made", "replicates": replicates}}
     make_runs(url, name, raw, runs)

@@ -75,9 +75,9 @@ def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
     program = (
         "import os, pathlib, signal\n"
         "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from search.worker.trial_artifacts import Checkpoints\n"
-        "from studies.artifacts import Folder\n"
-        f"Checkpoints(Folder(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
+        "from search.worker.trial_artifacts import CheckpointStore\n"
+        "from studies.artifacts import AtomicFileStore\n"
+        f"CheckpointStore(AtomicFileStore(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", program])
     assert done.returncode == -signal.SIGKILL
