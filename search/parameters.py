@@ -75,4 +75,4 @@ def artifact_folder(study: optuna.Study) -> str:
 def token_corpus(study: optuna.Study, corpus: Corpus) -> TokenCorpus:
     """Return a study's text in the symbols that it was made with, whoever reads it now."""
     record = stored_tokenizer(study)  # without one, it was made for bytes alone
-    return TokenCorpus(corpus, load_tokenizer(record.written if record else None))
+    return TokenCorpus(corpus, load_tokenizer(record.serialized if record else None))

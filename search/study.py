@@ -305,7 +305,7 @@ def _create(
         TOKENIZER: TokenizerRecord(
             size=text.tokenizer.size,
             bytes_per_token=corpus.split[0] / len(text.train),
-            written=text.tokenizer.written,
+            serialized=text.tokenizer.serialized,
         ).model_dump(mode="json"),
         COMMANDS: [terms.command],
         ARTIFACT_FOLDER: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",

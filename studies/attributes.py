@@ -181,11 +181,11 @@ class TokenizerRecord(BaseModel):
     Attributes:
         size: V, the number of symbols.
         bytes_per_token: in the training split.
-        written: the vocabulary itself, as :mod:`rnn.data.tokenizer` writes it; None for bytes.
+        serialized: the vocabulary itself, as :mod:`rnn.data.tokenizer` writes it; None for bytes.
     """
 
     model_config = ConfigDict(frozen=True)
 
     size: int
     bytes_per_token: float
-    written: str | None = None
+    serialized: str | None = None

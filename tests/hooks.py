@@ -152,9 +152,9 @@ def _leave_reports_out() -> None:
 
 
 def _hold_trainings(folder: Path, step: int) -> None:
-    from rnn.training.loop import Run
+    from rnn.training.loop import TrainLoop
 
-    train, mark = Run.train, folder / f"held-{os.getpid()}"
+    train, mark = TrainLoop.train, folder / f"held-{os.getpid()}"
 
     def train_with_gate(run, on_step=lambda: None):
         def hold():
@@ -163,14 +163,14 @@ def _hold_trainings(folder: Path, step: int) -> None:
                 return
             mark.touch()
             # Dropped trainings leave: nothing is left to hold.
-            while run.members and not (folder / "open").exists():
+            while run.configs and not (folder / "open").exists():
                 time.sleep(0.02)
                 on_step()
             mark.unlink()
 
         yield from train(run, hold)
 
-    Run.train = train_with_gate
+    TrainLoop.train = train_with_gate
 
 
 def _move_clock(path: Path) -> None:

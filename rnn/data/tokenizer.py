@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         """The number of bytes of each symbol (V,)."""
 
     @property
-    def written(self) -> str | None:
+    def serialized(self) -> str | None:
         """What :func:`load_tokenizer` makes the same vocabulary of."""
 
     def encode(self, text: Bytes) -> TokenArray:
@@ -47,7 +47,7 @@ class ByteTokenizer:
     """Each byte is a symbol; nothing is copied."""
 
     size = BYTE_VOCAB_SIZE
-    written = None
+    serialized = None
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -84,7 +84,7 @@ class BPETokenizer:
         return np.array([len(token) for token in self.pairs.tokens], np.int64)
 
     @cached_property
-    def written(self) -> str:
+    def serialized(self) -> str:
         """The merges, as JSON."""
         content = {"form": _FORM, "merges": self.pairs.merges}
         return json.dumps(content, separators=(",", ":"))
@@ -209,14 +209,14 @@ class TokenCorpus:
         Raises:
             CorpusError: with the lengths that there are.
         """
-        lane = window_length, "evaluation.lane_length"
+        lane = window_length, "evaluation.window_length"
         needed = {"train": (sequence_length, "training.sequence_length"), "validation": lane}
         needed[evaluate] = lane
         for split, (length, setting) in needed.items():
             count = len(getattr(self, split))
             if count < length:
                 raise CorpusError(
-                    f"corpus {self.corpus.name} has {count:,} symbols of a vocabulary of "
+                    f"corpus {self.corpus.name} has {count:,} tokens of a vocabulary of "
                     f"{self.tokenizer.size:,} in its {split} split; allowed: {length:,} or more; "
                     f"take a longer text, a smaller vocabulary or a smaller {setting}"
                 )

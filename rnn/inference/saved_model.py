@@ -50,7 +50,7 @@ def serialize_model(network: SavedModel) -> bytes:
     metadata = {
         "form": _FORM,
         "architecture": json.dumps(asdict(network.architecture)),
-        "tokenizer": json.dumps(network.tokenizer.written),
+        "tokenizer": json.dumps(network.tokenizer.serialized),
         "precision": network.precision,
         "details": json.dumps(dict(network.details)),
     }

@@ -21,7 +21,7 @@ def eval_windows(text: TokenArray, window_count: int, window_length: int) -> Tok
         window_length: symbols in a lane, the first of which is only read.
 
     Returns:
-        (lane_length, lanes) symbols.
+        (window_length, lanes) symbols.
 
     Raises:
         ValueError: if the text is shorter than one lane.
@@ -40,7 +40,7 @@ def eval_losses(
 
     Args:
         stack: K members.
-        held_out: (lane_length, lanes), of :func:`eval_windows`.
+        held_out: (window_length, lanes), of :func:`eval_windows`.
         on_step: called after every step; what it raises ends the measurement.
 
     Returns:
@@ -70,7 +70,7 @@ def bits_per_byte(
 
     Args:
         losses: (K, lanes), of :func:`eval_losses`.
-        held_out: (lane_length, lanes), that they were measured on.
+        held_out: (window_length, lanes), that they were measured on.
         token_byte_lengths: (V,) bytes of each symbol.
 
     Returns:

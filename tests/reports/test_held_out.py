@@ -139,7 +139,7 @@ def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tm
         "report_threshold": 5.0,
     }
     runs = [(own_point(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
-    tokenizer = {"size": 290, "bytes_per_symbol": 2.5, "written": "{}"}
+    tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
     assert "5.0000 nats a token, the loss on held-out text" in words

@@ -130,9 +130,7 @@ def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     section = section_of(read_results(read_storage(sqlite_url), "made"))
     assert list(section.results.below.index) == [0, 1, 2, 4]  # 1.8, the fourth, diverged
     assert section.below.points == 4
-    assert [each.where for each in section.below_importances] == [
-        "below the report_threshold (4 points)"
-    ]
+    assert [each.where for each in section.below_importances] == ["below the threshold (4 points)"]
 
 
 @pytest.mark.usefixtures("importances_alone")

@@ -82,7 +82,7 @@ def test_no_symbol_reaches_over_two_pieces():
 
 def test_a_vocabulary_is_the_same_whoever_learns_it():
     again = train_tokenizer("bpe:300", array(PROSE))
-    assert again.written == LEARNT.written
+    assert again.serialized == LEARNT.serialized
     assert LEARNT.size == 300
     few = train_tokenizer("bpe:258", array(b"ab,ab,ab,cd,cd,e"))
     assert few.pairs.tokens[256:] == [b"ab", b"cd"]  # the most frequent first
@@ -96,10 +96,10 @@ def test_a_small_text_gives_fewer_symbols(text):
 
 
 def test_what_is_written_is_read_as_it_was():
-    written = LEARNT.written
+    written = LEARNT.serialized
     again = load_tokenizer(written)
     assert again.encode(array(PROSE)).tolist() == LEARNT.encode(array(PROSE)).tolist()
-    assert again.written == written
+    assert again.serialized == written
     assert again.lengths.tolist() == LEARNT.lengths.tolist()
     assert len(written) < 12 * LEARNT.size
     assert load_tokenizer(None).size == 256
@@ -117,7 +117,7 @@ def test_a_merge_may_make_a_symbol_that_is_there():
         "",
         "[]",
         "null",
-        LEARNT.written[:-3],
+        LEARNT.serialized[:-3],
         json.dumps({"form": "another", "merges": []}),
         json.dumps({"form": "byte pairs 1"}),
         json.dumps({"form": "byte pairs 1", "merges": [[97]]}),
@@ -174,9 +174,9 @@ def test_a_text_must_be_long_enough_in_symbols():
     text = TokenCorpus(Corpus("prose", array(PROSE)), LEARNT)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
     text.require(train, min(validation, test), "test")
-    with pytest.raises(CorpusError, match=rf"{train:,} symbols.*train split.*sequence_length"):
+    with pytest.raises(CorpusError, match=rf"{train:,} tokens.*train split.*sequence_length"):
         text.require(train + 1, 2)
-    with pytest.raises(CorpusError, match=rf"{validation:,} symbols.*validation.*window_length"):
+    with pytest.raises(CorpusError, match=rf"{validation:,} tokens.*validation.*window_length"):
         text.require(2, validation + 1)
     with pytest.raises(CorpusError, match="window_length"):
         text.require(2, test + 1, "test")

@@ -35,9 +35,9 @@ def test_a_network_is_read_as_it_was_written(architecture, tokenizer):
     found = deserialize_model(serialize_model(network))
     assert found.architecture == architecture
     assert (found.precision, found.details) == ("bf16", DETAILS)
-    assert (found.tokenizer.size, found.tokenizer.written) == (
+    assert (found.tokenizer.size, found.tokenizer.serialized) == (
         tokenizer.size,
-        tokenizer.written,
+        tokenizer.serialized,
     )
     assert found.weights.keys() == network.weights.keys()
     for name, own in network.weights.items():

@@ -312,7 +312,7 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
     settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
     config = tmp_path / "cells.toml"
     config.write_text(
-        "objective = 'validation'\nvocabulary = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
+        "objective = 'validation'\ntokenizer = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
         "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
     )
     joined, outcomes = work(sqlite_url, text, settings, str(config))
