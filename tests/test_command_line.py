@@ -156,7 +156,7 @@ def joined_only(sqlite_url, text):
     def create(*overrides: str):
         settings = [word.removeprefix("--set=") for word in ONE_POINT]
         file = load_config_file("quick", [*settings, *overrides])
-        return join(file, sqlite_url, StudyOptions(corpus=str(text))).study
+        return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text))).study
 
     return create
 
@@ -355,7 +355,7 @@ def mini(tmp_path, sqlite_url, text):
 
     path = tmp_path / "mini.toml"
     path.write_text(MINI)
-    joined = join(load_config_file(str(path)), sqlite_url, StudyOptions(corpus=str(text)))
+    joined = create_or_join(load_config_file(str(path)), sqlite_url, StudyOptions(corpus=str(text)))
     path.unlink()
     joined.storage.close()
     return joined.study

@@ -34,7 +34,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     section = section_of(results)
     assert section.worth_title == "What each choice is worth"
     labels = [effect.contrast.label for effect in section.parts[0].effects]
-    assert labels == ["cell GRU → LSTM", "state size 4 → 8", "gradient window 1 → 16"]
+    assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
     assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])
     assert [choice.name for choice in section.choices] == ["Cell", "Gradient window", "State size"]
     assert section.shape == ["cell", "bptt_steps", "layers", "state_size"]
@@ -67,9 +67,9 @@ def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
     (results,) = results_of(sqlite_url, "windows")
     # The source has no such parameter: what it was trained with is in its definition.
     changes = {change.variant: change for change in section_of(results).changes}
-    assert list(changes) == ["as it was", "gradient window 4"]
-    assert changes["gradient window 4"].from_source == pytest.approx(1.2 - 1.5)
-    assert changes["gradient window 4"].mean == pytest.approx(1.2 - 1.4)
+    assert list(changes) == ["as it was", "bptt steps 4"]
+    assert changes["bptt steps 4"].from_source == pytest.approx(1.2 - 1.5)
+    assert changes["bptt steps 4"].mean == pytest.approx(1.2 - 1.4)
 
 
 def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
@@ -119,7 +119,7 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     assert high > 3.5
     words = reference_words(references_for(validated, [cells]), "measured")
     assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 3.5000; ")
-    make_known(sqlite_url, "elsewhere", evaluation={"lanes": 8})
+    make_known(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
     assert not drawn(validated, [elsewhere]).shapes, "measured on other lanes"
 

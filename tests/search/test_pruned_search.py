@@ -100,7 +100,7 @@ def check(joined, whole, tolerance):
         assert found["rung"] in RUNGS
         assert 0 <= found["keep_probability"] < 1
         assert (
-            f"at step {found['rung']} of {STEPS}: foretold {found['forecast']:.3f}"
+            f"at step {found['rung']} of {STEPS}: foretold {found['predicted_value']:.3f}"
             in (found["reason"])
         )
 

@@ -155,10 +155,10 @@ def test_known_cells_have_no_switches_to_search_or_to_exclude():
 
 def test_the_test_split_is_for_replicates_and_is_not_handed_down():
     replicates = load_config_file("replicates").resolve()
-    assert replicates.evaluate == "test"
+    assert replicates.eval_split == "test"
     derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
-    assert derived.evaluate == "validation"
-    assert load_config_file("baselines").resolve().evaluate == "validation"
+    assert derived.eval_split == "validation"
+    assert load_config_file("baselines").resolve().eval_split == "validation"
 
 
 @pytest.mark.parametrize(
