@@ -72,7 +72,7 @@ class ConfigFile(BaseModel):
         Args:
             source: a :meth:`pydantic.BaseModel.model_dump` of the source's definition.
         """
-        own = ("space", "refinement", "question", "pruning", "evaluate")
+        own = ("space", "refinement", "question", "pruning", "eval_split")
         inherited = {key: value for key, value in source.items() if key not in own}
         return self._validate(_merge(inherited, self.settings))
 

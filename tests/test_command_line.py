@@ -150,7 +150,7 @@ def test_refine_of_a_study_that_is_not_there(search, run, sqlite_url, tmp_path):
 @pytest.fixture
 def joined_only(sqlite_url, text):
     """Create the study of one point in this process, and work on none of its trials."""
-    from search.study import StudyOptions, join
+    from search.study import StudyOptions, create_or_join
     from studies.loader import load_config_file
 
     def create(*overrides: str):
@@ -350,7 +350,7 @@ window_length = 8
 @pytest.fixture
 def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, which is then removed."""
-    from search.study import StudyOptions, join
+    from search.study import StudyOptions, create_or_join
     from studies.loader import load_config_file
 
     path = tmp_path / "mini.toml"

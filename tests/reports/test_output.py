@@ -83,7 +83,7 @@ def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
         make_study(sqlite_url)
         storage = open_storage(sqlite_url)
         study_id = storage.get_study_id_from_name("made")
-        storage.set_study_user_attr(study_id, "checkpoints", unique)
+        storage.set_study_user_attr(study_id, "artifact_folder", unique)
         paths.append(write(reports, capsys, "made", "--storage", sqlite_url)[0])
         storage.delete_study(study_id)
         storage.close()

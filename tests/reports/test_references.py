@@ -36,7 +36,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     labels = [effect.contrast.label for effect in section.parts[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
     assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])
-    assert [choice.name for choice in section.choices] == ["Cell", "Gradient window", "State size"]
+    assert [choice.name for choice in section.choices] == ["Cell", "Bptt steps", "State size"]
     assert section.shape == ["cell", "bptt_steps", "layers", "state_size"]
     assert len(section.shapes) == 8
     page = "".join(render([section]))
