@@ -62,7 +62,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     config = StudyConfig.model_validate(
         {
             "question": "Which switches make a gated recurrent network good?",
-            "threshold": 1.9,
+            "report_threshold": 1.9,
             "corpus": ENWIK8.name,
             "gate_inputs": "candidate",
             "precision": "fp32",
