@@ -21,6 +21,7 @@ from search.status import StatusReader
 from search.study import StudyOptions, create_or_join
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
+from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore
@@ -48,22 +49,6 @@ WORK = {
     ),
     "six of 2×32": (("space.state_size=[32]", "training.steps=1000"), 6),
 }
-
-
-class _Listener:
-    """A display that shows nothing."""
-
-    def advanced(self, running: object) -> None:
-        return
-
-    def ended(self, ended: object) -> None:
-        return
-
-    def waits(self) -> None:
-        return
-
-    def says(self, line: str) -> None:
-        return
 
 
 def measure() -> Iterator[str]:
@@ -135,18 +120,20 @@ def _work(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> Non
     name = f"benchmark-{uuid4().hex}"
     joined = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
     checkpoints = CheckpointStore(open_store(str(folder), url, "checkpoints"), joined.folder)
-    listener = _Listener()
+    callbacks = WorkerCallbacks()
     try:
         with (
             ShutdownSignal() as stop,
             ThreadBudget(1) as budget,
-            ClaimManager(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
+            ClaimManager(
+                joined.storage, joined.study_id, "me", stop, callbacks.on_message
+            ) as keeper,
         ):
             device = torch.device("cpu")
-            trainer = Trainer(joined, device, budget, checkpoints, listener, "me", lockstep)
+            trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep)
 
             reader = StatusReader(joined.study, joined.storage, joined.config)
-            Worker(keeper, trainer, reader.counts, stop, listener).run()
+            Worker(keeper, trainer, reader.counts, stop, callbacks).run()
     finally:
         optuna.delete_study(study_name=name, storage=joined.storage)
         joined.storage.close()

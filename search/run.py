@@ -26,7 +26,6 @@ from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import Status, StatusReader, label, status
 from search.study import StudyHandle, StudyOptions, create_or_join
 from search.terminal import (
-    Display,
     LiveDisplay,
     LogDisplay,
     QuietDisplay,
@@ -38,6 +37,7 @@ from search.terminal import (
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
+from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
@@ -228,7 +228,7 @@ def _work(
             joined.study_id,
             name,
             stop,
-            display.says,
+            display.on_message,
             config.lease.seconds,
             config.outage.seconds,
         ) as keeper,
@@ -237,7 +237,7 @@ def _work(
         failed = 0
         if options.workers == 1:
             with ThreadBudget(options.threads) as budget:
-                keeping = BestModelStore(joined, weights, keeper.consult, display.says)
+                keeping = BestModelStore(joined, weights, keeper.consult, display.on_message)
                 trainer = Trainer(
                     joined, device, budget, checkpoints, display, name, options.lockstep, keeping
                 )
@@ -307,7 +307,7 @@ def _supervise(
     options: RunOptions,
     reader: StatusReader,
     stop: ShutdownSignal,
-    display: Display,
+    display: WorkerCallbacks,
     trained: c_bool,
 ) -> int:
     """Start the workers as processes and wait for them.
@@ -323,12 +323,12 @@ def _supervise(
         context.Process(target=_work_and_exit, args=(replace(each, device=device), trained))
         for device in assign_devices(options.device, options.workers)
     ]
-    display.says(f"starting {options.workers} worker processes")
+    display.on_message(f"starting {options.workers} worker processes")
     try:
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
-            display.show(reader.running())
+            display.on_log(reader.running())
             _wait(processes, stop)
     finally:  # whatever this one ends by: the others are not left to themselves
         for process in processes:
@@ -360,7 +360,7 @@ def _work_and_exit(options: RunOptions, trained: c_bool) -> None:
 
 def _display(
     options: RunOptions, console: SafeConsole, joined: StudyHandle, reader: StatusReader
-) -> Display:
+) -> LogDisplay | LiveDisplay | QuietDisplay:
     def label_of(trial: FrozenTrial) -> str:
         return label(to_trial_config(trial.params, joined.config))
 

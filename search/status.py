@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningTrial:
     """A trial in a worker's hand.
 
     Attributes:
@@ -142,7 +142,7 @@ class StatusReader:
         self._workers = workers
         self._keeper: ClaimManager | None = None
         self._status = self._read()
-        self._running: list[Running] = []
+        self._running: list[RunningTrial] = []
 
     def read_through(self, keeper: ClaimManager) -> None:
         """Have a keeper's thread do what is read from now on: who shows it is not to be held up."""
@@ -170,10 +170,10 @@ class StatusReader:
             self._keeper.peek(read, PEEK_SECONDS)
         return self._status
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[RunningTrial]:
         """Return the trials that workers hold."""
 
-        def read() -> list[Running]:
+        def read() -> list[RunningTrial]:
             return running_trials(self._study, self._storage, self._definition)
 
         self._running = self._ask(read, self._running)
@@ -193,7 +193,7 @@ class StatusReader:
 
 def running_trials(
     study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
-) -> list[Running]:
+) -> list[RunningTrial]:
     """Return the trials that workers hold now, in order."""
     found = []
     for trial in storage.get_all_trials(
@@ -203,7 +203,7 @@ def running_trials(
             continue
         step = max(trial.intermediate_values, default=0)
         found.append(
-            Running(
+            RunningTrial(
                 trial.number,
                 to_trial_config(trial.params, config),
                 step,

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.status import Running, Status, StatusReader
-from search.worker.protocols import TrialEvent
+from search.status import RunningTrial, Status, StatusReader
+from search.worker.protocols import TrialEvent, WorkerCallbacks
 
 REFRESH_SECONDS = 2.0
 """Between two looks at the storage: a look costs a worker some milliseconds of training."""
@@ -103,30 +103,7 @@ class Ticker:
             self.tick()
 
 
-class Display(Protocol):
-    """What a search tells a person; a context that begins and ends with the search."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def advanced(self, running: Sequence[Running]) -> None:
-        """This worker's trials have come to a log point."""
-
-    def ended(self, ended: TrialEvent) -> None:
-        """One of this worker's trials is done with."""
-
-    def waits(self) -> None:
-        """No point is left to claim, but others still hold some."""
-
-    def says(self, line: str) -> None:
-        """Something that a person should know."""
-
-    def show(self, running: Sequence[Running]) -> None:
-        """These trials run, in whichever worker."""
-
-
-class LogDisplay:
+class LogDisplay(WorkerCallbacks):
     """Lines, for an output that is no terminal.
 
     Args:
@@ -141,7 +118,7 @@ class LogDisplay:
         self._console = console
         self._reader = reader
         self._label = label
-        self._running: Sequence[Running] = ()
+        self._running: Sequence[RunningTrial] = ()
         self._waiting = False
         self._ticker = Ticker(console, self._progress)
 
@@ -152,28 +129,24 @@ class LogDisplay:
     def __exit__(self, *error: object) -> None:
         self._ticker.__exit__(*error)
 
-    def advanced(self, running: Sequence[Running]) -> None:
-        """Take note of where this worker's trials are."""
-        self.show(running)
-
-    def ended(self, ended: TrialEvent) -> None:
+    def on_trial_end(self, event: TrialEvent) -> None:
         """Print the trial's outcome and the study's progress."""
-        self._running = [run for run in self._running if run.number != ended.trial.number]
+        self._running = [run for run in self._running if run.number != event.trial.number]
         progress = progress_text(self._reader.status())
-        self.says(f"{ended_text(ended, self._label)}  |  {progress}")
+        self.on_message(f"{ended_text(event, self._label)}  |  {progress}")
 
-    def waits(self) -> None:
+    def on_wait(self) -> None:
         """Print once that others still work."""
-        self.show([])
+        self.on_log([])
         if not self._waiting:
             self._waiting = True
-            self.says("no point is left to claim; waiting for those that other workers hold")
+            self.on_message("no point is left to claim; waiting for those that other workers hold")
 
-    def says(self, line: str) -> None:
+    def on_message(self, message: str) -> None:
         """Print it."""
-        self._console.say(line)
+        self._console.say(message)
 
-    def show(self, running: Sequence[Running]) -> None:
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Take note of the trials that run, for the next line of progress."""
         self._console.require()
         self._running = running
@@ -184,7 +157,7 @@ class LogDisplay:
         return "  |  ".join(filter(None, parts))
 
 
-class LiveDisplay:
+class LiveDisplay(WorkerCallbacks):
     """A display that is drawn anew in place, for a terminal.
 
     Args:
@@ -201,7 +174,7 @@ class LiveDisplay:
         self._status = reader.status()
         self._read_at = time.monotonic()
         self._console = console
-        self._running: Sequence[Running] = ()
+        self._running: Sequence[RunningTrial] = ()
         self._note = ""
         self._live = Live(
             get_renderable=self._draw, console=console, refresh_per_second=2, transient=True
@@ -217,26 +190,22 @@ class LiveDisplay:
             self._status = self._read()
         self._live.stop()
 
-    def advanced(self, running: Sequence[Running]) -> None:
-        """Show where this worker's trials are."""
-        self.show(running)
-
-    def ended(self, ended: TrialEvent) -> None:
+    def on_trial_end(self, event: TrialEvent) -> None:
         """Take the trial away, and say what is unusual about its end."""
-        self.show([trial for trial in self._running if trial.number != ended.trial.number])
-        if ended.value is None and not ended.is_paused:
-            self.says(ended_text(ended, self._label))
+        self.on_log([trial for trial in self._running if trial.number != event.trial.number])
+        if event.value is None and not event.is_paused:
+            self.on_message(ended_text(event, self._label))
 
-    def waits(self) -> None:
+    def on_wait(self) -> None:
         """Say that others still work."""
-        self.show([])
+        self.on_log([])
         self._note = "no point is left to claim; waiting for those that other workers hold"
 
-    def says(self, line: str) -> None:
+    def on_message(self, message: str) -> None:
         """Print it above what is drawn."""
-        self._console.say(line)
+        self._console.say(message)
 
-    def show(self, running: Sequence[Running]) -> None:
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Show these trials, and the study as it stands."""
         self._running = running
         self._note = ""
@@ -248,7 +217,7 @@ class LiveDisplay:
         return draw(self._status, self._running, self._note)
 
 
-class QuietDisplay:
+class QuietDisplay(WorkerCallbacks):
     """Warnings only: the process that started this worker shows its progress.
 
     Args:
@@ -269,26 +238,17 @@ class QuietDisplay:
     def __exit__(self, *error: object) -> None:
         return
 
-    def advanced(self, running: Sequence[Running]) -> None:
-        """Say nothing."""
-
-    def ended(self, ended: TrialEvent) -> None:
+    def on_trial_end(self, event: TrialEvent) -> None:
         """Say only what is unusual, and read nothing for it."""
-        if ended.value is None and not ended.is_paused:
-            self.says(ended_text(ended, self._label))
+        if event.value is None and not event.is_paused:
+            self.on_message(ended_text(event, self._label))
 
-    def waits(self) -> None:
-        """Say nothing."""
-
-    def says(self, line: str) -> None:
+    def on_message(self, message: str) -> None:
         """Print it."""
-        self._console.say(line)
-
-    def show(self, running: Sequence[Running]) -> None:
-        """Say nothing."""
+        self._console.say(message)
 
 
-def draw(status: Status, running: Sequence[Running], note: str = "") -> RenderableType:
+def draw(status: Status, running: Sequence[RunningTrial], note: str = "") -> RenderableType:
     """Return a study's progress and its running trials as rich draws them."""
     counts = status.counts
     head = Text(f"{status.name}  {progress_text(status)}")
@@ -318,7 +278,7 @@ def ended_text(ended: TrialEvent, label: Callable[[FrozenTrial], str]) -> str:
     """Return a trial's outcome in one line."""
     value = "" if ended.value is None else f" {loss_text(ended.value)}"
     return (
-        f"trial {ended.trial.number}  {label(ended.trial)}  {ended.outcome}{value}  "
+        f"trial {ended.trial.number}  {label(ended.trial)}  {ended.message}{value}  "
         f"{ended.seconds:.1f} s"
     )
 
@@ -346,7 +306,7 @@ def progress_text(status: Status) -> str:
     return ", ".join(parts)
 
 
-def running_text(running: Sequence[Running]) -> str:
+def running_text(running: Sequence[RunningTrial]) -> str:
     """Return how far trials that run were at their last log points."""
     first, *others = running
     if not others:

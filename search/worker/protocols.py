@@ -1,4 +1,4 @@
-"""Those that a worker works with: who trains its points, who judges them, whom it tells."""
+"""Interfaces between a worker, the trainer that it drives and the display that it reports to."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from optuna.trial import FrozenTrial, TrialState
 
 from search.pruning.pause_resume import PruneDecision
+from search.status import RunningTrial
 from search.worker.claim import Claim
 from studies.attributes import Failure
 
@@ -19,13 +20,13 @@ class TrialResult:
         state: COMPLETE, PRUNED or FAIL; WAITING of one that is paused, and written down.
         value: of a complete trial.
         attributes: to be recorded with it.
-        words: for a person.
+        message: description of the outcome.
     """
 
     state: TrialState
     value: float | None
     attributes: Mapping[str, Any]
-    words: str
+    message: str
 
 
 Judge = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
@@ -70,23 +71,38 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """A trial that a worker has done with, as it is told of."""
+    """End of a worker's training of a trial.
+
+    Attributes:
+        trial: the trial as it was claimed.
+        message: description of the outcome.
+        value: objective value of a complete trial, else None.
+        seconds: time since its training began.
+        is_paused: whether the trial is paused and may resume.
+    """
 
     trial: FrozenTrial
-    outcome: str
+    message: str
     value: float | None
     seconds: float
     is_paused: bool = False
 
 
-class Listener(Protocol):
-    """Whom a worker tells of itself."""
+class WorkerCallbacks:
+    """Hooks that a worker calls from its main thread; override those of interest."""
 
-    def ended(self, ended: TrialEvent) -> None:
-        """A trial in hand is done with."""
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
+        """Handle a log point.
 
-    def says(self, line: str) -> None:
-        """Something that a person should know."""
+        Args:
+            running: the running trials and their progress.
+        """
 
-    def waits(self) -> None:
-        """No point is left to claim, but others still hold some."""
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Handle the end of a trial in this worker: finished, paused, requeued or lost."""
+
+    def on_wait(self) -> None:
+        """Handle waiting for trials that other workers run, with none left to claim."""
+
+    def on_message(self, message: str) -> None:
+        """Handle a message for the user."""

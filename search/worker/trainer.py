@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
@@ -19,7 +19,7 @@ from rnn.training.precision import Precision
 from search.errors import in_one_line
 from search.parameters import to_trial_config
 from search.pruning.policy import rungs_of
-from search.status import Running
+from search.status import RunningTrial
 from search.study import StudyHandle
 from search.worker.batch_size import auto_lockstep, min_keep_probability
 from search.worker.best_models import BestModelStore
@@ -27,20 +27,10 @@ from search.worker.checkpointing import CheckpointManager
 from search.worker.claim import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluator import Evaluator
-from search.worker.protocols import Judge, TrialResult
+from search.worker.protocols import Judge, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore
 from search.worker.trial_attributes import Recording
 from studies.attributes import EARLIER_CODE, Failure
-
-
-class Audience(Protocol):
-    """Whom a trainer tells of itself."""
-
-    def advanced(self, running: Sequence[Running]) -> None:
-        """The trials in hand have come to a log point."""
-
-    def says(self, line: str) -> None:
-        """Something that a person should know."""
 
 
 class Trainer:
@@ -51,7 +41,7 @@ class Trainer:
         device: on which to train.
         budget: of threads, entered.
         checkpoints: of the study's trials.
-        audience: told of every log point.
+        callbacks: called at log points and with messages.
         worker: this worker's name.
         lockstep: the most networks to train together; None for what is of use on the device.
         keeping: of the best networks' weights; None to keep none.
@@ -66,7 +56,7 @@ class Trainer:
         device: torch.device,
         budget: ThreadBudget,
         checkpoints: CheckpointStore,
-        audience: Audience,
+        callbacks: WorkerCallbacks,
         worker: str,
         lockstep: int | None = None,
         keeping: BestModelStore | None = None,
@@ -83,8 +73,8 @@ class Trainer:
         self.device = device
         self.budget = budget
         self.recording = Recording(config, self.vocab_size, device, worker)
-        self.resumption = CheckpointManager(joined, checkpoints, audience.says)
-        self.audience = audience
+        self.resumption = CheckpointManager(joined, checkpoints, callbacks.on_message)
+        self.callbacks = callbacks
         self.lockstep = lockstep
         self.settings = self.resumption.settings
         self.has_trained = False
@@ -219,9 +209,9 @@ class Trainer:
                 claims[trial_config].report(point.step, smoothed)
                 number = claims[trial_config].trial.number
                 running.append(
-                    Running(number, trial_config, point.step, self.settings.steps, smoothed)
+                    RunningTrial(number, trial_config, point.step, self.settings.steps, smoothed)
                 )
-            self.audience.advanced(running)
+            self.callbacks.on_log(running)
             yield from self._diverged(run, claims)
             if run.step in self._rungs:
                 yield from self._put_off(run, claims, judge)

@@ -12,7 +12,7 @@ from search.errors import ShutdownRequestedError, in_one_line
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
-from search.worker.protocols import Listener, Trainer, TrialEvent, TrialResult
+from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import GRACE_SECONDS
 from studies.attributes import RETRY_COUNTS, Failure
@@ -50,7 +50,7 @@ class Worker:
         trainer: trains the points.
         count: reads the study's accounting.
         stop: looked at between steps.
-        listener: told of every trial.
+        callbacks: called at the worker's events.
         wait: stay until the points that others hold are finished too.
         pausing: decides which points are put off, and when they are gone on with; None where every
             point is run to its end.
@@ -62,7 +62,7 @@ class Worker:
         trainer: Trainer,
         count: Callable[[], TrialCounts],
         stop: ShutdownSignal,
-        listener: Listener,
+        callbacks: WorkerCallbacks,
         wait: bool = True,
         pausing: PauseResumeScheduler | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Worker:
         self.trainer = trainer
         self.count = count
         self.stop = stop
-        self.listener = listener
+        self.callbacks = callbacks
         self.wait = wait
         self.pausing = pausing
         self._failed_here: set[int] = set()
@@ -101,7 +101,7 @@ class Worker:
             if not self.wait or counts.finished == counts.planned:
                 return
             self.trainer.rest()
-            self.listener.waits()
+            self.callbacks.on_wait()
             shortest, longest = POLL_SECONDS
             pause = min(shortest + self._idle / 10, longest) * random.uniform(0.5, 1)
             self._idle += pause
@@ -127,7 +127,7 @@ class Worker:
         except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # which is none of the training's, and must not count as such
-            self.listener.says(f"warning: nothing could be decided ({in_one_line(error)})")
+            self.callbacks.on_message(f"warning: nothing could be decided ({in_one_line(error)})")
             return {}
         return {by_id[trial_id]: verdict for trial_id, verdict in found.items()}
 
@@ -139,7 +139,7 @@ class Worker:
         for number in pruned:
             self.trainer.forget(number)
         if pruned:
-            self.listener.says(f"{len(pruned)} paused trials are not wanted any more: pruned")
+            self.callbacks.on_message(f"pruned {len(pruned)} paused trials")
 
     def _work_on(self, claims: list[Claim]) -> None:
         """Run trials to their ends; whatever happens, none of them stays in hand."""
@@ -189,7 +189,7 @@ class Worker:
         held = self._held()
         left = [claim for claim in claims if claim in held]
         if len(left) > 1:
-            self.listener.says(
+            self.callbacks.on_message(
                 f"{len(left)} trials that are trained together failed ({in_one_line(error)}); "
                 "they go on in halves"
             )
@@ -229,14 +229,14 @@ class Worker:
             return
         if not is_paused:
             self.trainer.forget(claim.trial.number)
-        self._done(claim, outcome.words, outcome.value, is_paused)
+        self._done(claim, outcome.message, outcome.value, is_paused)
 
     def _done(
         self, claim: Claim, words: str, value: float | None = None, is_paused: bool = False
     ) -> None:
         self._in_hand.remove(claim)
         seconds = time.monotonic() - self._began
-        self.listener.ended(TrialEvent(claim.trial, words, value, seconds, is_paused))
+        self.callbacks.on_trial_end(TrialEvent(claim.trial, words, value, seconds, is_paused))
 
     def _held(self) -> list[Claim]:
         """Return the claims in hand; those that are lost meanwhile are dropped."""

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
-from search.worker.protocols import TrialResult
+from search.worker.protocols import TrialResult, WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.worker import Worker
 from studies.storage.counts import count_trials
@@ -78,24 +78,13 @@ class Stub:
         raise error
 
 
-class Quiet:
-    def ended(self, ended) -> None:
-        return
-
-    def waits(self) -> None:
-        return
-
-    def says(self, line: str) -> None:
-        return
-
-
 def work(url: str, trials: int, folder: Path, crowd: int) -> list[int]:
     """Work on a study that may not exist yet, nor its storage; return the trials' numbers."""
     storage = open_storage(url)
     study_id = small_study(storage, trials)
     stop, stub = ShutdownSignal(), Stub(folder, crowd)
     with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as keeper:
-        Worker(keeper, stub, lambda: count_trials(storage, study_id), stop, Quiet()).run()
+        Worker(keeper, stub, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()).run()
     return stub.numbers
 
 

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from helpers import TEXT
 from optuna.trial import TrialState
-from test_worker import ONE_NETWORK, SETTINGS, Quiet, work
+from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
 
 from search.errors import UnfinishedSourceError
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -109,7 +109,7 @@ def steps_of(joined):
     return sum(max(trial.intermediate_values) for trial in joined.study.trials)
 
 
-def check_the_best(folder, joined, outcomes, whole, tolerance):
+def check_the_best(folder, joined, messages, whole, tolerance):
     check(joined, whole, tolerance)
     ranked = sorted(whole.values(), key=lambda trial: trial.value)
     states = {tuple(trial.params.items()): trial.state for trial in joined.study.trials}
@@ -120,9 +120,9 @@ def check_the_best(folder, joined, outcomes, whole, tolerance):
     assert sum(kept) < 0.7 * len(kept)
     assert steps_of(joined) < 0.8 * STEPS * len(kept)
     # What was paused was gone on with, from its checkpoint, and none of these is left.
-    assert any("paused at step" in line for line in outcomes)
-    assert "complete" in outcomes
-    assert not any("starts afresh" in line for line in outcomes)
+    assert any("paused at step" in line for line in messages)
+    assert "complete" in messages
+    assert not any("starts afresh" in line for line in messages)
     assert list(folder.glob("*.checkpoints/*/*")) == []
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == counts.planned == len(kept)
@@ -156,16 +156,16 @@ def test_who_cannot_write_checkpoints_pauses_nothing(sqlite_url, text, whole, mo
         raise OSError("no room")
 
     monkeypatch.setattr(CheckpointStore, "write", refuse)
-    joined, outcomes = search(sqlite_url, text, lockstep=1)
+    joined, messages = search(sqlite_url, text, lockstep=1)
     check(joined, whole, 0)
-    assert not any("paused" in line for line in outcomes)
-    assert any("could not be written (no room)" in line for line in outcomes)
+    assert not any("paused" in line for line in messages)
+    assert any("could not be written (no room)" in line for line in messages)
 
 
 def test_while_the_storage_does_not_answer_points_go_on(sqlite_url, text, monkeypatch):
     monkeypatch.setattr(ClaimManager, "consult", lambda self, query: None)
-    joined, outcomes = search(sqlite_url, text, lockstep=8)
-    assert set(outcomes) == {"complete"}
+    joined, messages = search(sqlite_url, text, lockstep=8)
+    assert set(messages) == {"complete"}
     assert steps_of(joined) == STEPS * POINTS
 
 
@@ -174,9 +174,9 @@ def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeyp
         raise IndexError("no such thing")
 
     monkeypatch.setattr(PauseResumeScheduler, "verdicts", fail)
-    joined, outcomes = search(sqlite_url, text, lockstep=8)
+    joined, messages = search(sqlite_url, text, lockstep=8)
     assert count_trials(joined.storage, joined.study_id).complete == POINTS
-    assert "warning: nothing could be decided (IndexError: no such thing)" in outcomes
+    assert "warning: nothing could be decided (IndexError: no such thing)" in messages
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
@@ -191,9 +191,9 @@ def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, te
 
     plain = Trainer._record
     monkeypatch.setattr(Trainer, "_record", record)
-    joined, outcomes = search(sqlite_url, text, lockstep=1)
-    failed = outcomes.index("failed, and waits to be run again")
-    assert sum("paused" in line or line == "complete" for line in outcomes[failed:]) > 5
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    failed = messages.index("failed, and waits to be run again")
+    assert sum("paused" in line or line == "complete" for line in messages[failed:]) > 5
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == POINTS
     again = [t for t in joined.study.trials if t.user_attrs.get("retries") == {"exception": 1}]
@@ -227,7 +227,9 @@ def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatc
     waits = []
     monkeypatch.setattr("search.worker.worker.PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr("search.worker.worker.POLL_SECONDS", (0.01, 0.01))
-    monkeypatch.setattr(Quiet, "waits", lambda self: waits.append(len(self.outcomes)))
+    monkeypatch.setattr(
+        RecordingCallbacks, "on_wait", lambda self: waits.append(len(self.messages))
+    )
     # Twice with nothing done in between: then there is nothing left to do.
     ends = property(lambda self: len(waits) > 1 and waits[-1] == waits[-2])
     monkeypatch.setattr(ShutdownSignal, "requested", ends)
@@ -247,12 +249,12 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
     """They start afresh, and are not put off again before they are where they were."""
     paused = []
 
-    def ended(self, ended):
-        self.outcomes.append(ended.outcome)
-        paused.extend(["x"] * ended.is_paused)
+    def on_trial_end(self, event):
+        self.messages.append(event.message)
+        paused.extend(["x"] * event.is_paused)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Quiet, "ended", ended)
+        patch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: len(paused) > 30))
         joined, _ = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).paused > 10
@@ -260,15 +262,15 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
     shutil.rmtree(folder)
     put_off = []
 
-    def ended_again(self, ended):
-        if ended.is_paused:
-            before = max(ended.trial.intermediate_values, default=0)
-            put_off.append((before, int(ended.outcome.removeprefix("paused at step "))))
+    def on_trial_end_again(self, event):
+        if event.is_paused:
+            before = max(event.trial.intermediate_values, default=0)
+            put_off.append((before, int(event.outcome.removeprefix("paused at step "))))
 
-    monkeypatch.setattr(Quiet, "ended", ended_again)
-    joined, outcomes = search(sqlite_url, text, lockstep=1)
+    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
+    joined, messages = search(sqlite_url, text, lockstep=1)
     check(joined, whole, 0)
-    assert not any("goes on from" in line for line in outcomes)
+    assert not any("goes on from" in line for line in messages)
     assert any(before for before, _ in put_off)
     assert all(before < step for before, step in put_off)
 

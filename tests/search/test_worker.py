@@ -27,6 +27,7 @@ from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluator import Evaluator
+from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
@@ -61,45 +62,39 @@ SETTINGS = [
 ONE_NETWORK = ["space.forget_gate=[false]", "space.state_source=['new']"]
 
 
-class Quiet:
-    """A listener that keeps the outcomes."""
+class RecordingCallbacks(WorkerCallbacks):
+    """Collects messages and the trials' messages."""
 
     def __init__(self):
-        self.outcomes = []
+        self.messages = []
 
-    def advanced(self, running):
-        return
+    def on_trial_end(self, event):
+        self.messages.append(event.message)
 
-    def ended(self, ended):
-        self.outcomes.append(ended.outcome)
-
-    def waits(self):
-        return
-
-    def says(self, line):
-        self.outcomes.append(line)
+    def on_message(self, message):
+        self.messages.append(message)
 
 
 def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artifacts=None, **terms):
     file = load_config_file(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
-    listener = Quiet()
+    callbacks = RecordingCallbacks()
     checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.folder)
     weights = WeightStore(open_store(artifacts, url, "weights"), joined.folder)
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
         ThreadBudget(threads) as budget,
-        ClaimManager(joined.storage, joined.study_id, "me", stop, listener.says) as keeper,
+        ClaimManager(joined.storage, joined.study_id, "me", stop, callbacks.on_message) as keeper,
     ):
         device = torch.device("cpu")
-        keeping = BestModelStore(joined, weights, keeper.consult, listener.says)
-        trainer = Trainer(joined, device, budget, checkpoints, listener, "me", lockstep, keeping)
+        keeping = BestModelStore(joined, weights, keeper.consult, callbacks.on_message)
+        trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep, keeping)
         pausing = None
         if joined.config.pruning.enabled:
             pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-        Worker(keeper, trainer, reader.counts, stop, listener, pausing=pausing).run()
-    return joined, listener.outcomes
+        Worker(keeper, trainer, reader.counts, stop, callbacks, pausing=pausing).run()
+    return joined, callbacks.messages
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +221,8 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
 def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measured(
     sqlite_url, text, tmp_path
 ):
-    joined, outcomes = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
-    assert outcomes == ["complete"] * 6
+    joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
+    assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
     assert weights.kept() == {trial.number for trial in best[:2]}
@@ -301,9 +296,9 @@ def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr(WeightStore, "write", write)
-    joined, outcomes = work(sqlite_url, text, ["keep_weights=10"])
+    joined, messages = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
-    assert sum("could not be kept (no space left)" in line for line in outcomes) == 6
+    assert sum("could not be kept (no space left)" in line for line in messages) == 6
 
 
 def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_path):
@@ -315,8 +310,8 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
         "objective = 'validation'\ntokenizer = 'bpe:270'\n[space]\ncell = ['gru', 'lstm']\n"
         "layers = [1]\nstate_size = [4]\nbptt_steps = [1, 3]\n"
     )
-    joined, outcomes = work(sqlite_url, text, settings, str(config))
-    assert outcomes == ["complete"] * 4
+    joined, messages = work(sqlite_url, text, settings, str(config))
+    assert messages == ["complete"] * 4
     size = joined.text.tokenizer.size
     assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
@@ -355,10 +350,10 @@ def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch)
     joined.storage.claim(joined.study_id, "you/1")
     seen = []
     monkeypatch.setattr(ThreadBudget, "rest", lambda self: seen.append("rests"))
-    monkeypatch.setattr(Quiet, "waits", lambda self: seen.append("waits"))
+    monkeypatch.setattr(RecordingCallbacks, "on_wait", lambda self: seen.append("waits"))
     monkeypatch.setattr(ShutdownSignal, "requested", property(lambda self: "waits" in seen))
-    _, outcomes = work(sqlite_url, text)
-    assert outcomes == ["complete"] * 5
+    _, messages = work(sqlite_url, text)
+    assert messages == ["complete"] * 5
     assert seen[:2] == ["rests", "waits"]
 
 
@@ -378,8 +373,8 @@ def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
 
 def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_url, text):
     overrides = ["training.learning_rate=1e30", "training.steps=1", "training.log_every=1"]
-    joined, outcomes = work(sqlite_url, text, overrides)
-    assert set(outcomes) == {"diverged"}
+    joined, messages = work(sqlite_url, text, overrides)
+    assert set(messages) == {"diverged"}
     for trial in joined.study.trials:
         assert trial.state is TrialState.FAIL
         assert trial.user_attrs["failure"] == "diverged"
@@ -401,11 +396,11 @@ def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=
     """Work on a study, and stop in an orderly way once its first trials are at a step."""
     reached = []
 
-    def advanced(self, running):
+    def on_log(self, running):
         reached.extend(each for each in running if each.step == step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Quiet, "advanced", advanced)
+        patch.setattr(RecordingCallbacks, "on_log", on_log)
         patch.setattr("search.worker.worker.LOOK_SECONDS", 0)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(reached)))
         return work(url, text, overrides, lockstep=lockstep)
@@ -514,9 +509,9 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
     """Halves are tried until it is known whose the error is; only its own setbacks count."""
     tries = fail_with_a_forget_gate(monkeypatch, RuntimeError("no"))
     overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
-    joined, outcomes = work(sqlite_url, text, overrides, lockstep=4)
+    joined, messages = work(sqlite_url, text, overrides, lockstep=4)
     assert max(map(len, tries)) == 4
-    assert any("trained together failed (RuntimeError: no)" in line for line in outcomes)
+    assert any("trained together failed (RuntimeError: no)" in line for line in messages)
     for trial, same in zip(joined.study.trials, alone, strict=True):
         assert trial.params == same.params
         if trial.params["forget_gate"]:
@@ -556,7 +551,7 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
         held.update({claim.trial.number: claim for claim in claims})
         return train(self, claims, *rest)
 
-    def advanced(self, running):
+    def on_log(self, running):
         sizes.append(len(running))
         if running[0].step == 4:
             claim = held[running[0].number]
@@ -566,12 +561,12 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
             until(lambda: claim.lost)
 
     monkeypatch.setattr(Trainer, "train", noted)
-    monkeypatch.setattr(Quiet, "advanced", advanced)
+    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
     monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, outcomes = work(sqlite_url, text, overrides, lockstep=6)
-    assert outcomes.count("dropped: another worker has taken it over") == 1
-    assert outcomes.count("complete") == 5
+    joined, messages = work(sqlite_url, text, overrides, lockstep=6)
+    assert messages.count("dropped: another worker has taken it over") == 1
+    assert messages.count("complete") == 5
     assert sizes == [6] * 2 + [5] * 18
     for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
         if trial._trial_id in lost:
@@ -594,8 +589,8 @@ def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
     monkeypatch.setattr(Trainer, "_measure", losing)
     monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, outcomes = work(sqlite_url, text, ["precision='fp32'"], lockstep=6)
-    assert outcomes.count("complete") == 5
+    joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6)
+    assert messages.count("complete") == 5
     for trial, same in zip(joined.study.trials, alone, strict=True):
         if trial._trial_id not in gone:
             assert trial.value == pytest.approx(same.value, rel=1e-5)
@@ -673,9 +668,9 @@ def test_a_point_is_run_again_three_times_after_an_error(
     sqlite_url, text, monkeypatch, error, cause
 ):
     tries = fail_with_a_forget_gate(monkeypatch, error)
-    joined, outcomes = work(sqlite_url, text, lockstep=1)
+    joined, messages = work(sqlite_url, text, lockstep=1)
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    assert sorted(outcomes) == sorted(
+    assert sorted(messages) == sorted(
         ["complete"] * 3
         + ["failed, and waits to be run again"] * 9
         + [f"failed for good ({line})"] * 3
@@ -702,11 +697,11 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
     def end(self, running):
         raise error
 
-    monkeypatch.setattr(Quiet, "advanced", end)
+    monkeypatch.setattr(RecordingCallbacks, "on_log", end)
     monkeypatch.setattr("search.worker.worker.LEAVE_SECONDS", PATIENT_SECONDS)
     if error is BrokenPipeError:  # which rich turns into an exit
         error = SystemExit
-        monkeypatch.setattr(Quiet, "advanced", lambda self, running: exit(1))
+        monkeypatch.setattr(RecordingCallbacks, "on_log", lambda self, running: exit(1))
     with pytest.raises(error):
         work(sqlite_url, text)
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
@@ -719,8 +714,8 @@ def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
     plain = optuna.load_study(study_name="quick", storage=sqlite_url)
     plain.enqueue_trial({"input_gate": True})
     plain.add_trial(optuna.trial.create_trial(value=-1.0))
-    joined, outcomes = work(sqlite_url, text)
-    assert outcomes == ["complete"] * 6
+    joined, messages = work(sqlite_url, text)
+    assert messages == ["complete"] * 6
     from search.status import status
 
     found = status(joined.study, joined.storage, joined.config)
