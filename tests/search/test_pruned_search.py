@@ -265,7 +265,7 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
     def on_trial_end_again(self, event):
         if event.is_paused:
             before = max(event.trial.intermediate_values, default=0)
-            put_off.append((before, int(event.outcome.removeprefix("paused at step "))))
+            put_off.append((before, int(event.message.removeprefix("paused at step "))))
 
     monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
     joined, messages = search(sqlite_url, text, lockstep=1)
