@@ -68,7 +68,7 @@ def _make(url: str) -> None:
     """Store a study of stage one's size, whose curves fall to where its switches take them."""
     config = load_config_file("stage-one").resolve()
     assert config.space is not None
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
     storage = open_storage(url)
     create_study(

@@ -19,7 +19,7 @@ def strata(count: int, seed: int = 0) -> list[Params]:
     space = load_config_file("stage-one", []).resolve().space
     assert space is not None
     shapes: dict[tuple[object, object], list[Params]] = {}
-    for point in space.points():
+    for point in space.combinations():
         shapes.setdefault((point["layers"], point["state_size"]), []).append(point)
     whole = sum(map(len, shapes.values()))
     draw = random.Random(seed)

@@ -200,7 +200,7 @@ def extend(
                 f"study {study.study_name!r}: space.{name} is {old} in the study and {new} here; "
                 "allowed with --extend: the same values in the same order, new ones after them"
             )
-    old_points = list(stored.space.points())
+    old_points = list(stored.space.combinations())
     new_points = grid_of(wider).points
     if lost := [point for point in old_points if point not in new_points]:
         raise ConfigMismatchError(
@@ -230,8 +230,8 @@ def is_beginning(own: Space, stored: Space) -> bool:
         values = list(own.values(name))
         if list(stored.values(name))[: len(values)] != values:
             return False
-    points = {tuple(point.values()) for point in stored.points()}
-    return all(tuple(point.values()) in points for point in own.points())
+    points = {tuple(point.values()) for point in stored.combinations()}
+    return all(tuple(point.values()) in points for point in own.combinations())
 
 
 def grid_of(config: StudyConfig) -> GridSampler:

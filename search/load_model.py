@@ -88,7 +88,7 @@ def load_trial_model(
         loaded = load_study(opened, study)
         config = stored_config(loaded)
         weights = WeightStore(
-            open_store(artifacts, storage, "weights", to_read=True), artifact_folder(loaded)
+            open_store(artifacts, storage, "weights", read_only=True), artifact_folder(loaded)
         )
         trials, ranked = loaded.get_trials(deepcopy=False), rank_trials(loaded)
     kept = weights.kept()

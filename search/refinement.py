@@ -46,7 +46,7 @@ def derive_trials(
     # Where a source has replicates, it is architectures that are ranked and counted.
     repeated = len({_architecture(trial) for trial in points}) < len(points)
     planned = len({_architecture(trial) for trial in points}) if repeated else counts.planned
-    wanted = top_count(refinement.best, planned)
+    wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
         raise UnfinishedSourceError(
             f"study {source.study_name!r} has finished {counts.finished} of "
@@ -56,14 +56,14 @@ def derive_trials(
     if counts.pruned and wanted > (kept := top_count(keep, planned)):
         raise UnfinishedSourceError(
             f"study {source.study_name!r} was pruned, and kept the best {kept} of its "
-            f"{counts.planned} points; refinement.best = {refinement.best} asks for {wanted}; "
+            f"{counts.planned} points; refinement.top = {refinement.top} asks for {wanted}; "
             "allowed: as many, or fewer; refine fewer, or search anew with a larger pruning.keep"
         )
     ranked = _by_architecture(rank_trials(source))
     if len(ranked) < wanted and not (partial and ranked):
         raise UnfinishedSourceError(
             f"study {source.study_name!r} has {len(ranked)} complete points; allowed: {wanted} or "
-            f"more (refinement.best = {refinement.best}); "
+            f"more (refinement.top = {refinement.top}); "
             + ("refine fewer" if ranked else "make another source: every point of this one failed")
         )
     return _derive(ranked[:wanted], refinement, config.training.bptt_steps)

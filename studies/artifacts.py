@@ -30,13 +30,13 @@ class AtomicFileStore(FileSystemArtifactStore):
 
     Args:
         path: of the folder; it is made when something is written.
-        is_ours: whether to remove it when it is empty.
+        remove_when_empty: whether to remove it when it is empty.
     """
 
-    def __init__(self, path: Path, is_ours: bool = False) -> None:
+    def __init__(self, path: Path, remove_when_empty: bool = False) -> None:
         super().__init__(path)
         self.path = path
-        self.is_ours = is_ours
+        self.remove_when_empty = remove_when_empty
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact beside its place, and put it there when it is on the disk."""
@@ -59,7 +59,7 @@ class AtomicFileStore(FileSystemArtifactStore):
             beside.unlink(missing_ok=True)
         super().remove(artifact_id)
 
-    def clear(self, folder: str, suffix: str) -> None:
+    def purge(self, folder: str, suffix: str) -> None:
         """Remove what ends so in a folder of this one, and the folder if nothing else is in it."""
         inside = self.path / folder
         for pattern in (f"*{suffix}", f"*{suffix}.*{_BESIDE}"):
@@ -67,7 +67,7 @@ class AtomicFileStore(FileSystemArtifactStore):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not there, or something else is in it
             inside.rmdir()
-            if self.is_ours:
+            if self.remove_when_empty:
                 self.path.rmdir()
 
 
@@ -86,7 +86,7 @@ def list_files(store: Store, folder: str) -> list[str]:
     return [file["Key"].removeprefix(prefix) for page in found for file in page.get("Contents", ())]
 
 
-def place_of(store: Store, folder: str) -> str:
+def store_location(store: Store, folder: str) -> str:
     """Return where a folder of a store is, as a path or as ``s3://BUCKET/FOLDER``."""
     if isinstance(store, AtomicFileStore):
         return str(store.path / folder)
@@ -94,7 +94,7 @@ def place_of(store: Store, folder: str) -> str:
 
 
 def open_store(
-    artifacts: str | None, storage: str, kind: ArtifactKind, to_read: bool = False
+    artifacts: str | None, storage: str, kind: ArtifactKind, read_only: bool = False
 ) -> Store:
     """Return the place for files of a kind; nothing is made there yet.
 
@@ -103,7 +103,7 @@ def open_store(
             beside the SQLite file, or in :data:`DEFAULT_PARENT` where the studies are on a server.
         storage: the storage's URL.
         kind: of the files.
-        to_read: whether nothing is to be written there.
+        read_only: whether nothing is to be written there.
 
     Raises:
         ArtifactsError: if it cannot be used.
@@ -112,14 +112,14 @@ def open_store(
         url = parse_url(storage)
         is_file = url.get_backend_name() == "sqlite"
         default = Path(f"{url.database}.{kind}") if is_file else DEFAULT_PARENT / kind
-        return AtomicFileStore(default, is_ours=True)
+        return AtomicFileStore(default, remove_when_empty=True)
     parts = urlsplit(artifacts)
     if parts.scheme == "s3":
         return _open_bucket(artifacts, parts.netloc, parts.path)
     path = Path(artifacts)
     try:
         existing = path if path.exists() else path.parent
-        is_writable = existing.is_dir() and (to_read or os.access(existing, os.W_OK))
+        is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
     except OSError:  # a name that is too long, a folder that may not be looked into
         is_writable = False
     if "://" in artifacts or not is_writable:

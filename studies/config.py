@@ -26,7 +26,7 @@ class Refinement(StrictModel):
     """How a study's points follow from another study's results."""
 
     source: str
-    best: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
+    top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     variants: list[dict[str, ParamValue]] = [{}]
     replicates: PositiveInt = 1
 
@@ -120,12 +120,12 @@ class StudyConfig(StrictModel):
         return self
 
 
-def top_count(best: float | int, planned: int) -> int:
+def top_count(top: float | int, planned: int) -> int:
     """Return how many of a study's points are the best.
 
     Args:
-        best: a fraction below 1, rounded down but at least one point, or a number of points.
+        top: a fraction below 1, rounded down but at least one point, or a number of points.
         planned: all points of the study.
     """
     # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
-    return max(1, int(Fraction(str(best)) * planned)) if best < 1 else int(best)
+    return max(1, int(Fraction(str(top)) * planned)) if top < 1 else int(top)

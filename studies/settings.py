@@ -55,7 +55,7 @@ class PruningSettings(StrictModel):
 
     Attributes:
         enabled: whether points are given up on at all.
-        keep: the fraction of all points that is to be kept: the next study's ``refinement.best``.
+        keep: the fraction of all points that is to be kept: the next study's ``refinement.top``.
         confidence: of that fraction, the share that is expected to be kept at least.
     """
 

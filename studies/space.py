@@ -91,7 +91,7 @@ class Space(StrictModel):
                     raise ValueError(
                         f"exclude has {name} = {value!r}; allowed: {_join(self.values(name))}"
                     )
-        if next(self.points(), None) is None:
+        if next(self.combinations(), None) is None:
             raise ValueError("exclude leaves no point; allowed: at least one; exclude less")
         return self
 
@@ -106,7 +106,7 @@ class Space(StrictModel):
         values: Sequence[ParamValue] = getattr(self, parameter)
         return values
 
-    def points(self) -> Iterator[Params]:
+    def combinations(self) -> Iterator[Params]:
         """Yield the grid's points less the excluded, the last parameter varying fastest."""
         for combination in itertools.product(*map(self.values, self.parameters)):
             point = dict(zip(self.parameters, combination, strict=True))

@@ -405,7 +405,7 @@ def test_stored_study_whose_corpus_is_gone_asks_for_it(mini, run, sqlite_url, te
 def test_derived_study_is_resumed_by_its_name(search, run, sqlite_url, text):
     """Its source is gone: all that it inherited is stored."""
     assert search("--set=space.layers=[1, 2]").returncode == 0
-    refine = ("--storage", sqlite_url, "--set=refinement.best=1", "--set=refinement.variants=[{}]")
+    refine = ("--storage", sqlite_url, "--set=refinement.top=1", "--set=refinement.variants=[{}]")
     done = run("refine.py", "quick-refined", *refine, *TINY, "--name", "own.derived")
     assert done.returncode == 0, done.stderr
     optuna.delete_study(study_name="quick", storage=sqlite_url)

@@ -48,7 +48,7 @@ def gate(tmp_path_factory) -> Gate:
 
 def points_of(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
-    return list(load_config_file("quick", settings).resolve().space.points())
+    return list(load_config_file("quick", settings).resolve().space.combinations())
 
 
 def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):
@@ -65,7 +65,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
 
     refine = (
         "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
-        "--set=refinement.best=3", "--set=refinement.variants=[{}, {state_size=5}]",
+        "--set=refinement.top=3", "--set=refinement.variants=[{}, {state_size=5}]",
     )  # fmt: skip
     for command in (start(*refine), start(*refine)):
         assert command.wait() == 0, command.stderr

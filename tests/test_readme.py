@@ -54,7 +54,7 @@ FEW = (
 SMALLER = {
     "stage-one": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
     "quick": (*TINY, *FEW),
-    "replicates": ("--set=refinement.best=2", "--set=refinement.replicates=2"),
+    "replicates": ("--set=refinement.top=2", "--set=refinement.replicates=2"),
     "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
 }
 
@@ -168,7 +168,7 @@ def test_every_command(part, environment, checkout, text, run, request, tmp_path
 def test_the_definition_shown_is_one():
     (shown,) = blocks("toml")
     config = StudyConfig.model_validate(tomllib.loads(shown))
-    assert len(list(config.space.points())) == 432
+    assert len(list(config.space.combinations())) == 432
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))

@@ -27,7 +27,7 @@ def make_grid(url):
     config = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     storage = open_storage(url)
     attributes = {
         CONFIG: config.model_dump(mode="json"),

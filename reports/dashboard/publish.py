@@ -32,7 +32,7 @@ from studies.attributes import ARTIFACT_FOLDER, COMMANDS
 from studies.errors import ArtifactsError, StorageError
 from studies.loader import stored_config, stored_corpus
 from studies.storage.counts import TrialCounts, best_trial_id, count_trials
-from studies.storage.create import rewrite_attributes
+from studies.storage.create import update_system_attributes
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, open_storage
 from studies.storage.queries import read_curves
@@ -155,7 +155,7 @@ class _Renewal:
             is_stored = True
             return self._composed(now, state, text, figure, files)
 
-        rewrite_attributes(self._storage, self._id, compose)
+        update_system_attributes(self._storage, self._id, compose)
         if is_stored and problem is not None:
             raise ArtifactsError(f"the study's files cannot be written ({problem})") from problem
         return is_stored

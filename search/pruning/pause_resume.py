@@ -107,7 +107,7 @@ class PauseResumeScheduler:
         }
         if not trials:
             return []
-        pruned = set(self._storage.prune(self._study_id, len(points), trials))
+        pruned = set(self._storage.prune_paused(self._study_id, len(points), trials))
         return [point.number for point in points if point.trial_id in pruned]
 
     def _judge(self, avoid: Collection[int] = ()) -> tuple[list[TrialProgress], PruningPolicy]:

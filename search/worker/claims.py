@@ -110,7 +110,7 @@ class ClaimManager(StorageClient):
                 if first is not None or not (chosen := choose()):
                     break
                 # None if somebody else has just taken it: then others may be wanted.
-                first = self._storage.claim(study_id, claim_token, seconds, among=chosen[:1])
+                first = self._storage.claim(study_id, claim_token, seconds, paused_ids=chosen[:1])
                 fellows = chosen[1:]
             if first is None and avoid:
                 first = self._storage.claim(study_id, claim_token, seconds)
@@ -262,7 +262,7 @@ class ClaimManager(StorageClient):
         """Record what there is of trials, and renew their leases."""
         now = time.monotonic()
         unrecorded = [claim.unrecorded() for claim in claims]
-        lost = self._storage.keep(
+        lost = self._storage.flush(
             PendingWrite(
                 claim.trial_id,
                 claim.claim_token,
@@ -298,7 +298,7 @@ class ClaimManager(StorageClient):
 
     def _look_at_others(self) -> None:
         released = self._storage.expire_leases(self._study_id, self._watch, time.monotonic)
-        shortest = min([self._lease_seconds, *self._watch.lengths()])
+        shortest = min([self._lease_seconds, *self._watch.durations()])
         self._watch_at = time.monotonic() + shortest / RENEWALS
         for trial_id in released:
             number = self._storage.get_trial_number_from_id(trial_id)
@@ -308,7 +308,7 @@ class ClaimManager(StorageClient):
             )
 
     def _is_away(self) -> None:
-        self._watch.forget()
+        self._watch.reset()
 
     def _hold(self, trial_id: int, claim_token: str) -> Claim:
         claim = Claim(self._storage.get_trial(trial_id), claim_token, self._lease_seconds)

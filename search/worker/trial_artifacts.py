@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from studies.artifacts import AtomicFileStore, Store, list_files, place_of
+from studies.artifacts import AtomicFileStore, Store, list_files, store_location
 
 
 class TrialArtifacts:
@@ -32,7 +32,7 @@ class TrialArtifacts:
     @property
     def place(self) -> str:
         """The folder that they lie in, as a path or as a part of a bucket."""
-        return place_of(self._store, self._folder)
+        return store_location(self._store, self._folder)
 
     def write(self, number: int, content: bytes) -> None:
         """Write a trial's file in place of its last one.
@@ -74,7 +74,7 @@ class CheckpointStore(TrialArtifacts):
     def clear(self) -> None:
         """Remove what is left when all trials are finished; in a bucket that is nothing."""
         if isinstance(self._store, AtomicFileStore):
-            self._store.clear(self._folder, self.suffix)
+            self._store.purge(self._folder, self.suffix)
 
 
 _NAME = re.compile(r"trial-(\d+)\.safetensors")

@@ -11,7 +11,14 @@ from optuna.trial import TrialState
 from studies.attributes import FAILURE, PAUSED, RETRY_COUNTS, SECONDS, Failure
 from studies.space import COST_PARAMS
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_rows import ATTRIBUTES, PARAMS, TRIALS, VALUES, marked, marked_as_point
+from studies.storage.trial_rows import (
+    TRIAL_PARAMS,
+    TRIAL_USER_ATTRS,
+    TRIAL_VALUES,
+    TRIALS,
+    has_system_attr,
+    is_grid_trial,
+)
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,18 @@ class TimingStats:
 def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     """Count a study's points by state, without reading the trials themselves."""
     failure = (
-        sa.select(ATTRIBUTES.c.value_json)
-        .where(ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, ATTRIBUTES.c.key == FAILURE)
+        sa.select(TRIAL_USER_ATTRS.c.value_json)
+        .where(TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE)
         .scalar_subquery()
     )
     query = (
         sa.select(
             TRIALS.c.state,
             failure.label("failure"),
-            marked(PAUSED).label("is_paused"),
+            has_system_attr(PAUSED).label("is_paused"),
             sa.func.count(),
         )
-        .where(TRIALS.c.study_id == study_id, marked_as_point())
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .group_by(TRIALS.c.state, sa.literal_column("failure"), sa.literal_column("is_paused"))
     )
     counts: dict[str, int] = {}
@@ -87,9 +94,11 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
 def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int]:
     """Count how often a study's points came back to be run again, by reason."""
     query = (
-        sa.select(ATTRIBUTES.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, ATTRIBUTES.c.key == RETRY_COUNTS, marked_as_point())
+        sa.select(TRIAL_USER_ATTRS.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
+        .where(
+            TRIALS.c.study_id == study_id, TRIAL_USER_ATTRS.c.key == RETRY_COUNTS, is_grid_trial()
+        )
     )
     counts: Counter[str] = Counter()
     with storage.engine.begin() as connection:
@@ -107,14 +116,14 @@ def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
 
 def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
     """Return the numbers and values of a study's best points, at most so many, the best first."""
-    query = _ranked(study_id, TRIALS.c.number, VALUES.c.value).limit(limit)
+    query = _ranked(study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
     with storage.engine.begin() as connection:
         return [(number, value) for number, value in connection.execute(query)]
 
 
 def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
     """Sum up what the points of each kind took: cell, layers, state size and gradient window."""
-    kinds = {name: PARAMS.alias() for name in COST_PARAMS}
+    kinds = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
     values = [kind.c.param_value for kind in kinds.values()]
     points: sa.FromClause = TRIALS
     for name, kind in kinds.items():
@@ -125,16 +134,17 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
             *values,
             TRIALS.c.state,
             sa.func.count(),
-            sa.func.avg(sa.cast(ATTRIBUTES.c.value_json, sa.Float)),
+            sa.func.avg(sa.cast(TRIAL_USER_ATTRS.c.value_json, sa.Float)),
         )
         .select_from(points)
         .outerjoin(
-            ATTRIBUTES,
-            (ATTRIBUTES.c.trial_id == TRIALS.c.trial_id) & (ATTRIBUTES.c.key == SECONDS),
+            TRIAL_USER_ATTRS,
+            (TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id)
+            & (TRIAL_USER_ATTRS.c.key == SECONDS),
         )
         .where(
             TRIALS.c.study_id == study_id,
-            marked_as_point(),
+            is_grid_trial(),
         )
         .group_by(*values, TRIALS.c.state)
     )
@@ -153,11 +163,11 @@ def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
     """Return the query for columns of the complete points, the best first, of equals the first."""
     return (
         sa.select(*columns)
-        .join_from(TRIALS, VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
+        .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
         .where(
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.COMPLETE,
-            marked_as_point(),
+            is_grid_trial(),
         )
-        .order_by(VALUES.c.value, TRIALS.c.number)
+        .order_by(TRIAL_VALUES.c.value, TRIALS.c.number)
     )

@@ -15,17 +15,17 @@ from studies.errors import StudiesError
 from studies.space import Params
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
-    ATTRIBUTES,
-    DIRECTIONS,
-    PARAMS,
     STUDIES,
-    STUDY_ATTRIBUTES,
-    STUDY_SYSTEM,
-    SYSTEM,
+    STUDY_DIRECTIONS,
+    STUDY_SYSTEM_ATTRS,
+    STUDY_USER_ATTRS,
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_USER_ATTRS,
     TRIALS,
-    attribute,
+    attr_row,
     insert,
-    marked_as_point,
+    is_grid_trial,
 )
 
 METRIC_NAMES = "study:metric_names"
@@ -66,18 +66,18 @@ def create_study(
                 sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
             ).one()
             connection.execute(
-                sa.insert(DIRECTIONS).values(
+                sa.insert(STUDY_DIRECTIONS).values(
                     study_id=study_id, objective=0, direction=StudyDirection.MINIMIZE
                 )
             )
             connection.execute(
-                sa.insert(STUDY_SYSTEM).values(
+                sa.insert(STUDY_SYSTEM_ATTRS).values(
                     study_id=study_id, key=METRIC_NAMES, value_json=json.dumps([metric_name])
                 )
             )
-            rows = [attribute("study_id", study_id, *item) for item in attributes.items()]
-            insert(connection, STUDY_ATTRIBUTES, rows)
-            _insert_points(connection, study_id, distributions, points)
+            rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
+            insert(connection, STUDY_USER_ATTRS, rows)
+            _insert_trials(connection, study_id, distributions, points)
     except sa.exc.IntegrityError:
         return False
     return True
@@ -112,14 +112,14 @@ def extend_study(
         connection.execute(
             sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
         )
-        found = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
-            STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key.in_(before)
+        found = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
+            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(before)
         )
         if {key: json.loads(value) for key, value in connection.execute(found)} != before:
             return False
         count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
         pruned = connection.scalar(
-            count.where(TRIALS.c.state == TrialState.PRUNED, marked_as_point())
+            count.where(TRIALS.c.state == TrialState.PRUNED, is_grid_trial())
         )
         if pruned:
             raise StudiesError(
@@ -127,9 +127,7 @@ def extend_study(
                 "allowed with --extend: studies without pruned points; begin the wider one under "
                 "another --name"
             )
-        held = connection.scalar(
-            count.where(TRIALS.c.state == TrialState.RUNNING, marked_as_point())
-        )
+        held = connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING, is_grid_trial()))
         if held:
             raise StudiesError(
                 f"grid trials held by workers: {held}; allowed with --extend: none; stop the "
@@ -138,21 +136,21 @@ def extend_study(
         own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         for name, distribution in distributions.items():
             connection.execute(
-                sa.update(PARAMS)
-                .where(PARAMS.c.param_name == name, PARAMS.c.trial_id.in_(own))
+                sa.update(TRIAL_PARAMS)
+                .where(TRIAL_PARAMS.c.param_name == name, TRIAL_PARAMS.c.trial_id.in_(own))
                 .values(distribution_json=distribution_to_json(distribution))
             )
         for key, value in attributes.items():
             connection.execute(
-                sa.update(STUDY_ATTRIBUTES)
-                .where(STUDY_ATTRIBUTES.c.study_id == study_id, STUDY_ATTRIBUTES.c.key == key)
+                sa.update(STUDY_USER_ATTRS)
+                .where(STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key == key)
                 .values(value_json=json.dumps(value))
             )
-        _insert_points(connection, study_id, distributions, points)
+        _insert_trials(connection, study_id, distributions, points)
     return True
 
 
-def rewrite_attributes(
+def update_system_attributes(
     storage: LeasedRDBStorage, study_id: int, compose: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
     """Renew system attributes of a study in one transaction, in which nobody else does so.
@@ -163,20 +161,22 @@ def rewrite_attributes(
         compose: given all that the study has, returns those that are to take the place of the
             attributes of the same names.
     """
-    of_study = STUDY_SYSTEM.c.study_id == study_id
+    of_study = STUDY_SYSTEM_ATTRS.c.study_id == study_id
     with storage.transaction() as connection:
         study = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
         if connection.scalar(study.with_for_update()) is None:
             return
-        query = sa.select(STUDY_SYSTEM.c.key, STUDY_SYSTEM.c.value_json).where(of_study)
+        query = sa.select(STUDY_SYSTEM_ATTRS.c.key, STUDY_SYSTEM_ATTRS.c.value_json).where(of_study)
         found = {key: json.loads(value) for key, value in connection.execute(query)}
         changed = compose(found)
-        connection.execute(sa.delete(STUDY_SYSTEM).where(of_study, STUDY_SYSTEM.c.key.in_(changed)))
-        rows = [attribute("study_id", study_id, *item) for item in changed.items()]
-        insert(connection, STUDY_SYSTEM, rows)
+        connection.execute(
+            sa.delete(STUDY_SYSTEM_ATTRS).where(of_study, STUDY_SYSTEM_ATTRS.c.key.in_(changed))
+        )
+        rows = [attr_row("study_id", study_id, *item) for item in changed.items()]
+        insert(connection, STUDY_SYSTEM_ATTRS, rows)
 
 
-def _insert_points(
+def _insert_trials(
     connection: Connection,
     study_id: int,
     distributions: Mapping[str, CategoricalDistribution],
@@ -194,7 +194,7 @@ def _insert_points(
             .returning(TRIALS.c.trial_id)
         ).one()
         connection.execute(
-            sa.insert(PARAMS),
+            sa.insert(TRIAL_PARAMS),
             [
                 {
                     "trial_id": trial_id,
@@ -205,6 +205,8 @@ def _insert_points(
                 for name, value in point.params.items()
             ],
         )
-        rows = [attribute("trial_id", trial_id, *item) for item in point.attributes.items()]
-        insert(connection, ATTRIBUTES, rows)
-        insert(connection, SYSTEM, [attribute("trial_id", trial_id, IS_GRID_TRIAL, True)])
+        rows = [attr_row("trial_id", trial_id, *item) for item in point.attributes.items()]
+        insert(connection, TRIAL_USER_ATTRS, rows)
+        insert(
+            connection, TRIAL_SYSTEM_ATTRS, [attr_row("trial_id", trial_id, IS_GRID_TRIAL, True)]
+        )

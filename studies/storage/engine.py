@@ -21,7 +21,7 @@ from studies.storage.retry import retry_on_connection_limit
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
-BUSY_SECONDS = 60
+SQLITE_BUSY_SECONDS = 60
 """How long a write waits for the other writers of an SQLite file."""
 
 _SERVER_OPTIONS = {
@@ -102,7 +102,7 @@ def read_only_url(url: URL) -> URL:
 def engine_options(url: URL) -> dict[str, Any]:
     """Return what ``sqlalchemy.create_engine`` is to be given for a database of this kind."""
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_SECONDS}}
+        return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}}
     # No connection is held while a network trains: a server's connections are few.
     return {
         "poolclass": NullPool,

@@ -16,12 +16,12 @@ class Lease:
     Attributes:
         claim_token: the worker's name, a slash, and a token of this claim alone.
         seconds: without a renewal, after which the trial is anybody's.
-        renewals: how often the worker has said that it lives.
+        heartbeats: how often the worker has said that it lives.
     """
 
     claim_token: str
     seconds: float
-    renewals: int = 0
+    heartbeats: int = 0
 
     @classmethod
     def parse(cls, stored: str) -> Self:
@@ -38,15 +38,15 @@ class Lease:
         """The name of the worker, whatever it has claimed."""
         return self.claim_token.rpartition("/")[0] or self.claim_token
 
-    def renewed(self) -> "Lease":
+    def with_heartbeat(self) -> "Lease":
         """Return the lease with one more renewal."""
-        return replace(self, renewals=self.renewals + 1)
+        return replace(self, heartbeats=self.heartbeats + 1)
 
 
 @dataclass
-class _Watched:
+class _Observation:
     lease: Lease
-    still: float = 0.0
+    unchanged_for: float = 0.0
 
 
 class LeaseMonitor:
@@ -60,10 +60,10 @@ class LeaseMonitor:
     """
 
     def __init__(self) -> None:
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, _Observation] = {}
         self._looked: float | None = None
 
-    def look(self, leases: Iterable[tuple[int, Lease]], now: float) -> list[int]:
+    def observe(self, leases: Iterable[tuple[int, Lease]], now: float) -> list[int]:
         """Take in what is stored now.
 
         Args:
@@ -80,19 +80,19 @@ class LeaseMonitor:
         for trial_id, lease in leases:
             watched = before.get(trial_id)
             if watched is None or watched.lease != lease:
-                watched = _Watched(lease)
+                watched = _Observation(lease)
             else:
-                watched.still += min(elapsed, lease.seconds / 2)
+                watched.unchanged_for += min(elapsed, lease.seconds / 2)
             self._watched[trial_id] = watched
-            if watched.still >= lease.seconds:
+            if watched.unchanged_for >= lease.seconds:
                 stale.append(trial_id)
         return stale
 
-    def lengths(self) -> list[float]:
+    def durations(self) -> list[float]:
         """Return the lengths of the leases that were last seen, in seconds."""
         return [watched.lease.seconds for watched in self._watched.values()]
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew: the storage could not be reached, and nobody could renew."""
         self._watched.clear()
         self._looked = None

@@ -27,8 +27,8 @@ DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Relative to the working directory. Only for this storage is a missing folder created."""
 
 _VERSION_TABLE = "alembic_version"
-_OPTUNAS = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
-_OURS = {"studies", "trials", "trial_params", "version_info", _VERSION_TABLE}
+_OPTUNA_TABLES = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
+_REQUIRED_TABLES = {"studies", "trials", "trial_params", "version_info", _VERSION_TABLE}
 CLAIM_INDEX = "ix_trials_study_id_state_number"
 """The one thing that is added to Optuna's tables; nothing means anything else for it."""
 
@@ -49,13 +49,13 @@ def open_storage(url: str) -> LeasedRDBStorage:
     """
     parsed = parse_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
-    with _explained(parsed):
+    with _translate_errors(parsed):
         if is_file:
             _create_sqlite(parsed)
         else:
             _create_on_server(parsed)
-        found = _look(parsed)
-        _require_ours(found, parsed)
+        found = _inspect(parsed)
+        _check_schema(found, parsed)
         storage = LeasedRDBStorage(
             parsed.render_as_string(hide_password=False), engine_options(parsed)
         )
@@ -67,7 +67,7 @@ def open_storage(url: str) -> LeasedRDBStorage:
                 # A file that is read-only refuses what could write, and nothing sooner.
                 transaction.execute(sa.delete(TRIALS).where(sa.false()))
         if not found.is_indexed:
-            _index_claims(storage)
+            _create_claim_index(storage)
         return storage
 
 
@@ -79,14 +79,14 @@ def read_storage(url: str) -> LeasedRDBStorage:
     """
     parsed = parse_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
-    with _explained(parsed):
+    with _translate_errors(parsed):
         if is_file and not Path(str(parsed.database)).exists():
             raise StorageNotFoundError(
                 f"storage {redact(parsed)} is not there; run a search first, or check --storage"
             )
         if is_file:
             parsed = read_only_url(parsed)
-        _require_ours(_look(parsed), parsed)
+        _check_schema(_inspect(parsed), parsed)
         return LeasedRDBStorage(
             parsed.render_as_string(hide_password=False), engine_options(parsed)
         )
@@ -109,7 +109,7 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SchemaInfo:
     """What is in a database: tables, the version of Optuna's, and if claims are indexed."""
 
     tables: set[str]
@@ -118,32 +118,32 @@ class _Found:
 
     @property
     def is_complete(self) -> bool:
-        return self.tables >= _OURS and self.version is not None
+        return self.tables >= _REQUIRED_TABLES and self.version is not None
 
 
-def _look(url: URL) -> _Found:
+def _inspect(url: URL) -> _SchemaInfo:
     engine = connect(url)
     try:
         with engine.connect() as connection:
-            return _look_through(connection)
+            return _inspect_connection(connection)
     finally:
         engine.dispose()
 
 
-def _look_through(connection: Connection) -> _Found:
+def _inspect_connection(connection: Connection) -> _SchemaInfo:
     inspector = sa.inspect(connection)
     tables = set(inspector.get_table_names())
     version = None
     if _VERSION_TABLE in tables:
         version = connection.scalar(sa.text(f"SELECT version_num FROM {_VERSION_TABLE}"))
     indexes = inspector.get_indexes(TRIALS.name) if TRIALS.name in tables else []
-    return _Found(tables, version, any(index["name"] == CLAIM_INDEX for index in indexes))
+    return _SchemaInfo(tables, version, any(index["name"] == CLAIM_INDEX for index in indexes))
 
 
-def _require_ours(found: _Found, url: URL) -> None:
+def _check_schema(found: _SchemaInfo, url: URL) -> None:
     if not found.tables and url.get_backend_name() != "sqlite":
         raise StorageNotFoundError(f"storage {redact(url)} holds no study yet; run a search first")
-    if not found.tables >= _OURS:
+    if not found.tables >= _REQUIRED_TABLES:
         raise StorageError(
             f"storage {redact(url)} is not a database of studies; it was left as it is; "
             "name another file or database"
@@ -190,18 +190,18 @@ def _create_on_server(url: URL) -> None:
     between would find half of them.
     """
     engine = connect(url)
-    for attempt in _when_nobody_else_does():
+    for attempt in _retry_until_locked():
         with attempt, engine.connect() as connection:
             # A transaction that is open while others are waited for would be ended by the server.
             connection.execution_options(isolation_level="AUTOCOMMIT")
-            if _look_through(connection).is_complete:
+            if _inspect_connection(connection).is_complete:
                 return
             if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_CREATION_LOCK))):
                 raise _LockHeldError
             try:
-                found = _look_through(connection)
+                found = _inspect_connection(connection)
                 # Without a version they are not there yet, or who made them was killed meanwhile.
-                if found.tables <= _OPTUNAS and found.version is None:
+                if found.tables <= _OPTUNA_TABLES and found.version is None:
                     make = retry_on_connection_limit(RDBStorage)
                     make(url.render_as_string(hide_password=False), engine_options(url))
             finally:
@@ -212,7 +212,7 @@ class _LockHeldError(Exception):
     """Another process makes tables or the index now."""
 
 
-def _when_nobody_else_does() -> tenacity.Retrying:
+def _retry_until_locked() -> tenacity.Retrying:
     """Return the attempts at something that one process at a time does, and the others wait for.
 
     They try its lock, and do not wait for it: they would hold a connection each meanwhile, and the
@@ -222,9 +222,9 @@ def _when_nobody_else_does() -> tenacity.Retrying:
     return tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_LockHeldError))
 
 
-def _index_claims(storage: LeasedRDBStorage) -> None:
+def _create_claim_index(storage: LeasedRDBStorage) -> None:
     """Let the next waiting point be found at once, however many there are."""
-    for attempt in _when_nobody_else_does():
+    for attempt in _retry_until_locked():
         # Who may not make an index in somebody's database claims without it.
         with (
             attempt,
@@ -232,7 +232,7 @@ def _index_claims(storage: LeasedRDBStorage) -> None:
             storage.transaction() as connection,
         ):
             if connection.dialect.name != "sqlite":
-                if _look_through(connection).is_indexed:
+                if _inspect_connection(connection).is_indexed:
                     return
                 own = sa.select(sa.func.pg_try_advisory_xact_lock(_CREATION_LOCK))
                 if not connection.scalar(own):
@@ -244,7 +244,7 @@ def _index_claims(storage: LeasedRDBStorage) -> None:
 
 
 @contextlib.contextmanager
-def _explained(url: URL) -> Iterator[None]:
+def _translate_errors(url: URL) -> Iterator[None]:
     """Turn whatever a database raises while it is opened into one line without a password."""
     try:
         yield

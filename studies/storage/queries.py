@@ -17,14 +17,14 @@ from optuna.trial import TrialState
 from studies.attributes import EVAL_WINDOWS, PAUSED
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
-    ATTRIBUTES,
-    CURVE,
-    PARAMS,
-    SYSTEM,
+    INTERMEDIATE_VALUES,
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_USER_ATTRS,
+    TRIAL_VALUES,
     TRIALS,
-    VALUES,
-    marked,
-    marked_as_point,
+    has_system_attr,
+    is_grid_trial,
 )
 
 
@@ -55,7 +55,7 @@ class TrialRow:
 
 def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
     """Read all points of a study, by number, without their curves."""
-    own = _points_of(study_id)
+    own = _trial_ids(study_id)
     with storage.engine.begin() as connection:
         points = {
             row.trial_id: TrialRow(
@@ -68,25 +68,32 @@ def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
                 is_paused=row.state is TrialState.WAITING and bool(row.is_paused),
             )
             for row in connection.execute(
-                sa.select(TRIALS, marked(PAUSED).label("is_paused"))
-                .where(TRIALS.c.study_id == study_id, marked_as_point())
+                sa.select(TRIALS, has_system_attr(PAUSED).label("is_paused"))
+                .where(TRIALS.c.study_id == study_id, is_grid_trial())
                 .order_by(TRIALS.c.number)
             )
         }
         for table, columns in (
-            (PARAMS, (PARAMS.c.param_name, PARAMS.c.param_value, PARAMS.c.distribution_json)),
-            (ATTRIBUTES, (ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)),
-            (VALUES, (VALUES.c.value,)),
+            (
+                TRIAL_PARAMS,
+                (
+                    TRIAL_PARAMS.c.param_name,
+                    TRIAL_PARAMS.c.param_value,
+                    TRIAL_PARAMS.c.distribution_json,
+                ),
+            ),
+            (TRIAL_USER_ATTRS, (TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)),
+            (TRIAL_VALUES, (TRIAL_VALUES.c.value,)),
         ):
             query = sa.select(table.c.trial_id, *columns).where(table.c.trial_id.in_(own))
             for trial_id, *found in connection.execute(query):
                 point = points.get(trial_id)
                 if point is None:  # added between two of these queries
                     continue
-                if table is PARAMS:
+                if table is TRIAL_PARAMS:
                     name, stored, distribution = found
                     point.params[name] = _distribution(distribution).to_external_repr(stored)
-                elif table is ATTRIBUTES:
+                elif table is TRIAL_USER_ATTRS:
                     key, stored = found
                     point.attributes[key] = json.loads(stored)
                 elif point.state is TrialState.COMPLETE:
@@ -110,13 +117,13 @@ def read_curves(
     query = (
         sa.select(
             TRIALS.c.number,
-            CURVE.c.step,
-            CURVE.c.intermediate_value,
-            CURVE.c.intermediate_value_type,
+            INTERMEDIATE_VALUES.c.step,
+            INTERMEDIATE_VALUES.c.intermediate_value,
+            INTERMEDIATE_VALUES.c.intermediate_value_type,
         )
-        .join(TRIALS, TRIALS.c.trial_id == CURVE.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, marked_as_point())
-        .order_by(TRIALS.c.number, CURVE.c.step)
+        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
     )
     if numbers is not None:
         query = query.where(TRIALS.c.number.in_(numbers))
@@ -139,16 +146,16 @@ def read_eval_windows(
         split: ``validation`` or ``test``.
     """
     query = (
-        sa.select(TRIALS.c.number, SYSTEM.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == SYSTEM.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, SYSTEM.c.key == EVAL_WINDOWS[split])
+        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, TRIAL_SYSTEM_ATTRS.c.key == EVAL_WINDOWS[split])
         .order_by(TRIALS.c.number)
     )
     with storage.engine.begin() as connection:
         return {number: json.loads(stored) for number, stored in connection.execute(query)}
 
 
-def _points_of(study_id: int) -> sa.Select[tuple[int]]:
+def _trial_ids(study_id: int) -> sa.Select[tuple[int]]:
     return sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
 
 
@@ -204,10 +211,14 @@ def read_progress(
     """
     points = (
         sa.select(
-            TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, marked(PAUSED), VALUES.c.value
+            TRIALS.c.trial_id,
+            TRIALS.c.number,
+            TRIALS.c.state,
+            has_system_attr(PAUSED),
+            TRIAL_VALUES.c.value,
         )
-        .outerjoin(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, marked_as_point())
+        .outerjoin(TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
         .order_by(TRIALS.c.number)
     )
     with storage.snapshot() as connection:
@@ -227,28 +238,31 @@ def read_progress(
                 if trial_id in found and last == rungs[place].step and loss is not None:
                     found[trial_id].losses[place] = loss
     for point in found.values():
-        _end_at_the_first_gap(point.losses)
+        _truncate_at_gap(point.losses)
     return list(found.values())
 
 
 def _losses(study_id: int, rungs: Iterable[Rung]) -> sa.Select[Any]:
     """Return the query for each point's loss at each rung, and the last step that is in it."""
-    steps = [(CURVE.c.step > rung.after) & (CURVE.c.step <= rung.step) for rung in rungs]
+    steps = [
+        (INTERMEDIATE_VALUES.c.step > rung.after) & (INTERMEDIATE_VALUES.c.step <= rung.step)
+        for rung in rungs
+    ]
     place = sa.case(*((step, number) for number, step in enumerate(steps))).label("place")
     own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
     return (
         sa.select(
-            CURVE.c.trial_id,
+            INTERMEDIATE_VALUES.c.trial_id,
             place,
-            sa.func.avg(CURVE.c.intermediate_value),
-            sa.func.max(CURVE.c.step),
+            sa.func.avg(INTERMEDIATE_VALUES.c.intermediate_value),
+            sa.func.max(INTERMEDIATE_VALUES.c.step),
         )
-        .where(CURVE.c.trial_id.in_(own), sa.or_(*steps))
-        .group_by(CURVE.c.trial_id, place)
+        .where(INTERMEDIATE_VALUES.c.trial_id.in_(own), sa.or_(*steps))
+        .group_by(INTERMEDIATE_VALUES.c.trial_id, place)
     )
 
 
-def _end_at_the_first_gap(losses: list[float]) -> None:
+def _truncate_at_gap(losses: list[float]) -> None:
     """Take a curve for no longer than it is without a gap."""
     for place in range(1, len(losses)):
         if math.isnan(losses[place - 1]):

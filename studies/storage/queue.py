@@ -10,20 +10,20 @@ from sqlalchemy.engine import Connection
 from studies.attributes import PAUSED
 from studies.storage.leases import Lease
 from studies.storage.trial_rows import (
-    PARAMS,
     STUDIES,
-    SYSTEM,
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
     TRIALS,
-    marked,
-    marked_as_point,
-    now,
+    has_system_attr,
+    is_grid_trial,
+    read_state_and_lease,
     running_leases,
-    set_lease,
-    state_and_lease,
-    write_curve,
+    utcnow,
+    write_intermediate_values,
+    write_lease,
 )
 
-Points = sa.Select[int]
+TrialQuery = sa.Select[int]
 """A query for the ids of trials."""
 
 
@@ -47,30 +47,30 @@ class PendingWrite:
 
 
 def waiting_query(
-    study_id: int, avoid: Collection[int] = (), among: Sequence[int] | None = None
-) -> Points:
+    study_id: int, exclude: Collection[int] = (), paused_ids: Sequence[int] | None = None
+) -> TrialQuery:
     """Return the query for a study's waiting points, in the order in which they are to be run.
 
     Args:
         study_id: of the study.
-        avoid: the ids of trials that are left out.
-        among: the ids of paused trials, in the order in which they are to be gone on with; None
-            for the trials that are not paused.
+        exclude: the ids of trials that are left out.
+        paused_ids: ids of paused trials, in the order in which to resume them; None for trials
+            that are not paused.
     """
     waiting = sa.select(TRIALS.c.trial_id).where(
         TRIALS.c.study_id == study_id,
         TRIALS.c.state == TrialState.WAITING,
-        TRIALS.c.trial_id.not_in(avoid),
-        marked_as_point(),
+        TRIALS.c.trial_id.not_in(exclude),
+        is_grid_trial(),
     )
-    if among is None:
-        return waiting.where(~marked(PAUSED)).order_by(TRIALS.c.number)
-    places = {trial_id: place for place, trial_id in enumerate(among)}
-    chosen = waiting.where(marked(PAUSED), TRIALS.c.trial_id.in_(among))
+    if paused_ids is None:
+        return waiting.where(~has_system_attr(PAUSED)).order_by(TRIALS.c.number)
+    places = {trial_id: place for place, trial_id in enumerate(paused_ids)}
+    chosen = waiting.where(has_system_attr(PAUSED), TRIALS.c.trial_id.in_(paused_ids))
     return chosen.order_by(sa.case(places, value=TRIALS.c.trial_id)) if places else chosen
 
 
-def dequeue(connection: Connection, waiting: Points, lease: Lease, limit: int = 1) -> list[int]:
+def dequeue(connection: Connection, waiting: TrialQuery, lease: Lease, limit: int = 1) -> list[int]:
     """Set the first so many of the waiting points running, under this lease; return their ids."""
     first = waiting.limit(limit)
     # Nobody waits for another: what somebody else is just taking is passed over. On SQLite the
@@ -80,13 +80,15 @@ def dequeue(connection: Connection, waiting: Points, lease: Lease, limit: int = 
         connection.execute(
             sa.update(TRIALS)
             .where(TRIALS.c.trial_id.in_(chosen))
-            .values(state=TrialState.RUNNING, datetime_start=now())
+            .values(state=TrialState.RUNNING, datetime_start=utcnow())
         )
         connection.execute(
-            sa.delete(SYSTEM).where(SYSTEM.c.trial_id.in_(chosen), SYSTEM.c.key == PAUSED)
+            sa.delete(TRIAL_SYSTEM_ATTRS).where(
+                TRIAL_SYSTEM_ATTRS.c.trial_id.in_(chosen), TRIAL_SYSTEM_ATTRS.c.key == PAUSED
+            )
         )
     for trial_id in chosen:
-        set_lease(connection, trial_id, lease)
+        write_lease(connection, trial_id, lease)
     return chosen
 
 
@@ -96,13 +98,13 @@ def dequeue_matching(
     lease: Lease,
     limit: int,
     parameters: Sequence[str],
-    avoid: Collection[int],
-    among: Sequence[int] | None = None,
+    exclude: Collection[int],
+    paused_ids: Sequence[int] | None = None,
 ) -> list[int]:
     """Take waiting points like one that a worker holds; see ``LeasedRDBStorage.claim_matching``."""
     study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id))
     assert study_id is not None
-    waiting = waiting_query(study_id, avoid, among)
+    waiting = waiting_query(study_id, exclude, paused_ids)
     for parameter in parameters:
         waiting = waiting.where(_same_value(parameter, trial_id))
     count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery())) or 0
@@ -116,9 +118,9 @@ def dequeue_matching(
 def all_finished_or_paused(connection: Connection, study_id: int, planned: int) -> bool:
     """Tell whether a study has so many points, each finished or paused; nobody extends it now."""
     connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
-    points = sa.and_(TRIALS.c.study_id == study_id, marked_as_point())
+    points = sa.and_(TRIALS.c.study_id == study_id, is_grid_trial())
     open_ones = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~(
-        (TRIALS.c.state == TrialState.WAITING) & marked(PAUSED)
+        (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
     )
     count = sa.select(sa.func.count()).select_from(TRIALS)
     return (
@@ -129,7 +131,7 @@ def all_finished_or_paused(connection: Connection, study_id: int, planned: int) 
 
 def check_lease(connection: Connection, trial_id: int, claim_token: str) -> Lease | None:
     """Return the lease of a trial, if it runs and is the owner's."""
-    state, lease = state_and_lease(connection, trial_id)
+    state, lease = read_state_and_lease(connection, trial_id)
     held = state is TrialState.RUNNING and lease is not None and lease.claim_token == claim_token
     return lease if held else None
 
@@ -144,15 +146,15 @@ def write_pending(connection: Connection, trials: Iterable[PendingWrite]) -> lis
             lost.append(held.trial_id)
             continue
         if held.heartbeat:
-            set_lease(connection, held.trial_id, lease.renewed())
+            write_lease(connection, held.trial_id, lease.with_heartbeat())
         if held.curve or held.replace_all:
-            write_curve(connection, held.trial_id, held.curve, held.replace_all)
+            write_intermediate_values(connection, held.trial_id, held.curve, held.replace_all)
     return lost
 
 
 def _same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:
     """Return the condition that a trial has the value of a parameter that another one has."""
-    own, other = PARAMS.alias(), PARAMS.alias()
+    own, other = TRIAL_PARAMS.alias(), TRIAL_PARAMS.alias()
     pairs = sa.select(own.c.trial_id).join(other, own.c.param_value == other.c.param_value)
     return sa.exists(
         pairs.where(

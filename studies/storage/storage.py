@@ -32,17 +32,17 @@ from studies.storage.queue import (
     write_pending,
 )
 from studies.storage.trial_rows import (
+    TRIAL_VALUES,
     TRIALS,
-    VALUES,
-    now,
     pause,
     prune_paused,
-    release,
+    read_state_and_lease,
+    requeue,
     running_leases,
-    set_attributes,
-    set_lease,
-    state_and_lease,
-    write_curve,
+    utcnow,
+    write_attributes,
+    write_intermediate_values,
+    write_lease,
 )
 
 _P = ParamSpec("_P")
@@ -107,8 +107,8 @@ class LeasedRDBStorage(RDBStorage):
         study_id: int,
         claim_token: str,
         lease_seconds: float = 120,
-        avoid: Collection[int] = (),
-        among: Sequence[int] | None = None,
+        exclude: Collection[int] = (),
+        paused_ids: Sequence[int] | None = None,
     ) -> int | None:
         """Take the next waiting point for a worker.
 
@@ -116,14 +116,14 @@ class LeasedRDBStorage(RDBStorage):
             study_id: of the study.
             claim_token: the worker's token, of this claim alone.
             lease_seconds: without a renewal, after which the trial is anybody's.
-            avoid: the ids of trials that are not taken.
-            among: the ids of paused trials, the first of which to take; None for the first trial
-                that is not paused.
+            exclude: the ids of trials that are not taken.
+            paused_ids: ids of paused trials, the first of which is claimed; None for the first
+                trial that is not paused.
 
         Returns:
             The trial's id; None if no such point waits.
         """
-        waiting = waiting_query(study_id, avoid, among)
+        waiting = waiting_query(study_id, exclude, paused_ids)
         with self.transaction() as connection:
             taken = dequeue(connection, waiting, Lease(claim_token, lease_seconds))
         return taken[0] if taken else None
@@ -134,8 +134,8 @@ class LeasedRDBStorage(RDBStorage):
         claim_token: str,
         limit: int,
         parameters: Sequence[str],
-        avoid: Collection[int] = (),
-        among: Sequence[int] | None = None,
+        exclude: Collection[int] = (),
+        paused_ids: Sequence[int] | None = None,
     ) -> list[int]:
         """Take waiting points that are like one that a worker has just claimed, in their order.
 
@@ -147,8 +147,8 @@ class LeasedRDBStorage(RDBStorage):
             claim_token: the token that it was claimed with, and the others will be.
             limit: the most to take.
             parameters: those that must have the same values.
-            avoid: the ids of trials that are not taken.
-            among: the ids of paused trials to take; None for trials that are not paused.
+            exclude: the ids of trials that are not taken.
+            paused_ids: the ids of paused trials to take; None for trials that are not paused.
 
         Returns:
             The trials' ids.
@@ -156,8 +156,10 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker does not hold that one; nothing is taken then.
         """
-        with self._held(trial_id, claim_token) as (connection, lease):
-            return dequeue_matching(connection, trial_id, lease, limit, parameters, avoid, among)
+        with self._leased_transaction(trial_id, claim_token) as (connection, lease):
+            return dequeue_matching(
+                connection, trial_id, lease, limit, parameters, exclude, paused_ids
+            )
 
     def heartbeat(self, trial_id: int, claim_token: str) -> None:
         """Say that the trial's worker lives.
@@ -165,8 +167,8 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, claim_token) as (connection, lease):
-            set_lease(connection, trial_id, lease.renewed())
+        with self._leased_transaction(trial_id, claim_token) as (connection, lease):
+            write_lease(connection, trial_id, lease.with_heartbeat())
 
     def report(
         self, trial_id: int, claim_token: str, curve: Mapping[int, float], replace_all: bool = False
@@ -182,10 +184,10 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, claim_token) as (connection, _):
-            write_curve(connection, trial_id, curve, replace_all)
+        with self._leased_transaction(trial_id, claim_token) as (connection, _):
+            write_intermediate_values(connection, trial_id, curve, replace_all)
 
-    def keep(self, trials: Iterable[PendingWrite]) -> list[int]:
+    def flush(self, trials: Iterable[PendingWrite]) -> list[int]:
         """Record what there is of several trials that a worker holds, in one transaction.
 
         Returns:
@@ -216,23 +218,23 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, claim_token) as (connection, _):
-            write_curve(connection, trial_id, curve)
+        with self._leased_transaction(trial_id, claim_token) as (connection, _):
+            write_intermediate_values(connection, trial_id, curve)
             if value is not None:
                 assert math.isfinite(value)
                 connection.execute(
-                    sa.insert(VALUES).values(
+                    sa.insert(TRIAL_VALUES).values(
                         trial_id=trial_id,
                         objective=0,
                         value=value,
                         value_type=models.TrialValueModel.TrialValueType.FINITE,
                     )
                 )
-            set_attributes(connection, trial_id, attributes)
+            write_attributes(connection, trial_id, attributes)
             connection.execute(
                 sa.update(TRIALS)
                 .where(TRIALS.c.trial_id == trial_id)
-                .values(state=state, datetime_complete=now())
+                .values(state=state, datetime_complete=utcnow())
             )
 
     def is_finished_by(self, trial_id: int, claim_token: str) -> bool:
@@ -241,7 +243,7 @@ class LeasedRDBStorage(RDBStorage):
         A connection that is lost while a transaction is committed leaves open whether it was.
         """
         with self.engine.begin() as connection:
-            state, lease = state_and_lease(connection, trial_id)
+            state, lease = read_state_and_lease(connection, trial_id)
         return (
             state is not None
             and state.is_finished()
@@ -269,9 +271,9 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, claim_token) as (connection, _):
-            write_curve(connection, trial_id, curve)
-            release(connection, trial_id, cause, error)
+        with self._leased_transaction(trial_id, claim_token) as (connection, _):
+            write_intermediate_values(connection, trial_id, curve)
+            requeue(connection, trial_id, cause, error)
 
     def pause(
         self,
@@ -291,12 +293,12 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the worker no longer holds the trial; nothing is written then.
         """
-        with self._held(trial_id, claim_token) as (connection, _):
-            write_curve(connection, trial_id, curve)
-            set_attributes(connection, trial_id, attributes)
+        with self._leased_transaction(trial_id, claim_token) as (connection, _):
+            write_intermediate_values(connection, trial_id, curve)
+            write_attributes(connection, trial_id, attributes)
             pause(connection, trial_id)
 
-    def prune(
+    def prune_paused(
         self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
     ) -> list[int]:
         """Prune paused trials for good, in one transaction, if no other point is unfinished.
@@ -348,11 +350,11 @@ class LeasedRDBStorage(RDBStorage):
         released = []
         with self.transaction() as connection:
             seen = running_leases(connection, study_id)
-            for trial_id in watch.look(seen.items(), clock()):
-                state, lease = state_and_lease(connection, trial_id)
+            for trial_id in watch.observe(seen.items(), clock()):
+                state, lease = read_state_and_lease(connection, trial_id)
                 # On PostgreSQL its worker, or another observer, may have been quicker.
                 if state is TrialState.RUNNING and lease == seen[trial_id]:
-                    release(connection, trial_id, Failure.LEASE_EXPIRED)
+                    requeue(connection, trial_id, Failure.LEASE_EXPIRED)
                     released.append(trial_id)
         return released
 
@@ -375,7 +377,9 @@ class LeasedRDBStorage(RDBStorage):
             yield connection
 
     @contextlib.contextmanager
-    def _held(self, trial_id: int, claim_token: str) -> Iterator[tuple[Connection, Lease]]:
+    def _leased_transaction(
+        self, trial_id: int, claim_token: str
+    ) -> Iterator[tuple[Connection, Lease]]:
         """Open a transaction in which the trial runs and is the owner's."""
         with self.transaction() as connection:
             lease = check_lease(connection, trial_id, claim_token)

@@ -78,7 +78,7 @@ def make_study_anew(
     validated = StudyConfig.model_validate(
         {"space": space, "report_threshold": report_threshold, "question": question} | config
     )
-    finished = min(finished, len(list(validated.space.points())))
+    finished = min(finished, len(list(validated.space.combinations())))
     storage = open_new(url)
     create_study(
         storage,
@@ -89,7 +89,7 @@ def make_study_anew(
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
         },
         {n: CategoricalDistribution(tuple(validated.space.values(n))) for n in GATED_PARAMS},
-        [PlannedTrial(point) for point in validated.space.points()],
+        [PlannedTrial(point) for point in validated.space.combinations()],
     )
     study_id = storage.get_study_id_from_name(name)
     for i in range(finished):
@@ -126,7 +126,7 @@ def make_derived(sqlite_url: str) -> None:
         {
             "config": config.model_dump(mode="json"),
             "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-            "commands": ["python refine.py derived --set 'refinement.best=2'"],
+            "commands": ["python refine.py derived --set 'refinement.top=2'"],
         },
         distributions_of([params for params, _, _ in points]),
         [PlannedTrial(params, {"source_trials": origin}) for params, origin, _ in points],
@@ -225,7 +225,7 @@ def make_known(url: str, name: str = "cells", text: str = "ab", **raw) -> None:
     """Two sizes each of two known cells, with gradients through one step and through sixteen."""
     space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8]}
     config = {"space": space | {"bptt_steps": [1, 16]}} | raw
-    points = StudyConfig.model_validate(config).space.points()
+    points = StudyConfig.model_validate(config).space.combinations()
     runs = [
         (point, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "validation_bits_per_byte": 3.5})
         for i, point in enumerate(points)

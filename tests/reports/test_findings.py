@@ -29,7 +29,7 @@ def planned(tmp_path_factory):
     """A study of all switches, two depths and two sizes; one point of it is complete."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
     config = StudyConfig.model_validate({"space": SPACE})
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     storage = open_new(url)
     attributes = {
         "config": config.model_dump(mode="json"),

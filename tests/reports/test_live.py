@@ -357,14 +357,14 @@ def test_renewal_from_an_older_state_gives_way_to_a_newer_one(url, tmp_path, mon
     files = tmp_path / "files"
     make_study(url, finished=1)
     write_note(url, "A person's words. " * 200)
-    rewrite = renewal.rewrite_attributes
+    rewrite = renewal.update_system_attributes
 
     def rewrite_last(storage, study_id, compose):
         def compose_alone(now):
             assert is_locked(url)
             return compose(now)
 
-        monkeypatch.setattr(renewal, "rewrite_attributes", rewrite)
+        monkeypatch.setattr(renewal, "update_system_attributes", rewrite)
         finish_one(url, 1.3)
         renew(url, "made", str(files))
         newer = attributes(url)
@@ -372,7 +372,7 @@ def test_renewal_from_an_older_state_gives_way_to_a_newer_one(url, tmp_path, mon
         rewrite(storage, study_id, compose_alone)
         assert attributes(url) == newer
 
-    monkeypatch.setattr(renewal, "rewrite_attributes", rewrite_last)
+    monkeypatch.setattr(renewal, "update_system_attributes", rewrite_last)
     renew(url, "made", str(files))
     assert finished_and_intact(url) == 2
     see_that_one_alone_would_have_made_the_same(url, files)

@@ -67,7 +67,7 @@ def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
     storage = open_storage(pruned)
     study_id = storage.get_study_id_from_name("made")
     (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
-    assert storage.prune(study_id, 8, {last: {"reason": REASON}}) == [last]
+    assert storage.prune_paused(study_id, 8, {last: {"reason": REASON}}) == [last]
     storage.close()
     assert pruning_of(read_results(read_storage(pruned), "made")).expected == pytest.approx(0.96)
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")

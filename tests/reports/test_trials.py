@@ -304,7 +304,7 @@ def test_a_derived_study_whose_source_is_gone_is_reported_without_it(derived, tm
     storage.close()
     html = write_report(derived, ["derived"], tmp_path / "page.html").path.read_text("utf-8")
     assert "From study to study" not in html
-    assert "refinement.best=2" in html
+    assert "refinement.top=2" in html
 
 
 def test_rows_are_written_for_pandas(derived, tmp_path):

@@ -29,7 +29,7 @@ def make_networks(url: str, keep: set[int], artifacts: str | None = None, **sett
     """A study of six points, and the weights of some."""
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     assert config.space is not None
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     storage = open_storage(url)
     attributes = {CONFIG: config.model_dump(mode="json"), ARTIFACT_FOLDER: "made-1"}
     create_study(

@@ -229,7 +229,7 @@ def broken(study, monkeypatch):
 def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
     storage, state = broken
     forgotten = []
-    monkeypatch.setattr(LeaseMonitor, "forget", lambda self: forgotten.append(self))
+    monkeypatch.setattr(LeaseMonitor, "reset", lambda self: forgotten.append(self))
     with study.keeper(storage=storage) as keeper:
         (claim,) = keeper.claim()
         state["before"] = True
@@ -333,14 +333,14 @@ def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypat
     monkeypatch.setattr("search.worker.storage_client.SILENCE_SECONDS", 5.0)
     with study.keeper(outage=PATIENT_SECONDS) as keeper:
         (claim,) = keeper.claim()
-        record, begun, awake = keeper._storage.keep, threading.Event(), threading.Event()
+        record, begun, awake = keeper._storage.flush, threading.Event(), threading.Event()
 
         def frozen(trials):
             begun.set()
             assert awake.wait(PATIENT_SECONDS)
             return record(trials)
 
-        monkeypatch.setattr(keeper._storage, "keep", frozen)
+        monkeypatch.setattr(keeper._storage, "flush", frozen)
         claim.report(1, 1.0)
         assert begun.wait(PATIENT_SECONDS)
         clock.advance(3600)
@@ -572,7 +572,7 @@ def test_an_unexpected_error_is_the_callers(study):
 
 def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
     """Another program holds the file; whoever trains is not held up for an instant."""
-    monkeypatch.setattr("studies.storage.engine.BUSY_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", PATIENT_SECONDS)
     study = Study(sqlite_url)
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
@@ -642,7 +642,7 @@ def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, m
     """As when training in company has failed, and goes on in halves."""
     with study.keeper() as keeper:
         (claim,) = keeper.claim()
-        record, begun = keeper._storage.keep, []
+        record, begun = keeper._storage.flush, []
 
         def slowly(trials):
             lost = record(list(trials))
@@ -651,7 +651,7 @@ def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, m
                 begun.append(True)
             return lost
 
-        monkeypatch.setattr(keeper._storage, "keep", slowly)
+        monkeypatch.setattr(keeper._storage, "flush", slowly)
         claim.report(1, 2.0)
         until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
         keeper.finish(claim, TrialState.COMPLETE, 1.0, {})

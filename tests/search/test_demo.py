@@ -24,19 +24,19 @@ def test_demo_without_overrides_works_on_the_studies_that_are_shipped():
 
 def test_each_study_of_the_demo_gets_only_the_settings_that_it_has():
     overrides = ["--set", "training.steps=20", "--set=space.layers=[2]", "--device", "space.cpu"]
-    overrides += ["--set", "space={state_size=[8]}", "--set", "refinement.best=2"]
+    overrides += ["--set", "space={state_size=[8]}", "--set", "refinement.top=2"]
     search, refine = (command_of(step, "2", overrides) for step in ("search", "refine"))
     kept = ["--workers", "2", "--set", "training.steps=20"]
     device = ["--device", "space.cpu"]
     assert search[2:-2] == [
         *(*kept, "--set=space.layers=[2]", *device, "--set", "space={state_size=[8]}")
     ]
-    assert refine[2:-4] == [*kept, *device, "--set", "refinement.best=2"]
+    assert refine[2:-4] == [*kept, *device, "--set", "refinement.top=2"]
 
 
 @pytest.mark.extended
 def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, sqlite_url, text):
-    common = (*TINY, *FEW, "--set", "refinement.best=2", "--corpus", str(text))
+    common = (*TINY, *FEW, "--set", "refinement.top=2", "--corpus", str(text))
     one, other = ((*common, "--set", f"space.layers=[{layers}]") for layers in (1, 2))
 
     def demo(step: str, overrides: tuple[str, ...]) -> None:

@@ -304,7 +304,7 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
     with pytest.raises(
         UnfinishedSourceError, match=r"kept the best 2 .*allowed: as many, or fewer"
     ):
-        refine(url, "refinement.best=0.2")
+        refine(url, "refinement.top=0.2")
     derived = refine(url, "refinement.variants=[{}]")
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]

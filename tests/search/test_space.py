@@ -50,14 +50,14 @@ def point_of(trial_config, with_replicate=False):
 def test_a_grid_is_the_product_less_the_excluded(space, data):
     names = data.draw(st.lists(st.sampled_from(GATED_PARAMS), min_size=1, max_size=3, unique=True))
     exclusion = {name: data.draw(st.sampled_from(space[name])) for name in names}
-    everything = list(config(space).space.points())
+    everything = list(config(space).space.combinations())
     kept = [p for p in everything if not all(p[n] == v for n, v in exclusion.items())]
     size = 1
     for values in space.values():
         size *= len(values)
     assert len(everything) == size
     if kept:
-        assert list(config(space | {"exclude": [exclusion]}).space.points()) == kept
+        assert list(config(space | {"exclude": [exclusion]}).space.combinations()) == kept
 
 
 @settings(deadline=None)
@@ -65,7 +65,7 @@ def test_a_grid_is_the_product_less_the_excluded(space, data):
 def test_points_survive_optunas_categorical_parameters(space):
     whole = config(space)
     categorical = distributions(search_space(whole.space))
-    for point in list(whole.space.points())[:50]:
+    for point in list(whole.space.combinations())[:50]:
         trial = create_trial(value=0.0, params=point, distributions=categorical)
         internal = {n: d.to_internal_repr(trial.params[n]) for n, d in categorical.items()}
         back = {n: d.to_external_repr(internal[n]) for n, d in categorical.items()}
@@ -101,7 +101,7 @@ def test_the_values_of_points_are_those_that_occur(architectures):
 
 def test_points_of_known_cells_have_no_switches():
     whole = config({"cell": ["lstm", "gru"], "layers": [1, 2], "state_size": [8]})
-    points = list(whole.space.points())
+    points = list(whole.space.combinations())
     assert points[0] == {"cell": "lstm", "layers": 1, "state_size": 8}
     trial_configs = [to_trial_config(point, whole) for point in points]
     assert [trial_config.architecture.label for trial_config in trial_configs] == [
@@ -117,10 +117,10 @@ def test_points_of_known_cells_have_no_switches():
 def test_a_bptt_steps_is_the_points_or_the_studys():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = config(space | {"bptt_steps": [1, 16]})
-    windows = [to_trial_config(p, varied).bptt_steps for p in varied.space.points()]
+    windows = [to_trial_config(p, varied).bptt_steps for p in varied.space.combinations()]
     assert windows == [1, 16]
     whole = StudyConfig.model_validate({"space": space, "training": {"bptt_steps": 4}})
-    (point,) = whole.space.points()
+    (point,) = whole.space.combinations()
     assert to_trial_config(point, whole).bptt_steps == 4
 
 
@@ -128,5 +128,5 @@ def test_the_form_of_the_gates_is_the_studys():
     whole = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}
     )
-    point = next(whole.space.points())
+    point = next(whole.space.combinations())
     assert to_trial_config(point, whole).architecture.gate_inputs == "candidate"

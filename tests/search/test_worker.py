@@ -112,7 +112,7 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
     """Each number is worked out anew from what the study and the trial say of themselves."""
     work(sqlite_url, text, [f"gate_inputs='{gate_inputs}'"], precision="bf16")
     refine = [
-        "refinement.best=1",
+        "refinement.top=1",
         "refinement.variants=[{}]",
         "refinement.replicates=2",
         "training.steps=12",
@@ -199,7 +199,7 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
     work(sqlite_url, text)
     assert not read
     refine = [
-        "refinement.best=1",
+        "refinement.top=1",
         "refinement.variants=[{}]",
         "refinement.replicates=2",
         "training.steps=12",
@@ -268,7 +268,7 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
     config = load_config_file("quick", SETTINGS).resolve()
     config = config.model_copy(update={"eval_split": "test"})
     whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
-    trial_configs = [to_trial_config(point, config) for point in config.space.points()][:3]
+    trial_configs = [to_trial_config(point, config) for point in config.space.combinations()][:3]
     settings = TrainConfig(10, 4, 8, 5, 0.01, 0.9, 0)
 
     def measured(leaves):
@@ -753,7 +753,7 @@ def test_the_time_left_is_that_of_each_shape():
 
 def test_a_member_is_an_architecture_and_a_replicate():
     config = load_config_file("quick", SETTINGS).resolve()
-    point = next(config.space.points())
+    point = next(config.space.combinations())
     assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
         to_trial_config(point, config).architecture, 3
     )

@@ -48,7 +48,7 @@ def test_points_of_the_same_values_are_claimed_in_their_order(url):
     assert xs(storage, storage.claim_matching(first, "me/1", 99, ["size"])) == [8, 10]
     assert storage.claim_matching(first, "me/1", 99, ["size"]) == []
     assert storage.claim_matching(first, "me/1", 0, []) == []
-    assert xs(storage, storage.claim_matching(first, "me/1", 99, [], avoid=[])) == [
+    assert xs(storage, storage.claim_matching(first, "me/1", 99, [], exclude=[])) == [
         1,
         3,
         5,
@@ -61,8 +61,8 @@ def test_points_of_the_same_values_are_claimed_in_their_order(url):
 def test_points_that_are_to_be_avoided_are_left(url):
     storage, study_id = two_sizes(url)
     first = storage.claim(study_id, "me/1")
-    avoid = [first + 2, first + 4]
-    assert xs(storage, storage.claim_matching(first, "me/1", 2, ["size"], avoid)) == [6, 8]
+    exclude = [first + 2, first + 4]
+    assert xs(storage, storage.claim_matching(first, "me/1", 2, ["size"], exclude)) == [6, 8]
 
 
 def test_no_worker_takes_the_others_share(url):
@@ -116,7 +116,7 @@ def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
     storage.report(trials[3], "me/1", {1: 9.0, 2: 9.0})
     transactions = []
     sa.event.listen(storage.engine, "commit", transactions.append)
-    lost = storage.keep(
+    lost = storage.flush(
         [
             PendingWrite(trials[3], "me/1", {2: 4.0}, replace_all=True),
             PendingWrite(trials[0], "me/1", {1: 3.0, 2: 2.0}, heartbeat=True),
@@ -128,6 +128,6 @@ def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
     assert lost == [trials[1]]
     curves = [storage.get_trial(trial_id).intermediate_values for trial_id in trials]
     assert curves == [{1: 3.0, 2: 2.0}, {}, {}, {2: 4.0}]
-    renewals = {key: lease.renewals for key, lease in storage.running_leases(study_id).items()}
+    renewals = {key: lease.heartbeats for key, lease in storage.running_leases(study_id).items()}
     assert renewals == {trials[0]: 1, trials[2]: 1, trials[3]: 0}
-    assert storage.keep([]) == []
+    assert storage.flush([]) == []

@@ -39,7 +39,7 @@ def test_the_definitions_behind_the_findings_are_valid(path):
 
 def test_stage_one_is_the_exhaustive_search_of_432_points():
     config = load_config_file("stage-one").resolve()
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     assert len(points) == 432
     assert not any(p["state_size"] == 32 and not p["residual"] for p in points)
     training = config.training
@@ -49,7 +49,7 @@ def test_stage_one_is_the_exhaustive_search_of_432_points():
 
 def test_quick_has_all_combinations_of_the_switches():
     config = load_config_file("quick").resolve()
-    points = list(config.space.points())
+    points = list(config.space.combinations())
     assert len(points) == 96
     assert len({tuple(list(p.values())[:6]) for p in points}) == 96
 
@@ -57,10 +57,10 @@ def test_quick_has_all_combinations_of_the_switches():
 def test_stage_two_and_replicates_derive_from_each_other():
     two = load_config_file("stage-two").resolve()
     assert two.refinement.source == "stage-one"
-    assert (two.refinement.best, two.training.steps) == (0.1, 50_000)
+    assert (two.refinement.top, two.training.steps) == (0.1, 50_000)
     assert len(two.refinement.variants) == 4
     replicates = load_config_file("replicates").resolve().refinement
-    assert (replicates.source, replicates.best, replicates.replicates) == ("stage-two", 10, 10)
+    assert (replicates.source, replicates.top, replicates.replicates) == ("stage-two", 10, 10)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_the_test_split_is_for_replicates_and_is_not_handed_down():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("refinement.best=0", ["refinement.best is 0"]),
-        ("refinement.best=1.5", ["refinement.best is 1.5"]),
+        ("refinement.top=0", ["refinement.top is 0"]),
+        ("refinement.top=1.5", ["refinement.top is 1.5"]),
         ("refinement.variants=[]", ["one variant or more"]),
         ("refinement.variants=[{depth=3}]", ["'depth'", "layers, state_size"]),
         ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),

@@ -21,43 +21,43 @@ LEASE = Lease("owner", seconds=120)
 
 def test_a_lease_runs_out_after_its_length_of_looking():
     watch = LeaseMonitor()
-    looks = [watch.look([(7, LEASE)], now) for now in range(1000, 1151, 30)]
+    looks = [watch.observe([(7, LEASE)], now) for now in range(1000, 1151, 30)]
     assert looks == [[], [], [], [], [7], [7]]
 
 
 def test_a_renewal_or_another_owner_begins_anew():
     watch = LeaseMonitor()
     for now in range(0, 91, 30):
-        assert watch.look([(7, LEASE)], now) == []
-    for lease in (LEASE.renewed(), Lease("other", 120, 1)):
+        assert watch.observe([(7, LEASE)], now) == []
+    for lease in (LEASE.with_heartbeat(), Lease("other", 120, 1)):
         for now in range(120, 211, 30):
-            assert watch.look([(7, lease)], now) == []
+            assert watch.observe([(7, lease)], now) == []
 
 
 def test_each_lease_has_its_own_length():
     watch = LeaseMonitor()
     short = Lease("short", seconds=10)
     for now in (0, 5):
-        assert watch.look([(1, LEASE), (2, short)], now) == []
-    assert watch.look([(1, LEASE), (2, short)], 10) == [2]
+        assert watch.observe([(1, LEASE), (2, short)], now) == []
+    assert watch.observe([(1, LEASE), (2, short)], 10) == [2]
 
 
 def test_who_was_held_up_has_not_watched_meanwhile():
     """An observer that was stopped, with the worker that it watches, for an hour."""
     watch = LeaseMonitor()
-    watch.look([(7, LEASE)], 0)
-    assert watch.look([(7, LEASE)], 3600) == []
-    assert watch.look([(7, LEASE)], 3630) == []
-    assert watch.look([(7, LEASE)], 3660) == [7]
+    watch.observe([(7, LEASE)], 0)
+    assert watch.observe([(7, LEASE)], 3600) == []
+    assert watch.observe([(7, LEASE)], 3630) == []
+    assert watch.observe([(7, LEASE)], 3660) == [7]
 
 
 def test_an_outage_makes_nobody_stale():
     watch = LeaseMonitor()
     for now in (0, 30, 60, 90):
-        watch.look([(7, LEASE)], now)
-    watch.forget()
+        watch.observe([(7, LEASE)], now)
+    watch.reset()
     for now in (119, 120, 150, 180, 210):
-        assert watch.look([(7, LEASE)], now) == []
+        assert watch.observe([(7, LEASE)], now) == []
 
 
 @settings(deadline=None)
@@ -72,17 +72,17 @@ def test_who_renews_in_time_never_loses_its_trial(pauses, every, start):
     for pause in pauses:
         now += pause
         renewals = int((now - start) / every)
-        assert watch.look([(1, Lease("owner", 50, renewals))], now) == []
+        assert watch.observe([(1, Lease("owner", 50, renewals))], now) == []
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=50))
 def test_no_lease_runs_out_early(pauses):
     watch, now = LeaseMonitor(), 0.0
-    watch.look([(7, LEASE)], now)
+    watch.observe([(7, LEASE)], now)
     for pause in pauses:
         now += pause
-        if watch.look([(7, LEASE)], now):
+        if watch.observe([(7, LEASE)], now):
             assert now >= LEASE.seconds
 
 
@@ -163,8 +163,8 @@ def test_a_clock_that_jumps_makes_nobody_stale_and_nobody_immortal(url, monkeypa
     trial_id = storage.claim(study_id, "me", lease_seconds=4)
     watch = LeaseMonitor()
     assert storage.expire_leases(study_id, watch, lambda: 0.0) == []
-    shift, now, wall = timedelta(hours=hours), storage_module.now, time.time
-    monkeypatch.setattr(storage_module, "now", lambda: now() + shift)
+    shift, now, wall = timedelta(hours=hours), storage_module.utcnow, time.time
+    monkeypatch.setattr(storage_module, "utcnow", lambda: now() + shift)
     monkeypatch.setattr(time, "time", lambda: wall() + 3600 * hours)
     assert storage.expire_leases(study_id, watch, lambda: 2.0) == []
     storage.heartbeat(trial_id, "me")
@@ -184,7 +184,7 @@ def test_a_claim_looks_at_no_trial_that_it_does_not_take(sqlite_url):
     study_id = small_study(storage, 50)
     seen = []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: seen.append(a[2:4]))
-    storage.claim(study_id, "me", avoid=[3, 4])
+    storage.claim(study_id, "me", exclude=[3, 4])
     (claim,) = [found for found in seen if "ORDER BY trials.number" in found[0]]
     with storage.engine.begin() as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {claim[0]}", claim[1]).all()

@@ -34,24 +34,28 @@ def test_a_paused_trial_is_taken_by_who_names_it_and_by_nobody_else(study):
     third, fourth = storage.claim(study_id, "me/2"), storage.claim(study_id, "me/2")
     assert len({first, second, third, fourth}) == 4
     assert storage.claim(study_id, "me/2") is None
-    assert storage.claim(study_id, "me/2", avoid=[first]) is None
-    assert storage.claim(study_id, "me/2", among=[]) is None
-    assert storage.claim(study_id, "me/2", among=[third, second, first]) == second, "in that order"
+    assert storage.claim(study_id, "me/2", exclude=[first]) is None
+    assert storage.claim(study_id, "me/2", paused_ids=[]) is None
+    assert storage.claim(study_id, "me/2", paused_ids=[third, second, first]) == second, (
+        "in that order"
+    )
     trial = storage.get_trial(second)
     assert trial.state is TrialState.RUNNING
     assert trial.intermediate_values == {10: 3.0, 20: 2.0}
     # It runs as any other: who loses it leaves it to anybody.
     storage.requeue(second, "me/2", Failure.LEASE_EXPIRED)
-    assert storage.claim(study_id, "me/3", among=[second]) is None, "it is not paused any more"
+    assert storage.claim(study_id, "me/3", paused_ids=[second]) is None, "it is not paused any more"
     assert storage.claim(study_id, "me/3") == second
 
 
 def test_paused_trials_that_are_named_are_taken_along_in_their_order(study):
     storage, study_id = study
     paused = [claim_and_pause(storage, study_id) for _ in range(4)]
-    first = storage.claim(study_id, "me/2", among=paused[3:])
+    first = storage.claim(study_id, "me/2", paused_ids=paused[3:])
     assert first == paused[3]
-    taken = storage.claim_matching(first, "me/2", 2, [], among=[paused[2], paused[0], paused[1]])
+    taken = storage.claim_matching(
+        first, "me/2", 2, [], paused_ids=[paused[2], paused[0], paused[1]]
+    )
     assert sorted(taken) == sorted([paused[2], paused[0]])
     assert storage.claim_matching(first, "me/2", 9, []) == [], "those that are not named wait"
 
@@ -72,22 +76,22 @@ def test_only_what_is_paused_is_pruned_and_that_for_good(study):
     storage, study_id = study
     paused, taken, *others = (claim_and_pause(storage, study_id) for _ in range(4))
     for trial_id in (taken, *others):
-        assert storage.claim(study_id, "you/1", among=[trial_id]) == trial_id
+        assert storage.claim(study_id, "you/1", paused_ids=[trial_id]) == trial_id
     reasons = {key: {"reason": "far off"} for key in (taken, paused)}
-    assert storage.prune(study_id, 4, reasons) == [], "others run, and may tell otherwise"
+    assert storage.prune_paused(study_id, 4, reasons) == [], "others run, and may tell otherwise"
     for trial_id in others:
         storage.finish(trial_id, "you/1", TrialState.COMPLETE, 1.0, {})
     storage.requeue(taken, "you/1", Failure.LEASE_EXPIRED)
-    assert storage.prune(study_id, 4, reasons) == [], "one waits that was not paused"
+    assert storage.prune_paused(study_id, 4, reasons) == [], "one waits that was not paused"
     assert storage.claim(study_id, "you/1") == taken
     storage.finish(taken, "you/1", TrialState.COMPLETE, 1.0, {})
-    assert storage.prune(study_id, 3, reasons) == [], "there are more by now"
-    assert storage.prune(study_id, 4, reasons) == [paused]
-    assert storage.prune(study_id, 4, reasons) == []
+    assert storage.prune_paused(study_id, 3, reasons) == [], "there are more by now"
+    assert storage.prune_paused(study_id, 4, reasons) == [paused]
+    assert storage.prune_paused(study_id, 4, reasons) == []
     counts = count_trials(storage, study_id)
     assert (counts.pruned, counts.complete, counts.waiting) == (1, 3, 0)
     assert (counts.paused, counts.planned, counts.finished) == (0, 4, 4)
-    assert storage.claim(study_id, "me/2", among=[paused]) is None
+    assert storage.claim(study_id, "me/2", paused_ids=[paused]) is None
     # Plain Optuna reads it as any trial that was pruned, which ended when it was paused.
     (trial,) = load_study(storage, "small").get_trials(states=(TrialState.PRUNED,))
     assert trial.user_attrs == {"rung": 20, "reason": "far off"}
@@ -130,9 +134,9 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
 
 def take_them_all(url, study_id, claim_token, trial_ids):
     storage = open_storage(url)
-    taken = [storage.claim(study_id, claim_token, among=trial_ids)]
+    taken = [storage.claim(study_id, claim_token, paused_ids=trial_ids)]
     meet()  # each has one, and there are others left for all
-    while (trial_id := storage.claim(study_id, claim_token, among=trial_ids)) is not None:
+    while (trial_id := storage.claim(study_id, claim_token, paused_ids=trial_ids)) is not None:
         taken.append(trial_id)
     return taken
 
