@@ -1,4 +1,4 @@
-"""Recorded curves of a search that was run to its end, and what another search of them comes to."""
+"""Recorded curves of a complete search, and the result of a simulated search over them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,53 +10,52 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.pruning.policy import Rung, rungs_of
+from search.pruning.policy import Rung, compute_rungs
 from search.pruning.predictions import DesignMatrix, Floats
 from studies.config import top_count
 
-CURVE, VALUE = "loss_", "min_loss"
+LOSS_PREFIX, VALUE = "loss_", "min_loss"
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """Points that were trained to the end.
+class RecordedCurves:
+    """Curves of N trials that were trained to the end.
 
     Attributes:
-        points: a value for each parameter.
-        steps: (L,) of the log points.
+        params: parameters of each trial.
+        steps: (L,) steps of the log points.
         curves: (N, L) losses.
-        values: (N,) final.
+        values: (N,) final values.
     """
 
-    points: list[dict[str, Any]]
+    params: list[dict[str, Any]]
     steps: NDArray[np.int64]
     curves: Floats
     values: Floats
 
     @classmethod
-    def read(cls, path: Path) -> "Recorded":
-        """Read a file.
+    def read(cls, path: Path) -> "RecordedCurves":
+        """Read a CSV file as written by ``python -m reports STUDY --curves FILE``.
 
         Raises:
-            click.BadParameter: if it is no such file.
+            click.BadParameter: if the file is missing, malformed, or has gaps.
         """
         try:
             table = pd.read_csv(path)
-            columns = [str(name) for name in table if str(name).startswith(CURVE)]
-            steps = np.array([int(name.removeprefix(CURVE)) for name in columns])
+            columns = [str(name) for name in table if str(name).startswith(LOSS_PREFIX)]
+            steps = np.array([int(name.removeprefix(LOSS_PREFIX)) for name in columns])
             curves, values = table[columns].to_numpy(float), table[VALUE].to_numpy(float)
-            whole = np.isfinite(curves).all() and np.isfinite(values).all()
-            if len(steps) < 2 or not whole or (np.diff(steps) <= 0).any():
+            is_complete = np.isfinite(curves).all() and np.isfinite(values).all()
+            if len(steps) < 2 or not is_complete or (np.diff(steps) <= 0).any():
                 raise ValueError("curves with gaps")
         except (OSError, ValueError, KeyError) as error:
             raise click.BadParameter(
-                f"{path} cannot be read ({error}); allowed: a CSV with the parameters, {VALUE} and "
-                f"{CURVE}50, {CURVE}100 … of complete points; write it with python -m reports "
+                f"cannot read {path} ({error}): expected a CSV file written by python -m reports "
                 "STUDY --curves FILE"
             ) from error
         names = [str(name) for name in table if name not in {*columns, VALUE, "seconds"}]
-        points = [dict(zip(names, row, strict=True)) for row in table[names].to_numpy().tolist()]
-        return cls(points, steps, curves, values)
+        params = [dict(zip(names, row, strict=True)) for row in table[names].to_numpy().tolist()]
+        return cls(params, steps, curves, values)
 
     @property
     def end(self) -> int:
@@ -65,32 +64,32 @@ class Recorded:
 
     @cached_property
     def rungs(self) -> list[Rung]:
-        """Where our pruner looks."""
-        return rungs_of(self.end, int(self.steps[0]))
+        """Rungs of our pruner."""
+        return compute_rungs(self.end, int(self.steps[0]))
 
     @cached_property
-    def factors(self) -> DesignMatrix:
-        """The points by their parameters."""
-        return DesignMatrix.of(self.points)
+    def design(self) -> DesignMatrix:
+        """Parameters of the trials."""
+        return DesignMatrix.from_params(self.params)
 
     @cached_property
     def losses(self) -> Floats:
-        """The loss of each point at each rung, (N, R)."""
+        """Loss of each trial at each rung, (N, R)."""
         within = [(self.steps > rung.after) & (self.steps <= rung.step) for rung in self.rungs]
         return np.column_stack([self.curves[:, columns].mean(axis=1) for columns in within])
 
 
 @dataclass(frozen=True)
-class TrialResult:
-    """What a search would have been.
+class ReplayResult:
+    """Result of a simulated search.
 
     Attributes:
-        cost: the share of all steps that was trained.
-        recall: the share of the best fraction that was trained to the end.
-        recall_of_ten: of the best ten.
-        has_winner: whether the best point was.
-        complete: the share of the points that was.
-        begun: how often a point was begun or gone on with, a point.
+        cost: share of all steps that were trained.
+        recall: share of the best fraction that was trained to the end.
+        recall_of_ten: share of the best ten that was trained to the end.
+        has_winner: whether the best trial was trained to the end.
+        complete: share of all trials that was trained to the end.
+        starts: starts and resumptions per trial.
     """
 
     cost: float
@@ -98,13 +97,18 @@ class TrialResult:
     recall_of_ten: float
     has_winner: bool
     complete: float
-    begun: float
+    starts: float
 
     @classmethod
-    def of(
-        cls, recorded: Recorded, keep: float, complete: NDArray[np.bool_], steps: int, begun: int
-    ) -> "TrialResult":
-        """Sum a search up."""
+    def summarize(
+        cls,
+        recorded: RecordedCurves,
+        keep: float,
+        complete: NDArray[np.bool_],
+        steps: int,
+        starts: int,
+    ) -> "ReplayResult":
+        """Summarize a search from its complete trials, trained steps and starts."""
         count = len(recorded.values)
         best = np.argsort(recorded.values, kind="stable")
         return cls(
@@ -113,5 +117,5 @@ class TrialResult:
             recall_of_ten=float(complete[best[:10]].mean()),
             has_winner=bool(complete[best[0]]),
             complete=float(complete.mean()),
-            begun=begun / count,
+            starts=starts / count,
         )

@@ -1,9 +1,8 @@
-"""``python -m benchmarks.replay_pruning FILE …``: what pruners would make of recorded curves.
+"""``python -m benchmarks.replay_pruning FILE …``: simulate pruners on recorded curves.
 
-A file is a CSV, compressed or not, with a row a point: a column for each parameter, ``min_loss``
-(its value), and its curve as ``loss_50``, ``loss_100`` …, as ``python -m reports STUDY --curves
-FILE`` writes it. Trials are begun in random orders, some at a time, all equally fast; what they
-come to is what was recorded.
+A file is a CSV, compressed or not, as written by ``python -m reports STUDY --curves FILE``: one row
+per trial with its parameters, its value ``min_loss`` and its curve ``loss_50``, ``loss_100`` ….
+Trials start in random order, several at a time and equally fast, and follow their recorded curves.
 """
 
 import heapq
@@ -30,122 +29,133 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState, create_trial
 
-from benchmarks.recorded_curves import Recorded, TrialResult
-from search.pruning.policy import PruningPolicy, StudyState, TrialStage, ahead_of
+from benchmarks.recorded_curves import RecordedCurves, ReplayResult
+from search.pruning.policy import (
+    PruningPolicy,
+    StudyState,
+    TrialStage,
+    compute_steps_to_next_rung,
+)
 from search.pruning.predictions import Prediction
 from search.pruning.pruner import TopFractionPruner
 from search.worker.cpu_budget import cores
 from studies.config import top_count
 
-LOOKS = 20
-"""How often in a training Optuna's own pruners are asked: each answer takes them milliseconds."""
+CHECKS = 20
+"""Calls of Optuna's pruners per training: each takes milliseconds."""
 
 
 class Replay:
-    """A search of ours: points begun, paused, gone on with, pruned, completed.
+    """Simulated search with the pause-and-resume policy.
 
     Args:
-        recorded: the points.
-        concurrent: how many are trained at a time.
+        recorded: curves of the trials.
+        concurrent: number of trials trained at a time.
         keep: see :class:`search.pruning.policy.PruningPolicy`.
-        confidence: see there.
+        confidence: see :class:`search.pruning.policy.PruningPolicy`.
     """
 
-    def __init__(self, recorded: Recorded, concurrent: int, keep: float, confidence: float) -> None:
+    def __init__(
+        self, recorded: RecordedCurves, concurrent: int, keep: float, confidence: float
+    ) -> None:
         self.recorded = recorded
         self.concurrent = concurrent
         self.keep = keep
         self.confidence = confidence
         count = len(recorded.values)
-        self.stages = [TrialStage.FRESH] * count
+        self.stages = [TrialStage.WAITING] * count
         self.losses = np.full_like(recorded.losses, math.nan)
         self.values = np.full(count, math.nan)
         self.stops = [0, *(rung.step for rung in recorded.rungs), recorded.end]
-        self.came_to = [0] * count
-        self.ahead = ahead_of(recorded.rungs, recorded.end)
-        self.known: Prediction | None = None
+        self.reached = [0] * count
+        self.steps_to_next_rung = compute_steps_to_next_rung(recorded.rungs, recorded.end)
+        self.prediction: Prediction | None = None
         self.running: list[tuple[int, int, int]] = []
-        self.steps = self.begun = 0
+        self.steps = self.starts = 0
 
-    def run(self, order: Sequence[int]) -> TrialResult:
-        """Run the search, its points begun in this order."""
-        fresh = list(reversed(order))
+    def run(self, order: Sequence[int]) -> ReplayResult:
+        """Run the search, starting the trials in this order."""
+        waiting = list(reversed(order))
         now = 0
         while True:
             while len(self.running) < self.concurrent:
-                chosen = [fresh.pop()] if fresh else self.judge().wanted[:1]
+                chosen = [waiting.pop()] if waiting else self.evaluate_policy().to_resume[:1]
                 if not chosen:
                     break
-                self.begun += 1
+                self.starts += 1
                 self._advance(chosen[0], now)
             if not self.running:
                 break
-            now, _, point = heapq.heappop(self.running)
-            self._arrive(point, now)
+            now, _, trial = heapq.heappop(self.running)
+            self._reach_rung(trial, now)
         complete = np.array([stage is TrialStage.COMPLETE for stage in self.stages])
-        return TrialResult.of(self.recorded, self.keep, complete, self.steps, self.begun)
+        return ReplayResult.summarize(self.recorded, self.keep, complete, self.steps, self.starts)
 
-    def judge(self) -> PruningPolicy:
-        """Return what our pruner says now."""
-        standing = StudyState(
-            self.stages, self.losses, self.values, self.recorded.factors, self.ahead
+    def evaluate_policy(self) -> PruningPolicy:
+        """Return the policy for the current state."""
+        state = StudyState(
+            self.stages,
+            self.losses,
+            self.values,
+            self.recorded.design,
+            self.steps_to_next_rung,
         )
-        judgement = PruningPolicy(standing, self.keep, self.confidence, self.known)
-        if TrialStage.FRESH not in self.stages:
-            self.known = judgement.forecast  # until somebody arrives
-        return judgement
+        policy = PruningPolicy(state, self.keep, self.confidence, self.prediction)
+        if TrialStage.WAITING not in self.stages:
+            self.prediction = policy.prediction  # valid until a trial reaches its next rung
+        return policy
 
-    def _advance(self, point: int, now: int) -> None:
-        """Train a point to where it is looked at next."""
-        self.stages[point] = TrialStage.RUNNING
-        length = self.stops[self.came_to[point] + 1] - self.stops[self.came_to[point]]
+    def _advance(self, trial: int, now: int) -> None:
+        """Train a trial to its next rung."""
+        self.stages[trial] = TrialStage.RUNNING
+        length = self.stops[self.reached[trial] + 1] - self.stops[self.reached[trial]]
         self.steps += length
-        heapq.heappush(self.running, (now + length, self.steps, point))
+        heapq.heappush(self.running, (now + length, self.steps, trial))
 
-    def _arrive(self, point: int, now: int) -> None:
-        self.known = None
-        rung = self.came_to[point]
-        self.came_to[point] += 1
+    def _reach_rung(self, trial: int, now: int) -> None:
+        self.prediction = None
+        rung = self.reached[trial]
+        self.reached[trial] += 1
         if rung == len(self.recorded.rungs):
-            self.stages[point] = TrialStage.COMPLETE
-            self.values[point] = self.recorded.values[point]
+            self.stages[trial] = TrialStage.COMPLETE
+            self.values[trial] = self.recorded.values[trial]
             return
-        self.losses[point, rung] = self.recorded.losses[point, rung]
-        judgement = self.judge()
-        if judgement.goes_on(point):
-            self._advance(point, now)
-        elif judgement.is_hopeless(point):
-            self.stages[point] = TrialStage.PRUNED
+        self.losses[trial, rung] = self.recorded.losses[trial, rung]
+        policy = self.evaluate_policy()
+        if policy.should_continue(trial):
+            self._advance(trial, now)
+        elif policy.should_prune_now(trial):
+            self.stages[trial] = TrialStage.PRUNED
         else:
-            self.stages[point] = TrialStage.PAUSED
+            self.stages[trial] = TrialStage.PAUSED
 
 
 def replay_in_optuna(
-    recorded: Recorded,
+    recorded: RecordedCurves,
     pruner: BasePruner,
-    looks: Sequence[int],
+    checks: Sequence[int],
     order: Sequence[int],
     concurrent: int,
     keep: float,
-) -> TrialResult:
-    """Run a search with any pruner of plain Optuna's, which stops trials and does not pause them.
+) -> ReplayResult:
+    """Simulate a search with a pruner of plain Optuna, which stops trials for good.
 
     Args:
-        recorded: the points.
-        pruner: to be asked.
-        looks: the places of the log points at which it is asked; whatever it has not seen of a
-            curve by then, it is told.
-        order: in which points are begun.
-        concurrent: how many are trained at a time.
-        keep: the fraction of the points whose recall is counted.
+        recorded: curves of the trials.
+        pruner: pruner to simulate.
+        checks: indices of the log points at which the pruner is called; earlier log points are
+            reported before the call.
+        order: order in which trials start.
+        concurrent: number of trials trained at a time.
+        keep: fraction of the trials whose recall is counted.
     """
     study = optuna.create_study(study_name="replay", pruner=pruner)
     storage = study._storage
     distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(tuple(dict.fromkeys(p[name] for p in recorded.points)))
-        for name in recorded.points[0]
+        name: CategoricalDistribution(tuple(dict.fromkeys(p[name] for p in recorded.params)))
+        for name in recorded.params[0]
     }
-    stops = [*looks, len(recorded.steps) - 1]
+    stops = [*checks, len(recorded.steps) - 1]
     waiting = list(reversed(order))
     running: list[tuple[int, int, int, int]] = []
     count = itertools.count()
@@ -153,40 +163,40 @@ def replay_in_optuna(
     now = steps = 0
     while waiting or running:
         while waiting and len(running) < concurrent:
-            point = waiting.pop()
+            index = waiting.pop()
             study.add_trial(
                 create_trial(
                     state=TrialState.RUNNING,
-                    params=recorded.points[point],
+                    params=recorded.params[index],
                     distributions=distributions,
                 )
             )
             trial_id = study.get_trials(deepcopy=False)[-1]._trial_id
             at = now + int(recorded.steps[stops[0]])
-            heapq.heappush(running, (at, next(count), point, trial_id))
-        now, _, point, trial_id = heapq.heappop(running)
-        come_to = len(storage.get_trial(trial_id).intermediate_values)
-        stop = next(stop for stop in stops if stop >= come_to)
-        for place in range(come_to, stop + 1):
-            loss = float(recorded.curves[point, place])
-            storage.set_trial_intermediate_value(trial_id, int(recorded.steps[place]), loss)
+            heapq.heappush(running, (at, next(count), index, trial_id))
+        now, _, index, trial_id = heapq.heappop(running)
+        reported = len(storage.get_trial(trial_id).intermediate_values)
+        stop = next(stop for stop in stops if stop >= reported)
+        for log_point in range(reported, stop + 1):
+            loss = float(recorded.curves[index, log_point])
+            storage.set_trial_intermediate_value(trial_id, int(recorded.steps[log_point]), loss)
         if stop == stops[-1]:
-            value = [float(recorded.values[point])]
+            value = [float(recorded.values[index])]
             storage.set_trial_state_values(trial_id, TrialState.COMPLETE, value)
-            complete[point] = True
+            complete[index] = True
         elif pruner.prune(study, storage.get_trial(trial_id)):
             storage.set_trial_state_values(trial_id, TrialState.PRUNED)
         else:
             following = stops[stops.index(stop) + 1]
             at = now + int(recorded.steps[following] - recorded.steps[stop])
-            heapq.heappush(running, (at, next(count), point, trial_id))
+            heapq.heappush(running, (at, next(count), index, trial_id))
             continue
         steps += int(recorded.steps[stop])
-    return TrialResult.of(recorded, keep, complete, steps, len(order))
+    return ReplayResult.summarize(recorded, keep, complete, steps, len(order))
 
 
-def optunas_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
-    """Return Optuna's four as they are set for a training of so many steps."""
+def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
+    """Return factories of Optuna's pruners with settings for a training of ``end`` steps."""
     return {
         "SuccessiveHalving": partial(
             SuccessiveHalvingPruner, min_resource=max(1, round(end / 11)), reduction_factor=2
@@ -199,33 +209,33 @@ def optunas_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
     }
 
 
-OURS, OURS_STOPPING = "ours", "ours, in Optuna"
-PRUNERS = (OURS, OURS_STOPPING, *optunas_pruners(1))
+OURS, OURS_WITHOUT_PAUSING = "ours", "ours, in Optuna"
+PRUNERS = (OURS, OURS_WITHOUT_PAUSING, *optuna_pruners(1))
 
 
 def replay(
     path: Path, pruner: str, concurrent: int, order: int, keep: float, confidence: float
-) -> TrialResult:
-    """Run one search: by our pruner, by ours where it can only stop, or by one of Optuna's."""
+) -> ReplayResult:
+    """Simulate one search with the named pruner."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recorded = Recorded.read(path)
-    points = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
+    recorded = RecordedCurves.read(path)
+    trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
     if pruner == OURS:
-        return Replay(recorded, concurrent, keep, confidence).run(points)
-    if pruner == OURS_STOPPING:
-        asked = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
+        return Replay(recorded, concurrent, keep, confidence).run(trials)
+    if pruner == OURS_WITHOUT_PAUSING:
+        checks = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
         log_every = int(recorded.steps[0])
         ours = TopFractionPruner(
-            recorded.end, log_every, keep=keep, confidence=confidence, planned=len(points)
+            recorded.end, log_every, keep=keep, confidence=confidence, planned=len(trials)
         )
-        return replay_in_optuna(recorded, ours, asked, points, concurrent, keep)
+        return replay_in_optuna(recorded, ours, checks, trials, concurrent, keep)
     last = len(recorded.steps) - 1
-    looks = sorted({int(place) for place in np.linspace(0, last, LOOKS + 1)[1:-1]})
-    theirs = optunas_pruners(recorded.end)[pruner]()
-    return replay_in_optuna(recorded, theirs, looks, points, concurrent, keep)
+    checks = sorted({int(index) for index in np.linspace(0, last, CHECKS + 1)[1:-1]})
+    baseline = optuna_pruners(recorded.end)[pruner]()
+    return replay_in_optuna(recorded, baseline, checks, trials, concurrent, keep)
 
 
-def lines(
+def format_table(
     path: Path,
     pruners: Sequence[str],
     orders: int,
@@ -233,37 +243,37 @@ def lines(
     keep: float,
     confidence: float,
 ) -> Iterator[str]:
-    """Yield a line for each pruner and number of concurrent trials."""
-    recorded = Recorded.read(path)
+    """Yield a header and one line per pruner and number of concurrent trials."""
+    recorded = RecordedCurves.read(path)
     count = len(recorded.values)
     yield (
-        f"{path.name}: {count} points, {recorded.end:,} steps, the best {top_count(keep, count)}, "
+        f"{path.name}: {count} trials, {recorded.end:,} steps, top {top_count(keep, count)}, "
         f"{orders} orders"
     )
     yield (
-        f"  {'pruner':18} {'at a time':>9} {'cost':>6} {'recall':>7} {'worst':>6} {'best 10':>8} "
-        f"{'winner':>7} {'complete':>9} {'begun':>6}"
+        f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} {'best 10':>8} "
+        f"{'winner':>7} {'complete':>9} {'starts':>6}"
     )
     work = itertools.product(pruners, concurrency)
-    # Two libraries of linear algebra with two threads each would be in each other's way.
+    # Numerical libraries with several threads per process would compete for the cores.
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
         for pruner, concurrent in work:
-            one = partial(replay, path, pruner, concurrent, keep=keep, confidence=confidence)
-            found = list(pool.map(one, range(orders)))
+            simulate = partial(replay, path, pruner, concurrent, keep=keep, confidence=confidence)
+            results = list(pool.map(simulate, range(orders)))
 
-            def mean(name: str, found: Sequence[TrialResult] = found) -> float:
-                return float(np.mean([getattr(outcome, name) for outcome in found]))
+            def mean(name: str, results: Sequence[ReplayResult] = results) -> float:
+                return float(np.mean([getattr(result, name) for result in results]))
 
-            winners = sum(outcome.has_winner for outcome in found)
+            winners = sum(result.has_winner for result in results)
             yield (
                 f"  {pruner:18} {concurrent:9} {mean('cost'):6.3f} {mean('recall'):7.3f} "
-                f"{min(outcome.recall for outcome in found):6.3f} {mean('recall_of_ten'):8.3f} "
-                f"{winners:3}/{orders:<3} {mean('complete'):9.3f} {mean('begun'):6.2f}"
+                f"{min(result.recall for result in results):6.3f} {mean('recall_of_ten'):8.3f} "
+                f"{winners:3}/{orders:<3} {mean('complete'):9.3f} {mean('starts'):6.2f}"
             )
 
 
-@click.command(help="Replay pruners on recorded curves, and print what they cost and keep.")
+@click.command(help="Simulate pruners on recorded curves and print their cost and recall.")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
@@ -274,7 +284,7 @@ def lines(
     multiple=True,
     default=PRUNERS,
     show_default=True,
-    help="To replay; may be repeated.",
+    help="Pruner to simulate; may be repeated.",
 )
 @click.option("--orders", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
@@ -283,7 +293,7 @@ def lines(
     multiple=True,
     default=(1, 4, 16, 64),
     show_default=True,
-    help="Trials at a time; may be repeated.",
+    help="Number of concurrent trials; may be repeated.",
 )
 @click.option(
     "--keep",
@@ -305,9 +315,9 @@ def main(
     keep: float,
     confidence: float,
 ) -> None:
-    """Replay each file."""
+    """Print a table for each file."""
     for path in files:
-        for line in lines(path, pruners, orders, concurrent, keep, confidence):
+        for line in format_table(path, pruners, orders, concurrent, keep, confidence):
             click.echo(line)
             sys.stdout.flush()
 

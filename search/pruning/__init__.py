@@ -1,1 +1,1 @@
-"""."""
+"""Pruning: predict final values, decide which trials to pause, resume or prune."""

@@ -1,4 +1,4 @@
-"""What the pruner says of a study's points, read from its storage."""
+"""Pause-and-resume scheduler: apply the pruning policy to the stored state of a study."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from search.pruning.policy import PruningPolicy, StudyState, TrialStage, ahead_of, rungs_of
-from search.pruning.predictions import LEAST_VALUES, DesignMatrix
+from search.pruning.policy import (
+    PruningPolicy,
+    StudyState,
+    TrialStage,
+    compute_rungs,
+    compute_steps_to_next_rung,
+)
+from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
 from studies.attributes import RUNG
 from studies.config import StudyConfig
 from studies.storage.queries import TrialProgress, read_progress, read_trials
@@ -16,11 +22,11 @@ from studies.storage.storage import LeasedRDBStorage
 
 @dataclass(frozen=True)
 class PruneDecision:
-    """That a point at a rung is not to go on for now, or at all.
+    """Decision that a trial at a rung is paused or pruned.
 
     Attributes:
-        is_final: whether it is given up.
-        attributes: to be recorded with it.
+        is_final: whether the trial is pruned rather than paused.
+        attributes: user attributes to record with the trial.
     """
 
     is_final: bool
@@ -28,12 +34,12 @@ class PruneDecision:
 
 
 class PauseResumeScheduler:
-    """Decides on points by what is stored of the study, and by nothing else.
+    """Decides which trials to pause, resume and prune, from the stored state of the study alone.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
-        config: of it, with pruning enabled.
+        storage: storage that holds the study.
+        study_id: id of the study.
+        config: study config with pruning enabled.
     """
 
     def __init__(self, storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> None:
@@ -41,120 +47,133 @@ class PauseResumeScheduler:
         self._study_id = study_id
         self._settings = config.pruning
         self._steps = config.training.steps
-        self._rungs = rungs_of(config.training.steps, config.training.log_every)
-        self._coded: list[int] = []
-        self._factors = DesignMatrix.of([])
+        self._rungs = compute_rungs(config.training.steps, config.training.log_every)
+        self._encoded_numbers: list[int] = []
+        self._design = DesignMatrix.from_params([])
 
-    def verdicts(
-        self, trial_ids: Collection[int], avoid: Collection[int] = ()
+    def decide(
+        self, trial_ids: Collection[int], deferred: Collection[int] = ()
     ) -> dict[int, PruneDecision]:
-        """Tell which of these running trials, all at a rung, do not go on, and why.
+        """Decide which of these running trials, all at a rung, are paused or pruned.
 
         Args:
-            trial_ids: of the trials.
-            avoid: those of trials that wait to be run again after an error: nobody waits for them.
-        """
-        points, judgement = self._judge(avoid)
-        places = {point.trial_id: place for place, point in enumerate(points)}
-        found = {}
-        for trial_id in trial_ids:
-            place = places.get(trial_id)
-            if place is None or judgement.goes_on(place):
-                continue
-            is_final = judgement.is_hopeless(place)
-            found[trial_id] = PruneDecision(is_final, self._why(judgement, place, is_final))
-        return found
-
-    def choose(
-        self, min_keep_probability: float, avoid: Collection[int] = (), at_any_rate: bool = False
-    ) -> list[int]:
-        """Return the paused trials to go on with.
-
-        Args:
-            min_keep_probability: that a trial must have to be taken along with the first one.
-            avoid: the ids of trials that wait to be run again after an error: nobody waits for
+            trial_ids: ids of the trials.
+            deferred: ids of waiting trials to retry after an error; other trials do not wait for
                 them.
-            at_any_rate: not to wait for what those that run will tell.
 
         Returns:
-            Their ids, the most promising first, and those at the same rung that may be trained in
-            lockstep with it; none if none is wanted.
+            Decisions by trial id; trials that continue are absent.
         """
-        points, judgement = self._judge(avoid)
-        wanted = judgement.lacking if at_any_rate else judgement.wanted
-        if not wanted:
+        trials, policy = self._evaluate_policy(deferred)
+        indices = {trial.trial_id: index for index, trial in enumerate(trials)}
+        decisions = {}
+        for trial_id in trial_ids:
+            index = indices.get(trial_id)
+            if index is None or policy.should_continue(index):
+                continue
+            is_final = policy.should_prune_now(index)
+            attributes = self._decision_attributes(policy, index, is_final)
+            decisions[trial_id] = PruneDecision(is_final, attributes)
+        return decisions
+
+    def select_to_resume(
+        self,
+        min_keep_probability: float,
+        deferred: Collection[int] = (),
+        ignore_running: bool = False,
+    ) -> list[int]:
+        """Return the paused trials to resume in one batch.
+
+        Args:
+            min_keep_probability: keep probability from which a trial joins the first one's batch.
+            deferred: ids of waiting trials to retry after an error; other trials do not wait for
+                them.
+            ignore_running: resume even if results of running trials are still expected.
+
+        Returns:
+            Ids of trials at one rung, the most promising first; empty if none is needed.
+        """
+        trials, policy = self._evaluate_policy(deferred)
+        to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
+        if not to_resume:
             return []
-        reached = judgement.standing.reached
-        first, *others = wanted
-        return [points[first].trial_id] + [
-            points[place].trial_id
-            for place in others
-            if reached[place] == reached[first] and judgement.chances[place] >= min_keep_probability
+        reached = policy.state.rungs_reached
+        first, *others = to_resume
+        return [trials[first].trial_id] + [
+            trials[index].trial_id
+            for index in others
+            if reached[index] == reached[first]
+            and policy.keep_probabilities[index] >= min_keep_probability
         ]
 
-    def conclude(self) -> list[int]:
-        """Prune what is paused, if none of it will be wanted any more.
+    def prune_paused(self) -> list[int]:
+        """Prune all paused trials if none of them will be resumed.
 
         Returns:
-            The numbers of the trials that are pruned now.
+            Numbers of the trials pruned by this call.
         """
-        points, judgement = self._judge()
-        if not judgement.is_settled:
+        trials, policy = self._evaluate_policy()
+        if not policy.is_final:
             return []
-        trials = {
-            points[place].trial_id: self._why(judgement, int(place), is_final=True)
-            for place in np.flatnonzero(judgement.standing.where(TrialStage.PAUSED))
+        attributes = {
+            trials[index].trial_id: self._decision_attributes(policy, int(index), is_final=True)
+            for index in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED))
         }
-        if not trials:
+        if not attributes:
             return []
-        pruned = set(self._storage.prune_paused(self._study_id, len(points), trials))
-        return [point.number for point in points if point.trial_id in pruned]
+        pruned = set(self._storage.prune_paused(self._study_id, len(trials), attributes))
+        return [trial.number for trial in trials if trial.trial_id in pruned]
 
-    def _judge(self, avoid: Collection[int] = ()) -> tuple[list[TrialProgress], PruningPolicy]:
-        points = read_progress(self._storage, self._study_id, self._rungs)
-        standing = StudyState(
-            [_stage(point, avoid) for point in points],
-            np.array([point.losses for point in points]),
-            np.array([point.value for point in points]),
-            self._factors_of(points),
-            ahead_of(self._rungs, self._steps),
+    def _evaluate_policy(
+        self, deferred: Collection[int] = ()
+    ) -> tuple[list[TrialProgress], PruningPolicy]:
+        trials = read_progress(self._storage, self._study_id, self._rungs)
+        state = StudyState(
+            [_stage(trial, deferred) for trial in trials],
+            np.array([trial.losses for trial in trials]),
+            np.array([trial.value for trial in trials]),
+            self._encode(trials),
+            compute_steps_to_next_rung(self._rungs, self._steps),
         )
-        return points, PruningPolicy(standing, self._settings.keep, self._settings.confidence)
+        return trials, PruningPolicy(state, self._settings.keep, self._settings.confidence)
 
-    def _factors_of(self, points: Sequence[TrialProgress]) -> DesignMatrix:
-        """Return the points by their parameters, which change only if the study is extended."""
-        numbers = [point.number for point in points]
-        if numbers != self._coded:
-            params = {p.number: p.params for p in read_trials(self._storage, self._study_id)}
-            self._factors = DesignMatrix.of([params[number] for number in numbers])
-            self._coded = numbers
-        return self._factors
+    def _encode(self, trials: Sequence[TrialProgress]) -> DesignMatrix:
+        """Return the trials' parameters, which change only when the study is extended."""
+        numbers = [trial.number for trial in trials]
+        if numbers != self._encoded_numbers:
+            params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
+            self._design = DesignMatrix.from_params([params[number] for number in numbers])
+            self._encoded_numbers = numbers
+        return self._design
 
-    def _why(self, judgement: PruningPolicy, place: int, is_final: bool) -> dict[str, Any]:
-        """Return what to record of a point that does not go on."""
-        standing = judgement.standing
-        step = [0, *(rung.step for rung in self._rungs)][standing.reached[place]]
-        found: dict[str, Any] = {RUNG: step}
-        complete = int(standing.where(TrialStage.COMPLETE).sum())
-        if complete < LEAST_VALUES and not is_final:
-            return found  # nothing is foretold yet
-        forecast = judgement.forecast
-        mean, deviation = float(forecast.mean[place]), float(forecast.deviation[place])
-        keep_probability = float(judgement.chances[place])
-        found |= {"keep_probability": keep_probability, "predicted_value": mean}
+    def _decision_attributes(
+        self, policy: PruningPolicy, index: int, is_final: bool
+    ) -> dict[str, Any]:
+        """Return the user attributes that record why a trial is paused or pruned."""
+        state = policy.state
+        step = [0, *(rung.step for rung in self._rungs)][state.rungs_reached[index]]
+        attributes: dict[str, Any] = {RUNG: step}
+        complete = int(state.in_stage(TrialStage.COMPLETE).sum())
+        if complete < MIN_COMPLETE and not is_final:
+            return attributes  # without a regression there is no prediction to record
+        mean = float(policy.prediction.mean[index])
+        scale = float(policy.prediction.scale[index])
+        keep_probability = float(policy.keep_probabilities[index])
+        attributes |= {"keep_probability": keep_probability, "predicted_value": mean}
         if is_final:
-            found["reason"] = (
-                f"at step {step:,} of {self._steps:,}: foretold {mean:.3f} ± {deviation:.3f}, "
-                f"the best {judgement.top_count} of {len(standing.stages)} are below "
-                f"{judgement.bound:.3f}; chance to be among them {keep_probability:.2g}, with "
-                f"{complete} complete"
+            attributes["reason"] = (
+                f"at step {step:,} of {self._steps:,}: predicted {mean:.3f} ± {scale:.3f}; "
+                f"the top {policy.top_count} of {len(state.stages)} trials are expected below "
+                f"{policy.top_threshold:.3f}; keep probability {keep_probability:.2g} with "
+                f"{complete} trials complete"
             )
-        return found
+        return attributes
 
 
-def _stage(point: TrialProgress, avoid: Collection[int]) -> TrialStage:
-    if point.is_paused:
+def _stage(trial: TrialProgress, deferred: Collection[int]) -> TrialStage:
+    if trial.is_paused:
         return TrialStage.PAUSED
-    stage = TrialStage.of(point.state)
-    # It will be run when there is nothing else; until then it is unfinished business like another.
-    return TrialStage.RUNNING if stage is TrialStage.FRESH and point.trial_id in avoid else stage
+    stage = TrialStage.from_state(trial.state)
+    # A deferred trial is retried last, but is unfinished like a running one.
+    is_deferred = stage is TrialStage.WAITING and trial.trial_id in deferred
+    return TrialStage.RUNNING if is_deferred else stage

@@ -1,16 +1,13 @@
-"""When to give up on a point: only when it is unlikely to end among the best that are to be kept.
+"""Decide which trials to continue, pause, resume or prune, from their predicted final values.
 
-A study is looked at where its points have come to a *rung*, one of a few steps that the share of
-the whole training is fixed for. What an unfinished point will come to is foretold
-(:mod:`search.pruning.predictions`), and with it the chance that it will be among the best. Points
-that are not
-yet needed are paused, as in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams,
-arXiv:1406.3896): every point is first trained to the first rung; then those with the best chances
-go on, one rung after another, and what they come to tells more of the others. It is enough when, of
-the best that are to be kept, less than the allowed share is expected to lie among those that are
-paused; these are then pruned.
+Trials are compared at *rungs*, fixed fractions of the training. Predictions of the final values
+(:mod:`search.pruning.predictions`) give the probability of each trial to finish among the best that
+are to be kept. As in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams, arXiv:1406.3896),
+every trial is trained to the first rung; then the most promising are promoted from rung to rung,
+and their results improve the predictions of the others. The search is complete when less than the
+allowed share of the best is expected among the paused trials; these are then pruned.
 
-Whatever is decided follows from what is stored of the study, and from nothing else.
+Decisions depend on the stored state of the study alone.
 """
 
 import math
@@ -23,41 +20,41 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from search.pruning.predictions import DesignMatrix, Flags, Floats, Prediction, predict_final_values
+from search.pruning.predictions import DesignMatrix, Floats, Mask, Prediction, predict_final_values
 from studies.config import top_count
 
-SHARES = (0.04, 0.08, 0.16, 0.32, 0.64)
-"""Of the steps, at which the rungs are."""
+RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
+"""Fractions of the training steps at which the rungs lie."""
 
-WINDOW = 0.2
-"""Of a rung's steps: the log points over whose last part a loss is averaged, for a single one is
-noisy."""
+SMOOTHING_FRACTION = 0.2
+"""Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""
 
-NEEDED = 0.5
-"""The chance from which a point will be wanted whatever is learnt: it need not pause for others."""
+ALWAYS_CONTINUE = 0.5
+"""Keep probability from which a trial is continued without a pause for others."""
 
-VIEW = 2.0
-"""In quotas, how many of the most promising points are gone on with while others run."""
+MAX_ACTIVE_FACTOR = 2.0
+"""How many of the most promising trials may be promoted while others run, as a multiple of the
+number to keep."""
 
-HOPELESS = 0.1
-"""The share of what may be lost that may be lost before the end, by points without a chance."""
+HOPELESS_SHARE = 0.1
+"""Share of the loss budget that trials pruned before the end of the search may use."""
 
 
 class TrialStage(Enum):
-    """Where a point stands."""
+    """State of a trial for the pruner: Optuna's states, and paused."""
 
-    FRESH = auto()  # waits, and was not paused
+    WAITING = auto()
     RUNNING = auto()
     PAUSED = auto()
     COMPLETE = auto()
     PRUNED = auto()
-    FAILED = auto()  # for good, and ranks last
+    FAILED = auto()  # permanently; ranks last
 
     @classmethod
-    def of(cls, state: TrialState) -> "TrialStage":
-        """Return where a trial of Optuna's stands, which knows no pausing."""
+    def from_state(cls, state: TrialState) -> "TrialStage":
+        """Return the stage of an Optuna trial that is not paused."""
         return {
-            TrialState.WAITING: cls.FRESH,
+            TrialState.WAITING: cls.WAITING,
             TrialState.RUNNING: cls.RUNNING,
             TrialState.COMPLETE: cls.COMPLETE,
             TrialState.PRUNED: cls.PRUNED,
@@ -67,55 +64,56 @@ class TrialStage(Enum):
 
 @dataclass(frozen=True)
 class Rung:
-    """A step at which points are looked at.
+    """A step at which trials are compared.
 
     Attributes:
-        step: of it.
-        after: its loss is the mean over the log points after this step, up to it.
+        step: training step of the rung.
+        after: start of the averaging window; the rung's loss is the mean over the log points in
+            (after, step].
     """
 
     step: int
     after: int
 
 
-def rungs_of(steps: int, log_every: int) -> list[Rung]:
-    """Return the rungs of a training: at log points, before its end."""
-    found: list[Rung] = []
+def compute_rungs(steps: int, log_every: int) -> list[Rung]:
+    """Return the rungs of a training: log points before its end."""
+    rungs: list[Rung] = []
     last = 0
-    for share in SHARES:
-        step = math.ceil(share * steps / log_every) * log_every
+    for fraction in RUNG_FRACTIONS:
+        step = math.ceil(fraction * steps / log_every) * log_every
         if last < step < steps:
-            found.append(Rung(step, max(last, min(int((1 - WINDOW) * step), step - log_every))))
+            start = max(last, min(int((1 - SMOOTHING_FRACTION) * step), step - log_every))
+            rungs.append(Rung(step, start))
             last = step
-    return found
+    return rungs
 
 
-def ahead_of(rungs: Sequence[Rung], steps: int) -> Floats:
-    """Return the steps between one look and the next, from the beginning to the end."""
+def compute_steps_to_next_rung(rungs: Sequence[Rung], steps: int) -> Floats:
+    """Return the steps from the start and from each rung to the next rung or the end, (R + 1,)."""
     return np.diff([0, *(rung.step for rung in rungs), steps]).astype(float)
 
 
 @dataclass(frozen=True)
 class StudyState:
-    """Where the points of a study stand.
+    """State of a study's N trials with R rungs.
 
     Attributes:
-        stages: (N,) of :class:`TrialStage`.
-        losses: (N, R) at each rung; NaN where a point has not come to it.
-        values: (N,) of the complete points; NaN of the others.
-        factors: of the N points.
-        ahead: (R + 1,) steps from the beginning, and from each rung, to where a point is looked at
-            next.
+        stages: (N,) stage of each trial.
+        losses: (N, R) loss at each rung; NaN where a trial has not reached it.
+        values: (N,) values of complete trials; NaN for the others.
+        design: parameters of the trials.
+        steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
     """
 
     stages: Sequence[TrialStage]
     losses: Floats
     values: Floats
-    factors: DesignMatrix
-    ahead: Floats
+    design: DesignMatrix
+    steps_to_next_rung: Floats
 
-    def where(self, *stages: TrialStage) -> Flags:
-        """Return which points are in one of these stages, (N,)."""
+    def in_stage(self, *stages: TrialStage) -> Mask:
+        """Return which trials are in one of these stages, (N,)."""
         return np.isin(self._codes, [stage.value for stage in stages])
 
     @cached_property
@@ -123,146 +121,154 @@ class StudyState:
         return np.array([stage.value for stage in self.stages], dtype=np.int64)
 
     @property
-    def reached(self) -> NDArray[np.int64]:
-        """How many rungs each point has come to, (N,)."""
-        found: NDArray[np.int64] = (~np.isnan(self.losses)).sum(axis=1)
-        return found
+    def rungs_reached(self) -> NDArray[np.int64]:
+        """Number of rungs that each trial has reached, (N,)."""
+        reached: NDArray[np.int64] = (~np.isnan(self.losses)).sum(axis=1)
+        return reached
 
 
 class PruningPolicy:
-    """What is to become of a study's points.
+    """Decisions for one state of a study.
 
     Args:
-        standing: of its N points.
-        keep: the fraction of them that is to be kept.
-        confidence: of that fraction, the share that is expected to be kept at least.
-        known: what each point will come to, of those that did not fail, if that is known already.
+        state: state of its N trials.
+        keep: fraction of the trials to keep.
+        confidence: share of that fraction that is expected to be kept.
+        prediction: final values of the trials that did not fail, if already computed.
 
     Attributes:
-        top_count: how many are to be kept.
-        allowance: how many of them may be lost, in expectation.
+        top_count: number of trials to keep.
+        loss_budget: expected number of them that may be lost.
     """
 
     def __init__(
-        self, standing: StudyState, keep: float, confidence: float, known: Prediction | None = None
+        self,
+        state: StudyState,
+        keep: float,
+        confidence: float,
+        prediction: Prediction | None = None,
     ) -> None:
-        self.standing = standing
-        self._known = known
-        self.top_count = top_count(keep, len(standing.stages))
-        self.allowance = (1 - confidence) * self.top_count
+        self.state = state
+        self._given_prediction = prediction
+        self.top_count = top_count(keep, len(state.stages))
+        self.loss_budget = (1 - confidence) * self.top_count
 
     @cached_property
-    def forecast(self) -> Prediction:
-        """What each point will come to; of those that failed, infinite."""
-        counts = ~self.standing.where(TrialStage.FAILED)
-        found = self._of_those_that_count
-        mean, deviation = np.full(len(counts), np.inf), np.zeros(len(counts))
-        mean[counts], deviation[counts] = found.mean, found.deviation
-        return Prediction(mean, deviation)
+    def prediction(self) -> Prediction:
+        """Final value of each trial, (N,); infinite for failed trials."""
+        viable, prediction = self._viable, self._viable_prediction
+        mean, scale = np.full(len(viable), np.inf), np.zeros(len(viable))
+        mean[viable], scale[viable] = prediction.mean, prediction.scale
+        return Prediction(mean, scale)
 
     @cached_property
-    def bound(self) -> float:
-        """The value below which as many points are expected to end as are to be kept."""
-        return self._of_those_that_count.bound(self.top_count)
+    def top_threshold(self) -> float:
+        """Value below which as many trials are expected to finish as are to be kept."""
+        return self._viable_prediction.threshold_for_count(self.top_count)
 
     @cached_property
-    def chances(self) -> Floats:
-        """The probability of each point to end below that bound, (N,); they sum up to the quota."""
-        chances = np.zeros(len(self.standing.stages))
-        counts = ~self.standing.where(TrialStage.FAILED)
-        chances[counts] = self._of_those_that_count.below(self.bound)
-        return chances
+    def keep_probabilities(self) -> Floats:
+        """Probability of each trial to finish among the best, (N,); they sum to the top count."""
+        viable = self._viable
+        probabilities = np.zeros(len(viable))
+        probabilities[viable] = self._viable_prediction.cdf(self.top_threshold)
+        return probabilities
 
     @cached_property
-    def prospects(self) -> Floats:
-        """What training each point to its next rung promises, (N,), to be compared.
+    def promotion_scores(self) -> Floats:
+        """Score of training each trial to its next rung, (N,).
 
-        Neither the chance alone counts, for a late look costs many steps, nor chance by step, which
-        would look at all that is cheap first.
+        A compromise: the probability alone ignores that late rungs cost many steps, and probability
+        per step would train everything cheap first.
         """
-        found: Floats = self.chances / np.sqrt(self.standing.ahead[self.standing.reached])
-        return found
+        steps = self.state.steps_to_next_rung[self.state.rungs_reached]
+        scores: Floats = self.keep_probabilities / np.sqrt(steps)
+        return scores
 
     @cached_property
-    def wanted(self) -> list[int]:
-        """The paused points to go on with, the most promising first; none if it is enough.
+    def to_resume(self) -> list[int]:
+        """Indices of the paused trials to resume now, the most promising first.
 
-        While others run, only those in view.
+        While others run, only trials within the active set.
         """
-        return [point for point in self.lacking if self._in_view[point]]
+        return [trial for trial in self.to_resume_ignoring_running if self._is_active[trial]]
 
     @cached_property
-    def lacking(self) -> list[int]:
-        """The paused points, the most promising first; none if it is enough without them."""
-        if self.standing.where(TrialStage.FRESH).any():
+    def to_resume_ignoring_running(self) -> list[int]:
+        """Indices of the paused trials, the most promising first; empty if none is needed."""
+        if self.state.in_stage(TrialStage.WAITING).any():
             return []
-        paused = np.flatnonzero(self.standing.where(TrialStage.PAUSED))
-        lost = self.chances[self.standing.where(TrialStage.PAUSED, TrialStage.PRUNED)].sum()
-        if not len(paused) or lost <= self.allowance:
+        paused = np.flatnonzero(self.state.in_stage(TrialStage.PAUSED))
+        stopped = self.state.in_stage(TrialStage.PAUSED, TrialStage.PRUNED)
+        lost = self.keep_probabilities[stopped].sum()
+        if not len(paused) or lost <= self.loss_budget:
             return []
-        order = np.argsort(-self.prospects[paused], kind="stable")
-        return [int(i) for i in paused[order]]
+        order = np.argsort(-self.promotion_scores[paused], kind="stable")
+        return [int(trial) for trial in paused[order]]
 
     @property
-    def is_settled(self) -> bool:
-        """Whether what is paused will not be gone on with any more."""
-        open_ones = self.standing.where(TrialStage.FRESH, TrialStage.RUNNING)
-        return not open_ones.any() and not self.lacking
+    def is_final(self) -> bool:
+        """Whether no paused trial will be resumed."""
+        unfinished = self.state.in_stage(TrialStage.WAITING, TrialStage.RUNNING)
+        return not unfinished.any() and not self.to_resume_ignoring_running
 
-    def goes_on(self, point: int) -> bool:
-        """Tell whether a running point at a rung goes on; else others are to be trained first."""
-        if self.standing.where(TrialStage.FRESH).any():
+    def should_continue(self, trial: int) -> bool:
+        """Return whether a running trial at a rung continues; otherwise others come first."""
+        if self.state.in_stage(TrialStage.WAITING).any():
             return False
-        keep_probability = self.chances[point]
-        if keep_probability >= NEEDED:
+        keep_probability = self.keep_probabilities[trial]
+        if keep_probability >= ALWAYS_CONTINUE:
             return True
-        if not self._in_view[point]:
+        if not self._is_active[trial]:
             return False
-        waiting = self.standing.where(TrialStage.PAUSED)
-        lost = (
-            self.chances[waiting | self.standing.where(TrialStage.PRUNED)].sum() + keep_probability
-        )
-        best_waiting = self.prospects[waiting].max(initial=0)
-        return bool(lost > self.allowance and self.prospects[point] >= best_waiting)
+        paused = self.state.in_stage(TrialStage.PAUSED)
+        stopped = paused | self.state.in_stage(TrialStage.PRUNED)
+        lost = self.keep_probabilities[stopped].sum() + keep_probability
+        best_paused = self.promotion_scores[paused].max(initial=0)
+        return bool(lost > self.loss_budget and self.promotion_scores[trial] >= best_paused)
 
-    def is_hopeless(self, point: int) -> bool:
-        """Tell whether a point at a rung will not be wanted, whatever the others come to.
+    def should_prune_now(self, trial: int) -> bool:
+        """Return whether a trial at a rung can be pruned whatever the results of the others.
 
-        Not before as many points are complete as are to be kept. Of what may be lost, all that is
-        lost so is a tenth at most.
+        Only once as many trials are complete as are to be kept. Together, trials pruned so use at
+        most :data:`HOPELESS_SHARE` of the loss budget.
         """
-        known = self.standing.where(TrialStage.COMPLETE).sum() >= self.top_count
-        bound = HOPELESS * self.allowance / len(self.standing.stages)
-        return bool(known and self.chances[point] <= bound)
+        enough = self.state.in_stage(TrialStage.COMPLETE).sum() >= self.top_count
+        bound = HOPELESS_SHARE * self.loss_budget / len(self.state.stages)
+        return bool(enough and self.keep_probabilities[trial] <= bound)
+
+    def should_stop(self, trial: int) -> bool:
+        """Return whether a running trial at a rung is pruned where trials cannot be paused."""
+        if self.keep_probabilities[trial] > self.loss_budget / self.top_count:
+            return False
+        started = (~self.state.in_stage(TrialStage.WAITING)).mean()
+        pruned = self.state.in_stage(TrialStage.PRUNED)
+        lost = self.keep_probabilities[pruned].sum() + self.keep_probabilities[trial]
+        return bool(lost <= self.loss_budget * started)
 
     @cached_property
-    def _in_view(self) -> Flags:
-        """Which points are among the most promising, or have nothing else trained beside them.
+    def _is_active(self) -> Mask:
+        """Which trials are among the most promising, or run while no other trial does, (N,).
 
-        However many workers there are: what the first few come to tells of the others. Those that
-        are finished count.
+        The limit does not depend on the number of workers: results of the first few improve the
+        predictions of the others. Finished trials count.
         """
-        running = self.standing.where(TrialStage.RUNNING)
-        others = running.sum() - running  # (N,) that run beside each
-        ordered = np.sort(self.chances)
-        better = len(ordered) - np.searchsorted(ordered, self.chances, side="right")
-        found: Flags = (better < VIEW * self.top_count) | (others == 0)
-        return found
+        running = self.state.in_stage(TrialStage.RUNNING)
+        others = running.sum() - running  # (N,) other running trials
+        ordered = np.sort(self.keep_probabilities)
+        better = len(ordered) - np.searchsorted(ordered, self.keep_probabilities, side="right")
+        active: Mask = (better < MAX_ACTIVE_FACTOR * self.top_count) | (others == 0)
+        return active
 
-    def may_stop(self, point: int) -> bool:
-        """Tell whether a running point at a rung is given up, where nothing can be paused."""
-        if self.chances[point] > self.allowance / self.top_count:
-            return False
-        begun = (~self.standing.where(TrialStage.FRESH)).mean()
-        lost = self.chances[self.standing.where(TrialStage.PRUNED)].sum() + self.chances[point]
-        return bool(lost <= self.allowance * begun)
+    @property
+    def _viable(self) -> Mask:
+        return ~self.state.in_stage(TrialStage.FAILED)
 
     @cached_property
-    def _of_those_that_count(self) -> Prediction:
-        standing = self.standing
-        if self._known is not None:
-            return self._known
-        counts = ~standing.where(TrialStage.FAILED)
+    def _viable_prediction(self) -> Prediction:
+        if self._given_prediction is not None:
+            return self._given_prediction
+        state, viable = self.state, self._viable
         return predict_final_values(
-            standing.factors.of_some(counts), standing.losses[counts], standing.values[counts]
+            state.design.select(viable), state.losses[viable], state.values[viable]
         )

@@ -9,7 +9,7 @@ from rnn.models.factory import is_stackable
 from rnn.stacked.network import estimate_memory
 from rnn.training.devices import available_memory
 from rnn.training.precision import Precision
-from search.pruning.policy import NEEDED
+from search.pruning.policy import ALWAYS_CONTINUE
 
 _SMALL = 256 * 48
 """Numbers in a layer's state, of all lanes, up to which a step on a processor is short enough for
@@ -76,4 +76,4 @@ def min_keep_probability(device: torch.device) -> float:
     On a processor each network costs its own time; on a GPU, whose steps are bound by launches,
     those that are trained beside others cost next to nothing.
     """
-    return NEEDED if device.type == "cpu" else _SPARE
+    return ALWAYS_CONTINUE if device.type == "cpu" else _SPARE

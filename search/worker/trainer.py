@@ -18,7 +18,7 @@ from rnn.training.loop import TrainLoop
 from rnn.training.precision import Precision
 from search.errors import in_one_line
 from search.parameters import to_trial_config
-from search.pruning.policy import rungs_of
+from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
 from search.worker.batch_size import auto_lockstep, min_keep_probability
@@ -83,7 +83,7 @@ class Trainer:
         self._earlier_code: dict[TrialConfig, list[str] | None] = {}
         self._most: dict[tuple[int, int], int] = {}  # of a shape, after memory was too small
         self.min_keep_probability = min_keep_probability(device)
-        rungs = rungs_of(self.settings.steps, self.settings.log_every)
+        rungs = compute_rungs(self.settings.steps, self.settings.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
 
     def limit(self, trial: FrozenTrial) -> int:

@@ -113,7 +113,7 @@ class Worker:
             return []
         # One that runs for ever, as of a process that hangs, is not to hold all others up.
         at_any_rate = self._idle > PATIENCE_SECONDS
-        return self.pausing.choose(
+        return self.pausing.select_to_resume(
             self.trainer.min_keep_probability, self._failed_here, at_any_rate
         )
 
@@ -123,7 +123,7 @@ class Worker:
         if pausing is None or not claims:
             return {}
         try:
-            found = self.keeper.consult(lambda: pausing.verdicts(by_id, self._failed_here)) or {}
+            found = self.keeper.consult(lambda: pausing.decide(by_id, self._failed_here)) or {}
         except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # which is none of the training's, and must not count as such
@@ -135,7 +135,7 @@ class Worker:
         """Prune what is paused, if that is final."""
         if self.pausing is None:
             return
-        pruned = self.keeper.read(self.pausing.conclude)
+        pruned = self.keeper.read(self.pausing.prune_paused)
         for number in pruned:
             self.trainer.forget(number)
         if pruned:

@@ -10,7 +10,7 @@ from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
 
 from search.errors import UnfinishedSourceError
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.pruning.policy import rungs_of
+from search.pruning.policy import compute_rungs
 from search.pruning.pruner import TopFractionPruner
 from search.study import StudyOptions, create_or_join
 from search.worker.claims import ClaimManager
@@ -41,7 +41,7 @@ GRID = [
 WIDE = ["space.input_gate=[false, true]"]
 """Twice as many."""
 
-RUNGS = {rung.step for rung in rungs_of(STEPS, LOG_EVERY)}
+RUNGS = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
 
 
 def search(url, text, *overrides, prune=True, **options):
@@ -100,7 +100,7 @@ def check(joined, whole, tolerance):
         assert found["rung"] in RUNGS
         assert 0 <= found["keep_probability"] < 1
         assert (
-            f"at step {found['rung']} of {STEPS}: foretold {found['predicted_value']:.3f}"
+            f"at step {found['rung']} of {STEPS}: predicted {found['predicted_value']:.3f}"
             in (found["reason"])
         )
 
@@ -173,7 +173,7 @@ def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeyp
     def fail(self, trial_ids, avoid):
         raise IndexError("no such thing")
 
-    monkeypatch.setattr(PauseResumeScheduler, "verdicts", fail)
+    monkeypatch.setattr(PauseResumeScheduler, "decide", fail)
     joined, messages = search(sqlite_url, text, lockstep=8)
     assert count_trials(joined.storage, joined.study_id).complete == POINTS
     assert "warning: nothing could be decided (IndexError: no such thing)" in messages
@@ -211,12 +211,12 @@ def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, 
             joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
 
     pause_all()
-    assert len(pausing.choose(0.0)) == POINTS
+    assert len(pausing.select_to_resume(0.0)) == POINTS
     wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
     create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert pausing.choose(0.0) == [], "new ones come first"
+    assert pausing.select_to_resume(0.0) == [], "new ones come first"
     pause_all()
-    assert len(pausing.choose(0.0)) == 2 * POINTS
+    assert len(pausing.select_to_resume(0.0)) == 2 * POINTS
 
 
 def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatch):
@@ -238,7 +238,9 @@ def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatc
     assert counts.running == 1
     assert counts.complete >= KEPT
     assert (
-        PauseResumeScheduler(joined.storage, joined.study_id, joined.config).choose(0, (), True)
+        PauseResumeScheduler(joined.storage, joined.study_id, joined.config).select_to_resume(
+            0, (), True
+        )
         == []
     )
 

@@ -1,0 +1,195 @@
+"""Predictions of final values are accurate and calibrated."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search.pruning.predictions import DesignMatrix, Prediction, predict_final_values
+
+SWITCHES = ("input", "forget", "output", "state")
+
+
+def simulate_grid(seed, spread=0.1, sizes=(32, 64)):
+    """Simulate a grid whose final values depend on the switches and their pairs.
+
+    Returns:
+        Parameters of the trials, their losses at three rungs, and their values.
+    """
+    random = np.random.default_rng(seed)
+    params = [
+        {name: bool(index >> bit & 1) for bit, name in enumerate(SWITCHES)}
+        | {"source": source, "size": size}
+        for index in range(16)
+        for source in ("new", "old", "both")
+        for size in sizes
+    ]
+    design = DesignMatrix.from_params(params)
+    effects = random.normal(0, 0.1, design.main_effects.shape[1])
+    interactions = random.normal(0, 0.03, design.interactions.shape[1])
+    values = 2 + design.main_effects @ effects + design.interactions @ interactions
+    values += random.normal(0, 0.2 * spread, len(params))
+    noise = random.normal(0, spread, (len(params), 3)) * [0.6, 0.3, 0.15]
+    losses = values[:, None] + noise + [0.9, 0.5, 0.2]
+    return params, losses, values
+
+
+def hide_unobserved(losses, values, complete, reached):
+    """Hide the values of incomplete trials and their losses after the rungs that they reached."""
+    losses, values = losses.copy(), values.copy()
+    others = np.setdiff1d(np.arange(len(values)), complete)
+    values[others] = math.nan
+    for trial, rungs in zip(others, np.broadcast_to(reached, others.shape), strict=True):
+        losses[trial, rungs:] = math.nan
+    return losses, values
+
+
+def test_design_matrix_has_centred_levels_and_their_products():
+    params = [{"a": a, "b": b} for a in (False, True) for b in ("x", "y", "z")]
+    design = DesignMatrix.from_params(params)
+    assert design.main_effects.shape == (6, 3)
+    assert design.interactions.shape == (6, 2)
+    assert design.main_effects.mean(axis=0) == pytest.approx([0, 0, 0])
+    assert design.interactions[:, 0] == pytest.approx(
+        design.main_effects[:, 0] * design.main_effects[:, 1]
+    )
+    # A constant parameter has no column; a missing value is a level.
+    assert DesignMatrix.from_params([{"a": 1}, {"a": 1}]).main_effects.shape == (2, 0)
+    assert DesignMatrix.from_params([{"a": 1}, {"b": 1}]).main_effects.shape == (2, 2)
+    many = DesignMatrix.from_params([{"rate": float(number)} for number in range(20)])
+    assert many.main_effects.shape == (20, 1)
+    # A missing number gets an indicator column; too many interactions are left out.
+    some = DesignMatrix.from_params([{"rate": float(number)} for number in range(20)] + [{}, {}])
+    assert some.main_effects.shape == (22, 2)
+    assert np.isfinite(some.main_effects).all()
+    names = [{f"p{i}": f"{i}-{number % 9}" for i in range(6)} for number in range(60)]
+    assert (
+        DesignMatrix.from_params(names).main_effects.shape[1],
+        DesignMatrix.from_params(names).interactions.shape[1],
+    ) == (48, 0)
+
+
+def test_prediction_of_a_finished_trial_is_its_value():
+    params, losses, values = simulate_grid(0)
+    observed = hide_unobserved(losses, values, np.arange(30), 2)
+    prediction = predict_final_values(DesignMatrix.from_params(params), *observed)
+    assert (prediction.mean[:30] == values[:30]).all()
+    assert (prediction.scale[:30] == 0).all()
+    assert (prediction.scale[30:] > 0).all()
+
+
+def test_finished_trial_without_a_curve_does_not_disturb_the_predictions():
+    params, losses, values = simulate_grid(0)
+    losses, values = hide_unobserved(losses, values, np.arange(30), 2)
+    without = predict_final_values(DesignMatrix.from_params(params), losses, values)
+    losses[5], losses[6, 1:] = math.nan, math.nan
+    prediction = predict_final_values(DesignMatrix.from_params(params), losses, values)
+    assert (prediction.mean[:30] == values[:30]).all()
+    assert prediction.mean == pytest.approx(without.mean, abs=0.1)
+    assert (prediction.scale[30:] > 0).all()
+
+
+@pytest.mark.parametrize("reached", [0, 1, 3])
+def test_predictions_are_calibrated(reached):
+    """Over many simulations errors are about one scale on average and rarely exceed three."""
+    errors = []
+    for seed in range(12):
+        params, losses, values = simulate_grid(seed)
+        complete = np.random.default_rng(seed).permutation(len(values))[:30]
+        prediction = predict_final_values(
+            DesignMatrix.from_params(params), *hide_unobserved(losses, values, complete, reached)
+        )
+        others = prediction.scale > 0
+        errors.append((values - prediction.mean)[others] / prediction.scale[others])
+    errors = np.concatenate(errors)
+    assert 0.5 < errors.std() < 1.3
+    assert abs(errors.mean()) < 0.3
+    assert (abs(errors) > 3).mean() < 0.02
+
+
+def test_similar_trials_improve_the_prediction_from_the_curve_curve_only():
+    params, losses, values = simulate_grid(1, spread=0.3)
+    complete = np.random.default_rng(1).permutation(len(values))[:40]
+    observed = hide_unobserved(losses, values, complete, 1)
+    with_params = predict_final_values(DesignMatrix.from_params(params), *observed)
+    curve_only = predict_final_values(DesignMatrix.from_params([{} for _ in params]), *observed)
+    others = with_params.scale > 0
+    error, error_curve_only = (
+        np.abs(prediction.mean - values)[others].mean() for prediction in (with_params, curve_only)
+    )
+    assert error < 0.8 * error_curve_only
+    assert with_params.scale[others].mean() < curve_only.scale[others].mean()
+
+
+def test_predictions_of_stopped_trials_are_not_biased():
+    """Only the better half of each rung continues."""
+    mean_errors = []
+    for seed in range(8):
+        params, losses, values = simulate_grid(seed)
+        observed = losses.copy(), np.full(len(values), math.nan)
+        alive = np.arange(len(values))
+        for rung in (0, 1, 2):
+            order = np.argsort(losses[alive, rung])
+            stop, alive = alive[order[len(order) // 2 :]], alive[order[: len(order) // 2]]
+            observed[0][stop, rung + 1 :] = math.nan
+        observed[1][alive] = values[alive]
+        prediction = predict_final_values(DesignMatrix.from_params(params), *observed)
+        stopped = prediction.scale > 0
+        mean_errors.append(((values - prediction.mean)[stopped] / prediction.scale[stopped]).mean())
+    assert abs(np.mean(mean_errors)) < 0.7
+
+
+def test_without_complete_trials_predictions_follow_the_curves():
+    params, losses, values = simulate_grid(2)
+    prediction = predict_final_values(
+        DesignMatrix.from_params(params),
+        *hide_unobserved(losses, values, np.array([], dtype=int), 1),
+    )
+    assert (np.argsort(prediction.mean) == np.argsort(losses[:, 0])).all()
+    probabilities = prediction.cdf(prediction.threshold_for_count(9))
+    assert 0.01 < probabilities.min() < probabilities.max() < 0.9
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 5))
+def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed):
+    params, losses, values = simulate_grid(seed)
+    random = np.random.default_rng(random.randrange(2**32))
+    reached = random.integers(0, 4, len(values) - complete)
+    order = random.permutation(len(values))
+    losses, values = hide_unobserved(losses, values, order[:complete], reached)
+    prediction = predict_final_values(DesignMatrix.from_params(params), losses, values)
+    shuffled = random.permutation(len(values))
+    other = predict_final_values(
+        DesignMatrix.from_params([params[i] for i in shuffled]), losses[shuffled], values[shuffled]
+    )
+    assert other.mean == pytest.approx(prediction.mean[shuffled], abs=1e-6)
+    assert other.scale == pytest.approx(prediction.scale[shuffled], abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 10), st.sampled_from([0.0, 0.001, 0.1, 3.0])),
+        min_size=2,
+        max_size=40,
+        unique_by=lambda one: round(one[0], 3),
+    ),
+    st.data(),
+)
+def test_expected_number_below_the_threshold_is_the_given_count(distributions, data):
+    count = data.draw(st.integers(1, len(distributions) - 1))
+    mean, scale = map(np.array, zip(*distributions, strict=True))
+    prediction = Prediction(mean, scale)
+    probabilities = prediction.cdf(prediction.threshold_for_count(count))
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert probabilities.sum() == pytest.approx(count, abs=0.5)
+    if (scale > 0).all():
+        assert probabilities.sum() == pytest.approx(count, abs=1e-3)
+
+
+def test_threshold_for_all_trials_is_infinite():
+    prediction = Prediction(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
+    assert prediction.cdf(prediction.threshold_for_count(2)) == pytest.approx([1, 1])
