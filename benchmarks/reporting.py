@@ -14,7 +14,7 @@ from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.page.page import write_page
 from reports.page.sections import section_of
-from reports.stats.effects import Grid
+from reports.stats.effects import FactorialTable
 from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
@@ -57,10 +57,10 @@ def _measure_published() -> Iterator[str]:
         load_published(path, url)
         results = read_results(read_storage(url), "published", with_curves=())
     yield "effects in the published results: mean in nats, its 95% interval, better in, pairs"
-    for effect in Grid.of(results.table, results.axes).effects():
+    for effect in FactorialTable.from_frame(results.table, results.axes).effects():
         yield (
             f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
-            f"{effect.high:+.3f}]  {effect.helped / effect.pairs:4.0%}  {effect.pairs}"
+            f"{effect.high:+.3f}]  {effect.improved_count / effect.pairs:4.0%}  {effect.pairs}"
         )
 
 

@@ -17,11 +17,11 @@ import click
 from reports.dashboard.note import escaped
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
+from reports.formatting import count_word, duration_word, signed, templates
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.page.formatting import count_word, duration_word, signed, templates
 from reports.stats.decision_rules import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
-from reports.stats.effects import LEAST_PAIRS, Grid
-from reports.stats.summary import standing_of
+from reports.stats.effects import MIN_PAIRS, FactorialTable
+from reports.stats.summary import summarize_study
 from studies.artifacts import atomic_write
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
@@ -56,7 +56,7 @@ class Finding:
     verdict: Verdict | None
 
 
-def findings_of(results: Results, margin: float = MARGIN) -> list[Finding]:
+def evaluate_hypotheses(results: Results, margin: float = MARGIN) -> list[Finding]:
     """Return what a finished study says of the statements that it can test.
 
     Of a derived study's comparisons only those count that its variants make: in what else its
@@ -75,9 +75,12 @@ def findings_of(results: Results, margin: float = MARGIN) -> list[Finding]:
     if refinement is not None:
         varied &= set().union(*refinement.variants)
     found: list[Finding] = []
-    if varied and results.has_switches:  # nothing that was said is about known cells
+    if varied and results.is_gated:  # nothing that was said is about known cells
         points = results.table.groupby(parameters)["value"].mean().reset_index()
-        grid, threshold = Grid.of(points, parameters), results.config.report_threshold
+        grid, threshold = (
+            FactorialTable.from_frame(points, parameters),
+            results.config.report_threshold,
+        )
         parts = {"all": grid}
         if threshold is not None:
             parts[f"below {threshold}"] = grid.where({}, threshold)
@@ -97,7 +100,12 @@ def _require_finished(results: Results) -> None:
 
 
 def _test(
-    number: int, statement: Statement, grid: Grid, among: str, margin: float, varied: set[str]
+    number: int,
+    statement: Statement,
+    grid: FactorialTable,
+    among: str,
+    margin: float,
+    varied: set[str],
 ) -> list[Finding]:
     def told(changes: Iterable[Change]) -> Iterator[tuple[str, Worth]]:
         for change in changes:
@@ -120,7 +128,7 @@ def _test(
     ]
 
 
-def page_of(studies: Sequence[Results], margin: float = MARGIN, note: str = "") -> str:
+def render_page(studies: Sequence[Results], margin: float = MARGIN, note: str = "") -> str:
     """Return the page as Markdown. The same results always give the same text.
 
     Args:
@@ -131,7 +139,7 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN, note: str = "") 
     Raises:
         ReportError: if they are not.
     """
-    found_in = {each.name: findings_of(each, margin) for each in studies}
+    found_in = {each.name: evaluate_hypotheses(each, margin) for each in studies}
     if not any(found_in.values()):
         named = ", ".join(repr(each.name) for each in studies)
         raise ReportError(
@@ -154,10 +162,10 @@ def page_of(studies: Sequence[Results], margin: float = MARGIN, note: str = "") 
         identity_tag=identity_tag(report_identity(each.identity for each in studies)),
         statements=list(enumerate(STATEMENTS, 1)),
         margin=margin,
-        least_pairs=LEAST_PAIRS,
+        least_pairs=MIN_PAIRS,
         metrics=OBJECTIVE_NAMES,
         studies=[(each, found_in[each.name]) for each in studies if found_in[each.name]],
-        others=[(each, standing_of(each)) for each in studies if not found_in[each.name]],
+        others=[(each, summarize_study(each)) for each in studies if not found_in[each.name]],
         made=[(each, _made(each)) for each in studies],
         note=note,
         command=_command(studies, margin, note),
@@ -206,7 +214,7 @@ def write_findings(
         output: the file to write; by default ``findings.md`` in :data:`OUTPUT`, see
             :func:`reports.output.choose_path`.
         margin: nats that are no difference.
-        note: see :func:`page_of`.
+        note: see :func:`render_page`.
 
     Returns:
         The file that was written, and one line for the user if it is not the one to be expected.
@@ -219,7 +227,7 @@ def write_findings(
     path = output or (OUTPUT / "findings.md").absolute()
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name, with_curves=()) for name in dict.fromkeys(names)]
-    page = f"{page_of(results, margin, note).rstrip()}\n".encode()
+    page = f"{render_page(results, margin, note).rstrip()}\n".encode()
     identity = report_identity(each.identity for each in results)
     try:
         path, line = choose_path(path, output is None, identity, _HEADING.encode())

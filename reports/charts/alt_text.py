@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.data.lineage import Lineage
 from reports.data.results import Results
-from reports.page.formatting import count_word, parameter_word, signed, value_word
+from reports.formatting import count_word, parameter_word, signed, value_word
 from reports.stats.comparison import Comparison, Difference
 from reports.stats.effects import Effect, Interaction
-from reports.stats.metric import Measure
+from reports.stats.metric import Metric
+from reports.stats.variant_effects import SourceComparison
 
 _NAMED = 5
 """Of a long list, how many are named."""
@@ -21,7 +21,7 @@ def effect_words(effect: Effect) -> str:
     bounds = "" if effect.low != effect.low else f" [{signed(effect.low)}, {signed(effect.high)}]"
     return (
         f"{effect.contrast.meaning}: {signed(effect.mean)} nats{bounds}, better in "
-        f"{effect.helped / effect.pairs:.0%} of {effect.pairs:,} pairs"
+        f"{effect.improved_count / effect.pairs:.0%} of {effect.pairs:,} pairs"
     )
 
 
@@ -35,7 +35,7 @@ def interaction_words(each: Interaction) -> str:
     bounds = "" if each.low != each.low else f" [{signed(each.low)}, {signed(each.high)}]"
     return (
         f"{each.first.label} with {each.second.label}: {signed(each.mean)} nats{bounds} beside "
-        f"what each does alone, over {each.foursomes:,} foursomes"
+        f"what each does alone, over {each.quadruples:,} quadruples"
     )
 
 
@@ -120,7 +120,7 @@ def timeline(table: pd.DataFrame) -> str:
     )
 
 
-def slopes(lineage: Lineage) -> str:
+def slopes(lineage: SourceComparison) -> str:
     """Name what each variant came to."""
     parts = []
     for variant, rows in lineage.by_variant():
@@ -133,7 +133,7 @@ def slopes(lineage: Lineage) -> str:
     return "; ".join(parts) + "."
 
 
-def replicates(rows: pd.DataFrame, measure: Measure) -> str:
+def replicates(rows: pd.DataFrame, measure: Metric) -> str:
     """Name each architecture's mean and spread."""
     parts = (
         f"{name}: {mean:.4f}" + ("" if spread != spread else f" ± {spread:.4f}")
@@ -147,7 +147,7 @@ def difference_words(one: str, other: str, found: Difference) -> str:
     bounds = ""
     if found.margin == found.margin:
         bounds = f" [{signed(found.low, 4)}, {signed(found.high, 4)}]"
-    verdict = "told apart" if found.is_told_apart else "not told apart"
+    verdict = "told apart" if found.is_significant else "not told apart"
     return f"{one} less {other}: {signed(found.mean, 4)}{bounds}, {verdict}"
 
 
@@ -158,7 +158,7 @@ def differences(comparison: Comparison, names: Sequence[str]) -> str:
         apart = [
             str(j)
             for j, other in enumerate(names[i:], i + 1)
-            if comparison.is_told_apart(name, other)
+            if comparison.is_significant(name, other)
         ]
         others = f"told apart from {', '.join(apart)}" if apart else "told apart from none"
         parts.append(f"{i}, {name}, is {others}")

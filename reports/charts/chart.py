@@ -5,11 +5,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports.charts.curves import Colouring
+from reports.charts.training_plots import ColorScheme
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Chart:
     """A figure on the page.
 
     Attributes:
@@ -18,7 +18,7 @@ class Drawing:
         words: the same for those who do not see it.
         note: how to read it.
         width: in pixels, below which it is not squeezed but scrolled; 0 if it may be.
-        colourings: the ways to colour the curves, if it shows them.
+        color_schemes: the ways to colour the curves, if it shows them.
     """
 
     title: str
@@ -26,7 +26,7 @@ class Drawing:
     words: str
     note: str = ""
     width: int = 0
-    colourings: list[Colouring] = field(default_factory=list)
+    color_schemes: list[ColorScheme] = field(default_factory=list)
 
     @property
     def height(self) -> int:
@@ -36,9 +36,9 @@ class Drawing:
     @property
     def colouring_data(self) -> list[dict[str, Any]]:
         """Return the ways to colour the curves as the page's script takes them."""
-        return [{"legend": each.legend, "of": each.of} for each in self.colourings]
+        return [{"legend": each.legend, "of": each.of} for each in self.color_schemes]
 
     @property
-    def is_webgl(self) -> bool:
+    def uses_webgl(self) -> bool:
         """Whether it needs one of the few WebGL contexts that a browser grants a page."""
         return any(trace.type == "scattergl" for trace in self.figure.data)

@@ -8,19 +8,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.charts.alt_text import difference_words, effect_words, interaction_words
-from reports.charts.colors import HELPS, HURTS, PALETTE, UNCLEAR
-from reports.data.baselines import Reference, draw_references
-from reports.data.lineage import Lineage
+from reports.charts.colors import IMPROVES, NEUTRAL, PALETTE, WORSENS
 from reports.data.results import Results
-from reports.page.formatting import duration_word, plain, signed
+from reports.formatting import duration_word, plain, signed
+from reports.stats.baseline_references import BaselineReference, add_reference_lines
 from reports.stats.comparison import Comparison
 from reports.stats.effects import Effect, Interaction
-from reports.stats.metric import Measure
+from reports.stats.metric import Metric
+from reports.stats.variant_effects import SourceComparison
 
 _ROW = 28  # pixels
 
 # Nothing is worse for reading a heat map than a plain white or black where nothing happens.
-_BELOW_AND_ABOVE = [[0, HELPS], [0.5, "rgba(138, 144, 153, 0.12)"], [1, HURTS]]
+_BELOW_AND_ABOVE = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
 
 
 def effects(found: Sequence[Effect], unit: str) -> go.Figure:
@@ -37,19 +37,19 @@ def effects(found: Sequence[Effect], unit: str) -> go.Figure:
                 "arrayminus": [effect.mean - effect.low for effect in rows],
                 "thickness": 2,
                 "width": 5,
-                "color": UNCLEAR,
+                "color": NEUTRAL,
             },
             mode="markers",
             marker={
                 "size": 11,
-                "color": [effect_colour(effect) for effect in rows],
+                "color": [effect_color(effect) for effect in rows],
                 "symbol": [effect_symbol(effect) for effect in rows],
             },
             customdata=[effect_words(effect) for effect in rows],
             hovertemplate="%{customdata}<extra></extra>",
         )
     )
-    figure.add_vline(x=0, line={"color": UNCLEAR, "width": 1, "dash": "dot"})
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
     return figure.update_layout(
         xaxis_title=f"mean difference ({unit})",
         yaxis={"type": "category", "automargin": True},
@@ -58,16 +58,16 @@ def effects(found: Sequence[Effect], unit: str) -> go.Figure:
     )
 
 
-def effect_colour(effect: Effect) -> str:
+def effect_color(effect: Effect) -> str:
     """Return the colour that says whether a change helps."""
-    if not effect.is_clear:
-        return UNCLEAR
-    return HELPS if effect.mean < 0 else HURTS
+    if not effect.is_significant:
+        return NEUTRAL
+    return IMPROVES if effect.mean < 0 else WORSENS
 
 
 def effect_symbol(effect: Effect) -> str:
     """Return the shape that says the same as the colour."""
-    if not effect.is_clear:
+    if not effect.is_significant:
         return "circle-open"
     return "triangle-left" if effect.mean < 0 else "triangle-right"
 
@@ -112,7 +112,7 @@ def timeline(results: Results) -> go.Figure:
     """Draw when each worker trained what: a row a worker, a bar a trial."""
     rows = results.table.dropna(subset=["started", "completed", "worker"])
     figure = go.Figure()
-    colours = {"COMPLETE": HELPS, "PRUNED": "#e69f00", "DIVERGED": HURTS, "FAIL": "#cc79a7"}
+    colours = {"COMPLETE": IMPROVES, "PRUNED": "#e69f00", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
     for state, colour in colours.items():
         own = rows[rows["state"] == state]
         if own.empty:
@@ -142,7 +142,7 @@ def timeline(results: Results) -> go.Figure:
     )
 
 
-def slopes(lineage: Lineage, axis: str) -> go.Figure:
+def slopes(lineage: SourceComparison, axis: str) -> go.Figure:
     """Draw where each architecture came from and went to: a slope for each source and variant."""
     figure = go.Figure()
     ticks: dict[float, str] = {}
@@ -185,12 +185,12 @@ def slopes(lineage: Lineage, axis: str) -> go.Figure:
 
 
 def replicates(
-    rows: pd.DataFrame, measure: Measure, references: Sequence[Reference] = ()
+    rows: pd.DataFrame, measure: Metric, references: Sequence[BaselineReference] = ()
 ) -> go.Figure:
     """Draw each architecture's mean over its replicates, with the 95% interval, and each run.
 
     Args:
-        rows: of :func:`reports.data.lineage.replicates`.
+        rows: of :func:`reports.stats.variant_effects.replicates`.
         measure: that they are of.
         references: drawn as lines across.
     """
@@ -201,7 +201,7 @@ def replicates(
                 x=[value for values in rows["values"] for value in values],
                 y=[label for label, values in rows["values"].items() for _ in values],
                 mode="markers",
-                marker={"size": 6, "color": UNCLEAR, "opacity": 0.6},
+                marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
                 name="a run",
                 hovertemplate="%{y}: %{x:.4f}<extra></extra>",
             ),
@@ -215,16 +215,16 @@ def replicates(
                     "arrayminus": rows["mean"] - rows["low"],
                     "thickness": 2,
                     "width": 5,
-                    "color": HELPS,
+                    "color": IMPROVES,
                 },
                 mode="markers",
-                marker={"size": 10, "color": HELPS, "symbol": "diamond"},
+                marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
                 name="mean, 95% interval",
                 hovertemplate="%{y}: %{x:.4f} on average<extra></extra>",
             ),
         ]
     )
-    draw_references(figure, references, [each.measured for each in references], "x")
+    add_reference_lines(figure, references, [each.measured for each in references], "x")
     # Lines that are drawn across do not count when plotly chooses what to show.
     lines = [each.measured for each in references]
     seen = np.array([*rows["min"], *rows["low"], *rows["max"], *rows["high"], *lines])
@@ -256,9 +256,9 @@ def differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
             if found is None or not found.runs:
                 continue
             # Only what is told apart has a colour.
-            means[i, j] = found.mean if found.is_told_apart else 0
+            means[i, j] = found.mean if found.is_significant else 0
             number = signed(found.mean, 4)
-            redact[i, j] = number if found.is_told_apart else f"({number})"
+            redact[i, j] = number if found.is_significant else f"({number})"
             words[i, j] = difference_words(row, column, found)
     bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
     figure = go.Figure(

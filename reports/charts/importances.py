@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from reports.charts import alt_text as in_words
 from reports.charts import optuna_plots as optuna_figures
-from reports.charts.chart import Drawing
+from reports.charts.chart import Chart
 from reports.data.results import Results, full_factorial_blocks
-from reports.page.formatting import count_word, loss_axis
+from reports.formatting import count_word, loss_axis
 
 FEW = 100
 """Points below which an importance for the best tenth rests on a handful."""
@@ -23,7 +23,7 @@ class Importances:
 
     where: str
     note: str
-    drawings: list[Drawing]
+    drawings: list[Chart]
 
     @property
     def leading(self) -> list[str]:
@@ -32,13 +32,15 @@ class Importances:
         return [name for _, name in sorted(zip(bars.x, bars.y, strict=True), reverse=True)]
 
 
-def importances_of(
+def compute_importances(
     results: Results, numbers: list[int], where: str, note: str = ""
 ) -> list[Importances]:
     """Return both importances over some trials; none where these are too few, or all alike."""
-    if not optuna_figures.can_explain(results, numbers):
+    if not optuna_figures.has_enough_trials(results, numbers):
         return []
-    study = optuna_figures.in_memory(results, numbers, optuna_figures.varying(results, numbers))
+    study = optuna_figures.to_optuna_study(
+        results, numbers, optuna_figures.varying(results, numbers)
+    )
     if len(numbers) < FEW:
         tenth = count_word(max(1, len(numbers) // 10), "point")
         note += f" The best tenth is {tenth}: with so few, take PED-ANOVA as a hint."
@@ -46,34 +48,34 @@ def importances_of(
     for name, evaluator in optuna_figures.evaluators().items():
         figure = optuna_figures.importance(study, evaluator)
         drawings.append(
-            Drawing(name, figure, f"{where}: {in_words.importance(figure)}", QUESTIONS[name])
+            Chart(name, figure, f"{where}: {in_words.importance(figure)}", QUESTIONS[name])
         )
     return [Importances(f"{where} ({count_word(len(numbers), 'point')})", note.strip(), drawings)]
 
 
-def importances_by_block(results: Results) -> list[Importances]:
+def compute_block_importances(results: Results) -> list[Importances]:
     """Return both importances within each full-factorial block."""
     blocks = full_factorial_blocks(results.table, results.parameters)
     complete = results.complete.index
     found = []
     for name, block in blocks.items():
         numbers = list(block.index.intersection(complete))
-        found += importances_of(results, numbers, f"where {name}")
+        found += compute_importances(results, numbers, f"where {name}")
     return found
 
 
-def parameters_of(
+def chart_parameters(
     results: Results, numbers: list[int], importances: list[Importances]
-) -> list[Drawing]:
+) -> list[Chart]:
     """Draw what Optuna has for the trials' parameters, the most important by the first of these."""
     if not importances:
         return []
     names = optuna_figures.varying(results, numbers)
-    study = optuna_figures.in_memory(results, numbers, names)
+    study = optuna_figures.to_optuna_study(results, numbers, names)
     rows = results.table.loc[numbers]
     leading, axis = importances[0].leading, loss_axis(results.config)
     drawings = [
-        Drawing(
+        Chart(
             "Slice: every trial over each parameter",
             optuna_figures.slices(study, axis),
             in_words.medians(rows, names),
@@ -83,7 +85,7 @@ def parameters_of(
     if len(leading) > 1:
         top, pair = leading[:3], leading[:2]
         drawings += [
-            Drawing(
+            Chart(
                 f"Rank over the most important parameters ({', '.join(top)})",
                 optuna_figures.ranks(study, top, axis),
                 in_words.least(rows, [_parameter(word) for word in top]),
@@ -91,14 +93,14 @@ def parameters_of(
                 "them is on top, and seen.",
                 width=640,
             ),
-            Drawing(
+            Chart(
                 "Parallel coordinates: every trial as a line",
                 optuna_figures.parallel_coordinates(study),
                 in_words.medians(rows, names),
                 "The best in orange, on top.",
                 width=110 * (1 + len(names)),
             ),
-            Drawing(
+            Chart(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
                 optuna_figures.contour(study, pair, axis),
                 in_words.least(rows, [_parameter(word) for word in pair]),
@@ -108,17 +110,19 @@ def parameters_of(
     return drawings
 
 
-def whole_of(results: Results) -> list[Drawing]:
+def chart_study(results: Results) -> list[Chart]:
     """Draw what Optuna has for a study as a whole."""
-    study = optuna_figures.in_memory(results, list(results.complete.index), results.parameters)
+    study = optuna_figures.to_optuna_study(
+        results, list(results.complete.index), results.parameters
+    )
     axis = loss_axis(results.config)
     return [
-        Drawing(
+        Chart(
             "Empirical distribution of the loss",
             optuna_figures.distribution(study, axis),
             in_words.distribution(results.complete),
         ),
-        Drawing(
+        Chart(
             "Optimization history",
             optuna_figures.history(study, axis),
             in_words.history(results.complete),

@@ -18,10 +18,10 @@ from optuna.visualization import (
     plot_slice,
 )
 
-from reports.charts.colors import in_order
+from reports.charts.colors import sequential_colors
 from reports.data.results import Results
-from reports.data.table import own_value
-from reports.page.formatting import parameter_word, plain, value_word
+from reports.data.trial_table import to_python
+from reports.formatting import parameter_word, plain, value_word
 
 POINT_COLOUR = "#3b7dd8"
 """Of a single trial; seen on white and on black."""
@@ -37,7 +37,9 @@ class _Uncopied(optuna.Study):
         return super().get_trials(deepcopy=False, states=states)
 
 
-def in_memory(results: Results, numbers: Collection[int], parameters: list[str]) -> optuna.Study:
+def to_optuna_study(
+    results: Results, numbers: Collection[int], parameters: list[str]
+) -> optuna.Study:
     """Return complete trials as the study that Optuna's figures take.
 
     It has no curves, for these figures show none. The study's other trials stand in it as failed,
@@ -68,7 +70,7 @@ def in_memory(results: Results, numbers: Collection[int], parameters: list[str])
             create_trial(
                 value=values[number],
                 params={
-                    parameter_word(name): _shown(name, own_value(row[name])) for name in parameters
+                    parameter_word(name): _shown(name, to_python(row[name])) for name in parameters
                 },
                 distributions={parameter_word(name): distributions[name] for name in parameters},
             )
@@ -82,7 +84,7 @@ def varying(results: Results, numbers: Collection[int]) -> list[str]:
     return [name for name in results.parameters if rows[name].nunique() > 1]
 
 
-def can_explain(results: Results, numbers: Collection[int]) -> bool:
+def has_enough_trials(results: Results, numbers: Collection[int]) -> bool:
     """Tell whether trials are enough, and different enough, for Optuna's figures."""
     rows = results.table.loc[list(numbers)]
     return len(rows) >= 4 and bool(varying(results, numbers)) and rows["value"].nunique() > 1
@@ -150,7 +152,7 @@ def parallel_coordinates(study: optuna.Study) -> go.Figure:
     *lines, colour_bar = figure.data
     lines.sort(key=lambda line: line.y[0], reverse=True)  # the best on top
     # Optuna's blues, its white ground and its grey words are for a white page alone.
-    scale = in_order(10)
+    scale = sequential_colors(10)
     for line in lines:
         line.line.color = scale[min(9, int(10 * line.y[0]))]
     colour_bar.marker.update(colorscale=scale, reversescale=False)

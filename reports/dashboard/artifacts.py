@@ -13,8 +13,8 @@ import pandas as pd
 from reports.charts.colors import PALETTE
 from reports.dashboard.note import BEST
 from reports.data.results import Results
-from reports.data.table import architecture_of
-from reports.page.formatting import curve_axis, nats_word, readable, templates
+from reports.data.trial_table import decode_architecture
+from reports.formatting import curve_axis, nats_word, readable, templates
 from rnn.codegen import generate_module
 from studies.space import BPTT_STEPS
 
@@ -104,7 +104,7 @@ def files_of(results: Results, curves: Curves) -> list[StudyFile]:
         ),
     ]
     for rank, (number, row) in enumerate(best, 1):
-        architecture = architecture_of(row, results.config)
+        architecture = decode_architecture(row, results.config)
         code = generate_module(architecture, results.tokenizer.size, int(row[BPTT_STEPS]))
         name = f"best-{rank}-trial-{number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code.encode()))

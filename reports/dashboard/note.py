@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reports.data.results import Results
-from reports.page.formatting import nats_word, number_word, templates, value_name, worth_title
+from reports.formatting import nats_word, number_word, templates, value_name, worth_title
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
@@ -67,7 +67,7 @@ def compose(
         below=0 if results is None else len(results.below),
         has_effects=has_effects,
         has_texts=any(isinstance(row["sample"], str) for row in best),
-        worth=worth_title(results is None or results.has_switches),
+        worth=worth_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 

@@ -25,8 +25,8 @@ from reports.dashboard import note
 from reports.dashboard.artifacts import TEXTS, Curves, files_of, identifier, numbers_of_best, roles
 from reports.dashboard.note import Written
 from reports.data.results import Results, read_results
-from reports.page.formatting import nats_word, worth_title
-from reports.stats.effects import Grid
+from reports.formatting import nats_word, worth_title
+from reports.stats.effects import FactorialTable
 from studies.artifacts import open_store
 from studies.attributes import ARTIFACT_FOLDER, COMMANDS
 from studies.errors import ArtifactsError, StorageError
@@ -121,7 +121,11 @@ class _Renewal:
             name = self._study.study_name
             results = read_results(self._storage, name, with_curves=(), with_windows=False)
             state = _State(results.counts, int(results.complete.index[0]))
-        effects = [] if results is None else Grid.of(results.table, results.axes).effects()
+        effects = (
+            []
+            if results is None
+            else FactorialTable.from_frame(results.table, results.axes).effects()
+        )
         text = note.compose(
             self._study.study_name,
             self._definition,
@@ -136,7 +140,7 @@ class _Renewal:
             assert results is not None
             figure = figures.effects(effects, nats_word(results.config))
             figure.layout.template = None  # the browser has it; it is twice as long as the rest
-            title = f"{worth_title(results.has_switches)}: left of zero it helps"
+            title = f"{worth_title(results.is_gated)}: left of zero it helps"
             figure.update_layout(height=None, title=title)
         problem: Exception | None = None
         files: dict[str, str] = {}

@@ -6,11 +6,16 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.data.table import OF_ARCHITECTURES, PAUSED, sources_of, table_of
+from reports.data.trial_table import (
+    ARCHITECTURE_PARAMS,
+    PAUSED,
+    build_trial_table,
+    read_source_trials,
+)
 from reports.errors import ReportError
+from reports.formatting import parameter_word, value_word
 from reports.output import study_identity
-from reports.page.formatting import parameter_word, value_word
-from reports.stats.metric import Measure, measure_of
+from reports.stats.metric import Metric, select_metric
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.attributes import (
     ARTIFACT_FOLDER,
@@ -64,18 +69,18 @@ class Results:
     @property
     def parameters(self) -> list[str]:
         """The parameters of architectures that take more than one value among the points."""
-        there = [name for name in OF_ARCHITECTURES if name in self.table]
+        there = [name for name in ARCHITECTURE_PARAMS if name in self.table]
         return [name for name in there if self.table[name].nunique() > 1]
 
     @property
-    def has_switches(self) -> bool:
+    def is_gated(self) -> bool:
         """Whether the networks are of our own cell, which has switches."""
         return "cell" not in self.table
 
     @property
-    def measure(self) -> Measure:
+    def metric(self) -> Metric:
         """By what its architectures are ranked."""
-        return measure_of(self.complete, self.config)
+        return select_metric(self.complete, self.config)
 
     @property
     def training_code(self) -> list[str]:
@@ -143,11 +148,11 @@ def read_results(
         config=config,
         corpus=stored_corpus(study),
         commands=study.user_attrs.get(COMMANDS, []),
-        table=table_of(read_trials(storage, study._study_id), config),
+        table=build_trial_table(read_trials(storage, study._study_id), config),
         curves=pd.DataFrame(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),
-        sources=sources_of(storage, config),
+        sources=read_source_trials(storage, config),
         tokenizer=stored_tokenizer(study) or _OF_BYTES,
         identity=study_identity(storage.engine.url, name, study.user_attrs.get(ARTIFACT_FOLDER)),
     )
@@ -163,7 +168,7 @@ def read_results(
     if not with_windows:
         return results
     return replace(
-        results, windows=read_eval_windows(storage, study._study_id, results.measure.split)
+        results, windows=read_eval_windows(storage, study._study_id, results.metric.split)
     )
 
 

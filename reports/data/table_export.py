@@ -24,7 +24,7 @@ _NOT_IN_CSV = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 """Backslashes, control characters and everything else that :meth:`str.splitlines` splits at."""
 
 
-def rows_of(results: Sequence[Results]) -> pd.DataFrame:
+def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """Return a row a point of all these studies: its study, its trial, and all that is known of it.
 
     Switches are true or false, times UTC; what was not recorded is missing. What is no single value
@@ -51,7 +51,7 @@ def write_csv(results: Sequence[Results], path: Path) -> None:
     Raises:
         ReportError: if the file cannot be written.
     """
-    rows = rows_of(results)
+    rows = concatenate_tables(results)
     rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
     _write(path, lambda: rows.to_csv(index=False, lineterminator="\n").encode())
 
@@ -69,7 +69,7 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
 
     def content() -> bytes:
         buffer = io.BytesIO()
-        rows_of(results).to_parquet(buffer, index=False)
+        concatenate_tables(results).to_parquet(buffer, index=False)
         return buffer.getvalue()
 
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from reports.page.formatting import count_word, signed
+from reports.formatting import count_word, signed
 from reports.page.sections import Section
 from reports.stats.effects import Effect
 
@@ -22,7 +22,7 @@ def headline_of(sections: Sequence[Section]) -> str:
         (each for each in sections if _comparable(each) == _comparable(sections[0])),
         key=lambda each: each.winners[0].measured,
     )
-    winner, measure = best.winners[0], best.results.measure
+    winner, measure = best.winners[0], best.results.metric
     runs = f", mean of {count_word(winner.runs, 'run')}" if winner.runs > 1 else ""
     line = (
         f"best: {winner.label} (trial {winner.number}{_of(best, sections)}), "
@@ -39,7 +39,7 @@ def headline_of(sections: Sequence[Section]) -> str:
 def _comparable(section: Section) -> tuple[object, ...]:
     """Return what must be equal in two studies for their values to be comparable."""
     results = section.results
-    measure = results.measure
+    measure = results.metric
     return (
         measure.column,
         measure.name,

@@ -21,12 +21,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from reports.charts.chart import Drawing
-from reports.charts.effect_plots import effect_colour
+from reports.charts.chart import Chart
+from reports.charts.effect_plots import effect_color
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
-from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.page.formatting import (
+from reports.formatting import (
     count_word,
     duration_word,
     error_word,
@@ -39,6 +38,7 @@ from reports.page.formatting import (
     value_name,
     value_word,
 )
+from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import headline_of
 from reports.page.sections import Section, sections_of
 from rnn.codegen import generate_forward, generate_latex, generate_module
@@ -148,7 +148,7 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
-        "effect_colour": effect_colour,
+        "effect_color": effect_color,
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
@@ -157,7 +157,7 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _figure(drawing: Drawing) -> Markup:
+def _figure(drawing: Chart) -> Markup:
     """Return a figure as JSON; what all figures look like is said once, for light and for dark."""
     figure = json.loads(drawing.figure.to_json())
     figure["layout"].pop("template", None)

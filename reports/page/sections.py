@@ -6,33 +6,38 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports.charts import alt_text as in_words
-from reports.charts import curves
+from reports.charts import comparison_plots as held_out
 from reports.charts import effect_plots as figures
-from reports.charts import evaluation_plots as held_out
-from reports.charts.chart import Drawing
+from reports.charts import training_plots as curves
+from reports.charts.chart import Chart
+from reports.charts.effect_subsets import (
+    EffectSubset,
+    SubsetFilter,
+    chart_interactions,
+    compute_effect_subset,
+    compute_effect_subsets,
+    list_filters,
+)
 from reports.charts.importances import (
     Importances,
-    importances_by_block,
-    importances_of,
-    parameters_of,
-    whole_of,
+    chart_parameters,
+    chart_study,
+    compute_block_importances,
+    compute_importances,
 )
-from reports.data.baselines import Reference, budget_note, reference_words, references_for
-from reports.data.lineage import Change, changes, lineage_of, replicates
 from reports.data.results import Results
-from reports.page.formatting import loss_axis, worth_title
-from reports.stats.comparison import Comparison, Difference
-from reports.stats.effect_subsets import (
-    Choice,
-    Part,
-    choices_of,
-    interactions_of,
-    part_of,
-    parts_of,
+from reports.formatting import loss_axis, worth_title
+from reports.stats.baseline_references import (
+    BaselineReference,
+    describe_references,
+    describe_training_differences,
+    find_references,
 )
-from reports.stats.effects import Effect, Grid
-from reports.stats.leaderboard import Winner, winners_of
-from reports.stats.pruning_summary import Pruning, pruning_of
+from reports.stats.comparison import Comparison, Difference
+from reports.stats.effects import Effect, FactorialTable
+from reports.stats.leaderboard import LeaderboardEntry, rank_architectures
+from reports.stats.pruning_summary import PruningSummary, summarize_pruning
+from reports.stats.variant_effects import Change, changes, compare_with_source, replicates
 from studies.space import BPTT_STEPS
 
 
@@ -42,88 +47,90 @@ class Section:
 
     results: Results
     is_complete: bool
-    winners: list[Winner]
-    choices: list[Choice]
-    parts: list[Part]
-    pruning: Pruning | None
-    interactions: Drawing | None
+    winners: list[LeaderboardEntry]
+    choices: list[SubsetFilter]
+    parts: list[EffectSubset]
+    pruning: PruningSummary | None
+    interactions: Chart | None
     importances: list[Importances]
-    optuna: list[Drawing]
-    timeline: Drawing | None
-    curves: Drawing | None
-    below: Part | None
+    optuna: list[Chart]
+    timeline: Chart | None
+    curves: Chart | None
+    below: EffectSubset | None
     below_importances: list[Importances]
-    below_optuna: list[Drawing]
-    slopes: Drawing | None
+    below_optuna: list[Chart]
+    slopes: Chart | None
     changes: list[Change]
     replicates: pd.DataFrame | None
-    replicates_drawing: Drawing | None
+    replicates_drawing: Chart | None
     comparison: Comparison | None
     differences_to_best: dict[str, Difference]
     smallest: str | None
-    differences: Drawing | None
+    differences: Chart | None
     shape: list[str]
     shapes: pd.DataFrame
 
     @property
     def worth_title(self) -> str:
         """What the part about effects is called."""
-        return worth_title(self.results.has_switches)
+        return worth_title(self.results.is_gated)
 
     @property
-    def samples(self) -> list[Winner]:
+    def samples(self) -> list[LeaderboardEntry]:
         """The winners that have written a text."""
         return [winner for winner in self.winners if winner.sample]
 
     @property
     def leading(self) -> list[Effect]:
         """The three largest effects over the whole grid that are clear of zero."""
-        clear = [effect for effect in self.parts[0].effects if effect.is_clear]
+        clear = [effect for effect in self.parts[0].effects if effect.is_significant]
         return sorted(clear, key=lambda effect: -abs(effect.mean))[:3]
 
 
 def sections_of(results: Sequence[Results]) -> list[Section]:
     """Work out all that one page shows of studies, each beside the known cells of the others."""
-    return [section_of(each, references_for(each, results)) for each in results]
+    return [section_of(each, find_references(each, results)) for each in results]
 
 
-def section_of(results: Results, references: Sequence[Reference] = ()) -> Section:
+def section_of(results: Results, references: Sequence[BaselineReference] = ()) -> Section:
     """Work out all that the page shows of a study.
 
     Args:
         results: of the study.
         references: what known cells come to, for its figures.
     """
-    grid = Grid.of(results.table, results.axes)
-    choices = choices_of(results)
+    grid = FactorialTable.from_frame(results.table, results.axes)
+    choices = list_filters(results)
     threshold = results.config.report_threshold
     complete, below = list(results.complete.index), list(results.below.index)
     has_below = threshold is not None and 0 < len(below) < len(complete)
-    lineage = lineage_of(results)
-    winners = winners_of(results)
+    lineage = compare_with_source(results)
+    winners = rank_architectures(results)
     repeated = replicates(results) if results.has_replicates else None
     best = [winner.label for winner in winners] if repeated is None else list(repeated.index)
     comparison = held_out.comparison_of(results, best)
     shape = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
     shape += ["layers", "state_size"]
-    importances = importances_of(results, complete, "over all complete points")
-    below_importances = importances_of(results, below, "below the threshold") if has_below else []
+    importances = compute_importances(results, complete, "over all complete points")
+    below_importances = (
+        compute_importances(results, below, "below the threshold") if has_below else []
+    )
     return Section(
         results=results,
         is_complete=grid.is_complete,
         winners=winners,
         choices=choices,
-        parts=list(parts_of(results, choices, grid)),
-        pruning=pruning_of(results),
-        interactions=interactions_of(grid),
-        importances=importances + importances_by_block(results),
-        optuna=parameters_of(results, complete, importances) + whole_of(results),
+        parts=list(compute_effect_subsets(results, choices, grid)),
+        pruning=summarize_pruning(results),
+        interactions=chart_interactions(grid),
+        importances=importances + compute_block_importances(results),
+        optuna=chart_parameters(results, complete, importances) + chart_study(results),
         timeline=_timeline(results),
         curves=_curves(results, references),
-        below=part_of(results, grid, {}, threshold, "below") if has_below else None,
+        below=compute_effect_subset(results, grid, {}, threshold, "below") if has_below else None,
         below_importances=below_importances,
-        below_optuna=parameters_of(results, below, below_importances),
-        slopes=Drawing(
+        below_optuna=chart_parameters(results, below, below_importances),
+        slopes=Chart(
             "From the source to each variant",
             figures.slopes(lineage, loss_axis(results.config)),
             in_words.slopes(lineage),
@@ -149,18 +156,20 @@ def section_of(results: Results, references: Sequence[Reference] = ()) -> Sectio
     )
 
 
-def _replicates(results: Results, rows: pd.DataFrame, references: Sequence[Reference]) -> Drawing:
-    named = reference_words(references, "measured")
-    return Drawing(
+def _replicates(
+    results: Results, rows: pd.DataFrame, references: Sequence[BaselineReference]
+) -> Chart:
+    named = describe_references(references, "measured")
+    return Chart(
         "Replicates",
-        figures.replicates(rows, results.measure, references),
-        in_words.replicates(rows, results.measure) + named,
-        (named + " " + budget_note(references)).strip() if named else "",
+        figures.replicates(rows, results.metric, references),
+        in_words.replicates(rows, results.metric) + named,
+        (named + " " + describe_training_differences(references)).strip() if named else "",
         width=640,
     )
 
 
-def _curves(results: Results, references: Sequence[Reference]) -> Drawing | None:
+def _curves(results: Results, references: Sequence[BaselineReference]) -> Chart | None:
     if results.curves.empty:
         return None
     figure = curves.draw(results, references)
@@ -173,23 +182,23 @@ def _curves(results: Results, references: Sequence[Reference]) -> Drawing | None
         note = note[:-1] + ": those of the least loss on held-out text."
     if drawn < results.curves["number"].nunique():
         note += f" Of {results.curves['number'].nunique():,} curves {drawn:,} are drawn."
-    named = reference_words(references, "training_loss")
+    named = describe_references(references, "training_loss")
     if named:
-        note = f"{note}{named} {budget_note(references)}".strip()
-    return Drawing(
+        note = f"{note}{named} {describe_training_differences(references)}".strip()
+    return Chart(
         "Every training curve",
         figure,
         in_words.curves(results) + named,
         note,
-        colourings=curves.colourings(results),
+        color_schemes=curves.color_schemes(results),
     )
 
 
-def _timeline(results: Results) -> Drawing | None:
+def _timeline(results: Results) -> Chart | None:
     figure = figures.timeline(results)
     if not figure.data:
         return None
-    return Drawing(
+    return Chart(
         "Timeline: who trained what, and when",
         figure,
         in_words.timeline(results.table),

@@ -29,7 +29,7 @@ from reports.stats.effects import CONFIDENCE
 
 Floats = NDArray[np.float64]
 
-Runs = Mapping[int, Sequence[float]]
+LossesByRun = Mapping[int, Sequence[float]]
 """Of an architecture: by the run's number, the loss on each lane (L,), or one number for all."""
 
 
@@ -57,7 +57,7 @@ class Difference:
     adjusted: float = 1.0
 
     @property
-    def is_told_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether there is a difference, all comparisons considered."""
         return self.adjusted < 1 - CONFIDENCE
 
@@ -101,12 +101,12 @@ class Comparison:
         return self.names[0]
 
     @property
-    def covers_runs(self) -> bool:
+    def generalizes_over_runs(self) -> bool:
         """Whether it says something of training again."""
         return any(each.runs > 1 for each in self.pairs.values())
 
     @property
-    def covers_text(self) -> bool:
+    def generalizes_over_text(self) -> bool:
         """Whether it says something of other text."""
         return any(each.windows > 1 for each in self.pairs.values())
 
@@ -117,10 +117,10 @@ class Comparison:
         found = self.pairs.get((other, one))
         return found.turned if found else None
 
-    def is_told_apart(self, one: str, other: str) -> bool:
+    def is_significant(self, one: str, other: str) -> bool:
         """Tell whether two architectures are known to differ."""
         found = self.between(one, other)
-        return found is not None and found.is_told_apart
+        return found is not None and found.is_significant
 
     def smallest(self, sizes: Mapping[str, float]) -> str:
         """Return the smallest that is not told apart from the best; of equals the better one.
@@ -128,11 +128,11 @@ class Comparison:
         Args:
             sizes: the parameters of each.
         """
-        equal = (name for name in self.names if not self.is_told_apart(name, self.best))
+        equal = (name for name in self.names if not self.is_significant(name, self.best))
         return min(equal, key=sizes.__getitem__)  # of equals the first
 
 
-def compare(runs: Mapping[str, Runs]) -> Comparison:
+def compare(runs: Mapping[str, LossesByRun]) -> Comparison:
     """Compare each two architectures.
 
     Args:
@@ -140,11 +140,11 @@ def compare(runs: Mapping[str, Runs]) -> Comparison:
     """
     names = list(runs)
     pairs = [(worse, better) for better, worse in itertools.combinations(names, 2)]
-    found = [difference_of(runs[worse], runs[better]) for worse, better in pairs]
+    found = [paired_difference(runs[worse], runs[better]) for worse, better in pairs]
     return Comparison(names, dict(zip(pairs, judged(found), strict=True)))
 
 
-def difference_of(one: Runs, other: Runs) -> Difference:
+def paired_difference(one: LossesByRun, other: LossesByRun) -> Difference:
     """Return what one architecture has more than another over the runs that both have.
 
     The variance of the mean is (MS_runs + MS_lanes − MS_residual) / (R L), and not less than the

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.page.formatting import parameter_word
-from reports.stats.effects import LEAST_PAIRS, Floats, Grid, interval
+from reports.formatting import parameter_word
+from reports.stats.effects import MIN_PAIRS, FactorialTable, Floats, interval
 
 
 class Verdict(StrEnum):
@@ -52,14 +52,14 @@ class Worth:
         mean: of the pairs' differences, after less before, nats; NaN without pairs.
         low: the lower end of the bootstrap's 95% interval of the mean; NaN with fewer than two.
         high: the upper end.
-        helped: in how many of the pairs the value is lower after the change.
+        improved_count: in how many of the pairs the value is lower after the change.
     """
 
     pairs: int
     mean: float
     low: float
     high: float
-    helped: int
+    improved_count: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Rule:
 
     def verdict(self, worth: Worth, margin: float) -> Verdict:
         """Judge; few pairs decide nothing."""
-        if worth.pairs < LEAST_PAIRS:
+        if worth.pairs < MIN_PAIRS:
             return Verdict.UNDECIDED
         if self.holds(worth, margin):
             return Verdict.HOLDS
@@ -119,7 +119,7 @@ class Statement:
     claim: str
     compared: str
     rule: Rule
-    changes: Callable[[Grid], Iterable[Change]]
+    changes: Callable[[FactorialTable], Iterable[Change]]
     redact: tuple[Change, ...] = ()
     is_of_all: bool = False
 
@@ -128,11 +128,11 @@ def _on(switch: str) -> Change:
     return Change(f"{parameter_word(switch)}: on against off", {switch: False}, {switch: True})
 
 
-def _always(*changes: Change) -> Callable[[Grid], Iterable[Change]]:
+def _always(*changes: Change) -> Callable[[FactorialTable], Iterable[Change]]:
     return lambda grid: changes
 
 
-def _rivals(grid: Grid) -> Iterator[Change]:
+def _rivals(grid: FactorialTable) -> Iterator[Change]:
     """Yield the new state against each other switch, turned the way that lowers the loss."""
     # Both states with and without the old one differ from both with and without the new one by
     # what the new one alone differs from the old one alone.
@@ -147,7 +147,7 @@ def _rivals(grid: Grid) -> Iterator[Change]:
         )
 
 
-def _wider(grid: Grid) -> Iterator[Change]:
+def _wider(grid: FactorialTable) -> Iterator[Change]:
     for less, more in itertools.pairwise(grid.axes.get("state_size", ())):
         words = f"state size: {more} against {less}"
         yield Change(words, {"state_size": less}, {"state_size": more})
@@ -226,7 +226,7 @@ STATEMENTS = (
 )
 
 
-def worth_of(grid: Grid, change: Change) -> Worth:
+def worth_of(grid: FactorialTable, change: Change) -> Worth:
     """Return what a change is worth; without pairs where the grid lacks what is compared."""
     sides = (change.before, change.after)
     lacks = any(v not in grid.axes.get(name, ()) for side in sides for name, v in side.items())
@@ -237,7 +237,7 @@ def worth_of(grid: Grid, change: Change) -> Worth:
     return Worth(len(differences), mean, low, high, int((differences < 0).sum()))
 
 
-def _part(grid: Grid, chosen: Mapping[str, Any]) -> Floats:
+def _part(grid: FactorialTable, chosen: Mapping[str, Any]) -> Floats:
     """Return the values where some parameters have these values, in the order of the rest."""
     where = (
         values.index(chosen[name]) if name in chosen else slice(None)

@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.page.formatting import parameter_word, value_word
+from reports.formatting import parameter_word, value_word
 from studies.space import REPLICATE
 
 RESAMPLES = 4000
@@ -28,7 +28,7 @@ RESAMPLES = 4000
 
 CONFIDENCE = 0.95
 
-LEAST_PAIRS = 8
+MIN_PAIRS = 8
 """With fewer, differences that are noise alone lie on one side of zero too often."""
 
 SOURCES = ("old", "new", "both")
@@ -81,7 +81,7 @@ class Effect:
         low: the lower end of the bootstrap's 95% interval of the mean; NaN with fewer than two
             pairs.
         high: the upper end.
-        helped: in how many of the pairs the value fell.
+        improved_count: in how many of the pairs the value fell.
         only_before: pairs that are left out because only the first of their points has a value.
         only_after: because only the second has one.
         neither: because neither has.
@@ -92,20 +92,20 @@ class Effect:
     mean: float
     low: float
     high: float
-    helped: int
+    improved_count: int
     only_before: int
     only_after: int
     neither: int
 
     @property
-    def left_out(self) -> int:
+    def missing_pairs(self) -> int:
         """Pairs that the design has and that lack a value."""
         return self.only_before + self.only_after + self.neither
 
     @property
-    def is_clear(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval lies on one side of zero, and rests on pairs enough to say so."""
-        return self.pairs >= LEAST_PAIRS and (self.low > 0 or self.high < 0)
+        return self.pairs >= MIN_PAIRS and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Interaction:
     Attributes:
         first: the one change.
         second: the other.
-        foursomes: sets of four points, everything else equal, that all have a value.
+        quadruples: sets of four points, everything else equal, that all have a value.
         mean: of (the first change's difference after the second) less (before the second), nats.
         low: the lower end of the bootstrap's interval.
         high: the upper end.
@@ -123,14 +123,14 @@ class Interaction:
 
     first: Contrast
     second: Contrast
-    foursomes: int
+    quadruples: int
     mean: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Grid:
+class FactorialTable:
     """A study's points as an array with an axis a parameter.
 
     Attributes:
@@ -148,7 +148,7 @@ class Grid:
         object.__setattr__(self, "_where", {name: i for i, name in enumerate(self.axes)})
 
     @classmethod
-    def of(cls, table: pd.DataFrame, parameters: Sequence[str]) -> "Grid":
+    def from_frame(cls, table: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
         """Lay a table's rows out.
 
         Args:
@@ -178,7 +178,7 @@ class Grid:
         """Whether every point has a value."""
         return not np.isnan(self.values[self.planned]).any()
 
-    def where(self, chosen: Mapping[str, Any], below: float | None = None) -> "Grid":
+    def where(self, chosen: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
         """Return the part with these values of some parameters, and with a value below a bound."""
         values, planned = self.values, self.planned
         for parameter, value in chosen.items():
@@ -188,7 +188,7 @@ class Grid:
             values, planned = np.where(others, math.nan, values), planned & ~others
         if below is not None:
             values = np.where(values < below, values, math.nan)
-        return Grid(self.axes, values, planned)
+        return FactorialTable(self.axes, values, planned)
 
     def contrasts(self) -> list[Contrast]:
         """List the changes to compare: each value of a parameter with the one before it.
@@ -219,7 +219,7 @@ class Grid:
             mean=float(differences.mean()) if len(differences) else math.nan,
             low=low,
             high=high,
-            helped=int((differences < 0).sum()),
+            improved_count=int((differences < 0).sum()),
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
             neither=int((in_design & ~has_before & ~has_after).sum()),
@@ -251,7 +251,7 @@ class Grid:
             for first, second in itertools.combinations(self.contrasts(), 2)
             if first.parameter != second.parameter
         )
-        return [interaction for interaction in found if interaction.foursomes]
+        return [interaction for interaction in found if interaction.quadruples]
 
     def _sides(self, array: NDArray[Any], contrast: Contrast) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the array's two slices, the contrast's axis kept at length one."""

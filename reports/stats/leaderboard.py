@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.table import architecture_of
+from reports.data.trial_table import decode_architecture
 from rnn.config import BaselineConfig, GatedConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.space import BPTT_STEPS
@@ -16,7 +16,7 @@ BEST = 10
 
 
 @dataclass(frozen=True)
-class Winner:
+class LeaderboardEntry:
     """One of the best architectures.
 
     Attributes:
@@ -54,21 +54,21 @@ class Winner:
     writer: int | None
 
 
-def winners_of(results: Results) -> list[Winner]:
+def rank_architectures(results: Results) -> list[LeaderboardEntry]:
     """Return the best architectures: of replicates not the luckiest, but the best on average."""
     groups = results.complete.groupby("architecture")
     winners = [_winner(results, str(label), runs) for label, runs in groups]
     return sorted(winners, key=lambda winner: (winner.measured, winner.number))[:BEST]
 
 
-def _winner(results: Results, label: str, runs: pd.DataFrame) -> Winner:
+def _winner(results: Results, label: str, runs: pd.DataFrame) -> LeaderboardEntry:
     runs = runs.sort_values("value", kind="stable")
-    measured, best = runs[results.measure.column], runs.iloc[0]
+    measured, best = runs[results.metric.column], runs.iloc[0]
     samples = runs["sample"].dropna()
-    return Winner(
+    return LeaderboardEntry(
         number=int(runs.index[0]),
         label=label,
-        architecture=architecture_of(best, results.config),
+        architecture=decode_architecture(best, results.config),
         window=int(best[BPTT_STEPS]),
         runs=len(runs),
         measured=float(measured.mean()),

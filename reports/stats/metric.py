@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.page.formatting import nats_word, value_name
+from reports.formatting import nats_word, value_name
 from studies.config import StudyConfig
 
 BITS = "bits per character"
@@ -16,7 +16,7 @@ _HELD_OUT = {"test": "loss on the test text", "validation": "loss on held-out te
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A number of each run.
 
     Attributes:
@@ -43,12 +43,12 @@ class Measure:
         return self.column == VALUE
 
 
-def bits_column(split: str) -> str:
+def bits_per_byte_column(split: str) -> str:
     """Return the column of the bits per character on a held-out split."""
     return f"{split}_bits_per_byte"
 
 
-def measure_of(complete: pd.DataFrame, config: StudyConfig) -> Measure:
+def select_metric(complete: pd.DataFrame, config: StudyConfig) -> Metric:
     """Return by what a study's architectures are ranked.
 
     Replicates are by what they come to on text that they have not seen: on the test split if that
@@ -62,7 +62,7 @@ def measure_of(complete: pd.DataFrame, config: StudyConfig) -> Measure:
     refinement = config.refinement
     if refinement is not None and refinement.replicates > 1:
         for split, name in _HELD_OUT.items():
-            column = complete[bits_column(split)]
+            column = complete[bits_per_byte_column(split)]
             if len(column) and column.notna().all():
-                return Measure(bits_column(split), name, BITS, split)
-    return Measure(VALUE, value_name(config), nats_word(config), "validation")
+                return Metric(bits_per_byte_column(split), name, BITS, split)
+    return Metric(VALUE, value_name(config), nats_word(config), "validation")

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import pandas as pd
 from optuna.trial import TrialState
 
+from reports.charts.effect_subsets import EffectSubset, compute_effect_subset
 from reports.data.results import Results
-from reports.data.table import DIVERGED
-from reports.stats.effect_subsets import Part, part_of
-from reports.stats.effects import Grid
+from reports.data.trial_table import DIVERGED
+from reports.stats.effects import FactorialTable
 from studies.config import top_count
 
 
 @dataclass(frozen=True)
-class Pruning:
+class PruningSummary:
     """What pruning did to a study.
 
     Attributes:
@@ -39,11 +39,11 @@ class Pruning:
     told: int
     off: float
     common_step: int
-    early: Part | None
+    early: EffectSubset | None
     absent: int
 
 
-def pruning_of(results: Results) -> Pruning | None:
+def summarize_pruning(results: Results) -> PruningSummary | None:
     """Return what pruning did; None where it was not enabled."""
     settings = results.config.pruning
     if not settings.enabled:
@@ -60,7 +60,7 @@ def pruning_of(results: Results) -> Pruning | None:
     is_known = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
     steps = results.config.training.steps
     common_step = int(common.min()) if len(common) else 0
-    return Pruning(
+    return PruningSummary(
         top_count=kept,
         expected=1 - float(pruned["keep_probability"].sum()) / kept if is_known else math.nan,
         cost=float(last.reindex(table.index).fillna(0).sum()) / (steps * len(table)),
@@ -75,9 +75,11 @@ def pruning_of(results: Results) -> Pruning | None:
     )
 
 
-def _early(results: Results, step: int) -> Part | None:
+def _early(results: Results, step: int) -> EffectSubset | None:
     """Return what each change is worth at a step, by the loss there."""
     there = results.curves[results.curves["step"] == step].set_index("number")["loss"]
     table = results.table.assign(value=there.reindex(results.table.index))
-    part = part_of(results, Grid.of(table, results.axes), {}, None, "early")
+    part = compute_effect_subset(
+        results, FactorialTable.from_frame(table, results.axes), {}, None, "early"
+    )
     return part if part.effects else None

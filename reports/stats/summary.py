@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.charts import evaluation_plots as held_out
-from reports.data.lineage import replicates
+from reports.charts import comparison_plots as held_out
 from reports.data.results import Results
 from reports.stats.comparison import Comparison
-from reports.stats.metric import bits_column
+from reports.stats.metric import bits_per_byte_column
+from reports.stats.variant_effects import replicates
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Row:
             where there is no record.
         behind_low: the lower end of its 95% interval.
         behind_high: the upper end.
-        is_told_apart: whether that is a difference, all comparisons considered; never of single
+        is_significant: whether that is a difference, all comparisons considered; never of single
             runs.
     """
 
@@ -43,7 +43,7 @@ class Row:
     behind: float
     behind_low: float
     behind_high: float
-    is_told_apart: bool
+    is_significant: bool
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,22 @@ class Standing:
     def apart(self) -> int:
         """How many of the pairs that were compared are told apart."""
         pairs = self.comparison.pairs.values() if self.comparison else ()
-        return sum(pair.is_told_apart for pair in pairs)
+        return sum(pair.is_significant for pair in pairs)
 
 
-def standing_of(results: Results) -> Standing:
+def summarize_study(results: Results) -> Standing:
     """Return how a study's architectures stand."""
     means = replicates(results)
     comparison = held_out.comparison_of(results, list(means.index))
     smallest = None
-    if comparison is not None and comparison.covers_runs:
+    if comparison is not None and comparison.generalizes_over_runs:
         smallest = comparison.smallest(dict(zip(means.index, means["parameters"], strict=True)))
     return Standing(list(_rows(results, means, comparison)), comparison, smallest)
 
 
 def _rows(results: Results, means: pd.DataFrame, comparison: Comparison | None) -> Iterator[Row]:
     single_runs = held_out.differences_to_best(results, list(means.index))
-    bits = results.complete.groupby("architecture")[bits_column("validation")].mean()
+    bits = results.complete.groupby("architecture")[bits_per_byte_column("validation")].mean()
     for label, row in means.iterrows():
         name = str(label)
         lead = single_runs.get(name)
@@ -101,5 +101,5 @@ def _rows(results: Results, means: pd.DataFrame, comparison: Comparison | None) 
             behind=lead.mean if lead else float("nan"),
             behind_low=lead.low if lead else float("nan"),
             behind_high=lead.high if lead else float("nan"),
-            is_told_apart=bool(lead and lead.is_told_apart),
+            is_significant=bool(lead and lead.is_significant),
         )

@@ -39,14 +39,14 @@ def browser() -> Iterator:
 @pytest.fixture
 def importances_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of Optuna's figures, which take most of a page's time, draw the importances alone."""
-    for name in ("parameters_of", "whole_of"):
+    for name in ("chart_parameters", "chart_study"):
         monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 
 @pytest.fixture
 def without_optuna_figures(importances_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw none of Optuna's figures."""
-    for name in ("importances_by_block", "importances_of"):
+    for name in ("compute_block_importances", "compute_importances"):
         monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 
 from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
-from reports.stats.effects import Contrast, Grid, interval
+from reports.stats.effects import Contrast, FactorialTable, interval
 from studies.storage.open import read_storage
 
 A = Contrast("a", False, True)
@@ -20,7 +20,7 @@ SIZE = Contrast("size", 1, 2)
 
 
 def grid_of(rows, parameters=("a", "size")):
-    return Grid.of(pd.DataFrame(rows), parameters)
+    return FactorialTable.from_frame(pd.DataFrame(rows), parameters)
 
 
 def by_hand():
@@ -37,7 +37,7 @@ def test_effects_of_a_small_grid_are_those_worked_out_by_hand():
     assert list(effects) == [A, SIZE, Contrast("size", 2, 3)]
     switch = effects[A]
     assert switch.mean == pytest.approx((-0.5 - 0.1 + 0.3) / 3)
-    assert (switch.pairs, switch.helped, switch.left_out) == (3, 2, 0)
+    assert (switch.pairs, switch.improved_count, switch.missing_pairs) == (3, 2, 0)
     assert effects[SIZE].mean == pytest.approx((-0.2 + 0.2) / 2)
     assert effects[Contrast("size", 2, 3)].mean == pytest.approx((-0.8 - 0.4) / 2)
 
@@ -46,7 +46,7 @@ def test_an_interaction_is_the_difference_of_two_differences():
     grid = grid_of(by_hand())
     found = grid.interaction(A, SIZE)
     assert found.mean == pytest.approx(-0.1 - -0.5)
-    assert found.foursomes == 1
+    assert found.quadruples == 1
     assert math.isnan(found.low)
     assert grid.interaction(SIZE, A).mean == pytest.approx(found.mean)
     named = {(each.first, each.second) for each in grid.interactions()}
@@ -61,7 +61,7 @@ def test_pairs_that_lack_a_value_are_left_out_and_counted_by_who_lacks_it():
     assert not grid.is_complete
     effect = grid.effect(A)
     assert effect.mean == pytest.approx(0.3)
-    assert (effect.pairs, effect.helped) == (1, 0)
+    assert (effect.pairs, effect.improved_count) == (1, 0)
     assert (effect.only_before, effect.only_after, effect.neither) == (1, 1, 0)
     for row in rows[:2]:
         row["value"] = math.nan
@@ -73,7 +73,7 @@ def test_points_that_the_design_excludes_are_not_missing():
     grid = grid_of([row for row in by_hand() if (row["a"], row["size"]) != (False, 1)])
     effect = grid.effect(A)
     assert grid.is_complete
-    assert (effect.pairs, effect.left_out) == (2, 0)
+    assert (effect.pairs, effect.missing_pairs) == (2, 0)
     assert effect.mean == pytest.approx((-0.1 + 0.3) / 2)
 
 
@@ -153,8 +153,8 @@ def test_effects_and_interactions_equal_a_brute_force_count(rows):
                     differences.append(after - row["value"])
         effect = grid.effect(contrast)
         assert effect.pairs == len(differences)
-        assert effect.left_out == lacking
-        assert effect.helped == sum(difference < 0 for difference in differences)
+        assert effect.missing_pairs == lacking
+        assert effect.improved_count == sum(difference < 0 for difference in differences)
         if differences:
             assert effect.mean == pytest.approx(sum(differences) / len(differences))
             assert len(differences) == 1 or effect.low <= effect.high
@@ -169,7 +169,7 @@ def test_effects_and_interactions_equal_a_brute_force_count(rows):
                 if None not in four and not any(map(math.isnan, four)):
                     found.append((four[3] - four[2]) - (four[1] - four[0]))
         interaction = grid.interaction(first, second)
-        assert interaction.foursomes == len(found)
+        assert interaction.quadruples == len(found)
         if found:
             assert interaction.mean == pytest.approx(sum(found) / len(found), abs=1e-9)
 
@@ -190,7 +190,7 @@ def test_what_is_noise_alone_is_rarely_called_clear():
     def clear(pairs):
         values = generator.normal(size=2 * pairs)
         rows = [{"a": i % 2 == 1, "size": i // 2, "value": value} for i, value in enumerate(values)]
-        return grid_of(rows).effect(A).is_clear
+        return grid_of(rows).effect(A).is_significant
 
     assert not any(clear(7) for _ in range(50))
     # One in twenty, by the interval's own promise: 300 of them have a standard error of 1.3%.
@@ -223,11 +223,13 @@ PUBLISHED = {
 def test_effects_of_the_published_results(sqlite_url):
     load_published(published_file(), sqlite_url)
     results = read_results(read_storage(sqlite_url), "published", with_curves=())
-    grid = Grid.of(results.table, results.axes)
+    grid = FactorialTable.from_frame(results.table, results.axes)
     assert grid.is_complete
     found = {effect.contrast.label: effect for effect in grid.effects()}
     for label, (pairs, mean, share) in PUBLISHED.items():
         effect = found[label]
         assert effect.pairs == pairs, label
         assert effect.mean == pytest.approx(mean, abs=0.0005), label
-        assert share is None or effect.helped / pairs == pytest.approx(share, abs=0.005), label
+        assert share is None or effect.improved_count / pairs == pytest.approx(share, abs=0.005), (
+            label
+        )

@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.errors import ReportError
-from reports.hypotheses import STATEMENTS, findings_of, page_of, write_findings
+from reports.hypotheses import STATEMENTS, evaluate_hypotheses, render_page, write_findings
 from reports.stats.decision_rules import Change, worth_of
-from reports.stats.effects import Contrast, Grid
+from reports.stats.effects import Contrast, FactorialTable
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
@@ -69,7 +69,7 @@ CONTRARY = {"forget_gate": 0.05, "input_gate": -0.1, "output_gate": -0.1, "new":
 
 
 def verdicts_of(results, among="all", **options):
-    found = findings_of(results, **options)
+    found = evaluate_hypotheses(results, **options)
     return {each.number: each.verdict for each in found if each.verdict and each.among == among}
 
 
@@ -94,7 +94,9 @@ def test_what_is_no_difference_is_for_the_reader_to_say(planned):
 
 def test_the_new_state_is_measured_by_the_switch_that_comes_nearest(planned):
     worth = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
-    (found,) = (f for f in findings_of(finished(planned, worth)) if f.number == 4 and f.verdict)
+    (found,) = (
+        f for f in evaluate_hypotheses(finished(planned, worth)) if f.number == 4 and f.verdict
+    )
     assert found.words == "new state against no output gate"
     assert found.worth.mean == pytest.approx(-0.1, abs=0.005)
     assert found.verdict == "holds"
@@ -107,11 +109,11 @@ def test_the_new_state_is_measured_by_the_switch_that_comes_nearest(planned):
 
 def test_a_change_is_worth_what_its_effect_is_and_more_than_another_by_their_difference(planned):
     results = finished(planned, CONTRARY | {"forget_gate residual": 0.2}, noise=0.1)
-    grid = Grid.of(results.table, results.parameters)
+    grid = FactorialTable.from_frame(results.table, results.parameters)
     effect = grid.effect(Contrast("forget_gate", False, True))
     worth = worth_of(grid, Change("", {"forget_gate": False}, {"forget_gate": True}))
-    assert (worth.pairs, worth.mean, worth.low, worth.high, worth.helped) == (
-        effect.pairs, effect.mean, effect.low, effect.high, effect.helped)  # fmt: skip
+    assert (worth.pairs, worth.mean, worth.low, worth.high, worth.improved_count) == (
+        effect.pairs, effect.mean, effect.low, effect.high, effect.improved_count)  # fmt: skip
     other = grid.effect(Contrast("state_gate", False, True))
     difference = worth_of(
         grid,
@@ -133,7 +135,7 @@ def test_what_helps_bad_networks_alone_is_told_apart_below_the_threshold(planned
     assert verdicts_of(results, among="below 0.9")[2] == "holds"
     # Of a pair one point at least reads the old state alone, and is not below.
     assert 4 not in verdicts_of(results, among="below 0.9")
-    page = page_of([results])
+    page = render_page([results])
     assert "- planned, all: “An input gate does not lower the loss.” does not hold" in page
     assert "| 2 | An input gate does not lower the loss. | does not hold | holds |" in page
 
@@ -143,12 +145,12 @@ def test_studies_that_disagree_are_set_side_by_side(planned):
         finished(planned, AS_SAID, name="as-said"),
         finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
     ]
-    page = page_of(results)
+    page = render_page(results)
     assert "| | statement | as-said, all | other, all |" in page
     differing = page.partition("### Verdicts that differ")[2]
     assert "| 7 | The residual lowers the loss. | holds | does not hold |" in differing
     assert "forget gate" not in differing
-    page = page_of(results[:1])
+    page = render_page(results[:1])
     assert "No statement is contradicted." in page
     assert "### Verdicts that differ\n\nNone does.\n" in page
 
@@ -158,11 +160,14 @@ def test_a_derived_study_tests_what_its_variants_change(planned):
     config = StudyConfig.model_validate({"refinement": refinement})
     results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
-    assert "were chosen from s" in page_of([results])
+    assert "were chosen from s" in render_page([results])
     # Replicates are no pairs of their own: their mean is a point.
     second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
     both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
-    once, twice = findings_of(results), findings_of(dataclasses.replace(results, table=both))
+    once, twice = (
+        evaluate_hypotheses(results),
+        evaluate_hypotheses(dataclasses.replace(results, table=both)),
+    )
     assert [each.worth.pairs for each in twice] == [each.worth.pairs for each in once]
     assert twice[0].worth.mean == pytest.approx(once[0].worth.mean - 0.1)
 
@@ -172,9 +177,9 @@ def test_known_cells_test_nothing_that_was_said(planned):
     switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
     known = results.table.drop(columns=switches).assign(cell="gru")
     known = known.drop_duplicates(["layers", "state_size"])
-    assert findings_of(dataclasses.replace(results, table=known)) == []
+    assert evaluate_hypotheses(dataclasses.replace(results, table=known)) == []
     with pytest.raises(ReportError, match="none of the statements is tested by 'planned'; allowed"):
-        page_of([dataclasses.replace(results, table=known)])
+        render_page([dataclasses.replace(results, table=known)])
 
 
 def test_replicates_and_known_cells_stand_beside_with_what_tells_them_apart(planned, sqlite_url):
@@ -184,7 +189,7 @@ def test_replicates_and_known_cells_stand_beside_with_what_tells_them_apart(plan
     storage = read_storage(sqlite_url)
     others = [read_results(storage, name) for name in ("replicates", "cells")]
     storage.close()
-    page = page_of([finished(planned, AS_SAID), *others])
+    page = render_page([finished(planned, AS_SAID), *others])
     of_replicates = page[page.index("## replicates") : page.index("## cells")]
     small, best = others[0].complete.groupby("parameter_count")["architecture"].first()[[100, 200]]
     assert f"The best on average is {best}; the smallest that is not told apart" in of_replicates
@@ -202,7 +207,7 @@ def test_replicates_and_known_cells_stand_beside_with_what_tells_them_apart(plan
 def test_few_pairs_decide_nothing(sqlite_url):
     make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
     storage = read_storage(sqlite_url)
-    found = findings_of(read_results(storage, "made"))
+    found = evaluate_hypotheses(read_results(storage, "made"))
     assert {(each.number, each.among) for each in found} == {
         (7, "all"), (7, "below 2.0"), (9, "all"), (9, "below 2.0")}  # fmt: skip
     assert {each.verdict for each in found} == {"undecided"}

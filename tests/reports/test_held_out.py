@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from factories import make_replicates, make_runs, make_study, own_point
 
-from reports.charts.evaluation_plots import comparison_of, differences_to_best
-from reports.data.lineage import replicates
+from reports.charts.comparison_plots import comparison_of, differences_to_best
 from reports.data.results import read_results
-from reports.data.table_export import rows_of
+from reports.data.table_export import concatenate_tables
 from reports.page.page import write_report
 from reports.page.sections import section_of
-from reports.stats.leaderboard import winners_of
+from reports.stats.leaderboard import rank_architectures
+from reports.stats.variant_effects import replicates
 from studies.storage.open import read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
@@ -39,10 +39,10 @@ def words_of(url, names, path):
 def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit):
     make_replicates(sqlite_url, split=split)
     results = results_of(sqlite_url)
-    assert (results.measure.column, results.measure.unit) == (column, unit)
+    assert (results.metric.column, results.metric.unit) == (column, unit)
     # By their values they come the other way round.
     assert list(replicates(results).index) == [BEST, SMALLER, WORST]
-    winners = winners_of(results)
+    winners = rank_architectures(results)
     assert [winner.label for winner in winners] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
     assert winners[0].measured == pytest.approx(means[BEST])
@@ -57,9 +57,12 @@ def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_
     raw = {"refinement": {"source": "made", "replicates": 3}}
     make_runs(sqlite_url, "replicates", raw, runs)
     section = section_of(results_of(sqlite_url))
-    assert section.results.measure.is_value
+    assert section.results.metric.is_value
     assert list(section.replicates["mean"]) == pytest.approx([1.01, 2.01])
-    assert (section.comparison.covers_runs, section.comparison.covers_text) == (True, False)
+    assert (section.comparison.generalizes_over_runs, section.comparison.generalizes_over_text) == (
+        True,
+        False,
+    )
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert "This covers another training run, not another text" in words
 
@@ -69,7 +72,7 @@ def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
     section = section_of(results_of(sqlite_url))
     comparison = section.comparison
     assert comparison.between(WORST, BEST).windows == 4
-    assert [comparison.is_told_apart(name, BEST) for name in (SMALLER, WORST)] == [False, True]
+    assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
     assert section.smallest == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert f"by the mean of its 3 runs, is {BEST}: " in words
@@ -125,7 +128,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
 def test_without_lanes_nothing_is_compared(sqlite_url):
     make_study(sqlite_url, finished=3)
     results = results_of(sqlite_url, "made")
-    best = [winner.label for winner in winners_of(results)]
+    best = [winner.label for winner in rank_architectures(results)]
     assert comparison_of(results, best) is None
     assert differences_to_best(results, best) == {}
 
@@ -152,7 +155,7 @@ def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tm
     # Curves are of the training loss: their least values are no trial's value.
     assert section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats a token)"
     assert "from 1.500 to 2.500 nats" in section.curves.words
-    assert section.curves.colourings[0].label == "the loss on held-out text"
+    assert section.curves.color_schemes[0].label == "the loss on held-out text"
 
 
 def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
@@ -172,7 +175,7 @@ def test_rows_have_what_was_recorded_but_no_lanes(sqlite_url):
     make_replicates(sqlite_url)
     make_study(sqlite_url)
     storage = read_storage(sqlite_url)
-    rows = rows_of([read_results(storage, name) for name in ("replicates", "made")])
+    rows = concatenate_tables([read_results(storage, name) for name in ("replicates", "made")])
     assert {"training_loss", "validation_stderr", "test_bits_per_byte", "sample"} <= {*rows}
     assert not any("lanes" in name for name in rows)
     assert rows["test_stderr"].iloc[0] == 0.125

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from reports.data.results import read_results
 from reports.page.page import write_report
-from reports.stats.pruning_summary import pruning_of
+from reports.stats.pruning_summary import summarize_pruning
 from studies.storage.open import open_storage, read_storage
 from studies.storage.trial_rows import CURVE, TRIALS, prune_paused
 
@@ -55,7 +55,7 @@ def test_what_was_pruned_is_accounted_for(pruned):
     assert (counts.complete, counts.pruned) == (4, 3)
     assert (counts.waiting, counts.paused, counts.planned) == (1, 1, 8)
     assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
-    found = pruning_of(results)
+    found = summarize_pruning(results)
     assert found.top_count == 2
     assert math.isnan(found.expected), "one may still come to something"
     assert found.cost == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
@@ -69,7 +69,9 @@ def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
     (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
     assert storage.prune_paused(study_id, 8, {last: {"reason": REASON}}) == [last]
     storage.close()
-    assert pruning_of(read_results(read_storage(pruned), "made")).expected == pytest.approx(0.96)
+    assert summarize_pruning(read_results(read_storage(pruned), "made")).expected == pytest.approx(
+        0.96
+    )
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert "The grid was pruned:</strong>" in words
@@ -84,20 +86,20 @@ def test_one_that_failed_early_is_left_out_and_said_to_be(pruned, tmp_path):
         )
         connection.execute(sa.delete(CURVE).where(CURVE.c.trial_id == 7, CURVE.c.step == 100))
     storage.close()
-    found = pruning_of(read_results(read_storage(pruned), "made"))
+    found = summarize_pruning(read_results(read_storage(pruned), "made"))
     assert (found.common_step, found.absent) == (100, 1)
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     assert "all points but 1 were trained, whatever became of them" in re.sub(r"\s+", " ", page)
 
 
 def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(pruned):
-    found = pruning_of(read_results(read_storage(pruned), "made"))
+    found = summarize_pruning(read_results(read_storage(pruned), "made"))
     assert found.common_step == 100
     assert found.early.points == 8
     # The losses there rise by 0.1 a point, in the order of the grid: of residual, layers, size.
     means = {effect.contrast.label: effect.mean for effect in found.early.effects}
     assert means == pytest.approx({"residual": 0.4, "layers 1 → 2": 0.2, "state size 4 → 8": 0.1})
-    assert [effect.left_out for effect in found.early.effects] == [0, 0, 0]
+    assert [effect.missing_pairs for effect in found.early.effects] == [0, 0, 0]
 
 
 def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
@@ -117,7 +119,7 @@ def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
 
 def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
     make_study(sqlite_url)
-    assert pruning_of(read_results(read_storage(sqlite_url), "made")) is None
+    assert summarize_pruning(read_results(read_storage(sqlite_url), "made")) is None
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text(
         encoding="utf-8"
     )

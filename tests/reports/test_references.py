@@ -6,13 +6,17 @@ import pytest
 from factories import make_known, make_replicates, make_runs, make_study, own_point
 
 from reports.charts import effect_plots as figures
-from reports.data.baselines import budget_note, reference_words, references_for
-from reports.data.lineage import replicates
 from reports.data.results import read_results
-from reports.data.table import architecture_of
 from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.data.trial_table import decode_architecture
 from reports.page.page import render
 from reports.page.sections import section_of, sections_of
+from reports.stats.baseline_references import (
+    describe_references,
+    describe_training_differences,
+    find_references,
+)
+from reports.stats.variant_effects import replicates
 from rnn.config import BaselineConfig
 from studies.storage.open import read_storage
 
@@ -30,7 +34,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
     assert row["label"] == "1×4 GRU, window 1"
-    assert architecture_of(row, results.config) == BaselineConfig("gru", 1, 4)
+    assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
     section = section_of(results)
     assert section.worth_title == "What each choice is worth"
     labels = [effect.contrast.label for effect in section.parts[0].effects]
@@ -102,8 +106,8 @@ def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
 
 
 def drawn(results, others):
-    references = references_for(results, others)
-    return figures.replicates(replicates(results), results.measure, references).layout
+    references = find_references(results, others)
+    return figures.replicates(replicates(results), results.metric, references).layout
 
 
 def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
@@ -115,9 +119,9 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     layout = drawn(validated, [cells])
     assert [line.x0 for line in layout.shapes] == [3.5] * 4
     low, high = layout.xaxis.range
-    assert low < validated.complete[validated.measure.column].min()
+    assert low < validated.complete[validated.metric.column].min()
     assert high > 3.5
-    words = reference_words(references_for(validated, [cells]), "measured")
+    words = describe_references(find_references(validated, [cells]), "measured")
     assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 3.5000; ")
     make_known(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
@@ -130,13 +134,13 @@ def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
     make_known(sqlite_url, "tokens", tokenizer="bpe:300")
     make_known(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
     own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
-    references = references_for(own, others)
+    references = find_references(own, others)
     assert {each.study for each in references} == {"longer"}
-    assert budget_note(references) == (
+    assert describe_training_differences(references) == (
         "The cells of longer were trained otherwise: steps 20,000 against 10,000 here, "
         "learning_rate 0.002 against 0.001 here."
     )
-    assert references_for(others[0], [own, *others]) == []
+    assert find_references(others[0], [own, *others]) == []
 
 
 def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
@@ -144,7 +148,7 @@ def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
     for name in ("first", "second"):
         make_known(sqlite_url, name)
     own, *others = results_of(sqlite_url, "made", "first", "second")
-    labels = [each.label for each in references_for(own, others)]
+    labels = [each.label for each in find_references(own, others)]
     assert labels[::4] == ["1×4 GRU, window 1 (first)", "1×4 GRU, window 1 (second)"]
 
 
@@ -153,7 +157,7 @@ def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url)
     make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
     make_known(sqlite_url, objective="validation")
     own, cells = results_of(sqlite_url, "own", "cells")
-    references = references_for(own, [cells])
+    references = find_references(own, [cells])
     assert all(math.isnan(each.measured) for each in references)
     assert [each.training_loss for each in references] == pytest.approx([1.4, 1.5, 1.8, 1.9])
 

@@ -14,15 +14,15 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
-from reports.charts.curves import colourings, draw, drawn_curves
 from reports.charts.effect_plots import timeline
-from reports.charts.optuna_plots import in_memory
-from reports.data.lineage import changes, lineage_of, replicates
+from reports.charts.optuna_plots import to_optuna_study
+from reports.charts.training_plots import color_schemes, draw, select_drawn_curves
 from reports.data.results import full_factorial_blocks, read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from reports.page.page import write_report
 from reports.page.sections import section_of
+from reports.stats.variant_effects import changes, compare_with_source, replicates
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.errors import StudyNotFoundError
@@ -117,7 +117,7 @@ def test_a_report_of_however_little_can_be_written(
 def test_optuna_sees_the_trials_it_is_to_draw_by_their_numbers_and_in_words(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
-    study = in_memory(results, [0, 2, 5], results.parameters)
+    study = to_optuna_study(results, [0, 2, 5], results.parameters)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     assert [(trial.number, trial.value) for trial in complete] == [(0, 1.5), (2, 1.7), (5, 2.0)]
     assert complete[0].params == {"residual": "off", "layers": 1, "state size": 4}
@@ -138,7 +138,7 @@ def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
     complete = list(results.complete.index)
-    study = in_memory(results, complete, results.parameters)
+    study = to_optuna_study(results, complete, results.parameters)
     (found,) = section_of(results).importances
     assert found.where == "over all complete points (7 points)"
     for name, evaluator in (
@@ -175,7 +175,7 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
     assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
     assert list(figure.data[-1].y) == [2.5, 1.5]
     assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
-    by_label = {each.label: each for each in colourings(results)}
+    by_label = {each.label: each for each in color_schemes(results)}
     assert list(by_label) == ["the loss they end with", "residual", "layers", "state size"]
     by_loss = by_label["the loss they end with"]
     assert by_loss.of == sorted(by_loss.of, reverse=True)
@@ -188,9 +188,9 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url, monkeypatch):
     make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.charts.curves.MOST_CURVES", 4)
+    monkeypatch.setattr("reports.charts.training_plots.MOST_CURVES", 4)
     results = read_results(read_storage(sqlite_url), "made")
-    assert drawn_curves(results) == [0, 1, 2, 7]
+    assert select_drawn_curves(results) == [0, 1, 2, 7]
     assert "Of 8 curves 4 are drawn." in section_of(results).curves.note
 
 
@@ -264,7 +264,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_each_point_is_followed_from_its_source_to_each_variant(derived):
     results = read_results(read_storage(derived), "derived")
-    lineage = lineage_of(results)
+    lineage = compare_with_source(results)
     rows = lineage.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
     assert sorted(rows) == [
         [0, 1.5, "as it was", 1.4],
@@ -275,7 +275,12 @@ def test_each_point_is_followed_from_its_source_to_each_variant(derived):
     as_it_was, wider = changes(lineage)
     assert (as_it_was.variant, as_it_was.pairs) == ("as it was", 0)
     assert as_it_was.from_source == pytest.approx((-0.1 - 0.3) / 2)
-    assert (wider.variant, wider.count, wider.pairs, wider.helped) == ("state size 16", 2, 2, 2)
+    assert (wider.variant, wider.count, wider.pairs, wider.improved_count) == (
+        "state size 16",
+        2,
+        2,
+        2,
+    )
     assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
     figure = section_of(results).slopes.figure
     assert [trace.name for trace in figure.data] == ["as it was", "state size 16"]
@@ -287,14 +292,14 @@ def test_replicates_of_an_architecture_are_one_source(sqlite_url):
     raw = {"refinement": {"source": "replicates", "variants": [{}, {"layers": 3}]}}
     runs = [(own_point(2), 1.8, {}), (own_point(3), 1.7, {})]
     make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1, 2])
-    lineage = lineage_of(read_results(read_storage(sqlite_url), "derived"))
+    lineage = compare_with_source(read_results(read_storage(sqlite_url), "derived"))
     rows = lineage.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
     assert rows == [
         [0, pytest.approx(2.01), "as it was", 1.8],
         [0, pytest.approx(2.01), "layers 3", 1.7],
     ]
     _, deeper = changes(lineage)
-    assert (deeper.count, deeper.pairs, deeper.helped) == (1, 1, 1)
+    assert (deeper.count, deeper.pairs, deeper.improved_count) == (1, 1, 1)
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -379,8 +384,10 @@ def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
 def test_a_study_under_way_says_what_is_left_out(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=7)
     section = section_of(read_results(read_storage(sqlite_url), "made"))
-    left_out = {effect.contrast.label: effect.left_out for effect in section.parts[0].effects}
+    missing_pairs = {
+        effect.contrast.label: effect.missing_pairs for effect in section.parts[0].effects
+    }
     # The fourth diverged, the eighth waits: a pair in the residual, of two pairs else.
-    assert left_out == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
+    assert missing_pairs == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
     words = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
     assert "2 points of" in re.sub(r"\s+", " ", words)

@@ -6,9 +6,9 @@ import pandas as pd
 
 from reports.charts import alt_text as in_words
 from reports.charts import effect_plots as figures
-from reports.charts.chart import Drawing
+from reports.charts.chart import Chart
 from reports.data.results import Results
-from reports.stats.comparison import Comparison, Difference, Runs, compare, difference_of
+from reports.stats.comparison import Comparison, Difference, LossesByRun, compare, paired_difference
 from studies.space import REPLICATE
 
 MOST = 20
@@ -46,10 +46,10 @@ def differences_to_best(results: Results, best: Sequence[str]) -> dict[str, Diff
     runs = None if results.has_replicates else _lanes(results, rows)
     if runs is None:
         return {}
-    return {name: difference_of(runs[name], runs[best[0]]) for name in best[1:]}
+    return {name: paired_difference(runs[name], runs[best[0]]) for name in best[1:]}
 
 
-def drawing_of(comparison: Comparison) -> Drawing | None:
+def drawing_of(comparison: Comparison) -> Chart | None:
     """Draw what each two architectures differ by; None for fewer than two."""
     names = comparison.names[:MOST]
     if len(names) < 2:
@@ -60,7 +60,7 @@ def drawing_of(comparison: Comparison) -> Drawing | None:
     )
     if len(names) < len(comparison.names):
         note += f" The best {MOST} of {len(comparison.names)} are drawn; all were compared."
-    return Drawing(
+    return Chart(
         "Each two of them",
         figures.differences(comparison, names),
         in_words.differences(comparison, names),
@@ -69,7 +69,7 @@ def drawing_of(comparison: Comparison) -> Drawing | None:
     )
 
 
-def _lanes(results: Results, rows: pd.DataFrame) -> dict[str, Runs] | None:
+def _lanes(results: Results, rows: pd.DataFrame) -> dict[str, LossesByRun] | None:
     """Return each architecture's runs lane by lane; None if some have none, or others."""
     windows = [results.windows.get(int(number), []) for number in rows.index]
     if 0 in (lengths := set(map(len, windows))) or len(lengths) != 1:
@@ -77,12 +77,14 @@ def _lanes(results: Results, rows: pd.DataFrame) -> dict[str, Runs] | None:
     return _by_architecture(rows, windows)
 
 
-def _values(results: Results, rows: pd.DataFrame) -> dict[str, Runs]:
+def _values(results: Results, rows: pd.DataFrame) -> dict[str, LossesByRun]:
     """Return each architecture's runs by one number each."""
-    return _by_architecture(rows, [[value] for value in rows[results.measure.column]])
+    return _by_architecture(rows, [[value] for value in rows[results.metric.column]])
 
 
-def _by_architecture(rows: pd.DataFrame, windows: Sequence[Sequence[float]]) -> dict[str, Runs]:
+def _by_architecture(
+    rows: pd.DataFrame, windows: Sequence[Sequence[float]]
+) -> dict[str, LossesByRun]:
     numbers = rows[REPLICATE] if REPLICATE in rows else [0] * len(rows)
     found: dict[str, dict[int, Sequence[float]]] = {}
     for name, number, own in zip(rows["architecture"], numbers, windows, strict=True):

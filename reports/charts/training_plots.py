@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.charts.colors import PALETTE, UNCLEAR, in_order
-from reports.data.baselines import Reference, draw_references
+from reports.charts.colors import NEUTRAL, PALETTE, sequential_colors
 from reports.data.results import Results
-from reports.page.formatting import curve_axis, parameter_word, value_word
+from reports.formatting import curve_axis, parameter_word, value_word
+from reports.stats.baseline_references import BaselineReference, add_reference_lines
 from studies.space import BPTT_STEPS
 
 SHADES = 10
@@ -23,11 +23,11 @@ HIGHLIGHTED = 10
 """How many of the best curves are drawn thick."""
 
 
-def draw(results: Results, references: Sequence[Reference] = ()) -> go.Figure:
+def draw(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
     """Draw every training curve, the best on top and thick, and what known cells come to."""
     figure = go.Figure()
     by_number = dict(iter(results.curves.groupby("number")))
-    for number in reversed(drawn_curves(results)):
+    for number in reversed(select_drawn_curves(results)):
         curve, row = by_number[number], results.table.loc[number]
         is_best = number in results.complete.index[:HIGHLIGHTED]
         figure.add_trace(
@@ -36,7 +36,7 @@ def draw(results: Results, references: Sequence[Reference] = ()) -> go.Figure:
                 y=curve["loss"].to_numpy(dtype=np.float32),
                 name=f"trial {number}: {row['label']}",
                 mode="lines",
-                line={"width": 2.5 if is_best else 1, "color": UNCLEAR},
+                line={"width": 2.5 if is_best else 1, "color": NEUTRAL},
                 opacity=1 if is_best else 0.6,
                 hovertemplate="step %{x:,}: %{y:.4f} nats<extra>%{fullData.name}</extra>",
                 hoverlabel={"namelength": -1},
@@ -47,7 +47,7 @@ def draw(results: Results, references: Sequence[Reference] = ()) -> go.Figure:
     lowest, highest = results.curves["loss"].quantile([0, 0.98])
     lines = [each.training_loss for each in references if math.isfinite(each.training_loss)]
     lowest, highest = min([lowest, *lines]), max([highest, *lines])
-    draw_references(figure, references, [each.training_loss for each in references], "y")
+    add_reference_lines(figure, references, [each.training_loss for each in references], "y")
     room = 0.05 * (highest - lowest)
     return figure.update_layout(
         xaxis_title="step",
@@ -62,7 +62,7 @@ def draw(results: Results, references: Sequence[Reference] = ()) -> go.Figure:
     )
 
 
-def drawn_curves(results: Results) -> list[int]:
+def select_drawn_curves(results: Results) -> list[int]:
     """Return the numbers of the trials whose curves are drawn, the best first."""
     there = set(results.curves["number"])
     numbers = [number for number in results.table.index if number in there]
@@ -74,7 +74,7 @@ def drawn_curves(results: Results) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Colouring:
+class ColorScheme:
     """How curves may be coloured.
 
     Attributes:
@@ -88,17 +88,17 @@ class Colouring:
     of: list[int]
 
 
-def colourings(results: Results) -> list[Colouring]:
+def color_schemes(results: Results) -> list[ColorScheme]:
     """Return the ways to colour :func:`draw`: by the value's rank, and by each parameter."""
-    numbers = list(reversed(drawn_curves(results)))
+    numbers = list(reversed(select_drawn_curves(results)))
     count = max(1, len(numbers))
-    shades = in_order(SHADES)
+    shades = sequential_colors(SHADES)
     ends = {0: "best tenth", SHADES - 1: "worst tenth, or without a value"}
     ends_with = "the loss they end with"
     if results.config.objective == "validation":
         ends_with = "the loss on held-out text"
     found = [
-        Colouring(
+        ColorScheme(
             ends_with,
             [(ends.get(i, ""), shade) for i, shade in enumerate(shades)],
             [(count - 1 - i) * SHADES // count for i in range(len(numbers))],
@@ -107,10 +107,10 @@ def colourings(results: Results) -> list[Colouring]:
     for name in results.parameters:
         values = sorted(results.table[name].unique().tolist())
         has_order = name in ("layers", "state_size", BPTT_STEPS) and len(values) > 1
-        colours = in_order(len(values)) if has_order else PALETTE
+        colours = sequential_colors(len(values)) if has_order else PALETTE
         legend = [(value_word(value), colours[i % len(colours)]) for i, value in enumerate(values)]
         rows = results.table.loc[numbers, name].tolist()
-        found.append(Colouring(parameter_word(name), legend, [values.index(v) for v in rows]))
+        found.append(ColorScheme(parameter_word(name), legend, [values.index(v) for v in rows]))
     return found
 
 

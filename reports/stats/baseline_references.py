@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from reports.charts.colors import PALETTE
 from reports.data.results import Results
-from reports.page.formatting import plain
+from reports.formatting import plain
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS
 
@@ -18,7 +18,7 @@ _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)
-class Reference:
+class BaselineReference:
     """What the best architecture of a known cell comes to, with gradients through so many steps.
 
     Attributes:
@@ -36,27 +36,27 @@ class Reference:
     budget: str
 
 
-def references_for(results: Results, others: Sequence[Results]) -> list[Reference]:
+def find_references(results: Results, others: Sequence[Results]) -> list[BaselineReference]:
     """Return what a study's figures are to show of the known cells in others.
 
     Args:
         results: of the study; one of known cells needs none.
         others: on the same page. Those of another text or vocabulary are left out.
     """
-    if not results.has_switches:
+    if not results.is_gated:
         return []
     alike = [
         other
         for other in others
-        if not other.has_switches
+        if not other.is_gated
         and other.corpus.sha256 == results.corpus.sha256
         and other.config.tokenizer == results.config.tokenizer
     ]
     return [each for other in alike for each in _of_study(results, other, len(alike) > 1)]
 
 
-def draw_references(
-    figure: go.Figure, references: Sequence[Reference], losses: Sequence[float], axis: str
+def add_reference_lines(
+    figure: go.Figure, references: Sequence[BaselineReference], losses: Sequence[float], axis: str
 ) -> None:
     """Draw a dashed line for each reference of which there is something, named in the legend.
 
@@ -77,8 +77,8 @@ def draw_references(
             figure.add_vline(x=loss, **look)
 
 
-def reference_words(
-    references: Sequence[Reference], kind: Literal["training_loss", "measured"]
+def describe_references(
+    references: Sequence[BaselineReference], kind: Literal["training_loss", "measured"]
 ) -> str:
     """Name the lines and where they lie; nothing if there are none."""
     named = [
@@ -89,14 +89,14 @@ def reference_words(
     return f" Dashed, the best of each known cell: {'; '.join(named)}." if named else ""
 
 
-def budget_note(references: Sequence[Reference]) -> str:
+def describe_training_differences(references: Sequence[BaselineReference]) -> str:
     """Say which of the references were trained otherwise; nothing if none were."""
     budgets = dict.fromkeys((each.study, each.budget) for each in references if each.budget)
     return " ".join(f"The cells of {study} were trained otherwise: {b}." for study, b in budgets)
 
 
-def _of_study(results: Results, other: Results, names_study: bool) -> list[Reference]:
-    measure = results.measure
+def _of_study(results: Results, other: Results, names_study: bool) -> list[BaselineReference]:
+    measure = results.metric
     rows = other.complete.assign(training_loss=_training_losses(other))
     wanted = ["value", "training_loss", measure.column]
     keys = ["cell", BPTT_STEPS, "architecture"]
@@ -110,7 +110,7 @@ def _of_study(results: Results, other: Results, names_study: bool) -> list[Refer
     )
     budget = _budget(own, theirs)
     return [
-        Reference(
+        BaselineReference(
             f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
             other.name,
             row["training_loss"],

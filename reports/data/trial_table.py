@@ -46,11 +46,11 @@ _RECORDED = [
 """Of what a trial records; a replicate's number is a parameter, where there are any, and the lanes
 are read apart."""
 
-OF_ARCHITECTURES = [name for name in PARAM_ORDER if name != REPLICATE]
+ARCHITECTURE_PARAMS = [name for name in PARAM_ORDER if name != REPLICATE]
 """Whatever may be a parameter of an architecture, the gradient window among them."""
 
 
-def table_of(points: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
+def build_trial_table(points: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
     """Return a study's points as the table of :class:`reports.data.results.Results`."""
     windows = {_window(point, config) for point in points}
     names_window = windows != {1}
@@ -64,7 +64,7 @@ def table_of(points: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
     return table.drop(columns="rank")
 
 
-def sources_of(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
+def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
     """Read what a derived study's source came to; nothing if that is gone, or not comparable."""
     rows = []
     if config.refinement is not None:
@@ -84,21 +84,21 @@ def sources_of(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
                 ]
         except StudyNotFoundError:
             pass
-    columns = ["number", "value", *OF_ARCHITECTURES]
+    columns = ["number", "value", *ARCHITECTURE_PARAMS]
     return pd.DataFrame(rows, columns=columns).set_index("number")
 
 
-def architecture_of(
+def decode_architecture(
     row: "pd.Series[Any] | dict[str, Any]", config: StudyConfig
 ) -> GatedConfig | BaselineConfig:
     """Return the architecture of a table's row, whose numbers may be numpy's."""
-    params = {name: own_value(row[name]) for name in OF_ARCHITECTURES if name in row}
+    params = {name: to_python(row[name]) for name in ARCHITECTURE_PARAMS if name in row}
     if "cell" in params:
         return BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
     return GatedConfig.of(params, config.gate_inputs)
 
 
-def own_value(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """Return Python's own value for one of numpy's."""
     return value.item() if isinstance(value, np.generic) else value
 
@@ -110,7 +110,7 @@ def _window(point: TrialRow, config: StudyConfig) -> int:
 
 def _row(point: TrialRow, config: StudyConfig, names_window: bool) -> dict[str, Any]:
     window = _window(point, config)
-    architecture = architecture_of(point.params, config).label
+    architecture = decode_architecture(point.params, config).label
     if names_window:
         architecture += f", window {window}"
     replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""

@@ -7,18 +7,18 @@ from typing import Any
 
 from reports.charts import alt_text as in_words
 from reports.charts import effect_plots as figures
-from reports.charts.chart import Drawing
+from reports.charts.chart import Chart
 from reports.data.results import Results
-from reports.page.formatting import nats_word, parameter_word, value_word, worth_title
-from reports.stats.effects import Effect, Grid
+from reports.formatting import nats_word, parameter_word, value_word, worth_title
+from reports.stats.effects import Effect, FactorialTable
 from studies.space import BPTT_STEPS
 
-CHOICES = ("cell", BPTT_STEPS, "state_size", "state_source")
+FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
 """The parameters by which a reader may choose a part of the grid, beside the loss."""
 
 
 @dataclass(frozen=True)
-class Part:
+class EffectSubset:
     """What the switches are worth in a part of the grid.
 
     Attributes:
@@ -35,11 +35,11 @@ class Part:
     has_below: bool
     points: int
     effects: list[Effect]
-    drawing: Drawing | None
+    drawing: Chart | None
 
 
 @dataclass(frozen=True)
-class Choice:
+class SubsetFilter:
     """A choice that a reader has.
 
     Attributes:
@@ -54,24 +54,26 @@ class Choice:
     answers: list[tuple[str, str, Any]]
 
 
-def choices_of(results: Results) -> list[Choice]:
+def list_filters(results: Results) -> list[SubsetFilter]:
     """Return the choices that a reader has, in the order of a part's key."""
     everything = ("", "any", None)
     found = []
     threshold = results.config.report_threshold
     if threshold is not None:
         below = ("below", f"below {threshold} nats", threshold)
-        found.append(Choice("Loss", None, [everything, below]))
-    for name in CHOICES:
+        found.append(SubsetFilter("Loss", None, [everything, below]))
+    for name in FILTER_PARAMS:
         if name in results.parameters:
             values = sorted(results.table[name].unique().tolist())
             answers = [(str(i), value_word(value), value) for i, value in enumerate(values)]
             words = parameter_word(name).capitalize()
-            found.append(Choice(words, name, [everything, *answers]))
+            found.append(SubsetFilter(words, name, [everything, *answers]))
     return found
 
 
-def parts_of(results: Results, choices: list[Choice], grid: Grid) -> Iterator[Part]:
+def compute_effect_subsets(
+    results: Results, choices: list[SubsetFilter], grid: FactorialTable
+) -> Iterator[EffectSubset]:
     """Yield the effects within each part that a reader may choose, the whole grid first."""
     for answers in itertools.product(*(choice.answers for choice in choices)):
         values: dict[str | None, Any] = {
@@ -81,12 +83,14 @@ def parts_of(results: Results, choices: list[Choice], grid: Grid) -> Iterator[Pa
         }
         below = values.pop(None, None)
         chosen = {name: value for name, value in values.items() if name is not None}
-        yield part_of(results, grid, chosen, below, "/".join(key for key, _, _ in answers))
+        yield compute_effect_subset(
+            results, grid, chosen, below, "/".join(key for key, _, _ in answers)
+        )
 
 
-def part_of(
-    results: Results, grid: Grid, chosen: dict[str, Any], below: float | None, key: str
-) -> Part:
+def compute_effect_subset(
+    results: Results, grid: FactorialTable, chosen: dict[str, Any], below: float | None, key: str
+) -> EffectSubset:
     """Return the effects within a part of the grid: chosen values, and losses below a bound."""
     part = grid.where(chosen, below)
     words = [f"with {parameter_word(name)} {value_word(v)}" for name, v in chosen.items()]
@@ -95,20 +99,20 @@ def part_of(
     found = part.effects()
     drawing = None
     if found:
-        drawing = Drawing(
-            f"{worth_title(results.has_switches)} ({where})",
+        drawing = Chart(
+            f"{worth_title(results.is_gated)} ({where})",
             figures.effects(found, nats_word(results.config)),
             in_words.effects(found),
         )
-    return Part(key, where, below is not None, part.points, found, drawing)
+    return EffectSubset(key, where, below is not None, part.points, found, drawing)
 
 
-def interactions_of(grid: Grid) -> Drawing | None:
+def chart_interactions(grid: FactorialTable) -> Chart | None:
     """Draw how each two switches act on each other; None where that cannot be told."""
     found = grid.interactions()
     if not found:
         return None
-    return Drawing(
+    return Chart(
         "Two-way interactions",
         figures.interactions(found),
         in_words.interactions(found),

@@ -8,17 +8,17 @@ import pandas as pd
 from scipy import stats
 
 from reports.data.results import Results
-from reports.page.formatting import parameter_word, value_word
+from reports.formatting import parameter_word, value_word
 from reports.stats.effects import CONFIDENCE, interval
 from studies.attributes import SOURCE_TRIALS
 from studies.space import PARAM_ORDER, REPLICATE
 
-AS_IT_WAS = "as it was"
+UNCHANGED = "as it was"
 """The variant that changes nothing in the architecture."""
 
 
 @dataclass(frozen=True)
-class Lineage:
+class SourceComparison:
     """Which of a derived study's points came from which of its source's.
 
     Attributes:
@@ -35,7 +35,7 @@ class Lineage:
 
     def by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield each variant's rows, what changes nothing first."""
-        names = sorted(self.rows["variant"].unique(), key=lambda name: (name != AS_IT_WAS, name))
+        names = sorted(self.rows["variant"].unique(), key=lambda name: (name != UNCHANGED, name))
         for name in names:
             yield name, self.rows[self.rows["variant"] == name]
 
@@ -53,7 +53,7 @@ class Change:
         mean: of the pairs' differences, nats; NaN without pairs.
         low: the lower end of the bootstrap's interval.
         high: the upper end.
-        helped: in how many of the pairs the value is lower.
+        improved_count: in how many of the pairs the value is lower.
     """
 
     variant: str
@@ -64,10 +64,10 @@ class Change:
     mean: float
     low: float
     high: float
-    helped: int
+    improved_count: int
 
 
-def lineage_of(results: Results) -> Lineage | None:
+def compare_with_source(results: Results) -> SourceComparison | None:
     """Return where a derived study's complete points came from; None where that is not known."""
     refinement = results.config.refinement
     if refinement is None or results.sources.empty:
@@ -81,23 +81,23 @@ def lineage_of(results: Results) -> Lineage | None:
             source, value = runs.iloc[0], runs["value"].mean()
             changed = [name for name in names if row[name] != source[name]]
             words = (f"{parameter_word(name)} {value_word(row[name])}" for name in changed)
-            variant = ", ".join(words) or AS_IT_WAS
+            variant = ", ".join(words) or UNCHANGED
             rows.append((runs.index.min(), value, variant, row["architecture"], row["value"]))
     if not rows:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     keys = ["origin", "source_value", "variant", "label"]
     means = table.groupby(keys)["value"].mean().reset_index()
-    return Lineage(refinement.source, results.name, means)
+    return SourceComparison(refinement.source, results.name, means)
 
 
-def changes(lineage: Lineage) -> list[Change]:
+def changes(lineage: SourceComparison) -> list[Change]:
     """Return what each variant is worth, pairs being variants of one source architecture."""
-    as_it_was = lineage.rows[lineage.rows["variant"] == AS_IT_WAS].set_index("origin")["value"]
+    as_it_was = lineage.rows[lineage.rows["variant"] == UNCHANGED].set_index("origin")["value"]
     found = []
     for variant, rows in lineage.by_variant():
         values = rows.set_index("origin")["value"]
-        compared = variant != AS_IT_WAS
+        compared = variant != UNCHANGED
         differences = (values - as_it_was).dropna().to_numpy() if compared else np.empty(0)
         low, high = interval(differences)
         found.append(
@@ -110,7 +110,7 @@ def changes(lineage: Lineage) -> list[Change]:
                 mean=float(differences.mean()) if len(differences) else float("nan"),
                 low=low,
                 high=high,
-                helped=int((differences < 0).sum()),
+                improved_count=int((differences < 0).sum()),
             )
         )
     return found
@@ -125,7 +125,7 @@ def replicates(results: Results) -> pd.DataFrame:
         ``parameters``.
     """
     by_architecture = results.complete.groupby("architecture")
-    groups = by_architecture[results.measure.column]
+    groups = by_architecture[results.metric.column]
     rows = groups.agg(["count", "mean", "std", "min", "max"]).rename(columns={"count": "runs"})
     half = stats.t.ppf((1 + CONFIDENCE) / 2, (rows["runs"] - 1).clip(lower=1))
     margin = half * rows["std"] / np.sqrt(rows["runs"])

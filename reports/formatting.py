@@ -33,9 +33,9 @@ def curve_axis(config: StudyConfig) -> str:
     return f"smoothed training loss ({nats_word(config)})"
 
 
-def worth_title(has_switches: bool) -> str:
+def worth_title(is_gated: bool) -> str:
     """Return the title of what stands for the worth of each change."""
-    return f"What each {'switch' if has_switches else 'choice'} is worth"
+    return f"What each {'switch' if is_gated else 'choice'} is worth"
 
 
 def parameter_word(parameter: str) -> str:
