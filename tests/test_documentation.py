@@ -1,0 +1,284 @@
+"""The documents: every command runs, every study file is valid, every name and link exists."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import click
+import optuna
+import pytest
+from helpers import ROOT, TINY
+from hooks import PATIENT_SECONDS
+from services import free_port
+
+from studies.attributes import TrialRecord
+from studies.config import StudyConfig
+
+PACKAGES = ("reports", "rnn", "search", "studies")
+
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+}
+
+HISTORY = {"CHANGELOG.md", "docs/log.md"}
+"""Pages that may name files of earlier versions."""
+
+SEQUENCES = {
+    "README": ["README.md"],
+    "SQLite": [
+        "docs/tutorial.md",
+        *(
+            f"docs/how-to/{name}.md"
+            for name in (
+                "prune",
+                "compare",
+                "test-hypotheses",
+                "sample-and-export",
+                "analyse",
+                "dashboard",
+                "extend",
+            )
+        ),
+    ],
+    "PostgreSQL": ["docs/how-to/many-machines.md"],
+}
+"""Pages whose commands run one after another, in one storage each."""
+
+FEW = (
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.output_gate=[false]",
+)
+SMALLER = {
+    "stage-one": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
+    "quick": (*TINY, *FEW),
+    "replicates": ("--set=refinement.top=2", "--set=refinement.replicates=2"),
+    "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
+}
+"""Overrides that make the search of a study small; a derived study inherits most of them."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = "".join(blocks(page, "sh")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line]
+
+
+def make_smaller(command: list[str], text: Path) -> list[str]:
+    """Return the arguments that make a command's work small."""
+    study = "".join(word for word in command[2:3] if not word.startswith("-"))
+    if command[:2] == ["python", "run_search.py"]:
+        if "--status" in command or study == "deeper":
+            return []
+        return [*SMALLER.get(study or "stage-one", TINY), "--corpus", str(text)]
+    if command[:2] == ["python", "refine.py"]:
+        return list(SMALLER.get(study, TINY))
+    return {
+        "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
+        "make test": ["TESTS=tests/search/test_space.py", "WORKERS=0"],
+    }.get(" ".join(command[:2]), [])
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the files that git knows, with the environment of the tests."""
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (study,) = blocks("README.md", "toml")
+    (folder / "my-study.toml").write_text(study, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def environment(sqlite_url, tmp_path):
+    """The variables after ``. .venv/bin/activate``, with a storage for the test alone."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # The tests that `make test` runs must not clean the temporary folders of this one.
+    inherited["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
+    ours = {"RNN_SEARCH_STORAGE": sqlite_url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
+    return {**inherited, "PATH": path, **ours}
+
+
+def check_dashboard(command: list[str], checkout: Path, environment: dict[str, str]) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [*command, f"PORT={port}"], cwd=checkout, env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + PATIENT_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+                    assert b'"stage-one"' in answer.read()
+                    return
+            except urllib.error.URLError:
+                assert process.poll() is None, "the dashboard exited"
+                assert time.monotonic() < deadline, "the dashboard did not answer"
+                time.sleep(0.5)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(PATIENT_SECONDS)
+
+
+def test_every_page_with_commands_is_in_a_sequence():
+    with_commands = {page for page in PAGES if blocks(page, "sh")}
+    assert with_commands == {page for pages in SEQUENCES.values() for page in pages}
+    assert commands("README.md")[:2] == [["make", "demo"], ["make", "test"]]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_every_command_runs(sequence, environment, checkout, text, run, request, tmp_path):
+    for page in SEQUENCES[sequence]:
+        for command in commands(page):
+            if command[0] == "export":
+                name, _, value = command[1].partition("=")
+                assert name in environment
+                if value.startswith("postgresql+psycopg://"):
+                    environment[name] = request.getfixturevalue("postgresql_url")
+                continue
+            if command == ["make", "dashboard"]:
+                check_dashboard(command, checkout, environment)
+                continue
+            words = [*command, *make_smaller(command, text)]
+            if "search.export" in words:
+                words[-1] = str(tmp_path / words[-1])
+            if command[0] == "python":
+                variables = {k: v for k, v in environment.items() if k.startswith("RNN_SEARCH_")}
+                done = run(*words[1:], cwd=checkout, **variables)
+            else:
+                done = subprocess.run(
+                    words, cwd=checkout, env=environment, capture_output=True, text=True
+                )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            if command == ["make", "demo"]:
+                report = [line for line in done.stdout.splitlines() if line.endswith(".html")][-1]
+                page_text = (checkout / report).read_text(encoding="utf-8")
+                assert page_text.startswith("<!DOCTYPE html>")
+    if sequence == "SQLite":
+        storage = environment["RNN_SEARCH_STORAGE"]
+        extended = optuna.load_study(study_name="deeper", storage=storage)
+        assert {trial.params["layers"] for trial in extended.trials} == {2, 3}
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) < 150
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "trials"),
+    [("README.md", 0, 24), ("docs/reference/study-file.md", 0, 432)],
+    ids=["README", "reference"],
+)
+def test_documented_study_file_is_valid(page, number, trials):
+    config = StudyConfig.model_validate(tomllib.loads(blocks(page, "toml")[number]))
+    assert len(list(config.space.combinations())) == trials
+
+
+def test_documented_refinement_is_valid():
+    _, refinement = blocks("docs/reference/study-file.md", "toml")
+    assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
+
+
+def setting_names(model) -> set[str]:
+    names = set()
+    for name, field in model.model_fields.items():
+        nested = getattr(field.annotation, "model_fields", None)
+        names |= setting_names(field.annotation) if nested else {name}
+    return names - {"refinement", "space"}
+
+
+def test_reference_names_every_setting():
+    page = PAGES["docs/reference/study-file.md"]
+    assert {
+        name for name in setting_names(StudyConfig) if not re.search(rf"\b{name}\b", page)
+    } == set()
+
+
+def test_reference_names_every_option():
+    page = PAGES["docs/reference/command-line.md"]
+    missing = set()
+    for module, name in (
+        ("run_search", "run_search"),
+        ("refine", "refine"),
+        ("reports.cli", "reports"),
+    ):
+        command = getattr(importlib.import_module(module), name)
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                missing |= {option for option in parameter.opts if option not in page}
+    assert missing == set()
+
+
+def test_reference_names_every_attribute():
+    page = PAGES["docs/reference/stored-data.md"]
+    assert {name for name in TrialRecord.model_fields if f"`{name}`" not in page} == set()
+
+
+def test_figure_shows_the_measured_effects():
+    figure = (ROOT / "docs" / "effects.svg").read_text(encoding="utf-8")
+    shown = re.findall(r">(\S+) \[(\S+), (\S+)\]<", figure)
+    study = PAGES["docs/findings.md"].partition("\n## small-one\n")[2].partition("\n## ")[0]
+    assert len(shown) == 9
+    for mean, low, high in shown:
+        assert f"| all | {mean} | {low} to {high} |" in study
+
+
+def test_recipe_for_a_switch_names_every_module_that_lists_switches():
+    recipe = PAGES["CONTRIBUTING.md"].partition("## How to add a switch")[2].partition("\n## ")[0]
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "forget_gate" in path.read_text(encoding="utf-8")
+    }
+    assert len(modules) > 3
+    assert modules <= set(re.findall(r"`([\w/]+\.py)`", recipe))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY])
+def test_every_named_file_exists(page):
+    named = set(
+        re.findall(
+            r"`((?:benchmarks|docs|reports|rnn|search|studies|tests)/[\w./-]+)`", PAGES[page]
+        )
+    )
+    written = {"reports/out/", "studies/studies.db", "studies/checkpoints", "studies/weights"}
+    assert {name for name in named - written if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_has_a_target(page):
+    for target, _, anchor in re.findall(r"\]\(([^)#:]*)(#([\w-]+))?\)", PAGES[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{target}#{anchor}"
