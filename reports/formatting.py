@@ -50,11 +50,6 @@ def value_word(value: Any) -> str:
     return _CELLS.get(value, str(value))
 
 
-def readable(text: str) -> str:
-    """Return what a network wrote with what cannot be shown, but line breaks and tabs, as marks."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
-
-
 def plain(text: object) -> str:
     """Return a text from a database such that plotly, which takes some HTML, shows it as it is."""
     return escape(str(text), quote=False)
@@ -74,14 +69,6 @@ def error_word(error: float | None, form: str) -> str:
 def signed(value: float, digits: int = 3) -> str:
     """Return a difference with its sign, and a minus that is as wide as a plus."""
     return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def duration_word(seconds: float) -> str:
-    """Return a duration in the unit that suits it."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 def count_word(count: int, singular: str, plural: str | None = None) -> str:

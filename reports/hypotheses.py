@@ -17,7 +17,7 @@ import click
 from reports.dashboard.note import escaped
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
-from reports.formatting import count_word, duration_word, signed, templates
+from reports.formatting import count_word, signed, templates
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.stats.effects import MIN_PAIRS, FactorialTable
@@ -27,6 +27,7 @@ from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
 from studies.storage.open import read_storage
+from studies.text import format_duration
 
 MARGIN = 0.02
 """Nats that are no difference: about what one architecture, run again, differs by."""
@@ -193,7 +194,7 @@ def _made(results: Results) -> str:
         for name in ("device", "torch", "threads")
     )
     return (
-        f"{' to '.join(days)}, {duration_word((last - first).total_seconds())} with "
+        f"{' to '.join(days)}, {format_duration((last - first).total_seconds())} with "
         f"{count_word(rows['worker'].nunique(), 'worker')} on {devices} (threads of each: "
         f"{threads}), torch {versions}"
     )

@@ -214,3 +214,10 @@ class TrialConfig(NamedTuple):
     architecture: GatedConfig | BaselineConfig
     replicate: int = 0
     bptt_steps: int = 1
+
+    @property
+    def label(self) -> str:
+        """Short name: the architecture, ``bptt_steps`` above 1 and the replicate above 0."""
+        bptt_steps = f", bptt_steps {self.bptt_steps}" if self.bptt_steps > 1 else ""
+        replicate = f" #{self.replicate}" if self.replicate else ""
+        return f"{self.architecture.label}{bptt_steps}{replicate}"

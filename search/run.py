@@ -23,7 +23,7 @@ from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.errors import USER_ERRORS
 from search.parameters import to_trial_config
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.status import Status, StatusReader, label, status
+from search.status import Status, StatusReader, status
 from search.study import StudyHandle, StudyOptions, create_or_join
 from search.terminal import (
     LiveDisplay,
@@ -31,7 +31,6 @@ from search.terminal import (
     QuietDisplay,
     SafeConsole,
     Ticker,
-    duration_text,
     progress_text,
 )
 from search.worker.best_models import BestModelStore
@@ -49,6 +48,7 @@ from studies.config import StudyConfig, top_count
 from studies.loader import load_config_file, stored_config
 from studies.storage.counts import TrialCounts
 from studies.storage.open import load_study, read_storage
+from studies.text import format_duration
 
 PROCESSES_SECONDS = 1.0
 """Between two looks at the processes that were started."""
@@ -362,7 +362,7 @@ def _display(
     options: RunOptions, console: SafeConsole, joined: StudyHandle, reader: StatusReader
 ) -> LogDisplay | LiveDisplay | QuietDisplay:
     def label_of(trial: FrozenTrial) -> str:
-        return label(to_trial_config(trial.params, joined.config))
+        return to_trial_config(trial.params, joined.config).label
 
     kind: type[LogDisplay | LiveDisplay | QuietDisplay] = (
         LiveDisplay if console.is_terminal else LogDisplay
@@ -390,4 +390,4 @@ def _time_left(found: Status, config: StudyConfig) -> str:
         return "unknown (it depends on how many of the waiting points will be wanted)"
     if found.seconds_left is None:
         return "unknown (nobody works on it, or nothing is complete yet)"
-    return f"about {duration_text(found.seconds_left)} at the present number of workers"
+    return f"about {format_duration(found.seconds_left)} at the present number of workers"

@@ -6,10 +6,11 @@ import sys
 
 import click
 
-from rnn.inference.generation import generate, printable
+from rnn.inference.generation import generate
 from search.errors import USER_ERRORS
 from search.load_model import load_trial_model, network_options
 from studies.cli import run_command, study_argument
+from studies.text import to_printable
 
 
 @click.command(help="Print a text that a network of a study writes, after the prompt.")
@@ -58,7 +59,7 @@ def sample(
     network = load_trial_model(study, trial, storage, artifacts).network
     start = os.fsencode(prompt)  # as it was typed, whatever bytes those are
     written = generate(network, start, length, temperature, top_k, seed)
-    text = printable(start + written)
+    text = to_printable(start + written)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))  # as it can be shown
     return 0
 

@@ -53,7 +53,7 @@ class RunningTrial:
     @property
     def label(self) -> str:
         """The architecture in words, and the number of the replicate if it is not the first."""
-        return label(self.trial_config)
+        return self.trial_config.label
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def status(
     if (trial_id := best_trial_id(storage, study._study_id)) is not None:
         trial = storage.get_trial(trial_id)
         assert trial.value is not None
-        best = Best(trial.number, trial.value, label(to_trial_config(trial.params, config)))
+        best = Best(trial.number, trial.value, to_trial_config(trial.params, config).label)
     # A worker may hold many trials; plain Optuna's have no lease.
     running_leases = storage.running_leases(study._study_id).values()
     others = max(0, counts.running - len(running_leases))
@@ -212,13 +212,6 @@ def running_trials(
             )
         )
     return found
-
-
-def label(trial_config: TrialConfig) -> str:
-    """Return a network in words: its architecture, its gradient window, which replicate it is."""
-    window = f", window {trial_config.bptt_steps}" if trial_config.bptt_steps > 1 else ""
-    replicate = f" #{trial_config.replicate}" if trial_config.replicate else ""
-    return f"{trial_config.architecture.label}{window}{replicate}"
 
 
 def seconds_left(shapes: Sequence[TimingStats], counts: TrialCounts, workers: int) -> float | None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from search.status import RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
+from studies.text import format_duration
 
 REFRESH_SECONDS = 2.0
 """Between two looks at the storage: a look costs a worker some milliseconds of training."""
@@ -302,7 +303,7 @@ def progress_text(status: Status) -> str:
         best = status.best
         parts.append(f"best {loss_text(best.value)} (trial {best.number}, {best.architecture})")
     if status.seconds_left:
-        parts.append(f"about {duration_text(status.seconds_left)} left")
+        parts.append(f"about {format_duration(status.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -320,12 +321,3 @@ def running_text(running: Sequence[RunningTrial]) -> str:
 def loss_text(loss: float | None) -> str:
     """Return a loss with its unit."""
     return "" if loss is None else f"{loss:.4f} nats"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration to the second, the minute or the tenth of an hour."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

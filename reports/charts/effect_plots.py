@@ -10,12 +10,13 @@ import plotly.graph_objects as go
 from reports.charts.alt_text import difference_words, effect_words, interaction_words
 from reports.charts.colors import IMPROVES, NEUTRAL, PALETTE, WORSENS
 from reports.data.results import Results
-from reports.formatting import duration_word, plain, signed
+from reports.formatting import plain, signed
 from reports.stats.baseline_references import BaselineReference, add_reference_lines
 from reports.stats.comparison import Comparison
 from reports.stats.effects import Effect, Interaction
 from reports.stats.metric import Metric
 from reports.stats.variant_effects import SourceComparison
+from studies.text import format_duration
 
 _ROW = 28  # pixels
 
@@ -127,7 +128,7 @@ def timeline(results: Results) -> go.Figure:
                 name=state.lower() if state != "FAIL" else "failed",
                 marker={"color": colour, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
                 customdata=[
-                    f"trial {number}: {label}, {duration_word(seconds)}"
+                    f"trial {number}: {label}, {format_duration(seconds)}"
                     for number, label, seconds in zip(own.index, own["label"], lengths, strict=True)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",

@@ -14,9 +14,10 @@ from reports.charts.colors import PALETTE
 from reports.dashboard.note import BEST
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture
-from reports.formatting import curve_axis, nats_word, readable, templates
+from reports.formatting import curve_axis, nats_word, templates
 from rnn.codegen import generate_module
 from studies.space import BPTT_STEPS
+from studies.text import to_printable
 
 _NAMES = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
 """The name space of the files' identifiers."""
@@ -121,7 +122,7 @@ def _texts(results: Results, best: Best) -> str:
     for rank, (number, row) in enumerate(best, 1):
         if isinstance(row["sample"], str):
             heading = f"{rank}: trial {number}, {row['label']}, {row['value']:.4f} {unit}"
-            parts.append(f"{heading}\n{'=' * len(heading)}\n\n{readable(row['sample'])}\n")
+            parts.append(f"{heading}\n{'=' * len(heading)}\n\n{to_printable(row['sample'])}\n")
     return "\n\n".join(parts)
 
 

@@ -112,7 +112,7 @@ def _row(point: TrialRow, config: StudyConfig, names_window: bool) -> dict[str, 
     window = _window(point, config)
     architecture = decode_architecture(point.params, config).label
     if names_window:
-        architecture += f", window {window}"
+        architecture += f", bptt_steps {window}"
     replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
     recorded = {name: point.attributes.get(name) for name in _RECORDED}
     recorded[EARLIER_CODE] = ", ".join(recorded[EARLIER_CODE] or ()) or None

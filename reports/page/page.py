@@ -27,12 +27,10 @@ from reports.data.results import Results, read_results
 from reports.errors import ReportError
 from reports.formatting import (
     count_word,
-    duration_word,
     error_word,
     nats_word,
     number_word,
     parameter_word,
-    readable,
     signed,
     templates,
     value_name,
@@ -44,6 +42,7 @@ from reports.page.sections import Section, sections_of
 from rnn.codegen import generate_forward, generate_latex, generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
+from studies.text import format_duration, to_printable
 
 _LONGEST_NAME = 180
 """Of a file, in bytes; file systems take 255, and others are added."""
@@ -134,7 +133,7 @@ def _templates() -> jinja2.Environment:
     environment.filters |= {
         "code": _code,
         "count": count_word,
-        "duration": duration_word,
+        "duration": format_duration,
         "embedded": _embedded,
         "error": error_word,
         "figure": _figure,
@@ -142,7 +141,7 @@ def _templates() -> jinja2.Environment:
         "nats": nats_word,
         "number": number_word,
         "parameter": parameter_word,
-        "readable": readable,
+        "readable": to_printable,
         "signed": signed,
         "value_name": value_name,
     }

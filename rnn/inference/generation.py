@@ -1,7 +1,5 @@
 """Text that a trained network writes, symbol after symbol."""
 
-import re
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,8 +7,6 @@ from torch import Tensor
 from rnn.config import TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network
-
-_UNPRINTABLE = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")
 
 
 @torch.inference_mode()
@@ -71,14 +67,6 @@ def generate(
     while len(written) < length:
         written.append(_choose(read(written[-1]), temperature, top_k, generator))
     return tokenizer.decode(written)
-
-
-def printable(content: bytes) -> str:
-    """Return bytes as text that any terminal may be shown.
-
-    What is no UTF-8, or no character that is printed, becomes U+FFFD.
-    """
-    return _UNPRINTABLE.sub("\ufffd", content.decode("utf-8", errors="replace"))
 
 
 def _choose(

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from rnn.inference.generation import generate, printable
+from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
 from search.worker.trial_artifacts import WeightStore
 from studies.loader import stored_config
 from studies.storage.counts import top_trials
+from studies.text import to_printable
 
 SAMPLE_LENGTH = 300
 """Symbols of the text that a network writes for the report."""
@@ -69,7 +70,7 @@ class BestModelStore:
             self._says(f"warning: the weights of trial {number} could not be kept ({error})")
         try:
             written = generate(network, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
-            return printable(written)
+            return to_printable(written)
         except Exception as error:
             self._says(f"warning: the network of trial {number} could not write ({error})")
             return None

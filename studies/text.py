@@ -1,0 +1,24 @@
+"""Text that commands and reports share."""
+
+import re
+
+_UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes, hours or days: ``45 s``, ``2.5 min``, ``30 h``."""
+    value, unit = seconds, "s"
+    for name, length in (("min", 60), ("h", 3600), ("days", 86400)):
+        if seconds >= 2 * length:
+            value, unit = seconds / length, name
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+
+
+def to_printable(text: str | bytes) -> str:
+    """Return text that is safe to show in a terminal or a page.
+
+    Invalid UTF-8 and control characters except line breaks and tabs become U+FFFD.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    return _UNPRINTABLE.sub("\ufffd", text)

@@ -1,0 +1,29 @@
+"""Durations and printable text."""
+
+import pytest
+
+from studies.text import format_duration, to_printable
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (45.3, "45 s"),
+        (119, "119 s"),
+        (150, "2.5 min"),
+        (7000, "117 min"),
+        (9000, "2.5 h"),
+        (86400, "24 h"),
+        (302400, "3.5 days"),
+    ],
+)
+def test_duration_is_given_in_a_suitable_unit(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_unprintable_characters_are_replaced():
+    assert to_printable("„ä\t1\n".encode()) == to_printable("„ä\t1\n") == "„ä\t1\n"
+    assert to_printable(b"a\xffb\xc3") == "a\ufffdb\ufffd"
+    assert to_printable(b"\x1b[31m\x00\r\x7f\xc2\x9b") == "\ufffd[31m" + "\ufffd" * 4
+    assert to_printable("\ud800") == "\ufffd"
