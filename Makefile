@@ -1,4 +1,4 @@
-# The scripts for a user, a developer and the checks alike. `make help` lists them.
+# Commands for users, developers and CI. `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ export RNN_SEARCH_STORAGE ?= sqlite:///studies/studies.db
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 # Options of the demo's search and refinement, as in: make demo OVERRIDES='--set training.steps=200'
 OVERRIDES ?=
-# The recipe gets them as they were typed: a dollar sign is not expanded by make.
+# Passed to the recipe verbatim: make does not expand a dollar sign.
 override OVERRIDES := $(value OVERRIDES)
 export OVERRIDES
 TESTS ?= tests
@@ -16,10 +16,10 @@ PORT ?= 8080
 
 .PHONY: help install demo test test-all test-lowest chaos check format bench dashboard clean
 
-help: ## list what can be made
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed ## make .venv and install into it
+install: $(VENV)/.installed ## create .venv and install into it
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), which takes a minute or more"
@@ -38,16 +38,16 @@ demo: install ## search, refine and report on a small study: about two minutes o
 	@echo "writing the report of both studies"
 	@$(RUN) -m search.demo report $(WORKERS)
 
-# Two more processes than there are cores: tests of faults wait for timeouts much of their time.
+# Two more processes than cores: fault tests spend much of their time waiting for timeouts.
 PYTEST = $(RUN) -m pytest -n $$(( $(WORKERS) + 2 )) --dist loadfile --no-loadscope-reorder
 
 test: install ## run the tests: some minutes on two cores
 	$(PYTEST) -m "not extended" $(TESTS)
 
-test-all: test ## run the tests, and then the long ones: crowds, chaos, the README, the browser
+test-all: test ## run the tests, then the long ones: crowds, chaos, the documents' commands, the browser
 	$(PYTEST) -m extended $(TESTS)
 
-# In Python 3.11, for which all of these versions have wheels.
+# Python 3.11 has wheels of all of these versions.
 test-lowest: install ## run the tests with the lowest versions that pyproject.toml allows
 	rm -rf $(LOWEST)
 	$(VENV)/bin/uv venv --quiet --python 3.11 $(LOWEST)
@@ -55,7 +55,7 @@ test-lowest: install ## run the tests with the lowest versions that pyproject.to
 	@touch $(LOWEST)/.installed
 	$(MAKE) test VENV=$(LOWEST)
 
-chaos: install ## disturb eight workers two hundred times, on each database and with pruning
+chaos: install ## kill, freeze and stop eight workers two hundred times, on each database and with pruning
 	RNN_SEARCH_CHAOS_DISTURBANCES=200 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_TRIALS=144 \
 	RNN_SEARCH_CHAOS_STEPS=2000 $(RUN) -m pytest -s tests/faults/test_chaos.py
 
@@ -65,15 +65,15 @@ check: install ## lint, format, types and layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-format: install ## mend what can be mended
+format: install ## fix lint errors and format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: install ## measure, as ratios in one run: about an hour on two cores
+bench: install ## run the benchmarks: about an hour on two cores
 	$(RUN) -m benchmarks
 
-dashboard: install ## open optuna-dashboard on the default storage, on this machine alone
+dashboard: install ## serve optuna-dashboard for the default storage on the loopback address
 	$(RUN) -m reports.dashboard.__main__ --port $(PORT)
 
-clean: ## remove the environment and the caches, but no study and no report
+clean: ## remove environments and caches, but no study and no report
 	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
