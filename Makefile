@@ -73,7 +73,7 @@ bench: install ## run the benchmarks: about an hour on two cores
 	$(RUN) -m benchmarks
 
 dashboard: install ## serve optuna-dashboard for the default storage on the loopback address
-	$(RUN) -m reports.dashboard.__main__ --port $(PORT)
+	$(RUN) -m reports.dashboard --port $(PORT)
 
 clean: ## remove environments and caches, but no study and no report
 	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from reports.dashboard.view import LiveView
+from reports.dashboard.view import DashboardView
 from reports.errors import ReportError
 from search.cli import STUDY_HELP, run, work_options
 from search.errors import USER_ERRORS
@@ -18,7 +18,7 @@ from studies.cli import run_command
 )
 def refine(**options: Any) -> int:
     """Work on a derived study."""
-    return run(LiveView(), derived=True, **options)
+    return run(DashboardView(), derived=True, **options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from reports.dashboard.view import LiveView
+from reports.dashboard.view import DashboardView
 from reports.errors import ReportError
 from search.cli import STUDY_HELP, run, work_options
 from search.errors import USER_ERRORS
@@ -15,7 +15,7 @@ from studies.cli import run_command
 @work_options(default_study="stage-one")
 def run_search(**options: Any) -> int:
     """Work on a study."""
-    return run(LiveView(), **options)
+    return run(DashboardView(), **options)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ OUTAGE_SECONDS = 60
 """After which the report of a search that has ended is not tried again, if the storage is away."""
 
 
-def report_at_the_end(storage: str, names: list[str]) -> None:
+def write_final_report(storage: str, names: list[str]) -> None:
     """Write the report of a search that has ended; print its path and its main result.
 
     Whatever fails here is no failure of the search: its results are recorded.

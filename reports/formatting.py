@@ -1,6 +1,7 @@
 """What parameters and their values are called where a person reads them."""
 # TODO-MERGE How templates are read: for the page, the note and the picture alike.
 
+import re
 from html import escape
 from typing import Any
 
@@ -9,6 +10,9 @@ import jinja2
 from studies.config import StudyConfig
 
 _OBJECTIVES = {"training": "least smoothed training loss", "validation": "loss on held-out text"}
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
+"""Characters with a meaning in Markdown, in a line of text or a table."""
 
 _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
@@ -53,6 +57,11 @@ def value_word(value: Any) -> str:
 def plain(text: object) -> str:
     """Return a text from a database such that plotly, which takes some HTML, shows it as it is."""
     return escape(str(text), quote=False)
+
+
+def escape_markdown(text: object) -> str:
+    """Return a text as one line that Markdown shows literally, in tables as well."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def number_word(value: float | None, form: str) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import click
 
-from reports.dashboard.note import escaped
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
-from reports.formatting import count_word, signed, templates
+from reports.formatting import count_word, escape_markdown, signed, templates
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.stats.effects import MIN_PAIRS, FactorialTable
@@ -242,7 +241,7 @@ def write_findings(
 
 _TEMPLATES = templates(escaping=False)
 _TEMPLATES.filters |= {
-    "escaped": escaped,
+    "escaped": escape_markdown,
     "file_name": lambda name: Path(name).name,
     "signed": signed,
 }

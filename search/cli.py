@@ -1,7 +1,7 @@
 """The words that ``run_search.py`` and ``refine.py`` share."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -111,7 +111,7 @@ _OPTIONS = (
     click.option(
         "--dashboard",
         is_flag=True,
-        help="Show the study in optuna-dashboard meanwhile, on this machine alone.",
+        help="Serve optuna-dashboard during the search, on this machine only.",
     ),
     dashboard_port_option,
     artifacts_option,
@@ -131,26 +131,31 @@ def work_options(default_study: str) -> Callable[[_F], _F]:
 
 
 class StudyView(Protocol):
-    """Whom a command shows its study through: the doors bring it along."""
+    """Dashboard and report of a search, injected by the entry points."""
 
-    def meanwhile(
-        self, storage: str, study: str, artifacts: str | None, port: int | None
+    def serve_dashboard(
+        self, storage: str, artifacts: str | None, port: int
     ) -> AbstractContextManager[object]:
-        """Return what is entered while a study is worked on.
+        """Return a context manager that serves optuna-dashboard while it is active.
 
         Args:
-            storage: its URL.
-            study: the study's name.
-            artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
-            port: to serve optuna-dashboard on; None not to.
+            storage: URL of the storage.
+            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+            port: port to serve on.
         """
 
-    def at_the_end(self, storage: str, study: str, artifacts: str | None) -> None:
-        """Show a study that the work on has ended in good order."""
+    def finalize(self, storage: str, study: str, artifacts: str | None) -> None:
+        """Report on a study whose search has finished.
+
+        Args:
+            storage: URL of the storage.
+            study: name of the study.
+            artifacts: location of the artifacts.
+        """
 
 
 def run(
-    viewer: StudyView,
+    view: StudyView,
     *,
     derived: bool = False,
     status: bool,
@@ -164,13 +169,13 @@ def run(
     """Do what a command line asks for.
 
     Args:
-        viewer: shows the study, meanwhile and at the end.
+        view: dashboard and report of the search.
         derived: whether only studies will do that are derived from others.
         status: print where the study stands instead of working.
         as_json: the status as JSON.
         no_wait: leave while others still work.
-        dashboard: serve optuna-dashboard meanwhile.
-        port: to serve it on.
+        dashboard: serve optuna-dashboard during the search.
+        port: port of the dashboard.
         debug: read by :func:`studies.cli.run_command`.
         options: of :class:`search.run.RunOptions`.
 
@@ -188,12 +193,14 @@ def run(
         return 0
 
     def companion(study: str) -> AbstractContextManager[object]:
-        return viewer.meanwhile(asked.storage, study, asked.artifacts, port if dashboard else None)
+        if not dashboard:
+            return nullcontext()
+        return view.serve_dashboard(asked.storage, asked.artifacts, port)
 
     result: Result = work(asked, companion)
     if result.finished and not result.exit_code:
         with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
-            viewer.at_the_end(asked.storage, result.study, asked.artifacts)
+            view.finalize(asked.storage, result.study, asked.artifacts)
     return result.exit_code
 
 

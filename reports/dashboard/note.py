@@ -1,4 +1,4 @@
-"""A study's state → its note in Markdown, below whatever a person has written there."""
+"""A study's note in Markdown, below anything that users write there."""
 
 import hashlib
 import json
@@ -7,34 +7,43 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reports.data.results import Results
-from reports.formatting import nats_word, number_word, templates, value_name, worth_title
+from reports.formatting import (
+    escape_markdown,
+    nats_word,
+    number_word,
+    templates,
+    value_name,
+    worth_title,
+)
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
 
-BEST = 5
-"""Trials that the note names, and whose files are kept."""
+N_BEST = 5
+"""Number of best trials that the note lists and whose files are stored."""
 
-LINE = "*Above this line is room for words of yours; what is below it, the search renews.*"
-"""Parts a person's words from the note that is renewed."""
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
-"""What Markdown, in a line of text or a table, takes for more than itself."""
+SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
+"""Line between a user's text and the generated text."""
 
 
-class Written(NamedTuple):
-    """By what a text of ours is known again: how long it is, and the beginning of its SHA-256."""
+class TextFingerprint(NamedTuple):
+    """Length and digest by which a generated text is recognised.
+
+    Attributes:
+        length: number of characters.
+        digest: first 16 hexadecimal digits of the SHA-256.
+    """
 
     length: int
     digest: str
 
     @classmethod
-    def of(cls, text: str) -> "Written":
-        """Return what a text is known by."""
+    def from_text(cls, text: str) -> "TextFingerprint":
+        """Compute the fingerprint of a text."""
         return cls(len(text), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def compose(
+def render_note(
     name: str,
     config: StudyConfig,
     corpus: CorpusRecord,
@@ -43,18 +52,18 @@ def compose(
     results: Results | None,
     has_effects: bool,
 ) -> str:
-    """Write what is below the line. The same state of a study always gives the same text.
+    """Render the generated part of the note; equal states of a study give equal texts.
 
     Args:
-        name: of the study.
-        config: that it was made with.
-        corpus: that it is trained on.
-        commands: that made it and extended it.
-        counts: of its points.
-        results: of the same points; None where none is complete.
-        has_effects: whether the figure of the effects is there to be looked at.
+        name: name of the study.
+        config: config of the study.
+        corpus: corpus of the study.
+        commands: commands that created and extended the study.
+        counts: number of trials by state.
+        results: results of the same trials; None if no trial is complete.
+        has_effects: whether the effects figure is published.
     """
-    best = [] if results is None else results.complete.head(BEST).reset_index().to_dict("records")
+    best = [] if results is None else results.complete.head(N_BEST).reset_index().to_dict("records")
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
@@ -64,54 +73,54 @@ def compose(
         metric=value_name(config),
         nats=nats_word(config),
         best=best,
-        below=0 if results is None else len(results.below),
+        n_below=0 if results is None else len(results.below),
         has_effects=has_effects,
-        has_texts=any(isinstance(row["sample"], str) for row in best),
-        worth=worth_title(results is None or results.is_gated),
+        has_samples=any(isinstance(row["sample"], str) for row in best),
+        effects_title=worth_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def joined(body: str, written: Written | None, ours: str) -> str:
-    """Return a note with what is ours renewed, and all that a person wrote kept above it.
+def merge_note(body: str, previous: TextFingerprint | None, generated: str) -> str:
+    """Replace the generated part of a note and keep everything that users wrote.
 
     Args:
-        body: the note as it is.
-        written: of the text that was ours in it, if there was one.
-        ours: the text that is to take its place.
+        body: current note.
+        previous: fingerprint of the generated text in it, if there is any.
+        generated: new generated text.
     """
-    words, line, below = body.rpartition(LINE)
-    below = below.strip()
-    if not line:  # there was none yet, or a person has removed it
-        words, below = below, ""
-        if written and Written.of(words[-written.length :]) == written:
-            words = words[: -written.length]
-    elif written and Written.of(below[: written.length]) == written:
-        # Who wrote at the very end, below what is ours, may have overlooked the line.
-        words = f"{words.rstrip()}\n\n{below[written.length :].strip()}"
-    return "\n\n".join(part for part in (words.strip(), LINE, ours) if part)
+    user_text, separator, rest = body.rpartition(SEPARATOR)
+    rest = rest.strip()
+    if not separator:  # first publication, or a user removed the separator
+        user_text = body
+        if previous and is_prefix_of(previous, body[-previous.length :]):
+            user_text = body[: -previous.length]
+    elif previous and is_prefix_of(previous, rest):
+        # Text that a user added at the very end is moved above the separator.
+        user_text = f"{user_text.rstrip()}\n\n{rest[previous.length :].strip()}"
+    return "\n\n".join(part for part in (user_text.strip(), SEPARATOR, generated) if part)
 
 
-def is_intact(body: str, written: Written) -> bool:
-    """Tell whether what is below the line is what was written there last."""
-    _, line, below = body.rpartition(LINE)
-    return bool(line) and Written.of(below.strip()) == written
+def is_prefix_of(fingerprint: TextFingerprint, text: str) -> bool:
+    """Return whether a text starts with the text of a fingerprint."""
+    return TextFingerprint.from_text(text[: fingerprint.length]) == fingerprint
 
 
-def escaped(text: object) -> str:
-    """Return a text as one line that Markdown shows as it is, in a table too."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+def is_intact(body: str, published: TextFingerprint) -> bool:
+    """Return whether the generated part of a note is still as it was published."""
+    _, separator, rest = body.rpartition(SEPARATOR)
+    return bool(separator) and TextFingerprint.from_text(rest.strip()) == published
 
 
-def fenced(code: str, language: str) -> str:
-    """Return a code block, whatever is in the code."""
+def fence_code(code: str, language: str) -> str:
+    """Return a code block with a fence longer than any run of backticks in the code."""
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code}\n{fence}"
 
 
-def toml(config: StudyConfig) -> str:
-    """Write a whole definition as the TOML that would be read as the same."""
+def to_toml(config: StudyConfig) -> str:
+    """Return a config as TOML that loads as an equal config."""
     settings = config.model_dump(mode="json", exclude_none=True)
     tables = {name: value for name, value in settings.items() if isinstance(value, dict)}
     lines = [f"{name} = {_toml(v)}" for name, v in settings.items() if name not in tables]
@@ -126,14 +135,14 @@ def _toml(value: Any) -> str:
         return f"{{ {items} }}" if items else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)  # of a number or a text, TOML writes the same
+    return json.dumps(value, ensure_ascii=False)
 
 
 _TEMPLATES = templates(escaping=False)
 _TEMPLATES.filters |= {
     "count": "{:,}".format,
-    "escaped": escaped,
-    "fenced": fenced,
+    "escape_markdown": escape_markdown,
+    "fence": fence_code,
     "number": number_word,
-    "toml": toml,
+    "toml": to_toml,
 }

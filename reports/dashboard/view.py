@@ -1,132 +1,87 @@
-"""A study shown while it is worked on, and when that has ended."""
+"""Show a search: a dashboard while it runs, a report and a publication at its end."""
 
 import contextlib
-import random
+import os
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
-from reports.cli import report_at_the_end
-from reports.dashboard import process as beside
-from reports.dashboard.__main__ import address, listen
-from reports.dashboard.refresher import Upkeep, warn
+from reports.cli import write_final_report
+from reports.dashboard.server import dashboard_url, open_listener
+from studies.artifacts import open_store
+from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
+from studies.storage.open import open_storage
+from studies.storage.retry import error_message
 
-FIRST_SECONDS, AGAIN_SECONDS = 15.0, 60.0
-"""After which a study's upkeep begins, a quarter more or less, and begins again if it has failed: a
-search that ends sooner is shown at its end."""
+STOP_TIMEOUT_SECONDS = 0.5
+"""How long a dashboard may take to stop before it is killed."""
 
 
-class LiveView:
-    """Shows studies in optuna-dashboard, and reports on them at the end.
-
-    It is :class:`search.cli.StudyView` to the doors; whatever fails here, the search goes on.
-    """
+class DashboardView:
+    """Implementation of :class:`search.cli.StudyView`; its failures never end a search."""
 
     @contextlib.contextmanager
-    def meanwhile(
-        self, storage: str, study: str, artifacts: str | None, port: int | None
-    ) -> Iterator[None]:
-        """Keep up what the dashboard shows of a study, and serve the dashboard.
+    def serve_dashboard(self, storage: str, artifacts: str | None, port: int) -> Iterator[None]:
+        """Serve optuna-dashboard in a separate process while the context is active.
 
         Args:
-            storage: its URL.
-            study: the study's name.
-            artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
-            port: to serve optuna-dashboard on; None not to.
+            storage: URL of the storage.
+            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+            port: port to serve on.
         """
-        with contextlib.ExitStack() as stack:
-            if port is not None:
-                server = _serve(storage, artifacts, port)
-                if server is not None:
-                    stack.callback(beside.stop, server)
-            upkeep = _Upkeep(storage, study, artifacts)
-            stack.callback(upkeep.stop)
-            upkeep.start()
+        try:
+            server = _start_server(storage, artifacts, port)
+        except Exception as error:  # port taken, no memory for a process
+            click.echo(f"dashboard: {error}; the search continues without it")
             yield
-
-    def at_the_end(self, storage: str, study: str, artifacts: str | None) -> None:
-        """Write the report, and renew what the dashboard shows for the last time."""
-        report_at_the_end(storage, [study])
-        Upkeep(storage, study, artifacts).renew()
-
-
-class _Upkeep(threading.Thread):
-    """Has a process renew what the dashboard shows of a study, once the search has begun.
-
-    Args:
-        storage: its URL.
-        study: the study's name.
-        artifacts: where files lie.
-    """
-
-    def __init__(self, storage: str, study: str, artifacts: str | None) -> None:
-        super().__init__(name="upkeep", daemon=True)
-        self._what = (study, storage, artifacts)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._has_warned = False
-
-    def run(self) -> None:
-        """Start the process, say what it says, and start it again if it ends before its time."""
-        pause = FIRST_SECONDS
-        while not self._ended.wait(pause * random.uniform(0.75, 1.25)):
-            pause = AGAIN_SECONDS
+            return
+        click.echo(f"dashboard: {dashboard_url(port)}")
+        try:
+            yield
+        finally:
+            server.terminate()
             try:
-                self._go_along()
-            except Exception as error:  # there may be no memory for another process
-                self._warn(f"warning: what the dashboard shows is not kept up: {error}")
+                server.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
-    def stop(self) -> None:
-        """End the process, or see that it does not begin."""
-        self._ended.set()
-        with self._lock:
-            if self._process is not None:
-                beside.stop(self._process)
+    def finalize(self, storage: str, study: str, artifacts: str | None) -> None:
+        """Write the report of a search that has ended and publish its study.
 
-    def _go_along(self) -> None:
-        study, storage, artifacts = self._what
-        with self._lock:
-            if self._ended.is_set():
-                return
-            self._process = beside.start(
-                "reports.dashboard.refresher", ["--", study], storage, artifacts, is_heard=True
-            )
-        said = self._process.stderr
-        assert said is not None
-        for line in said:
-            # By this process, which may be drawing on the terminal.
-            warn(line.decode(errors="replace").rstrip())
-        code = self._process.wait()
-        if not self._ended.is_set():
-            self._warn(
-                "warning: what keeps up what the dashboard shows has ended "
-                f"(exit code {code}); it is started again"
-            )
+        Args:
+            storage: URL of the storage.
+            study: name of the study.
+            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        """
+        write_final_report(storage, [study])
+        try:
+            from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
 
-    def _warn(self, line: str) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            warn(line)
+            with contextlib.closing(open_storage(storage)) as opened:
+                publish_study(opened, study, lambda: open_store(artifacts, storage, "artifacts"))
+        except Exception as error:  # the results are recorded
+            click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
 
 
-def _serve(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes] | None":
-    """Start optuna-dashboard in a process of its own, which ends when this one does.
-
-    Returns:
-        The process; None if there is none, and then it is said why.
-    """
-    try:
-        with listen(port) as listening:
-            inherited = listening.fileno()
-            words = ["--port", str(port), "--inherited", str(inherited)]
-            server = beside.start(
-                "reports.dashboard.__main__", words, storage, artifacts, [inherited]
-            )
-    except Exception as error:  # a port that is taken, no memory for another process
-        click.echo(f"dashboard: {error}; the search goes on")
-        return None
-    click.echo(f"dashboard: {address(port)}")
-    return server
+def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":
+    # URLs may contain passwords, and command lines are visible to all users of the machine.
+    environment = os.environ | {STORAGE_VARIABLE: storage}
+    if artifacts is not None:
+        environment[ARTIFACTS_VARIABLE] = artifacts
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, "-P", "-m", "reports.dashboard", "--port", str(port)]
+    with open_listener(port) as listener:
+        return subprocess.Popen(
+            [*command, "--inherited-socket", str(listener.fileno())],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes when this process ends, which stops the server
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # a Ctrl-C in the terminal is meant for the search
+        )

@@ -12,7 +12,7 @@ from process_runner import CURVES, FINISHED, query, searching, until_running
 from services import PostgreSQL
 
 from reports import cli as command_line
-from reports.cli import report_at_the_end
+from reports.cli import write_final_report
 
 FOUR = {
     "training_steps": 200,
@@ -169,7 +169,7 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     finished_as_if_nothing_had_been(url, undisturbed, ONE)
 
 
-def test_the_report_at_the_end_waits_for_a_server_that_is_away(
+def test_the_final_report_waits_for_a_server_that_is_away(
     server, runner, text, tmp_path, capsys, monkeypatch
 ):
     url = server.new_database()
@@ -178,7 +178,7 @@ def test_the_report_at_the_end_waits_for_a_server_that_is_away(
     monkeypatch.chdir(tmp_path)
     server.stop()
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 1)
-    report_at_the_end(url, ["quick"])
+    write_final_report(url, ["quick"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
 
     said = []
@@ -190,7 +190,7 @@ def test_the_report_at_the_end_waits_for_a_server_that_is_away(
 
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
     monkeypatch.setattr("reports.cli.click.echo", echo)
-    report_at_the_end(url, ["quick"])
+    write_final_report(url, ["quick"])
     assert said[0] == "the storage is away; the report waits for it"
     assert said[1].startswith("report: ")
 

@@ -6,7 +6,7 @@ import pytest
 from factories import make_runs, make_study, own_point
 from sqlalchemy.engine import make_url
 
-from reports.cli import report_at_the_end, reports
+from reports.cli import reports, write_final_report
 from reports.errors import OutputTakenError
 from reports.hypotheses import findings
 from reports.output import study_identity
@@ -136,7 +136,7 @@ def test_watching_ends_if_the_output_is_another_page(folder, urls, capsys):
 
 
 def test_search_ends_with_path_and_main_result(folder, urls, capsys):
-    report_at_the_end(urls[0], ["made"])
+    write_final_report(urls[0], ["made"])
     path, headline = capsys.readouterr().out.splitlines()
     assert path == f"report: {folder}/reports/out/made.html"
     assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats a byte, ")

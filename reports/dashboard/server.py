@@ -1,0 +1,244 @@
+"""Serve optuna-dashboard on this machine and publish the studies that are viewed."""
+
+import contextlib
+import http.client
+import io
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import click
+
+from reports.errors import DashboardError, ReportError
+from studies.artifacts import Store, open_store
+from studies.cli import artifacts_option, dashboard_port_option, run_command, storage_options
+from studies.errors import StudiesError
+from studies.storage.open import open_storage
+from studies.storage.retry import error_message
+from studies.storage.storage import LeasedRDBStorage
+
+HOST = "127.0.0.1"
+"""Address of the server: optuna-dashboard has no login and can delete studies."""
+
+PUBLISH_INTERVAL_SECONDS = 10.0
+"""Minimum time between the end of a study's publication and the start of the next one."""
+
+PROBE_TIMEOUT_SECONDS = 2.0
+"""How long to wait for an answer on a port that is taken, to see if it is a dashboard's."""
+
+_LOCAL_NAMES = {HOST, "localhost", "::1"}
+_STUDY_REQUEST = re.compile(r"/api/studies/(\d+)(/|$)")
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def dashboard_url(port: int) -> str:
+    """Return the URL of the dashboard on a port."""
+    return f"http://{HOST}:{port}"
+
+
+def open_listener(port: int) -> socket.socket:
+    """Open a listening socket on a port of this machine.
+
+    Raises:
+        DashboardError: if the port cannot be used.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        if _is_dashboard(port):
+            raise DashboardError(
+                f"port {port} is in use by another optuna-dashboard ({dashboard_url(port)}); "
+                "choose another --port"
+            ) from error
+        raise DashboardError(
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}); choose another --port"
+        ) from error
+
+
+def _is_dashboard(port: int) -> bool:
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        connection = http.client.HTTPConnection(HOST, port, timeout=PROBE_TIMEOUT_SECONDS)
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/meta")
+            return "artifact_is_available" in json.loads(connection.getresponse().read(10_000))
+    return False
+
+
+@click.command(help="Serve optuna-dashboard for all studies of a storage, on this machine only.")
+@storage_options
+@artifacts_option
+@dashboard_port_option
+@click.option("--inherited-socket", type=int, hidden=True)
+def dashboard(
+    storage: str, artifacts: str | None, port: int, inherited_socket: int | None, debug: bool
+) -> int:
+    """Serve until a signal arrives.
+
+    Args:
+        storage: URL of the storage; created if it does not exist.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        port: port to serve on.
+        inherited_socket: file descriptor of a listening socket, given by the search that started
+            this process. The server then also stops at the end of its standard input, a pipe that
+            closes when the search ends in any way.
+        debug: whether to print the tracebacks of requests that fail.
+
+    Returns:
+        The exit code.
+    """
+    is_child = inherited_socket is not None
+    listener = open_listener(port) if not is_child else socket.socket(fileno=inherited_socket)
+    store = open_store(artifacts, storage, "artifacts")
+    with listener, contextlib.closing(open_storage(storage)) as opened:
+        from optuna_dashboard import wsgi  # slow; not needed when the port is taken
+
+        if not debug:
+            logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
+        application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
+        server = _Server(listener, local_only(application), debug)
+        exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, lambda number, _: exit_codes.put(128 + number))
+        _start_thread(server.serve_forever)
+        if is_child:
+            _start_thread(lambda: exit_codes.put(_wait_for_end_of_stdin()))
+        else:
+            click.echo(f"dashboard: {dashboard_url(port)} (stop with Ctrl-C)")
+        code = exit_codes.get()
+        server.shutdown()
+    return code
+
+
+def _wait_for_end_of_stdin() -> int:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    return 0
+
+
+def _start_thread(target: Callable[[], object]) -> None:
+    threading.Thread(target=target, daemon=True).start()
+
+
+def local_only(application: Application) -> Application:
+    """Reject requests that do not address this machine by a local name.
+
+    This protects against DNS rebinding and against forms that other sites submit.
+    """
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        urls = [f"//{environ.get('HTTP_HOST', '')}", environ.get("HTTP_ORIGIN", f"//{HOST}")]
+        if all(map(_is_local, urls)):
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"This dashboard answers to 127.0.0.1 and localhost only.\n"]
+
+    return serve
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in _LOCAL_NAMES
+    except ValueError:
+        return False
+
+
+class PublishOnView:
+    """WSGI middleware that publishes a study when the dashboard's page requests its data.
+
+    Publication runs in a background thread, one at a time, and at most once per
+    :data:`PUBLISH_INTERVAL_SECONDS` for each study. Requests never wait for it.
+
+    Args:
+        application: optuna-dashboard.
+        storage: storage that it serves.
+        store: artifact store for the files.
+    """
+
+    def __init__(self, application: Application, storage: LeasedRDBStorage, store: Store) -> None:
+        self._application = application
+        self._storage = storage
+        self._store = store
+        self._publishing = threading.Lock()
+        self._due: dict[int, float] = {}
+        self._has_warned = False
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Answer a request."""
+        request = _STUDY_REQUEST.match(environ.get("PATH_INFO", ""))
+        if request and time.monotonic() >= self._due.get(int(request[1]), 0):
+            study_id = int(request[1])
+            if self._publishing.acquire(blocking=False):
+                _start_thread(lambda: self._publish(study_id))
+        return self._application(environ, start_response)
+
+    def _publish(self, study_id: int) -> None:
+        from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
+
+        try:
+            name = self._storage.get_study_name_from_id(study_id)
+            publish_study(self._storage, name, lambda: self._store)
+        except (StudiesError, KeyError) as error:  # not a study of this version and program
+            logging.getLogger(__name__).debug("not published: %s", error)
+        except Exception as error:  # the dashboard is served nevertheless
+            if not self._has_warned:
+                self._has_warned = True
+                click.echo(f"warning: cannot publish a study: {error_message(error)}", err=True)
+        finally:
+            self._due[study_id] = time.monotonic() + PUBLISH_INTERVAL_SECONDS
+            self._publishing.release()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Threaded HTTP server on a socket that is already listening."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, application: Application, debug: bool) -> None:
+        super().__init__((HOST, 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_address = listener.getsockname()
+        # The base class would look up this machine's name on the network.
+        self.server_name, self.server_port = HOST, self.server_address[1]
+        self.setup_environ()
+        self.set_app(application)
+        self.debug = debug
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore connections that browsers closed, unless debugging."""
+        if self.debug:
+            super().handle_error(request, client_address)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Log no requests."""
+
+    def get_stderr(self) -> Any:
+        server = self.server
+        assert isinstance(server, _Server)
+        return super().get_stderr() if server.debug else io.StringIO()
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(dashboard, (StudiesError, ReportError))

@@ -1,0 +1,728 @@
+"""What optuna-dashboard shows of a study during a search and afterwards."""
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import tomllib
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import optuna
+import pytest
+from factories import make_runs, make_study, own_point
+from hooks import PATIENT_SECONDS, Gate, Hooks
+from optuna.trial import TrialState
+from optuna_dashboard import get_note, save_note
+from process_runner import SETTINGS, query, until, until_running
+from services import free_port
+from sqlalchemy import Engine, event
+
+from reports.dashboard import note, publish, server, view
+from reports.dashboard.artifacts import SAMPLES_FILE
+from reports.dashboard.publish import STATE_ATTR, publish_study
+from reports.dashboard.server import PublishOnView, local_only, open_listener
+from reports.dashboard.view import DashboardView
+from reports.data.results import read_results
+from reports.errors import DashboardError
+from studies.artifacts import open_store
+from studies.config import StudyConfig
+from studies.errors import ArtifactsError, StudiesError, StudyNotFoundError
+from studies.storage.counts import TrialCounts
+from studies.storage.open import load_study, open_storage
+
+MARKUP = "<script>alert(1)</script> *a* | b"
+
+
+def attributes(url, name="made"):
+    with closing(open_storage(url)) as storage:
+        return storage.get_study_system_attrs(load_study(storage, name)._study_id)
+
+
+def note_of(url, name="made"):
+    with closing(open_storage(url)) as storage:
+        return get_note(load_study(storage, name))
+
+
+def body_of(found):
+    chunks = [value for key, value in sorted(found.items()) if "note_str" in key]
+    return "".join(chunks)
+
+
+def write_note(url, body):
+    with closing(open_storage(url)) as storage:
+        save_note(load_study(storage, "made"), body)
+
+
+def finish_one(url, value):
+    with closing(open_storage(url)) as storage:
+        trial_id = storage.claim(load_study(storage, "made")._study_id, "me")
+        storage.report(trial_id, "me", {50: value + 1, 100: value})
+        storage.finish(
+            trial_id, "me", TrialState.COMPLETE, value, {"parameter_count": 1, "replicate": 0}
+        )
+        return storage.get_trial_number_from_id(trial_id)
+
+
+def publish_url(url, name="made", artifacts=None):
+    with closing(open_storage(url)) as storage:
+        publish_study(
+            storage, name, lambda: open_store(artifacts and str(artifacts), url, "artifacts")
+        )
+
+
+def is_published(url):
+    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{STATE_ATTR}'")
+
+
+def artifacts_of(url, name="made"):
+    told = [value for key, value in attributes(url, name).items() if key.startswith("artifacts:")]
+    return {each["artifact_id"]: each for each in map(json.loads, told)}
+
+
+# ------------------------------------------------------------------ what is stored
+
+
+def test_note_has_question_progress_best_trials_and_config(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=6)
+    publish_url(sqlite_url, "made", tmp_path / "files")
+    body = note_of(sqlite_url)
+    assert "6 of 8 trials are finished" in body
+    assert "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n" in body
+    assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
+    assert "4 of 5 complete trials have a loss below 2.0 nats" in body
+    with closing(open_storage(sqlite_url)) as storage:
+        stored = load_study(storage, "made").user_attrs["config"]
+    written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
+    assert StudyConfig.model_validate(written) == StudyConfig.model_validate(stored)
+
+
+def test_note_of_an_old_study_shows_the_settings_it_was_trained_with(sqlite_url, tmp_path):
+    """Studies older than `evaluation.average` evaluated the last weights, not their average."""
+    make_study(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        stored = study.user_attrs["config"]
+        del stored["evaluation"]["average"]
+        study.set_user_attr("config", stored)
+    publish_url(sqlite_url, "made", tmp_path / "files")
+    written = tomllib.loads(note_of(sqlite_url).partition("```toml\n")[2].partition("```")[0])
+    assert written["evaluation"]["average"] == 0
+    with closing(open_storage(sqlite_url)) as storage:
+        assert read_results(storage, "made").config.evaluation.average == 0
+
+
+def test_study_of_another_version_is_left_alone(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        study.set_user_attr("config", study.user_attrs["config"] | {"novelty": 1})
+    with pytest.raises(StudiesError, match="written by another version"):
+        publish_url(sqlite_url, "made", tmp_path / "files")
+    assert note_of(sqlite_url) == ""
+
+
+def assert_current(url, name="made", artifacts=None):
+    """Check that publishing a study that has not changed renders nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "render_note", None)
+        publish_url(url, name, artifacts)
+
+
+def test_study_is_published_again_only_after_a_change(sqlite_url, tmp_path):
+    files = tmp_path / "files"
+    make_study(sqlite_url, finished=6)
+    publish_url(sqlite_url, "made", files)
+    before = attributes(sqlite_url)
+    times = {path: path.stat().st_mtime_ns for path in files.iterdir()}
+    assert_current(sqlite_url, "made", files)
+    assert attributes(sqlite_url) == before
+    finish_one(sqlite_url, 2.5)
+    publish_url(sqlite_url, "made", files)
+    after = attributes(sqlite_url)
+    assert "7 of 8 trials" in note_of(sqlite_url)
+    # The best trials are unchanged.
+    assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
+    assert after[STATE_ATTR] != before[STATE_ATTR]
+    # Otherwise a user who is editing the note could not save it.
+    assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
+    assert max(len(str(value)) for value in after.values()) <= 2045
+
+
+def test_study_without_complete_trials_has_only_a_note(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=0)
+    publish_url(sqlite_url, "made", tmp_path / "files")
+    assert "No trial is complete yet" in note_of(sqlite_url)
+    assert_current(sqlite_url, "made", tmp_path / "files")
+    assert not any("plot_data" in key for key in attributes(sqlite_url))
+    assert artifacts_of(sqlite_url) == {}
+    assert not (tmp_path / "files").exists()
+
+
+def test_new_files_replace_the_previous_ones(sqlite_url, tmp_path):
+    files = tmp_path / "files"
+    make_study(sqlite_url, finished=5)
+    publish_url(sqlite_url, "made", files)
+    before = artifacts_of(sqlite_url)
+    names = {each["filename"] for each in before.values()}
+    assert {"best-curves.csv", "best-1-trial-0.py"} <= names
+    best = finish_one(sqlite_url, 1.0)
+    publish_url(sqlite_url, "made", files)
+    after = artifacts_of(sqlite_url)
+    content = {
+        each["filename"]: (files / key).read_text("utf-8")
+        for key, each in after.items()
+        if key in before or each["filename"] == "best-5-trial-4.py"
+    }
+    assert set(content) == {each["filename"] for each in after.values()}
+    assert {path.name for path in files.iterdir()} == set(after)
+    compile(content[f"best-1-trial-{best}.py"], "best", "exec")
+    assert content["best-curves.csv"].splitlines()[0].startswith(f"step,trial {best},trial 0,")
+    assert content["best-curves.csv"].splitlines()[2].startswith("100,1.000000,1.500000,")
+
+
+def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
+    files, samples = tmp_path / "files", ("once <upon>\n a time", None, "there was")
+    runs = [(own_point(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
+    make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
+    publish_url(sqlite_url, "made", files)
+    (key,) = (
+        key for key, each in artifacts_of(sqlite_url).items() if each["filename"] == SAMPLES_FILE
+    )
+    first, *_, last = (files / key).read_text("utf-8").strip().splitlines()
+    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats a byte"
+    assert last == "there was"
+    assert "once <upon>\n a time\n" in (files / key).read_text("utf-8")
+    assert "training curves, samples and source code" in note_of(sqlite_url)
+    assert_current(sqlite_url, "made", files)
+
+
+def test_removed_file_is_restored(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    publish_url(sqlite_url)
+    before = artifacts_of(sqlite_url)
+    key = f"artifacts:{next(iter(before))}"
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        storage.set_study_system_attr(study_id, key, json.dumps(None))
+    publish_url(sqlite_url)
+    assert artifacts_of(sqlite_url) == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda body: f"My text\n\n{body}",
+        lambda body: f"{body}\n\nMy text\n",
+        lambda body: f"My text\n{body.removeprefix(note.SEPARATOR)}",
+        lambda body: "My text",
+        lambda body: body.replace(note.SEPARATOR, f"My text\n{note.SEPARATOR[:-9]}"),
+    ],
+    ids=["above", "at the end", "replaces the separator", "replaces all", "separator edited"],
+)
+def test_text_of_a_user_is_kept(sqlite_url, edit):
+    make_study(sqlite_url, finished=5)
+    publish_url(sqlite_url)
+    write_note(sqlite_url, edit(note_of(sqlite_url)))
+    for value in (1.9, 1.95):
+        finish_one(sqlite_url, value)
+        publish_url(sqlite_url)
+    above, line, below = note_of(sqlite_url).partition(note.SEPARATOR)
+    assert above.startswith("My text")
+    assert line
+    assert "7 of 8 trials" in below
+    assert "trials are finished" not in above
+    assert "My text" not in below
+
+
+def test_edits_below_the_separator_are_reverted(sqlite_url):
+    make_study(sqlite_url)
+    publish_url(sqlite_url)
+    before = note_of(sqlite_url)
+    write_note(sqlite_url, before.replace("8 of 8", "9 of 8"))
+    publish_url(sqlite_url)
+    assert note_of(sqlite_url) == before
+
+
+def test_markup_in_names_is_escaped(sqlite_url):
+    make_study(sqlite_url, MARKUP)
+    publish_url(sqlite_url, MARKUP)
+    heading = r"## \<script\>alert(1)\</script\> \*a\* \| b"
+    assert heading in note_of(sqlite_url, MARKUP)
+    with closing(open_storage(sqlite_url)) as storage:
+        results = read_results(storage, MARKUP)
+    results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
+    text = note.render_note(
+        "made", results.config, results.corpus, ["```"], TrialCounts(8), results, False
+    )
+    assert r"&ensp;a\|b \`\`\` | 1.5000" in text
+    assert "````sh\n```\n````" in text
+
+
+def test_studies_of_other_programs_are_left_alone(sqlite_url):
+    make_study(sqlite_url)
+    optuna.create_study(study_name="foreign", storage=sqlite_url)
+    with pytest.raises(StudyNotFoundError, match="was not made by"):
+        publish_url(sqlite_url, "foreign")
+    assert attributes(sqlite_url, "foreign") == {}
+
+
+def test_note_and_figure_are_published_without_a_place_for_files(sqlite_url, tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "folder")
+    make_study(sqlite_url, finished=7)
+    for _ in range(2):
+        with pytest.raises(ArtifactsError, match="cannot write"):
+            publish_url(sqlite_url, "made", nowhere)
+    assert "7 of 8 trials" in note_of(sqlite_url)
+    assert "dashboard:plot_data:effects:0" in attributes(sqlite_url)
+    assert artifacts_of(sqlite_url) == {}
+    # The files are written as soon as the store works.
+    publish_url(sqlite_url)
+    assert len(artifacts_of(sqlite_url)) == 6
+    best = finish_one(sqlite_url, 1.0)
+    with pytest.raises(ArtifactsError, match="cannot write"):
+        publish_url(sqlite_url, "made", nowhere)
+    publish_url(sqlite_url)
+    names = {each["filename"] for each in artifacts_of(sqlite_url).values()}
+    assert f"best-1-trial-{best}.py" in names
+
+
+def assert_equal_to_a_single_publication(url, files):
+    before, contents = attributes(url), {path: path.read_bytes() for path in files.iterdir()}
+    with closing(open_storage(url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        storage.set_study_system_attr(study_id, STATE_ATTR, before[STATE_ATTR] | {"format": 0})
+    publish_url(url, "made", files)
+    assert attributes(url) == before
+    assert {path: path.read_bytes() for path in files.iterdir()} == contents
+
+
+def finished_and_intact(url):
+    """Check that the publication is of one state; return its number of complete trials."""
+    found = query(url, "SELECT key, value_json FROM study_system_attributes")
+    found = {key: json.loads(value) for key, value in found}
+    assert note.is_intact(body_of(found), note.TextFingerprint(*found[STATE_ATTR]["note"]))
+    return found[STATE_ATTR]["counts"]["complete"]
+
+
+def is_locked(url):
+    """Return whether another publisher would have to wait for the write lock."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+        return False
+    try:
+        query(url, "SELECT 1 FROM studies FOR UPDATE NOWAIT")
+    except Exception as error:
+        return type(error).__name__ == "LockNotAvailable"
+    return False
+
+
+def test_publication_is_one_transaction(url, tmp_path):
+    """A reader between any two statements sees either the old or the new publication."""
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A user's text. " * 200)
+    publish_url(url, "made", files)
+    finish_one(url, 1.3)
+    seen = []
+
+    def inspect(*statement):
+        seen.append(finished_and_intact(url))
+
+    event.listen(Engine, "after_cursor_execute", inspect)
+    try:
+        publish_url(url, "made", files)
+    finally:
+        event.remove(Engine, "after_cursor_execute", inspect)
+    assert finished_and_intact(url) == 2
+    assert len(seen) > 5
+    assert seen == sorted(seen)
+
+
+def test_publication_of_an_older_state_gives_way_to_a_newer_one(url, tmp_path, monkeypatch):
+    """Another process finishes a trial and publishes before this slow one writes."""
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A user's text. " * 200)
+    rewrite = publish.update_system_attributes
+
+    def rewrite_last(storage, study_id, compose):
+        def compose_alone(now):
+            assert is_locked(url)
+            return compose(now)
+
+        monkeypatch.setattr(publish, "update_system_attributes", rewrite)
+        finish_one(url, 1.3)
+        publish_url(url, "made", files)
+        newer = attributes(url)
+        assert not is_locked(url)
+        rewrite(storage, study_id, compose_alone)
+        assert attributes(url) == newer
+
+    monkeypatch.setattr(publish, "update_system_attributes", rewrite_last)
+    publish_url(url, "made", files)
+    assert finished_and_intact(url) == 2
+    assert_equal_to_a_single_publication(url, files)
+
+
+def publish_repeatedly(url, files, seed, publications, ended):
+    random.seed(seed)
+    while not ended.is_set():
+        publish_url(url, "made", files)
+        publications.value += 1
+    publish_url(url, "made", files)
+
+
+@pytest.mark.extended
+def test_concurrent_publications_never_mix(url, tmp_path):
+    files = tmp_path / "files"
+    make_study(url, finished=1)
+    write_note(url, "A user's text. " * 200)
+    publish_url(url, "made", files)
+    context = multiprocessing.get_context("fork")
+    ended = context.Event()
+    publications = [context.Value("i", 0) for _ in range(2)]
+    each = [
+        context.Process(target=publish_repeatedly, args=(url, files, i, publications[i], ended))
+        for i in range(2)
+    ]
+    for process in each:
+        process.start()
+    for value in (1.9, 1.4, 1.3, 1.2, 1.1):
+        finish_one(url, value)
+        before = [count.value for count in publications]
+        # Each publishes this state at least once: the next publication may have started before.
+        while any(now.value <= old + 1 for now, old in zip(publications, before, strict=True)):
+            assert all(process.is_alive() for process in each)
+            finished_and_intact(url)
+    ended.set()
+    for process in each:
+        process.join(PATIENT_SECONDS)
+    assert [process.exitcode for process in each] == [0, 0]
+    assert_equal_to_a_single_publication(url, files)
+
+
+# ------------------------------------------------------------------ the end of a search
+
+
+def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch):
+    make_study(sqlite_url)
+    reported = []
+    monkeypatch.setattr(view, "write_final_report", lambda *arguments: reported.append(arguments))
+    DashboardView().finalize(sqlite_url, "made", None)
+    assert reported == [(sqlite_url, ["made"])]
+    assert "8 of 8 trials" in note_of(sqlite_url)
+
+
+def test_failed_report_does_not_fail_the_search(sqlite_url, monkeypatch, capsys):
+    make_study(sqlite_url)
+
+    def fail(*arguments):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("reports.page.page.write_report", fail)
+    DashboardView().finalize(sqlite_url, "made", None)
+    assert capsys.readouterr().out == "no report: a defect\n"
+    assert "8 of 8 trials" in note_of(sqlite_url)
+
+
+def test_failed_publication_is_one_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(view, "write_final_report", lambda *arguments: None)
+    DashboardView().finalize(f"sqlite:///{tmp_path}/absent/studies.db", "made", None)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: cannot update the dashboard: ")
+    assert warning.count("\n") == 1
+
+
+# ------------------------------------------------------------------ the server
+
+
+def request(application, path):
+    return application({"PATH_INFO": path}, lambda *response: None)
+
+
+@pytest.fixture
+def viewed(sqlite_url, tmp_path, monkeypatch):
+    """The middleware over one study, and the calls of the function that publishes it."""
+    make_study(sqlite_url)
+    calls = []
+
+    def publish_and_count(storage, name, open_store):
+        calls.append(name)
+        publish_study(storage, name, open_store)
+
+    monkeypatch.setattr(publish, "publish_study", publish_and_count)
+    store = open_store(str(tmp_path / "files"), sqlite_url, "artifacts")
+    with closing(open_storage(sqlite_url)) as storage:
+        yield PublishOnView(lambda environ, start: [b"answer"], storage, store), calls
+
+
+def test_viewed_study_is_published_in_the_background(viewed, sqlite_url):
+    application, calls = viewed
+    for path in ("/", "/api/studies", "/dashboard/studies/1", "/api/trials/1"):
+        assert request(application, path) == [b"answer"]
+    assert calls == []
+    request(application, "/api/studies/1")
+    until(lambda: is_published(sqlite_url))
+    assert "8 of 8 trials" in note_of(sqlite_url)
+
+
+def test_viewed_study_is_published_at_most_once_per_interval(viewed, monkeypatch):
+    application, calls = viewed
+    request(application, "/api/studies/1")
+    until(lambda: application._due)
+    request(application, "/api/studies/1")
+    assert calls == ["made"]
+    monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
+    application._due.clear()
+    request(application, "/api/studies/1/param_importances")
+    until(lambda: len(calls) == 2)
+
+
+def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
+    application, _ = viewed
+    started, finish = threading.Event(), threading.Event()
+
+    def publish_slowly(*arguments):
+        assert not started.is_set()
+        started.set()
+        finish.wait(PATIENT_SECONDS)
+
+    monkeypatch.setattr(publish, "publish_study", publish_slowly)
+    request(application, "/api/studies/1")
+    assert started.wait(PATIENT_SECONDS)
+    assert request(application, "/api/studies/1") == [b"answer"]
+    finish.set()
+    until(lambda: application._due)
+
+
+def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypatch, capsys):
+    application, _ = viewed
+    monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
+    attempts = []
+
+    def fail(*arguments):
+        attempts.append(arguments)
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(publish, "publish_study", fail)
+    for n in (1, 2, 3):
+        until(lambda: not application._publishing.locked())
+        request(application, "/api/studies/1")
+        until(lambda n=n: len(attempts) == n)
+    until(lambda: not application._publishing.locked())
+    assert capsys.readouterr().err == "warning: cannot publish a study: disk full\n"
+
+
+def test_viewed_study_of_another_program_is_left_alone(sqlite_url, tmp_path, capsys):
+    optuna.create_study(study_name="foreign", storage=sqlite_url)
+    store = open_store(str(tmp_path / "files"), sqlite_url, "artifacts")
+    with closing(open_storage(sqlite_url)) as storage:
+        application = PublishOnView(lambda environ, start: [], storage, store)
+        for path in ("/api/studies/1", "/api/studies/9"):
+            request(application, path)
+            until(lambda path=path: int(path[-1]) in application._due)
+            until(lambda: not application._publishing.locked())
+    assert attributes(sqlite_url, "foreign") == {}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"HTTP_HOST": "127.0.0.1:8080"}, "200"),
+        ({"HTTP_HOST": "localhost:9000", "HTTP_ORIGIN": "http://localhost:9000"}, "200"),
+        ({"HTTP_HOST": "rebound.example:8080"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1.example"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "http://elsewhere.example"}, "403"),
+        ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "null"}, "403"),
+        ({"HTTP_HOST": "[::1"}, "403"),
+        ({}, "403"),
+    ],
+)
+def test_only_requests_to_a_local_name_are_answered(headers, status):
+    def application(environ, start_response):
+        start_response("200 OK", [])
+        return [b"all studies"]
+
+    statuses = []
+    body = local_only(application)(headers, lambda status, _: statuses.append(status))
+    assert statuses[0].startswith(status)
+    assert (list(body) == [b"all studies"]) == (status == "200")
+
+
+def test_taken_port_is_reported_and_the_search_continues(sqlite_url, capsys, run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with DashboardView().serve_dashboard(sqlite_url, None, port):
+            output = capsys.readouterr().out
+        assert output == (
+            f"dashboard: port {port} cannot be used (Address already in use); choose another "
+            "--port; the search continues without it\n"
+        )
+        ended = run("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: port {port} cannot be used")
+    assert ended.stderr.count("\n") == 1
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
+
+
+def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "/no-python")
+    with DashboardView().serve_dashboard(sqlite_url, None, free_port()):
+        output = capsys.readouterr().out
+    assert "No such file or directory" in output
+    assert output.count("\n") == 1
+
+
+def test_server_has_stopped_when_the_search_ends(sqlite_url, capsys):
+    port = free_port()
+    with DashboardView().serve_dashboard(sqlite_url, None, port):
+        assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"
+        with pytest.raises(DashboardError, match=f"port {port}"):
+            open_listener(port)
+    open_listener(port).close()
+
+
+def fetch(port, path):
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{port}{path}", timeout=PATIENT_SECONDS
+    ) as response:
+        return response.read()
+
+
+def processes():
+    commands = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            commands[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("kind", "ended_by", "code"),
+    [
+        ("postgresql", signal.SIGKILL, -signal.SIGKILL),
+        pytest.param("sqlite", signal.SIGINT, 130, marks=pytest.mark.extended),
+    ],
+)
+def test_dashboard_ends_with_the_search(
+    request, runner, text, tmp_path, monkeypatch, kind, ended_by, code
+):
+    monkeypatch.setattr(server, "PROBE_TIMEOUT_SECONDS", PATIENT_SECONDS)
+    secret = f"secret-{uuid4().hex}"
+    url = request.getfixturevalue(f"{kind}_url").replace("tester@", f"tester:{secret}@")
+    name = uuid4().hex
+    port = free_port()
+    gate = Gate(tmp_path / "gate", step=1)
+    search = runner.start(
+        *("run_search.py", "quick", "--corpus", str(text), "--threads", "1"),
+        *(f"--set={key}={value}" for key, value in SETTINGS.items()),
+        *("--dashboard", "--port", str(port), "--artifacts", str(text.parent), "--name", name),
+        hooks=Hooks(gate=gate),
+        RNN_SEARCH_STORAGE=url,
+    )
+    until_running([search], lambda: gate.held)
+    assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
+    (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
+    assert study["study_name"] == name
+    servers = [
+        process
+        for process, command in processes().items()
+        if f"reports.dashboard --port {port}" in command
+    ]
+    assert len(servers) == 1
+    assert not any(secret in command for command in processes().values())
+    # While the page is open, the study is published by the process that serves it.
+    fetch(port, f"/api/studies/{study['study_id']}")
+    until_running([search], lambda: is_published(url))
+    with pytest.raises(DashboardError, match="another optuna-dashboard"):
+        open_listener(port)
+    search.send(ended_by)
+    assert search.wait() == code
+    until(lambda: not set(servers) & set(processes()))
+    open_listener(port).close()
+
+
+# ------------------------------------------------------------------ in a browser
+
+
+def visit(browser, port, has_files):
+    """Visit the pages of the only study."""
+    page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.get_by_text(MARKUP).first.click()
+    page.wait_for_selector('[id="user-defined-plot:effects"] .trace .point')
+    if has_files:
+        page.get_by_text("best-1-trial-0.py").wait_for()
+    page.goto(f"{page.url}/note")
+    page.get_by_role("heading", name="Best trials").wait_for()
+    assert page.get_by_role("heading", name=MARKUP).count() == 1
+    cells = page.locator("tr", has_text="1×8 no gates, new state").locator("td").all_inner_texts()
+    assert [*map(str.strip, cells)][:4] == ["2", "1", "1×8 no gates, new state", "1.6000"]
+    assert dialogs == []
+    page.context.close()
+
+
+@pytest.mark.extended
+def test_browser_shows_note_figure_and_files(browser, runner, sqlite_url):
+    make_study(sqlite_url, MARKUP)
+    port = free_port()
+    command = ("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+    server = runner.start(*command)
+    until(lambda: answers(port))
+    fetch(port, "/api/studies/1")
+    until(lambda: is_published(sqlite_url))
+    visit(browser, port, has_files=True)
+    (csv,) = (
+        each["artifact_id"]
+        for each in artifacts_of(sqlite_url, MARKUP).values()
+        if each["filename"] == "best-curves.csv"
+    )
+    assert fetch(port, f"/artifacts/1/{csv}").startswith(b"step,trial 0,")
+    server.send(signal.SIGTERM)
+    assert server.wait() == 128 + signal.SIGTERM
+    assert server.output == f"dashboard: http://127.0.0.1:{port} (stop with Ctrl-C)\n"
+
+
+@pytest.mark.extended
+def test_plain_optuna_dashboard_shows_note_and_figure(browser, sqlite_url):
+    make_study(sqlite_url, MARKUP)
+    publish_url(sqlite_url, MARKUP)
+    port = free_port()
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    server = subprocess.Popen(
+        [program, "--port", str(port), "--host", "127.0.0.1", sqlite_url],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: answers(port))
+        visit(browser, port, has_files=False)  # it has no artifact store
+    finally:
+        server.terminate()
+        server.wait(PATIENT_SECONDS)
+
+
+def answers(port):
+    try:
+        return fetch(port, "/api/meta")
+    except OSError:
+        return False
