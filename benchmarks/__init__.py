@@ -1,1 +1,1 @@
-"""Measurements, as ratios in one run: machines are noisy, and a second run is another day."""
+"""Measurements, as ratios within one run, because machines are noisy."""

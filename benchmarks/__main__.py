@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: measure, and print what goes into docs/benchmarks.md."""
+"""``python -m benchmarks [NAME …]``: print the measurements of docs/benchmarks.md."""
 
 import datetime
 import platform
@@ -32,10 +32,10 @@ BENCHMARKS = {
 }
 
 
-@click.command(help="Measure, by default everything. Leave the machine alone meanwhile.")
+@click.command(help="Run benchmarks, by default all. Run nothing else on the machine meanwhile.")
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
 def benchmarks(names: tuple[str, ...]) -> None:
-    """Run the benchmarks that are named."""
+    """Run the named benchmarks."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     processor = platform.processor() or platform.machine()
     click.echo(

@@ -1,4 +1,4 @@
-"""What a claim costs, and how that grows with the grid; what a worker's other writes cost."""
+"""Duration of claims, by the size of the grid, and of a worker's other writes."""
 
 import os
 import statistics
@@ -17,22 +17,22 @@ from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 
 SIZES = (432, 4320)
-"""Points: of stage one, and ten times as many."""
+"""Numbers of grid trials: stage one, and ten times as many."""
 
 CLAIMS = 100
 ASKS = 5
 
 
 def measure() -> Iterator[str]:
-    """Yield a line for each operation, on SQLite and on the server of the environment, if any."""
-    yield f"claiming: milliseconds, median of {CLAIMS} (study.ask: of {ASKS}) taken in turn"
+    """Yield a line for each operation, on SQLite and on the server that the environment names."""
+    yield f"claiming: milliseconds, median of {CLAIMS} (study.ask: of {ASKS}), alternating"
     with tempfile.TemporaryDirectory() as folder:
         yield from _measure("SQLite", f"sqlite:///{folder}/studies.db")
     url = os.environ.get(STORAGE_VARIABLE, "")
     if url.startswith("postgresql"):
         yield from _measure("PostgreSQL", url)
     else:
-        yield f"  PostgreSQL: not measured; name an empty database in {STORAGE_VARIABLE}"
+        yield f"  PostgreSQL: not measured: set {STORAGE_VARIABLE} to an empty database"
 
 
 def _measure(database: str, url: str) -> Iterator[str]:
@@ -44,23 +44,23 @@ def _measure(database: str, url: str) -> Iterator[str]:
         others: dict[str, list[float]] = {}
         for count in range(CLAIMS):
             for size, study in studies.items():
-                began = time.perf_counter()
+                start = time.perf_counter()
                 trial_id = storage.claim(study._study_id, "me")
-                claims[size].append(time.perf_counter() - began)
+                claims[size].append(time.perf_counter() - start)
                 assert trial_id is not None
                 for name, write in _writes(storage, trial_id, count).items():
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     write()
-                    others.setdefault(name, []).append(time.perf_counter() - began)
-        asks = {size: [_seconds(studies[size].ask) for _ in range(ASKS)] for size in SIZES}
+                    others.setdefault(name, []).append(time.perf_counter() - start)
+        asks = {size: [_time(studies[size].ask) for _ in range(ASKS)] for size in SIZES}
         for size in SIZES:
-            yield f"  {database}: claim, {size:,} points  {_median(claims[size]):8.2f}"
+            yield f"  {database}: claim, {size:,} trials  {_median(claims[size]):8.2f}"
         ratios = [b / a for a, b in zip(claims[SIZES[0]], claims[SIZES[1]], strict=True)]
         yield f"  {database}: ratio of the two  {statistics.median(ratios):8.2f}"
         for size in SIZES:
-            yield f"  {database}: study.ask, {size:,} points  {_median(asks[size]):8.2f}"
-        for name, seconds in others.items():
-            yield f"  {database}: {name}  {_median(seconds):8.2f}"
+            yield f"  {database}: study.ask, {size:,} trials  {_median(asks[size]):8.2f}"
+        for name, durations in others.items():
+            yield f"  {database}: {name}  {_median(durations):8.2f}"
     finally:
         for name in names.values():
             optuna.delete_study(study_name=name, storage=storage)
@@ -69,26 +69,26 @@ def _measure(database: str, url: str) -> Iterator[str]:
 def _create(storage: LeasedRDBStorage, name: str, size: int) -> optuna.Study:
     digits = CategoricalDistribution(tuple(range(10)))
     distributions = dict.fromkeys(("thousands", "hundreds", "tens", "ones"), digits)
-    points = [
+    trials = [
         PlannedTrial(dict(zip(distributions, map(int, f"{number:04}"), strict=True)))
         for number in range(size)
     ]
-    create_study(storage, name, "loss", {}, distributions, points)
+    create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)
 
 
 def _writes(storage: LeasedRDBStorage, trial_id: int, step: int) -> dict[str, Callable[[], None]]:
     return {
         "report": lambda: storage.report(trial_id, "me", {step: 1.0}),
-        "renew": lambda: storage.heartbeat(trial_id, "me"),
+        "heartbeat": lambda: storage.heartbeat(trial_id, "me"),
         "finish": lambda: storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {"host": "h"}),
     }
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _time(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
     function()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _median(seconds: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Terminals that are started with no flags against workers with a fixed number of threads."""
+"""Speed of terminals that share cores, without options and with a fixed number of threads."""
 
 import statistics
 import subprocess
@@ -25,34 +25,34 @@ STUDY = [
     "--set=space.forget_gate=[true]",
     "--set=space.residual=[true]",
 ]
-"""Six networks of 256 states."""
+"""Arguments of a search over six networks of 256 states."""
 
 
 def measure() -> Iterator[str]:
     """Yield a line for each comparison."""
-    yield f"sharing cores: steps a second, median of {ROUNDS} rounds taken in turn"
-    ways: dict[str, Sequence[Sequence[str]]] = {
-        "two terminals, no flags": [[], []],
+    yield f"core sharing: steps per second, median of {ROUNDS} rounds, alternating"
+    setups: dict[str, Sequence[Sequence[str]]] = {
+        "two terminals, no options": [[], []],
         "two terminals, --threads 1": [["--threads=1"], ["--threads=1"]],
-        "one terminal, no flags": [[]],
+        "one terminal, no options": [[]],
         "one terminal, --threads 1": [["--threads=1"]],
     }
-    rates: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, list[float]] = {setup: [] for setup in setups}
     for _ in range(ROUNDS):
-        for way, terminals in ways.items():
-            rates[way].append(_steps_a_second(terminals))
-    for way, found in rates.items():
-        yield f"  {way:28} {statistics.median(found):6.1f}  ({min(found):.1f} to {max(found):.1f})"
+        for setup, terminals in setups.items():
+            rates[setup].append(_steps_per_second(terminals))
+    for setup, rate in rates.items():
+        yield f"  {setup:28} {statistics.median(rate):6.1f}  ({min(rate):.1f} to {max(rate):.1f})"
     for over, under in (
-        ("two terminals, no flags", "two terminals, --threads 1"),
-        ("one terminal, no flags", "one terminal, --threads 1"),
+        ("two terminals, no options", "two terminals, --threads 1"),
+        ("one terminal, no options", "one terminal, --threads 1"),
     ):
         ratio = statistics.median(a / b for a, b in zip(rates[over], rates[under], strict=True))
         yield f"  {over} / {under}: {ratio:.2f}"
 
 
-def _steps_a_second(terminals: Sequence[Sequence[str]]) -> float:
-    """Start the terminals together; return all their steps over the time they took."""
+def _steps_per_second(terminals: Sequence[Sequence[str]]) -> float:
+    """Start the terminals at the same time; return their total steps over the wall time."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
         command = [sys.executable, "run_search.py", *STUDY, "--storage", url]
@@ -64,7 +64,7 @@ def _steps_a_second(terminals: Sequence[Sequence[str]]) -> float:
         ]
         for process in processes:
             if process.wait():
-                raise RuntimeError(f"a search ended with {process.returncode}")
+                raise RuntimeError(f"a search exited with {process.returncode}")
         trials = optuna.load_study(study_name="stage-one", storage=url).trials
         begins = [trial.datetime_start for trial in trials if trial.datetime_start]
         ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]

@@ -1,4 +1,4 @@
-"""Two workers that search against two plain loops, from the start of their processes to the end."""
+"""Speed of two search workers against two plain loops, from process start to the last training."""
 
 import json
 import statistics
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.sampling import strata
+from benchmarks.sampling import sample_stratified
 from search.parameters import distributions, search_space
 from search.study import StudyOptions, create_or_join
 from studies.attributes import OBJECTIVE_NAMES
@@ -21,7 +21,7 @@ from studies.space import Params
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
-POINTS = 24
+TRIALS = 24
 STEPS = 200
 ROUNDS = 5
 
@@ -29,57 +29,44 @@ ROOT = Path(__file__).parents[1]
 
 SETTINGS = (
     f"training.steps={STEPS}",
-    # As long as it is read: the plain loop makes all one-hot inputs of a sequence at once.
+    # One sequence: the plain loop makes all one-hot inputs of a sequence at once.
     f"training.sequence_length={STEPS + 1}",
-    # The plain loop measures nothing on held-out text.
+    # The plain loop has no evaluation.
     "evaluation.windows=1",
     "evaluation.window_length=2",
 )
 
-PLAINLY = """
-import json, sys, torch
-from benchmarks.baseline_loop import train_plainly
-from rnn.config import Architecture
-from rnn.data.corpus import open_corpus
-from rnn.training.loop import Training
-torch.set_num_threads(1)
-text = open_corpus("stdlib").train
-for point in json.loads(sys.argv[1]):
-    settings = Training({steps}, 256, {steps} + 1, 50, 0.001, 0.95, 0)
-    train_plainly(Architecture.of(point, "state"), text, settings)
-"""
-
-MEASURED = """
+WITH_PEAK_MEMORY = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
-"""Runs a command and prints its peak in kilobytes: a small process, for what starts a command has
-its own peak counted as the command's."""
+"""Program that runs a command and prints its peak memory in kilobytes. A separate small process,
+because the peak of the process that starts a command counts as the command's."""
 
 
 def measure() -> Iterator[str]:
     """Yield a line for each precision."""
-    points = strata(POINTS)
+    params = sample_stratified(TRIALS)
     yield (
-        f"start to end: {POINTS} stratified points of stage one, {STEPS} steps each, two workers "
-        f"against two plain loops of one thread, until the last is trained, median of {ROUNDS} "
+        f"end to end: {TRIALS} stratified trials of stage one, {STEPS} steps each, two workers "
+        f"against two plain loops of one thread, to the last training, median of {ROUNDS} "
         "(range)"
     )
     for precision in ("fp32", "bf16"):
         ratios, megabytes = [], 0.0
         for _ in range(ROUNDS):
-            plain, _ = _timed([_plainly(points[::2]), _plainly(points[1::2])])
+            plain, _ = _timed([_train_plain(params[::2]), _train_plain(params[1::2])])
             with tempfile.TemporaryDirectory() as folder:
                 url = f"sqlite:///{folder}/studies.db"
-                _create(url, points, precision)
+                _create(url, params, precision)
                 began = datetime.now(UTC).replace(tzinfo=None)
                 _, peak = _timed([_search(url, precision), _search(url, precision)])
-                # What follows is the report, which the plain loop does not write.
+                # The report comes later; the plain loop writes none.
                 trials = optuna.load_study(study_name="stage-one", storage=url).trials
                 ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-                assert len(ends) == POINTS
+                assert len(ends) == TRIALS
                 ours = (max(ends) - began).total_seconds()
             ratios.append(plain / ours)
             megabytes = max(megabytes, peak)
@@ -89,37 +76,40 @@ def measure() -> Iterator[str]:
         )
 
 
-def _create(url: str, points: Sequence[Params], precision: str) -> None:
-    """Store a study that has some of the grid's points only."""
+def _create(url: str, params: Sequence[Params], precision: str) -> None:
+    """Store a study with a part of the grid."""
     file = load_config_file("stage-one", SETTINGS)
     config = file.resolve()
-    whole = create_or_join(file, f"{url}.whole", StudyOptions(precision=precision))
+    full = create_or_join(file, f"{url}.full", StudyOptions(precision=precision))
     assert config.space is not None
     create_study(
         open_storage(url),
         "stage-one",
         OBJECTIVE_NAMES["training"],
-        whole.study.user_attrs,
+        full.study.user_attrs,
         distributions(search_space(config.space)),
-        [PlannedTrial(point) for point in points],
+        [PlannedTrial(each) for each in params],
     )
 
 
 def _search(url: str, precision: str) -> list[str]:
-    words = ["run_search.py", "stage-one", "--storage", url, "--precision", precision]
-    return [sys.executable, *words, *(f"--set={setting}" for setting in SETTINGS)]
+    arguments = ["run_search.py", "stage-one", "--storage", url, "--precision", precision]
+    return [sys.executable, *arguments, *(f"--set={setting}" for setting in SETTINGS)]
 
 
-def _plainly(points: Sequence[Params]) -> list[str]:
-    return [sys.executable, "-c", PLAINLY.replace("{steps}", str(STEPS)), json.dumps(points)]
+def _train_plain(params: Sequence[Params]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.baseline_loop", str(STEPS), json.dumps(params)]
 
 
 def _timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Run commands side by side; return the seconds they took, and the largest one's peak in MB."""
-    began = time.perf_counter()
+    """Run commands in parallel; return the wall time in seconds and the highest peak in MB."""
+    start = time.perf_counter()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", MEASURED, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WITH_PEAK_MEMORY, *command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for command in commands
     ]
@@ -127,6 +117,6 @@ def _timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
     for process in processes:
         printed, _ = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+            raise RuntimeError(f"{process.args!r} exited with {process.returncode}")
         peaks.append(int(printed))
-    return time.perf_counter() - began, max(peaks) / 1000
+    return time.perf_counter() - start, max(peaks) / 1000

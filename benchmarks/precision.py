@@ -1,4 +1,4 @@
-"""Whether products in bfloat16 change the answer: the same points trained both ways."""
+"""Effect of bfloat16 products on the ranking: the same networks trained both ways."""
 
 import statistics
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.sampling import strata
+from benchmarks.sampling import sample_stratified
 from rnn.config import GatedConfig, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.stacked.network import NetworkStack
@@ -16,38 +16,38 @@ from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.precision import Precision
 from search.worker.cpu_budget import cores
 
-POINTS = 48
+TRIALS = 48
 STEPS = 1000
 
-WAYS: dict[str, tuple[Precision, int]] = {
+VARIANTS: dict[str, tuple[Precision, int]] = {
     "fp32": ("fp32", 0),
     "bf16": ("bf16", 0),
     "fp32, other initial weights": ("fp32", 1),
 }
-"""A way's precision, and the replicate that is trained."""
+"""Precision and replicate of each variant."""
 
 
 def measure() -> Iterator[str]:
-    """Yield what comes of it; it takes a quarter of an hour on two cores."""
-    architectures = [GatedConfig.of(point, "state") for point in strata(POINTS)]
-    work = [(a, *way) for a in architectures for way in WAYS.values()]
+    """Yield the differences between the variants; takes a quarter of an hour on two cores."""
+    configs = [GatedConfig.of(params, "state") for params in sample_stratified(TRIALS)]
+    work = [(config, *variant) for config in configs for variant in VARIANTS.values()]
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
-        losses = list(pool.map(_loss, *zip(*work, strict=True)))
-    full, low, again = (losses[first :: len(WAYS)] for first in range(len(WAYS)))
-    yield f"precision: {POINTS} stratified points of stage one, {STEPS} steps each"
-    for name, other in (("bf16", low), ("fp32 from other initial weights", again)):
-        differences = [b - a for a, b in zip(full, other, strict=True)]
+        losses = list(pool.map(_train, *zip(*work, strict=True)))
+    fp32, bf16, reseeded = (losses[first :: len(VARIANTS)] for first in range(len(VARIANTS)))
+    yield f"precision: {TRIALS} stratified trials of stage one, {STEPS} steps each"
+    for name, other in (("bf16", bf16), ("fp32 from other initial weights", reseeded)):
+        differences = [b - a for a, b in zip(fp32, other, strict=True)]
         mean, spread = statistics.mean(differences), statistics.stdev(differences)
-        rank = spearmanr(full, other).statistic
+        rank = spearmanr(fp32, other).statistic
         yield (
-            f"  {name} less fp32: mean {mean:+.4f} nats, standard deviation {spread:.4f}, "
+            f"  {name} minus fp32: mean {mean:+.4f} nats, standard deviation {spread:.4f}, "
             f"Spearman of the final losses {rank:.4f}"
         )
 
 
-def _loss(architecture: GatedConfig, precision: Precision, replicate: int) -> float:
+def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
-    lockstep = NetworkStack([TrialConfig(architecture, replicate)], 0, precision)
-    run = TrainLoop(lockstep, load_corpus("stdlib").train, settings)
+    stack = NetworkStack([TrialConfig(config, replicate)], 0, precision)
+    run = TrainLoop(stack, load_corpus("stdlib").train, settings)
     return min(point.smoothed_losses[0] for point in run.train())

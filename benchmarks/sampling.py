@@ -1,4 +1,4 @@
-"""A few points of stage one that stand for all of them."""
+"""Stratified samples of the grid of stage one."""
 
 import random
 
@@ -6,26 +6,26 @@ from studies.loader import load_config_file
 from studies.space import Params
 
 
-def strata(count: int, seed: int = 0) -> list[Params]:
-    """Draw points of stage one, of each number of layers and state size its share.
+def sample_stratified(count: int, seed: int = 0) -> list[Params]:
+    """Sample parameter sets of stage one, proportionally by number of layers and state size.
 
     Args:
-        count: how many.
-        seed: of the draw.
+        count: number of parameter sets; must be divisible among the shapes.
+        seed: random seed.
 
     Returns:
-        The points, in an order drawn at random.
+        Parameter sets in random order.
     """
     space = load_config_file("stage-one", []).resolve().space
     assert space is not None
     shapes: dict[tuple[object, object], list[Params]] = {}
-    for point in space.combinations():
-        shapes.setdefault((point["layers"], point["state_size"]), []).append(point)
-    whole = sum(map(len, shapes.values()))
-    draw = random.Random(seed)
+    for params in space.combinations():
+        shapes.setdefault((params["layers"], params["state_size"]), []).append(params)
+    total = sum(map(len, shapes.values()))
+    rng = random.Random(seed)
     chosen: list[Params] = []
-    for points in shapes.values():
-        chosen += draw.sample(points, round(count * len(points) / whole))
-    draw.shuffle(chosen)
-    assert len(chosen) == count, "take a number that the shapes divide"
+    for stratum in shapes.values():
+        chosen += rng.sample(stratum, round(count * len(stratum) / total))
+    rng.shuffle(chosen)
+    assert len(chosen) == count, f"cannot divide {count} among the shapes"
     return chosen

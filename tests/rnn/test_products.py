@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from network_configs import representatives
 
-from benchmarks.matmul_limit import param_shapes
+from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -26,7 +26,7 @@ SETTINGS = TrainConfig(5, B, 9, 5, 0.001, 0.9, seed=0)
 
 def step(*architectures, static_graph=False):
     configs = [TrialConfig(architecture) for architecture in architectures]
-    return param_shapes(
+    return matmul_shapes(
         TrainLoop(NetworkStack(configs, 0, static_graph=static_graph), TEXT, SETTINGS)
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.matmul_limit import param_shapes, work_of
+from benchmarks.matmul_limit import count_flops, matmul_shapes
 from rnn.config import GatedConfig, TrialConfig
 from rnn.stacked.network import NetworkStack, initial_weights
 from rnn.training.evaluation import eval_losses, eval_windows
@@ -207,12 +207,12 @@ def test_members_that_are_dropped_leave_the_others_as_they_were(leaving):
 
 def test_a_dropped_member_costs_nothing_from_then_on():
     run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, SETTINGS)
-    whole = param_shapes(run)
+    whole = matmul_shapes(run)
     run.drop(MIXED[:3])
-    left = param_shapes(run)
+    left = matmul_shapes(run)
     smaller = TrainLoop(NetworkStack(MIXED[3:], seed=1), TEXT, SETTINGS)
-    assert left == param_shapes(smaller)
-    assert work_of(left) < work_of(whole)
+    assert left == matmul_shapes(smaller)
+    assert count_flops(left) < count_flops(whole)
     assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()
 
 
