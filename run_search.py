@@ -1,4 +1,4 @@
-"""Join (or make) a study and work on it until it is done; in as many terminals as you like."""
+"""Create or join a study and run its trials; any number of processes may share a study."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import click
 
 from reports.dashboard.view import DashboardView
 from reports.errors import ReportError
-from search.cli import STUDY_HELP, run, work_options
+from search.cli import STUDY_HELP, run, search_options
 from search.errors import USER_ERRORS
 from studies.cli import run_command
 
 
 @click.command(help=f"{__doc__}\n\n{STUDY_HELP}")
-@work_options(default_study="stage-one")
+@search_options(default_study="stage-one")
 def run_search(**options: Any) -> int:
-    """Work on a study."""
+    """Run a search."""
     return run(DashboardView(), **options)
 
 

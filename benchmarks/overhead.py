@@ -133,7 +133,7 @@ def _work(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> Non
             trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep)
 
             reader = StatusReader(joined.study, joined.storage, joined.config)
-            Worker(keeper, trainer, reader.counts, stop, callbacks).run()
+            Worker(keeper, trainer, reader.count_trials, stop, callbacks).run()
     finally:
         optuna.delete_study(study_name=name, storage=joined.storage)
         joined.storage.close()

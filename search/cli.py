@@ -1,112 +1,119 @@
-"""The words that ``run_search.py`` and ``refine.py`` share."""
+"""Options and behaviour that ``run_search.py`` and ``refine.py`` share."""
 
+import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import click
 
-from search.run import Result, RunOptions, show_status, work
+from search.progress import format_status
+from search.run import RunOptions, run_workers
+from search.status import read_status
 from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import parse_duration
-from studies.cli import artifacts_option, dashboard_port_option, storage_options
+from studies.cli import artifacts_option, dashboard_port_option, storage_options, study_name
 from studies.errors import ConfigError
-from studies.loader import load_config_file
+from studies.loader import load_config_file, stored_config
+from studies.storage.open import load_study, read_storage
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-STUDY_HELP = (
-    "STUDY is a name in studies/, the path of a TOML file, or the name of a study in the storage."
-)
+STUDY_HELP = "STUDY is a config in studies/, the path of a TOML file, or a study in the storage."
 
 
-def _seconds(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+def _parse_duration(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> float | None:
     try:
         return None if text is None else parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(
-            f"{error}; allowed: a number with d, h, m or s, as in 1h30m; correct it"
+            f"{error}: expected a duration such as 45m, 3h or 1h30m"
         ) from error
 
 
-def _lockstep(context: click.Context, option: click.Parameter, text: str) -> int | None:
+def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
-        raise click.BadParameter(
-            f"{text!r} is no number of networks; allowed: auto, or 1 and more; correct it"
-        )
+        raise click.BadParameter(f"invalid value {text!r}: expected auto or a positive integer")
     return int(text)
 
 
 _OPTIONS = (
-    click.option("--name", help="Of the study; by default its definition's."),
+    click.option("--name", help="Name of the study.  [default: name of its config]"),
     click.option(
         "--corpus",
         metavar="NAME|PATH",
-        help="In place of the definition's: stdlib, enwik8 or a file.",
+        help="Corpus to use instead of the config's: stdlib, enwik8 or a file.",
     ),
     click.option(
         "--set",
         "overrides",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Override a setting of the definition, as in training.steps=2000; may be repeated.",
+        help="Override a setting of the config, as in training.steps=2000; may be repeated.",
     ),
     click.option(
         "--workers",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Processes to start on this machine.",
+        help="Worker processes to start on this machine.",
     ),
     click.option(
         "--threads",
         type=click.IntRange(min=1, max=1024),
-        help="Of each worker; by default this machine's workers share its cores.",
+        help="CPU threads per worker.  [default: share of this machine's cores]",
     ),
     click.option(
         "--lockstep",
-        callback=_lockstep,
+        callback=_parse_lockstep,
         metavar="auto|K",
         default="auto",
         show_default=True,
-        help="Networks that each worker trains in lockstep, at most.",
+        help="Maximum number of networks that a worker trains in lockstep.",
     ),
     click.option(
         "--device",
         metavar="auto|cpu|cuda[:i]",
         default="auto",
         show_default=True,
-        help="Where to train.",
+        help="Device to train on.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
-        help="Of the products; fixed when the study is made.",
+        help="Precision of matrix products; fixed when the study is created.",
     ),
     click.option(
-        "--status", is_flag=True, help="Print where the study stands, and change nothing."
+        "--status",
+        is_flag=True,
+        help="Print the progress of the study and exit without changing anything.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="With --status: as JSON."),
+    click.option("--json", "as_json", is_flag=True, help="Print the status as JSON."),
     click.option(
         "--prune",
         is_flag=True,
-        help="Give up on points that are unlikely to end among the best; as pruning.enabled=true.",
+        help="Prune trials that are unlikely to finish among the best; same as "
+        "--set pruning.enabled=true.",
     ),
     click.option(
-        "--extend", is_flag=True, help="Add the points of values that the definition has got since."
+        "--extend",
+        is_flag=True,
+        help="Add trials for values that were added to the config's search space.",
     ),
     click.option(
         "--no-wait",
         is_flag=True,
-        help="Leave when no point is left to claim, though some still run.",
+        help="Exit when no trial is left to claim, even if other workers still run some.",
     ),
     click.option(
         "--until",
-        callback=_seconds,
+        callback=_parse_duration,
         metavar="DURATION",
-        help="Stop in good order after this time, as in 45m, 3h or 1h30m.",
+        help="Stop cleanly after this time, as in 45m, 3h or 1h30m.",
     ),
     click.option(
         "--dashboard",
@@ -118,8 +125,8 @@ _OPTIONS = (
 )
 
 
-def work_options(default_study: str) -> Callable[[_F], _F]:
-    """Give a command the STUDY that it works on, and all that can be said about how."""
+def search_options(default_study: str) -> Callable[[_F], _F]:
+    """Add the STUDY argument and the options of a search to a command."""
 
     def decorate(command: _F) -> _F:
         command = storage_options(command)
@@ -157,7 +164,7 @@ class StudyView(Protocol):
 def run(
     view: StudyView,
     *,
-    derived: bool = False,
+    is_refinement: bool = False,
     status: bool,
     as_json: bool,
     no_wait: bool,
@@ -166,48 +173,51 @@ def run(
     debug: bool,
     **options: Any,
 ) -> int:
-    """Do what a command line asks for.
+    """Run a search as given by its command line.
 
     Args:
         view: dashboard and report of the search.
-        derived: whether only studies will do that are derived from others.
-        status: print where the study stands instead of working.
-        as_json: the status as JSON.
-        no_wait: leave while others still work.
+        is_refinement: whether the study must derive from another.
+        status: print the progress of the study instead.
+        as_json: print the status as JSON.
+        no_wait: exit while other workers still run trials.
         dashboard: serve optuna-dashboard during the search.
-        port: port of the dashboard.
+        port: port of optuna-dashboard.
         debug: read by :func:`studies.cli.run_command`.
-        options: of :class:`search.run.RunOptions`.
+        options: other fields of :class:`search.run.RunOptions`.
 
     Returns:
         The exit code.
     """
-    program = "refine.py" if derived else "run_search.py"
-    asked = RunOptions(wait=not no_wait, program=program, **options)
+    program = "refine.py" if is_refinement else "run_search.py"
+    run_options = RunOptions(wait=not no_wait, program=program, **options)
     if as_json and not status:
-        raise click.UsageError("--json goes with --status; say both")
-    if derived:
-        _require_refinement(asked)
+        raise click.UsageError("--json requires --status")
+    if is_refinement:
+        _require_refinement(run_options)
     if status:
-        show_status(asked, as_json)
+        _print_status(run_options, as_json)
         return 0
-
-    def companion(study: str) -> AbstractContextManager[object]:
-        if not dashboard:
-            return nullcontext()
-        return view.serve_dashboard(asked.storage, asked.artifacts, port)
-
-    result: Result = work(asked, companion)
+    storage, artifacts = run_options.storage, run_options.artifacts
+    server = view.serve_dashboard(storage, artifacts, port) if dashboard else nullcontext()
+    result = run_workers(run_options, server)
     if result.finished and not result.exit_code:
         with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
-            view.finalize(asked.storage, result.study, asked.artifacts)
+            view.finalize(storage, result.study, artifacts)
     return result.exit_code
 
 
-def _require_refinement(asked: RunOptions) -> None:
-    file = load_config_file(asked.study, asked.overrides, asked.storage)
+def _print_status(options: RunOptions, as_json: bool) -> None:
+    with closing(read_storage(options.storage)) as storage:
+        study = load_study(storage, options.name or study_name(options.study))
+        config = stored_config(study)
+        status = read_status(study, storage, config)
+    click.echo(json.dumps(status.as_json()) if as_json else format_status(status, config))
+
+
+def _require_refinement(options: RunOptions) -> None:
+    file = load_config_file(options.study, options.overrides, options.storage)
     if file.source is None and file.resolve().refinement is None:
         raise ConfigError(
-            f"study {file.name!r} has no [refinement]; allowed here: studies that are derived from "
-            "others; begin this one with run_search.py"
+            f"study {file.name!r} has no [refinement]: run it with run_search.py instead"
         )

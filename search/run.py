@@ -1,13 +1,12 @@
-"""What one terminal does with a study: tell where it stands, or work on it with n processes."""
+"""Run a search: create or join a study, and train its trials in one or several processes."""
 
-import json
 import multiprocessing
 import os
 import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass, replace
@@ -15,59 +14,41 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
 
 import click
-import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
 
 from rnn.training.devices import assign_devices, resolve_device, trim_heap
 from search.errors import USER_ERRORS
-from search.parameters import to_trial_config
+from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.status import Status, StatusReader, status
+from search.status import Status, StatusReader
 from search.study import StudyHandle, StudyOptions, create_or_join
-from search.terminal import (
-    LiveDisplay,
-    LogDisplay,
-    QuietDisplay,
-    SafeConsole,
-    Ticker,
-    progress_text,
-)
+from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from search.worker.worker import Worker
-from studies.artifacts import ArtifactKind, open_store
-from studies.attributes import ERROR, is_grid_trial
+from studies.artifacts import open_store
 from studies.cli import run_with_exit_code, study_name
-from studies.config import StudyConfig, top_count
-from studies.loader import load_config_file, stored_config
-from studies.storage.counts import TrialCounts
-from studies.storage.open import load_study, read_storage
-from studies.text import format_duration
+from studies.loader import load_config_file
 
-PROCESSES_SECONDS = 1.0
-"""Between two looks at the processes that were started."""
+POLL_SECONDS = 1.0
+"""Interval between checks of the worker processes."""
 
-
-_KINDS: tuple[ArtifactKind, ...] = ("checkpoints", "weights")
-
-_ORDERLY = {0, *(128 + number for number in SIGNALS)}
-"""The exit codes of workers that did all that was to be done, or were asked to stop."""
+_CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
+"""Exit codes of workers that finished, or stopped on request."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The command line, as it was given; see ``run_search.py --help``.
+    """Options of the command line; see ``run_search.py --help``.
 
     Attributes:
         until: seconds after which to stop.
-        child: whether another process of ours has started this one, and speaks for it.
-        program: that was started.
+        is_subprocess: whether this is a worker process whose parent reports the progress.
+        program: name of the entry point.
     """
 
     study: str
@@ -86,11 +67,12 @@ class RunOptions:
     partial: bool = False
     artifacts: str | None = None
     until: float | None = None
-    child: bool = False
+    is_subprocess: bool = False
     program: str = "run_search.py"
 
-    def terms(self) -> StudyOptions:
-        """Return what the command line says beside the definition."""
+    @property
+    def study_options(self) -> StudyOptions:
+        """Options that define the study, in addition to its config file."""
         return StudyOptions(
             self.name,
             self.corpus,
@@ -98,11 +80,12 @@ class RunOptions:
             self.prune,
             self.extend,
             self.partial,
-            self.command(),
+            self.command,
         )
 
+    @property
     def command(self) -> str:
-        """Return what makes the same study again, wherever it is kept and whoever works on it."""
+        """Command line that creates the same study in any storage."""
         words = ["python", self.program, self.study]
         for option, value in (
             ("--name", self.name),
@@ -117,18 +100,14 @@ class RunOptions:
         return shlex.join(words)
 
 
-Companion = Callable[[str], AbstractContextManager[object]]
-"""Called with a study's name, and entered while the process that a person started works on it."""
-
-
 @dataclass(frozen=True)
-class Result:
-    """How a session ended.
+class RunResult:
+    """Result of a run.
 
     Attributes:
-        study: the study's name.
-        finished: how many of its points are finished, by whichever worker.
-        exit_code: of the command.
+        study: name of the study.
+        finished: number of its finished trials, by any worker.
+        exit_code: exit code of the command.
     """
 
     study: str
@@ -136,191 +115,183 @@ class Result:
     exit_code: int
 
 
-def show_status(options: RunOptions, as_json: bool) -> None:
-    """Print where a study stands, without changing anything.
-
-    Raises:
-        StudiesError: if there is no such storage or study.
-    """
-    with closing(read_storage(options.storage)) as storage:
-        study = load_study(storage, options.name or study_name(options.study))
-        config = stored_config(study)
-        found = status(study, storage, config)
-    if as_json:
-        click.echo(json.dumps(found.as_json()))
-        return
-    shown = found.as_json()
-    for key in ("planned", "complete", "running", "waiting", "pruned", "diverged", "failed"):
-        paused = f", {shown['paused']} of them paused" if shown["paused"] else ""
-        click.echo(f"{key:9} {shown[key]}{paused if key == 'waiting' else ''}")
-    if found.best:
-        click.echo(
-            f"best      {found.best.value:.4f} nats, trial {found.best.number}, "
-            f"{found.best.architecture}"
-        )
-    if config.pruning.enabled:
-        pruning = config.pruning
-        kept = top_count(pruning.keep, found.counts.planned)
-        click.echo(f"to keep   the best {kept}, with a confidence of {pruning.confidence:g}")
-    click.echo(f"time left {_time_left(found, config)}")
-    if found.retries:
-        again = ", ".join(f"{count} {cause}" for cause, count in found.retries.items())
-        click.echo(f"run again {again}")
-
-
-def work(
-    options: RunOptions, companion: Companion = nullcontext, trained: c_bool | None = None
-) -> Result:
-    """Join the study and work on it until all its points are finished.
+def run_workers(
+    options: RunOptions,
+    context: AbstractContextManager[object] | None = None,
+    has_trained: c_bool | None = None,
+) -> RunResult:
+    """Create or join a study and run its trials until all are finished.
 
     Args:
-        options: the command line.
-        companion: goes along with the work, and may take nothing from it.
-        trained: in memory shared with the process that started this one; set once this process has
-            trained a step.
+        options: options of the command line.
+        context: context manager entered once the study is open, for the rest of the run.
+        has_trained: flag in shared memory that is set once this process has trained a step.
 
     Raises:
-        StudiesError, RNNError, SearchError: for bad input, before anything is written.
+        StudiesError, RNNError, SearchError: for invalid input, before anything is written.
     """
+    has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
     name = options.name or study_name(options.study)
-    preparing = f"preparing study {name}: opening the storage and reading the text"
-    with nullcontext() if options.child else Ticker(console, lambda: preparing):
+    preparing = f"preparing study {name}: opening the storage and loading the corpus"
+    with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
+        session = _Session.open(options)
+    handle, config = session.handle, session.handle.config
+    with closing(handle.storage), context or nullcontext():
+        if not options.is_subprocess:
+            _print_study(console, session)
+        reader = StatusReader(handle.study, handle.storage, config, options.workers)
+        with (
+            ShutdownSignal(options.until, with_parent=options.is_subprocess) as stop,
+            create_display(console, reader, options.is_subprocess) as display,
+            ClaimManager(
+                handle.storage,
+                handle.study_id,
+                session.worker_name,
+                stop,
+                display.on_message,
+                config.lease.seconds,
+                config.outage.seconds,
+            ) as claims,
+        ):
+            reader.attach(claims)
+            exit_code = 0
+            if options.workers == 1:
+                _run_worker(options, session, claims, reader, stop, display, has_trained)
+            else:
+                exit_code = _run_worker_processes(options, reader, stop, display, has_trained)
+            status = reader.read_status()
+        if not options.is_subprocess:
+            exit_code |= _conclude(console, session, status, stop, has_trained)
+    trim_heap()  # a report, which may follow, needs as much memory
+    return RunResult(status.name, status.counts.finished, stop.exit_code or exit_code)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A study and what this process trains it with."""
+
+    handle: StudyHandle
+    device: torch.device
+    checkpoints: CheckpointStore
+    weights: WeightStore
+    worker_name: str
+
+    @classmethod
+    def open(cls, options: RunOptions) -> "_Session":
         device = resolve_device(options.device)
-        checkpoints, weights = (
-            open_store(options.artifacts, options.storage, kind) for kind in _KINDS
-        )
-        file = load_config_file(options.study, options.overrides, options.storage)
-        joined = create_or_join(file, options.storage, options.terms(), device)
-    with closing(joined.storage), companion(joined.study.study_name):
-        result = _work(
-            options,
-            console,
-            joined,
+        checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
+        weights = open_store(options.artifacts, options.storage, "weights")
+        config_file = load_config_file(options.study, options.overrides, options.storage)
+        handle = create_or_join(config_file, options.storage, options.study_options, device)
+        return cls(
+            handle,
             device,
-            CheckpointStore(checkpoints, joined.folder),
-            WeightStore(weights, joined.folder),
-            c_bool(False) if trained is None else trained,
+            CheckpointStore(checkpoints, handle.folder),
+            WeightStore(weights, handle.folder),
+            f"{socket.gethostname()}/{os.getpid()}",
         )
-    trim_heap()  # what follows, a report, takes as much
-    return result
 
 
-def _work(
+def _run_worker(
     options: RunOptions,
-    console: SafeConsole,
-    joined: StudyHandle,
-    device: torch.device,
-    checkpoints: CheckpointStore,
-    weights: WeightStore,
-    trained: c_bool,
-) -> Result:
-    if not options.child:
-        _greet(console, joined, device)
-    config = joined.config
-    reader = StatusReader(joined.study, joined.storage, config, options.workers)
-    name = f"{socket.gethostname()}/{os.getpid()}"
-    with (
-        ShutdownSignal(options.until, with_parent=options.child) as stop,
-        _display(options, console, joined, reader) as display,
-        ClaimManager(
-            joined.storage,
-            joined.study_id,
-            name,
-            stop,
-            display.on_message,
-            config.lease.seconds,
-            config.outage.seconds,
-        ) as keeper,
-    ):
-        reader.read_through(keeper)
-        failed = 0
-        if options.workers == 1:
-            with ThreadBudget(options.threads) as budget:
-                keeping = BestModelStore(joined, weights, keeper.consult, display.on_message)
-                trainer = Trainer(
-                    joined, device, budget, checkpoints, display, name, options.lockstep, keeping
-                )
-                pausing = None
-                if config.pruning.enabled:
-                    pausing = PauseResumeScheduler(joined.storage, joined.study_id, config)
-                count = reader.counts
-                try:
-                    Worker(keeper, trainer, count, stop, display, options.wait, pausing).run()
-                finally:
-                    trained.value = trained.value or trainer.has_trained
-        else:
-            trained = RawValue(c_bool, False)
-            failed = _supervise(options, reader, stop, display, trained)
-        end = reader.status()
-    if options.child:  # the process that started this one concludes for all
-        return Result(end.name, end.counts.finished, stop.exit_code)
-    is_finished = end.counts.finished == end.counts.planned
-    if is_finished:
-        _clear(checkpoints)
-    console.say(f"study {end.name}: {progress_text(end)}")
-    if stop.requested and not is_finished:
-        if trained.value:
-            console.say("stopped; what was trained is kept; run the same command to resume")
-        else:
-            console.say("stopped before anything was trained; run the same command to start")
-    if is_finished and not end.counts.complete + end.counts.pruned:
-        click.echo(f"error: {_nothing_worked(joined.study, end.counts)}", err=True)
-        failed = 1
-    return Result(end.name, end.counts.finished, stop.exit_code or failed)
+    session: _Session,
+    claims: ClaimManager,
+    reader: StatusReader,
+    stop: ShutdownSignal,
+    display: QuietDisplay,
+    has_trained: c_bool,
+) -> None:
+    """Run a worker in this process."""
+    handle = session.handle
+    models = BestModelStore(handle, session.weights, claims.consult, display.on_message)
+    scheduler = None
+    if handle.config.pruning.enabled:
+        scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
+    with ThreadBudget(options.threads) as budget:
+        trainer = Trainer(
+            handle,
+            session.device,
+            budget,
+            session.checkpoints,
+            display,
+            session.worker_name,
+            options.lockstep,
+            models,
+        )
+        count_trials = reader.count_trials
+        worker = Worker(claims, trainer, count_trials, stop, display, options.wait, scheduler)
+        try:
+            worker.run()
+        finally:
+            has_trained.value = has_trained.value or trainer.has_trained
 
 
-def _nothing_worked(study: optuna.Study, counts: TrialCounts) -> str:
-    """Say in one line why a finished study has no complete trial, and what to do."""
-    causes, changes = [], []
-    if counts.diverged:
-        causes.append(f"{counts.diverged} diverged")
-        changes.append("lower training.learning_rate")
-    if counts.failed:
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        with_error = [
-            trial for trial in failed if is_grid_trial(trial) and ERROR in trial.user_attrs
-        ]
-        last = max(with_error, key=lambda trial: str(trial.datetime_complete), default=None)
-        error = f", the last with {last.user_attrs[ERROR]}" if last else ""
-        causes.append(f"{counts.failed} failed{error}")
-        changes.append("change the settings that cause the error")
-    return (
-        f"study {study.study_name!r} is finished without a complete trial: {'; '.join(causes)}; "
-        f"{', '.join(changes)} and search again under another --name"
+def _print_study(console: SafeConsole, session: _Session) -> None:
+    handle, config, corpus = session.handle, session.handle.config, session.handle.corpus
+    console.print_line(
+        f"study {handle.study.study_name}: {corpus.name}, {len(corpus.text):,} bytes; "
+        f"{config.training.steps:,} steps per trial, {config.precision} on {session.device}",
     )
+    if handle.notice:
+        console.print_line(handle.notice)
 
 
-def _clear(checkpoints: CheckpointStore) -> None:
-    """Remove the checkpoints of a finished study, or warn that some are left."""
+def _conclude(
+    console: SafeConsole,
+    session: _Session,
+    status: Status,
+    stop: ShutdownSignal,
+    has_trained: c_bool,
+) -> int:
+    """Print the outcome of a run and remove the checkpoints of a finished study.
+
+    Returns:
+        1 if the study is finished without a complete trial, else 0.
+    """
+    if status.is_finished:
+        _remove_checkpoints(session.checkpoints)
+    console.print_line(f"study {status.name}: {format_progress(status)}")
+    if stop.requested and not status.is_finished:
+        if has_trained.value:
+            console.print_line("stopped; progress is saved: run the same command to resume")
+        else:
+            console.print_line("stopped before training began: run the same command to start")
+    if status.is_finished and not status.counts.complete + status.counts.pruned:
+        click.echo(f"error: {explain_failure(session.handle.study, status.counts)}", err=True)
+        return 1
+    return 0
+
+
+def _remove_checkpoints(checkpoints: CheckpointStore) -> None:
     try:
         checkpoints.clear()
-    except Exception as error:  # the results are recorded: nothing here may end the search
+    except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
-            f"warning: checkpoints of the finished study could not be removed ({error}); they are "
-            "no longer needed",
+            f"warning: cannot remove checkpoints of the finished study ({error}); they are no "
+            "longer needed",
             err=True,
         )
 
 
-def _supervise(
+def _run_worker_processes(
     options: RunOptions,
     reader: StatusReader,
     stop: ShutdownSignal,
-    display: WorkerCallbacks,
-    trained: c_bool,
+    display: QuietDisplay,
+    has_trained: c_bool,
 ) -> int:
-    """Start the workers as processes and wait for them.
+    """Start worker processes and wait for them.
 
     Returns:
-        1 if one of them came to a bad end, else 0.
+        1 if one of them failed, else 0.
     """
-    # The study is made: what is left of the command line is to be done once only.
-    each = replace(options, workers=1, extend=False, until=None, child=True)
-    # Not forked: torch's threads and the storage's connections do not survive that.
+    # The study exists by now; options that apply to the whole run are not passed on.
+    worker = replace(options, workers=1, extend=False, until=None, is_subprocess=True)
+    # Torch's threads and the storage's connections do not survive a fork.
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=_work_and_exit, args=(replace(each, device=device), trained))
+        context.Process(target=_run_and_exit, args=(replace(worker, device=device), has_trained))
         for device in assign_devices(options.device, options.workers)
     ]
     display.on_message(f"starting {options.workers} worker processes")
@@ -328,66 +299,31 @@ def _supervise(
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
-            display.on_log(reader.running())
-            _wait(processes, stop)
-    finally:  # whatever this one ends by: the others are not left to themselves
+            display.on_log(reader.read_running())
+            _wait_for_exit(processes, stop)
+    finally:
         for process in processes:
             if process.is_alive():
                 process.terminate()
         for process in processes:
             process.join()
-    orderly = _ORDERLY
-    if stop.requested:  # a process that was terminated while it started is orderly as well
-        orderly = orderly | {-signal.SIGTERM}
-    lost = [process for process in processes if process.exitcode not in orderly]
-    for process in lost:
-        click.echo(f"warning: a worker ended with exit code {process.exitcode}", err=True)
-    return int(bool(lost))
+    clean = _CLEAN_EXIT_CODES
+    if stop.requested:  # a process may be terminated before it handles signals
+        clean = clean | {-signal.SIGTERM}
+    failed = [process for process in processes if process.exitcode not in clean]
+    for process in failed:
+        click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
+    return int(bool(failed))
 
 
-def _wait(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:
-    """Wait a moment, for a stop or for the end of all processes at the latest."""
-    end = time.monotonic() + PROCESSES_SECONDS
+def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:
+    """Wait until all processes have exited or a stop is requested, up to POLL_SECONDS."""
+    end = time.monotonic() + POLL_SECONDS
     while time.monotonic() < end and not stop.requested:
         if not any(process.is_alive() for process in processes):
             return
         time.sleep(0.1)
 
 
-def _work_and_exit(options: RunOptions, trained: c_bool) -> None:
-    run_with_exit_code(lambda: work(options, trained=trained).exit_code, USER_ERRORS)
-
-
-def _display(
-    options: RunOptions, console: SafeConsole, joined: StudyHandle, reader: StatusReader
-) -> LogDisplay | LiveDisplay | QuietDisplay:
-    def label_of(trial: FrozenTrial) -> str:
-        return to_trial_config(trial.params, joined.config).label
-
-    kind: type[LogDisplay | LiveDisplay | QuietDisplay] = (
-        LiveDisplay if console.is_terminal else LogDisplay
-    )
-    if options.child:  # the process that started it shows the progress of all workers
-        kind = QuietDisplay
-    return kind(console, reader, label_of)
-
-
-def _greet(console: SafeConsole, joined: StudyHandle, device: torch.device) -> None:
-    config = joined.config
-    console.say(
-        f"study {joined.study.study_name}: {joined.corpus.name}, "
-        f"{len(joined.corpus.text):,} bytes; {config.training.steps:,} steps a point, "
-        f"{config.precision}, on {device}",
-    )
-    if joined.news:
-        console.say(joined.news)
-
-
-def _time_left(found: Status, config: StudyConfig) -> str:
-    if found.counts.finished == found.counts.planned:
-        return "none: every point is finished"
-    if config.pruning.enabled and found.counts.waiting:
-        return "unknown (it depends on how many of the waiting points will be wanted)"
-    if found.seconds_left is None:
-        return "unknown (nobody works on it, or nothing is complete yet)"
-    return f"about {format_duration(found.seconds_left)} at the present number of workers"
+def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:
+    run_with_exit_code(lambda: run_workers(options, has_trained=has_trained).exit_code, USER_ERRORS)

@@ -1,4 +1,4 @@
-"""Where a study stands, read from its storage alone."""
+"""Progress of a study, read from its storage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,25 +23,25 @@ from studies.storage.counts import (
 )
 from studies.storage.storage import LeasedRDBStorage
 
-ANSWER_SECONDS = 2.0
-"""How long a display waits for the storage before it shows what it knows."""
+READ_TIMEOUT = 2.0
+"""Seconds that a display waits for the storage before it shows the last known status."""
 
-PEEK_SECONDS = 0.5
-"""How long a line of progress waits for the storage before it shows what was read last."""
+RECENT_TIMEOUT = 0.5
+"""Seconds that a progress line waits for the storage before it shows the last known status."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial in a worker's hand.
+    """A trial that a worker is training.
 
     Attributes:
-        number: of the trial.
-        trial_config: its network.
-        step: of the last log point, 0 before the first.
-        steps: of the whole training.
-        smoothed_loss: at that log point, nats a symbol.
+        number: number of the trial.
+        trial_config: network that is trained.
+        step: last logged step, 0 before the first.
+        steps: steps of the whole training.
+        smoothed_loss: smoothed training loss at that step, nats per token.
     """
 
     number: int
@@ -50,15 +50,16 @@ class RunningTrial:
     steps: int
     smoothed_loss: float | None = None
 
-    @property
-    def label(self) -> str:
-        """The architecture in words, and the number of the replicate if it is not the first."""
-        return self.trial_config.label
-
 
 @dataclass(frozen=True)
-class Best:
-    """The best trial so far."""
+class BestTrial:
+    """The best complete trial of a study.
+
+    Attributes:
+        number: number of the trial.
+        value: its objective value, nats per token.
+        architecture: label of its network.
+    """
 
     number: int
     value: float
@@ -67,24 +68,29 @@ class Best:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a study stands.
+    """Progress of a study.
 
     Attributes:
-        name: of the study.
-        counts: of its points.
-        best: None before the first complete trial.
-        seconds_left: an estimate, at the present number of workers; None while it is not known.
-        retries: how often points came back to be run again, by reason.
+        name: name of the study.
+        counts: number of grid trials by state.
+        best: best complete trial; None before the first.
+        seconds_left: estimated time with the current workers; None if unknown.
+        retries: number of requeued trials, by reason.
     """
 
     name: str
     counts: TrialCounts
-    best: Best | None
+    best: BestTrial | None
     seconds_left: float | None
     retries: Mapping[Failure, int]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every grid trial is finished."""
+        return self.counts.finished == self.counts.planned
+
     def as_json(self) -> dict[str, Any]:
-        """Return the status as ``--json`` prints it."""
+        """Return the status as printed by ``--json``."""
         return {
             "study": self.name,
             "planned": self.counts.planned,
@@ -95,114 +101,48 @@ class Status:
         }
 
 
-def status(
+def read_status(
     study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
 ) -> Status:
-    """Read where a study stands.
+    """Read the progress of a study.
 
     Args:
-        study: to be read.
-        storage: that holds it.
-        config: of it.
-        workers: known to be at work, even if none of them has a point in hand just now.
+        study: study to read.
+        storage: storage that holds it.
+        config: config of the study.
+        workers: minimum number of active workers, including those that hold no trial just now.
     """
     counts = count_trials(storage, study._study_id)
     best = None
     if (trial_id := best_trial_id(storage, study._study_id)) is not None:
         trial = storage.get_trial(trial_id)
         assert trial.value is not None
-        best = Best(trial.number, trial.value, to_trial_config(trial.params, config).label)
-    # A worker may hold many trials; plain Optuna's have no lease.
-    running_leases = storage.running_leases(study._study_id).values()
-    others = max(0, counts.running - len(running_leases))
-    at_work = max(len({lease.worker for lease in running_leases}) + others, workers)
-    left = None  # of points that wait it is not known which will be wanted
+        label = to_trial_config(trial.params, config).label
+        best = BestTrial(trial.number, trial.value, label)
+    # A worker may hold several leases; trials run by plain Optuna have none.
+    leases = storage.running_leases(study._study_id).values()
+    without_lease = max(0, counts.running - len(leases))
+    active = max(len({lease.worker for lease in leases}) + without_lease, workers)
+    seconds_left = None  # unknown while pruning decides how many waiting trials are needed
     if not (config.pruning.enabled and counts.waiting):
-        left = seconds_left(timing_by_shape(storage, study._study_id), counts, at_work)
+        timing = timing_by_shape(storage, study._study_id)
+        seconds_left = estimate_seconds_left(timing, counts, active)
     retries = count_retries(storage, study._study_id)
-    return Status(study.study_name, counts, best, left, retries)
+    return Status(study.study_name, counts, best, seconds_left, retries)
 
 
-class StatusReader:
-    """Reads how a study stands for a display; while the storage is away, as it last stood.
-
-    Args:
-        study: to be read.
-        storage: that holds it.
-        config: of it.
-        workers: known to be at work.
-    """
-
-    def __init__(
-        self, study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
-    ) -> None:
-        self._study = study
-        self._storage = storage
-        self._definition = config
-        self._workers = workers
-        self._keeper: ClaimManager | None = None
-        self._status = self._read()
-        self._running: list[RunningTrial] = []
-
-    def read_through(self, keeper: ClaimManager) -> None:
-        """Have a keeper's thread do what is read from now on: who shows it is not to be held up."""
-        self._keeper = keeper
-
-    def counts(self) -> TrialCounts:
-        """Return the study's accounting; raises whatever the storage raises."""
-        return count_trials(self._storage, self._study._study_id)
-
-    def status(self) -> Status:
-        """Return the study's status."""
-        self._status = self._ask(self._read, self._status)
-        return self._status
-
-    def recent(self) -> Status:
-        """Return the study's status as it was read last, now if the storage answers soon.
-
-        Any thread may ask for it. It raises nothing and reports no outage.
-        """
-
-        def read() -> None:
-            self._status = self._read()
-
-        if self._keeper is not None and not self._keeper.trouble:
-            self._keeper.peek(read, PEEK_SECONDS)
-        return self._status
-
-    def running(self) -> list[RunningTrial]:
-        """Return the trials that workers hold."""
-
-        def read() -> list[RunningTrial]:
-            return running_trials(self._study, self._storage, self._definition)
-
-        self._running = self._ask(read, self._running)
-        return self._running
-
-    def _read(self) -> Status:
-        return status(self._study, self._storage, self._definition, self._workers)
-
-    def _ask(self, query: Callable[[], _T], last: _T) -> _T:
-        if self._keeper is None or self._keeper.trouble:
-            return last
-        try:
-            return self._keeper.read(query, ANSWER_SECONDS)
-        except ShutdownRequestedError:
-            return last
-
-
-def running_trials(
+def read_running_trials(
     study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
 ) -> list[RunningTrial]:
-    """Return the trials that workers hold now, in order."""
-    found = []
+    """Read the grid trials that are running now, by number."""
+    running = []
     for trial in storage.get_all_trials(
         study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
     ):
         if not is_grid_trial(trial):
             continue
         step = max(trial.intermediate_values, default=0)
-        found.append(
+        running.append(
             RunningTrial(
                 trial.number,
                 to_trial_config(trial.params, config),
@@ -211,31 +151,101 @@ def running_trials(
                 trial.intermediate_values.get(step),
             )
         )
-    return found
+    return running
 
 
-def seconds_left(shapes: Sequence[TimingStats], counts: TrialCounts, workers: int) -> float | None:
-    """Estimate what is left from what points of the same kind took.
+class StatusReader:
+    """Reads a study's progress for a display; returns the last known state during outages.
 
     Args:
-        shapes: of the study's points.
-        counts: of the same points.
-        workers: at work.
+        study: study to read.
+        storage: storage that holds it.
+        config: config of the study.
+        workers: minimum number of active workers.
+    """
+
+    def __init__(
+        self, study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
+    ) -> None:
+        self.config = config
+        self._study = study
+        self._storage = storage
+        self._workers = workers
+        self._claims: ClaimManager | None = None
+        self._status = self._read()
+        self._running: list[RunningTrial] = []
+
+    def attach(self, claims: ClaimManager) -> None:
+        """Read through the storage thread of a claim manager, so that callers do not block."""
+        self._claims = claims
+
+    def count_trials(self) -> TrialCounts:
+        """Count the study's trials; raises the storage's exceptions."""
+        return count_trials(self._storage, self._study._study_id)
+
+    def read_status(self) -> Status:
+        """Return the status, waiting up to :data:`READ_TIMEOUT`."""
+        self._status = self._query(self._read, self._status)
+        return self._status
+
+    def recent_status(self) -> Status:
+        """Return the status, waiting up to :data:`RECENT_TIMEOUT`.
+
+        May be called from any thread; raises nothing and reports no outage.
+        """
+
+        def read() -> None:
+            self._status = self._read()
+
+        if self._claims is not None and not self._claims.trouble:
+            self._claims.peek(read, RECENT_TIMEOUT)
+        return self._status
+
+    def read_running(self) -> list[RunningTrial]:
+        """Return the running trials of all workers, waiting up to :data:`READ_TIMEOUT`."""
+
+        def read() -> list[RunningTrial]:
+            return read_running_trials(self._study, self._storage, self.config)
+
+        self._running = self._query(read, self._running)
+        return self._running
+
+    def _read(self) -> Status:
+        return read_status(self._study, self._storage, self.config, self._workers)
+
+    def _query(self, query: Callable[[], _T], last: _T) -> _T:
+        if self._claims is None or self._claims.trouble:
+            return last
+        try:
+            return self._claims.read(query, READ_TIMEOUT)
+        except ShutdownRequestedError:
+            return last
+
+
+def estimate_seconds_left(
+    shapes: Sequence[TimingStats], counts: TrialCounts, workers: int
+) -> float | None:
+    """Estimate the remaining time from the durations of complete trials of the same shape.
+
+    Args:
+        shapes: timing of the study's trials by shape.
+        counts: number of the study's trials by state.
+        workers: number of active workers.
 
     Returns:
-        Seconds; None while nobody works, or half of the points are still to come and some of them
-        are of a shape of which nothing is known: the first may be the small ones, and the estimate
-        a tenth of the truth.
+        Seconds. None without workers or complete trials, and in the first half of a study while
+        some shape has no complete trial: small networks may run first, and the estimate would be
+        far too low.
     """
     if counts.finished == counts.planned:
         return 0.0
     complete = sum(shape.complete for shape in shapes)
-    unknown = any(shape.waiting and not shape.complete for shape in shapes)
-    if not workers or not complete or (unknown and counts.finished < counts.planned / 2):
+    is_unknown = any(shape.waiting and not shape.complete for shape in shapes)
+    if not workers or not complete or (is_unknown and counts.finished < counts.planned / 2):
         return None
     mean = sum(shape.seconds * shape.complete for shape in shapes) / complete
     seconds = sum(
-        # Of those running, half is done on average.
+        # Running trials are half done on average.
         (shape.seconds if shape.complete else mean) * (shape.waiting + shape.running / 2)
         for shape in shapes
     )

@@ -70,7 +70,7 @@ class StudyHandle:
             weights is the worker's own.
         corpus: its text.
         text: the same in the symbols that its networks read.
-        news: what a person should know of how it was made or joined; may be empty.
+        notice: what a person should know of how it was made or joined; may be empty.
     """
 
     study: optuna.Study
@@ -78,7 +78,7 @@ class StudyHandle:
     config: StudyConfig
     corpus: Corpus
     text: TokenCorpus
-    news: str = ""
+    notice: str = ""
 
     @property
     def study_id(self) -> int:
@@ -154,13 +154,15 @@ def create_or_join(
     record = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
-    news = ""
+    notice = ""
     with ExitStack() as if_refused:
         storage = if_refused.enter_context(closing(open_storage(url)))
         if name not in optuna.get_all_study_names(storage):
             made_with = _precision(config.precision, device)
             if config.precision == "auto":
-                news = f"precision {made_with}, for {_REASONS[made_with].format(device)}; {_FIXED}"
+                notice = (
+                    f"precision {made_with}, for {_REASONS[made_with].format(device)}; {_FIXED}"
+                )
             text = _new_text(storage, config, corpus)
             _create(name, storage, made_with, config, record, text, terms)
         study = load_study(storage, name)
@@ -172,7 +174,7 @@ def create_or_join(
         _require_none(not_of_space if tolerant else found, name, stored, config)
         if is_outgrown:
             count = len(grid_of(stored).points)
-            news = f"study {name!r} was extended since: its stored grid of {count} trials is used"
+            notice = f"study {name!r} was extended since: its stored grid of {count} trials is used"
         elif terms.extend:
             extended = extend(study, storage, stored, config, terms.command)
             if extended is None:  # another has done so meanwhile
@@ -185,7 +187,7 @@ def create_or_join(
         study_name=name, storage=storage, sampler=_sampler(study, stored), pruner=_pruner(stored)
     )
     own = {setting: getattr(config, setting) for setting in PER_WORKER}
-    return StudyHandle(study, storage, stored.model_copy(update=own), corpus, text, news)
+    return StudyHandle(study, storage, stored.model_copy(update=own), corpus, text, notice)
 
 
 def _new_text(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) -> TokenCorpus:

@@ -1,4 +1,4 @@
-"""What the terminal shows of a search."""
+"""Terminal output of a search: log lines, or a live display."""
 
 import io
 import sys
@@ -7,38 +7,39 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.progress import format_loss, format_progress, format_running, format_trial_end
 from search.status import RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
-from studies.text import format_duration
 
 REFRESH_SECONDS = 2.0
-"""Between two looks at the storage: a look costs a worker some milliseconds of training."""
+"""Interval between reads of the status: each costs a worker some milliseconds of training."""
 
 PROGRESS_SECONDS = 3.0
-"""After which a silent log gets a line of progress: early enough that no gap comes to 5 s."""
+"""Silence after which a log gets a line of progress; with the delays below, no gap reaches 5 s."""
 
 TICK_SECONDS = 0.25
-"""Between two looks at how long a log has been silent."""
+"""Interval between checks for silence."""
 
-SHOWN = 16
-"""The most trials that are shown at once."""
+MAX_ROWS = 16
+"""Number of running trials that the live display lists."""
+
+WAITING = "the remaining trials are running in other workers; waiting for them"
 
 
 class SafeConsole(Console):
-    """A console that falls silent when it cannot be written to.
+    """Console that goes quiet when it cannot be written to.
 
-    A terminal that is closed, or a log on a full disk, is not to end what is shown on it.
+    A closed terminal or a log on a full disk must not end the search.
 
     Attributes:
-        printed_at: time of the last line, or of the beginning, on the monotonic clock.
-        is_broken: whether the program that read the output has ended.
+        printed_at: monotonic time of the last line, initially of the creation.
+        is_broken: whether the reader of the output has exited.
     """
 
     def __init__(self) -> None:
@@ -47,43 +48,41 @@ class SafeConsole(Console):
         self.is_broken = False
 
     def __exit__(self, *error: Any) -> None:
-        """Write what was said in this context, or give it up for good."""
+        """Flush the output of this context, or discard all output from now on."""
         try:
             super().__exit__(*error)
         except OSError:
             self.quiet = True
-            sys.stdout = io.StringIO()  # or what is left unsaid is tried again at the exit
+            sys.stdout = io.StringIO()  # otherwise the interpreter would flush again at exit
 
     def on_broken_pipe(self) -> None:
-        """Exit; where another thread than the main one has printed, :meth:`require` does."""
+        """Exit; raised in another thread, :meth:`exit_if_broken` ends the main thread."""
         self.is_broken = True
         super().on_broken_pipe()
 
-    def require(self) -> None:
-        """Exit if the program that read the output has ended."""
+    def exit_if_broken(self) -> None:
+        """Exit if the reader of the output has exited."""
         if self.is_broken:
             raise SystemExit(1)
 
-    def say(self, line: str) -> None:
-        """Print a line: broken between words in a terminal, left whole in a file."""
+    def print_line(self, line: str) -> None:
+        """Print a line: wrapped between words in a terminal, unbroken in a file."""
         self.print(line, markup=False, highlight=False, soft_wrap=not self.is_terminal)
         self.printed_at = time.monotonic()
 
 
 class Ticker:
-    """Prints a line whenever a console has been silent for :data:`PROGRESS_SECONDS`; a context.
-
-    A thread prints it, whatever the main thread does or waits for.
+    """Context manager whose thread prints a line after each :data:`PROGRESS_SECONDS` of silence.
 
     Args:
-        console: to print to.
-        line: returns the line; called in that thread.
+        console: console to print to.
+        line: function that returns the line; called in the thread.
     """
 
     def __init__(self, console: SafeConsole, line: Callable[[], str]) -> None:
         self._console = console
         self._line = line
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
@@ -91,37 +90,55 @@ class Ticker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended.set()
+        self._stopped.set()
         self._thread.join()
 
     def tick(self) -> None:
         """Print the line if the console has been silent for too long."""
         if time.monotonic() - self._console.printed_at >= PROGRESS_SECONDS:
-            self._console.say(self._line())
+            self._console.print_line(self._line())
 
     def _run(self) -> None:
-        while not self._ended.wait(TICK_SECONDS):
+        while not self._stopped.wait(TICK_SECONDS):
             self.tick()
 
 
-class LogDisplay(WorkerCallbacks):
-    """Lines, for an output that is no terminal.
+class QuietDisplay(WorkerCallbacks):
+    """Messages and unusual outcomes only, for workers whose parent process shows the progress.
 
     Args:
-        console: to write to.
-        reader: of the study's status.
-        label: says what network a trial is of.
+        console: console to print to.
+        reader: reader of the study's status.
     """
 
-    def __init__(
-        self, console: SafeConsole, reader: StatusReader, label: Callable[[FrozenTrial], str]
-    ) -> None:
+    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
         self._console = console
         self._reader = reader
-        self._label = label
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Print the outcome unless the trial is complete or paused."""
+        if event.value is None and not event.is_paused:
+            self.on_message(format_trial_end(event, self._reader.config))
+
+    def on_message(self, message: str) -> None:
+        """Print a line."""
+        self._console.print_line(message)
+
+
+class LogDisplay(QuietDisplay):
+    """One line per event, for output that is not a terminal."""
+
+    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
+        super().__init__(console, reader)
         self._running: Sequence[RunningTrial] = ()
-        self._waiting = False
-        self._ticker = Ticker(console, self._progress)
+        self._is_waiting = False
+        self._ticker = Ticker(console, self._format_progress)
 
     def __enter__(self) -> Self:
         self._ticker.__enter__()
@@ -130,51 +147,36 @@ class LogDisplay(WorkerCallbacks):
     def __exit__(self, *error: object) -> None:
         self._ticker.__exit__(*error)
 
-    def on_trial_end(self, event: TrialEvent) -> None:
-        """Print the trial's outcome and the study's progress."""
-        self._running = [run for run in self._running if run.number != event.trial.number]
-        progress = progress_text(self._reader.status())
-        self.on_message(f"{ended_text(event, self._label)}  |  {progress}")
-
-    def on_wait(self) -> None:
-        """Print once that others still work."""
-        self.on_log([])
-        if not self._waiting:
-            self._waiting = True
-            self.on_message("no point is left to claim; waiting for those that other workers hold")
-
-    def on_message(self, message: str) -> None:
-        """Print it."""
-        self._console.say(message)
-
     def on_log(self, running: Sequence[RunningTrial]) -> None:
-        """Take note of the trials that run, for the next line of progress."""
-        self._console.require()
+        """Store the running trials for the next progress line."""
+        self._console.exit_if_broken()
         self._running = running
 
-    def _progress(self) -> str:
-        running = self._running
-        parts = [progress_text(self._reader.recent()), running_text(running) if running else ""]
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Print the outcome of the trial and the progress of the study."""
+        self._running = [trial for trial in self._running if trial.number != event.trial.number]
+        progress = format_progress(self._reader.read_status())
+        self.on_message(f"{format_trial_end(event, self._reader.config)}  |  {progress}")
+
+    def on_wait(self) -> None:
+        """Print once that this worker waits for others."""
+        self.on_log([])
+        if not self._is_waiting:
+            self._is_waiting = True
+            self.on_message(WAITING)
+
+    def _format_progress(self) -> str:
+        parts = format_progress(self._reader.recent_status()), format_running(self._running)
         return "  |  ".join(filter(None, parts))
 
 
-class LiveDisplay(WorkerCallbacks):
-    """A display that is drawn anew in place, for a terminal.
+class LiveDisplay(QuietDisplay):
+    """Display that is redrawn in place, for a terminal; messages scroll above it."""
 
-    Args:
-        console: to draw on.
-        reader: of the study's status.
-        label: says what network a trial is of.
-    """
-
-    def __init__(
-        self, console: SafeConsole, reader: StatusReader, label: Callable[[FrozenTrial], str]
-    ) -> None:
-        self._read = reader.status
-        self._label = label
-        self._status = reader.status()
+    def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
+        super().__init__(console, reader)
+        self._status = reader.read_status()
         self._read_at = time.monotonic()
-        self._console = console
         self._running: Sequence[RunningTrial] = ()
         self._note = ""
         self._live = Live(
@@ -188,136 +190,64 @@ class LiveDisplay(WorkerCallbacks):
     def __exit__(self, *error: object) -> None:
         self._running = ()
         if error[0] is None:
-            self._status = self._read()
+            self._status = self._reader.read_status()
         self._live.stop()
 
-    def on_trial_end(self, event: TrialEvent) -> None:
-        """Take the trial away, and say what is unusual about its end."""
-        self.on_log([trial for trial in self._running if trial.number != event.trial.number])
-        if event.value is None and not event.is_paused:
-            self.on_message(ended_text(event, self._label))
-
-    def on_wait(self) -> None:
-        """Say that others still work."""
-        self.on_log([])
-        self._note = "no point is left to claim; waiting for those that other workers hold"
-
-    def on_message(self, message: str) -> None:
-        """Print it above what is drawn."""
-        self._console.say(message)
-
     def on_log(self, running: Sequence[RunningTrial]) -> None:
-        """Show these trials, and the study as it stands."""
+        """Show the running trials and the progress of the study."""
         self._running = running
         self._note = ""
         if time.monotonic() - self._read_at >= REFRESH_SECONDS:
-            self._status = self._read()
+            self._status = self._reader.read_status()
             self._read_at = time.monotonic()
 
+    def on_trial_end(self, event: TrialEvent) -> None:
+        """Remove the trial from the display, and print an unusual outcome."""
+        self.on_log([trial for trial in self._running if trial.number != event.trial.number])
+        super().on_trial_end(event)
+
+    def on_wait(self) -> None:
+        """Show that this worker waits for others."""
+        self.on_log([])
+        self._note = WAITING
+
     def _draw(self) -> RenderableType:
-        return draw(self._status, self._running, self._note)
+        return draw_status(self._status, self._running, self._note)
 
 
-class QuietDisplay(WorkerCallbacks):
-    """Warnings only: the process that started this worker shows its progress.
+def create_display(console: SafeConsole, reader: StatusReader, is_subprocess: bool) -> QuietDisplay:
+    """Return the display that suits the console.
 
     Args:
-        console: to write to.
-        reader: not used.
-        label: says what network a trial is of.
+        console: console to print to.
+        reader: reader of the study's status.
+        is_subprocess: whether the parent process shows the progress.
     """
-
-    def __init__(
-        self, console: SafeConsole, reader: StatusReader, label: Callable[[FrozenTrial], str]
-    ) -> None:
-        self._console = console
-        self._label = label
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return
-
-    def on_trial_end(self, event: TrialEvent) -> None:
-        """Say only what is unusual, and read nothing for it."""
-        if event.value is None and not event.is_paused:
-            self.on_message(ended_text(event, self._label))
-
-    def on_message(self, message: str) -> None:
-        """Print it."""
-        self._console.say(message)
+    if is_subprocess:
+        return QuietDisplay(console, reader)
+    return (LiveDisplay if console.is_terminal else LogDisplay)(console, reader)
 
 
-def draw(status: Status, running: Sequence[RunningTrial], note: str = "") -> RenderableType:
-    """Return a study's progress and its running trials as rich draws them."""
+def draw_status(status: Status, running: Sequence[RunningTrial], note: str = "") -> RenderableType:
+    """Return a study's progress and its running trials as a rich renderable."""
     counts = status.counts
-    head = Text(f"{status.name}  {progress_text(status)}")
-    bar = Table.grid()  # which gives it a line of its own
+    bar = Table.grid()  # gives the bar a line of its own
     bar.add_row(ProgressBar(total=max(1, counts.planned), completed=counts.finished, width=60))
-    parts: list[RenderableType] = [head, bar]
+    parts: list[RenderableType] = [Text(f"{status.name}  {format_progress(status)}"), bar]
     if running:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("trial", "architecture", "step", "smoothed loss"):
             table.add_column(column, style="dim" if column == "trial" else "", no_wrap=True)
-        for trial in running[:SHOWN]:
+        for trial in running[:MAX_ROWS]:
             table.add_row(
                 str(trial.number),
-                trial.label,
+                trial.trial_config.label,
                 f"{trial.step:,} of {trial.steps:,}",
-                loss_text(trial.smoothed_loss),
+                format_loss(trial.smoothed_loss),
             )
         parts.append(table)
-        if len(running) > SHOWN:
-            parts.append(Text(f"and {len(running) - SHOWN} more", style="dim"))
+        if len(running) > MAX_ROWS:
+            parts.append(Text(f"and {len(running) - MAX_ROWS} more", style="dim"))
     if note:
         parts.append(Text(note, style="dim"))
     return Group(*parts)
-
-
-def ended_text(ended: TrialEvent, label: Callable[[FrozenTrial], str]) -> str:
-    """Return a trial's outcome in one line."""
-    value = "" if ended.value is None else f" {loss_text(ended.value)}"
-    return (
-        f"trial {ended.trial.number}  {label(ended.trial)}  {ended.message}{value}  "
-        f"{ended.seconds:.1f} s"
-    )
-
-
-def progress_text(status: Status) -> str:
-    """Return a study's progress in one line."""
-    a = status.counts
-    parts = [f"{a.finished} of {a.planned} finished"]
-    parts += [
-        f"{count} {name}"
-        for name, count in (
-            ("running", a.running),
-            ("paused", a.paused),
-            ("pruned", a.pruned),
-            ("diverged", a.diverged),
-            ("failed", a.failed),
-        )
-        if count
-    ]
-    if status.best:
-        best = status.best
-        parts.append(f"best {loss_text(best.value)} (trial {best.number}, {best.architecture})")
-    if status.seconds_left:
-        parts.append(f"about {format_duration(status.seconds_left)} left")
-    return ", ".join(parts)
-
-
-def running_text(running: Sequence[RunningTrial]) -> str:
-    """Return how far trials that run were at their last log points."""
-    first, *others = running
-    if not others:
-        parts = (f"trial {first.number}", first.label, f"step {first.step:,} of {first.steps:,}")
-        return "  ".join(filter(None, (*parts, loss_text(first.smoothed_loss))))
-    low, high = min(run.step for run in running), max(run.step for run in running)
-    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"running trials at step {span} of {first.steps:,}"
-
-
-def loss_text(loss: float | None) -> str:
-    """Return a loss with its unit."""
-    return "" if loss is None else f"{loss:.4f} nats"

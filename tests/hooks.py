@@ -31,7 +31,7 @@ PATIENT_SECONDS = 600.0
 
 PATIENCE = {
     "search.worker.claims": ("CONSULT_SECONDS",),
-    "search.status": ("ANSWER_SECONDS",),
+    "search.status": ("READ_TIMEOUT",),
     "search.worker.storage_client": ("GRACE_SECONDS", "SILENCE_SECONDS"),
     "search.worker.worker": ("GRACE_SECONDS",),
 }

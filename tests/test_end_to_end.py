@@ -209,7 +209,7 @@ def test_stopping_the_process_that_started_the_workers_stops_them_all(held, sqli
     search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGINT)
     assert search.wait() == 130
-    assert "stopped; what was trained is kept" in search.stdout
+    assert "stopped; progress is saved" in search.stdout
     assert states(sqlite_url) == {TrialState.WAITING}
 
 

@@ -146,7 +146,7 @@ def test_a_worker_that_waits_resumes_the_trial_of_a_killed_one(
     first = held(**ONE | {"lease_seconds": 1})
     until(lambda: checkpoints(tmp_path))
     waiting = search(**ONE)
-    until(lambda: "waiting for those" in waiting.output)
+    until(lambda: "waiting for them" in waiting.output)
     first.send(signal.SIGKILL)
     assert waiting.wait() == 0
     assert "was not heard of for the length of its lease" in waiting.output

@@ -21,7 +21,7 @@ from rnn.training.evaluation import eval_losses, eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.parameters import to_trial_config
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.status import StatusReader, seconds_left
+from search.status import StatusReader, estimate_seconds_left
 from search.study import StudyOptions, create_or_join
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
@@ -93,7 +93,7 @@ def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artif
         pausing = None
         if joined.config.pruning.enabled:
             pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-        Worker(keeper, trainer, reader.counts, stop, callbacks, pausing=pausing).run()
+        Worker(keeper, trainer, reader.count_trials, stop, callbacks, pausing=pausing).run()
     return joined, callbacks.messages
 
 
@@ -716,9 +716,9 @@ def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
     plain.add_trial(optuna.trial.create_trial(value=-1.0))
     joined, messages = work(sqlite_url, text)
     assert messages == ["complete"] * 6
-    from search.status import status
+    from search.status import read_status
 
-    found = status(joined.study, joined.storage, joined.config)
+    found = read_status(joined.study, joined.storage, joined.config)
     assert found.counts.planned == found.counts.complete == 6
     assert found.best.value > 0
 
@@ -742,13 +742,16 @@ def test_the_time_left_is_that_of_each_shape():
         TimingStats(complete=1, waiting=2, seconds=40.0),
     ]
     some = TrialCounts(complete=3, running=1, waiting=5)
-    assert seconds_left(shapes, some, workers=1) == 3.5 * 10 + 2 * 40
-    assert seconds_left(shapes, some, workers=2) == (3.5 * 10 + 2 * 40) / 2
-    assert seconds_left(shapes, some, workers=0) is None
-    assert seconds_left(shapes, TrialCounts(complete=9), workers=0) == 0
+    assert estimate_seconds_left(shapes, some, workers=1) == 3.5 * 10 + 2 * 40
+    assert estimate_seconds_left(shapes, some, workers=2) == (3.5 * 10 + 2 * 40) / 2
+    assert estimate_seconds_left(shapes, some, workers=0) is None
+    assert estimate_seconds_left(shapes, TrialCounts(complete=9), workers=0) == 0
     unknown = [*shapes, TimingStats(waiting=1)]
-    assert seconds_left(unknown, TrialCounts(complete=3, waiting=7), workers=1) is None
-    assert seconds_left(unknown, TrialCounts(complete=8, waiting=7), workers=1) == 35 + 80 + 20
+    assert estimate_seconds_left(unknown, TrialCounts(complete=3, waiting=7), workers=1) is None
+    assert (
+        estimate_seconds_left(unknown, TrialCounts(complete=8, waiting=7), workers=1)
+        == 35 + 80 + 20
+    )
 
 
 def test_a_member_is_an_architecture_and_a_replicate():

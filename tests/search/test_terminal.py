@@ -1,4 +1,4 @@
-"""A log that is no terminal says how far a search is, at least every five seconds."""
+"""Output of a search to a log: progress at least every five seconds."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from hooks import PATIENT_SECONDS, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, until
 
-from search.status import PEEK_SECONDS, StatusReader
+from search.status import RECENT_TIMEOUT, StatusReader
 from search.study import StudyOptions, create_or_join
 from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, SafeConsole, Ticker
 from search.worker.claims import ClaimManager
@@ -33,13 +33,13 @@ ONE = (
 
 @pytest.fixture
 def gates(tmp_path_factory):
-    """Gates that hold trainings before and at their first log point."""
+    """Gates that hold training before and at the first log point."""
     return [Gate(tmp_path_factory.mktemp("gate") / "gate", step) for step in (1, 2)]
 
 
 @pytest.fixture
 def search(runner, sqlite_url, text):
-    """Start a search of tiny networks."""
+    """Start a search over tiny networks."""
 
     def start(*words, gate=None, **options):
         common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
@@ -49,8 +49,8 @@ def search(runner, sqlite_url, text):
     return start
 
 
-def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
-    """Neither where the storage is slow, nor where other lines are printed."""
+def test_log_is_never_silent_for_five_seconds(monkeypatch):
+    """Even if the storage is slow or other lines are printed."""
 
     class Clock:
         now = 0.0
@@ -64,14 +64,14 @@ def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
     monkeypatch.setattr(console, "print", lambda line, **_: printed.append((clock.now, line)))
 
     def progress():
-        clock.now += PEEK_SECONDS  # the storage does not answer
+        clock.now += RECENT_TIMEOUT  # the storage does not respond
         return "progress"
 
     ticker = Ticker(console, progress)
     for step in range(1000):
         clock.now += TICK_SECONDS
         if step % 30 == 0:
-            console.say("trial")
+            console.print_line("trial")
         ticker.tick()
     times = [0.0, *(time for time, _ in printed), clock.now]
     gaps = [after - before for before, after in pairwise(times)]
@@ -80,7 +80,7 @@ def test_no_silence_of_a_log_comes_to_five_seconds(monkeypatch):
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
-def test_progress_is_shown_while_no_log_point_comes(search, gates):
+def test_progress_is_printed_before_the_first_log_point(search, gates):
     process = search(*ONE, gate=gates[0])
     until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     process.send(signal.SIGTERM)
@@ -88,7 +88,7 @@ def test_progress_is_shown_while_no_log_point_comes(search, gates):
 
 
 @pytest.mark.extended
-def test_one_process_shows_the_progress_of_all_workers(search, gates):
+def test_parent_process_prints_the_progress_of_all_workers(search, gates):
     process = search("--workers", "2", "--lockstep", "2", gate=gates[1])
     line = "0 of 96 finished, 4 running  |  running trials at "
     until(lambda: process.stdout.count(line) >= 2)
@@ -96,20 +96,20 @@ def test_one_process_shows_the_progress_of_all_workers(search, gates):
     assert process.wait() == 143
 
 
-def test_progress_is_shown_while_the_last_trials_of_others_are_waited_for(search, gates):
+def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
     other = search(*ONE, gate=gates[0])
     until(lambda: gates[0].held)
     waiting = search(*ONE)
     until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
-    assert waiting.stdout.count("waiting for those that other workers hold") == 1
+    assert waiting.stdout.count("running in other workers; waiting for them") == 1
     for process in (waiting, other):
         process.send(signal.SIGTERM)
         assert process.wait() == 143
-    assert "stopped before anything was trained" in waiting.stdout
-    assert "what was trained is kept" in other.stdout
+    assert "stopped before training began" in waiting.stdout
+    assert "stopped; progress is saved" in other.stdout
 
 
-def test_preparing_a_study_is_shown_while_it_takes_long(search, sqlite_url):
+def test_slow_preparation_of_a_study_is_reported(search, sqlite_url):
     assert search(*ONE).wait() == 0
     path = sqlite_url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as database:
@@ -120,9 +120,7 @@ def test_preparing_a_study_is_shown_while_it_takes_long(search, sqlite_url):
     assert process.wait() == 0, process.stderr
 
 
-def test_search_stops_when_the_program_that_reads_its_output_ends(
-    search, gates, sqlite_url, tmp_path
-):
+def test_search_stops_when_the_reader_of_its_output_exits(search, gates, sqlite_url, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     endless = ("--set=training.steps=1000000000", "--set=training.log_every=20")
@@ -133,7 +131,7 @@ def test_search_stops_when_the_program_that_reads_its_output_ends(
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
 
 
-def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, monkeypatch):
+def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
     settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
     joined = create_or_join(
         load_config_file("quick", settings), sqlite_url, StudyOptions(corpus=str(text))
@@ -141,14 +139,14 @@ def test_progress_does_not_wait_for_a_storage_that_is_slow(sqlite_url, text, mon
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
-        ClaimManager(joined.storage, joined.study_id, "me", stop, print) as keeper,
+        ClaimManager(joined.storage, joined.study_id, "me", stop, print) as claims,
     ):
-        reader.read_through(keeper)
+        reader.attach(claims)
         read, answers = reader._read, threading.Event()
         monkeypatch.setattr(reader, "_read", lambda: answers.wait(PATIENT_SECONDS) and read())
         study = optuna.load_study(study_name="quick", storage=sqlite_url)
         study.tell(study.ask(), 1.0)
         assert study.trials[0].state is TrialState.COMPLETE
-        assert reader.recent().counts.complete == 0
-        answers.set()  # what it answers late is shown by the next line
-        until(lambda: reader.recent().counts.complete == 1)
+        assert reader.recent_status().counts.complete == 0
+        answers.set()  # the next line shows the late answer
+        until(lambda: reader.recent_status().counts.complete == 1)

@@ -1,0 +1,121 @@
+"""Progress of a search as lines of text."""
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import TrialState
+
+from search.parameters import to_trial_config
+from search.status import RunningTrial, Status
+from search.worker.protocols import TrialEvent
+from studies.attributes import ERROR, is_grid_trial
+from studies.config import StudyConfig, top_count
+from studies.storage.counts import TrialCounts
+from studies.text import format_duration
+
+
+def format_trial_end(event: TrialEvent, config: StudyConfig) -> str:
+    """Format the outcome of a trial: ``trial 14  1×32 GRU  complete 1.4321 nats  55.3 s``."""
+    label = to_trial_config(event.trial.params, config).label
+    outcome = " ".join(filter(None, (event.message, format_loss(event.value))))
+    return f"trial {event.trial.number}  {label}  {outcome}  {event.seconds:.1f} s"
+
+
+def format_progress(status: Status) -> str:
+    """Format the progress of a study: ``12 of 96 finished, 4 running, best …``."""
+    counts = status.counts
+    parts = [f"{counts.finished} of {counts.planned} finished"]
+    parts += [
+        f"{count} {state}"
+        for state, count in (
+            ("running", counts.running),
+            ("paused", counts.paused),
+            ("pruned", counts.pruned),
+            ("diverged", counts.diverged),
+            ("failed", counts.failed),
+        )
+        if count
+    ]
+    if status.best:
+        best = status.best
+        parts.append(f"best {format_loss(best.value)} (trial {best.number}, {best.architecture})")
+    if status.seconds_left:
+        parts.append(f"about {format_duration(status.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def format_running(running: Sequence[RunningTrial]) -> str:
+    """Format the last logged steps of running trials; empty if none is running."""
+    if not running:
+        return ""
+    first = running[0]
+    if len(running) == 1:
+        step = f"step {first.step:,} of {first.steps:,}"
+        parts = f"trial {first.number}", first.trial_config.label, step
+        return "  ".join(filter(None, (*parts, format_loss(first.smoothed_loss))))
+    low, high = min(trial.step for trial in running), max(trial.step for trial in running)
+    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"running trials at step {span} of {first.steps:,}"
+
+
+def format_loss(loss: float | None) -> str:
+    """Format a loss with its unit; empty for None."""
+    return "" if loss is None else f"{loss:.4f} nats"
+
+
+def format_status(status: Status, config: StudyConfig) -> str:
+    """Format the status of a study as the table that ``--status`` prints."""
+    counts = status.counts
+    waiting = f"{counts.waiting}{f' ({counts.paused} paused)' if counts.paused else ''}"
+    rows: list[tuple[str, object]] = [
+        ("planned", counts.planned),
+        ("complete", counts.complete),
+        ("running", counts.running),
+        ("waiting", waiting),
+        ("pruned", counts.pruned),
+        ("diverged", counts.diverged),
+        ("failed", counts.failed),
+    ]
+    if status.best:
+        best = status.best
+        value = format_loss(best.value)
+        rows.append(("best", f"{value}, trial {best.number}, {best.architecture}"))
+    if config.pruning.enabled:
+        keep = top_count(config.pruning.keep, counts.planned)
+        rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
+    rows.append(("time left", _format_time_left(status, config)))
+    if status.retries:
+        retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
+        rows.append(("requeued", retries))
+    return "\n".join(f"{name:9} {value}" for name, value in rows)
+
+
+def _format_time_left(status: Status, config: StudyConfig) -> str:
+    if status.is_finished:
+        return "none: every trial is finished"
+    if config.pruning.enabled and status.counts.waiting:
+        return "unknown: pruning decides how many of the waiting trials are needed"
+    if status.seconds_left is None:
+        return "unknown: no active worker, or too few complete trials"
+    return f"about {format_duration(status.seconds_left)} with the current workers"
+
+
+def explain_failure(study: optuna.Study, counts: TrialCounts) -> str:
+    """Return one line on why a finished study has no complete trial, and what to do."""
+    causes, changes = [], []
+    if counts.diverged:
+        causes.append(f"{counts.diverged} diverged")
+        changes.append("lower training.learning_rate")
+    if counts.failed:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        with_error = [
+            trial for trial in failed if is_grid_trial(trial) and ERROR in trial.user_attrs
+        ]
+        last = max(with_error, key=lambda trial: str(trial.datetime_complete), default=None)
+        error = f", the last with {last.user_attrs[ERROR]}" if last else ""
+        causes.append(f"{counts.failed} failed{error}")
+        changes.append("change the settings that cause the error")
+    return (
+        f"study {study.study_name!r} finished without a complete trial: {'; '.join(causes)}; "
+        f"{', '.join(changes)} and search again under another --name"
+    )
