@@ -1,10 +1,10 @@
-"""Which objective a single run is best judged by: what each scatters by from run to run.
+"""Noise of candidate objectives between runs of one architecture.
 
-Eight architectures, five replicates each, with other initial weights and another order of text. A
-trial's value may be the least smoothed training loss or the loss on held-out text: of the last
-weights, of their mean over the last part of the steps, or after the learning rate was let go to
-zero over the last fifth. The text is the file that ``RNN_SEARCH_TEXT`` names, or the library's
-sources.
+Eight architectures, five replicates each, with other initial weights and another text order. The
+candidates are the minimum of the smoothed training loss and the loss on held-out text: of the last
+weights, of their mean over the last part of the steps, or after the learning rate has decayed to
+zero over the last fifth. The text is the file that ``RNN_SEARCH_TEXT`` names, or the source code of
+Python's library.
 """
 
 import itertools
@@ -57,96 +57,98 @@ Floats = NDArray[np.float64]
 
 
 def measure() -> Iterator[str]:
-    """Yield what comes of it; it takes a quarter of an hour on two cores."""
+    """Yield a line for each objective; takes a quarter of an hour on two cores."""
     work = list(itertools.product(range(len(VARIANTS)), range(REPLICATES)))
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(_losses, *zip(*work, strict=True)))
+        runs = list(pool.map(_train_run, *zip(*work, strict=True)))
     name = os.path.basename(os.environ.get(VARIABLE, "stdlib"))  # noqa: PTH119
     yield (
         f"objectives: {len(VARIANTS)} architectures, {REPLICATES} replicates, {STEPS:,} steps in "
-        f"bf16, on {name}; nats a byte"
+        f"bf16, on {name}; nats per byte"
     )
-    for objective in found[0]:
-        losses = np.array([each[objective] for each in found])
-        yield f"  {objective}: {_in_words(losses.reshape(len(VARIANTS), REPLICATES))}"
+    for objective in runs[0]:
+        losses = np.array([run[objective] for run in runs])
+        yield f"  {objective}: {_describe(losses.reshape(len(VARIANTS), REPLICATES))}"
 
 
-def _in_words(losses: Floats) -> str:
-    """Say how much replicates scatter, and how often single runs rank a pair as the others do.
+def _describe(losses: Floats) -> str:
+    """Describe the scatter of replicates, and how often single runs rank a pair correctly.
 
     Args:
         losses: (architectures, replicates)
     """
-    own = losses - losses.mean(1, keepdims=True)
-    common = losses - losses.mean(0)  # without what the order of the text is to all
-    rest = common - common.mean(1, keepdims=True)
-    freedom = (losses.shape[0] - 1) * (losses.shape[1] - 1)
-    alone = float(np.sqrt((rest**2).sum() / freedom))
-    in_all = float(np.sqrt((own**2).sum() / (losses.shape[0] * (losses.shape[1] - 1))))
+    within = losses - losses.mean(1, keepdims=True)
+    same_order = losses - losses.mean(0)  # without the common effect of the text order
+    residual = same_order - same_order.mean(1, keepdims=True)
+    degrees_of_freedom = (losses.shape[0] - 1) * (losses.shape[1] - 1)
+    std_same_order = float(np.sqrt((residual**2).sum() / degrees_of_freedom))
+    std = float(np.sqrt((within**2).sum() / (losses.shape[0] * (losses.shape[1] - 1))))
     between = float(losses.mean(1).std(ddof=1))
     return (
-        f"standard deviation between replicates {in_all:.4f}, of the same text's order "
-        f"{alone:.4f}, between architectures {between:.4f}; two single runs rank a pair right in "
-        f"{_right(losses, True):.0%} with the same order, in {_right(losses, False):.0%} with "
-        "another"
+        f"standard deviation between replicates {std:.4f}, with the same text order "
+        f"{std_same_order:.4f}, between architectures {between:.4f}; two single runs rank a pair "
+        f"correctly in {_rank_accuracy(losses, True):.0%} with the same order, in "
+        f"{_rank_accuracy(losses, False):.0%} with another"
     )
 
 
-def _right(losses: Floats, same_order: bool) -> float:
-    """Return how often two single runs rank a pair as the mean of the other replicates does."""
+def _rank_accuracy(losses: Floats, same_order: bool) -> float:
+    """Return the share of pairs that two single runs rank like the mean of the other replicates."""
     architectures, replicates = map(range, losses.shape)
-    right = [
+    correct = [
         (losses[a, r] < losses[b, s])
         == (np.delete(losses[a], [r, s]).mean() < np.delete(losses[b], [r, s]).mean())
         for a, b in itertools.combinations(architectures, 2)
         for r, s in itertools.product(replicates, replicates)
         if (r == s) is same_order
     ]
-    return float(np.mean(right))
+    return float(np.mean(correct))
 
 
-def _losses(variant: int, replicate: int) -> Mapping[str, float]:
+def _train_run(variant: int, replicate: int) -> Mapping[str, float]:
     torch.set_num_threads(1)
     corpus = load_corpus(os.environ.get(VARIABLE, "stdlib"))
     config = TrialConfig(GatedConfig.of(BASE | VARIANTS[variant], "state"), replicate)
-    plain = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
-    middle = _train(config, corpus, replace(plain, steps=STEPS - BRANCH))[1]
-    found = {}
-    run, _ = _train(config, corpus, plain, middle)
-    found["training"] = min(run.curves[0].values())
-    found["validation, the last weights"] = _held_out(run, corpus)
+    settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
+    branch = _train(config, corpus, replace(settings, steps=STEPS - BRANCH))[1]
+    losses = {}
+    loop, _ = _train(config, corpus, settings, branch)
+    losses["training"] = min(loop.curves[0].values())
+    losses["validation, the last weights"] = _evaluate(loop, corpus)
     for average in AVERAGES:
-        run, _ = _train(config, corpus, replace(plain, average=average), middle)
-        run.swap_in_averaged_weights()
-        found[f"validation, the mean of the last {average:.0%}"] = _held_out(run, corpus)
-    run, _ = _train(config, corpus, plain, middle, decay=True)
-    found["training, with the decay"] = min(run.curves[0].values())
-    found["validation, with the decay"] = _held_out(run, corpus)
-    return found
+        loop, _ = _train(config, corpus, replace(settings, average=average), branch)
+        loop.swap_in_averaged_weights()
+        losses[f"validation, the mean of the last {average:.0%}"] = _evaluate(loop, corpus)
+    loop, _ = _train(config, corpus, settings, branch, decay=True)
+    losses["training, with the decay"] = min(loop.curves[0].values())
+    losses["validation, with the decay"] = _evaluate(loop, corpus)
+    return losses
 
 
 def _train(
     config: TrialConfig,
     corpus: Corpus,
     settings: TrainConfig,
-    begun: TrainState | None = None,
+    start: TrainState | None = None,
     decay: bool = False,
 ) -> tuple[TrainLoop, TrainState]:
-    weights = {config: begun.weights} if begun else None
-    known = {config: begun} if begun else None
-    run = TrainLoop(
-        NetworkStack([config], 0, "bf16", weights=weights), corpus.train, settings, known
+    weights = {config: start.weights} if start else None
+    states = {config: start} if start else None
+    loop = TrainLoop(
+        NetworkStack([config], 0, "bf16", weights=weights), corpus.train, settings, states
     )
 
-    def let_go() -> None:
-        left = (STEPS - run.step) / DECAY
-        run._program.optimizer.learning_rate = settings.learning_rate * min(1, max(left, 1e-3))
+    def decay_learning_rate() -> None:
+        remaining = (STEPS - loop.step) / DECAY
+        loop._program.optimizer.learning_rate = settings.learning_rate * min(
+            1, max(remaining, 1e-3)
+        )
 
-    for _ in run.train(let_go if decay else lambda: None):
+    for _ in loop.train(decay_learning_rate if decay else lambda: None):
         pass
-    return run, run.progress(config)
+    return loop, loop.progress(config)
 
 
-def _held_out(run: TrainLoop, corpus: Corpus) -> float:
-    held_out = eval_windows(corpus.validation, 256, 1000)
-    return float(eval_losses(run.stack, held_out).mean())
+def _evaluate(loop: TrainLoop, corpus: Corpus) -> float:
+    windows = eval_windows(corpus.validation, 256, 1000)
+    return float(eval_losses(loop.stack, windows).mean())

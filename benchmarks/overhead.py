@@ -1,4 +1,4 @@
-"""What a worker's time goes into beside its training steps: the storage, the text, all else."""
+"""Share of a worker's training time outside of its steps: storage, text sampling, polling."""
 
 import os
 import statistics
@@ -42,7 +42,7 @@ SETTINGS = (
     "evaluation.windows=1",
     "evaluation.window_length=2",
 )
-WORK = {
+NETWORKS = {
     "one of 2×256": (
         ("space.state_size=[256]", "space.forget_gate=[true]", "training.steps=300"),
         1,
@@ -52,56 +52,56 @@ WORK = {
 
 
 def measure() -> Iterator[str]:
-    """Yield a line for each kind of work and database, and two for the text."""
+    """Yield a line for each database and set of networks, and one for sampling text."""
     yield (
-        f"share of a worker's training time that is none of its steps, median of {ROUNDS} (range); "
-        "two threads of the worker, one of them training; a log point every 50 steps"
+        f"share of a worker's training time outside of its steps, median of {ROUNDS} (range); "
+        "one training and one storage thread; a log point every 50 steps"
     )
     urls = {"SQLite": ""}
     if (url := os.environ.get(STORAGE_VARIABLE, "")).startswith("postgresql"):
         urls["PostgreSQL"] = url
     else:
-        yield f"  PostgreSQL: not measured; name an empty database in {STORAGE_VARIABLE}"
+        yield f"  PostgreSQL: not measured: set {STORAGE_VARIABLE} to an empty database"
     for database, url in urls.items():
-        for name, (settings, lockstep) in WORK.items():
-            shares = [_share(url, settings, lockstep) for _ in range(ROUNDS)]
+        for name, (settings, lockstep) in NETWORKS.items():
+            shares = [_measure_share(url, settings, lockstep) for _ in range(ROUNDS)]
             yield (
                 f"  {database:10} {name:13} {statistics.median(shares):.2%}  ({min(shares):.2%} to "
                 f"{max(shares):.2%})"
             )
-    yield from _text()
+    yield _measure_sampling()
 
 
-def _text() -> Iterator[str]:
+def _measure_sampling() -> str:
     text = load_corpus("stdlib").train
     settings = TrainConfig(1000, 256, 1000, 50, 0.001, 0.95, 0)
     tracemalloc.start()
-    drawn = sample_batch(text, settings, 0)
+    batch = sample_batch(text, settings, 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for number in range(20):
         sample_batch(text, settings, number)
-    seconds = (time.perf_counter() - began) / 20
-    yield (
-        f"  the lanes of a sequence (256 of 1,000 bytes): {1000 * seconds:.2f} ms, "
-        f"{drawn.nbytes / 1e6:.2f} MB, {peak / 1e6:.2f} MB while they are gathered"
+    seconds = (time.perf_counter() - start) / 20
+    return (
+        f"  sampling the streams of a sequence (256 of 1,000 bytes): {1000 * seconds:.2f} ms, "
+        f"{batch.nbytes / 1e6:.2f} MB, {peak / 1e6:.2f} MB at the peak"
     )
 
 
-def _share(url: str, settings: Sequence[str], lockstep: int) -> float:
-    """Return the share of the time from the first step to the last that no step takes."""
-    stepping, begins, ends = 0.0, [], []
+def _measure_share(url: str, settings: Sequence[str], lockstep: int) -> float:
+    """Return the share of the time from the first step to the last that is outside of steps."""
+    step_seconds, starts, ends = 0.0, [], []
     step, train = TrainStep.step, TrainLoop.train
 
     def timed_step(self: TrainStep, *args: torch.Tensor) -> None:
-        nonlocal stepping
-        began = time.perf_counter()
+        nonlocal step_seconds
+        start = time.perf_counter()
         step(self, *args)
-        stepping += time.perf_counter() - began
+        step_seconds += time.perf_counter() - start
 
     def timed_train(self: TrainLoop, *args: object) -> Iterator[object]:
-        begins.append(time.perf_counter())
+        starts.append(time.perf_counter())
         yield from train(self, *args)  # type: ignore[arg-type]
         ends.append(time.perf_counter())
 
@@ -110,30 +110,30 @@ def _share(url: str, settings: Sequence[str], lockstep: int) -> float:
         patch.object(TrainStep, "step", timed_step),
         patch.object(TrainLoop, "train", timed_train),
     ):
-        _work(url or f"sqlite:///{folder}/studies.db", Path(folder), settings, lockstep)
-    whole = float(np.subtract(ends, begins).sum())
-    return (whole - stepping) / whole
+        _search(url or f"sqlite:///{folder}/studies.db", Path(folder), settings, lockstep)
+    total = float(np.subtract(ends, starts).sum())
+    return (total - step_seconds) / total
 
 
-def _work(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> None:
+def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> None:
     file = load_config_file("stage-one", [*SETTINGS, *settings])
     name = f"benchmark-{uuid4().hex}"
-    joined = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
-    checkpoints = CheckpointStore(open_store(str(folder), url, "checkpoints"), joined.folder)
+    handle = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
+    checkpoints = CheckpointStore(open_store(str(folder), url, "checkpoints"), handle.folder)
     callbacks = WorkerCallbacks()
     try:
         with (
             ShutdownSignal() as stop,
             ThreadBudget(1) as budget,
             ClaimManager(
-                joined.storage, joined.study_id, "me", stop, callbacks.on_message
-            ) as keeper,
+                handle.storage, handle.study_id, "me", stop, callbacks.on_message
+            ) as claims,
         ):
             device = torch.device("cpu")
-            trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep)
+            trainer = Trainer(handle, device, budget, checkpoints, callbacks, "me", lockstep)
 
-            reader = StatusReader(joined.study, joined.storage, joined.config)
-            Worker(keeper, trainer, reader.count_trials, stop, callbacks).run()
+            reader = StatusReader(handle.study, handle.storage, handle.config)
+            Worker(claims, trainer, reader.count_trials, stop, callbacks).run()
     finally:
-        optuna.delete_study(study_name=name, storage=joined.storage)
-        joined.storage.close()
+        optuna.delete_study(study_name=name, storage=handle.storage)
+        handle.storage.close()

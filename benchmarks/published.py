@@ -1,10 +1,8 @@
-"""A table of published results → a study: what a report must make of them is known.
+"""``python -m benchmarks.published FILE URL``: store a table of published results as a study.
 
-``python -m benchmarks.published FILE URL`` stores it.
-
-The file is one that a user has: a CSV, compressed or not, with a row an architecture, a column for
-each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve as ``loss_50``,
-``loss_100`` ….
+The file is not part of the project: a CSV, compressed or not, with one row per architecture, a
+column for each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve as
+``loss_50``, ``loss_100`` ….
 """
 
 import os
@@ -38,21 +36,21 @@ ENWIK8 = CorpusRecord(
 
 
 def published_file() -> Path | None:
-    """Return the file that the environment names, if it does."""
-    named = os.environ.get(VARIABLE)
-    return Path(named) if named else None
+    """Return the file that the environment variable names, or None."""
+    path = os.environ.get(VARIABLE)
+    return Path(path) if path else None
 
 
 def load_published(path: Path, url: str, name: str = "published") -> None:
     """Store the published results as a finished study.
 
     Args:
-        path: of the file.
-        url: of the storage; it is made if it is not there.
-        name: of the study, which must not be there.
+        path: CSV file.
+        url: URL of the storage, which is created if it does not exist.
+        name: name of the new study.
 
     Raises:
-        StudiesError: if the file is no such table, the study is there, or the storage cannot be
+        StudiesError: if the file is not such a table, the study exists, or the storage cannot be
             opened.
     """
     table = _read(path)
@@ -76,7 +74,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     )
     assert config.space is not None
     rows = table.to_dict("records")
-    points = [{parameter: row[parameter] for parameter in GATED_PARAMS} for row in rows]
+    params = [{name: row[name] for name in GATED_PARAMS} for row in rows]
     storage = open_storage(url)
     is_new = create_study(
         storage,
@@ -84,22 +82,20 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         OBJECTIVE_NAMES["training"],
         {CONFIG: config.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
         {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
-        [PlannedTrial(point) for point in points],
+        [PlannedTrial(each) for each in params],
     )
     if not is_new:
         storage.close()
-        raise StudiesError(
-            f"study {name!r} is there already; allowed: a new one; name another storage"
-        )
+        raise StudiesError(f"study {name!r} already exists: expected a storage without it")
     study_id = load_study(storage, name)._study_id
-    for row, point in zip(rows, points, strict=True):
+    for row, each in zip(rows, params, strict=True):
         trial_id = storage.claim(study_id, "loader")
         assert trial_id is not None
-        architecture = GatedConfig.of(point, config.gate_inputs)
+        network = GatedConfig.of(each, config.gate_inputs)
         attributes = {
             "seconds": row["seconds"],
             "steps_per_second": STEPS / row["seconds"],
-            "parameter_count": architecture.parameter_count(),
+            "parameter_count": network.parameter_count(),
         }
         curve = {step: row[column] for column, step in steps.items()}
         storage.report(trial_id, "loader", curve)
@@ -111,12 +107,13 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except ValueError as error:
-        raise StudiesError(f"{path} is no CSV; allowed: the table of the published runs") from error
-    lacks = [name for name in (*GATED_PARAMS, "seconds", "min_loss") if name not in table]
-    if lacks:
         raise StudiesError(
-            f"{path} lacks {', '.join(lacks)}; allowed: the table of the published runs, with a "
-            "column for each parameter"
+            f"cannot read {path}: expected the CSV table of the published runs"
+        ) from error
+    missing = [name for name in (*GATED_PARAMS, "seconds", "min_loss") if name not in table]
+    if missing:
+        raise StudiesError(
+            f"{path} has no column {', '.join(missing)}: expected the table of the published runs"
         )
     return table
 
@@ -125,7 +122,7 @@ def _read(path: Path) -> pd.DataFrame:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("url")
 def main(file: Path, url: str) -> int:
-    """Store it."""
+    """Store the table."""
     load_published(file, url)
     click.echo("published")
     return 0

@@ -1,4 +1,4 @@
-"""How long a report takes, and how large it is: 432 points of 200 log points each."""
+"""Duration and size of a report about 432 trials of 200 log points each."""
 
 import tempfile
 import time
@@ -27,36 +27,36 @@ _T = TypeVar("_T")
 
 
 def measure() -> Iterator[str]:
-    """Yield a line for each part of the work, and for what published results come to."""
+    """Yield a line for each part of the work, then the effects in the published results."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
-        _make(url)
+        _create(url)
         storage = read_storage(url)
         results, reading = _timed(lambda: read_results(storage, "stage-one"))
-        _, working_out = _timed(lambda: section_of(results))
+        _, computing = _timed(lambda: section_of(results))
         report, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
         optuna_trials, optuna_reading = _timed(
             lambda: load_study(storage, "stage-one").get_trials(deepcopy=False)
         )
         size = report.path.stat().st_size / 1e6
-        yield f"report of {len(optuna_trials)} points × {LOG_POINTS} log points, SQLite"
-        times = optuna_reading / reading
-        yield f"  reading it {reading:.2f} s; with Optuna's own objects {times:.1f} times that"
-        yield f"  working it out {working_out:.1f} s; with the page written {writing:.1f} s"
-        yield f"  in all {reading + writing:.1f} s (allowed 20), {size:.1f} MB (allowed 15)"
+        yield f"report of {len(optuna_trials)} trials × {LOG_POINTS} log points, SQLite"
+        ratio = optuna_reading / reading
+        yield f"  reading {reading:.2f} s; through Optuna's objects {ratio:.1f} times as long"
+        yield f"  computing {computing:.1f} s; computing and writing {writing:.1f} s"
+        yield f"  total {reading + writing:.1f} s (limit 20), {size:.1f} MB (limit 15)"
     yield from _measure_published()
 
 
 def _measure_published() -> Iterator[str]:
     path = published_file()
     if path is None:
-        yield f"  published results: not looked at; name their file in {VARIABLE}"
+        yield f"  published results: not measured: set {VARIABLE} to their file"
         return
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
         load_published(path, url)
         results = read_results(read_storage(url), "published", with_curves=())
-    yield "effects in the published results: mean in nats, its 95% interval, better in, pairs"
+    yield "effects in the published results: mean in nats, 95% interval, lower in, pairs"
     for effect in FactorialTable.from_frame(results.table, results.axes).effects():
         yield (
             f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
@@ -64,11 +64,11 @@ def _measure_published() -> Iterator[str]:
         )
 
 
-def _make(url: str) -> None:
-    """Store a study of stage one's size, whose curves fall to where its switches take them."""
+def _create(url: str) -> None:
+    """Store a study of stage one's size with simulated curves, lower for each switch that is on."""
     config = load_config_file("stage-one").resolve()
     assert config.space is not None
-    points = list(config.space.combinations())
+    grid = list(config.space.combinations())
     corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
     storage = open_storage(url)
     create_study(
@@ -77,24 +77,24 @@ def _make(url: str) -> None:
         OBJECTIVE_NAMES["training"],
         {CONFIG: config.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
         {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
-        [PlannedTrial(point) for point in points],
+        [PlannedTrial(params) for params in grid],
     )
     study_id = load_study(storage, "stage-one")._study_id
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     steps = 50 * np.arange(1, LOG_POINTS + 1)
-    for point in points:
-        end = 2.2 - 0.1 * sum(point[name] is True for name in GATED_PARAMS) + random.normal(0, 0.1)
-        losses = end + 3 * np.exp(-steps / 1000) + random.normal(0, 0.02, LOG_POINTS)
-        trial_id = storage.claim(study_id, "maker")
+    for params in grid:
+        end = 2.2 - 0.1 * sum(params[name] is True for name in GATED_PARAMS) + rng.normal(0, 0.1)
+        losses = end + 3 * np.exp(-steps / 1000) + rng.normal(0, 0.02, LOG_POINTS)
+        trial_id = storage.claim(study_id, "benchmark")
         assert trial_id is not None
         curve = dict(zip(steps.tolist(), losses.tolist(), strict=True))
-        storage.report(trial_id, "maker", curve)
+        storage.report(trial_id, "benchmark", curve)
         attributes = {"seconds": 60.0, "worker": f"host/{trial_id % 8}", "host": "host"}
-        storage.finish(trial_id, "maker", TrialState.COMPLETE, min(curve.values()), attributes)
+        storage.finish(trial_id, "benchmark", TrialState.COMPLETE, min(curve.values()), attributes)
     storage.close()
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    began = time.perf_counter()
-    done = work()
-    return done, time.perf_counter() - began
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start

@@ -264,7 +264,7 @@ def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
     assert run(*command).stdout == "published\n"
     done = run(*command)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "study 'published' is there already" in done.stderr
+    assert "study 'published' already exists" in done.stderr
     storage = open_storage(sqlite_url)
     table = read_results(storage, "published").table
     storage.close()
