@@ -273,7 +273,7 @@ def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
     pd.DataFrame(rows).drop(columns="layers").to_csv(file, index=False)
     done = run(*command)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "lacks layers" in done.stderr
+    assert "has no column layers" in done.stderr
 
 
 @pytest.mark.skipif(not published_file(), reason=f"{VARIABLE} names no file of published results")
