@@ -204,7 +204,7 @@ def _run_worker(
 ) -> None:
     """Run a worker in this process."""
     handle = session.handle
-    models = BestModelStore(handle, session.weights, claims.consult, display.on_message)
+    models = BestModelStore(handle, session.weights, claims.query_after_flush, display.on_message)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)

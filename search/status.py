@@ -197,7 +197,7 @@ class StatusReader:
         def read() -> None:
             self._status = self._read()
 
-        if self._claims is not None and not self._claims.trouble:
+        if self._claims is not None and not self._claims.unavailable_reason:
             self._claims.peek(read, RECENT_TIMEOUT)
         return self._status
 
@@ -214,7 +214,7 @@ class StatusReader:
         return read_status(self._study, self._storage, self.config, self._workers)
 
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
-        if self._claims is None or self._claims.trouble:
+        if self._claims is None or self._claims.unavailable_reason:
             return last
         try:
             return self._claims.read(query, READ_TIMEOUT)

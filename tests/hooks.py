@@ -30,10 +30,10 @@ PATIENT_SECONDS = 600.0
 """Bounds a hang; no test is decided by it."""
 
 PATIENCE = {
-    "search.worker.claims": ("CONSULT_SECONDS",),
+    "search.worker.claims": ("QUERY_TIMEOUT",),
     "search.status": ("READ_TIMEOUT",),
-    "search.worker.storage_client": ("GRACE_SECONDS", "SILENCE_SECONDS"),
-    "search.worker.worker": ("GRACE_SECONDS",),
+    "search.worker.storage_client": ("SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
+    "search.worker.worker": ("SHUTDOWN_GRACE",),
 }
 """How long a worker waits for an answer, by module."""
 
@@ -175,7 +175,7 @@ def _move_clock(path: Path) -> None:
         return time.monotonic() + float(path.read_text())
 
     moved = SimpleNamespace(**vars(time) | {"monotonic": monotonic})
-    for name in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
+    for name in ("search.worker.claims", "search.worker.storage_client"):
         importlib.import_module(name).time = moved
 
 

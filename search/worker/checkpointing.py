@@ -11,7 +11,7 @@ from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serializ
 from rnn.training.loop import TrainConfig
 from search.parameters import to_trial_config
 from search.study import StudyHandle
-from search.worker.claim import Claim
+from search.worker.claims import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import RETRY_COUNTS, RUNG, Failure
 
@@ -82,7 +82,7 @@ class CheckpointManager:
                 self._set_aside(number, written, error)
         curve = progress.curve if progress else {}
         if claim.trial.intermediate_values != curve or claim.has_reported:
-            claim.begin_with(curve)
+            claim.replace_curve(curve)
         was_paused = progress and progress.step == claim.trial.user_attrs.get(RUNG)
         if progress and progress.step and not was_paused:  # which is nothing to be told of
             self.says(f"trial {number} goes on from step {progress.step:,}")

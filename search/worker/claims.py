@@ -1,20 +1,20 @@
-"""The trials that a worker holds: claimed, recorded, kept and let go of, beside its training.
+"""Trials that a worker has claimed: their values and heartbeats are written by the storage thread.
 
-The thread that trains never waits for the storage, except where there is nothing to be done until
-it has answered; see :mod:`search.worker.storage_client`.
+The training thread waits for the storage only where it cannot continue without an answer; see
+:mod:`search.worker.storage_client`.
 """
 
 import contextlib
 import math
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
-from search.worker.claim import RENEWALS, Claim
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
 from studies.attributes import Failure
@@ -23,29 +23,100 @@ from studies.storage.leases import LeaseMonitor
 from studies.storage.queue import PendingWrite
 from studies.storage.storage import LeasedRDBStorage
 
-CHOICES = 3
-"""How often a paused trial is chosen anew because somebody else was quicker."""
+HEARTBEATS_PER_LEASE = 4
+"""Heartbeats in the duration of a lease: three may fail before it expires."""
 
-CONSULT_SECONDS = 2.5
-"""How long an answer on which training does not depend is waited for."""
+FLUSH_INTERVAL = 1.0
+"""Seconds between two writes of a running trial's values: each costs a commit."""
 
-RECORD_SECONDS = 1.0
-"""Between two times that a running trial's new values are recorded: each costs a commit."""
+QUERY_TIMEOUT = 2.5
+"""Seconds to wait for an answer without which training can continue."""
+
+MAX_SELECT_ATTEMPTS = 3
+"""How often to select a paused trial again after another worker has claimed the selected one."""
 
 _T = TypeVar("_T")
 
 
+class Claim:
+    """A trial that this worker has claimed, and its values that are not written yet.
+
+    Attributes:
+        trial: the trial as it was claimed, with its curve and retry counts.
+        claim_token: token of this claim.
+        lost: set once another worker has claimed the trial.
+        has_reported: whether values may have been written since the trial was claimed.
+    """
+
+    def __init__(self, trial: FrozenTrial, claim_token: str, lease_seconds: float) -> None:
+        self.trial = trial
+        self.claim_token = claim_token
+        self.lost: LeaseLostError | None = None
+        self.has_reported = False
+        self._curve: dict[int, float] = {}
+        self._replace_all = False
+        self._lock = threading.Lock()
+        self._heartbeat_interval = lease_seconds / HEARTBEATS_PER_LEASE
+        self._heartbeat_at = time.monotonic() + self._heartbeat_interval
+        self._flush_at = 0.0
+
+    @property
+    def trial_id(self) -> int:
+        """Id of the trial in the storage."""
+        return self.trial._trial_id
+
+    @property
+    def due_at(self) -> float:
+        """Monotonic time at which the next write is due."""
+        has_values = self._curve or self._replace_all
+        return min(self._heartbeat_at, self._flush_at if has_values else math.inf)
+
+    def report(self, step: int, value: float) -> None:
+        """Add an intermediate value to the next write."""
+        with self._lock:
+            self._curve[step] = value
+            self.has_reported = True
+
+    def replace_curve(self, curve: Mapping[int, float]) -> None:
+        """Have the next write replace all values written before by this curve."""
+        with self._lock:
+            self._curve, self._replace_all = dict(curve), True
+            self.has_reported = True
+
+    @contextlib.contextmanager
+    def pending_write(self) -> Iterator[PendingWrite]:
+        """Take what is to be written, for the duration of the write; keep it if that fails."""
+        heartbeat = self._heartbeat_at <= time.monotonic()
+        with self._lock:
+            write = PendingWrite(
+                self.trial_id, self.claim_token, self._curve, self._replace_all, heartbeat
+            )
+            self._curve, self._replace_all = {}, False
+        try:
+            yield write
+        except BaseException:
+            with self._lock:
+                if not self._replace_all:  # else the values do not count any more
+                    self._curve = {**write.curve, **self._curve}
+                    self._replace_all = write.replace_all
+            raise
+        now = time.monotonic()
+        self._flush_at = now + FLUSH_INTERVAL
+        if heartbeat:
+            self._heartbeat_at = now + self._heartbeat_interval
+
+
 class ClaimManager(StorageClient):
-    """Claims trials, keeps them and lets go of them; a context that begins and ends its thread.
+    """Claims, renews, finishes and requeues trials; a context manager that runs the thread.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
-        worker: this worker's name.
-        stop: what signals ask for.
-        says: told of what a person should know, by the thread that trains.
-        lease_seconds: without a renewal, after which a trial of this worker is anybody's.
-        outage_seconds: how long a storage that is away is waited for.
+        storage: storage that holds the study.
+        study_id: id of the study.
+        worker: name of this worker.
+        stop: signal to return early on.
+        on_message: called with messages for the user, from the threads of callers.
+        lease_seconds: time without a heartbeat after which others may claim a trial of this worker.
+        outage_seconds: how long an unavailable storage is waited for.
     """
 
     def __init__(
@@ -54,141 +125,139 @@ class ClaimManager(StorageClient):
         study_id: int,
         worker: str,
         stop: ShutdownSignal,
-        says: Callable[[str], None],
+        on_message: Callable[[str], None],
         lease_seconds: float = 120,
         outage_seconds: float = 600,
     ) -> None:
-        # Not so long that a lease runs out before it can be renewed again.
-        super().__init__(stop, says, outage_seconds, longest_pause=lease_seconds / 8)
+        # Short enough for a heartbeat before the lease expires.
+        super().__init__(stop, on_message, outage_seconds, max_retry_seconds=lease_seconds / 8)
         self._storage = storage
         self._study_id = study_id
         self._worker = worker
         self._lease_seconds = lease_seconds
-        self._held: list[Claim] = []
-        self._watch = LeaseMonitor()
-        self._watch_at = 0.0
+        self._active: list[Claim] = []
+        self._monitor = LeaseMonitor()
+        self._observe_at = 0.0
 
-    # ------------------------------------------------------------------ for the one who trains
+    # ------------------------------------------------------------------ called by the worker
 
     def claim(
         self,
-        avoid: Collection[int] = (),
-        alike: Sequence[str] = (),
-        limit: Callable[[FrozenTrial], int] = lambda trial: 1,
-        choose: Callable[[], Sequence[int]] = tuple,
+        exclude: Collection[int] = (),
+        match_on: Sequence[str] = (),
+        batch_size: Callable[[FrozenTrial], int] = lambda trial: 1,
+        select_paused: Callable[[], Sequence[int]] = tuple,
     ) -> list[Claim]:
-        """Take the next waiting point, and others that are like it.
+        """Claim the next waiting trial, and others to train in lockstep with it.
 
         Args:
-            avoid: the ids of trials that are taken only if no other waits, and then alone.
-            alike: the parameters whose values must be the same, where a trial has them.
-            limit: says how many to take in all, if the first is this trial.
-            choose: where no other waits, reads which paused trial to go on with, and after it those
-                that may be taken along; nothing for none.
+            exclude: ids of trials that are claimed only if no other waits, and then alone.
+            match_on: parameters that must have equal values, as far as a trial has them.
+            batch_size: returns how many trials to claim in total, given the first one.
+            select_paused: called if no other trial waits; returns the paused trial to resume,
+                followed by those that may resume with it; empty for none.
 
         Returns:
-            The claims; none if no point waits, or none is wanted.
+            The claims; empty if no trial waits or is to be resumed.
 
         Raises:
-            ShutdownRequestedError: if a stop is asked for before the storage has answered.
-            StorageUnavailableError: if it has been away for too long.
+            ShutdownRequestedError: if a shutdown was requested before the storage has answered.
+            StorageUnavailableError: if the storage was unavailable for too long.
         """
+        storage, study_id, lease_seconds = self._storage, self._study_id, self._lease_seconds
         claim_token = f"{self._worker}/{uuid4().hex}"
 
-        def attempt(tried: bool) -> list[Claim]:
-            taken: list[int] = []
-            if tried:  # it may have been done, and only the answer been lost
-                self._held = [claim for claim in self._held if claim.claim_token != claim_token]
-                running_leases = self._storage.running_leases(self._study_id).items()
-                taken = [key for key, lease in running_leases if lease.claim_token == claim_token]
-            first = taken.pop(0) if taken else None
-            fellows: Sequence[int] | None = None
-            study_id, seconds = self._study_id, self._lease_seconds
-            if first is None:
-                first = self._storage.claim(study_id, claim_token, seconds, avoid)
-            for _ in range(CHOICES):
-                if first is not None or not (chosen := choose()):
+        def claim_first() -> tuple[int | None, Sequence[int] | None]:
+            """Claim one trial; return its id, and those of trials that may resume with it."""
+            first = storage.claim(study_id, claim_token, lease_seconds, exclude)
+            for _ in range(MAX_SELECT_ATTEMPTS):
+                if first is not None or not (selected := select_paused()):
                     break
-                # None if somebody else has just taken it: then others may be wanted.
-                first = self._storage.claim(study_id, claim_token, seconds, paused_ids=chosen[:1])
-                fellows = chosen[1:]
-            if first is None and avoid:
-                first = self._storage.claim(study_id, claim_token, seconds)
-            if first is None:
-                return []
-            claims = [self._hold(first, claim_token)]
-            if not taken and first not in avoid:
-                taken = more(claims[0], fellows)
-            return claims + [self._hold(trial_id, claim_token) for trial_id in taken]
+                # None if another worker has just claimed it: select again.
+                first = storage.claim(study_id, claim_token, lease_seconds, paused_ids=selected[:1])
+                if first is not None:
+                    return first, selected[1:]
+            if first is None and exclude:
+                first = storage.claim(study_id, claim_token, lease_seconds)
+            return first, None
 
-        def more(first: Claim, fellows: Sequence[int] | None) -> list[int]:
-            others = limit(first.trial) - 1
-            if others < 1 or (fellows is not None and not fellows):
+        def claim_others(first: Claim, paused_ids: Sequence[int] | None) -> list[int]:
+            limit = batch_size(first.trial) - 1
+            if limit < 1 or (paused_ids is not None and not paused_ids):
                 return []
-            own = [parameter for parameter in alike if parameter in first.trial.params]
+            parameters = [name for name in match_on if name in first.trial.params]
             try:
-                return self._storage.claim_matching(
-                    first.trial_id, claim_token, others, own, avoid, fellows
+                return storage.claim_matching(
+                    first.trial_id, claim_token, limit, parameters, exclude, paused_ids
                 )
-            except LeaseLostError:  # between the two; it will be seen where others are
+            except LeaseLostError:  # between the two calls; the next flush finds it
                 return []
 
-        return self._do(attempt)
+        def operation(is_retry: bool) -> list[Claim]:
+            trial_ids: list[int] = []
+            paused_ids: Sequence[int] | None = None
+            if is_retry:  # an earlier attempt may have been committed and only its answer lost
+                self._active = [each for each in self._active if each.claim_token != claim_token]
+                leases = storage.running_leases(study_id).items()
+                trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
+            if not trial_ids:
+                first, paused_ids = claim_first()
+                if first is None:
+                    return []
+                trial_ids = [first]
+            claims = [self._register(trial_ids[0], claim_token)]
+            if len(trial_ids) == 1 and trial_ids[0] not in exclude:
+                trial_ids += claim_others(claims[0], paused_ids)
+            return claims + [self._register(trial_id, claim_token) for trial_id in trial_ids[1:]]
 
-    def check(self) -> None:
-        """Look, in the midst of training, at how the storage stands; see ``Claim.lost`` too.
+        return self._call(operation, undo=self._undo_claims)
 
-        Raises:
-            StorageUnavailableError: if the storage has been away for too long.
-        """
-        self._tell()
-        self._require_patience()
-
-    def consult(self, query: Callable[[], _T]) -> _T | None:
-        """Have all that is known of the trials in hand recorded, then read something.
+    def query_after_flush(self, query: Callable[[], _T]) -> _T | None:
+        """Write all values of this worker's trials, then run a query.
 
         Returns:
-            What is read; None if the storage does not answer soon.
+            The query's result; None if the storage does not answer soon.
 
         Raises:
-            StorageUnavailableError: if it has been away for too long.
+            StorageUnavailableError: if the storage was unavailable for too long.
         """
 
-        def attempt(tried: bool) -> _T:
-            self._keep(list(self._held))
+        def operation(is_retry: bool) -> _T:
+            self._flush()
             return query()
 
-        if self.trouble:
+        if self.unavailable_reason:
             return None
         try:
-            return self._do(attempt, CONSULT_SECONDS)
+            return self._call(operation, timeout=QUERY_TIMEOUT)
         except ShutdownRequestedError:
             return None
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
     ) -> None:
-        """Record a trial's end; see :meth:`studies.storage.storage.LeasedRDBStorage.finish`.
+        """Finish a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.finish`.
 
         Raises:
-            ClaimLost, Stopped, StorageOutage: and the trial's end is not recorded.
+            LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the trial is not
+                finished.
         """
-
-        def attempt(tried: bool) -> None:
-            if tried and self._storage.is_finished_by(claim.trial_id, claim.claim_token):
-                return
-            curve = self._last_values(claim)
-            self._storage.finish(claim.trial_id, claim.claim_token, state, value, attributes, curve)
-
-        self._let_go(claim, attempt)
+        trial_id, claim_token = claim.trial_id, claim.claim_token
+        self._release(
+            claim,
+            lambda curve: self._storage.finish(
+                trial_id, claim_token, state, value, attributes, curve
+            ),
+            was_written=lambda: self._storage.is_finished_by(trial_id, claim_token),
+        )
 
     def pause(self, claim: Claim, attributes: Mapping[str, Any]) -> None:
         """Pause a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.pause`.
 
         Raises:
-            ClaimLost, Stopped, StorageOutage: and the lease is left to run out.
+            LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
         """
-        self._let_wait(
+        self._release(
             claim,
             lambda curve: self._storage.pause(claim.trial_id, claim.claim_token, attributes, curve),
         )
@@ -198,130 +267,108 @@ class ClaimManager(StorageClient):
         claim: Claim,
         cause: Failure,
         error: str | None = None,
-        within: float | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Requeue a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.requeue`.
 
         Args:
-            claim: of the trial.
-            cause: of its coming back.
-            error: the exception, in one line.
-            within: seconds after which the storage is not waited for.
+            claim: claim of the trial.
+            cause: why it is requeued.
+            error: exception in one line.
+            timeout: seconds to wait for the storage; None until the end of an outage.
 
         Raises:
-            ClaimLost, Stopped, StorageOutage: and the lease is left to run out.
+            LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
         """
+        self._release(
+            claim,
+            lambda curve: self._storage.requeue(
+                claim.trial_id, claim.claim_token, cause, error, curve
+            ),
+            timeout=timeout,
+        )
 
-        def write(curve: Mapping[int, float]) -> None:
-            self._storage.requeue(claim.trial_id, claim.claim_token, cause, error, curve)
-
-        self._let_wait(claim, write, within)
-
-    def _let_wait(
+    def _release(
         self,
         claim: Claim,
         write: Callable[[Mapping[int, float]], None],
-        within: float | None = None,
+        was_written: Callable[[], bool] = lambda: True,
+        timeout: float | None = None,
     ) -> None:
-        def attempt(tried: bool) -> None:
+        """End a claim.
+
+        Args:
+            claim: claim to end.
+            write: writes the trial's new state together with its last values.
+            was_written: called if the claim no longer stands after an attempt that may have been
+                committed; whether this is so because it was.
+            timeout: seconds to wait; None until the end of an outage.
+        """
+
+        def operation(is_retry: bool) -> None:
             try:
-                write(self._last_values(claim))
+                with claim.pending_write() as pending:
+                    if pending.replace_all:
+                        self._storage.flush([pending])
+                    write({} if pending.replace_all else pending.curve)
             except LeaseLostError:
-                if not tried:  # else it may have been done, and only the answer been lost
+                if not (is_retry and was_written()):
                     raise
-
-        self._let_go(claim, attempt, within)
-
-    def _let_go(
-        self, claim: Claim, attempt: Callable[[bool], None], within: float | None = None
-    ) -> None:
-        def operation(tried: bool) -> None:
-            attempt(tried)
-            if claim in self._held:
-                self._held.remove(claim)
+            if claim in self._active:
+                self._active.remove(claim)
 
         try:
-            self._do(operation, within)
+            self._call(operation, timeout=timeout)
         except LeaseLostError as lost:
             claim.lost = lost
             raise
 
-    # ------------------------------------------------------------------ the thread
+    # ------------------------------------------------------------------ called by the thread
 
-    def _next_time(self) -> float:
-        return min([self._watch_at, *(claim.due_at for claim in list(self._held))])
+    def _next_maintenance(self) -> float:
+        return min([self._observe_at, *(claim.due_at for claim in list(self._active))])
 
-    def _do_upkeep(self) -> None:
-        # Together, though not all of it is due: each transaction costs a commit.
-        if min((claim.due_at for claim in self._held), default=math.inf) <= time.monotonic():
-            self._keep(list(self._held))
-        if self._watch_at <= time.monotonic():
-            self._look_at_others()
+    def _run_maintenance(self) -> None:
+        # All claims together, though only some are due: each transaction costs a commit.
+        if min((claim.due_at for claim in self._active), default=math.inf) <= time.monotonic():
+            self._flush()
+        if self._observe_at <= time.monotonic():
+            self._requeue_expired()
 
-    def _keep(self, claims: Sequence[Claim]) -> None:
-        """Record what there is of trials, and renew their leases."""
-        now = time.monotonic()
-        unrecorded = [claim.unrecorded() for claim in claims]
-        lost = self._storage.flush(
-            PendingWrite(
-                claim.trial_id,
-                claim.claim_token,
-                values.curve,
-                values.replace_all,
-                claim.renew_at <= now,
-            )
-            for claim, values in zip(claims, unrecorded, strict=True)
-        )
-        for claim, values in zip(claims, unrecorded, strict=True):
+    def _on_outage(self) -> None:
+        self._monitor.reset()
+
+    def _flush(self) -> None:
+        """Write the values and heartbeats of all claims."""
+        claims = list(self._active)
+        with contextlib.ExitStack() as stack:
+            writes = [stack.enter_context(claim.pending_write()) for claim in claims]
+            lost = self._storage.flush(writes)
+        for claim in claims:
             if claim.trial_id in lost:
                 claim.lost = LeaseLostError(
-                    f"trial id {claim.trial_id} is no longer held by {claim.claim_token}; "
-                    "it is dropped"
+                    f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
                 )
-                self._held.remove(claim)
-                continue
-            claim.recorded(values)
-            if claim.renew_at <= now:
-                claim.renewed()
-            claim.record_at = time.monotonic() + RECORD_SECONDS
+                self._active.remove(claim)
 
-    def _last_values(self, claim: Claim) -> dict[int, float]:
-        """Return what is to be recorded together with a trial's end."""
-        values = claim.unrecorded()
-        if values.replace_all:
-            self._storage.report(
-                claim.trial_id, claim.claim_token, values.curve, values.replace_all
-            )
-            claim.recorded(values)
-            return {}
-        return values.curve
-
-    def _look_at_others(self) -> None:
-        released = self._storage.expire_leases(self._study_id, self._watch, time.monotonic)
-        shortest = min([self._lease_seconds, *self._watch.durations()])
-        self._watch_at = time.monotonic() + shortest / RENEWALS
-        for trial_id in released:
+    def _requeue_expired(self) -> None:
+        trial_ids = self._storage.expire_leases(self._study_id, self._monitor, time.monotonic)
+        shortest = min([self._lease_seconds, *self._monitor.durations()])
+        self._observe_at = time.monotonic() + shortest / HEARTBEATS_PER_LEASE
+        for trial_id in trial_ids:
             number = self._storage.get_trial_number_from_id(trial_id)
-            self._news.append(
-                f"trial {number}: its worker was not heard of for the length of its lease; the "
-                "point waits again"
+            self._messages.append(
+                f"trial {number}: lease expired, its worker sent no heartbeat; requeued"
             )
 
-    def _is_away(self) -> None:
-        self._watch.reset()
-
-    def _hold(self, trial_id: int, claim_token: str) -> Claim:
+    def _register(self, trial_id: int, claim_token: str) -> Claim:
         claim = Claim(self._storage.get_trial(trial_id), claim_token, self._lease_seconds)
-        self._held.append(claim)
+        self._active.append(claim)
         return claim
 
-    def _undo(self, result: object) -> None:
-        found = result if isinstance(result, list) else ()
-        claims = [claim for claim in found if isinstance(claim, Claim)]
-        # Before the storage is asked: their leases must not be renewed any more.
-        self._held = [claim for claim in self._held if claim not in claims]
+    def _undo_claims(self, claims: Sequence[Claim]) -> None:
+        # First, so that their leases expire if the storage is unavailable.
+        self._active = [claim for claim in self._active if claim not in claims]
         for claim in claims:
-            with contextlib.suppress(
-                LeaseLostError
-            ):  # also if the answer to a first attempt was lost
+            with contextlib.suppress(LeaseLostError):  # also after a first attempt
                 self._storage.requeue(claim.trial_id, claim.claim_token, Failure.INTERRUPTED)

@@ -1,312 +1,289 @@
-"""A thread that alone talks to the storage, and tries again while the storage is away."""
+"""Thread that makes all storage calls of a worker and retries them during outages.
+
+Requests are futures in a queue of this module instead of a ``ThreadPoolExecutor``: an executor's
+thread is joined at exit, so that a storage that does not answer would keep the process alive.
+"""
 
 import contextlib
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from concurrent import futures
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Self, TypeVar
+
+import tenacity
 
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from studies.errors import StorageUnavailableError
 from studies.storage.retry import error_message, is_transient
 
-GRACE_SECONDS = 2.5
-"""How long an answer of the storage is still waited for once a stop is asked for."""
+SHUTDOWN_GRACE = 2.5
+"""Seconds to wait for the storage once a shutdown is requested."""
 
-JOIN_SECONDS = 2.5
-"""How long the thread's last operation is waited for when its context ends."""
+JOIN_TIMEOUT = 2.5
+"""Seconds to wait for the thread's last operation on exit."""
 
-SILENCE_SECONDS = 5.0
-"""After which a storage that neither answers nor refuses is said to be away."""
+NO_RESPONSE_TIMEOUT = 5.0
+"""Seconds after which a storage that neither answers nor raises counts as unavailable."""
 
-_LONGEST_REST_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 5.0
+_MAX_IDLE_SECONDS = 1.0
+_MAX_RETRY_SECONDS = 5.0
 
 _T = TypeVar("_T")
 
 
-class _Task(Generic[_T]):
-    """An operation for the thread, and its outcome: either taken by the caller or undone.
-
-    Attributes:
-        abandoned: whether the caller left before the operation was done.
-        done: set once there is an outcome.
-    """
-
-    def __init__(self, operation: Callable[[bool], _T]) -> None:
-        self._operation = operation
-        self._tried = False
-        self._lock = threading.Lock()
-        self.abandoned = False
-        self.done = threading.Event()
-        self.result: _T | None = None
-        self.error: BaseException | None = None
-
-    def attempt(self) -> None:
-        """Run the operation; an outage is raised, any other error is the outcome."""
-        tried, self._tried = self._tried, True
-        try:
-            self._end(self._operation(tried), None)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            self._end(None, error)
-
-    def fail(self, error: BaseException) -> None:
-        """Give it up."""
-        self._end(None, error)
-
-    def abandon(self) -> bool:
-        """Stop waiting; return False if the operation is done, and its outcome the caller's."""
-        with self._lock:
-            if not self.done.is_set():
-                self.abandoned = True
-            return self.abandoned
-
-    def _end(self, result: _T | None, error: BaseException | None) -> None:
-        with self._lock:
-            self.result, self.error = result, error
-            self.done.set()
-
-
 class StorageClient(ABC):
-    """Does what others ask of the storage, and upkeep of its own, which subclasses say.
+    """Runs storage operations in order in one thread, and the maintenance that a subclass defines.
 
-    Who asks never waits for longer than it must: it hears signals meanwhile, and leaves when a stop
-    is asked for. A context that begins and ends the thread.
+    Callers block only until the answer arrives, and return early on shutdown. A context manager
+    that starts and ends the thread.
 
     Args:
-        stop: what signals ask for.
-        says: told of what a person should know, by the thread that asks.
-        outage_seconds: how long a storage that is away is waited for.
-        longest_pause: between two attempts while it is away, seconds.
+        stop: signal to return early on.
+        on_message: called with messages for the user, from the threads of callers.
+        outage_seconds: how long an unavailable storage is waited for.
+        max_retry_seconds: longest time between two attempts.
     """
 
     def __init__(
         self,
         stop: ShutdownSignal,
-        says: Callable[[str], None],
+        on_message: Callable[[str], None],
         outage_seconds: float,
-        longest_pause: float,
+        max_retry_seconds: float,
     ) -> None:
         self._stop = stop
-        self._says = says
+        self._on_message = on_message
         self._outage_seconds = outage_seconds
-        self._longest_pause = min(longest_pause, _LONGEST_PAUSE_SECONDS)
-        self._changed = threading.Condition()
-        self._tasks: deque[_Task[Any]] = deque()
-        self._to_undo: deque[object] = deque()  # results that no caller has taken
-        self._news: deque[str] = deque()
-        self._since: float | None = None  # when the thread began with what is not done yet
-        self._refusal: str | None = None
-        self._looked = time.monotonic()
-        self._away = 0.0
-        self._told = False
-        self._broken: BaseException | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="storage", daemon=True)
+        self._requests: deque[tuple[Callable[[bool], Any], Future[Any]]] = deque()
+        self._undos: deque[Callable[[], None]] = deque()  # of results that their callers left
+        self._messages: deque[str] = deque()
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._failure: Exception | None = None
+        self._busy_since: float | None = None
+        self._outage_message: str | None = None
+        self._checked_at = time.monotonic()
+        self._unavailable_seconds = 0.0
+        self._has_reported_outage = False
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            stop=tenacity.stop_when_event_set(self._closed),
+            # Random, so that clients that were refused together do not return together.
+            wait=tenacity.wait_random_exponential(
+                multiplier=0.1, min=0.02, max=min(max_retry_seconds, _MAX_RETRY_SECONDS)
+            ),
+            sleep=self._sleep,
+            before_sleep=self._note_outage,
+            reraise=True,
+        )
+        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(JOIN_SECONDS)
-
-    # ------------------------------------------------------------------ for subclasses to say
+        self._closed.set()
+        self._wake.set()
+        self._thread.join(JOIN_TIMEOUT)
 
     @abstractmethod
-    def _next_time(self) -> float:
-        """Return when upkeep is due, on the monotonic clock."""
+    def _next_maintenance(self) -> float:
+        """Return the monotonic time at which maintenance is due."""
 
     @abstractmethod
-    def _do_upkeep(self) -> None:
-        """Do what is due; what an outage keeps from being done is done again."""
+    def _run_maintenance(self) -> None:
+        """Do what is due; called again after an outage."""
 
     @abstractmethod
-    def _is_away(self) -> None:
-        """Take note that the storage could not be reached."""
+    def _on_outage(self) -> None:
+        """Handle a failed attempt to reach the storage."""
 
-    @abstractmethod
-    def _undo(self, result: object) -> None:
-        """Take back what was done for somebody who has not waited for it."""
-
-    # ------------------------------------------------------------------ for the one who asks
+    # ------------------------------------------------------------------ called by other threads
 
     @property
-    def trouble(self) -> str | None:
-        """What is wrong with the storage now; None if nothing is."""
-        since, refusal = self._since, self._refusal
-        if refusal is None and since is not None and time.monotonic() - since > SILENCE_SECONDS:
-            return "it does not answer"
-        return refusal
+    def unavailable_reason(self) -> str | None:
+        """Why the storage is unavailable now; None if it is available."""
+        busy_since, message = self._busy_since, self._outage_message
+        if message is None and busy_since is not None:
+            is_silent = time.monotonic() - busy_since > NO_RESPONSE_TIMEOUT
+            message = "it does not answer" if is_silent else None
+        return message
 
-    def read(self, query: Callable[[], _T], within: float | None = None) -> _T:
-        """Have the thread read something from the storage.
+    def read(self, query: Callable[[], _T], timeout: float | None = None) -> _T:
+        """Run a query in the thread and return its result.
 
         Args:
-            query: reads it.
-            within: seconds after which the storage is not waited for.
+            query: function that reads from the storage.
+            timeout: seconds to wait; None until the end of an outage.
 
         Raises:
-            Stopped, StorageOutage: before it is read.
+            ShutdownRequestedError: if a shutdown was requested, or the timeout has passed.
+            StorageUnavailableError: if the storage was unavailable for too long.
         """
-        return self._do(lambda tried: query(), within)
+        return self._call(lambda is_retry: query(), timeout=timeout)
 
-    def peek(self, query: Callable[[], object], within: float) -> None:
-        """Have the thread read something for a display, which may run in any thread.
+    def peek(self, query: Callable[[], object], timeout: float) -> None:
+        """Run a query for a display, which may be in any thread; report no outage.
 
-        Neither outages nor news are reported to the caller. A query that is not answered in time
-        still runs as soon as it can.
+        A query that is not answered in time still runs as soon as it can.
 
         Args:
-            query: reads it, and keeps what it has read.
-            within: seconds to wait for it.
+            query: function that reads from the storage and keeps the result.
+            timeout: seconds to wait.
         """
-        if not self._closed:
-            task = _Task(lambda tried: query())
-            self._put(self._tasks, task)
-            task.done.wait(within)
+        if not self._closed.is_set():
+            future: Future[object] = Future()
+            self._submit(lambda is_retry: query(), future)
+            futures.wait([future], timeout)
 
-    def _do(self, operation: Callable[[bool], _T], within: float | None = None) -> _T:
-        if self._closed:
+    def check(self) -> None:
+        """Report messages of the thread.
+
+        Raises:
+            StorageUnavailableError: if the storage was unavailable for too long.
+        """
+        self._report_messages()
+        self._require_available()
+
+    def _call(
+        self,
+        operation: Callable[[bool], _T],
+        undo: Callable[[_T], None] = lambda result: None,
+        timeout: float | None = None,
+    ) -> _T:
+        """Run an operation in the thread and return its result.
+
+        Args:
+            operation: function to run; True is passed if an attempt failed before, which may have
+                been committed.
+            undo: function that is called in the thread with the result if the caller has left.
+            timeout: seconds to wait; None until the end of an outage.
+        """
+        if self._closed.is_set():
             raise ShutdownRequestedError
-        task = _Task(operation)
+        future: Future[_T] = Future()
         try:
-            self._put(self._tasks, task)
-            self._wait_for(task, within)
-            self._tell()
-        except BaseException:  # also an interrupt or a closed output: the result has no owner
-            if not task.abandon():
-                self._put(self._to_undo, task.result)
+            self._submit(operation, future)
+            self._wait(future, timeout)
+            self._report_messages()
+        except BaseException:  # also an interrupt, or a closed output
+            future.cancel()
+            future.add_done_callback(partial(self._schedule_undo, undo))
             raise
-        if task.error is not None:
-            raise task.error
-        return task.result  # type: ignore[return-value]  # set where there is no error
+        return future.result()
 
-    def _wait_for(self, task: _Task[Any], within: float | None) -> None:
-        """Return once a task is done, or raise once it is abandoned."""
-        began = time.monotonic()
-        stopped_at = None if within is None else began + within
-        while not task.done.wait(0.1):
-            self._tell()
+    def _submit(self, operation: Callable[[bool], _T], future: Future[_T]) -> None:
+        self._requests.append((operation, future))
+        self._wake.set()
+
+    def _wait(self, future: Future[Any], timeout: float | None) -> None:
+        """Return once a future is done, or raise."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not futures.wait([future], 0.1).done:
             try:
-                self._require_patience()
-                if stopped_at is None and self._stop.requested:
-                    stopped_at = time.monotonic() + GRACE_SECONDS
-                if stopped_at is not None and time.monotonic() > stopped_at:
+                self.check()
+                if deadline is None and self._stop.requested:
+                    deadline = time.monotonic() + SHUTDOWN_GRACE
+                if deadline is not None and time.monotonic() > deadline:
                     raise ShutdownRequestedError
             except Exception:
-                if task.abandon():
+                if not future.done():
                     raise
 
-    def _put(self, queue: deque[_T], item: _T) -> None:
-        with self._changed:
-            queue.append(item)
-            self._changed.notify_all()
+    def _schedule_undo(self, undo: Callable[[_T], None], future: Future[_T]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._undos.append(partial(undo, future.result()))
+            self._wake.set()
 
-    def _require_patience(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-        now, trouble = time.monotonic(), self.trouble
-        # A worker that was itself frozen has not seen the storage be away meanwhile.
-        elapsed, self._looked = min(now - self._looked, SILENCE_SECONDS), now
-        if trouble is None:
-            self._away = 0.0
-            return
-        self._away += elapsed
-        if self._away > self._outage_seconds:
+    def _require_available(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        now, reason = time.monotonic(), self.unavailable_reason
+        # The time in which this process was itself suspended does not count as an outage.
+        elapsed, self._checked_at = min(now - self._checked_at, NO_RESPONSE_TIMEOUT), now
+        self._unavailable_seconds = self._unavailable_seconds + elapsed if reason else 0.0
+        if self._unavailable_seconds > self._outage_seconds:
             raise StorageUnavailableError(
-                f"the storage has been away for {self._away:.0f} s ({trouble}), waited for are "
-                f"{self._outage_seconds:g} s; what is recorded is kept; mend it and run again"
+                f"storage unavailable for {self._unavailable_seconds:.0f} s ({reason}), longer "
+                f"than {self._outage_seconds:g} s; recorded results are kept; restore it and run "
+                "the same command to resume"
             )
 
-    def _tell(self) -> None:
-        while self._news:
-            self._says(self._news.popleft())
-        trouble = self.trouble
-        if trouble and not self._told:
-            self._says(f"the storage is away ({trouble}); what is found meanwhile is kept")
-        elif self._told and not trouble:
-            self._says("the storage is back")
-        self._told = trouble is not None
+    def _report_messages(self) -> None:
+        while self._messages:
+            self._on_message(self._messages.popleft())
+        reason = self.unavailable_reason
+        if reason and not self._has_reported_outage:
+            self._on_message(f"storage unavailable ({reason}); new results are kept in memory")
+        elif self._has_reported_outage and not reason:
+            self._on_message("storage available again")
+        self._has_reported_outage = reason is not None
 
     # ------------------------------------------------------------------ the thread
 
-    def _serve(self) -> None:
-        self._serve_until_closed()
-        with contextlib.suppress(Exception):  # an outage: the leases expire
-            self._undo_abandoned()
+    def _run(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._busy_since = time.monotonic()
+                self._retrying(self._process)
+                self._busy_since = self._outage_message = None
+                self._wait_for_work()
+        except Exception as error:
+            self._failure = error
+        with contextlib.suppress(Exception):  # in an outage their leases expire
+            self._run_undos()
 
-    def _serve_until_closed(self) -> None:
-        failures = 0
-        while not self._closed:
-            if not self._is_due():
-                self._rest()
-                continue
-            if self._since is None:
-                self._since = time.monotonic()
+    def _process(self) -> None:
+        while self._requests:
+            operation, future = self._requests[0]
+            is_retry = future.running()
+            if is_retry or future.set_running_or_notify_cancel():
+                try:
+                    result = operation(is_retry)
+                except Exception as error:
+                    if is_transient(error):
+                        raise
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            self._requests.popleft()
+        self._run_undos()
+        self._run_maintenance()
+
+    def _run_undos(self) -> None:
+        while self._undos:
             try:
-                self._do_what_is_due()
-            except Exception as error:
-                if not is_transient(error):
-                    self._give_up(error)
-                    return
-                failures += 1
-                self._refusal = error_message(error)
-                self._is_away()
-                self._pause(failures)
-            else:
-                failures = 0
-                self._since = self._refusal = None
-
-    def _is_due(self) -> bool:
-        return bool(self._tasks or self._to_undo) or self._next_time() <= time.monotonic()
-
-    def _rest(self) -> None:
-        with self._changed:
-            if not self._tasks and not self._to_undo and not self._closed:
-                # Meanwhile something may fall due that nobody announces.
-                left = self._next_time() - time.monotonic()
-                self._changed.wait(min(max(left, 0.0), _LONGEST_REST_SECONDS))
-
-    def _pause(self, failures: int) -> None:
-        # At random: those who were turned away together must not come back together.
-        seconds = random.uniform(0.02, min(0.05 * 2 ** min(failures, 9), self._longest_pause))
-        with self._changed:
-            waiting = len(self._tasks)  # who comes now is in a hurry
-            self._changed.wait_for(lambda: self._closed or len(self._tasks) > waiting, seconds)
-
-    def _do_what_is_due(self) -> None:
-        while self._tasks:
-            task = self._tasks[0]
-            task.attempt()
-            self._tasks.popleft()
-            if task.abandoned:
-                self._to_undo.append(task.result)
-        self._undo_abandoned()
-        self._do_upkeep()
-
-    def _undo_abandoned(self) -> None:
-        while self._to_undo:
-            try:
-                self._undo(self._to_undo[0])
+                self._undos[0]()
             except Exception as error:
                 if is_transient(error):
                     raise
-                self._news.append(
+                self._messages.append(
                     f"warning: a claim could not be released ({error_message(error)})"
                 )
-            self._to_undo.popleft()
+            self._undos.popleft()
 
-    def _give_up(self, error: BaseException) -> None:
-        self._broken = error
-        for task in list(self._tasks):
-            task.fail(error)
+    def _wait_for_work(self) -> None:
+        while not (self._closed.is_set() or self._requests or self._undos):
+            # Maintenance may become due at an earlier time meanwhile.
+            seconds = self._next_maintenance() - time.monotonic()
+            if seconds <= 0:
+                break
+            self._sleep(min(seconds, _MAX_IDLE_SECONDS))
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until there is another request."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _note_outage(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        assert error is not None
+        self._outage_message = error_message(error)
+        self._on_outage()

@@ -24,7 +24,7 @@ from search.study import StudyHandle
 from search.worker.batch_size import auto_lockstep, min_keep_probability
 from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
-from search.worker.claim import Claim
+from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluator import Evaluator
 from search.worker.protocols import Judge, TrialResult, WorkerCallbacks

@@ -10,11 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, in_one_line
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
-from search.worker.claim import Claim
-from search.worker.claims import ClaimManager
+from search.worker.claims import Claim, ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
-from search.worker.storage_client import GRACE_SECONDS
+from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.space import COST_PARAMS, REPLICATE
@@ -123,13 +122,16 @@ class Worker:
         if pausing is None or not claims:
             return {}
         try:
-            found = self.keeper.consult(lambda: pausing.decide(by_id, self._failed_here)) or {}
+            found = (
+                self.keeper.query_after_flush(lambda: pausing.decide(by_id, self._failed_here))
+                or {}
+            )
         except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # which is none of the training's, and must not count as such
             self.callbacks.on_message(f"warning: nothing could be decided ({in_one_line(error)})")
             return {}
-        return {by_id[trial_id]: verdict for trial_id, verdict in found.items()}
+        return {by_id[trial_id]: verdict for trial_id, verdict in (found or {}).items()}
 
     def _conclude(self) -> None:
         """Prune what is paused, if that is final."""
@@ -148,7 +150,7 @@ class Worker:
             self._train(claims)
         except ShutdownRequestedError:
             self.trainer.keep(self._held())
-            for claim, is_back in self._give_all_back(GRACE_SECONDS):
+            for claim, is_back in self._give_all_back(SHUTDOWN_GRACE):
                 self._done(
                     claim,
                     "given back" if is_back else "left to who finds that its lease has run out",
@@ -256,7 +258,7 @@ class Worker:
 
     def _try_to_give_back(self, claim: Claim, within: float) -> bool:
         try:
-            self.keeper.requeue(claim, Failure.INTERRUPTED, within=within)
+            self.keeper.requeue(claim, Failure.INTERRUPTED, timeout=within)
         except (
             SQLAlchemyError,
             OptunaError,

@@ -108,10 +108,10 @@ def test_postgresql_that_is_stopped_for_two_leases(server, held, gate, clock, un
     workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
     server.stop()
     clock.advance(700)  # both have something to say, and find that they cannot
-    until_said("the storage is away", *workers)
+    until_said("storage unavailable", *workers)
     clock.advance(700)
     server.start()
-    until_said("the storage is back", *workers)
+    until_said("storage available again", *workers)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
@@ -125,9 +125,9 @@ def test_postgresql_that_breaks_down_again_and_again(server, held, gate, clock, 
     for times in range(1, 4):
         server.stop("immediate")
         clock.advance(200)
-        until_said("the storage is away", *workers, times=times)
+        until_said("storage unavailable", *workers, times=times)
         server.start()
-        until_said("the storage is back", *workers, times=times)
+        until_said("storage available again", *workers, times=times)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
@@ -143,8 +143,11 @@ def test_postgresql_that_does_not_come_back_for_long(server, held, resumed, undi
     server.stop()
     assert first.wait() == 1
     last = first.output.strip().splitlines()[-1]
-    assert last.startswith("error: the storage has been away for")
-    assert "waited for are 2 s; what is recorded is kept; mend it and run again" in last
+    assert last.startswith("error: storage unavailable for")
+    assert (
+        "longer than 2 s; recorded results are kept; restore it and run the same command to resume"
+        in last
+    )
     assert "Traceback" not in first.output
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
     server.start()
@@ -215,7 +218,7 @@ def test_a_stop_while_the_server_is_away(server, held, resumed, undisturbed):
     url = server.new_database()
     (first,) = held(url, patient=False, **ONE)
     server.stop()
-    until_said("the storage is away", first)
+    until_said("storage unavailable", first)
     first.send(signal.SIGTERM)
     assert first.wait() == 143
     assert "Traceback" not in first.output
@@ -230,7 +233,7 @@ def test_a_server_that_has_stopped_to_answer(server, held, gate, undisturbed):
     (worker,) = held(url, patient=False, **ONE)
     server.signal(signal.SIGSTOP)
     try:
-        until_said("the storage is away", worker)
+        until_said("storage unavailable", worker)
     finally:
         server.signal(signal.SIGCONT)
     gate.open()
@@ -259,11 +262,11 @@ def test_a_file_that_another_program_has_locked(
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=600)
     other.execute("BEGIN IMMEDIATE")
     clock.advance(700)
-    until_said("the storage is away (it does not answer)", *workers)
+    until_said("storage unavailable (it does not answer)", *workers)
     clock.advance(700)
     other.execute("ROLLBACK")
     other.close()
-    until_said("the storage is back", *workers)
+    until_said("storage available again", *workers)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
@@ -299,10 +302,10 @@ def test_a_full_disk(held, gate, small_disk, undisturbed):
     url = f"sqlite:///{small_disk}/studies.db"
     (worker,) = held(url, **ONE)
     filler = fill(small_disk)
-    until_said("the storage is away", worker)
+    until_said("storage unavailable", worker)
     until_said("could not be written", worker)
     filler.unlink()
-    until_said("the storage is back", worker)
+    until_said("storage available again", worker)
     gate.open()
     assert worker.wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed, ONE)
@@ -314,7 +317,7 @@ def test_a_full_disk_that_is_not_cleared(held, runner, small_disk, text, undistu
     filler = fill(small_disk)
     assert worker.wait() == 1
     last = worker.output.strip().splitlines()[-1]
-    assert last.startswith("error: the storage has been away for")
+    assert last.startswith("error: storage unavailable for")
     assert "Traceback" not in worker.output
     filler.unlink()
     assert searching(runner, url, text)(**ONE).wait() == 0

@@ -149,7 +149,7 @@ def test_a_worker_that_waits_resumes_the_trial_of_a_killed_one(
     until(lambda: "waiting for them" in waiting.output)
     first.send(signal.SIGKILL)
     assert waiting.wait() == 0
-    assert "was not heard of for the length of its lease" in waiting.output
+    assert "lease expired, its worker sent no heartbeat" in waiting.output
     assert f"trial 0 goes on from step {STEP}" in waiting.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     assert list(tmp_path.glob("*.checkpoints")) == []
@@ -184,7 +184,7 @@ def test_a_worker_that_wakes_up_after_its_lease_drops_its_trial(
     freeze(frozen, sqlite_url)
     later = Gate(tmp_path_factory.mktemp("later") / "gate", STEP + 50)
     heir = search(gate=later, **TWO)
-    until(lambda: "was not heard of" in heir.output and heir.pid in later.held)
+    until(lambda: "lease expired" in heir.output and heir.pid in later.held)
     frozen.send(signal.SIGCONT)
     until(lambda: "dropped: another worker has taken it over" in frozen.output)
     gate.open()

@@ -88,7 +88,7 @@ def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artif
         ClaimManager(joined.storage, joined.study_id, "me", stop, callbacks.on_message) as keeper,
     ):
         device = torch.device("cpu")
-        keeping = BestModelStore(joined, weights, keeper.consult, callbacks.on_message)
+        keeping = BestModelStore(joined, weights, keeper.query_after_flush, callbacks.on_message)
         trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep, keeping)
         pausing = None
         if joined.config.pruning.enabled:
