@@ -1,5 +1,4 @@
-"""What parameters and their values are called where a person reads them."""
-# TODO-MERGE How templates are read: for the page, the note and the picture alike.
+"""Names, numbers and units as pages and notes show them, and the templates that use them."""
 
 import re
 from html import escape
@@ -9,53 +8,53 @@ import jinja2
 
 from studies.config import StudyConfig
 
-_OBJECTIVES = {"training": "least smoothed training loss", "validation": "loss on held-out text"}
+_OBJECTIVES = {"training": "minimum smoothed training loss", "validation": "validation loss"}
+
+_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
 
-_CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
-
-def value_name(config: StudyConfig) -> str:
-    """Return what a trial's value is, by the study's objective."""
+def objective_name(config: StudyConfig) -> str:
+    """Return the name of the loss that a study minimises."""
     return _OBJECTIVES[config.objective]
 
 
-def nats_word(config: StudyConfig) -> str:
-    """Return the unit of a loss: ``nats a byte``, or ``nats a token``."""
-    return f"nats a {config.token_name}"
+def loss_unit(config: StudyConfig) -> str:
+    """Return the unit of a loss: ``nats per byte`` or ``nats per token``."""
+    return f"nats per {config.token_name}"
 
 
-def loss_axis(config: StudyConfig) -> str:
-    """Return what stands at an axis of trials' values."""
-    return f"{value_name(config)} ({nats_word(config)})"
+def value_axis_title(config: StudyConfig) -> str:
+    """Return the title of an axis of trial values."""
+    return f"{objective_name(config)} ({loss_unit(config)})"
 
 
-def curve_axis(config: StudyConfig) -> str:
-    """Return what stands at an axis of curves, which are of the training whatever the objective."""
-    return f"smoothed training loss ({nats_word(config)})"
+def curve_axis_title(config: StudyConfig) -> str:
+    """Return the title of an axis of training curves, whatever the objective."""
+    return f"smoothed training loss ({loss_unit(config)})"
 
 
-def worth_title(is_gated: bool) -> str:
-    """Return the title of what stands for the worth of each change."""
-    return f"What each {'switch' if is_gated else 'choice'} is worth"
+def effects_title(is_gated: bool) -> str:
+    """Return the title of the main effects."""
+    return f"Effect of each {'switch' if is_gated else 'choice'}"
 
 
-def parameter_word(parameter: str) -> str:
-    """Return a parameter's name: ``input gate`` for ``input_gate``."""
-    return parameter.replace("_", " ")
+def format_param(name: str) -> str:
+    """Format the name of a parameter: ``input gate`` for ``input_gate``."""
+    return name.replace("_", " ")
 
 
-def value_word(value: Any) -> str:
-    """Return a value's name: on and off for a switch, ``LSTM`` for ``lstm``."""
+def format_value(value: Any) -> str:
+    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return _CELLS.get(value, str(value))
 
 
-def plain(text: object) -> str:
-    """Return a text from a database such that plotly, which takes some HTML, shows it as it is."""
+def escape_html(text: object) -> str:
+    """Escape a text for Plotly, which renders some HTML."""
     return escape(str(text), quote=False)
 
 
@@ -64,32 +63,32 @@ def escape_markdown(text: object) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
 
 
-def number_word(value: float | None, form: str) -> str:
-    """Format a number; what is not there, or not a number, is nothing."""
-    return "" if value is None or value != value else f"{value:{form}}"
+def format_number(value: float | None, spec: str) -> str:
+    """Format a number by a format specification; None and NaN give ""."""
+    return "" if value is None or value != value else f"{value:{spec}}"
 
 
-def error_word(error: float | None, form: str) -> str:
-    """Return a standard error as it stands behind a number; nothing where there is none."""
-    word = number_word(error, form)
-    return word and f" ± {word}"
+def format_stderr(error: float | None, spec: str) -> str:
+    """Format a standard error to follow its estimate; None and NaN give ""."""
+    text = format_number(error, spec)
+    return text and f" ± {text}"
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """Return a difference with its sign, and a minus that is as wide as a plus."""
+def format_signed(value: float, digits: int = 3) -> str:
+    """Format a difference with its sign, using a minus sign of the width of a plus."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def count_word(count: int, singular: str, plural: str | None = None) -> str:
-    """Return a count with its noun: ``1 pair``, ``1,200 pairs``."""
+def format_count(count: int, singular: str, plural: str | None = None) -> str:
+    """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
-def templates(escaping: bool = True) -> jinja2.Environment:
-    """Return a new environment of this package's templates, to be filled with what they use.
+def load_templates(escaping: bool = True) -> jinja2.Environment:
+    """Create a Jinja environment with the templates of this package.
 
     Args:
-        escaping: texts for HTML and SVG; not so where the template makes neither.
+        escaping: whether to escape HTML; False for templates in Markdown.
     """
     return jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),

@@ -16,7 +16,7 @@ import click
 
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
-from reports.formatting import count_word, escape_markdown, signed, templates
+from reports.formatting import escape_markdown, format_count, format_signed, load_templates
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import STATEMENTS, Change, Statement, Verdict, Worth, worth_of
 from reports.stats.effects import MIN_PAIRS, FactorialTable
@@ -194,7 +194,7 @@ def _made(results: Results) -> str:
     )
     return (
         f"{' to '.join(days)}, {format_duration((last - first).total_seconds())} with "
-        f"{count_word(rows['worker'].nunique(), 'worker')} on {devices} (threads of each: "
+        f"{format_count(rows['worker'].nunique(), 'worker')} on {devices} (threads of each: "
         f"{threads}), torch {versions}"
     )
 
@@ -239,11 +239,11 @@ def write_findings(
     return path, line
 
 
-_TEMPLATES = templates(escaping=False)
+_TEMPLATES = load_templates(escaping=False)
 _TEMPLATES.filters |= {
     "escaped": escape_markdown,
     "file_name": lambda name: Path(name).name,
-    "signed": signed,
+    "signed": format_signed,
 }
 
 

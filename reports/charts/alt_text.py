@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.data.results import Results
-from reports.formatting import count_word, parameter_word, signed, value_word
+from reports.formatting import format_count, format_param, format_signed, format_value
 from reports.stats.comparison import Comparison, Difference
 from reports.stats.effects import Effect, Interaction
 from reports.stats.metric import Metric
@@ -18,9 +18,13 @@ _NAMED = 5
 
 def effect_words(effect: Effect) -> str:
     """Return an effect in one line."""
-    bounds = "" if effect.low != effect.low else f" [{signed(effect.low)}, {signed(effect.high)}]"
+    bounds = (
+        ""
+        if effect.low != effect.low
+        else f" [{format_signed(effect.low)}, {format_signed(effect.high)}]"
+    )
     return (
-        f"{effect.contrast.meaning}: {signed(effect.mean)} nats{bounds}, better in "
+        f"{effect.contrast.meaning}: {format_signed(effect.mean)} nats{bounds}, better in "
         f"{effect.improved_count / effect.pairs:.0%} of {effect.pairs:,} pairs"
     )
 
@@ -32,10 +36,12 @@ def effects(found: Sequence[Effect]) -> str:
 
 def interaction_words(each: Interaction) -> str:
     """Return an interaction in one line."""
-    bounds = "" if each.low != each.low else f" [{signed(each.low)}, {signed(each.high)}]"
+    bounds = (
+        "" if each.low != each.low else f" [{format_signed(each.low)}, {format_signed(each.high)}]"
+    )
     return (
-        f"{each.first.label} with {each.second.label}: {signed(each.mean)} nats{bounds} beside "
-        f"what each does alone, over {each.quadruples:,} quadruples"
+        f"{each.first.label} with {each.second.label}: {format_signed(each.mean)} nats{bounds} "
+        f"in addition to the separate effects, over {each.quadruples:,} quadruples"
     )
 
 
@@ -57,8 +63,8 @@ def medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
     parts = []
     for name in parameters:
         found = rows.groupby(name)["value"].median()
-        values = (f"{value_word(value)} {median:.3f}" for value, median in found.items())
-        parts.append(f"{parameter_word(name)}: {', '.join(values)}")
+        values = (f"{format_value(value)} {median:.3f}" for value, median in found.items())
+        parts.append(f"{format_param(name)}: {', '.join(values)}")
     return "Median loss by value: " + "; ".join(parts) + "."
 
 
@@ -69,7 +75,7 @@ def least(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
     for values, loss in found.items():
         assert isinstance(values, tuple)
         words = (
-            f"{parameter_word(name)} {value_word(value)}"
+            f"{format_param(name)} {format_value(value)}"
             for name, value in zip(parameters, values, strict=True)
         )
         parts.append(f"{' and '.join(words)} {loss:.3f}")
@@ -102,8 +108,8 @@ def curves(results: Results) -> str:
         for row in rows.dropna(subset="least").head(_NAMED).itertuples()
     )
     return (
-        f"{count_word(results.curves['number'].nunique(), 'curve')} of the smoothed training loss, "
-        f"whose least values lie from {least.min():.3f} to {least.max():.3f} nats. "
+        f"{format_count(results.curves['number'].nunique(), 'curve')} of the smoothed training "
+        f"loss with minima from {least.min():.3f} to {least.max():.3f} nats. "
         f"The best: {named}."
     )
 
@@ -146,9 +152,9 @@ def difference_words(one: str, other: str, found: Difference) -> str:
     """Return in one line what an architecture has more than another."""
     bounds = ""
     if found.margin == found.margin:
-        bounds = f" [{signed(found.low, 4)}, {signed(found.high, 4)}]"
+        bounds = f" [{format_signed(found.low, 4)}, {format_signed(found.high, 4)}]"
     verdict = "told apart" if found.is_significant else "not told apart"
-    return f"{one} less {other}: {signed(found.mean, 4)}{bounds}, {verdict}"
+    return f"{one} less {other}: {format_signed(found.mean, 4)}{bounds}, {verdict}"
 
 
 def differences(comparison: Comparison, names: Sequence[str]) -> str:

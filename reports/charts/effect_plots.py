@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from reports.charts.alt_text import difference_words, effect_words, interaction_words
 from reports.charts.colors import IMPROVES, NEUTRAL, PALETTE, WORSENS
 from reports.data.results import Results
-from reports.formatting import plain, signed
+from reports.formatting import escape_html, format_signed
 from reports.stats.baseline_references import BaselineReference, add_reference_lines
 from reports.stats.comparison import Comparison
 from reports.stats.effects import Effect, Interaction
@@ -123,7 +123,7 @@ def timeline(results: Results) -> go.Figure:
             go.Bar(
                 base=own["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
                 x=(1000 * lengths).round().tolist(),  # milliseconds, as plotly's dates count
-                y=[plain(worker) for worker in own["worker"]],
+                y=[escape_html(worker) for worker in own["worker"]],
                 orientation="h",
                 name=state.lower() if state != "FAIL" else "failed",
                 marker={"color": colour, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
@@ -149,7 +149,10 @@ def slopes(lineage: SourceComparison, axis: str) -> go.Figure:
     ticks: dict[float, str] = {}
     for i, (variant, rows) in enumerate(lineage.by_variant()):
         left, right = i * 1.5, i * 1.5 + 1
-        ticks |= {left: plain(lineage.source), right: f"{plain(lineage.study)}<br>{variant}"}
+        ticks |= {
+            left: escape_html(lineage.source),
+            right: f"{escape_html(lineage.study)}<br>{variant}",
+        }
         xs: list[Any] = []
         ys: list[Any] = []
         words: list[str] = []
@@ -258,7 +261,7 @@ def differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
                 continue
             # Only what is told apart has a colour.
             means[i, j] = found.mean if found.is_significant else 0
-            number = signed(found.mean, 4)
+            number = format_signed(found.mean, 4)
             redact[i, j] = number if found.is_significant else f"({number})"
             words[i, j] = difference_words(row, column, found)
     bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
@@ -266,7 +269,7 @@ def differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
         go.Heatmap(
             z=means,
             x=[f"{i}" for i in range(1, len(names) + 1)],
-            y=[f"{i}: {plain(name)}" for i, name in enumerate(names, 1)],
+            y=[f"{i}: {escape_html(name)}" for i, name in enumerate(names, 1)],
             zmin=-bound,
             zmax=bound,
             colorscale=_BELOW_AND_ABOVE,

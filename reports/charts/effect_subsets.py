@@ -9,7 +9,7 @@ from reports.charts import alt_text as in_words
 from reports.charts import effect_plots as figures
 from reports.charts.chart import Chart
 from reports.data.results import Results
-from reports.formatting import nats_word, parameter_word, value_word, worth_title
+from reports.formatting import effects_title, format_param, format_value, loss_unit
 from reports.stats.effects import Effect, FactorialTable
 from studies.space import BPTT_STEPS
 
@@ -65,8 +65,8 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     for name in FILTER_PARAMS:
         if name in results.parameters:
             values = sorted(results.table[name].unique().tolist())
-            answers = [(str(i), value_word(value), value) for i, value in enumerate(values)]
-            words = parameter_word(name).capitalize()
+            answers = [(str(i), format_value(value), value) for i, value in enumerate(values)]
+            words = format_param(name).capitalize()
             found.append(SubsetFilter(words, name, [everything, *answers]))
     return found
 
@@ -93,15 +93,15 @@ def compute_effect_subset(
 ) -> EffectSubset:
     """Return the effects within a part of the grid: chosen values, and losses below a bound."""
     part = grid.where(chosen, below)
-    words = [f"with {parameter_word(name)} {value_word(v)}" for name, v in chosen.items()]
+    words = [f"with {format_param(name)} {format_value(v)}" for name, v in chosen.items()]
     words += [] if below is None else [f"with a loss below {below} nats"]
     where = " and ".join(words) or "in all"
     found = part.effects()
     drawing = None
     if found:
         drawing = Chart(
-            f"{worth_title(results.is_gated)} ({where})",
-            figures.effects(found, nats_word(results.config)),
+            f"{effects_title(results.is_gated)} ({where})",
+            figures.effects(found, loss_unit(results.config)),
             in_words.effects(found),
         )
     return EffectSubset(key, where, below is not None, part.points, found, drawing)

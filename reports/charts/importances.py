@@ -6,7 +6,7 @@ from reports.charts import alt_text as in_words
 from reports.charts import optuna_plots as optuna_figures
 from reports.charts.chart import Chart
 from reports.data.results import Results, full_factorial_blocks
-from reports.formatting import count_word, loss_axis
+from reports.formatting import format_count, value_axis_title
 
 FEW = 100
 """Points below which an importance for the best tenth rests on a handful."""
@@ -42,7 +42,7 @@ def compute_importances(
         results, numbers, optuna_figures.varying(results, numbers)
     )
     if len(numbers) < FEW:
-        tenth = count_word(max(1, len(numbers) // 10), "point")
+        tenth = format_count(max(1, len(numbers) // 10), "point")
         note += f" The best tenth is {tenth}: with so few, take PED-ANOVA as a hint."
     drawings = []
     for name, evaluator in optuna_figures.evaluators().items():
@@ -50,7 +50,7 @@ def compute_importances(
         drawings.append(
             Chart(name, figure, f"{where}: {in_words.importance(figure)}", QUESTIONS[name])
         )
-    return [Importances(f"{where} ({count_word(len(numbers), 'point')})", note.strip(), drawings)]
+    return [Importances(f"{where} ({format_count(len(numbers), 'point')})", note.strip(), drawings)]
 
 
 def compute_block_importances(results: Results) -> list[Importances]:
@@ -73,7 +73,7 @@ def chart_parameters(
     names = optuna_figures.varying(results, numbers)
     study = optuna_figures.to_optuna_study(results, numbers, names)
     rows = results.table.loc[numbers]
-    leading, axis = importances[0].leading, loss_axis(results.config)
+    leading, axis = importances[0].leading, value_axis_title(results.config)
     drawings = [
         Chart(
             "Slice: every trial over each parameter",
@@ -115,7 +115,7 @@ def chart_study(results: Results) -> list[Chart]:
     study = optuna_figures.to_optuna_study(
         results, list(results.complete.index), results.parameters
     )
-    axis = loss_axis(results.config)
+    axis = value_axis_title(results.config)
     return [
         Chart(
             "Empirical distribution of the loss",

@@ -21,7 +21,7 @@ from optuna.visualization import (
 from reports.charts.colors import sequential_colors
 from reports.data.results import Results
 from reports.data.trial_table import to_python
-from reports.formatting import parameter_word, plain, value_word
+from reports.formatting import escape_html, format_param, format_value
 
 POINT_COLOUR = "#3b7dd8"
 """Of a single trial; seen on white and on black."""
@@ -59,7 +59,7 @@ def to_optuna_study(
     wanted = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    made = optuna.create_study(study_name=plain(results.name), direction="minimize")
+    made = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
     study = _Uncopied(made.study_name, made._storage)
     for number in range(int(rows.index[-1]) + 1):
         if number not in wanted:
@@ -70,9 +70,9 @@ def to_optuna_study(
             create_trial(
                 value=values[number],
                 params={
-                    parameter_word(name): _shown(name, to_python(row[name])) for name in parameters
+                    format_param(name): _shown(name, to_python(row[name])) for name in parameters
                 },
-                distributions={parameter_word(name): distributions[name] for name in parameters},
+                distributions={format_param(name): distributions[name] for name in parameters},
             )
         )
     return study
@@ -187,4 +187,4 @@ def history(study: optuna.Study, axis: str) -> go.Figure:
 def _shown(parameter: str, value: bool | int | str) -> str | int:
     """Return a value by its name; a number remains one, so that Optuna keeps its order."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number else value_word(value)
+    return value if is_number else format_value(value)

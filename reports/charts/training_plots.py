@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from reports.charts.colors import NEUTRAL, PALETTE, sequential_colors
 from reports.data.results import Results
-from reports.formatting import curve_axis, parameter_word, value_word
+from reports.formatting import curve_axis_title, format_param, format_value
 from reports.stats.baseline_references import BaselineReference, add_reference_lines
 from studies.space import BPTT_STEPS
 
@@ -52,7 +52,7 @@ def draw(results: Results, references: Sequence[BaselineReference] = ()) -> go.F
     return figure.update_layout(
         xaxis_title="step",
         yaxis={
-            "title": curve_axis(results.config),
+            "title": curve_axis_title(results.config),
             "range": [lowest - room, highest + room] if room else None,
         },
         hovermode="closest",
@@ -94,9 +94,9 @@ def color_schemes(results: Results) -> list[ColorScheme]:
     count = max(1, len(numbers))
     shades = sequential_colors(SHADES)
     ends = {0: "best tenth", SHADES - 1: "worst tenth, or without a value"}
-    ends_with = "the loss they end with"
+    ends_with = "final loss"
     if results.config.objective == "validation":
-        ends_with = "the loss on held-out text"
+        ends_with = "validation loss"
     found = [
         ColorScheme(
             ends_with,
@@ -108,9 +108,11 @@ def color_schemes(results: Results) -> list[ColorScheme]:
         values = sorted(results.table[name].unique().tolist())
         has_order = name in ("layers", "state_size", BPTT_STEPS) and len(values) > 1
         colours = sequential_colors(len(values)) if has_order else PALETTE
-        legend = [(value_word(value), colours[i % len(colours)]) for i, value in enumerate(values)]
+        legend = [
+            (format_value(value), colours[i % len(colours)]) for i, value in enumerate(values)
+        ]
         rows = results.table.loc[numbers, name].tolist()
-        found.append(ColorScheme(parameter_word(name), legend, [values.index(v) for v in rows]))
+        found.append(ColorScheme(format_param(name), legend, [values.index(v) for v in rows]))
     return found
 
 

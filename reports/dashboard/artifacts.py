@@ -9,7 +9,7 @@ import pandas as pd
 from reports.dashboard.note import N_BEST
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture
-from reports.formatting import nats_word
+from reports.formatting import loss_unit
 from rnn.codegen import generate_module
 from studies.space import BPTT_STEPS
 from studies.storage.queries import read_curves
@@ -82,7 +82,7 @@ def _format_curves(storage: LeasedRDBStorage, study_id: int, best: pd.DataFrame)
 
 def _format_samples(results: Results, best: pd.DataFrame) -> str:
     """Return the samples of the best trials, each under a heading; "" if there are none."""
-    unit = nats_word(results.config)
+    unit = loss_unit(results.config)
     parts = []
     for rank, (number, row) in enumerate(best.iterrows(), 1):
         if isinstance(row["sample"], str):

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from reports.data.results import Results
 from reports.formatting import (
+    effects_title,
     escape_markdown,
-    nats_word,
-    number_word,
-    templates,
-    value_name,
-    worth_title,
+    format_number,
+    load_templates,
+    loss_unit,
+    objective_name,
 )
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
@@ -70,13 +70,13 @@ def render_note(
         corpus=corpus,
         commands=commands,
         counts=counts,
-        metric=value_name(config),
-        nats=nats_word(config),
+        metric=objective_name(config),
+        nats=loss_unit(config),
         best=best,
         n_below=0 if results is None else len(results.below),
         has_effects=has_effects,
         has_samples=any(isinstance(row["sample"], str) for row in best),
-        effects_title=worth_title(results is None or results.is_gated),
+        effects_title=effects_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -138,11 +138,11 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-_TEMPLATES = templates(escaping=False)
+_TEMPLATES = load_templates(escaping=False)
 _TEMPLATES.filters |= {
     "count": "{:,}".format,
     "escape_markdown": escape_markdown,
     "fence": fence_code,
-    "number": number_word,
+    "number": format_number,
     "toml": to_toml,
 }

@@ -20,7 +20,7 @@ from reports.charts import effect_plots as figures
 from reports.dashboard.artifacts import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
-from reports.formatting import nats_word, worth_title
+from reports.formatting import effects_title, loss_unit
 from reports.stats.effects import Effect, FactorialTable
 from studies.artifacts import Store
 from studies.attributes import ARTIFACT_FOLDER, COMMANDS
@@ -196,9 +196,9 @@ class _AttrsOverlay:
 
 
 def _plot_effects(results: Results, effects: list[Effect]) -> Any:
-    figure = figures.effects(effects, nats_word(results.config))
+    figure = figures.effects(effects, loss_unit(results.config))
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
-    title = f"{worth_title(results.is_gated)}: negative is better"
+    title = f"{effects_title(results.is_gated)}: negative is better"
     figure.update_layout(height=None, title=title)
     return figure
 

@@ -13,7 +13,7 @@ from reports.data.trial_table import (
     read_source_trials,
 )
 from reports.errors import ReportError
-from reports.formatting import parameter_word, value_word
+from reports.formatting import format_param, format_value
 from reports.output import study_identity
 from reports.stats.metric import Metric, select_metric
 from rnn.config import BYTE_VOCAB_SIZE
@@ -47,7 +47,7 @@ class Results:
         table: a row a point, indexed by trial number, the best first: ``architecture`` (its
             label), ``label`` (with the replicate's number), ``state``, ``value``, the parameters
             (the gradient window always among them), and what the trial recorded.
-        curves: a row a log point: ``number``, ``step``, ``loss`` (nats a symbol).
+        curves: a row a log point: ``number``, ``step``, ``loss`` (nats per token).
         sources: of a derived study, a row a complete trial of its source, by number: ``value``, by
             this study's objective, and the parameters.
         tokenizer: of what the networks read.
@@ -190,9 +190,9 @@ def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[st
         return {}
     found: dict[str, pd.DataFrame] = {}
     for parameter in parameters:
-        name = parameter_word(parameter)
+        name = format_param(parameter)
         blocks = {
-            f"{name} is {value_word(value)}": block for value, block in table.groupby(parameter)
+            f"{name} is {format_value(value)}": block for value, block in table.groupby(parameter)
         }
         if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
             found |= blocks

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from reports.formatting import count_word, signed
+from reports.formatting import format_count, format_signed
 from reports.page.sections import Section
 from reports.stats.effects import Effect
 
@@ -23,7 +23,7 @@ def headline_of(sections: Sequence[Section]) -> str:
         key=lambda each: each.winners[0].measured,
     )
     winner, measure = best.winners[0], best.results.metric
-    runs = f", mean of {count_word(winner.runs, 'run')}" if winner.runs > 1 else ""
+    runs = f", mean of {format_count(winner.runs, 'run')}" if winner.runs > 1 else ""
     line = (
         f"best: {winner.label} (trial {winner.number}{_of(best, sections)}), "
         f"{winner.measured:.4f} {measure.unit}, {measure.name}{runs}"
@@ -54,5 +54,9 @@ def _of(section: Section, sections: Sequence[Section]) -> str:
 
 
 def _effect_text(effect: Effect) -> str:
-    interval = "" if effect.low != effect.low else f" [{signed(effect.low)}, {signed(effect.high)}]"
-    return f"{effect.contrast.label} {signed(effect.mean)} nats{interval}"
+    interval = (
+        ""
+        if effect.low != effect.low
+        else f" [{format_signed(effect.low)}, {format_signed(effect.high)}]"
+    )
+    return f"{effect.contrast.label} {format_signed(effect.mean)} nats{interval}"

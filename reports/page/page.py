@@ -26,15 +26,15 @@ from reports.charts.effect_plots import effect_color
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
 from reports.formatting import (
-    count_word,
-    error_word,
-    nats_word,
-    number_word,
-    parameter_word,
-    signed,
-    templates,
-    value_name,
-    value_word,
+    format_count,
+    format_number,
+    format_param,
+    format_signed,
+    format_stderr,
+    format_value,
+    load_templates,
+    loss_unit,
+    objective_name,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import headline_of
@@ -129,21 +129,21 @@ def render(sections: Sequence[Section], renewed: int | None = None) -> Iterator[
 
 @cache
 def _templates() -> jinja2.Environment:
-    environment = templates()
+    environment = load_templates()
     environment.filters |= {
         "code": _code,
-        "count": count_word,
+        "count": format_count,
         "duration": format_duration,
         "embedded": _embedded,
-        "error": error_word,
+        "error": format_stderr,
         "figure": _figure,
         "math": lambda latex: Markup(convert(latex)),
-        "nats": nats_word,
-        "number": number_word,
-        "parameter": parameter_word,
+        "nats": loss_unit,
+        "number": format_number,
+        "parameter": format_param,
         "readable": to_printable,
-        "signed": signed,
-        "value_name": value_name,
+        "signed": format_signed,
+        "objective_name": objective_name,
     }
     environment.globals |= {
         "code_styles": _code_styles(),
@@ -151,7 +151,7 @@ def _templates() -> jinja2.Environment:
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
-        "value_word": value_word,
+        "format_value": format_value,
     }
     return environment
 

@@ -26,7 +26,7 @@ from reports.charts.importances import (
     compute_importances,
 )
 from reports.data.results import Results
-from reports.formatting import loss_axis, worth_title
+from reports.formatting import effects_title, value_axis_title
 from reports.stats.baseline_references import (
     BaselineReference,
     describe_references,
@@ -71,9 +71,9 @@ class Section:
     shapes: pd.DataFrame
 
     @property
-    def worth_title(self) -> str:
+    def effects_title(self) -> str:
         """What the part about effects is called."""
-        return worth_title(self.results.is_gated)
+        return effects_title(self.results.is_gated)
 
     @property
     def samples(self) -> list[LeaderboardEntry]:
@@ -132,7 +132,7 @@ def section_of(results: Results, references: Sequence[BaselineReference] = ()) -
         below_optuna=chart_parameters(results, below, below_importances),
         slopes=Chart(
             "From the source to each variant",
-            figures.slopes(lineage, loss_axis(results.config)),
+            figures.slopes(lineage, value_axis_title(results.config)),
             in_words.slopes(lineage),
             "Each line is an architecture: on the left its loss in the source, on the right that "
             "of the variant, which may have had another budget.",

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from reports.charts.colors import PALETTE
 from reports.data.results import Results
-from reports.formatting import plain
+from reports.formatting import escape_html
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS
 
@@ -24,7 +24,7 @@ class BaselineReference:
     Attributes:
         label: of the architecture.
         study: that trained it.
-        training_loss: the least smoothed training loss, nats a symbol; NaN if it is not known.
+        training_loss: the least smoothed training loss, nats per token; NaN if it is not known.
         measured: by the measure of the study that it is drawn beside; NaN if it is not known.
         budget: in what its training differs, in words.
     """
@@ -70,7 +70,7 @@ def add_reference_lines(
         if not math.isfinite(loss):
             continue
         line = {"color": PALETTE[1 + i % (len(PALETTE) - 1)], "dash": _DASHES[i % len(_DASHES)]}
-        look = {"line": line | {"width": 2}, "name": plain(each.label), "showlegend": True}
+        look = {"line": line | {"width": 2}, "name": escape_html(each.label), "showlegend": True}
         if axis == "y":
             figure.add_hline(y=loss, **look)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.formatting import parameter_word
+from reports.formatting import format_param
 from reports.stats.effects import MIN_PAIRS, FactorialTable, Floats, interval
 
 
@@ -125,7 +125,7 @@ class Statement:
 
 
 def _on(switch: str) -> Change:
-    return Change(f"{parameter_word(switch)}: on against off", {switch: False}, {switch: True})
+    return Change(f"{format_param(switch)}: on against off", {switch: False}, {switch: True})
 
 
 def _always(*changes: Change) -> Callable[[FactorialTable], Iterable[Change]]:
@@ -141,7 +141,7 @@ def _rivals(grid: FactorialTable) -> Iterator[Change]:
         gain = worth_of(grid, _on(switch))
         is_better_on = not gain.mean > 0
         yield Change(
-            f"new state against {'' if is_better_on else 'no '}{parameter_word(switch)}",
+            f"new state against {'' if is_better_on else 'no '}{format_param(switch)}",
             {"state_source": "old", switch: is_better_on},
             {"state_source": "both", switch: not is_better_on},
         )

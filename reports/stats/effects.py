@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.formatting import parameter_word, value_word
+from reports.formatting import format_param, format_value
 from studies.space import REPLICATE
 
 RESAMPLES = 4000
@@ -56,17 +56,17 @@ class Contrast:
     def label(self) -> str:
         """The change in words: the switch that is turned on, or both values."""
         if isinstance(self.after, bool):
-            return parameter_word(self.parameter)
+            return format_param(self.parameter)
         if self.parameter == "state_source" and self.after == "both":
             return "old state" if self.before == "new" else "new state"
-        values = (value_word(value) for value in (self.before, self.after))
-        return f"{parameter_word(self.parameter)} {' → '.join(values)}"
+        values = (format_value(value) for value in (self.before, self.after))
+        return f"{format_param(self.parameter)} {' → '.join(values)}"
 
     @property
     def meaning(self) -> str:
         """What is compared with what."""
-        before, after = (value_word(value) for value in (self.before, self.after))
-        return f"{parameter_word(self.parameter)}: {after} against {before}"
+        before, after = (format_value(value) for value in (self.before, self.after))
+        return f"{format_param(self.parameter)}: {after} against {before}"
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class LeaderboardEntry:
         runs: that are complete; what follows is their mean.
         measured: by what the study's architectures are ranked, :attr:`Results.measure`.
         spread: standard deviation of that over the runs; NaN for one.
-        value: the loss that the trials minimised, nats a symbol.
-        held_out: bits per character on the validation split.
+        value: the loss that the trials minimised, nats per token.
+        held_out: bits per byte on the validation split.
         held_out_error: its standard error over the lanes of text; NaN for a mean of runs.
         parameters: weights and biases.
         seconds: of computing.

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.formatting import nats_word, value_name
+from reports.formatting import loss_unit, objective_name
 from studies.config import StudyConfig
 
-BITS = "bits per character"
+BITS = "bits per byte"
 
 VALUE = "value"
 """The column of what a trial minimised."""
 
-_HELD_OUT = {"test": "loss on the test text", "validation": "loss on held-out text"}
+_HELD_OUT = {"test": "test loss", "validation": "validation loss"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Metric:
 
 
 def bits_per_byte_column(split: str) -> str:
-    """Return the column of the bits per character on a held-out split."""
+    """Return the column of the bits per byte on a held-out split."""
     return f"{split}_bits_per_byte"
 
 
@@ -65,4 +65,4 @@ def select_metric(complete: pd.DataFrame, config: StudyConfig) -> Metric:
             column = complete[bits_per_byte_column(split)]
             if len(column) and column.notna().all():
                 return Metric(bits_per_byte_column(split), name, BITS, split)
-    return Metric(VALUE, value_name(config), nats_word(config), "validation")
+    return Metric(VALUE, objective_name(config), loss_unit(config), "validation")

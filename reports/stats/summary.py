@@ -23,9 +23,9 @@ class Row:
         mean: of the study's measure.
         low: the lower end of the 95% interval of the mean over the runs; NaN for one.
         high: the upper end.
-        held_out: bits per character on the validation split.
+        held_out: bits per byte on the validation split.
         parameters: weights and biases.
-        behind: the best one's lead, in bits per character on the same text; NaN of the best, and
+        behind: the best one's lead, in bits per byte on the same text; NaN of the best, and
             where there is no record.
         behind_low: the lower end of its 95% interval.
         behind_high: the upper end.

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from reports.data.results import Results
-from reports.formatting import parameter_word, value_word
+from reports.formatting import format_param, format_value
 from reports.stats.effects import CONFIDENCE, interval
 from studies.attributes import SOURCE_TRIALS
 from studies.space import PARAM_ORDER, REPLICATE
@@ -80,7 +80,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         for _, runs in origins.groupby(names, sort=False, dropna=False):
             source, value = runs.iloc[0], runs["value"].mean()
             changed = [name for name in names if row[name] != source[name]]
-            words = (f"{parameter_word(name)} {value_word(row[name])}" for name in changed)
+            words = (f"{format_param(name)} {format_value(row[name])}" for name in changed)
             variant = ", ".join(words) or UNCHANGED
             rows.append((runs.index.min(), value, variant, row["architecture"], row["value"]))
     if not rows:

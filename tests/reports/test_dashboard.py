@@ -198,7 +198,7 @@ def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
         key for key, each in artifacts_of(sqlite_url).items() if each["filename"] == SAMPLES_FILE
     )
     first, *_, last = (files / key).read_text("utf-8").strip().splitlines()
-    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats a byte"
+    assert first == "1: trial 0, 1×4 no gates, new state, 1.5000 nats per byte"
     assert last == "there was"
     assert "once <upon>\n a time\n" in (files / key).read_text("utf-8")
     assert "training curves, samples and source code" in note_of(sqlite_url)

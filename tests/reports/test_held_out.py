@@ -32,8 +32,8 @@ def words_of(url, names, path):
 @pytest.mark.parametrize(
     ("split", "column", "unit"),
     [
-        ("test", "test_bits_per_byte", "bits per character"),
-        ("validation", "validation_bits_per_byte", "bits per character"),
+        ("test", "test_bits_per_byte", "bits per byte"),
+        ("validation", "validation_bits_per_byte", "bits per byte"),
     ],
 )
 def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit):
@@ -76,7 +76,7 @@ def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
     assert section.smallest == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert f"by the mean of its 3 runs, is {BEST}: " in words
-    assert "bits per character, the loss on the test text" in words
+    assert "bits per byte, the test loss" in words
     assert f"The smallest that is not told apart from it is {SMALLER}: 2." in words
     assert "with 100 parameters, against 200." in words
     assert "run by run, those with the same number, and lane by lane" in words
@@ -145,17 +145,19 @@ def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tm
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
-    assert "5.0000 nats a token, the loss on held-out text" in words
-    assert "nats a byte" not in words
+    assert "5.0000 nats per token, the validation loss" in words
+    assert "nats per byte" not in words
     assert "byte pairs (bpe:300): 290 tokens of 2.50 bytes each" in words
     assert "averaged over the last 25% of the steps" in words
     # The network that is written out reads as many symbols.
     assert "nn.Linear(290, 4)" in words
     section = section_of(results_of(sqlite_url, "tokens"))
     # Curves are of the training loss: their least values are no trial's value.
-    assert section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats a token)"
+    assert (
+        section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
+    )
     assert "from 1.500 to 2.500 nats" in section.curves.words
-    assert section.curves.color_schemes[0].label == "the loss on held-out text"
+    assert section.curves.color_schemes[0].label == "validation loss"
 
 
 def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):

@@ -139,7 +139,7 @@ def test_search_ends_with_path_and_main_result(folder, urls, capsys):
     write_final_report(urls[0], ["made"])
     path, headline = capsys.readouterr().out.splitlines()
     assert path == f"report: {folder}/reports/out/made.html"
-    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats a byte, ")
+    assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, ")
     assert "; largest effects: residual +0.400 nats" in headline
 
 
@@ -166,5 +166,6 @@ def test_study_without_effects_has_a_best_network_alone(folder, sqlite_url, caps
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "single", raw, [(own_point(), 1.25, {})])
     assert headline_for(capsys, sqlite_url, "single") == (
-        "best: 1×4 no gates, new state (trial 0), 1.2500 nats a byte, least smoothed training loss"
+        "best: 1×4 no gates, new state (trial 0), 1.2500 nats per byte, minimum smoothed "
+        "training loss"
     )

@@ -36,7 +36,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     assert row["label"] == "1×4 GRU, window 1"
     assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
     section = section_of(results)
-    assert section.worth_title == "What each choice is worth"
+    assert section.effects_title == "What each choice is worth"
     labels = [effect.contrast.label for effect in section.parts[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
     assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])

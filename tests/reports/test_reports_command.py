@@ -29,7 +29,7 @@ def test_a_page_and_rows_are_written_and_named(sqlite_url, tmp_path, run):
     assert (done.returncode, path) == (0, f"{tmp_path}/new/page.html")
     # The grid is of four pairs in each switch and lacks the diverged trial: 1.5, 1.6, … by trial.
     assert headline == (
-        "best: 1×4 no gates, new state (trial 0), 1.5000 nats a byte, least smoothed training "
+        "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, minimum smoothed training "
         "loss; largest effects: residual +0.400 nats [+0.400, +0.400], "
         "layers 1 → 2 +0.200 nats [+0.200, +0.200]"
     )

@@ -176,8 +176,8 @@ def test_curves_are_drawn_best_on_top_and_coloured_by_what_is_asked(sqlite_url):
     assert list(figure.data[-1].y) == [2.5, 1.5]
     assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
     by_label = {each.label: each for each in color_schemes(results)}
-    assert list(by_label) == ["the loss they end with", "residual", "layers", "state size"]
-    by_loss = by_label["the loss they end with"]
+    assert list(by_label) == ["final loss", "residual", "layers", "state size"]
+    by_loss = by_label["final loss"]
     assert by_loss.of == sorted(by_loss.of, reverse=True)
     residual = by_label["residual"]
     words = [residual.legend[place][0] for place in residual.of]
