@@ -1,4 +1,4 @@
-"""The networks: torch, and nothing of Optuna.
+"""Recurrent language models in PyTorch: configs, networks, training and inference.
 
-Modules are imported by name, so that whoever needs only :mod:`rnn.config` loads no torch.
+The package does not depend on Optuna. :mod:`rnn.config` and :mod:`rnn.codegen` do not import torch.
 """

@@ -1,18 +1,18 @@
-"""The exceptions of this package.
+"""Exceptions of the package ``rnn``.
 
 ::
 
     RNNError
-    ├── CorpusError        a text that is missing, empty, too short, or not what it should be
-    ├── DeviceError        a device that this machine does not have
-    ├── CheckpointError    a checkpoint that is damaged or of another run
-    ├── VocabularyError    a vocabulary that is damaged
-    └── WeightsError       a file of weights that is damaged or none at all
+    ├── CorpusError        a corpus is missing, empty, too short or has the wrong content
+    ├── DeviceError        a device or its precision is not available
+    ├── CheckpointError    a checkpoint is damaged, of another format or of another training
+    ├── TokenizerError     a serialized tokenizer is damaged
+    └── SavedModelError    a model file is damaged or of another format
 """
 
 
 class RNNError(Exception):
-    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+    """Base class of this package's errors; the message is one line."""
 
 
 class CorpusError(RNNError):
@@ -20,16 +20,16 @@ class CorpusError(RNNError):
 
 
 class DeviceError(RNNError):
-    """A device is not there."""
+    """A device, or a precision on it, is not available."""
 
 
 class CheckpointError(RNNError):
-    """A checkpoint cannot be gone on from."""
+    """A checkpoint cannot be resumed from."""
 
 
 class TokenizerError(RNNError):
-    """What was written is no vocabulary."""
+    """A serialized tokenizer cannot be read."""
 
 
 class SavedModelError(RNNError):
-    """A file holds no trained network."""
+    """A model file cannot be read."""

@@ -1,1 +1,1 @@
-"""."""
+"""Text to train on: corpora, their download and their tokenizers."""

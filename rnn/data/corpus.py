@@ -1,4 +1,4 @@
-"""Texts to train on: the running Python's own library, enwik8, or any file, as raw bytes."""
+"""Corpora as raw bytes: the running Python's standard library, enwik8, or any file."""
 
 import hashlib
 import sysconfig
@@ -13,25 +13,32 @@ import numpy.typing as npt
 from rnn.data import download
 from rnn.errors import CorpusError
 
-Bytes = npt.NDArray[np.uint8]
+ByteArray = npt.NDArray[np.uint8]
 
 TokenArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""Text in symbols: bytes, or the tokens of a larger vocabulary."""
+"""Tokens of a text: bytes, or uint16 for a larger vocabulary."""
 
-_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_EXCLUDED_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and its split by position: the first 90% train, then 5% validation and 5% test.
+    """A text, split by position: the first 90% train, then 5% validation and 5% test.
 
     Attributes:
         name: ``stdlib``, ``enwik8``, or the path of a file.
-        text: (length,) bytes, memory-mapped where they come from a file.
+        text: bytes (length,), memory-mapped if they come from a file.
     """
 
     name: str
-    text: Bytes
+    text: ByteArray
 
     @cached_property
     def sha256(self) -> str:
@@ -44,90 +51,89 @@ class Corpus:
         return len(self.text) * 90 // 100, len(self.text) * 95 // 100
 
     @property
-    def train(self) -> Bytes:
+    def train(self) -> ByteArray:
         """The first 90%."""
         return self.text[: self.split[0]]
 
     @property
-    def validation(self) -> Bytes:
-        """The 5% after that."""
+    def validation(self) -> ByteArray:
+        """The next 5%."""
         return self.text[self.split[0] : self.split[1]]
 
     @property
-    def test(self) -> Bytes:
+    def test(self) -> ByteArray:
         """The last 5%."""
         return self.text[self.split[1] :]
 
 
 def gather_windows(text: TokenArray, starts: npt.NDArray[np.int64], length: int) -> TokenArray:
-    """Gather the windows of a text that begin at the starts.
+    """Gather the windows of a text that begin at given positions.
 
     Args:
-        text: (n,) symbols.
-        starts: (B,) positions, each at most n − length.
-        length: of each window, in symbols.
+        text: tokens (n,).
+        starts: positions (B,), each at most n − length.
+        length: number of tokens of a window.
 
     Returns:
-        (length, B) symbols: a row a time step.
+        Tokens (length, B), one row per time step.
     """
     windows = np.lib.stride_tricks.sliding_window_view(text, length)[starts]  # (B, length)
     return np.ascontiguousarray(windows.T)
 
 
 def load_corpus(name: str) -> Corpus:
-    """Open a corpus by its name or path.
+    """Load a corpus by name or path.
 
     Args:
-        name: ``stdlib`` (the running Python's library sources), ``enwik8`` (downloaded on first
-            use) or the path of any file.
+        name: ``stdlib`` (the sources of the running Python's standard library), ``enwik8``
+            (downloaded on first use) or the path of a file.
 
     Raises:
-        CorpusError: if the file is missing, empty or unreadable, or a download failed.
+        CorpusError: if the file is missing, empty or unreadable, or the download fails.
     """
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
-        return _checked(Corpus(name, _map(download.enwik8())))
+        return _verify_sha256(Corpus(name, _memmap(download.enwik8())))
     path = Path(name)
     try:
         path = path.expanduser().resolve()
         is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # a name that no file can have
+    except (OSError, RuntimeError, ValueError):  # not a possible file name
         is_file = False
     if not is_file:
         raise CorpusError(
-            f"corpus {name!r} is no file; allowed: stdlib, enwik8 or the path of a file; "
-            "check the path"
+            f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a path to a file"
         )
-    return Corpus(str(path), _map(path))
+    return Corpus(str(path), _memmap(path))
 
 
-def _checked(corpus: Corpus) -> Corpus:
-    """Refuse an enwik8 in the cache that was changed after it was unpacked."""
+def _verify_sha256(corpus: Corpus) -> Corpus:
+    """Check that the cached enwik8 was not changed after it was unpacked."""
     if corpus.sha256 != download.SHA256:
         raise CorpusError(
-            f"{download.enwik8()} has the SHA-256 {corpus.sha256}; allowed: {download.SHA256}; "
-            "remove the file, and it is fetched again"
+            f"{download.enwik8()} has the SHA-256 {corpus.sha256}: expected {download.SHA256}; "
+            "remove the file to download it again"
         )
     return corpus
 
 
-def _map(path: Path) -> Bytes:
+def _memmap(path: Path) -> ByteArray:
     try:
         return np.memmap(path, dtype=np.uint8, mode="r")
-    except ValueError as error:  # numpy's word for a file without a byte
-        raise CorpusError(f"corpus {path} is empty; take a file with text in it") from error
+    except ValueError as error:  # raised by numpy for an empty file
+        raise CorpusError(f"corpus {path} is empty") from error
     except OSError as error:
-        raise CorpusError(f"corpus {path} cannot be read ({error.strerror}); check it") from error
+        raise CorpusError(f"corpus {path} cannot be read ({error.strerror})") from error
 
 
 def _library_sources() -> Iterator[bytes]:
-    """Yield the standard library's modules, sorted by path, tests and installed packages left out.
+    """Yield the standard library's modules by path, without tests and installed packages.
 
-    What they hold together, about 10 MB of English and code, is the same for one Python.
+    Together they are about 10 MB of English and code, the same for one version of Python.
     """
     library = Path(sysconfig.get_path("stdlib"))
     modules = sorted((path.relative_to(library).as_posix(), path) for path in library.rglob("*.py"))
     for relative, path in modules:
-        if not _NOT_LIBRARY.intersection(relative.split("/")[:-1]):
+        if not _EXCLUDED_FOLDERS.intersection(relative.split("/")[:-1]):
             yield path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a network reads one of at each step: bytes, or tokens that are learnt from a text."""
+"""Tokenizers (bytes, or byte pairs learnt from a text), and a corpus in their tokens."""
 
 import json
 import os
@@ -11,50 +11,50 @@ import numpy as np
 import numpy.typing as npt
 
 from rnn.config import BYTE_VOCAB_SIZE
-from rnn.data.bpe import BPE, PIECES
-from rnn.data.corpus import Bytes, Corpus, TokenArray
+from rnn.data.bpe import BPE, PRETOKENIZE_PATTERN
+from rnn.data.corpus import ByteArray, Corpus, TokenArray
 from rnn.errors import CorpusError, TokenizerError
 
-_FORM = "byte pairs 1"
-_LARGEST = 2**16
-_CHUNK = 2**20
-"""Bytes of text that a learner is handed at once."""
+_FORMAT_VERSION = "bpe-1"
+_MAX_VOCAB_SIZE = 2**16
+_CHUNK_SIZE = 2**20
+"""Bytes of text that are handed to the trainer at once."""
 
 
 class Tokenizer(Protocol):
-    """A finite set of symbols that every text can be written in, and read back byte for byte."""
+    """A lossless map between bytes and tokens."""
 
     @property
     def size(self) -> int:
-        """V, the number of symbols."""
+        """V, the number of tokens."""
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """The number of bytes of each symbol (V,)."""
+    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
+        """The number of bytes of each token (V,)."""
 
     @property
     def serialized(self) -> str | None:
-        """What :func:`load_tokenizer` makes the same vocabulary of."""
+        """The tokenizer as :func:`load_tokenizer` reads it."""
 
-    def encode(self, text: Bytes) -> TokenArray:
-        """Return the symbols (m,) of a text (n,)."""
+    def encode(self, text: ByteArray) -> TokenArray:
+        """Return the tokens (m,) of a text (n,)."""
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """Return the text of symbols."""
+        """Return the text of tokens."""
 
 
 class ByteTokenizer:
-    """Each byte is a symbol; nothing is copied."""
+    """Each byte is a token; nothing is copied."""
 
     size = BYTE_VOCAB_SIZE
     serialized = None
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """One for each symbol (256,)."""
+    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
+        """The number of bytes of each token: ones (256,)."""
         return np.ones(BYTE_VOCAB_SIZE, np.int64)
 
-    def encode(self, text: Bytes) -> TokenArray:
+    def encode(self, text: ByteArray) -> TokenArray:
         """Return the text itself."""
         return text
 
@@ -64,115 +64,118 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Bytes, and what is made of them by merging pairs.
+    """Tokens of byte-pair encoding.
 
     Args:
-        pairs: that are merged.
+        bpe: the encoding.
     """
 
-    def __init__(self, pairs: BPE) -> None:
-        self.pairs = pairs
+    def __init__(self, bpe: BPE) -> None:
+        self.bpe = bpe
 
     @property
     def size(self) -> int:
-        """V, the number of symbols."""
-        return len(self.pairs.tokens)
+        """V, the number of tokens."""
+        return len(self.bpe.tokens)
 
     @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """The number of bytes of each symbol (V,)."""
-        return np.array([len(token) for token in self.pairs.tokens], np.int64)
+    def token_byte_lengths(self) -> npt.NDArray[np.int64]:
+        """The number of bytes of each token (V,)."""
+        return np.array([len(token) for token in self.bpe.tokens], np.int64)
 
     @cached_property
     def serialized(self) -> str:
         """The merges, as JSON."""
-        content = {"form": _FORM, "merges": self.pairs.merges}
+        content = {"format_version": _FORMAT_VERSION, "merges": self.bpe.merges}
         return json.dumps(content, separators=(",", ":"))
 
-    def encode(self, text: Bytes) -> TokenArray:
-        """Return the symbols (m,) of a text (n,)."""
-        tokens = self.pairs.encode(np.ascontiguousarray(text).data)
+    def encode(self, text: ByteArray) -> TokenArray:
+        """Return the tokens (m,) of a text (n,)."""
+        tokens = self.bpe.encode(np.ascontiguousarray(text).data)
         return np.fromiter(tokens, np.uint16)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """Return the text of symbols."""
-        return self.pairs.decode(tokens)
+        """Return the text of tokens."""
+        return self.bpe.decode(tokens)
 
 
-def train_tokenizer(name: str, training_text: Bytes) -> Tokenizer:
-    """Make the vocabulary of a name: the same one of the same text, whoever does it.
+def train_tokenizer(name: str, training_text: ByteArray) -> Tokenizer:
+    """Make the tokenizer of a name; deterministic for a given text.
 
     Args:
-        name: ``bytes``, or ``bpe:N`` for the bytes and what the most frequent pairs are merged to
-            (Sennrich et al., *Neural Machine Translation of Rare Words with Subword Units*, 2016),
-            N symbols in all, or fewer if the text has no more pairs.
-        training_text: (n,), from which pairs are learnt.
+        name: ``bytes``, or ``bpe:N`` for byte-pair encoding (Sennrich et al., *Neural Machine
+            Translation of Rare Words with Subword Units*, 2016) with N tokens, or fewer if the
+            text has no more pairs.
+        training_text: text (n,) to learn the pairs from.
     """
     if name == "bytes":
         return ByteTokenizer()
     size = int(name.removeprefix("bpe:"))
-    return BPETokenizer(BPE(_learn_merges(training_text, size)))
+    return BPETokenizer(BPE(_train_bpe(training_text, size)))
 
 
-def load_tokenizer(written: str | None) -> Tokenizer:
-    """Return the vocabulary that was written down; of None the bytes.
+def load_tokenizer(serialized: str | None) -> Tokenizer:
+    """Read a serialized tokenizer; None stands for bytes.
 
     Raises:
         TokenizerError: if it is damaged.
     """
-    if written is None:
+    if serialized is None:
         return ByteTokenizer()
     try:
-        content = json.loads(written)
-        if content["form"] != _FORM:
-            raise ValueError(f"it has the form {content['form']!r}")
-        pairs = BPE([(int(left), int(right)) for left, right in content["merges"]])
-        if len(pairs.tokens) > _LARGEST:
-            raise ValueError(f"it has {len(pairs.tokens):,} symbols")
+        content = json.loads(serialized)
+        if content["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format version is {content['format_version']!r}")
+        bpe = BPE([(int(left), int(right)) for left, right in content["merges"]])
+        if len(bpe.tokens) > _MAX_VOCAB_SIZE:
+            raise ValueError(f"it has {len(bpe.tokens):,} tokens")
     except (ValueError, TypeError, LookupError) as error:
         raise TokenizerError(
-            f"a vocabulary cannot be read ({error}); allowed: the form {_FORM!r} and its merges, "
-            f"{_LARGEST:,} symbols at most; take a sound copy"
+            f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r} "
+            f"and at most {_MAX_VOCAB_SIZE:,} tokens"
         ) from error
-    return BPETokenizer(pairs)
+    return BPETokenizer(bpe)
 
 
-def _learn_merges(text: Bytes, size: int) -> list[tuple[int, int]]:
-    # Imported here, as only who makes a study learns. It takes characters: each byte is the one of
-    # its number, so that bytes that are no UTF-8 are as good as others.
+def _train_bpe(text: ByteArray, size: int) -> list[tuple[int, int]]:
+    """Learn the merges of a vocabulary of a given size."""
+    # Imported here because only the creation of a study needs it.
     import tokenizers
     from tokenizers import Regex, models, pre_tokenizers, trainers
 
-    # Said by whoever uses threads of its own, or a process that is forked later is warned of them.
+    # Avoids the library's warning when a process is forked later.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     learner = tokenizers.Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES.decode("latin-1")), "isolated")
+    pattern = Regex(PRETOKENIZE_PATTERN.decode("latin-1"))
+    learner.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    # The library takes characters: each byte becomes the character of its number, so that bytes
+    # need not be UTF-8.
     alphabet = [chr(byte) for byte in range(BYTE_VOCAB_SIZE)]
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
     learner.train_from_iterator(_chunks(text), trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
-    numbers = {character: byte for byte, character in enumerate(alphabet)}
-    learnt = []
+    token_ids = {character: byte for byte, character in enumerate(alphabet)}
+    pairs = []
     for left, right in merges:
-        learnt.append((numbers[left], numbers[right]))
-        numbers.setdefault(left + right, len(numbers))
-    return learnt
+        pairs.append((token_ids[left], token_ids[right]))
+        token_ids.setdefault(left + right, len(token_ids))
+    return pairs
 
 
-def _chunks(text: Bytes) -> Iterator[str]:
-    for first in range(0, len(text), _CHUNK):
-        yield text[first : first + _CHUNK].tobytes().decode("latin-1")
+def _chunks(text: ByteArray) -> Iterator[str]:
+    for first in range(0, len(text), _CHUNK_SIZE):
+        yield text[first : first + _CHUNK_SIZE].tobytes().decode("latin-1")
 
 
 @dataclass(frozen=True)
 class TokenCorpus:
-    """A corpus in the symbols of a vocabulary; a split is read when it is first asked for.
+    """A corpus in the tokens of a tokenizer; a split is encoded at its first use.
 
     Attributes:
-        corpus: the bytes.
-        tokenizer: of the symbols.
+        corpus: the corpus as bytes.
+        tokenizer: the tokenizer.
     """
 
     corpus: Corpus
@@ -180,43 +183,43 @@ class TokenCorpus:
 
     @cached_property
     def train(self) -> TokenArray:
-        """The symbols of the training split."""
+        """The tokens of the training split."""
         return self.tokenizer.encode(self.corpus.train)
 
     @cached_property
     def validation(self) -> TokenArray:
-        """The symbols of the validation split."""
+        """The tokens of the validation split."""
         return self.tokenizer.encode(self.corpus.validation)
 
     @cached_property
     def test(self) -> TokenArray:
-        """The symbols of the test split."""
+        """The tokens of the test split."""
         return self.tokenizer.encode(self.corpus.test)
 
-    def require(
+    def check_min_length(
         self,
         sequence_length: int,
         window_length: int,
-        evaluate: Literal["validation", "test"] = "validation",
+        eval_split: Literal["validation", "test"] = "validation",
     ) -> None:
-        """Refuse a text too short for one sequence, and one lane of evaluation.
+        """Check that the splits have at least one training sequence and one evaluation window.
 
         Args:
-            sequence_length: of training, in symbols.
-            window_length: of evaluation, in symbols.
-            evaluate: ``test`` if the test split is to be read too.
+            sequence_length: tokens of a training sequence.
+            window_length: tokens of an evaluation window.
+            eval_split: ``test`` to check the test split as well.
 
         Raises:
-            CorpusError: with the lengths that there are.
+            CorpusError: if a split is too short.
         """
-        lane = window_length, "evaluation.window_length"
-        needed = {"train": (sequence_length, "training.sequence_length"), "validation": lane}
-        needed[evaluate] = lane
+        window = window_length, "evaluation.window_length"
+        needed = {"train": (sequence_length, "training.sequence_length"), "validation": window}
+        needed[eval_split] = window
         for split, (length, setting) in needed.items():
             count = len(getattr(self, split))
             if count < length:
                 raise CorpusError(
-                    f"corpus {self.corpus.name} has {count:,} tokens of a vocabulary of "
-                    f"{self.tokenizer.size:,} in its {split} split; allowed: {length:,} or more; "
-                    f"take a longer text, a smaller vocabulary or a smaller {setting}"
+                    f"{split} split of corpus {self.corpus.name} has {count:,} tokens (vocabulary "
+                    f"of {self.tokenizer.size:,}): expected {length:,} or more; use a longer text, "
+                    f"a smaller vocabulary or a smaller {setting}"
                 )

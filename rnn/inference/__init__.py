@@ -1,1 +1,1 @@
-"""."""
+"""Use of trained networks: model files, text generation and export."""

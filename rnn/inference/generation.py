@@ -1,4 +1,4 @@
-"""Text that a trained network writes, symbol after symbol."""
+"""Text generation with a trained network."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from rnn.models.factory import build_network
 
 @torch.inference_mode()
 def generate(
-    network: SavedModel,
+    model: SavedModel,
     prompt: bytes = b"",
     length: int = 500,
     temperature: float = 1.0,
@@ -19,63 +19,64 @@ def generate(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> bytes:
-    """Let a network go on with a text: the same on the same machine for the same seed.
+    """Continue a text; the result repeats on the same machine for the same seed.
 
     Args:
-        network: that writes. It computes in float32, or in float64 if it was trained so.
-        prompt: what it reads first, from zero states; a line's end if there is nothing.
-        length: of what it writes, in symbols.
-        temperature: by which logits are divided: below 1, likelier symbols are preferred; 0 for the
-            likeliest alone.
-        top_k: draw among so many symbols only, the likeliest; None for all.
-        seed: of what is drawn.
-        device: where to compute; the processor by default.
+        model: trained network; computes in float64 if it was trained so, else in float32.
+        prompt: text to read first, from zero states; a line feed if empty.
+        length: number of tokens to generate.
+        temperature: divisor of the logits; below 1, likely tokens are preferred; 0 always takes the
+            most likely token.
+        top_k: number of most likely tokens to sample from; None for all.
+        seed: seed of the sampling.
+        device: device to compute on; the CPU by default.
 
     Returns:
-        What it writes, without the prompt.
+        The generated text, without the prompt.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of range.
     """
     if length < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(
-            f"length is {length}, temperature {temperature}, top_k {top_k}; allowed: 1 or more, 0 "
-            "or more, 1 or more"
+            f"length is {length}, temperature {temperature}, top_k {top_k}: expected length >= 1, "
+            "temperature >= 0, top_k >= 1"
         )
-    tokenizer, config = network.tokenizer, TrialConfig(network.architecture)
-    model = build_network(
+    tokenizer, config = model.tokenizer, TrialConfig(model.architecture)
+    network = build_network(
         [config],
         seed,
-        "fp64" if network.precision == "fp64" else "fp32",
+        "fp64" if model.precision == "fp64" else "fp32",
         tokenizer.size,
         device,
-        {config: network.weights},
+        {config: model.weights},
     )
-    states = model.init_state(1)
+    states = network.init_state(1)
 
-    def read(token: int) -> Tensor:
-        reads = model.prepare_inputs(torch.tensor([token], device=model.device))
-        logits, after = model.forward(reads, states)  # (1, 1, V)
-        for state, new in zip(states, after, strict=True):
-            state.copy_(new)
+    def next_logits(token: int) -> Tensor:
+        """Read a token and return the logits of the next one (V,)."""
+        inputs = network.prepare_inputs(torch.tensor([token], device=network.device))
+        logits, next_states = network.forward(inputs, states)  # (1, 1, V)
+        for state, next_state in zip(states, next_states, strict=True):
+            state.copy_(next_state)
         return logits[0, 0].cpu()
 
     for token in tokenizer.encode(np.frombuffer(prompt or b"\n", np.uint8)).tolist():
-        logits = read(token)  # (V,)
+        logits = next_logits(token)  # (V,)
     generator = torch.Generator().manual_seed(seed)
-    written = [_choose(logits, temperature, top_k, generator)]
-    while len(written) < length:
-        written.append(_choose(read(written[-1]), temperature, top_k, generator))
-    return tokenizer.decode(written)
+    tokens = [sample_token(logits, temperature, top_k, generator)]
+    while len(tokens) < length:
+        tokens.append(sample_token(next_logits(tokens[-1]), temperature, top_k, generator))
+    return tokenizer.decode(tokens)
 
 
-def _choose(
+def sample_token(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> int:
-    """Choose a symbol by its logits (V,)."""
+    """Sample a token by its logits (V,); see :func:`generate`."""
     if temperature == 0:
         return int(logits.argmax())
-    candidates = logits.double().topk(min(top_k or len(logits), len(logits)))  # (k,), falling
-    # Less the greatest: however low the temperature is, that one stays finite.
+    candidates = logits.double().topk(min(top_k or len(logits), len(logits)))  # (k,), descending
+    # Relative to the greatest logit, which keeps the weights finite at any temperature.
     weights = ((candidates.values - candidates.values[0]) / temperature).exp()
     return int(candidates.indices[weights.multinomial(1, generator=generator)])

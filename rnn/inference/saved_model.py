@@ -1,7 +1,7 @@
-"""A trained network in a file, which is enough by itself: its weights, and what they mean.
+"""Self-contained file of a trained network: weights, architecture and tokenizer.
 
-The file is in the form of safetensors: numbers and names, never code. Its metadata say which
-network it is and what it reads, as JSON.
+It is a safetensors file, which holds numbers and names but no code. Architecture, tokenizer and
+metadata are stored as JSON in its header.
 """
 
 import json
@@ -20,87 +20,87 @@ from rnn.errors import SavedModelError
 from rnn.stacked.flat_parameters import NamedTensors
 from rnn.training.precision import Precision
 
-_FORM = "1"
+_FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A network that has been trained, and all that is needed to use it.
+    """A trained network with all that is needed to use it.
 
     Attributes:
-        architecture: of the network.
-        weights: of each of its products, in the processor's memory.
-        tokenizer: what it reads, and writes.
-        precision: of the arithmetic that it was trained in.
-        details: what else is to be known of it (study, trial, …), in any words.
+        architecture: architecture of the network.
+        weights: weights of each linear layer, on the CPU.
+        tokenizer: tokenizer of its text.
+        precision: precision that it was trained in.
+        metadata: further information (study, trial, …) as text.
     """
 
     architecture: GatedConfig | BaselineConfig
     weights: NamedTensors
     tokenizer: Tokenizer
     precision: Precision
-    details: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
-def serialize_model(network: SavedModel) -> bytes:
-    """Return the content of a network's file."""
+def serialize_model(model: SavedModel) -> bytes:
+    """Serialize a model to the content of its file."""
     tensors: dict[str, Tensor] = {}
-    for name, (weight, bias) in network.weights.items():
+    for name, (weight, bias) in model.weights.items():
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
-    metadata = {
-        "form": _FORM,
-        "architecture": json.dumps(asdict(network.architecture)),
-        "tokenizer": json.dumps(network.tokenizer.serialized),
-        "precision": network.precision,
-        "details": json.dumps(dict(network.details)),
+    header = {
+        "format_version": _FORMAT_VERSION,
+        "architecture": json.dumps(asdict(model.architecture)),
+        "tokenizer": json.dumps(model.tokenizer.serialized),
+        "precision": model.precision,
+        "metadata": json.dumps(dict(model.metadata)),
     }
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
 
 
 def deserialize_model(content: bytes) -> SavedModel:
-    """Return the network of a file's content.
+    """Read a model from the content of its file.
 
     Raises:
-        SavedModelError: if it is damaged, or no such file.
-        TokenizerError: if the vocabulary in it is damaged.
+        SavedModelError: if it is damaged, or not a model file of this format.
+        TokenizerError: if its tokenizer is damaged.
     """
     try:
         tensors = load(content)
-        # The form's header: its length in eight bytes, and a JSON object.
+        # Header of a safetensors file: its length in eight bytes, then a JSON object.
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-        if metadata["form"] != _FORM:
-            raise ValueError(f"it has the form {metadata['form']!r}")
-        if metadata["precision"] not in get_args(Precision):
-            raise ValueError(f"it has the precision {metadata['precision']!r}")
-        tokenizer = load_tokenizer(json.loads(metadata["tokenizer"]))
-        architecture = _architecture(json.loads(metadata["architecture"]))
+        header = json.loads(content[8 : 8 + length])["__metadata__"]
+        if header["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format version is {header['format_version']!r}")
+        if header["precision"] not in get_args(Precision):
+            raise ValueError(f"precision is {header['precision']!r}")
+        tokenizer = load_tokenizer(json.loads(header["tokenizer"]))
+        architecture = _read_architecture(json.loads(header["architecture"]))
         return SavedModel(
             architecture,
-            _weights(tensors, architecture.param_shapes(tokenizer.size)),
+            _read_weights(tensors, architecture.param_shapes(tokenizer.size)),
             tokenizer,
-            metadata["precision"],
-            dict(json.loads(metadata["details"])),
+            header["precision"],
+            dict(json.loads(header["metadata"])),
         )
     except (SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise SavedModelError(
-            f"a trained network cannot be read ({error}); allowed: a file of safetensors of the "
-            f"form {_FORM}, as a search keeps them; take a sound copy"
+            f"model cannot be read ({error}): expected a safetensors file of format version "
+            f"{_FORMAT_VERSION}"
         ) from error
 
 
-def _architecture(described: dict[str, Any]) -> GatedConfig | BaselineConfig:
-    return (BaselineConfig if "cell" in described else GatedConfig)(**described)
+def _read_architecture(fields: dict[str, Any]) -> GatedConfig | BaselineConfig:
+    return (BaselineConfig if "cell" in fields else GatedConfig)(**fields)
 
 
-def _weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> NamedTensors:
+def _read_weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> NamedTensors:
     weights = {}
     for name, shape in shapes.items():
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         if weight.shape != shape or bias.shape != shape[1:]:
-            raise ValueError(f"its {name} has the shape {tuple(weight.shape)}, not {shape}")
+            raise ValueError(f"{name} has the shape {tuple(weight.shape)}, not {shape}")
         for tensor in (weight, bias):
             if tensor.dtype not in (torch.float32, torch.float64) or not tensor.isfinite().all():
-                raise ValueError(f"its {name} is not all numbers of float32 or float64")
+                raise ValueError(f"{name} is not finite float32 or float64")
         weights[name] = weight, bias
     return weights

@@ -1,8 +1,7 @@
-"""All weights of a population in one tensor, and their gradients in another.
+"""All weights of a network stack in one flat tensor, and their gradients in another.
 
-One optimizer step, or one cast to bfloat16, is then one pass over memory. What an optimizer keeps
-lies in the same order, so that whatever belongs to one member can be taken out of each, and put
-back.
+An optimizer step or a cast to bfloat16 is then one pass over memory. Optimizer state has the same
+layout, so the part that belongs to one network can be extracted from each, and loaded again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,154 +14,165 @@ from rnn.config import TrialConfig
 from rnn.stacked.linear import StackedLinear
 
 NamedTensors = dict[str, tuple[Tensor, Tensor]]
-"""One number for each weight of a network: an affine map's name
-(:meth:`GatedConfig.param_shapes`) to
-what is of its weight (inputs, outputs) and of its bias (outputs,)."""
+"""A network's weights, or one number for each of them: the name of a linear layer
+(:meth:`GatedConfig.param_shapes`) to weight (inputs, outputs) and bias (outputs,)."""
 
 
-class _Place(NamedTuple):
-    affine: StackedLinear
+class _Slot(NamedTuple):
+    """A linear layer and the place of its weight and bias in the flat tensor."""
+
+    linear: StackedLinear
     weight: slice
     bias: slice
 
 
 class FlatParameters:
-    """The weights of K members, as affine maps use them.
+    """The weights of K networks, as their linear layers use them.
+
+    Sets the weights and gradients of the given layers to views of the flat tensors.
 
     Args:
-        configs: of the population.
-        maps: all affine maps, by the layer's prefix to the names of their products; they are told
-            where their weights and gradients are.
-        table: the embedding, of which rows are looked up.
-        dtype: of weights and gradients.
-        mixed: whether products are taken in bfloat16.
-        device: where to keep them.
+        configs: configs of the K networks.
+        linears: all linear layers, each with the prefix of its parameter names.
+        embedding: the embedding, a table of rows rather than a matrix product.
+        dtype: dtype of weights and gradients.
+        mixed_precision: whether matrix products use bfloat16.
+        device: device of the tensors.
         vocab_size: V.
 
     Attributes:
-        values: (P,), in the order: weights that take part in products, biases, the embedding.
-        low: what products read, as far as the biases: in bfloat16, or the values themselves.
-        low_gradients: what products write, of the weights that take part in them.
-        full_gradients: all others; or all, if there is no lower type. What nothing depends on has a
-            gradient of zero.
-        is_mixed: whether products are taken in bfloat16.
+        values: weights (P,): matrix product weights, then biases, then the embedding.
+        matmul_values: weights and biases that matrix products read: bfloat16 copies, or a view of
+            the values.
+        matmul_grads: gradients of the matrix product weights, in the dtype of the products.
+        full_grads: all other gradients, or all gradients without mixed precision; zero where the
+            loss does not depend on the weight.
+        mixed_precision: whether matrix products use bfloat16.
     """
 
     def __init__(
         self,
         configs: Sequence[TrialConfig],
-        maps: Sequence[tuple[str, StackedLinear]],
-        table: StackedLinear,
+        linears: Sequence[tuple[str, StackedLinear]],
+        embedding: StackedLinear,
         dtype: torch.dtype,
-        mixed: bool,
+        mixed_precision: bool,
         device: torch.device,
         vocab_size: int,
     ) -> None:
-        self._members = configs
-        self._vocabulary_size = vocab_size
+        self._configs = configs
+        self._vocab_size = vocab_size
         end = 0
 
-        def placed(size: int) -> slice:
+        def allocate(size: int) -> slice:
             nonlocal end
-            first, end = end, end + _aligned(size)
+            first, end = end, end + _align(size)
             return slice(first, first + size)
 
-        named = [*maps, ("", table)]
-        weights = [placed(len(a.configs) * a.inputs * a.outputs) for _, a in maps]
-        param_shapes = end
-        biases = [placed(len(a.configs) * a.outputs * a.has_bias) for _, a in named]
-        read = end
-        weights.append(placed(len(table.configs) * table.inputs * table.outputs))
-        self._places = [
-            (prefix, _Place(affine, *place))
-            for (prefix, affine), *place in zip(named, weights, biases, strict=True)
+        def weight_size(linear: StackedLinear) -> int:
+            return len(linear.networks) * linear.in_features * linear.out_features
+
+        prefixed = [*linears, ("", embedding)]
+        weights = [allocate(weight_size(linear)) for _, linear in linears]
+        matmul_end = end
+        biases = [
+            allocate(len(linear.networks) * linear.out_features * linear.has_bias)
+            for _, linear in prefixed
         ]
-        self.is_mixed = mixed
+        bias_end = end
+        weights.append(allocate(weight_size(embedding)))
+        self._slots = [
+            (prefix, _Slot(linear, weight, bias))
+            for (prefix, linear), weight, bias in zip(prefixed, weights, biases, strict=True)
+        ]
+        self.mixed_precision = mixed_precision
         self.values = torch.zeros(end, dtype=dtype, device=device)
-        gradients = torch.zeros(end - param_shapes if mixed else end, dtype=dtype, device=device)
-        self.full_gradients = gradients
-        # Without a lower type, products read and write the values and gradients themselves.
-        self.low = self.values[:read]
-        self.low_gradients = gradients[:param_shapes]
-        if mixed:
-            self.low = self.low.bfloat16()
-            self.low_gradients = self.values[:param_shapes].bfloat16()
-        skipped = param_shapes if mixed else 0
-        for affine, weight, bias in (place for _, place in self._places):
-            is_table = affine is table
-            affine.weight = _weight_of(self.values if is_table else self.low, affine, weight)
-            affine.bias = _bias_of(self.values if is_table else self.low, affine, bias)
-            own = slice(weight.start - skipped, weight.stop - skipped)
-            affine.weight_gradient = (
-                _weight_of(gradients, affine, own)
-                if is_table
-                else _weight_of(self.low_gradients, affine, weight)
+        skipped = matmul_end if mixed_precision else 0
+        self.full_grads = torch.zeros(end - skipped, dtype=dtype, device=device)
+        if mixed_precision:
+            self.matmul_values = self.values[:bias_end].bfloat16()
+            self.matmul_grads = self.values[:matmul_end].bfloat16()
+        else:
+            self.matmul_values = self.values[:bias_end]
+            self.matmul_grads = self.full_grads[:matmul_end]
+
+        def in_full_grads(place: slice) -> slice:
+            return slice(place.start - skipped, place.stop - skipped)
+
+        for _, (linear, weight, bias) in self._slots:
+            is_embedding = linear is embedding
+            values = self.values if is_embedding else self.matmul_values
+            linear.weight = _weight_view(values, linear, weight)
+            linear.bias = _bias_view(values, linear, bias)
+            linear.weight_grad = (
+                _weight_view(self.full_grads, linear, in_full_grads(weight))
+                if is_embedding
+                else _weight_view(self.matmul_grads, linear, weight)
             )
-            own = slice(bias.start - skipped, bias.stop - skipped)
-            affine.bias_gradient = _bias_of(gradients, affine, own)
+            linear.bias_grad = _bias_view(self.full_grads, linear, in_full_grads(bias))
 
     @property
-    def gradients(self) -> Tensor:
+    def grads(self) -> Tensor:
         """The gradients of all values (P,)."""
-        if not self.is_mixed:
-            return self.full_gradients
-        return torch.cat((self.low_gradients.to(self.values.dtype), self.full_gradients))
+        if not self.mixed_precision:
+            return self.full_grads
+        return torch.cat((self.matmul_grads.to(self.values.dtype), self.full_grads))
 
-    def of(self, k: int, flat: Tensor) -> NamedTensors:
-        """Return a copy of what belongs to member k, in the processor's memory.
+    def extract(self, k: int, flat: Tensor) -> NamedTensors:
+        """Copy the part of network k to CPU memory.
 
         Args:
-            k: its number.
-            flat: (P,), the values, or whatever an optimizer keeps for each.
+            k: position of the network in the stack.
+            flat: the values, or another tensor (P,) of their layout.
         """
-        shapes = self._members[k].architecture.param_shapes(self._vocabulary_size)
-        memory = torch.empty(0, dtype=flat.dtype)  # of the processor
-        taken = {
-            name: (memory.new_empty(shape), memory.new_empty(shape[1]))
+        shapes = self._configs[k].architecture.param_shapes(self._vocab_size)
+        params = {
+            name: (torch.empty(shape, dtype=flat.dtype), torch.empty(shape[1], dtype=flat.dtype))
             for name, shape in shapes.items()
         }
-        for here, there in self._pairs(k, flat, taken):
-            there.copy_(here)
-        return taken
+        for source, target in self._pairs(k, flat, params):
+            target.copy_(source)
+        return params
 
-    def put(self, k: int, flat: Tensor, weights: NamedTensors) -> None:
-        """Set what belongs to member k; see :meth:`of`."""
-        for here, there in self._pairs(k, flat, weights):
-            here.copy_(there)
-        if self.is_mixed and flat is self.values:
-            self.low.copy_(flat[: len(self.low)])
+    def load(self, k: int, flat: Tensor, params: NamedTensors) -> None:
+        """Set the part of network k in a flat tensor; see :meth:`extract`."""
+        for target, source in self._pairs(k, flat, params):
+            target.copy_(source)
+        if self.mixed_precision and flat is self.values:
+            self.matmul_values.copy_(flat[: len(self.matmul_values)])
 
-    def replace(self, values: Tensor) -> None:
-        """Set the weights of all members (P,)."""
+    def load_flat(self, values: Tensor) -> None:
+        """Set the weights of all networks (P,)."""
         self.values.copy_(values)
-        if self.is_mixed:
-            self.low.copy_(self.values[: len(self.low)])
+        if self.mixed_precision:
+            self.matmul_values.copy_(self.values[: len(self.matmul_values)])
 
     def _pairs(
-        self, k: int, flat: Tensor, weights: NamedTensors
+        self, k: int, flat: Tensor, params: NamedTensors
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        for prefix, (affine, weight, bias) in self._places:
-            if k not in affine.configs:
+        """Yield each piece of network k as a view of the flat tensor and a view of params."""
+        for prefix, (linear, weight, bias) in self._slots:
+            if k not in linear.networks:
                 continue
-            r = affine.configs.index(k)
-            joined, biases = _weight_of(flat, affine, weight)[r], _bias_of(flat, affine, bias)
-            for block in affine.blocks:
-                own_weight, own_bias = weights[prefix + block.product]
-                (first, count), (row, column) = block.inputs, block.at
-                columns = slice(column, column + own_weight.shape[1])
-                yield joined[row : row + count, columns], own_weight[first : first + count]
-                if affine.has_bias:
-                    yield biases[r, 0, columns], own_bias
+            r = linear.networks.index(k)
+            fused, biases = _weight_view(flat, linear, weight)[r], _bias_view(flat, linear, bias)
+            for each in linear.slices:
+                param_weight, param_bias = params[prefix + each.param]
+                (first, count), (row, column) = each.rows, each.offset
+                columns = slice(column, column + param_weight.shape[1])
+                yield fused[row : row + count, columns], param_weight[first : first + count]
+                if linear.has_bias:
+                    yield biases[r, 0, columns], param_bias
 
 
-def _aligned(size: int) -> int:
-    """Return the size with what is left of its last line of a cache: products read whole lines."""
+def _align(size: int) -> int:
+    """Round a size up to whole cache lines, which matrix products read."""
     return -(-size // 64) * 64
 
 
-def _weight_of(flat: Tensor, affine: StackedLinear, place: slice) -> Tensor:
-    return flat[place].view(len(affine.configs), affine.inputs, affine.outputs)
+def _weight_view(flat: Tensor, linear: StackedLinear, place: slice) -> Tensor:
+    return flat[place].view(len(linear.networks), linear.in_features, linear.out_features)
 
 
-def _bias_of(flat: Tensor, affine: StackedLinear, place: slice) -> Tensor:
-    return flat[place].view(-1, 1, affine.outputs)  # of a map that has none: empty
+def _bias_view(flat: Tensor, linear: StackedLinear, place: slice) -> Tensor:
+    return flat[place].view(-1, 1, linear.out_features)  # empty without a bias

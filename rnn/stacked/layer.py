@@ -1,4 +1,4 @@
-"""One recurrent layer of K networks, their switches mixed, one time step at a time."""
+"""One recurrent layer of K networks with different options, one time step at a time."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import groupby
@@ -13,9 +13,10 @@ from rnn.stacked.state_update import StateUpdate
 
 
 class StackedLayer:
-    """One layer of K members of one state size.
+    """One layer of K networks of one state size.
 
-    With [a ; b] joining along the last axis, ⊙ element-wise and σ the logistic function::
+    With [a ; b] for concatenation along the last axis, ⊙ for the element-wise product and σ for
+    the logistic function::
 
         c = [x ; h]
         input gate    [x' ; h'] = c' = σ(c·W_i + b) ⊙ c     else c' = c
@@ -26,121 +27,133 @@ class StackedLayer:
                       o = r·W_o + b
         output gate   y = σ([o ; r]·W_y + b) ⊙ o            else y = o ⊙ σ(o)
 
-    g is c', or [c' ; u] with u as it stands where ``gate_inputs`` is ``"candidate"``: there the
-    forget gate sees what the state gate made. The output is y, the next state u: no gradient ever
-    crosses a time step.
+    g is c', or [c' ; u] with u as it stands at that point if ``gate_inputs`` is ``"candidate"``:
+    the forget gate then reads the result of the state gate. The output is y, the next state u; no
+    gradient crosses a time step.
 
-    Products with the same input are one: c' is multiplied by [W_u ; W_z ; W_f] side by side, r by
-    [W_o ; W_y], as far as the switches are on.
+    Products with the same input are fused: c' is multiplied by [W_u ; W_z ; W_f] in one product, r
+    by [W_o ; W_y]. An option that is off costs no product.
 
     Args:
-        architectures: the K members', those with the same gates one after another.
-        learns: for each, whether the loss depends on the layer's output.
-        repeats: whether lanes share their input.
-        device: where to compute.
+        configs: configs of the K networks; networks with the same gates are consecutive.
+        requires_grad: for each network, whether the loss depends on the layer's output.
+        shares_x: whether streams share their input.
+        device: device to compute on.
     """
 
     def __init__(
         self,
-        architectures: Sequence[GatedConfig],
-        learns: Sequence[bool],
-        repeats: bool,
+        configs: Sequence[GatedConfig],
+        requires_grad: Sequence[bool],
+        shares_x: bool,
         device: torch.device,
     ) -> None:
-        def gated_alike(k: int) -> Hashable:
-            a = architectures[k]
-            gates = a.input_gate, a.state_gate, a.forget_gate
-            return gates, learns[k] and a.reads_new_state, learns[k] and a.has_previous_state_grad
+        def state_update_key(k: int) -> Hashable:
+            config = configs[k]
+            gates = config.input_gate, config.state_gate, config.forget_gate
+            needs_state_grad = requires_grad[k] and config.reads_new_state
+            return gates, needs_state_grad, requires_grad[k] and config.has_previous_state_grad
 
-        def read_alike(k: int) -> tuple[str, bool, bool, bool, bool]:
-            a = architectures[k]
-            return a.state_source, a.residual, a.output_gate, a.has_previous_state_grad, learns[k]
+        def output_key(k: int) -> tuple[str, bool, bool, bool, bool]:
+            config = configs[k]
+            return (
+                config.state_source,
+                config.residual,
+                config.output_gate,
+                config.has_previous_state_grad,
+                requires_grad[k],
+            )
 
-        self.gates: list[StateUpdate] = []
-        for configs in _runs(range(len(architectures)), gated_alike):
-            run = range(configs[0], configs[-1] + 1)
-            self.gates.append(StateUpdate(architectures[run[0]], run, learns[run[0]], repeats))
-        order = sorted(range(len(architectures)), key=read_alike)
-        self.read_outs: list[OutputLayer] = []
+        self.state_updates: list[StateUpdate] = []
+        for group in _consecutive_groups(range(len(configs)), state_update_key):
+            k = group[0]
+            networks = range(k, group[-1] + 1)
+            self.state_updates.append(StateUpdate(configs[k], networks, requires_grad[k], shares_x))
+        perm = sorted(range(len(configs)), key=output_key)
+        self.output_layers: list[OutputLayer] = []
         first = 0
-        for configs in _runs(order, read_alike):
-            k = configs[0]
-            self.read_outs.append(OutputLayer(architectures[k], configs, first, learns[k], repeats))
-            first += len(configs)
-        # Read-outs stand in an order of their own; where it is the same, nothing is moved.
-        self.order: Tensor | None = None
-        self.back: Tensor | None = None
-        if order != sorted(order):
-            self.order = torch.tensor(order, device=device)  # (K,)
-            self.back = self.order.argsort()  # (K,)
-        self.space = BufferCache()
+        for group in _consecutive_groups(perm, output_key):
+            k = group[0]
+            self.output_layers.append(
+                OutputLayer(configs[k], group, first, requires_grad[k], shares_x)
+            )
+            first += len(group)
+        # Output layers need another order of the networks; None where it is the stack's.
+        self.perm: Tensor | None = None
+        self.inverse_perm: Tensor | None = None
+        if perm != sorted(perm):
+            self.perm = torch.tensor(perm, device=device)  # (K,)
+            self.inverse_perm = self.perm.argsort()  # (K,)
+        self._buffers = BufferCache()
 
-    def maps(self) -> Iterator[StackedLinear]:
-        """Yield the affine maps."""
-        for gates in self.gates:
-            yield from gates.maps()
-        for read_out in self.read_outs:
-            yield from read_out.maps()
+    def linears(self) -> Iterator[StackedLinear]:
+        """Yield the linear layers."""
+        for state_update in self.state_updates:
+            yield from state_update.linears()
+        for output_layer in self.output_layers:
+            yield from output_layer.linears()
 
     def forward(self, x: GatheredInput, h: Tensor) -> tuple[Tensor, Tensor]:
         """Advance by one time step.
 
         Args:
-            x: the layer's input, (K, U, n) as lanes share it.
-            h: (K, B, n), its previous state; to stay as it is until the backward pass.
+            x: the layer's input, (K, U, n) before gathering.
+            h: previous state (K, B, n); not to be modified before the backward pass.
 
         Returns:
-            The output (K, B, n) and the next state (K, B, n), which last until the next step.
+            The output (K, B, n) and the next state (K, B, n), in buffers that the next step reuses.
         """
-        u = self.space("u", h.shape, like=h)
-        if len(self.gates) == 1:
-            gated_h = self.gates[0].forward(x, h, u)
+        u = self._buffers.get("u", h.shape, like=h)
+        if len(self.state_updates) == 1:
+            gated_h = self.state_updates[0].forward(x, h, u)
         else:
-            gated_h = self.space("h'", h.shape, like=h)
-            for gates in self.gates:
-                some = gates.of
-                gated_h[some].copy_(gates.forward(x.of(some), h[some], u[some]))
-        y = self.space("y", h.shape, like=h)
-        reads = GatheredInput(self._ordered("x", x.values), x.rows)
-        new, old = self._ordered("u in order", u), self._ordered("h' in order", gated_h)
-        for read_out in self.read_outs:
-            some = read_out.of
-            read_out.forward(reads.of(some), new[some], old[some], y[some])
-        return self._ordered("y in order", y, back=True), u
+            gated_h = self._buffers.get("h'", h.shape, like=h)
+            for state_update in self.state_updates:
+                group = state_update.group
+                gated_h[group].copy_(state_update.forward(x.select(group), h[group], u[group]))
+        y = self._buffers.get("y", h.shape, like=h)
+        inputs = GatheredInput(self._permute("x", x.values), x.index)
+        new, previous = self._permute("u permuted", u), self._permute("h' permuted", gated_h)
+        for output_layer in self.output_layers:
+            group = output_layer.group
+            output_layer.forward(inputs.select(group), new[group], previous[group], y[group])
+        return self._permute("y permuted", y, inverse=True), u
 
     def backward(self, dy: Tensor, distinct: int) -> Tensor:
-        """Take the gradients of the weights.
+        """Compute the gradients of the weights.
 
         Args:
-            dy: (K, B, n), at the output.
-            distinct: U, of the input.
+            dy: gradient of the output (K, B, n).
+            distinct: U, the number of distinct inputs.
 
         Returns:
-            (K, U, n), at the input.
+            The gradient of the distinct inputs (K, U, n).
         """
         k, _, n = dy.shape
-        dy = self._ordered("dy", dy)
-        du, dh = (self.space(name, dy.shape, like=dy) for name in ("du", "dh"))
-        dx = self.space("dx", (k, distinct, n), like=dy)
-        for read_out in self.read_outs:
-            some = read_out.of
-            read_out.backward(dy[some], du[some], dh[some], dx[some])
+        dy = self._permute("dy", dy)
+        du, dh = (self._buffers.get(name, dy.shape, like=dy) for name in ("du", "dh"))
+        dx = self._buffers.get("dx", (k, distinct, n), like=dy)
+        for output_layer in self.output_layers:
+            group = output_layer.group
+            output_layer.backward(dy[group], du[group], dh[group], dx[group])
         du, dh, dx = (
-            self._ordered(f"{name} in order", d, back=True)
+            self._permute(f"{name} permuted", d, inverse=True)
             for name, d in (("du", du), ("dh", dh), ("dx", dx))
         )
-        for gates in self.gates:
-            gates.backward(du[gates.of], dh[gates.of], dx[gates.of])
+        for state_update in self.state_updates:
+            group = state_update.group
+            state_update.backward(du[group], dh[group], dx[group])
         return dx
 
-    def _ordered(self, name: str, x: Tensor, back: bool = False) -> Tensor:
-        """Return x (K, …) with its members in the read-outs' order, or back in the population's."""
-        order = self.back if back else self.order
-        if order is None:
+    def _permute(self, name: str, x: Tensor, inverse: bool = False) -> Tensor:
+        """Return x (K, …) in the order of the output layers, or (inverse) of the stack."""
+        perm = self.inverse_perm if inverse else self.perm
+        if perm is None:
             return x
-        return torch.index_select(x, 0, order, out=self.space(name, x.shape, like=x))
+        return torch.index_select(x, 0, perm, out=self._buffers.get(name, x.shape, like=x))
 
 
-def _runs(configs: Sequence[int], alike: Callable[[int], Hashable]) -> list[list[int]]:
-    """Divide members into those that are alike and stand one after another."""
-    return [list(run) for _, run in groupby(configs, alike)]
+def _consecutive_groups(
+    networks: Sequence[int], key: Callable[[int], Hashable]
+) -> list[list[int]]:
+    return [list(group) for _, group in groupby(networks, key)]

@@ -1,7 +1,6 @@
-"""Affine maps of R networks at once: one product for all that share an input, and its gradients.
+"""Linear layers of R networks in one batched product, with a hand-written backward pass.
 
-Nothing here is drawn on autograd's tape: a map keeps what its own backward pass needs, in memory
-that is taken once and used again at every step.
+Nothing is recorded by autograd: a layer keeps what its backward pass needs in preallocated buffers.
 """
 
 import math
@@ -11,25 +10,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LARGE = 128 * 128
-"""Weights of a map from which on a processor takes products with transposed ones one after another:
-of a batch of them it would make copies first."""
+_LOOP_MM_THRESHOLD = 128 * 128
+"""Weight size from which the CPU multiplies by transposed weights one network at a time.
+
+``torch.bmm`` would copy the transposed weights first.
+"""
 
 
 class BufferCache:
-    """Memory that is taken once and used again: what stands in it lasts until the next step."""
+    """Reusable buffers by name; their content lasts until the next step."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
         self._views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
 
-    def __call__(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return the tensor of this name, with whatever it holds.
+    def get(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return the uninitialized buffer of this name, reallocated if it is too small.
 
         Args:
-            name: of the tensor.
-            shape: one that needs more memory than there is under this name takes it anew.
-            like: of the type, and on the device, that is wanted.
+            name: name of the buffer.
+            shape: shape of the returned view.
+            like: tensor that gives dtype and device.
         """
         key = (name, like.dtype, tuple(shape))
         view = self._views.get(key)
@@ -46,238 +47,242 @@ class BufferCache:
 
 @dataclass(frozen=True)
 class WeightSlice:
-    """Which part of a member's product (:meth:`GatedConfig.param_shapes`) stands where in a map.
+    """Rows of a network's parameter and their place in a fused weight matrix.
 
     Attributes:
-        product: its name.
-        inputs: the product's first input in this block, and how many.
-        at: where they stand: the map's first input, and its first output.
+        param: name of the parameter, as in :meth:`GatedConfig.param_shapes`.
+        rows: first input row of the parameter, and the number of rows.
+        offset: row and column in the fused weight matrix where they are placed.
     """
 
-    product: str
-    inputs: tuple[int, int]
-    at: tuple[int, int] = (0, 0)
+    param: str
+    rows: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class GatheredInput:
-    """What a layer reads: for each member and lane n numbers, which lanes may have in common.
+    """A layer's input (K, B, n), stored once for streams that share it.
 
     Attributes:
-        values: (K, U, n), the numbers that occur.
-        rows: (B,), for each lane the one of the U that it has; None if lane b has the b-th.
+        values: distinct inputs (K, U, n).
+        index: position among the U of each stream (B,); None if stream b has the b-th.
     """
 
     values: Tensor
-    rows: Tensor | None = None
+    index: Tensor | None = None
 
-    def of(self, configs: slice) -> "GatheredInput":
-        """Return what some of the members read."""
-        return GatheredInput(self.values[configs], self.rows)
+    def select(self, networks: slice) -> "GatheredInput":
+        """Return the input of some of the networks."""
+        return GatheredInput(self.values[networks], self.index)
 
-    def streams(self, space: BufferCache) -> Tensor:
-        """Return the numbers of each lane, (K, B, n)."""
-        return self.values if self.rows is None else spread(self.values, self.rows, space)
+    def gather(self, buffers: BufferCache) -> Tensor:
+        """Return the input of each stream (K, B, n)."""
+        return self.values if self.index is None else gather_rows(self.values, self.index, buffers)
 
-    def add_lanes(self, dx: Tensor, d: Tensor) -> None:
-        """Add to the gradient dx (K, U, n) what the lanes have of it, d (K, B, n)."""
-        dx.add_(d) if self.rows is None else dx.index_add_(1, self.rows, d)
+    def scatter_add(self, dx: Tensor, d: Tensor) -> None:
+        """Add the streams' gradient d (K, B, n) to dx (K, U, n)."""
+        dx.add_(d) if self.index is None else dx.index_add_(1, self.index, d)
 
 
 class StackedLinear:
-    """y = [p₁ ; p₂ ; …]·W + b for R members, each with weights of its own.
+    """y = [x₁ ; x₂ ; …]·W + b for R networks with separate weights.
 
     Args:
-        configs: which of the population's K have this map.
-        inputs: of the map.
-        outputs: of the map.
-        blocks: what it joins.
+        networks: positions in the stack of the R networks that have this layer.
+        in_features: number of inputs.
+        out_features: number of outputs.
+        slices: parameters that the weight matrix is made of.
         has_bias: whether there is a b.
 
     Attributes:
-        weight: (R, inputs, outputs), in the type of the products.
-        bias: (R, 1, outputs), in that type.
-        weight_gradient: of the same shape and type as the weight, set by :meth:`backward`.
-        bias_gradient: of the same shape as the bias, in the type of all that is no product.
+        weight: (R, in_features, out_features), in the dtype of the matrix products.
+        bias: (R, 1, out_features), in the same dtype.
+        weight_grad: gradient of the weight, of its shape and dtype; set by :meth:`backward`.
+        bias_grad: gradient of the bias, in the dtype of everything that is no matrix product.
     """
 
     weight: Tensor
     bias: Tensor
-    weight_gradient: Tensor
-    bias_gradient: Tensor
+    weight_grad: Tensor
+    bias_grad: Tensor
 
     def __init__(
         self,
-        configs: Sequence[int],
-        inputs: int,
-        outputs: int,
-        blocks: Sequence[WeightSlice],
+        networks: Sequence[int],
+        in_features: int,
+        out_features: int,
+        slices: Sequence[WeightSlice],
         has_bias: bool = True,
     ) -> None:
-        self.configs = list(configs)
-        self.inputs = inputs
-        self.outputs = outputs
-        self.blocks = blocks
+        self.networks = list(networks)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.slices = slices
         self.has_bias = has_bias
-        self._space = BufferCache()
+        self._buffers = BufferCache()
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Map parts, each (R, B, …), joined along the last axis, to (R, B, outputs)."""
-        self._x = self._joined(parts)  # (R, B, inputs)
-        y = self._space("y", (*self._x.shape[:2], self.outputs), like=self.weight)
+        """Map parts (R, B, …), concatenated along the last axis, to (R, B, out_features)."""
+        self._x = self._concat(parts)  # (R, B, in_features)
+        y = self._buffers.get("y", (*self._x.shape[:2], self.out_features), like=self.weight)
         if self.has_bias:
             torch.baddbmm(self.bias, self._x, self.weight, out=y)
         else:
             torch.bmm(self._x, self.weight, out=y)
-        full = self.bias_gradient
-        return y if y.dtype == full.dtype else self._space("full", y.shape, like=full).copy_(y)
+        full = self.bias_grad
+        return y if y.dtype == full.dtype else self._buffers.get("full", y.shape, full).copy_(y)
 
     def backward(self, dy: Tensor, first: int = 0) -> None:
-        """Take the gradient of the weights.
+        """Compute the gradients of weight and bias.
 
         Args:
-            dy: (R, B, outputs or less), the gradient of the outputs, of those that have one.
-            first: the first of those.
+            dy: gradient (R, B, ≤ out_features) of a contiguous range of the outputs.
+            first: first output of that range.
         """
         self._outputs = slice(first, first + dy.shape[2])
         if self.has_bias:
-            db = self.bias_gradient[:, :, self._outputs]
+            db = self.bias_grad[:, :, self._outputs]
             torch.sum(dy, 1, keepdim=True, out=db)
-        self._dy = self._low("dy", dy)
-        dw = self.weight_gradient
-        if dy.shape[2] == self.outputs:
+        self._dy = self._to_matmul_dtype("dy", dy)
+        dw = self.weight_grad
+        if dy.shape[2] == self.out_features:
             torch.bmm(self._x.mT, self._dy, out=dw)
         else:
             dw[:, :, self._outputs].copy_(torch.bmm(self._x.mT, self._dy))
 
-    def input_gradient(self, inputs: int) -> Tensor:
-        """Return the gradient of the first so many inputs (R, B, inputs), after the weights'."""
-        weight = self.weight[:, :inputs, self._outputs]
-        dx = self._space("dx", (*self._dy.shape[:2], inputs), like=weight)
-        if weight.device.type != "cpu" or inputs * self.outputs < _LARGE:
+    def input_grad(self, count: int) -> Tensor:
+        """Return the gradient of the first inputs (R, B, count); call after :meth:`backward`."""
+        weight = self.weight[:, :count, self._outputs]
+        dx = self._buffers.get("dx", (*self._dy.shape[:2], count), like=weight)
+        if weight.device.type != "cpu" or count * self.out_features < _LOOP_MM_THRESHOLD:
             return torch.bmm(self._dy, weight.mT, out=dx)
         for dy, w, result in zip(self._dy, weight, dx, strict=True):
             torch.mm(dy, w.T, out=result)
         return dx
 
-    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def _concat(self, parts: Sequence[Tensor]) -> Tensor:
         if len(parts) == 1:
-            return self._low("x", parts[0])
-        x, at = self._space("x", (*parts[0].shape[:2], self.inputs), like=self.weight), 0
+            return self._to_matmul_dtype("x", parts[0])
+        x = self._buffers.get("x", (*parts[0].shape[:2], self.in_features), like=self.weight)
+        start = 0
         for part in parts:
-            x[:, :, at : at + part.shape[2]].copy_(part)
-            at += part.shape[2]
+            x[:, :, start : start + part.shape[2]].copy_(part)
+            start += part.shape[2]
         return x
 
-    def _low(self, name: str, x: Tensor) -> Tensor:
-        """Return x in the type of the products."""
+    def _to_matmul_dtype(self, name: str, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
             return x
-        return self._space(name, x.shape, like=self.weight).copy_(x)
+        return self._buffers.get(name, x.shape, like=self.weight).copy_(x)
 
 
 class FusedLinear:
-    """An affine map of [x ; p₁ ; p₂ ; …], where lanes may share their x.
+    """A linear layer of [x ; p₁ ; p₂ ; …] that computes a shared x once for all its streams.
 
-    It is one product; but of an x that many lanes have in common (in the first layer, where x
-    stands for a symbol) each is multiplied once, and the result given to all its lanes.
+    Where streams share their x (in the first layer, whose input stands for a token), each distinct
+    x is multiplied once and the product is given to all its streams. Otherwise it is one product.
 
     Args:
-        configs: which of the population's K have this map.
-        n: the width of x and of each part.
-        has_x: whether x is among the inputs.
-        parts: how many others are.
-        outputs: of the map.
-        blocks: what it joins, the inputs counted as if x were there in one map.
-        repeats: whether lanes share their x.
+        networks: positions in the stack of the R networks that have this layer.
+        n: width of x and of each part.
+        includes_x: whether x is among the inputs.
+        part_count: number of parts.
+        out_features: number of outputs.
+        slices: parameters that the weight matrix of all inputs is made of.
+        shares_x: whether streams share their x.
     """
 
     def __init__(
         self,
-        configs: Sequence[int],
+        networks: Sequence[int],
         n: int,
-        has_x: bool,
-        parts: int,
-        outputs: int,
-        blocks: Sequence[WeightSlice],
-        repeats: bool,
+        includes_x: bool,
+        part_count: int,
+        out_features: int,
+        slices: Sequence[WeightSlice],
+        shares_x: bool,
     ) -> None:
         self.n = n
-        self.outputs = outputs
-        self.split = repeats and has_x
-        self.has_x = has_x
-        self._space = BufferCache()
-        inputs = n * (parts + has_x)
-        if not self.split:
-            self.maps = [StackedLinear(configs, inputs, outputs, blocks)]
+        self.out_features = out_features
+        self.is_split = shares_x and includes_x
+        self.includes_x = includes_x
+        self._buffers = BufferCache()
+        in_features = n * (part_count + includes_x)
+        if not self.is_split:
+            self.linears = [StackedLinear(networks, in_features, out_features, slices)]
             return
-        own, rest = _divided(blocks, n)
-        self.maps = [StackedLinear(configs, n, outputs, own)]
-        if parts:
-            self.maps.append(StackedLinear(configs, inputs - n, outputs, rest, has_bias=False))
+        of_x, of_parts = _split_slices(slices, n)
+        self.linears = [StackedLinear(networks, n, out_features, of_x)]
+        if part_count:
+            self.linears.append(
+                StackedLinear(networks, in_features - n, out_features, of_parts, has_bias=False)
+            )
 
     def forward(self, x: GatheredInput, *parts: Tensor) -> Tensor:
-        """Map x and the parts, each (R, B, n), to (R, B, outputs)."""
-        if not self.split:
-            own = [x.values] if self.has_x else []
-            return self.maps[0].forward(*own, *parts)
-        assert x.rows is not None
-        self._rows, self._distinct = x.rows, x.values.shape[1]
-        y = spread(self.maps[0].forward(x.values), x.rows, self._space)
-        return y.add_(self.maps[1].forward(*parts)) if parts else y
+        """Map x and the parts, each (R, B, n), to (R, B, out_features)."""
+        if not self.is_split:
+            first = [x.values] if self.includes_x else []
+            return self.linears[0].forward(*first, *parts)
+        assert x.index is not None
+        self._index, self._distinct = x.index, x.values.shape[1]
+        y = gather_rows(self.linears[0].forward(x.values), x.index, self._buffers)
+        return y.add_(self.linears[1].forward(*parts)) if parts else y
 
     def backward(self, dy: Tensor, first: int = 0) -> None:
-        """Take the gradient of the weights; see :meth:`StackedLinear.backward`."""
-        if not self.split:
-            self.maps[0].backward(dy, first)
+        """Compute the gradients of weight and bias; see :meth:`StackedLinear.backward`."""
+        if not self.is_split:
+            self.linears[0].backward(dy, first)
             return
-        shared = self._space("dy", (len(dy), self._distinct, dy.shape[2]), like=dy)
-        self.maps[0].backward(shared.zero_().index_add_(1, self._rows, dy), first)
-        if len(self.maps) > 1:
-            self.maps[1].backward(dy, first)
+        shared = self._buffers.get("dy", (len(dy), self._distinct, dy.shape[2]), like=dy)
+        self.linears[0].backward(shared.zero_().index_add_(1, self._index, dy), first)
+        if len(self.linears) > 1:
+            self.linears[1].backward(dy, first)
 
-    def input_gradient(self, inputs: int) -> Tensor:
-        """Return the gradient of the first so many inputs, of which lanes share none."""
-        return self.maps[0].input_gradient(inputs)
+    def input_grad(self, count: int) -> Tensor:
+        """Return the gradient of the first inputs (R, B, count); no x may be shared."""
+        return self.linears[0].input_grad(count)
 
-    def add_x_gradient(self, dx: Tensor) -> None:
+    def add_x_grad(self, dx: Tensor) -> None:
         """Add the gradient of x to dx (R, U, n)."""
-        dx.add_(self.maps[0].input_gradient(self.n))
+        dx.add_(self.linears[0].input_grad(self.n))
 
-    def input_gradients(self, dx: Tensor, parts: int) -> Tensor | None:
-        """Set the gradient of x, and return that of the first so many parts.
+    def input_grads(self, dx: Tensor, part_count: int) -> Tensor | None:
+        """Write the gradient of x to dx and return that of the first parts.
 
         Args:
-            dx: (R, U, n)
-            parts: how many; they stand before those whose gradient nobody needs.
+            dx: output (R, U, n).
+            part_count: number of leading parts whose gradient is needed.
 
         Returns:
-            (R, B, parts · n); None for no part.
+            (R, B, part_count · n), or None for no part.
         """
         n = self.n
-        if self.split or not self.has_x:
-            dx.copy_(self.maps[0].input_gradient(n)) if self.has_x else dx.zero_()
-            return self.maps[-1].input_gradient(n * parts) if parts else None
-        both = self.maps[0].input_gradient(n * (1 + parts))
+        if self.is_split or not self.includes_x:
+            dx.copy_(self.linears[0].input_grad(n)) if self.includes_x else dx.zero_()
+            return self.linears[-1].input_grad(n * part_count) if part_count else None
+        both = self.linears[0].input_grad(n * (1 + part_count))
         dx.copy_(both[:, :, :n])
-        return both[:, :, n:] if parts else None
+        return both[:, :, n:] if part_count else None
 
 
-def spread(x: Tensor, rows: Tensor, space: BufferCache) -> Tensor:
-    """Give each lane its row of x (R, U, m): (R, B, m)."""
-    streams = space("lanes", (len(x), len(rows), x.shape[2]), like=x)
-    return torch.index_select(x, 1, rows, out=streams)
+def gather_rows(x: Tensor, index: Tensor, buffers: BufferCache) -> Tensor:
+    """Select the row of x (R, U, m) of each stream by index (B,): (R, B, m)."""
+    streams = buffers.get("streams", (len(x), len(index), x.shape[2]), like=x)
+    return torch.index_select(x, 1, index, out=streams)
 
 
-def _divided(blocks: Sequence[WeightSlice], n: int) -> tuple[list[WeightSlice], list[WeightSlice]]:
-    """Tell the blocks of x, the first n inputs, from those of the rest, cut where they meet."""
-    own, rest = [], []
-    for block in blocks:
-        (first, count), (row, column) = block.inputs, block.at
-        mine = min(count, max(0, n - row))
-        if mine:
-            own.append(WeightSlice(block.product, (first, mine), (row, column)))
-        if count > mine:
-            at = (max(row - n, 0), column)
-            rest.append(WeightSlice(block.product, (first + mine, count - mine), at))
-    return own, rest
+def _split_slices(
+    slices: Sequence[WeightSlice], n: int
+) -> tuple[list[WeightSlice], list[WeightSlice]]:
+    """Split a fused weight matrix into the slices of its first n rows and of the rest."""
+    upper, lower = [], []
+    for each in slices:
+        (first, count), (row, column) = each.rows, each.offset
+        above = min(count, max(0, n - row))
+        if above:
+            upper.append(WeightSlice(each.param, (first, above), (row, column)))
+        if count > above:
+            offset = (max(row - n, 0), column)
+            lower.append(WeightSlice(each.param, (first + above, count - above), offset))
+    return upper, lower

@@ -1,10 +1,8 @@
-"""A population of byte-level language models trained in lockstep; one network is K = 1.
+"""A stack of K gated language models of one shape, trained in lockstep.
 
-K is the number of members, B the number of lanes, n the state size, V the size of the vocabulary,
-U the number of distinct symbols that the lanes read at a step.
+K is the number of networks, B the number of streams, n the state size, V the vocabulary size, U the
+number of unique tokens that the streams read at a step.
 """
-# TODO-MERGE What the lanes read at one step, told by the symbols that occur. B is the number of
-# lanes, U the number of distinct symbols, V the size of the vocabulary.
 
 import hashlib
 import math
@@ -20,80 +18,52 @@ from rnn.stacked.layer import StackedLayer
 from rnn.stacked.linear import BufferCache, GatheredInput, StackedLinear, WeightSlice
 from rnn.training.precision import Precision, configure_matmul
 
-
-def initial_weights(
-    config: TrialConfig, seed: int, vocab_size: int = BYTE_VOCAB_SIZE
-) -> NamedTensors:
-    """Draw a member's weights as PyTorch's ``Linear`` does: U(±1/√inputs), biases too.
-
-    They depend on the seed, the architecture and the replicate alone, so that a member starts the
-    same whoever it is trained with. They are drawn in float64, and are the same numbers, rounded,
-    in every precision.
-
-    Returns:
-        For each of the architecture's products its weight (inputs, outputs) and bias (outputs,).
-    """
-    name = f"{seed}/{config.architecture.key}/{config.replicate}"
-    # 63 bits: what every generator of torch takes.
-    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator().manual_seed(digest)
-    weights = {}
-    for product, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items():
-        bound = 1 / math.sqrt(inputs)
-        drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
-        drawn = (2 * drawn - 1) * bound
-        weights[product] = (drawn[:-1], drawn[-1])
-    return weights
-
-
-_GRANULE = 16
-"""Distinct symbols are counted up to a multiple of this, so that products have but few shapes."""
+_PAD_MULTIPLE = 16
+"""The number of unique tokens is padded to a multiple of this, for few shapes of products."""
 
 
 class UniqueTokens(NamedTuple):
-    """What the lanes read at one step.
+    """The tokens that the streams read at one step, as ``torch.unique`` gives them.
 
     Attributes:
-        distinct: (U,) the symbols that are read; one may stand there more than once.
-        rows: (B,) for each lane the one of the U that it reads; None if lane b reads the b-th.
+        values: the tokens that occur (U,), padded with repetitions.
+        inverse: position among the U of each stream's token (B,); None if stream b reads the b-th.
     """
 
-    distinct: Tensor
-    rows: Tensor | None = None
+    values: Tensor
+    inverse: Tensor | None = None
 
     @classmethod
-    def of(cls, tokens: Tensor) -> "UniqueTokens":
-        """Return what lanes with these symbols (B,) read: most symbols are read by many lanes."""
+    def from_tokens(cls, tokens: Tensor) -> "UniqueTokens":
+        """Find the unique tokens of the streams (B,)."""
         occurs = torch.bincount(tokens) > 0  # (at most V,)
-        distinct = occurs.nonzero()[:, 0]
-        rows = (occurs.cumsum(0) - 1)[tokens.long()]
-        over = -len(distinct) % _GRANULE
-        return cls(torch.cat((distinct, distinct[:1].expand(over))), rows)
+        values = occurs.nonzero()[:, 0]
+        inverse = (occurs.cumsum(0) - 1)[tokens.long()]
+        padding = -len(values) % _PAD_MULTIPLE
+        return cls(torch.cat((values, values[:1].expand(padding))), inverse)
 
 
 class NetworkStack:
-    """K networks of one depth and one state size, whatever their switches, as one program.
+    """K gated networks of one shape, with different options, as one tensor program.
 
     Args:
-        configs: the K members.
-        seed: of their initial weights.
-        precision: of the arithmetic.
+        configs: configs of the K networks.
+        seed: seed of the initial weights.
+        precision: precision of the arithmetic.
         vocab_size: V.
-        device: where to compute.
-        weights: of members, in place of the initial ones.
-        static_graph: whether every step is to be the same operations on the same memory,
-            whatever is read,
-            as a graph that is recorded once must be. Otherwise what many lanes have in common is
-            worked out once; by default where that is worth the trouble: for float32 products of
-            large networks on a processor.
+        device: device to compute on; the CPU by default.
+        weights: weights by config; networks without an entry get initial weights.
+        static_graph: whether every step runs the same operations on the same memory, as a CUDA
+            graph requires. Otherwise what streams with the same token share is computed once; by
+            default where that is faster: float32 or float64 on a CPU, more than 64 states.
 
     Attributes:
-        configs: those with the same switches one after another, whatever order they came in.
-        parameters: their weights.
+        configs: the configs in the order of the stack: those with the same options are consecutive.
+        parameters: weights and gradients of all networks.
 
     Raises:
-        ValueError: if the members differ in layers, state size or ``gate_inputs``, or one of them
-            is of another cell than ours, or has a gradient that crosses a time step.
+        ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
+            gated network with ``bptt_steps = 1``.
     """
 
     def __init__(
@@ -106,13 +76,13 @@ class NetworkStack:
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
         static_graph: bool | None = None,
     ) -> None:
-        self.configs = tuple(sorted(configs, key=_alike))
-        architectures = [_gated(config) for config in self.configs]
+        self.configs = tuple(sorted(configs, key=_sort_key))
+        architectures = [_require_gated(config) for config in self.configs]
         shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
         if len(shapes) != 1:
             raise ValueError(
-                f"members have the shapes {sorted(shapes)}; allowed: one shape (layers, "
-                "state size, gate inputs); train the others in a population of their own"
+                f"networks have the shapes {sorted(shapes)}: expected one (layers, state size, "
+                "gate inputs) in a stack"
             )
         self.seed, self.precision = seed, precision
         self.device = device or torch.device("cpu")
@@ -122,22 +92,23 @@ class NetworkStack:
         self.vocab_size = vocab_size
         configure_matmul(precision, self.device)
 
-        everyone, n = range(len(configs)), self.state_size
-        self._embedding = _whole("embedding", everyone, vocab_size, n)
-        self._head = _whole("head", everyone, n, vocab_size)
-        learns = [True] * len(configs)
-        self.cells: list[StackedLayer] = []
-        for layer in reversed(range(self.layers)):
-            # In the first layer x stands for a symbol, and many lanes have the same.
-            repeats = layer == 0 and not self.static_graph
-            self.cells.insert(0, StackedLayer(architectures, learns, repeats, self.device))
-            learns = [
-                learning and a.output_depends_on_input
-                for a, learning in zip(architectures, learns, strict=True)
+        networks, n = range(len(configs)), self.state_size
+        self._embedding = _whole_linear("embedding", networks, vocab_size, n)
+        self._head = _whole_linear("head", networks, n, vocab_size)
+        requires_grad = [True] * len(configs)
+        self._layers: list[StackedLayer] = []
+        for index in reversed(range(self.layers)):
+            # The first layer's input stands for a token, which many streams share.
+            shares_x = index == 0 and not self.static_graph
+            layer = StackedLayer(architectures, requires_grad, shares_x, self.device)
+            self._layers.insert(0, layer)
+            requires_grad = [
+                required and a.output_depends_on_input
+                for a, required in zip(architectures, requires_grad, strict=True)
             ]
         self.parameters = FlatParameters(
             self.configs,
-            [*self._maps(), ("", self._head)],
+            [*self._linears(), ("", self._head)],
             self._embedding,
             torch.float64 if precision == "fp64" else torch.float32,
             precision == "bf16",
@@ -145,12 +116,12 @@ class NetworkStack:
             vocab_size,
         )
         for k, config in enumerate(self.configs):
-            own = (weights or {}).get(config) or initial_weights(config, seed, vocab_size)
-            self.parameters.put(k, self.parameters.values, own)
-        self._space = BufferCache()
+            params = (weights or {}).get(config) or initial_weights(config, seed, vocab_size)
+            self.parameters.load(k, self.parameters.values, params)
+        self._buffers = BufferCache()
 
-    def of(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NetworkStack":
-        """Return a population like this one of these members and their weights."""
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NetworkStack":
+        """Return a stack of these configs and weights, otherwise like this one."""
         return NetworkStack(
             list(weights),
             self.seed,
@@ -161,105 +132,128 @@ class NetworkStack:
             self.static_graph,
         )
 
-    def _maps(self) -> Iterator[tuple[str, StackedLinear]]:
-        for layer, cell in enumerate(self.cells):
-            for affine in cell.maps():
-                yield f"layers.{layer}.", affine
+    def _linears(self) -> Iterator[tuple[str, StackedLinear]]:
+        for index, layer in enumerate(self._layers):
+            for linear in layer.linears():
+                yield f"layers.{index}.", linear
 
     def init_state(self, streams: int) -> list[Tensor]:
-        """Return the zero states at a sequence's start, for each layer (K, B, n)."""
+        """Return the states at a sequence's start: zeros (K, B, n) for each layer."""
         shape = (len(self.configs), streams, self.state_size)
-        return [self.parameters.values.new_zeros(shape) for _ in self.cells]
+        return [self.parameters.values.new_zeros(shape) for _ in self._layers]
 
     def init_training_state(self, streams: int) -> list[Tensor]:
-        """Return what a sequence's training begins with, all zero: the states, and no more."""
+        """Return what training carries from step to step, at a sequence's start: the states."""
         return self.init_state(streams)
 
     def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
-        """Return what lanes with these symbols (B,) read, as this population takes it."""
-        return UniqueTokens(tokens) if self.static_graph else UniqueTokens.of(tokens)
+        """Prepare the streams' tokens (B,) for :meth:`forward`."""
+        return UniqueTokens(tokens) if self.static_graph else UniqueTokens.from_tokens(tokens)
 
-    def forward(self, reads: UniqueTokens, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advance all members by one time step over the same text.
+    def forward(
+        self, inputs: UniqueTokens, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance all networks by one time step of the same text.
 
         Args:
-            reads: the symbols.
-            states: for each layer (K, B, n).
+            inputs: tokens, of :meth:`prepare_inputs`.
+            states: (K, B, n) for each layer.
 
         Returns:
-            The logits of each lane's next symbol (K, B, V), and the next states; both last until
-            the next step.
+            The logits of each stream's next token (K, B, V), and the next states, in buffers that
+            the next step reuses.
         """
-        table = self._embedding
-        shape = (len(self.configs), len(reads.distinct), self.state_size)
-        values = self._space("x", shape, like=table.weight)
-        torch.index_select(table.weight, 1, reads.distinct, out=values).add_(table.bias)
-        x = GatheredInput(values, reads.rows)  # (K, U, n)
+        embedding = self._embedding
+        shape = (len(self.configs), len(inputs.values), self.state_size)
+        values = self._buffers.get("x", shape, like=embedding.weight)
+        torch.index_select(embedding.weight, 1, inputs.values, out=values).add_(embedding.bias)
+        x = GatheredInput(values, inputs.inverse)  # (K, U, n)
         next_states = []
-        for cell, h in zip(self.cells, states, strict=True):
-            y, u = cell.forward(x, h)  # (K, B, n) both
+        for layer, h in zip(self._layers, states, strict=True):
+            y, u = layer.forward(x, h)  # (K, B, n) both
             x = GatheredInput(y)
             next_states.append(u)
         return self._head.forward(x.values), next_states
 
-    def losses(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return the cross-entropy of the symbols that came, in nats.
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each stream (K, B), in nats.
 
         Args:
             logits: (K, B, V)
-            tokens: (B,)
-
-        Returns:
-            (K, B)
+            targets: next tokens (B,).
         """
-        losses, _ = self._losses(logits, tokens)
+        losses, _ = self._cross_entropy(logits, targets)
         return losses
 
     def loss_and_grad(
-        self, reads: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step, and take the gradients of its losses; see :meth:`forward`.
+        """Advance by one time step and compute the gradients of its losses.
 
         Args:
-            reads: the symbols.
-            targets: (B,), the symbols that come next.
-            states: for each layer (K, B, n); no gradient goes further back.
+            inputs: tokens, of :meth:`prepare_inputs`.
+            targets: next tokens (B,).
+            states: (K, B, n) for each layer; no gradient goes further back.
 
         Returns:
-            The members' mean losses over the lanes (K,), in nats, and the next states.
+            The networks' mean losses over the streams (K,), in nats, and the next states.
         """
-        logits, next_states = self.forward(reads, states)
-        losses, d = self._losses(logits, targets)
+        logits, next_states = self.forward(inputs, states)
+        losses, d = self._cross_entropy(logits, targets)
         # The gradient of the mean cross-entropy: (softmax − one-hot) / B.
         index = targets[None, :, None].expand(len(d), -1, 1)
         d.scatter_add_(2, index, d.new_full((), -1.0).expand(index.shape))
         self._head.backward(d.mul_(1 / d.shape[1]))
-        d = self._head.input_gradient(self.state_size)  # (K, B, n)
-        for layer, cell in reversed(list(enumerate(self.cells))):
-            distinct = len(reads.distinct) if layer == 0 else d.shape[1]
-            d = cell.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
-        self._learn_embedding(reads.distinct, d)
+        d = self._head.input_grad(self.state_size)  # (K, B, n)
+        for index_of_layer, layer in reversed(list(enumerate(self._layers))):
+            distinct = len(inputs.values) if index_of_layer == 0 else d.shape[1]
+            d = layer.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
+        self._backward_embedding(inputs.values, d)
         return losses.mean(1), next_states
 
-    def _learn_embedding(self, distinct: Tensor, d: Tensor) -> None:
-        table = self._embedding
-        torch.sum(d, 1, keepdim=True, out=table.bias_gradient)
+    def _backward_embedding(self, tokens: Tensor, d: Tensor) -> None:
+        embedding = self._embedding
+        torch.sum(d, 1, keepdim=True, out=embedding.bias_grad)
         if self.device.type == "cpu":
-            table.weight_gradient.zero_().index_add_(1, distinct, d)
+            embedding.weight_grad.zero_().index_add_(1, tokens, d)
             return
-        # A GPU adds in whatever order its threads come; a product repeats bit for bit.
-        tokenizer = torch.arange(self.vocab_size, device=self.device)
-        one_hot = (tokenizer[:, None] == distinct).to(d.dtype)  # (V, U)
-        torch.matmul(one_hot, d, out=table.weight_gradient)
+        # A GPU's index_add_ sums in any order; a product repeats bit for bit.
+        vocabulary = torch.arange(self.vocab_size, device=self.device)
+        one_hot = (vocabulary[:, None] == tokens).to(d.dtype)  # (V, U)
+        torch.matmul(one_hot, d, out=embedding.weight_grad)
 
-    def _losses(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropies (K, B), and the probabilities (K, B, V)."""
-        p = self._space("p", logits.shape, like=logits)
+        p = self._buffers.get("p", logits.shape, like=logits)
         torch.ops.aten._softmax.out(logits, 2, False, out=p)
-        # The likeliest symbol has the probability 1 / Σ exp(logit − greatest logit).
+        # The most likely token has the probability 1 / Σ exp(logit − greatest logit).
         log_sum = logits.amax(2) - p.amax(2).log()  # (K, B)
-        index = tokens[None, :, None].expand(len(logits), -1, 1)
+        index = targets[None, :, None].expand(len(logits), -1, 1)
         return log_sum - logits.gather(2, index)[:, :, 0], p
+
+
+def initial_weights(
+    config: TrialConfig, seed: int, vocab_size: int = BYTE_VOCAB_SIZE
+) -> NamedTensors:
+    """Draw a network's weights and biases as ``torch.nn.Linear`` does: U(±1/√inputs).
+
+    They depend on the seed, the architecture and the replicate alone, not on the other networks of
+    the stack. They are drawn in float64 and are the same numbers, rounded, in every precision.
+
+    Returns:
+        The weight (inputs, outputs) and bias (outputs,) of each linear layer.
+    """
+    name = f"{seed}/{config.architecture.key}/{config.replicate}"
+    # 63 bits, which every torch generator accepts.
+    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(digest)
+    weights = {}
+    for param, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items():
+        bound = 1 / math.sqrt(inputs)
+        drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
+        drawn = (2 * drawn - 1) * bound
+        weights[param] = (drawn[:-1], drawn[-1])
+    return weights
 
 
 def estimate_memory(
@@ -268,21 +262,21 @@ def estimate_memory(
     precision: Precision,
     vocab_size: int = BYTE_VOCAB_SIZE,
 ) -> int:
-    """Estimate the memory that a network takes in training, from above.
+    """Return an upper estimate of the memory that a network takes in training, in bytes.
 
     Args:
-        config: the network; the longer its gradient's window is, the more is kept.
+        config: config of the network; memory grows with its ``bptt_steps``.
         streams: B.
-        precision: of the arithmetic.
+        precision: precision of the arithmetic.
         vocab_size: V.
     """
     size = 8 if precision == "fp64" else 4
     parameters = config.architecture.parameter_count(vocab_size)
-    # Weights, their mean, gradients, two moments, and the low ones of weights and gradients;
-    # autograd's own gradients.
-    unrolled = isinstance(config.architecture, BaselineConfig) or config.bptt_steps > 1
-    weights = parameters * ((5 + unrolled) * size + 2 * 2 * (precision == "bf16"))
-    # All that a pass keeps or needs meanwhile: some numbers for each input and output.
+    # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
+    # gradients.
+    uses_autograd = isinstance(config.architecture, BaselineConfig) or config.bptt_steps > 1
+    weights = parameters * ((5 + uses_autograd) * size + 2 * 2 * (precision == "bf16"))
+    # Activations and temporaries: a few numbers for each input and output.
     numbers = sum(
         (4 * inputs + 6 * outputs) * (config.bptt_steps if name.startswith("layers.") else 1)
         for name, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items()
@@ -290,23 +284,24 @@ def estimate_memory(
     return weights + streams * numbers * size
 
 
-def _gated(config: TrialConfig) -> GatedConfig:
-    """Return the architecture of a member that a population can have."""
+def _require_gated(config: TrialConfig) -> GatedConfig:
+    """Return the architecture of a config, if it can be stacked."""
     architecture = config.architecture
     if isinstance(architecture, BaselineConfig) or config.bptt_steps != 1:
         raise ValueError(
-            f"a member is a {architecture.label} with a gradient window of "
-            f"{config.bptt_steps}; allowed: our own cell, with 1; train it by itself "
-            "(rnn.models.bptt_network)"
+            f"{architecture.label} with bptt_steps {config.bptt_steps} cannot be stacked: expected "
+            "a gated network with bptt_steps 1"
         )
     return architecture
 
 
-def _alike(config: TrialConfig) -> tuple[object, ...]:
-    a = _gated(config)
-    gates = a.input_gate, a.state_gate, a.forget_gate
+def _sort_key(config: TrialConfig) -> tuple[object, ...]:
+    """Return a key by which configs with the same gates and outputs become consecutive."""
+    a = _require_gated(config)
     return (
-        *gates,
+        a.input_gate,
+        a.state_gate,
+        a.forget_gate,
         not a.reads_new_state,
         not a.reads_previous_state,
         a.residual,
@@ -315,5 +310,5 @@ def _alike(config: TrialConfig) -> tuple[object, ...]:
     )
 
 
-def _whole(product: str, configs: range, inputs: int, outputs: int) -> StackedLinear:
-    return StackedLinear(configs, inputs, outputs, [WeightSlice(product, (0, inputs))])
+def _whole_linear(param: str, networks: range, inputs: int, outputs: int) -> StackedLinear:
+    return StackedLinear(networks, inputs, outputs, [WeightSlice(param, (0, inputs))])

@@ -1,1 +1,1 @@
-"""."""
+"""Training: loop, step, optimizer, checkpoints, evaluation, precision and devices."""

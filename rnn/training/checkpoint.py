@@ -1,13 +1,11 @@
-"""A member's training written down, to be gone on from as if nothing had been.
+"""Checkpoint format for exact resumption of a network's training.
 
-A checkpoint is the SHA-256 of what follows it, and a file in the form of safetensors: numbers and
-names, never code. It holds the weights, their mean, Adam's moments, the hidden states, the smoothed
-loss, the position and the curve. The position, with the study's seed, is also the state of all that
-is drawn at random; see :class:`TrainState`. It does not say whom the member was
-trained
-with. It names the code that trained the member, but is read by any code.
+A checkpoint is a SHA-256 digest followed by a safetensors file, which holds numbers and names but
+no code: weights, their average, Adam's moments, hidden states, smoothed loss, step and curve. The
+step and the study's seed determine all random draws that follow. A checkpoint does not depend on
+the other networks of the stack. It names the source code that trained the network, but any version
+of the code with the same format reads it.
 """
-# TODO-MERGE Which code trained a network, told from its sources.
 
 import hashlib
 import json
@@ -25,32 +23,27 @@ from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.flat_parameters import NamedTensors
 
-_DIGEST = hashlib.sha256().digest_size
-_FORM = "3"
-_AVERAGE = "average"
-
-UNKNOWN_CODE = "unknown"
-"""Stands for the fingerprint of the code in checkpoints from before it was written."""
+_DIGEST_SIZE = hashlib.sha256().digest_size
+_FORMAT_VERSION = "4"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """How far one member has come, and all that its training goes on from.
+    """All that one network's training resumes from.
 
-    There is no generator of random numbers among it: weights are drawn before the first step, and a
-    sequence's text follows from the seed and the sequence's number.
+    It has no generator state: weights are drawn before the first step, and the text of a sequence
+    follows from the seed and the sequence's number.
 
     Attributes:
-        step: steps done.
-        seconds: the member's share of the wall time that they took.
-        weights: as they are.
-        moments: Adam's, first and second.
-        states: as the last step left them: for each layer (B, n), and what a longer gradient window
-            needs; see ``init_training_state`` of the networks.
-        smoothed: () the smoothed loss.
-        curve: the smoothed loss at each log point so far, by step.
-        average: the mean of the weights so far; None before it is begun.
-        code: fingerprints of the code that trained it, the latest last.
+        step: number of steps done.
+        seconds: the network's share of the training time.
+        weights: current weights.
+        moments: Adam's first and second moments.
+        states: what the network carries from step to step; see ``init_training_state``.
+        ema_loss: smoothed loss ().
+        curve: smoothed loss at each log point so far, by step.
+        average: average of the weights so far; None before averaging starts.
+        source_hashes: hashes of the code that trained the network, the latest last.
     """
 
     step: int
@@ -58,36 +51,37 @@ class TrainState:
     weights: NamedTensors
     moments: tuple[NamedTensors, NamedTensors]
     states: list[Tensor]
-    smoothed: Tensor
+    ema_loss: Tensor
     curve: dict[int, float]
     average: NamedTensors | None = None
-    code: tuple[str, ...] = ()
+    source_hashes: tuple[str, ...] = ()
 
 
-def serialize_checkpoint(progress: TrainState, identity: str) -> bytes:
-    """Write down how far a member has come.
+def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
+    """Serialize a network's training state.
 
     Args:
-        progress: of the member.
-        identity: of its training: all that its numbers follow from, in any words.
+        train_state: state to serialize.
+        identity: string that determines the training; see :func:`deserialize_checkpoint`.
     """
+    first, second = train_state.moments
+    groups = {"weights": train_state.weights, "moments.1": first, "moments.2": second}
+    if train_state.average is not None:
+        groups["average"] = train_state.average
     tensors: dict[str, Tensor] = {}
-    kinds = _kinds(progress.weights, *progress.moments)
-    if progress.average is not None:
-        kinds[_AVERAGE] = progress.average
-    for kind, weights in kinds.items():
-        for name, (weight, bias) in weights.items():
-            tensors[f"{kind}.{name}.weight"], tensors[f"{kind}.{name}.bias"] = weight, bias
-    tensors |= {f"states.{index}": state for index, state in enumerate(progress.states)}
-    tensors["smoothed"] = progress.smoothed
-    tensors["curve.steps"] = torch.tensor(list(progress.curve), dtype=torch.int64)
-    tensors["curve.losses"] = torch.tensor(list(progress.curve.values()), dtype=torch.float64)
+    for group, params in groups.items():
+        for name, (weight, bias) in params.items():
+            tensors[f"{group}.{name}.weight"], tensors[f"{group}.{name}.bias"] = weight, bias
+    tensors |= {f"states.{index}": state for index, state in enumerate(train_state.states)}
+    tensors["ema_loss"] = train_state.ema_loss
+    tensors["curve.steps"] = torch.tensor(list(train_state.curve), dtype=torch.int64)
+    tensors["curve.losses"] = torch.tensor(list(train_state.curve.values()), dtype=torch.float64)
     metadata = {
-        "form": _FORM,
+        "format_version": _FORMAT_VERSION,
         "identity": identity,
-        "step": str(progress.step),
-        "seconds": repr(progress.seconds),
-        "code": " ".join(progress.code),
+        "step": str(train_state.step),
+        "seconds": repr(train_state.seconds),
+        "source_hashes": " ".join(train_state.source_hashes),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
@@ -96,82 +90,86 @@ def serialize_checkpoint(progress: TrainState, identity: str) -> bytes:
 def deserialize_checkpoint(
     architecture: GatedConfig | BaselineConfig,
     identity: str,
-    written: bytes,
+    content: bytes,
     vocab_size: int = BYTE_VOCAB_SIZE,
 ) -> TrainState:
-    """Return how far a member had come when a checkpoint was written.
+    """Restore the training state of a checkpoint.
 
     Args:
-        architecture: of the member.
-        identity: that the checkpoint must have been written with.
-        written: the checkpoint.
+        architecture: architecture of the network.
+        identity: identity that the checkpoint must have been serialized with.
+        content: the checkpoint.
         vocab_size: V.
 
     Raises:
-        CheckpointError: if it is damaged or of another training.
+        CheckpointError: if the checkpoint is damaged, of another format or of another training.
     """
-    tensors, metadata = _parse(written)
-    if (metadata.get("form"), metadata.get("identity")) != (_FORM, identity):
-        raise CheckpointError("the checkpoint is of another run or of another version")
+    tensors, metadata = _parse(content)
+    if metadata.get("format_version") != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint was written by another version: expected format {_FORMAT_VERSION}"
+        )
+    if metadata.get("identity") != identity:
+        raise CheckpointError("checkpoint belongs to another training: expected the same settings")
     shapes = architecture.param_shapes(vocab_size)
-    kinds: dict[str, NamedTensors] = {}
-    has_average = any(name.startswith(f"{_AVERAGE}.") for name in tensors)
-    for kind in (*_kinds({}, {}, {}), *[_AVERAGE] * has_average):
-        kinds[kind] = {}
-        for name, (inputs, outputs) in shapes.items():
-            weight = _tensor(tensors, f"{kind}.{name}.weight", (inputs, outputs))
-            bias = _tensor(tensors, f"{kind}.{name}.bias", (outputs,))
-            kinds[kind][name] = weight, bias
-    average = kinds.pop(_AVERAGE, None)
-    weights, first, second = kinds.values()
+
+    def read_group(group: str) -> NamedTensors:
+        return {
+            name: (
+                _read_tensor(tensors, f"{group}.{name}.weight", (inputs, outputs)),
+                _read_tensor(tensors, f"{group}.{name}.bias", (outputs,)),
+            )
+            for name, (inputs, outputs) in shapes.items()
+        }
+
+    has_average = any(name.startswith("average.") for name in tensors)
     states = sum(name.startswith("states.") for name in tensors)
     steps, losses = tensors["curve.steps"].tolist(), tensors["curve.losses"].tolist()
     return TrainState(
-        int(metadata["step"]),
-        float(metadata["seconds"]),
-        weights,
-        (first, second),
-        [tensors[f"states.{index}"] for index in range(states)],
-        tensors["smoothed"],
-        dict(zip(steps, losses, strict=True)),
-        average,
-        tuple(metadata.get("code", UNKNOWN_CODE).split()),
+        step=int(metadata["step"]),
+        seconds=float(metadata["seconds"]),
+        weights=read_group("weights"),
+        moments=(read_group("moments.1"), read_group("moments.2")),
+        states=[tensors[f"states.{index}"] for index in range(states)],
+        ema_loss=tensors["ema_loss"],
+        curve=dict(zip(steps, losses, strict=True)),
+        average=read_group("average") if has_average else None,
+        source_hashes=tuple(metadata["source_hashes"].split()),
     )
 
 
-def _kinds(
-    weights: NamedTensors, first: NamedTensors, second: NamedTensors
-) -> dict[str, NamedTensors]:
-    return {"weights": weights, "first moments": first, "second moments": second}
-
-
-def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+def _read_tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in tensors or tensors[name].shape != shape:
-        raise CheckpointError(f"the checkpoint has no {name} of the shape {shape}")
+        raise CheckpointError(f"checkpoint does not match the network: expected {name} of {shape}")
     return tensors[name]
 
 
-def _parse(written: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    digest, content = written[:_DIGEST], written[_DIGEST:]
-    if hashlib.sha256(content).digest() != digest:
-        raise CheckpointError("the checkpoint is damaged: its SHA-256 is not that of its content")
+def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Verify the digest and return tensors and metadata."""
+    digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    if hashlib.sha256(body).digest() != digest:
+        raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")
     try:
-        # The form's header: its length in eight bytes, and a JSON object.
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        return load(content), metadata
-    except (ValueError, SafetensorError) as error:  # of another program, with a digest before it
-        raise CheckpointError(f"the checkpoint cannot be read ({error})") from error
+        # Header of a safetensors file: its length in eight bytes, then a JSON object.
+        length = int.from_bytes(body[:8], "little")
+        metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
+        return load(body), metadata
+    except (ValueError, SafetensorError) as error:  # written by another program
+        raise CheckpointError(f"checkpoint cannot be read ({error})") from error
 
 
 @cache
 def source_hash() -> str:
-    """Return twelve hexadecimal digits that change whenever a source file of ``rnn`` does.
+    """Return twelve hexadecimal digits that change with any source file of the package ``rnn``.
 
-    The SHA-256 of all modules, subpackages included, by path, as they are at the first call.
+    The files are read at the first call.
     """
+    return hash_sources(Path(__file__).parents[1])
+
+
+def hash_sources(package: Path) -> str:
+    """Hash the paths and contents of a package's modules, subpackages included."""
     digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(source)}\n".encode() + source)

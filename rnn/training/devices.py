@@ -1,4 +1,4 @@
-"""Which device a name means on this machine."""
+"""Devices of this machine and their free memory."""
 
 import contextlib
 import ctypes
@@ -10,28 +10,28 @@ from rnn.errors import DeviceError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that a name means: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+    """Return the device of a name: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
 
     Raises:
-        DeviceError: if the name is none of those, or this machine has no such device.
+        DeviceError: if the name is unknown, or this machine has no such device.
     """
-    here = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name == "auto":
-        name = "cuda" if here else "cpu"
-    if name == "cpu" or name in here:
+        name = "cuda" if gpus else "cpu"
+    if name == "cpu" or name in gpus:
         return torch.device(name)
-    if name == "cuda" and here:
-        return torch.device(here[0])
-    allowed = ", ".join(["auto", "cpu", *here])
-    raise DeviceError(f"device {name!r} is not on this machine; allowed: {allowed}; choose one")
+    if name == "cuda" and gpus:
+        return torch.device(gpus[0])
+    expected = ", ".join(["auto", "cpu", *gpus])
+    raise DeviceError(f"device {name!r} not found on this machine: expected one of {expected}")
 
 
 def assign_devices(name: str, workers: int) -> list[str]:
-    """Return which device each of a machine's workers takes: of several GPUs one after another.
+    """Assign a device to each worker of a machine, several GPUs in turn.
 
     Args:
-        name: what they are told, as for :func:`resolve_device`.
-        workers: how many there are.
+        name: device name as for :func:`resolve_device`.
+        workers: number of workers.
     """
     count = torch.cuda.device_count()
     if name not in ("auto", "cuda") or count < 2:
@@ -40,27 +40,24 @@ def assign_devices(name: str, workers: int) -> list[str]:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return how many bytes a device has to spare."""
+    """Return the free memory of a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch keeps for itself, and does not use, is to be had too.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + kept
+        # Memory that torch's allocator has reserved but does not use is available as well.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
     return psutil.virtual_memory().available
 
 
 def trim_heap() -> None:
-    """Let other processes, and whatever this one does next, have the memory that it has freed.
-
-    GNU's C library keeps it for what is taken later; where there is another, nothing is done.
-    """
+    """Return freed memory to the operating system; without effect if the C library is not glibc."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that a device's, or this machine's, memory was not enough."""
+    """Tell whether an exception means that a device or this machine ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # On the processor torch has no type of its own for it.
+    # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -1,4 +1,4 @@
-"""How well a network foretells text that it has not seen."""
+"""Losses of networks on held-out text."""
 
 import math
 from collections.abc import Callable
@@ -13,68 +13,68 @@ from rnn.models.factory import TrainableNetwork
 
 
 def eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
-    """Return the fixed, evenly spaced, non-overlapping lanes of a text, the same for every network.
+    """Return evenly spaced, non-overlapping windows of a text, the same for every network.
 
     Args:
-        text: (length,) a held-out split.
-        window_count: the most lanes; a short text gives as many as fit.
-        window_length: symbols in a lane, the first of which is only read.
+        text: held-out split (length,).
+        window_count: maximum number of windows; a short text gives as many as fit.
+        window_length: tokens of a window; the first is read but not predicted.
 
     Returns:
-        (window_length, lanes) symbols.
+        Tokens (window_length, windows).
 
     Raises:
-        ValueError: if the text is shorter than one lane.
+        ValueError: if the text is shorter than one window.
     """
     count = min(window_count, len(text) // window_length)
     if count < 1:
-        raise ValueError(f"the text has {len(text)} symbols; allowed: {window_length} or more")
-    starts = np.arange(count) * (len(text) - window_length) // max(count - 1, 1)  # (lanes,)
+        raise ValueError(f"text has {len(text)} tokens: expected {window_length} or more")
+    starts = np.arange(count) * (len(text) - window_length) // max(count - 1, 1)  # (windows,)
     return gather_windows(text, starts, window_length)
 
 
 def eval_losses(
-    stack: TrainableNetwork, held_out: TokenArray, on_step: Callable[[], None] = lambda: None
+    stack: TrainableNetwork, windows: TokenArray, on_step: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Measure every member on lanes of held-out text.
+    """Compute the loss of every network on each window.
 
     Args:
-        stack: K members.
-        held_out: (window_length, lanes), of :func:`eval_windows`.
-        on_step: called after every step; what it raises ends the measurement.
+        stack: the K networks.
+        windows: tokens (window_length, windows), of :func:`eval_windows`.
+        on_step: callback after every step; an exception that it raises ends the evaluation.
 
     Returns:
-        (K, lanes) the mean cross-entropy of each lane, in nats a symbol.
+        Mean cross-entropy of each window (K, windows), in nats per token.
     """
-    tokens = torch.from_numpy(held_out.astype(np.int64)).to(stack.device)
+    tokens = torch.from_numpy(windows.astype(np.int64)).to(stack.device)
     length, count = tokens.shape
     states = stack.init_state(count)
     total = states[0].new_zeros(len(stack.configs), count)
     for t in range(length - 1):
-        reads = stack.prepare_inputs(tokens[t])
-        logits, after = stack.forward(reads, states)  # (K, lanes, V)
-        total += stack.losses(logits, tokens[t + 1])  # (K, lanes)
-        for state, new in zip(states, after, strict=True):
-            state.copy_(new)
+        inputs = stack.prepare_inputs(tokens[t])
+        logits, next_states = stack.forward(inputs, states)  # (K, windows, V)
+        total += stack.losses(logits, tokens[t + 1])  # (K, windows)
+        for state, next_state in zip(states, next_states, strict=True):
+            state.copy_(next_state)
         on_step()
     return total / (length - 1)
 
 
 def bits_per_byte(
-    losses: Tensor, held_out: TokenArray, token_byte_lengths: npt.NDArray[np.int64]
+    losses: Tensor, windows: TokenArray, token_byte_lengths: npt.NDArray[np.int64]
 ) -> Tensor:
-    """Convert the losses of lanes to bits per character, which any vocabulary's are comparable in.
+    """Convert losses to bits per byte, which are comparable between tokenizers.
 
-    A character is a byte. All lanes are reckoned by the bytes that they have on average: the mean
-    of what is returned is then all nats over all bytes, and lanes stay as they compare.
+    All windows are divided by the mean number of bytes per token over all of them: the mean of the
+    result is then all nats over all bytes, and windows keep their proportions.
 
     Args:
-        losses: (K, lanes), of :func:`eval_losses`.
-        held_out: (window_length, lanes), that they were measured on.
-        token_byte_lengths: (V,) bytes of each symbol.
+        losses: (K, windows), of :func:`eval_losses`.
+        windows: tokens (window_length, windows) of those losses.
+        token_byte_lengths: number of bytes of each token of the vocabulary (V,).
 
     Returns:
-        (K, lanes)
+        (K, windows)
     """
-    bytes_per_token = float(token_byte_lengths[held_out[1:]].mean())
+    bytes_per_token = float(token_byte_lengths[windows[1:]].mean())
     return losses / (math.log(2) * bytes_per_token)

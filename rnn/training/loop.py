@@ -1,4 +1,4 @@
-"""The training loop: one step is one time step of all lanes and one update of all weights."""
+"""The training loop: one step is one time step of all streams and one update of all weights."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,23 +17,23 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.step import TrainStep
 
 EMA_INIT = 3.0
-"""Where the smoothed loss begins, nats a symbol."""
+"""Initial value of the smoothed loss, in nats per token."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a training run.
+    """Settings of a training run.
 
     Attributes:
-        steps: time steps, each with an update.
-        batch_size: B, the number of lanes.
-        sequence_length: symbols in a lane before it starts anew elsewhere; n symbols give n − 1
-            steps, the last one being only foretold.
-        log_every: steps between two log points.
-        learning_rate: Adam's.
-        smoothing: the weight of the past in the smoothed loss.
-        seed: of the text's order; see :func:`sample_batch`.
-        average: the last part of the steps over which the weights are averaged; see
+        steps: number of time steps, each with an update.
+        batch_size: B, the number of streams.
+        sequence_length: tokens that a stream reads before it restarts elsewhere; L tokens give
+            L − 1 steps, since the last one is only predicted.
+        log_every: number of steps between two log points.
+        learning_rate: learning rate of Adam.
+        smoothing: weight of the past in the smoothed loss.
+        seed: seed of the text order; see :func:`sample_batch`.
+        average_fraction: last fraction of the steps over which weights are averaged; see
             :meth:`TrainLoop.swap_in_averaged_weights`.
     """
 
@@ -44,237 +44,238 @@ class TrainConfig:
     learning_rate: float
     smoothing: float
     seed: int
-    average: float = 0.0
+    average_fraction: float = 0.0
 
     @property
     def averaging_start_step(self) -> int:
-        """The step after which the weights enter the average; the last if there is none."""
-        return self.steps - int(Fraction(str(self.average)) * self.steps)
+        """The step after which weights enter the average; the last step if none do."""
+        return self.steps - int(Fraction(str(self.average_fraction)) * self.steps)
 
 
 @dataclass(frozen=True)
 class LogPoint:
-    """Where a population stands after so many steps.
+    """The smoothed losses after a number of steps.
 
     Attributes:
-        step: steps done, a multiple of ``log_every``.
-        smoothed_losses: for each member, nats a symbol; not finite once a member has diverged.
+        step: number of steps, a multiple of ``log_every``.
+        ema_losses: smoothed loss of each network, in nats per token; not finite after divergence.
     """
 
     step: int
-    smoothed_losses: tuple[float, ...]
+    ema_losses: tuple[float, ...]
 
 
 def sample_batch(
-    text: TokenArray, settings: TrainConfig, number: int, replicate: int = 0
+    text: TokenArray, train_config: TrainConfig, sequence: int, replicate: int = 0
 ) -> TokenArray:
-    """Draw the lanes of a run's n-th sequence, one random start a lane.
+    """Draw the streams of a run's n-th sequence, with a random start for each stream.
 
-    They depend on the seed, the number and the replicate alone: every architecture reads the same
-    text in the same order (common random numbers), and again another order in the next replicate; a
-    resumed run needs no generator's state.
+    They depend on the seed, the number of the sequence and the replicate alone. Every architecture
+    reads the same text in the same order (common random numbers), and a resumed run needs no
+    generator state.
 
     Returns:
-        (sequence_length, B) symbols.
+        Tokens (sequence_length, B).
     """
-    random = np.random.default_rng([settings.seed, number, replicate])
-    last = len(text) - settings.sequence_length
-    starts = random.integers(0, last, settings.batch_size, endpoint=True)  # (B,)
-    return gather_windows(text, starts, settings.sequence_length)
-
-
-def _nothing() -> None:
-    return
+    rng = np.random.default_rng([train_config.seed, sequence, replicate])
+    last_start = len(text) - train_config.sequence_length
+    starts = rng.integers(0, last_start, train_config.batch_size, endpoint=True)  # (B,)
+    return gather_windows(text, starts, train_config.sequence_length)
 
 
 class TrainLoop:
-    """The training of a population: how far it has come, and how it goes on from there.
+    """Training of networks in lockstep, from step 0 or from a checkpoint.
 
     Args:
-        stack: trained in place, on the device where it is; it becomes a smaller one when
-            members leave. Its members are of one replicate.
-        text: (length,) the training split, at least one sequence long.
-        settings: of the run.
-        progress: of each member, where they go on from; all have done the same steps. The weights
-            are the population's own concern.
+        stack: networks of one replicate, trained in place; replaced by a smaller stack when
+            networks are removed.
+        text: training split (length,), at least one sequence long.
+        train_config: settings of the run.
+        train_states: state to resume each network from, all of the same step. The stack must
+            already have their weights.
 
     Attributes:
-        configs: those that are trained, in the order in which all is listed that each has its own
-            of.
-        step: steps done.
-        seconds: for each member its share of the wall time that they took.
-        curves: for each member the smoothed loss at each log point so far, by step.
-        code: for each member the fingerprints of the code that trained it, this process's last.
+        stack: the networks in training.
+        configs: their configs; lists of per-network values have the same order.
+        step: number of steps done.
+        seconds: each network's share of the training time.
+        curves: smoothed loss of each network at each log point so far, by step.
+        source_hashes: hashes of the code that trained each network, the current one last.
 
     Raises:
-        ValueError: if the members are of several replicates.
+        ValueError: if the networks are of several replicates.
     """
 
     configs: tuple[TrialConfig, ...]
     seconds: list[float]
     curves: list[dict[int, float]]
-    code: list[tuple[str, ...]]
+    source_hashes: list[tuple[str, ...]]
 
     def __init__(
         self,
         stack: TrainableNetwork,
         text: TokenArray,
-        settings: TrainConfig,
-        progress: Mapping[TrialConfig, TrainState] | None = None,
+        train_config: TrainConfig,
+        train_states: Mapping[TrialConfig, TrainState] | None = None,
     ) -> None:
         replicates = {config.replicate for config in stack.configs}
         if len(replicates) > 1:
             raise ValueError(
-                f"members are of the replicates {sorted(replicates)}; allowed: one, for each reads "
-                "the text in an order of its own; train the others in a run of their own"
+                f"networks are of the replicates {sorted(replicates)}: expected one, since each "
+                "replicate reads the text in another order"
             )
         self.text = text
-        self.settings = settings
-        self._averaged_after = settings.averaging_start_step
-        self._charged: float | None = None  # when, while it is trained
-        self._take_up(stack, progress or {})
+        self.train_config = train_config
+        self._averaging_start_step = train_config.averaging_start_step
+        self._timed_until: float | None = None  # while training
+        self._restore(stack, train_states or {})
 
-    def train(self, on_step: Callable[[], None] = _nothing) -> Iterator[LogPoint]:
-        """Train every member to the last step, and say at each log point where it stands.
+    def train(self, on_step: Callable[[], None] = lambda: None) -> Iterator[LogPoint]:
+        """Train every network to the last step.
 
-        A member whose loss is not finite stays so; its fellows are not touched by it. Members may
-        be dropped meanwhile.
+        A network whose loss is not finite does not affect the others. Networks may be removed
+        during training.
 
         Args:
-            on_step: called after every step; what it raises ends the training.
+            on_step: callback after every step; an exception that it raises ends the training.
 
         Yields:
-            The log points still to come, one every ``log_every`` steps.
+            The remaining log points, one every ``log_every`` steps.
         """
-        if self.step >= self.settings.steps or not self.configs:
+        if self.step >= self.train_config.steps or not self.configs:
             return
-        self._charged = time.monotonic()
+        self._timed_until = time.monotonic()
         try:
-            for reads, targets, begins in self._steps():
-                if begins:
-                    self._program.begin_sequence()
-                self._program.step(reads, targets)
+            for tokens, targets, begins_sequence in self._steps():
+                if begins_sequence:
+                    self._train_step.begin_sequence()
+                self._train_step.step(tokens, targets)
                 self.step += 1
                 self._average_weights()
-                if self.step % self.settings.log_every == 0:
+                if self.step % self.train_config.log_every == 0:
                     yield self._log()
-                    self._charged = time.monotonic()  # what was done meanwhile is no training
+                    self._timed_until = time.monotonic()  # the caller's time is not training time
                 on_step()
                 if not self.configs:
                     return
         finally:
-            self._charge()
-            self._charged = None
+            self._account_time()
+            self._timed_until = None
 
     def swap_in_averaged_weights(self) -> None:
-        """Put the mean of the weights, over the steps that it is taken over, in their place.
+        """Replace the weights by their average over the last steps; call after the last step.
 
-        The iterates of a constant learning rate wander about where their mean lies (Polyak &
-        Juditsky, *Acceleration of Stochastic Approximation by Averaging*, 1992): the mean foretells
-        better, and differs less between two runs. To be called after the last step.
+        At a constant learning rate the iterates scatter about a point that their average is closer
+        to (Polyak & Juditsky, *Acceleration of Stochastic Approximation by Averaging*, 1992): the
+        average has a lower loss that varies less between runs.
         """
-        if self._mean is None:
+        if self._average is None:
             return
-        self.stack.parameters.replace(self._mean)
+        self.stack.parameters.load_flat(self._average)
 
-    def drop(self, leaving: Collection[TrialConfig]) -> None:
-        """Go on without some members: from now on they cost nothing."""
-        self._charge()
-        staying = {
-            config: self.progress(config) for config in self.configs if config not in leaving
+    def remove_configs(self, removed: Collection[TrialConfig]) -> None:
+        """Continue without some networks, in a smaller stack."""
+        self._account_time()
+        kept = {
+            config: self.train_state(config) for config in self.configs if config not in removed
         }
-        if not staying:
-            self.configs, self.seconds, self.curves, self.code = (), [], [], []
+        if not kept:
+            self.configs, self.seconds, self.curves, self.source_hashes = (), [], [], []
             return
-        weights = {config: progress.weights for config, progress in staying.items()}
-        like = self.stack
-        del self.stack, self._program  # there may be no memory for both
-        self._take_up(like.of(weights), staying)
+        weights = {config: train_state.weights for config, train_state in kept.items()}
+        stack = self.stack
+        del self.stack, self._train_step  # memory may not suffice for both stacks
+        self._restore(stack.with_configs(weights), kept)
 
-    def progress(self, config: TrialConfig) -> TrainState:
-        """Return all that a member's training goes on from, between two steps."""
-        self._charge()
+    def train_state(self, config: TrialConfig) -> TrainState:
+        """Return the state to resume a network's training from; call between two steps."""
+        self._account_time()
         k = self.configs.index(config)
-        parameters, program = self.stack.parameters, self._program
-        first, second = (parameters.of(k, moments) for moments in program.optimizer.moments)
+        parameters, train_step = self.stack.parameters, self._train_step
+        first, second = (parameters.extract(k, flat) for flat in train_step.optimizer.moments)
         return TrainState(
             self.step,
             self.seconds[k],
-            parameters.of(k, parameters.values),
+            parameters.extract(k, parameters.values),
             (first, second),
-            [state[k].to("cpu", copy=True) for state in program.states],
-            program.smoothed[k].to("cpu", copy=True),
+            [state[k].to("cpu", copy=True) for state in train_step.states],
+            train_step.ema_losses[k].to("cpu", copy=True),
             dict(self.curves[k]),
-            None if self._mean is None else parameters.of(k, self._mean),
-            self.code[k],
+            None if self._average is None else parameters.extract(k, self._average),
+            self.source_hashes[k],
         )
 
-    def _take_up(self, stack: TrainableNetwork, progress: Mapping[TrialConfig, TrainState]) -> None:
+    def _restore(
+        self, stack: TrainableNetwork, train_states: Mapping[TrialConfig, TrainState]
+    ) -> None:
         self.stack = stack
         self.configs = stack.configs
-        settings = self.settings
-        self._program = program = TrainStep(
-            stack, settings.batch_size, settings.learning_rate, settings.smoothing
+        self._train_step = train_step = TrainStep(
+            stack,
+            self.train_config.batch_size,
+            self.train_config.learning_rate,
+            self.train_config.smoothing,
         )
-        program.smoothed.fill_(EMA_INIT)
-        self._mean: Tensor | None = None  # (P,)
+        train_step.ema_losses.fill_(EMA_INIT)
+        self._average: Tensor | None = None  # (P,)
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
         current = checkpoint.source_hash()
-        self.code = [(current,) for _ in self.configs]
+        self.source_hashes = [(current,) for _ in self.configs]
         for k, config in enumerate(self.configs):
-            if (own := progress.get(config)) is None:
+            if (saved := train_states.get(config)) is None:
                 continue
-            self.step = own.step
-            self.seconds[k], self.curves[k] = own.seconds, dict(own.curve)
-            self.code[k] = (*(code for code in own.code if code != current), current)
-            for flat, moments in zip(program.optimizer.moments, own.moments, strict=True):
-                stack.parameters.put(k, flat, moments)
-            for state, before in zip(program.states, own.states, strict=True):
-                state[k].copy_(before)
-            program.smoothed[k].copy_(own.smoothed)
-            if own.average is not None:
-                if self._mean is None:
-                    self._mean = torch.zeros_like(stack.parameters.values)
-                stack.parameters.put(k, self._mean, own.average)
-        program.optimizer.updates.fill_(self.step)
+            self.step = saved.step
+            self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
+            earlier = (each for each in saved.source_hashes if each != current)
+            self.source_hashes[k] = (*earlier, current)
+            for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
+                stack.parameters.load(k, flat, moments)
+            for state, saved_state in zip(train_step.states, saved.states, strict=True):
+                state[k].copy_(saved_state)
+            train_step.ema_losses[k].copy_(saved.ema_loss)
+            if saved.average is not None:
+                if self._average is None:
+                    self._average = torch.zeros_like(stack.parameters.values)
+                stack.parameters.load(k, self._average, saved.average)
+        train_step.optimizer.updates.fill_(self.step)
 
     def _average_weights(self) -> None:
-        count = self.step - self._averaged_after
+        count = self.step - self._averaging_start_step
         if count < 1:
             return
         values = self.stack.parameters.values
-        if self._mean is None:
-            self._mean = torch.zeros_like(values)
-        self._mean.lerp_(values, 1 / count)
+        if self._average is None:
+            self._average = torch.zeros_like(values)
+        self._average.lerp_(values, 1 / count)
 
     def _log(self) -> LogPoint:
-        point = LogPoint(self.step, tuple(self._program.smoothed.tolist()))
-        for curve, loss in zip(self.curves, point.smoothed_losses, strict=True):
+        point = LogPoint(self.step, tuple(self._train_step.ema_losses.tolist()))
+        for curve, loss in zip(self.curves, point.ema_losses, strict=True):
             curve[point.step] = loss
-        self._charge()
+        self._account_time()
         return point
 
-    def _charge(self) -> None:
-        """Charge the members with the time of training since this was done last."""
-        if self._charged is None:
+    def _account_time(self) -> None:
+        """Divide the training time since the last call among the networks."""
+        if self._timed_until is None:
             return
         now = time.monotonic()
-        share = (now - self._charged) / max(1, len(self.configs))
+        share = (now - self._timed_until) / max(1, len(self.configs))
         self.seconds = [seconds + share for seconds in self.seconds]
-        self._charged = now
+        self._timed_until = now
 
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Yield for each step to come what lanes read, foretell (B,), and if a sequence begins."""
-        steps_a_sequence = self.settings.sequence_length - 1
-        first = self.step
-        while first < self.settings.steps:
-            number, begin = divmod(first, steps_a_sequence)
+        """Yield tokens (B,), targets (B,) and whether a sequence begins, for each step to come."""
+        steps_per_sequence = self.train_config.sequence_length - 1
+        step = self.step
+        while step < self.train_config.steps:
+            sequence, begin = divmod(step, steps_per_sequence)
             replicate = self.configs[0].replicate
-            drawn = torch.from_numpy(sample_batch(self.text, self.settings, number, replicate))
-            drawn = drawn.to(self.stack.device)  # (L, B)
-            end = min(steps_a_sequence, begin + self.settings.steps - first)
+            drawn = sample_batch(self.text, self.train_config, sequence, replicate)
+            tokens = torch.from_numpy(drawn).to(self.stack.device)  # (sequence_length, B)
+            end = min(steps_per_sequence, begin + self.train_config.steps - step)
             for t in range(begin, end):
-                yield drawn[t], drawn[t + 1], t == 0
-            first += end - begin
+                yield tokens[t], tokens[t + 1], t == 0
+            step += end - begin

@@ -1,6 +1,6 @@
-"""Adam over all weights of a population at once.
+"""Adam over all weights of a network stack at once.
 
-Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
+Kingma & Ba, *Adam: A Method for Stochastic Optimization*, 2015, algorithm 1.
 """
 
 import torch
@@ -10,24 +10,23 @@ from rnn.stacked.flat_parameters import FlatParameters
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
-_CHUNK = 1 << 16
-"""Weights that on a processor are cast, updated and cast again while they are in its cache."""
+_CHUNK_SIZE = 1 << 16
+"""Number of weights that a CPU casts and updates while they are in its cache."""
 
 
 class Adam:
-    """The optimizer, by torch's fused kernel; ``torch.optim`` gives the same numbers.
+    """Adam by torch's fused kernel; computes the same as ``torch.optim.Adam``.
 
-    What ``torch.optim`` does around that kernel takes as long as a step of a small network, and its
-    import takes a second.
+    ``torch.optim`` adds overhead as large as a step of a small network, and a second of import.
 
     Args:
-        parameters: to be updated, from their gradients.
+        parameters: weights and gradients.
         learning_rate: α.
 
     Attributes:
-        moments: (P,) each, the first and the second, in the parameters' order.
-        updates: () how many they stand for.
-        learning_rate: α, of the next update.
+        moments: first and second moments, (P,) each, in the layout of the weights.
+        updates: number of updates so far ().
+        learning_rate: α of the next update.
     """
 
     def __init__(self, parameters: FlatParameters, learning_rate: float) -> None:
@@ -36,40 +35,45 @@ class Adam:
         self.updates = torch.zeros((), device=values.device)
         self.learning_rate = learning_rate
         self._parameters = parameters
-        cast = len(parameters.low_gradients) if parameters.is_mixed else 0
-        size = _CHUNK if values.device.type == "cpu" else max(1, cast)
-        scratch = values.new_empty(min(size, cast))
+        is_mixed = parameters.mixed_precision
+        # Weights of which matrix products have bfloat16 copies and gradients.
+        end = len(parameters.matmul_grads) if is_mixed else 0
+        size = _CHUNK_SIZE if values.device.type == "cpu" else max(1, end)
+        scratch = values.new_empty(min(size, end))
         self._chunks = []
-        for first in range(0, cast, size):
-            some = slice(first, min(first + size, cast))
-            low = parameters.low_gradients[some]
-            gradient = scratch[: len(low)]
-            self._chunks.append((low, gradient, parameters.low[some], self._of(some, gradient)))
-        self._rest = self._of(slice(cast, None), parameters.full_gradients)
-        biases = slice(cast, len(parameters.low) if parameters.is_mixed else cast)
-        self._biases = parameters.low[biases], values[biases]
+        for first in range(0, end, size):
+            chunk = slice(first, min(first + size, end))
+            matmul_grad = parameters.matmul_grads[chunk]
+            grad = scratch[: len(matmul_grad)]
+            matmul_values = parameters.matmul_values[chunk]
+            self._chunks.append(
+                (matmul_grad, grad, matmul_values, self._kernel_arguments(chunk, grad))
+            )
+        self._rest = self._kernel_arguments(slice(end, None), parameters.full_grads)
+        biases = slice(end, len(parameters.matmul_values) if is_mixed else end)
+        self._biases = parameters.matmul_values[biases], values[biases]
 
     def step(self) -> None:
-        """Update the weights, and what products read of them."""
+        """Update the weights, and the copies of them that matrix products read."""
         self.updates.add_(1)
-        for low_gradient, gradient, low, some in self._chunks:
-            gradient.copy_(low_gradient)
-            self._update(some)
-            low.copy_(some[0][0])
+        for matmul_grad, grad, matmul_values, arguments in self._chunks:
+            grad.copy_(matmul_grad)
+            self._update(arguments)
+            matmul_values.copy_(arguments[0][0])
         self._update(self._rest)
-        low, values = self._biases
-        low.copy_(values)
+        matmul_biases, biases = self._biases
+        matmul_biases.copy_(biases)
 
-    def _of(self, some: slice, gradient: Tensor) -> tuple[list[Tensor], ...]:
-        """Return values, gradients and moments of some weights, as the kernel takes them."""
-        tensors = (self._parameters.values[some], gradient, *(m[some] for m in self.moments))
+    def _kernel_arguments(self, part: slice, grad: Tensor) -> tuple[list[Tensor], ...]:
+        """Return values, gradient and moments of a part of the weights, as the kernel takes them."""
+        tensors = (self._parameters.values[part], grad, *(m[part] for m in self.moments))
         return tuple([tensor] for tensor in tensors)
 
-    def _update(self, some: tuple[list[Tensor], ...]) -> None:
-        values, gradients, first, second = some
+    def _update(self, arguments: tuple[list[Tensor], ...]) -> None:
+        values, grads, first, second = arguments
         torch._fused_adam_(
             values,
-            gradients,
+            grads,
             first,
             second,
             [],

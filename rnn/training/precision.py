@@ -1,4 +1,4 @@
-"""The arithmetic of products: which precisions there are, and what has each of them fast."""
+"""Numerical precision of matrix products, and which library computes them."""
 
 from functools import cache
 from typing import Any, Literal
@@ -9,8 +9,14 @@ from torch import Tensor
 from rnn.errors import DeviceError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-"""Of the arithmetic: ``bf16`` takes products in bfloat16 and all else in float32; ``tf32`` has a
-GPU round the factors of products to ten bits; ``fp64`` is for checks of exactness."""
+"""Precision of the arithmetic.
+
+``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
+factors of matrix products to ten bits. ``fp64``: for numerical checks.
+"""
+
+_onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
+"""The setting that selects oneDNN for matrix products; None before torch 2.9."""
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -21,22 +27,22 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that a device does not have.
+    """Check that a device supports a precision.
 
     Raises:
-        DeviceError: if it is tf32, and the device no GPU that has it.
+        DeviceError: if the precision is tf32 and the device is not a GPU that supports it.
     """
     if precision != "tf32":
         return
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise DeviceError(
-            f"precision tf32 is not to be had on {device}; allowed: a GPU of compute capability "
-            "8.0 or more; choose another --device, or begin a study of another --precision"
+            f"precision tf32 is not supported on {device}: expected a GPU of compute capability "
+            "8.0 or more; choose another --device, or create a study with another --precision"
         )
 
 
 def configure_matmul(precision: Precision, device: torch.device) -> None:
-    """Have this process take its products on a device in a precision, as fast as they are had."""
+    """Configure this process for the fastest matrix products of a precision on a device."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -44,18 +50,13 @@ def configure_matmul(precision: Precision, device: torch.device) -> None:
         _onednn.fp32_precision = "bf16" if onednn_matmul_is_exact() else "ieee"
 
 
-_onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
-"""What chooses the library; None with a torch before 2.9, which lets nobody choose."""
-
-
 @cache
 def onednn_matmul_is_exact() -> bool:
-    """Tell whether oneDNN takes float32 products in float32 though it may round their factors.
+    """Test whether oneDNN multiplies in float32 even if it is allowed to round to bfloat16.
 
-    There are two libraries in torch for a processor's products. Of MKL, AMD's processors get half
-    of their vectors' width; of oneDNN the whole, but torch asks it for products of float32 numbers
-    only where these may be rounded to bfloat16. It makes use of that on processors with AMX alone.
-    On others its products are the same float32 ones, sooner; which is looked at here, not believed.
+    For float32 products torch uses oneDNN only if it may round the factors to bfloat16; otherwise
+    it uses MKL, which reaches half the speed on AMD CPUs. oneDNN rounds only on CPUs with AMX. On
+    others its products are float32 and faster, which this function verifies by computing some.
     """
     before = _onednn.fp32_precision
     _onednn.fp32_precision = "bf16"

@@ -1,4 +1,4 @@
-"""One training step of a population as a program over memory of its own."""
+"""One training step, replayed as a CUDA graph on a GPU."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,28 +9,28 @@ from torch import Tensor
 from rnn.models.factory import TrainableNetwork
 from rnn.training.optimizer import Adam
 
-WARM_UP = 3
-"""Steps that are taken before a graph is recorded: libraries set themselves up in the first."""
+WARMUP_STEPS = 3
+"""Steps before a graph is captured: libraries initialize themselves in the first."""
 
 
 class TrainStep:
-    """A training step: forward, backward, optimizer, smoothed losses.
+    """Forward pass, backward pass, optimizer update and smoothed losses.
 
-    On a GPU it is recorded as a graph and played again, so that a step costs one launch, where it
-    is the same operations whatever is read.
+    On a GPU the step is captured as a CUDA graph if the network's operations are the same at every
+    step; a step then costs one launch.
 
     Args:
-        stack: trained in place.
+        stack: the K networks, trained in place.
         streams: B.
-        learning_rate: Adam's.
-        smoothing: the weight of the past in the smoothed losses.
+        learning_rate: learning rate of Adam.
+        smoothing: weight of the past in the smoothed losses.
 
     Attributes:
-        optimizer: of all weights at once.
-        states: the population's learning states, as the last step left them: those of each layer,
-            (K, B, n) as a rule, and what else it needs, each beginning with the axis K.
-        smoothed: (K,) the smoothed losses, an exponential moving average of the mean cross-entropy
-            over the lanes, nats a symbol.
+        optimizer: the optimizer of all weights.
+        states: what the networks carry from step to step, as the last step left it: (K, B, n) for
+            each layer, and tensors (K, …) that the network needs besides.
+        ema_losses: exponential moving average of each network's mean cross-entropy over the
+            streams (K,), in nats per token.
     """
 
     def __init__(
@@ -38,44 +38,44 @@ class TrainStep:
     ) -> None:
         self.stack = stack
         self.states = stack.init_training_state(streams)
-        self.smoothed = self.states[0].new_zeros(len(stack.configs))
+        self.ema_losses = self.states[0].new_zeros(len(stack.configs))
         self.optimizer = Adam(stack.parameters, learning_rate)
         self._smoothing = smoothing
         tokens = torch.zeros(streams, dtype=torch.long, device=stack.device)
-        self._reads, self._foretells = tokens, tokens.clone()
-        records = stack.device.type == "cuda" and stack.static_graph
-        self._recorder = CudaGraphRunner(stack.device) if records else None
+        self._tokens, self._targets = tokens, tokens.clone()
+        uses_graph = stack.device.type == "cuda" and stack.static_graph
+        self._graph_runner = CudaGraphRunner(stack.device) if uses_graph else None
 
     def begin_sequence(self) -> None:
         """Set the states to zero."""
         for state in self.states:
             state.zero_()
 
-    def step(self, reads: Tensor, targets: Tensor) -> None:
-        """Train every member on one more symbol of each lane.
+    def step(self, tokens: Tensor, targets: Tensor) -> None:
+        """Train every network on one more token of each stream.
 
         Args:
-            reads: (B,) the symbols, of any type of integers.
-            targets: (B,) those that come next.
+            tokens: tokens that are read (B,), of any integer dtype.
+            targets: tokens that follow (B,).
         """
-        self._reads.copy_(reads)
-        self._foretells.copy_(targets)
-        if self._recorder is None:
-            self._advance()
+        self._tokens.copy_(tokens)
+        self._targets.copy_(targets)
+        if self._graph_runner is None:
+            self._step()
         else:
-            self._recorder.play(self._advance)
+            self._graph_runner.run(self._step)
 
-    def _advance(self) -> None:
-        reads = self.stack.prepare_inputs(self._reads)
-        losses, states = self.stack.loss_and_grad(reads, self._foretells, self.states)
+    def _step(self) -> None:
+        inputs = self.stack.prepare_inputs(self._tokens)
+        losses, next_states = self.stack.loss_and_grad(inputs, self._targets, self.states)
         self.optimizer.step()
-        self.smoothed.lerp_(losses, 1 - self._smoothing)
-        for state, after in zip(self.states, states, strict=True):
-            state.copy_(after)
+        self.ema_losses.lerp_(losses, 1 - self._smoothing)
+        for state, next_state in zip(self.states, next_states, strict=True):
+            state.copy_(next_state)
 
 
 class CudaGraphRunner:
-    """Does the same work on a GPU again and again: from the fourth time on as one launch.
+    """Runs the same work repeatedly on a GPU: captured after the warm-up, then replayed.
 
     Args:
         device: the GPU.
@@ -84,30 +84,30 @@ class CudaGraphRunner:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._times = 0
+        self._warmup_steps = 0
 
-    def play(self, work: Callable[[], None]) -> None:
-        """Do the work: the same operations on the same memory as before, whatever that holds."""
+    def run(self, work: Callable[[], None]) -> None:
+        """Run the work: the same operations on the same memory in every call."""
         with torch.cuda.device(self._device):
             if self._graph is not None:
                 self._graph.replay()
                 return
-            aside = _stream_aside(self._device)
-            if self._times < WARM_UP:
-                self._times += 1
-                # On the stream that is recorded later, as recording wants it.
-                aside.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(aside):
+            stream = _side_stream(self._device)
+            if self._warmup_steps < WARMUP_STEPS:
+                self._warmup_steps += 1
+                # Warm up on the stream that is captured later, as torch.cuda.graph requires.
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
                     work()
-                torch.cuda.current_stream().wait_stream(aside)
+                torch.cuda.current_stream().wait_stream(stream)
                 return
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=aside):
-                work()  # noted, not done
+            with torch.cuda.graph(self._graph, stream=stream):
+                work()  # captured, not executed
             self._graph.replay()
 
 
 @cache
-def _stream_aside(device: torch.device) -> torch.cuda.Stream:
-    # One for good: libraries keep memory for each stream that they have met.
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for the whole process: libraries keep memory for each stream that they have seen.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
