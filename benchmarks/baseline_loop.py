@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
-from rnn.data.corpus import Bytes, load_corpus
+from rnn.data.corpus import ByteArray, load_corpus
 from rnn.training.loop import EMA_INIT, TrainConfig, sample_batch
 
 
@@ -86,7 +86,7 @@ class PlainTraining:
         settings: train config.
     """
 
-    def __init__(self, config: GatedConfig, text: Bytes, settings: TrainConfig) -> None:
+    def __init__(self, config: GatedConfig, text: ByteArray, settings: TrainConfig) -> None:
         # PyTorch's default: rnn.training.precision may have selected another library.
         if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
             onednn.fp32_precision = "none"
@@ -113,7 +113,7 @@ class PlainTraining:
         self.smoothed = decay * self.smoothed + (1 - decay) * loss.item()
 
 
-def train_plain(config: GatedConfig, text: Bytes, settings: TrainConfig) -> float:
+def train_plain(config: GatedConfig, text: ByteArray, settings: TrainConfig) -> float:
     """Train one network; return the minimum of the smoothed loss over the log points."""
     training = PlainTraining(config, text, settings)
     best = float("inf")

@@ -40,7 +40,7 @@ def matmul_shapes(run: TrainLoop) -> Counter[Shape]:
     reads, targets, _ = next(iter(run._steps()))
     counter = MatmulCounter()
     with counter:
-        run._program.step(reads, targets)
+        run._train_step.step(reads, targets)
     return counter.counts
 
 

@@ -116,7 +116,7 @@ def _train_run(variant: int, replicate: int) -> Mapping[str, float]:
     losses["training"] = min(loop.curves[0].values())
     losses["validation, the last weights"] = _evaluate(loop, corpus)
     for average in AVERAGES:
-        loop, _ = _train(config, corpus, replace(settings, average=average), branch)
+        loop, _ = _train(config, corpus, replace(settings, average_fraction=average), branch)
         loop.swap_in_averaged_weights()
         losses[f"validation, the mean of the last {average:.0%}"] = _evaluate(loop, corpus)
     loop, _ = _train(config, corpus, settings, branch, decay=True)
@@ -140,13 +140,13 @@ def _train(
 
     def decay_learning_rate() -> None:
         remaining = (STEPS - loop.step) / DECAY
-        loop._program.optimizer.learning_rate = settings.learning_rate * min(
+        loop._train_step.optimizer.learning_rate = settings.learning_rate * min(
             1, max(remaining, 1e-3)
         )
 
     for _ in loop.train(decay_learning_rate if decay else lambda: None):
         pass
-    return loop, loop.progress(config)
+    return loop, loop.train_state(config)
 
 
 def _evaluate(loop: TrainLoop, corpus: Corpus) -> float:

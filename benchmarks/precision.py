@@ -50,4 +50,4 @@ def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
     stack = NetworkStack([TrialConfig(config, replicate)], 0, precision)
     run = TrainLoop(stack, load_corpus("stdlib").train, settings)
-    return min(point.smoothed_losses[0] for point in run.train())
+    return min(point.ema_losses[0] for point in run.train())

@@ -11,7 +11,7 @@ import torch
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
-from rnn.data.corpus import Bytes, load_corpus
+from rnn.data.corpus import ByteArray, load_corpus
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.precision import Precision
@@ -79,7 +79,7 @@ def stacks() -> Iterator[str]:
             yield f"  {name:6} {precision}  {', '.join(timings.values())}"
 
 
-def _compare(configs: Sequence[GatedConfig], text: Bytes, precision: Precision) -> str:
+def _compare(configs: Sequence[GatedConfig], text: ByteArray, precision: Precision) -> str:
     steps = 40 if configs[0].state_size > 100 else 100
     rng = random.Random(0)
     ratios, required_shares, computed_shares = [], [], []
@@ -107,7 +107,7 @@ def _settings(steps: int) -> TrainConfig:
 
 def _start(
     configs: Sequence[GatedConfig],
-    text: Bytes,
+    text: ByteArray,
     precision: Precision,
     steps: int,
     static_graph: bool | None = None,
@@ -119,13 +119,13 @@ def _start(
 
 
 def _step_seconds(
-    configs: Sequence[GatedConfig], text: Bytes, precision: Precision, steps: int
+    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, steps: int
 ) -> float:
     loop = _start(configs, text, precision, steps)
     return _seconds(lambda: list(loop.train())) / steps
 
 
-def _plain_step_seconds(config: GatedConfig, text: Bytes, steps: int) -> float:
+def _plain_step_seconds(config: GatedConfig, text: ByteArray, steps: int) -> float:
     training = PlainTraining(config, text, _settings(steps))
     # All one-hot inputs of a sequence are made at once: charge a step with its share.
     sampling = _seconds(lambda: training.begin_sequence(0)) / (SEQUENCE - 1)

@@ -35,7 +35,7 @@ def export(
     with contextlib.suppress(OSError):  # which is told when it is written
         _require_free(directory)
     kept = load_trial_model(study, trial, storage, artifacts)
-    network = dataclasses.replace(kept.network, details=_details(kept))
+    network = dataclasses.replace(kept.network, metadata=_details(kept))
     write_folder(directory, export_files(network, _window(kept)))
     click.echo(directory)
     return 0

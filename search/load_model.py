@@ -98,7 +98,7 @@ def load_trial_model(
     if content is None:
         raise WeightsNotFoundError(_refusal(study, trial, trials, best, config))
     network, chosen = deserialize_model(content), wanted[0]
-    if (network.details.get("trial"), network.details.get("value")) != _told_by(chosen):
+    if (network.metadata.get("trial"), network.metadata.get("value")) != _told_by(chosen):
         raise WeightsNotFoundError(
             f"the weights that lie under trial {chosen.number} of study {study!r} are of another "
             "run; allowed: those that the trial was recorded with; remove them, or name another"

@@ -213,7 +213,7 @@ def _new_text(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) ->
 
 def _require_length(text: TokenCorpus, config: StudyConfig) -> None:
     training, evaluation = config.training, config.evaluation
-    text.require(training.sequence_length, evaluation.window_length, config.eval_split)
+    text.check_min_length(training.sequence_length, evaluation.window_length, config.eval_split)
 
 
 def _precision(asked: str, device: torch.device) -> str:

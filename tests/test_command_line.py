@@ -68,10 +68,10 @@ BAD = [
         ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
         "layers is 1.5; input should be a valid boolean, or input should be a valid integer, or ",
     ),
-    (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "is no file"),
+    (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "missing' not found"),
     (["run_search.py", "quick", "--corpus", "{tmp}/empty"], "is empty"),
-    (["run_search.py", "quick", "--corpus", "{tmp}/short"], "in its validation split; allowed: "),
-    (["run_search.py", "quick", "--device", "cuda:7"], "device 'cuda:7' is not on this machine"),
+    (["run_search.py", "quick", "--corpus", "{tmp}/short"], "tokens (vocabulary of 256): expected "),
+    (["run_search.py", "quick", "--device", "cuda:7"], "device 'cuda:7' not found on this machine"),
     (["run_search.py", "quick", "--device", "tpu"], "device 'tpu'"),
     (["run_search.py", "quick", "--precision", "fp8"], "fp8"),
     (["run_search.py", "quick", "--workers", "0"], "--workers"),
@@ -245,8 +245,8 @@ def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
         (["--lockstep", "-1"], "invalid value '-1'"),
         (["--lockstep", "all"], "invalid value 'all'"),
         (["--lockstep", "2.5"], "invalid value '2.5'"),
-        (["--precision", "tf32"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
-        (["--set=precision='tf32'"], "precision tf32 is not to be had on cpu; allowed: a GPU"),
+        (["--precision", "tf32"], "precision tf32 is not supported on cpu: expected a GPU"),
+        (["--set=precision='tf32'"], "precision tf32 is not supported on cpu: expected a GPU"),
     ],
 )
 def test_what_this_machine_or_nobody_has_is_refused(search, tmp_path, words, line):
@@ -396,7 +396,7 @@ def test_stored_study_whose_corpus_is_gone_asks_for_it(mini, run, sqlite_url, te
     command = ("run_search.py", "mini", "--storage", sqlite_url)
     done = run(*command)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert f"corpus '{text}' is no file" in done.stderr
+    assert f"corpus '{text}' not found" in done.stderr
     assert "--corpus" in done.stderr
     done = run(*command, "--corpus", str(elsewhere))
     assert done.returncode == 0, done.stderr

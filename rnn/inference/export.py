@@ -109,12 +109,12 @@ def export_files(network: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         more = "; `bpe.py` and `merges.json` are part of it"
         texts["tokenizer.py"] = _BYTE_PAIRS.format(size=tokenizer.size)
         texts["bpe.py"] = inspect.getsource(bpe)
-        texts["merges.json"] = json.dumps(tokenizer.pairs.merges)
+        texts["merges.json"] = json.dumps(tokenizer.bpe.merges)
     else:
         texts["tokenizer.py"] = _BYTES
     texts["README.md"] = _README.format(
         label=architecture.label,
-        details="\n".join(f"- {name}: {value}" for name, value in network.details.items()),
+        details="\n".join(f"- {name}: {value}" for name, value in network.metadata.items()),
         size=tokenizer.size,
         more=more,
     )

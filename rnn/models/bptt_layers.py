@@ -142,7 +142,7 @@ class KnownLayer:
         self, xs: Tensor, state: Tensor, product: Product, last_alone: bool
     ) -> tuple[Tensor, Tensor]:
         """Advance by w steps; see :class:`GatedLayer`. The outputs cost nothing: all are made."""
-        n = self.state.inputs
+        n = self.state.in_features
         inputs = product(self.input, xs)  # (w, B, n to 4n)
         outputs = []
         for own in inputs:

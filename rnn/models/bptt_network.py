@@ -98,14 +98,14 @@ class Unrolled:
             vocab_size,
         )
         own = (weights or {}).get(config) or initial_weights(config, seed, vocab_size)
-        self.parameters.put(0, self.parameters.values, own)
+        self.parameters.load(0, self.parameters.values, own)
         # Where autograd brings the gradients of a map's weight and bias. The embedding's are these
         # themselves; of a product's, which it reads where they lie, they have but the shape.
         none = self.parameters.values.new_zeros(())
         self._leaves = {
             affine: (
-                none.expand(affine.inputs, affine.outputs).requires_grad_(),
-                none.expand(affine.outputs * affine.has_bias).requires_grad_(),
+                none.expand(affine.in_features, affine.out_features).requires_grad_(),
+                none.expand(affine.out_features * affine.has_bias).requires_grad_(),
             )
             for _, affine in maps
         }
@@ -115,7 +115,7 @@ class Unrolled:
             table.bias[0, 0].detach().requires_grad_(),
         )
 
-    def of(self, weights: Mapping[TrialConfig, NamedTensors]) -> "Unrolled":
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "Unrolled":
         """Return a network like this one of this member and its weights."""
         return Unrolled(
             list(weights), self.seed, self.precision, self.vocab_size, self.device, weights
@@ -156,7 +156,7 @@ class Unrolled:
         Returns:
             The logits of each lane's next symbol (1, B, V), and the next states.
         """
-        logits, after = self._unroll(reads.distinct[None], [state[0] for state in states])
+        logits, after = self._unroll(reads.values[None], [state[0] for state in states])
         return logits[None], [state[None] for state in after]
 
     def losses(self, logits: Tensor, prepare_inputs: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class Unrolled:
             The mean loss over the lanes (1,), in nats, and the next states.
         """
         begin = present = states[: self.layers]
-        prepare_inputs, window = reads.distinct[None], []  # (1, B)
+        prepare_inputs, window = reads.values[None], []  # (1, B)
         if self._window > 1:
             past, (read, count) = states[self.layers : -2], states[-2:]
             prepare_inputs = torch.cat((read[0], prepare_inputs))  # (W, B)
@@ -195,8 +195,8 @@ class Unrolled:
         leaves = list(chain.from_iterable(self._leaves.values()))
         gradients = iter(torch.autograd.grad(loss, leaves, materialize_grads=True))
         for affine in self._leaves:
-            affine.weight_gradient[0].copy_(next(gradients))
-            affine.bias_gradient.view(-1).copy_(next(gradients))
+            affine.weight_grad[0].copy_(next(gradients))
+            affine.bias_grad.view(-1).copy_(next(gradients))
         return loss.detach()[None], [*(state.detach()[None] for state in after), *window]
 
     def _unroll(
@@ -233,19 +233,19 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, affine: StackedLinear) -> Tensor:
         """Map x (…, inputs) to (…, outputs); the gradients are those of weight and bias."""
-        low = x.reshape(-1, affine.inputs).to(affine.weight.dtype)
+        low = x.reshape(-1, affine.in_features).to(affine.weight.dtype)
         ctx.save_for_backward(low)
         ctx.affine, ctx.shape = affine, x.shape
         weight = affine.weight[0]
         y = torch.addmm(affine.bias[0], low, weight) if affine.has_bias else low @ weight
-        return y.to(x.dtype).view(*x.shape[:-1], affine.outputs)
+        return y.to(x.dtype).view(*x.shape[:-1], affine.out_features)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, of the weight and of the bias."""
         (low,) = ctx.saved_tensors
         affine, dx = ctx.affine, None
-        dy = dy.reshape(-1, affine.outputs)
+        dy = dy.reshape(-1, affine.out_features)
         low_dy = dy.to(low.dtype)
         if ctx.needs_input_grad[0]:
             dx = (low_dy @ affine.weight[0].T).to(dy.dtype).view(ctx.shape)

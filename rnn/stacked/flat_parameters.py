@@ -147,9 +147,7 @@ class FlatParameters:
         if self.mixed_precision:
             self.matmul_values.copy_(self.values[: len(self.matmul_values)])
 
-    def _pairs(
-        self, k: int, flat: Tensor, params: NamedTensors
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, k: int, flat: Tensor, params: NamedTensors) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each piece of network k as a view of the flat tensor and a view of params."""
         for prefix, (linear, weight, bias) in self._slots:
             if k not in linear.networks:

@@ -153,7 +153,5 @@ class StackedLayer:
         return torch.index_select(x, 0, perm, out=self._buffers.get(name, x.shape, like=x))
 
 
-def _consecutive_groups(
-    networks: Sequence[int], key: Callable[[int], Hashable]
-) -> list[list[int]]:
+def _consecutive_groups(networks: Sequence[int], key: Callable[[int], Hashable]) -> list[list[int]]:
     return [list(group) for _, group in groupby(networks, key)]

@@ -65,7 +65,7 @@ class Adam:
         matmul_biases.copy_(biases)
 
     def _kernel_arguments(self, part: slice, grad: Tensor) -> tuple[list[Tensor], ...]:
-        """Return values, gradient and moments of a part of the weights, as the kernel takes them."""
+        """Return values, gradient and moments of a part of the weights."""
         tensors = (self._parameters.values[part], grad, *(m[part] for m in self.moments))
         return tuple([tensor] for tensor in tensors)
 

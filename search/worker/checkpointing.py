@@ -1,10 +1,14 @@
 """Where a trial goes on from: its checkpoint, read, written, set aside and thrown away."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 import tenacity
 from optuna.trial import FrozenTrial
 
+from rnn.config import TrialConfig
+from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
 from rnn.training import checkpoint as train_checkpoint
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
@@ -14,6 +18,7 @@ from search.study import StudyHandle
 from search.worker.claims import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import RETRY_COUNTS, RUNG, Failure
+from studies.config import StudyConfig
 
 _SHOWN = 6
 """How many trials a line names."""
@@ -41,7 +46,7 @@ class CheckpointManager:
         self.settings = TrainConfig(
             **self.config.training.model_dump(exclude={"bptt_steps"}),
             seed=self.config.seed,
-            average=self.config.evaluation.average,
+            average_fraction=self.config.evaluation.average,
         )
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
@@ -101,9 +106,9 @@ class CheckpointManager:
     def _say_other_code(self, begun: Mapping[Claim, TrainState | None]) -> None:
         current = train_checkpoint.source_hash()
         other = {
-            claim: progress.code[-1]
+            claim: progress.source_hashes[-1]
             for claim, progress in begun.items()
-            if progress and progress.code and progress.code[-1] != current
+            if progress and progress.source_hashes and progress.source_hashes[-1] != current
         }
         if not other:
             return
@@ -143,19 +148,29 @@ class CheckpointManager:
         self.says(f"warning: trial {number}: {error}; {place}, the trial starts afresh")
 
     def _identity(self, claim: Claim) -> str:
-        """Return all that a trial's numbers follow from, threads, device and company apart."""
         trial_config = to_trial_config(claim.trial.params, self.config)
-        parts = (
-            trial_config.architecture.key,
-            trial_config.replicate,
-            trial_config.bptt_steps,
-            self.config.precision,
-            self.config.tokenizer,
-            self.settings,
-            self.corpus.sha256,
-            self.corpus.split,
-        )
-        return " ".join(map(str, parts))
+        return checkpoint_identity(trial_config, self.config, self.settings, self.corpus)
+
+
+def checkpoint_identity(
+    trial_config: TrialConfig, config: StudyConfig, train_config: TrainConfig, corpus: Corpus
+) -> str:
+    """Return everything that determines a trial's training, as JSON with sorted keys.
+
+    A checkpoint is resumed only under the same identity. Threads, device and the other networks of
+    the stack are not part of it.
+    """
+    fields = {
+        "architecture": trial_config.architecture.key,
+        "replicate": trial_config.replicate,
+        "bptt_steps": trial_config.bptt_steps,
+        "precision": config.precision,
+        "tokenizer": config.tokenizer,
+        "training": asdict(train_config),
+        "corpus_sha256": corpus.sha256,
+        "corpus_split": corpus.split,
+    }
+    return json.dumps(fields, sort_keys=True)
 
 
 def _should_have_checkpoint(claim: Claim) -> bool:

@@ -74,7 +74,7 @@ class Evaluator:
         tokens: Any = getattr(self._text, split)
         held_out = eval_windows(tokens, evaluation.windows, evaluation.window_length)
         losses = eval_losses(lockstep, held_out, on_step).double()
-        return losses, bits_per_byte(losses, held_out, self._text.tokenizer.lengths)
+        return losses, bits_per_byte(losses, held_out, self._text.tokenizer.token_byte_lengths)
 
 
 def _of_lanes(split: str, bits: Tensor) -> dict[str, Any]:

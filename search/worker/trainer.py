@@ -126,7 +126,7 @@ class Trainer:
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
             if trial_config in run.configs:
-                self.resumption.write(claim, run.progress(trial_config))
+                self.resumption.write(claim, run.train_state(trial_config))
 
     def forget(self, number: int) -> None:
         """Remove the checkpoint of a finished trial, and weights that are not wanted any more."""
@@ -190,7 +190,7 @@ class Trainer:
                 return
             self.budget.apply()
             if any(claim.lost for claim in held()):
-                run.drop(
+                run.remove_configs(
                     [trial_config for trial_config in run.configs if claims[trial_config].lost]
                 )
             if time.monotonic() - written >= self.config.checkpoint.seconds:
@@ -205,7 +205,7 @@ class Trainer:
         yield from self._diverged(run, claims)
         for point in run.train(after_step):
             running = []
-            for trial_config, smoothed in zip(run.configs, point.smoothed_losses, strict=True):
+            for trial_config, smoothed in zip(run.configs, point.ema_losses, strict=True):
                 claims[trial_config].report(point.step, smoothed)
                 number = claims[trial_config].trial.number
                 running.append(
@@ -256,7 +256,7 @@ class Trainer:
         parameters = run.stack.parameters
         network = SavedModel(
             trial_config.architecture,
-            parameters.of(run.configs.index(trial_config), parameters.values),
+            parameters.extract(run.configs.index(trial_config), parameters.values),
             self.text.tokenizer,
             self.precision,
             {"study": self.study, "trial": str(claim.trial.number), "value": repr(value)},
@@ -278,7 +278,7 @@ class Trainer:
         for trial_config, seconds in gone.items():
             yield claims[trial_config], self._divergence(trial_config, run.step / seconds, seconds)
         if gone:
-            run.drop(gone)
+            run.remove_configs(gone)
 
     def _put_off(
         self, run: TrainLoop, claims: Mapping[TrialConfig, Claim], judge: Judge
@@ -298,14 +298,14 @@ class Trainer:
             if verdict.is_final:
                 words = f"pruned at step {run.step:,}"
                 yield claim, TrialResult(TrialState.PRUNED, None, attributes, words)
-            elif self.resumption.write(claim, run.progress(trial_configs[k])):
+            elif self.resumption.write(claim, run.train_state(trial_configs[k])):
                 words = f"paused at step {run.step:,}"
                 yield claim, TrialResult(TrialState.WAITING, None, attributes, words)
             else:
                 continue  # nobody could go on with it
             leaving.append(trial_configs[k])
         if leaving:
-            run.drop(leaving)
+            run.remove_configs(leaving)
 
     def _divergence(
         self, trial_config: TrialConfig, steps_per_second: float, seconds: float
@@ -324,7 +324,7 @@ class Trainer:
 
 def _earlier_code(trial: FrozenTrial, progress: TrainState | None) -> list[str] | None:
     """Return the other code that trained what a trial resumes; None if there is none to record."""
-    code = progress.code if progress else ()
+    code = progress.source_hashes if progress else ()
     earlier = [each for each in code if each != train_checkpoint.source_hash()]
     # An empty list replaces what was recorded before a trial restarted from step 0.
     return earlier if earlier or EARLIER_CODE in trial.user_attrs else None

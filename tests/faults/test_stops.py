@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_is_set_aside(
     damaged = stopped.read_bytes()
     second = search(**ONE)
     assert second.wait() == 0
-    assert "warning: trial 0: the checkpoint is damaged" in second.output
+    assert "warning: trial 0: checkpoint is damaged" in second.output
     assert "the trial starts afresh" in second.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     (aside,) = files(tmp_path)
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_architecture_is_set_aside(
     checkpoint.rename(checkpoint.with_name(f"{other}.checkpoint"))
     second = search(**TWO)
     assert second.wait() == 0
-    assert "the checkpoint is of another run" in second.output
+    assert "checkpoint belongs to another training" in second.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, TWO)
 
 

@@ -89,7 +89,7 @@ def advance(stack: NetworkStack, tokens: Tensor, states: list[Tensor]) -> Tensor
 
 def gradients(stack: NetworkStack, k: int = 0) -> NamedTensors:
     """A member's gradients under the names of its architecture's products."""
-    return stack.parameters.of(k, stack.parameters.gradients)
+    return stack.parameters.extract(k, stack.parameters.grads)
 
 
 @each_of(ALL)
@@ -139,7 +139,7 @@ def test_gradients_are_the_slopes_of_the_loss(architecture: GatedConfig):
         def forward(ctx, weights):
             values.copy_(weights)
             losses, _ = stack.loss_and_grad(reads, targets, states)
-            ctx.save_for_backward(stack.parameters.gradients.clone())
+            ctx.save_for_backward(stack.parameters.grads.clone())
             return losses.sum()
 
         @staticmethod
@@ -193,7 +193,8 @@ def test_no_product_is_there_for_a_switch_that_is_off():
     }
     stack = NetworkStack([TrialConfig(off)], SEED)
     counted = sum(
-        w.numel() + b.numel() for w, b in stack.parameters.of(0, stack.parameters.values).values()
+        w.numel() + b.numel()
+        for w, b in stack.parameters.extract(0, stack.parameters.values).values()
     )
     assert counted == off.parameter_count()
 
@@ -202,7 +203,8 @@ def test_no_product_is_there_for_a_switch_that_is_off():
 def test_parameter_count_is_that_of_the_network(architecture: GatedConfig):
     stack = NetworkStack([TrialConfig(architecture)], SEED)
     counted = sum(
-        w.numel() + b.numel() for w, b in stack.parameters.of(0, stack.parameters.values).values()
+        w.numel() + b.numel()
+        for w, b in stack.parameters.extract(0, stack.parameters.values).values()
     )
     assert counted == architecture.parameter_count()
 
@@ -219,7 +221,7 @@ def test_products_in_bfloat16_change_little_and_keep_float32_weights():
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.02)
     for stack, start in ((full, expected_states), (mixed, states)):
         stack.loss_and_grad(stack.prepare_inputs(tokens), tokens, start)
-    assert mixed.parameters.gradients.dtype == torch.float32
+    assert mixed.parameters.grads.dtype == torch.float32
     for name, (weight, bias) in gradients(full).items():
         for own, reference in zip(gradients(mixed)[name], (weight, bias), strict=True):
             assert (own - reference).norm() < 0.05 * reference.norm() + 1e-6, name

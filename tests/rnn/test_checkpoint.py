@@ -1,8 +1,10 @@
-"""A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
+"""Training resumed from a checkpoint equals uninterrupted training, bit for bit."""
 
 import hashlib
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +12,20 @@ import torch
 from network_configs import each_of
 from safetensors.torch import load, save
 
+import rnn
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.network import NetworkStack
-from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint, source_hash
+from rnn.training.checkpoint import (
+    deserialize_checkpoint,
+    hash_sources,
+    serialize_checkpoint,
+    source_hash,
+)
 from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
-SETTINGS = TrainConfig(
+TRAIN_CONFIG = TrainConfig(
     steps=20,
     batch_size=3,
     sequence_length=8,
@@ -25,15 +33,14 @@ SETTINGS = TrainConfig(
     learning_rate=0.01,
     smoothing=0.9,
     seed=3,
-    average=0.6,
+    average_fraction=0.6,
 )
-SWITCHES = [
+ALL = [
     TrialConfig(GatedConfig(*gates, source, 2, 5), replicate=1)
     for *gates, source in itertools.product(*[[False, True]] * 5, STATE_SOURCES)
 ]
-
-
-SOME = SWITCHES[::19]
+SOME = ALL[::19]
+IDENTITY = "settings of the training"
 
 
 class StopError(Exception):
@@ -41,35 +48,38 @@ class StopError(Exception):
 
 
 def begin(configs, precision="fp32"):
-    return TrainLoop(NetworkStack(configs, seed=1, precision=precision), TEXT, SETTINGS)
+    return TrainLoop(NetworkStack(configs, seed=1, precision=precision), TEXT, TRAIN_CONFIG)
 
 
 def train_until(run, step):
-    """Train, and stop between two steps."""
-
-    def look():
+    def on_step():
         if run.step == step:
             raise StopError
 
     with pytest.raises(StopError):
-        list(run.train(look))
+        list(run.train(on_step))
 
 
-def write(run):
-    return {config: serialize_checkpoint(run.progress(config), "me") for config in run.configs}
-
-
-def resume(written, precision="fp32"):
-    progress = {
-        config: deserialize_checkpoint(config.architecture, "me", content)
-        for config, content in written.items()
+def serialize(run):
+    return {
+        config: serialize_checkpoint(run.train_state(config), IDENTITY) for config in run.configs
     }
-    weights = {config: own.weights for config, own in progress.items()}
-    stack = NetworkStack(list(written), 1, precision, weights=weights)
-    return TrainLoop(stack, TEXT, SETTINGS, progress)
 
 
-def same(one, other):
+def deserialize(config, checkpoint):
+    return deserialize_checkpoint(config.architecture, IDENTITY, checkpoint)
+
+
+def resume(checkpoints, precision="fp32"):
+    train_states = {
+        config: deserialize(config, checkpoint) for config, checkpoint in checkpoints.items()
+    }
+    weights = {config: train_state.weights for config, train_state in train_states.items()}
+    stack = NetworkStack(list(checkpoints), 1, precision, weights=weights)
+    return TrainLoop(stack, TEXT, TRAIN_CONFIG, train_states)
+
+
+def assert_equal(one, other):
     assert one.configs == other.configs
     assert torch.equal(one.stack.parameters.values, other.stack.parameters.values)
     assert one.curves == other.curves
@@ -78,133 +88,145 @@ def same(one, other):
     assert torch.equal(one.stack.parameters.values, other.stack.parameters.values)
 
 
-@each_of([config.architecture for config in SWITCHES], together=3)
-def test_every_cell_goes_on_bit_for_bit(architecture):
+@each_of([config.architecture for config in ALL], together=3)
+def test_every_architecture_resumes_bit_for_bit(architecture):
     config = TrialConfig(architecture, replicate=1)
-    undisturbed = begin([config])
-    list(undisturbed.train())
-    # In the midst of a sequence, at the end of one, at a log point, between two.
+    uninterrupted = begin([config])
+    list(uninterrupted.train())
+    # Within a sequence, at the end of one, at a log point, between two.
     run = begin([config])
     for step in (3, 4, 7, 13):
         train_until(run, step)
-        run = resume(write(run))
+        run = resume(serialize(run))
     assert [point.step for point in run.train()] == [16, 20]
-    same(run, undisturbed)
+    assert_equal(run, uninterrupted)
 
 
 @pytest.mark.parametrize(
-    "configs", [SOME, pytest.param(SWITCHES, marks=pytest.mark.extended)], ids=["some", "all"]
+    "configs", [SOME, pytest.param(ALL, marks=pytest.mark.extended)], ids=["some", "all"]
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
-def test_a_population_goes_on_in_every_precision(precision, configs):
-    undisturbed = begin(configs, precision)
-    list(undisturbed.train())
+def test_stack_resumes_bit_for_bit_in_every_precision(precision, configs):
+    uninterrupted = begin(configs, precision)
+    list(uninterrupted.train())
     run = begin(configs, precision)
     train_until(run, 10)
-    run = resume(write(run), precision)
+    run = resume(serialize(run), precision)
     list(run.train())
-    same(run, undisturbed)
+    assert_equal(run, uninterrupted)
 
 
-def test_a_finished_run_has_nothing_to_go_on_with():
-    run = begin(SWITCHES[:1])
+def test_finished_run_has_no_further_steps_when_resumed():
+    run = begin(ALL[:1])
     list(run.train())
-    again = resume(write(run))
-    assert again.curves == run.curves
-    assert list(again.train()) == []
-    assert again.seconds == run.seconds
+    resumed = resume(serialize(run))
+    assert resumed.curves == run.curves
+    assert list(resumed.train()) == []
+    assert resumed.seconds == run.seconds
 
 
-def test_a_run_that_has_not_begun_can_be_written_down():
-    run = resume(write(begin(SWITCHES[:1])))
+def test_checkpoint_can_be_written_before_the_first_step():
+    run = resume(serialize(begin(ALL[:1])))
     assert [point.step for point in run.train()] == [4, 8, 12, 16, 20]
 
 
-def test_who_was_trained_with_others_goes_on_alone():
-    """And the other way round: a checkpoint knows of no company."""
-    undisturbed = begin(SOME, "fp64")
-    list(undisturbed.train())
-    together = begin(SOME, "fp64")
-    train_until(together, 10)
-    written = write(together)
+def test_network_trained_in_a_stack_resumes_alone():
+    uninterrupted = begin(SOME, "fp64")
+    list(uninterrupted.train())
+    stacked = begin(SOME, "fp64")
+    train_until(stacked, 10)
+    checkpoints = serialize(stacked)
     for config in SOME:
-        alone = resume({config: written[config]}, "fp64")
+        alone = resume({config: checkpoints[config]}, "fp64")
         list(alone.train())
-        expected = undisturbed.curves[undisturbed.configs.index(config)]
+        expected = uninterrupted.curves[uninterrupted.configs.index(config)]
         assert alone.curves[0] == pytest.approx(expected, rel=1e-9)
 
 
-def code_of(written):
-    (own,) = (
-        deserialize_checkpoint(m.architecture, "me", content) for m, content in written.items()
+def source_hashes(checkpoints):
+    (hashes,) = (
+        deserialize(config, checkpoint).source_hashes for config, checkpoint in checkpoints.items()
     )
-    return own.code
+    return hashes
 
 
-def test_checkpoint_names_all_code_that_trained_it_the_latest_last(monkeypatch):
-    undisturbed = begin(SWITCHES[-1:])
-    list(undisturbed.train())
-    run = begin(SWITCHES[-1:])
-    own = source_hash()
+def test_checkpoint_lists_the_hashes_of_all_code_that_trained_it_latest_last(monkeypatch):
+    uninterrupted = begin(ALL[-1:])
+    list(uninterrupted.train())
+    run = begin(ALL[-1:])
+    current = source_hash()
     train_until(run, 4)
-    written = write(run)
-    assert code_of(written) == (own,)
+    checkpoints = serialize(run)
+    assert source_hashes(checkpoints) == (current,)
     for step, code, expected in (
-        (8, "another", (own, "another")),
-        (10, "third", (own, "another", "third")),
-        (12, "another", (own, "third", "another")),
+        (8, "another", (current, "another")),
+        (10, "third", (current, "another", "third")),
+        (12, "another", (current, "third", "another")),
     ):
         with monkeypatch.context() as patch:
             patch.setattr("rnn.training.checkpoint.source_hash", lambda code=code: code)
-            run = resume(written)
+            run = resume(checkpoints)
             train_until(run, step)
-            written = write(run)
-        assert code_of(written) == expected
-    run = resume(written)
+            checkpoints = serialize(run)
+        assert source_hashes(checkpoints) == expected
+    run = resume(checkpoints)
     list(run.train())
-    same(run, undisturbed)
+    assert_equal(run, uninterrupted)
 
 
-def test_checkpoint_that_names_no_code_is_read_as_of_unknown_code(written):
-    """As they were written before the code was named."""
-    content = written[32:]
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-    del metadata["code"]
-    content = save(load(content), metadata)
-    before = hashlib.sha256(content).digest() + content
-    found = deserialize_checkpoint(SWITCHES[-1].architecture, "me", before)
-    assert (found.step, found.code) == (10, ("unknown",))
+def test_source_hash_changes_with_a_file_of_a_subpackage(tmp_path):
+    package = tmp_path / "rnn"
+    shutil.copytree(Path(rnn.__file__).parent, package)
+    assert hash_sources(package) == source_hash()
+    module = package / "stacked" / "layer.py"
+    source = module.read_text("utf-8")
+    module.write_text(source + "\n", "utf-8")
+    assert hash_sources(package) != source_hash()
+    module.write_text(source, "utf-8")
+    assert hash_sources(package) == source_hash()
+    module.rename(package / "stacked" / "renamed.py")
+    assert hash_sources(package) != source_hash()
 
 
 @pytest.fixture
-def written():
-    run = begin(SWITCHES[-1:])
+def checkpoint():
+    run = begin(ALL[-1:])
     train_until(run, 10)
-    return serialize_checkpoint(run.progress(SWITCHES[-1]), "me")
+    return serialize_checkpoint(run.train_state(ALL[-1]), IDENTITY)
 
 
-def refused(written, match, config=SWITCHES[-1], identity="me"):
-    with pytest.raises(CheckpointError, match=match):
-        deserialize_checkpoint(config.architecture, identity, written)
+def assert_refused(checkpoint, match, config=ALL[-1], identity=IDENTITY):
+    with pytest.raises(CheckpointError, match=match) as refused:
+        deserialize_checkpoint(config.architecture, identity, checkpoint)
+    assert "\n" not in str(refused.value)
 
 
-def test_every_damage_is_seen(written):
-    for at in range(0, len(written), 97):
-        flipped = bytearray(written)
-        flipped[at] ^= 1 << at % 8
-        refused(bytes(flipped), "damaged")
-    for length in (0, 1, 31, 32, 40, len(written) // 2, len(written) - 1):
-        refused(written[:length], "damaged")
-    refused(written + b"\0", "damaged")
+def test_damaged_checkpoint_is_refused(checkpoint):
+    for position in range(0, len(checkpoint), 97):
+        flipped = bytearray(checkpoint)
+        flipped[position] ^= 1 << position % 8
+        assert_refused(bytes(flipped), "damaged")
+    for length in (0, 1, 31, 32, 40, len(checkpoint) // 2, len(checkpoint) - 1):
+        assert_refused(checkpoint[:length], "damaged")
+    assert_refused(checkpoint + b"\0", "damaged")
 
 
-def test_what_another_program_wrote_is_refused():
+def test_file_of_another_program_is_refused():
     for content in (b"", b"\x80\x04K\x01.", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"):
-        refused(hashlib.sha256(content).digest() + content, "cannot be read")
+        assert_refused(hashlib.sha256(content).digest() + content, "cannot be read")
 
 
-def test_another_runs_checkpoint_is_refused(written):
-    refused(written, "another run", identity="you")
-    other = GatedConfig(True, True, True, True, True, "both", 2, 6)
-    refused(written, "no weights", config=TrialConfig(other))
+@pytest.mark.parametrize("metadata", [{}, {"form": "3"}, {"format_version": "3"}])
+def test_checkpoint_of_another_format_is_refused(checkpoint, metadata):
+    content = checkpoint[32:]
+    length = int.from_bytes(content[:8], "little")
+    current = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert current.pop("format_version") == "4"
+    content = save(load(content), current | metadata)
+    assert_refused(hashlib.sha256(content).digest() + content, "expected format 4")
+
+
+def test_checkpoint_of_another_training_is_refused(checkpoint):
+    assert_refused(checkpoint, "another training", identity="other settings")
+    wider = GatedConfig(True, True, True, True, True, "both", 2, 6)
+    assert_refused(checkpoint, "expected weights", config=TrialConfig(wider))

@@ -52,11 +52,11 @@ def test_the_split_is_by_position():
 def test_what_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "empty").touch()
     for name, words in (
-        ("missing", "no file"),
+        ("missing", "not found"),
         ("empty", "empty"),
-        ("", "no file"),
-        ("a" * 999, "no file"),
-        ("\0", "no file"),
+        ("", "not found"),
+        ("a" * 999, "not found"),
+        ("\0", "not found"),
     ):
         with pytest.raises(CorpusError, match=words) as refused:
             load_corpus(str(tmp_path / name))
@@ -140,7 +140,7 @@ def test_an_enwik8_that_was_changed_in_the_cache_is_refused(serve, tmp_path):
     load_corpus("enwik8")
     (kept,) = (tmp_path / "cache").rglob("enwik8")
     kept.write_bytes(b"junk" * 100)
-    with pytest.raises(CorpusError, match="remove the file, and it is fetched again"):
+    with pytest.raises(CorpusError, match="remove the file to download it again"):
         load_corpus("enwik8")
 
 
@@ -153,11 +153,11 @@ def damaged(archive: bytes) -> bytes:
     ("body", "words"),
     [
         (packed(b"another text"), "has the SHA-256"),
-        (packed(TEXT, "another"), "no sound archive"),
-        (packed(TEXT)[:-30], "no sound archive"),
-        (damaged(packed(TEXT)), "no sound archive"),
-        (b"<html>try again later</html>", "no sound archive"),
-        (None, "cannot be fetched"),
+        (packed(TEXT, "another"), "not a valid archive"),
+        (packed(TEXT)[:-30], "not a valid archive"),
+        (damaged(packed(TEXT)), "not a valid archive"),
+        (b"<html>try again later</html>", "not a valid archive"),
+        (None, "cannot be downloaded"),
     ],
     ids=["other text", "other name", "cut short", "damaged", "no archive", "not found"],
 )
@@ -174,7 +174,7 @@ def test_a_wrong_download_is_one_line_and_nothing_is_kept(serve, tmp_path, body,
 def test_a_download_that_breaks_off_is_one_line_and_nothing_is_kept(serve, tmp_path):
     serve["body"] = packed(TEXT)
     serve["cut"] = 100
-    with pytest.raises(CorpusError, match=r"cannot be fetched|no sound archive") as refused:
+    with pytest.raises(CorpusError, match=r"cannot be downloaded|not a valid archive") as refused:
         load_corpus("enwik8")
     assert "\n" not in str(refused.value)
     assert cached(tmp_path) == []

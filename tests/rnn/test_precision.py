@@ -26,7 +26,7 @@ def test_which_cards_have_which_precision(monkeypatch, capability, has):
     if has:
         check_precision("tf32", CUDA)
     else:
-        with pytest.raises(DeviceError, match=r"tf32 .* cuda:0; allowed: a GPU of compute cap"):
+        with pytest.raises(DeviceError, match=r"tf32 .* cuda:0: expected a GPU of compute cap"):
             check_precision("tf32", CUDA)
     check_precision("fp32", CUDA)
     check_precision("bf16", CPU)

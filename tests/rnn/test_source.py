@@ -94,7 +94,7 @@ def test_the_module_is_the_network(architecture: GatedConfig):
     # What reached past the last time step would show in these gradients.
     stack.loss_and_grad(stack.prepare_inputs(text[STEPS - 1]), text[STEPS], before)
     nn.functional.cross_entropy(logits, text[STEPS]).backward()
-    gradients = stack.parameters.of(0, stack.parameters.gradients)
+    gradients = stack.parameters.extract(0, stack.parameters.grads)
     for weight, product in (
         (network.embedding.weight, "embedding"),
         (network.layers[0].candidate.weight, "layers.0.candidate"),
@@ -231,7 +231,7 @@ def test_the_equations_are_the_network(architecture: GatedConfig):
     }
     x, h = torch.rand(2, STREAMS, SIZE, dtype=torch.float64, requires_grad=True)
     stack = NetworkStack([TrialConfig(architecture)], SEED, "fp64", TOKENIZER, static_graph=True)
-    output, state = stack.cells[0].forward(GatheredInput(x.detach()[None]), h.detach()[None])
+    output, state = stack._layers[0].forward(GatheredInput(x.detach()[None]), h.detach()[None])
     values = compute(generate_latex(architecture), letters, x=x, h=h)
     for letter, found in (("y", output), ("h", state)):
         torch.testing.assert_close(values[letter].detach(), found[0], rtol=1e-12, atol=1e-12)

@@ -47,11 +47,11 @@ def text(steps: int) -> Tensor:
 
 
 def weights_of(network: NetworkStack | Unrolled) -> NamedTensors:
-    return network.parameters.of(0, network.parameters.values)
+    return network.parameters.extract(0, network.parameters.values)
 
 
 def gradients_of(network: NetworkStack | Unrolled) -> NamedTensors:
-    return network.parameters.of(0, network.parameters.gradients)
+    return network.parameters.extract(0, network.parameters.grads)
 
 
 def assert_close(found: NamedTensors, expected: NamedTensors, **tolerance: float) -> None:
@@ -133,7 +133,7 @@ def test_the_gradient_goes_through_the_window_and_no_further(architecture):
             )
             before.append(after)
             program.step(read[t], targets)
-            torch.testing.assert_close(program.smoothed[0], loss, **EXACT)
+            torch.testing.assert_close(program.ema_losses[0], loss, **EXACT)
             assert_close(gradients_of(network), gradients, **EXACT)
             torch.testing.assert_close([s[0] for s in program.states[:2]], after, **EXACT)
 
@@ -184,7 +184,7 @@ def test_products_in_bfloat16_leave_the_gradient_what_it_is(architecture):
         for t in range(13):
             inputs = network.prepare_inputs(read[t])
             loss, states = network.loss_and_grad(inputs, read[t + 1], states)
-        flat = network.parameters.gradients.double()
+        flat = network.parameters.grads.double()
         found.append((loss.double(), flat))
         assert loss.dtype == states[0].dtype == network.parameters.values.dtype
     (expected_loss, expected), (loss, gradients) = found
@@ -201,7 +201,7 @@ SETTINGS = TrainConfig(
     learning_rate=0.01,
     smoothing=0.9,
     seed=3,
-    average=0.6,
+    average_fraction=0.6,
 )
 
 
@@ -227,12 +227,12 @@ def test_what_is_gone_on_with_is_the_run_that_was_never_stopped(architecture, st
     list(whole.train())
     with pytest.raises(StopError):
         list(run.train(look))
-    written = serialize_checkpoint(run.progress(config), "me")
+    written = serialize_checkpoint(run.train_state(config), "me")
     progress = deserialize_checkpoint(architecture, "me", written, TOKENIZER)
     resumed = begin({config: progress.weights}, {config: progress})
     list(resumed.train())
     assert resumed.curves == whole.curves
-    expected, found = (own.progress(config) for own in (whole, resumed))
+    expected, found = (own.train_state(config) for own in (whole, resumed))
     for one, other in zip(found.states, expected.states, strict=True):
         assert torch.equal(one, other)
     for name, (weight, bias) in expected.weights.items():
@@ -263,12 +263,12 @@ def test_only_what_cannot_be_trained_in_lockstep_is_unrolled():
     for config in (known, longer):
         network = build_network([config], 1)
         assert isinstance(network, Unrolled)
-        again = network.of({config: weights_of(network)})
+        again = network.with_configs({config: weights_of(network)})
         assert again.configs == (config,)
         for together in ([config, gated], [config, config._replace(replicate=1)]):
             with pytest.raises(ValueError, match=r"there are 2 members; allowed: one"):
                 build_network(together, 1)
-        with pytest.raises(ValueError, match=r"gradient window of [12]; allowed: our own cell"):
+        with pytest.raises(ValueError, match=r"bptt_steps [12] cannot be stacked"):
             NetworkStack([gated, config], 1)
     with pytest.raises(ValueError, match=r"the gradient window is 0; allowed: 1 or more"):
         build_network([known._replace(bptt_steps=0)], 1)

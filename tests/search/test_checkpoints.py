@@ -5,10 +5,16 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from rnn.config import GatedConfig, TrialConfig
+from rnn.data.corpus import Corpus
+from rnn.training.loop import TrainConfig
+from search.worker.checkpointing import checkpoint_identity
 from search.worker.trial_artifacts import CheckpointStore
 from studies.artifacts import AtomicFileStore, open_store
+from studies.config import StudyConfig
 from studies.errors import ArtifactsError
 
 
@@ -128,3 +134,21 @@ def test_a_bucket_that_is_not_there_is_refused(bucket):
     with pytest.raises(ArtifactsError, match=r"other-networks.*allowed: a bucket") as refused:
         open_store("s3://other-networks", "sqlite:///none.db", "checkpoints")
     assert "s3cret" not in str(refused.value)
+
+
+def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
+    trial_config = TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8), 1)
+    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
+    train_config = TrainConfig(20, 6, 9, 2, 0.01, 0.9, 3, 0.5)
+    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
+    identity = checkpoint_identity(trial_config, config, train_config, corpus)
+    assert identity == (
+        '{"architecture": "01011-new-2-8-state", "bptt_steps": 1, "corpus_sha256": '
+        '"2816597888e4a0d3a36b82b83316ab32680eb8f00f8cd3b904d681246d285a0e", '
+        '"corpus_split": [90, 95], "precision": "fp32", "replicate": 1, "tokenizer": "bytes", '
+        '"training": {"average_fraction": 0.5, "batch_size": 6, "learning_rate": 0.01, '
+        '"log_every": 2, "seed": 3, "sequence_length": 9, "smoothing": 0.9, "steps": 20}}'
+    )
+
+
+SPACE = {"layers": [2], "state_size": [8]}

@@ -275,7 +275,7 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
         run = TrainLoop(NetworkStack(trial_configs, 0), whole.train, settings)
         list(run.train())
         found = Evaluator(config, whole).measure(
-            run, lambda: leaves and run.drop(trial_configs[:1])
+            run, lambda: leaves and run.remove_configs(trial_configs[:1])
         )
         return [each.attributes for each in found]
 
@@ -603,7 +603,7 @@ def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url,
     with monkeypatch.context() as patch:
         patch.setattr("search.study.check_precision", lambda precision, device: None)
         work(sqlite_url, text, precision="tf32")
-    with pytest.raises(DeviceError, match="precision tf32 is not to be had on cpu"):
+    with pytest.raises(DeviceError, match="precision tf32 is not supported on cpu"):
         work(sqlite_url, text)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 
-from rnn.data.bpe import BPE, PIECES
+from rnn.data.bpe import BPE, PRETOKENIZE_PATTERN
 from rnn.data.corpus import Corpus
 from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError, TokenizerError
@@ -43,7 +43,7 @@ def test_every_text_is_read_back_byte_for_byte(text):
     for tokenizer in (LEARNT, train_tokenizer("bytes", array(text))):
         tokens = tokenizer.encode(array(text))
         assert tokenizer.decode(tokens.tolist()) == text
-        assert tokenizer.lengths[tokens].sum() == len(text)
+        assert tokenizer.token_byte_lengths[tokens].sum() == len(text)
         assert tokens.max(initial=0) < tokenizer.size
 
 
@@ -59,24 +59,24 @@ def test_bytes_are_not_copied_and_tokens_are_fewer():
 @given(any_text)
 def test_symbols_are_what_the_library_that_learnt_them_makes_of_a_text(text):
     """Which is also what a text's pieces are."""
-    names = [token.decode("latin-1") for token in LEARNT.pairs.tokens]
-    merges = [(names[left], names[right]) for left, right in LEARNT.pairs.merges]
+    names = [token.decode("latin-1") for token in LEARNT.bpe.tokens]
+    merges = [(names[left], names[right]) for left, right in LEARNT.bpe.merges]
     library = tokenizers.Tokenizer(models.BPE({name: n for n, name in enumerate(names)}, merges))
-    split = pre_tokenizers.Split(Regex(PIECES.decode("latin-1")), "isolated")
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_PATTERN.decode("latin-1")), "isolated")
     library.pre_tokenizer = split
     characters = text.decode("latin-1")
     assert LEARNT.encode(array(text)).tolist() == library.encode(characters).ids
     pieces = [piece.encode("latin-1") for piece, _ in split.pre_tokenize_str(characters)]
-    assert re.findall(PIECES, text) == pieces
+    assert re.findall(PRETOKENIZE_PATTERN, text) == pieces
     assert b"".join(pieces) == text
 
 
 def test_no_symbol_reaches_over_two_pieces():
-    pieces = re.findall(PIECES, b"if x == 'na\xc3\xafve10':\n\n    return")
+    pieces = re.findall(PRETOKENIZE_PATTERN, b"if x == 'na\xc3\xafve10':\n\n    return")
     expected = [b"if", b" x", b" ==", b" '", b"na\xc3\xafve", b"10", b"':", b"\n\n    ", b"return"]
     assert pieces == expected
     for longest, characters in ((64, b" \n"), (63, b"a\xff"), (63, b"0"), (63, b"{~")):
-        pieces = re.findall(PIECES, characters * 63 * 64)
+        pieces = re.findall(PRETOKENIZE_PATTERN, characters * 63 * 64)
         assert {len(piece) for piece in pieces} == {longest}
 
 
@@ -85,7 +85,7 @@ def test_a_vocabulary_is_the_same_whoever_learns_it():
     assert again.serialized == LEARNT.serialized
     assert LEARNT.size == 300
     few = train_tokenizer("bpe:258", array(b"ab,ab,ab,cd,cd,e"))
-    assert few.pairs.tokens[256:] == [b"ab", b"cd"]  # the most frequent first
+    assert few.bpe.tokens[256:] == [b"ab", b"cd"]  # the most frequent first
 
 
 @pytest.mark.parametrize("text", [b"", b"abcabc", bytes(range(256))])
@@ -100,7 +100,7 @@ def test_what_is_written_is_read_as_it_was():
     again = load_tokenizer(written)
     assert again.encode(array(PROSE)).tolist() == LEARNT.encode(array(PROSE)).tolist()
     assert again.serialized == written
-    assert again.lengths.tolist() == LEARNT.lengths.tolist()
+    assert again.token_byte_lengths.tolist() == LEARNT.token_byte_lengths.tolist()
     assert len(written) < 12 * LEARNT.size
     assert load_tokenizer(None).size == 256
 
@@ -118,13 +118,13 @@ def test_a_merge_may_make_a_symbol_that_is_there():
         "[]",
         "null",
         LEARNT.serialized[:-3],
-        json.dumps({"form": "another", "merges": []}),
-        json.dumps({"form": "byte pairs 1"}),
-        json.dumps({"form": "byte pairs 1", "merges": [[97]]}),
-        json.dumps({"form": "byte pairs 1", "merges": [["a", "b"]]}),
-        json.dumps({"form": "byte pairs 1", "merges": [[97, 256]]}),
-        json.dumps({"form": "byte pairs 1", "merges": [[-1, 97]]}),
-        json.dumps({"form": "byte pairs 1", "merges": DOUBLING}),
+        json.dumps({"format_version": "another", "merges": []}),
+        json.dumps({"format_version": "bpe-1"}),
+        json.dumps({"format_version": "bpe-1", "merges": [[97]]}),
+        json.dumps({"format_version": "bpe-1", "merges": [["a", "b"]]}),
+        json.dumps({"format_version": "bpe-1", "merges": [[97, 256]]}),
+        json.dumps({"format_version": "bpe-1", "merges": [[-1, 97]]}),
+        json.dumps({"format_version": "bpe-1", "merges": DOUBLING}),
     ],
 )
 def test_a_damaged_vocabulary_is_one_line(written):
@@ -164,19 +164,19 @@ def test_the_test_split_is_not_read_before_it_is_asked_for():
 
     tokenizer = Counted()
     text = TokenCorpus(Corpus("zeros", np.zeros(200, np.uint8)), tokenizer)
-    text.require(50, 10)
+    text.check_min_length(50, 10)
     assert tokenizer.read == 190
-    text.require(50, 10, "test")
+    text.check_min_length(50, 10, "test")
     assert tokenizer.read == 200
 
 
 def test_a_text_must_be_long_enough_in_symbols():
     text = TokenCorpus(Corpus("prose", array(PROSE)), LEARNT)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
-    text.require(train, min(validation, test), "test")
-    with pytest.raises(CorpusError, match=rf"{train:,} tokens.*train split.*sequence_length"):
-        text.require(train + 1, 2)
-    with pytest.raises(CorpusError, match=rf"{validation:,} tokens.*validation.*window_length"):
-        text.require(2, validation + 1)
+    text.check_min_length(train, min(validation, test), "test")
+    with pytest.raises(CorpusError, match=rf"train split.*{train:,} tokens.*sequence_length"):
+        text.check_min_length(train + 1, 2)
+    with pytest.raises(CorpusError, match=rf"validation split.*{validation:,} tokens.*window_length"):
+        text.check_min_length(2, validation + 1)
     with pytest.raises(CorpusError, match="window_length"):
-        text.require(2, test + 1, "test")
+        text.check_min_length(2, test + 1, "test")

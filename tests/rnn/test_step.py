@@ -80,7 +80,7 @@ def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs,
         def __init__(self):
             self.times, self.tape = 0, None
 
-        def play(self, work):
+        def run(self, work):
             self.times += 1
             if self.times < 4:
                 work()
@@ -94,7 +94,7 @@ def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs,
     class Recorded(TrainStep):
         def __init__(self, *args):
             super().__init__(*args)
-            self._recorder = CudaGraphRunner()
+            self._graph_runner = CudaGraphRunner()
 
     expected = curves(configs, precision, static_graph=True)
     monkeypatch.setattr("rnn.training.loop.TrainStep", Recorded)
@@ -129,7 +129,7 @@ def test_a_graph_repeats_bit_for_bit_and_goes_on_after_some_have_left(precision)
 
         def look():
             if run.step == 11:
-                run.drop(MEMBERS[1:2])
+                run.remove_configs(MEMBERS[1:2])
 
         list(run.train(look))
         return run.curves

@@ -34,7 +34,7 @@ def test_a_network_is_read_as_it_was_written(architecture, tokenizer):
     network = trained(architecture, tokenizer)
     found = deserialize_model(serialize_model(network))
     assert found.architecture == architecture
-    assert (found.precision, found.details) == ("bf16", DETAILS)
+    assert (found.precision, found.metadata) == ("bf16", DETAILS)
     assert (found.tokenizer.size, found.tokenizer.serialized) == (
         tokenizer.size,
         tokenizer.serialized,
@@ -72,11 +72,11 @@ def changed(**metadata: object) -> bytes:
         b"a checkpoint" * 20,
         CONTENT[:-1],
         CONTENT[:100],
-        changed(form="0"),
-        changed(form=None),
+        changed(format_version="1"),
+        changed(format_version=None),
         changed(precision="fp8"),
-        changed(details="{"),
-        changed(details='"words"'),
+        changed(metadata="{"),
+        changed(metadata='"words"'),
         changed(architecture="[" * 100_000),
         changed(architecture="[]"),
         changed(architecture='{"cell": "lstm"}'),
@@ -97,7 +97,7 @@ def test_weights_that_are_no_numbers_of_ours_are_refused(spoilt):
     network = deserialize_model(CONTENT)
     weight, bias = network.weights["head"]
     weights = {**network.weights, "head": (spoilt(weight), bias)}
-    with pytest.raises(SavedModelError, match="its head is not all numbers"):
+    with pytest.raises(SavedModelError, match="head is not finite"):
         deserialize_model(serialize_model(dataclasses.replace(network, weights=weights)))
 
 

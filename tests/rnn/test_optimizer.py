@@ -19,7 +19,7 @@ MEMBERS = [
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("chunk", [100, 1 << 16])
 def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
-    monkeypatch.setattr(adam, "_CHUNK", chunk)
+    monkeypatch.setattr(adam, "_CHUNK_SIZE", chunk)
     stack = NetworkStack(MEMBERS, 3, precision, vocab_size=11)
     parameters, states = stack.parameters, stack.init_state(4)
     optimizer = Adam(parameters, 0.01)
@@ -29,16 +29,17 @@ def test_updates_are_those_of_torch(monkeypatch, precision, chunk):
     for step in range(8):
         tokens = torch.tensor([step, 1, 2, 10 - step])
         stack.loss_and_grad(stack.prepare_inputs(tokens), tokens.flip(0), states)
-        reference.grad = parameters.gradients.clone()
+        reference.grad = parameters.grads.clone()
         optimizer.step()
         torchs.step()
         torch.testing.assert_close(parameters.values, reference.detach(), rtol=1e-5, atol=1e-7)
         assert torch.equal(
-            parameters.low, parameters.values[: len(parameters.low)].to(parameters.low)
+            parameters.matmul_values,
+            parameters.values[: len(parameters.matmul_values)].to(parameters.matmul_values),
         )
     assert optimizer.updates == 8
     never = stack.configs.index(MEMBERS[2])
-    before, after = (parameters.of(never, flat) for flat in (begin, parameters.values))
+    before, after = (parameters.extract(never, flat) for flat in (begin, parameters.values))
     assert torch.equal(before["layers.1.candidate"][0], after["layers.1.candidate"][0])
     assert not torch.equal(before["layers.1.read_out"][0], after["layers.1.read_out"][0])
 

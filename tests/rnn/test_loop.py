@@ -1,0 +1,281 @@
+"""The training loop: exact repetition, independent networks, smoothed losses, removal, averaging."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.matmul_limit import count_flops, matmul_shapes
+from rnn.config import GatedConfig, TrialConfig
+from rnn.stacked.network import NetworkStack, initial_weights
+from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
+
+TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
+TRAIN_CONFIG = TrainConfig(
+    steps=20,
+    batch_size=6,
+    sequence_length=9,
+    log_every=2,
+    learning_rate=0.01,
+    smoothing=0.9,
+    seed=3,
+)
+
+MIXED = [
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
+    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
+    TrialConfig(GatedConfig(True, False, False, True, False, "both", 2, 8)),
+    TrialConfig(GatedConfig(False, True, True, False, True, "old", 2, 8)),
+]
+
+
+def train(configs, precision="fp32", train_config=TRAIN_CONFIG):
+    """Train configs; return smoothed losses (log points, K) in their order, and the stack."""
+    stack = NetworkStack(configs, seed=1, precision=precision)
+    run = TrainLoop(stack, TEXT, train_config)
+    points = list(run.train())
+    columns = [run.configs.index(config) for config in configs]
+    return np.array([point.ema_losses for point in points])[:, columns], stack
+
+
+def advance(stack, tokens, targets, states):
+    """Take one step forward, updating the states in place; return the losses (K, B)."""
+    logits, next_states = stack.forward(stack.prepare_inputs(tokens), states)
+    for state, next_state in zip(states, next_states, strict=True):
+        state.copy_(next_state)
+    return stack.losses(logits, targets)
+
+
+def test_single_network_repeats_bit_for_bit():
+    first, one = train(MIXED[:1])
+    second, two = train(MIXED[:1])
+    assert first.tobytes() == second.tobytes()
+    assert torch.equal(one.parameters.values, two.parameters.values)
+
+
+@pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
+def test_network_trains_the_same_in_a_stack_as_alone(gate_inputs):
+    configs = [
+        config._replace(architecture=replace(config.architecture, gate_inputs=gate_inputs))
+        for config in MIXED
+    ]
+    stacked, _ = train(configs, "fp64")
+    for k, config in enumerate(configs):
+        alone, _ = train([config], "fp64")
+        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=1e-9)
+
+
+def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
+    train_config = replace(TRAIN_CONFIG, learning_rate=1e-30, steps=8)
+    smoothed, stack = train(MIXED[:1], "fp64", train_config)
+    # With constant weights, the losses are those of the untrained network.
+    text = torch.from_numpy(sample_batch(TEXT, train_config, 0)).long()
+    states, ema, expected = stack.init_state(6), 3.0, []
+    for t in range(8):
+        loss = advance(stack, text[t], text[t + 1], states).mean().item()
+        ema = 0.9 * ema + 0.1 * loss
+        expected.append(ema)
+    np.testing.assert_allclose(smoothed[:, 0], expected[1::2], rtol=1e-9)
+
+
+def test_log_points_are_the_multiples_of_log_every():
+    train_config = replace(TRAIN_CONFIG, steps=20, log_every=6)
+    points = list(TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, train_config).train())
+    assert [point.step for point in points] == [6, 12, 18]
+
+
+def test_sequence_starts_with_zero_states_and_has_one_step_less_than_tokens():
+    """Nine tokens give eight steps: step 17 begins the third sequence."""
+    train_config = replace(
+        TRAIN_CONFIG, learning_rate=1e-30, steps=17, smoothing=0.0, log_every=1
+    )
+    smoothed, stack = train(MIXED[:1], "fp64", train_config)
+    text = torch.from_numpy(sample_batch(TEXT, train_config, 2)).long()
+    expected = advance(stack, text[0], text[1], stack.init_state(6)).mean().item()
+    assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)
+
+
+def test_batch_depends_on_seed_sequence_and_replicate_alone():
+    first = sample_batch(TEXT, TRAIN_CONFIG, 0)
+    assert np.array_equal(first, sample_batch(TEXT, TRAIN_CONFIG, 0))
+    for other in (
+        sample_batch(TEXT, TRAIN_CONFIG, 1),
+        sample_batch(TEXT, replace(TRAIN_CONFIG, seed=4), 0),
+        sample_batch(TEXT, TRAIN_CONFIG, 0, replicate=1),
+    ):
+        assert not np.array_equal(first, other)
+    assert first[:, 0].tobytes() in TEXT.tobytes()
+
+
+def test_sequences_reach_both_ends_of_the_text():
+    text = np.arange(12, dtype=np.uint8)
+    batches = [sample_batch(text, TRAIN_CONFIG, sequence) for sequence in range(30)]
+    assert min(batch.min() for batch in batches) == 0
+    assert max(batch.max() for batch in batches) == 11
+
+
+def test_initial_weights_differ_by_architecture_replicate_and_seed():
+    one, other = MIXED[0], MIXED[1]
+
+    def candidate(config, seed=1):
+        return initial_weights(config, seed)["layers.0.candidate"][0]
+
+    assert torch.equal(candidate(one), candidate(one))
+    assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
+    assert not torch.equal(candidate(one), candidate(other))
+    assert not torch.equal(candidate(one), candidate(one, seed=2))
+
+
+def test_initial_weights_equal_recorded_values():
+    """Unfinished studies must continue with the weights that they started with."""
+    architecture = MIXED[0].architecture
+    assert architecture.key == "01011-new-2-8-state"
+    weight, bias = initial_weights(TrialConfig(architecture, 3), seed=7)["layers.1.forget_gate"]
+    some = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
+    assert some == pytest.approx(RECORDED_WEIGHTS, rel=1e-15)
+
+
+RECORDED_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241]
+
+
+def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
+    architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
+    for name, (inputs, outputs) in architecture.param_shapes().items():
+        weight, bias = initial_weights(TrialConfig(architecture), 0)[name]
+        assert weight.shape == (inputs, outputs)
+        assert bias.shape == (outputs,)
+        bound = 1 / math.sqrt(inputs)
+        assert weight.abs().max() <= bound
+        assert bias.abs().max() <= bound
+        assert weight.abs().max() > 0.95 * bound
+        assert abs(weight.mean()) < 0.05 * bound
+
+
+def test_diverged_network_does_not_affect_the_others():
+    stack = NetworkStack(MIXED, seed=1, precision="fp64")
+    diverged = MIXED[1]
+    k = stack.configs.index(diverged)
+    values = stack.parameters.values
+    weights = stack.parameters.extract(k, values)
+    weights["head"][0].fill_(math.inf)
+    stack.parameters.load(k, values, weights)
+    run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
+    list(run.train())
+    curves = dict(zip(run.configs, run.curves, strict=True))
+    assert not math.isfinite(curves[diverged][20])
+    expected, _ = train(MIXED, "fp64")
+    for column, config in enumerate(MIXED):
+        if config != diverged:
+            curve = list(curves[config].values())
+            np.testing.assert_allclose(curve, expected[:, column], rtol=1e-9)
+
+
+@pytest.mark.parametrize("removed", [[0], [1, 3], [0, 1, 2, 3]])
+def test_removal_within_a_sequence_does_not_affect_the_others(removed):
+    run = TrainLoop(NetworkStack(MIXED, seed=1, precision="fp64"), TEXT, TRAIN_CONFIG)
+
+    def on_step():
+        if run.step == 11:
+            run.remove_configs([MIXED[k] for k in removed])
+
+    points = list(run.train(on_step))
+    kept = [config for k, config in enumerate(MIXED) if k not in removed]
+    assert set(run.configs) == set(kept)
+    assert len(points[-1].ema_losses) == len(kept)
+    for config, curve in zip(run.configs, run.curves, strict=True):
+        alone, _ = train([config], "fp64")
+        np.testing.assert_allclose(list(curve.values()), alone[:, 0], rtol=1e-9)
+
+
+def test_removed_network_costs_no_matrix_products():
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
+    before = matmul_shapes(run)
+    run.remove_configs(MIXED[:3])
+    after = matmul_shapes(run)
+    smaller = TrainLoop(NetworkStack(MIXED[3:], seed=1), TEXT, TRAIN_CONFIG)
+    assert after == matmul_shapes(smaller)
+    assert count_flops(after) < count_flops(before)
+    assert run.stack.parameters.values.numel() == smaller.stack.parameters.values.numel()
+
+
+def test_training_ends_when_all_networks_are_removed():
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
+
+    def on_step():
+        if run.step == 5:
+            run.remove_configs(MIXED)
+
+    assert [point.step for point in run.train(on_step)] == [2, 4]
+    assert run.configs == ()
+
+
+def test_seconds_are_an_equal_share_of_the_training_time(monkeypatch):
+    """On a clock that advances by 1 s in each step and by 100 s at each log point."""
+    now = 0.0
+    monkeypatch.setattr("rnn.training.loop.time", SimpleNamespace(monotonic=lambda: now))
+
+    def on_step():
+        nonlocal now
+        now += 1
+
+    run = TrainLoop(NetworkStack(MIXED, seed=1), TEXT, TRAIN_CONFIG)
+    for _ in run.train(on_step):
+        now += 100  # spent by the caller, not by training
+    assert run.seconds == pytest.approx([TRAIN_CONFIG.steps / len(MIXED)] * len(MIXED))
+
+
+def test_training_lowers_the_loss():
+    train_config = replace(TRAIN_CONFIG, steps=200, log_every=10)
+    smoothed, stack = train(MIXED[:1], train_config=train_config)
+    assert smoothed[-1, 0] < smoothed[1, 0] - 1
+    losses = eval_losses(stack, eval_windows(TEXT, 4, 20))
+    assert losses.shape == (1, 4)
+    assert losses.mean() < math.log(256) - 2
+
+
+def test_networks_of_different_shapes_cannot_be_stacked():
+    other = TrialConfig(GatedConfig(False, False, False, False, False, "new", 1, 8))
+    with pytest.raises(ValueError, match=r"expected one \(layers, state size"):
+        NetworkStack([MIXED[0], other], 1)
+
+
+def test_networks_of_different_replicates_cannot_share_a_run():
+    configs = [MIXED[0], MIXED[0]._replace(replicate=1)]
+    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
+        TrainLoop(NetworkStack(configs, 1), TEXT, TRAIN_CONFIG)
+
+
+def test_weights_are_averaged_over_the_last_steps_across_a_removal():
+    """Three tenths of twenty steps are six."""
+    train_config = replace(TRAIN_CONFIG, average_fraction=0.3)
+    run = TrainLoop(NetworkStack(MIXED[:2], 1, "fp64"), TEXT, train_config)
+    removed, config = run.configs
+    history = []
+
+    def on_step():
+        if run.step == 17:
+            run.remove_configs([removed])
+        k, parameters = run.configs.index(config), run.stack.parameters
+        history.append(parameters.extract(k, parameters.values))
+
+    list(run.train(on_step))
+    run.swap_in_averaged_weights()
+    averaged = run.stack.parameters.extract(0, run.stack.parameters.values)
+    for name, tensors in averaged.items():
+        for index, average in enumerate(tensors):
+            expected = torch.stack([weights[name][index] for weights in history[-6:]]).mean(0)
+            torch.testing.assert_close(average, expected)
+    assert not torch.equal(averaged["head"][0], history[-1]["head"][0])
+
+
+def test_last_weights_are_kept_without_averaging():
+    run = TrainLoop(NetworkStack(MIXED[:1], 1), TEXT, TRAIN_CONFIG)
+    list(run.train())
+    before = run.stack.parameters.values.clone()
+    run.swap_in_averaged_weights()
+    assert torch.equal(run.stack.parameters.values, before)
