@@ -176,7 +176,7 @@ def test_a_text_must_be_long_enough_in_symbols():
     text.check_min_length(train, min(validation, test), "test")
     with pytest.raises(CorpusError, match=rf"train split.*{train:,} tokens.*sequence_length"):
         text.check_min_length(train + 1, 2)
-    with pytest.raises(CorpusError, match=rf"validation split.*{validation:,} tokens.*window_length"):
+    with pytest.raises(CorpusError, match=rf"validation .*{validation:,} tokens.*window_length"):
         text.check_min_length(2, validation + 1)
     with pytest.raises(CorpusError, match="window_length"):
         text.check_min_length(2, test + 1, "test")
