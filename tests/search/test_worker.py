@@ -159,7 +159,7 @@ def trained(config, trial_config, text):
     settings = TrainConfig(
         **config.training.model_dump(exclude={"bptt_steps"}),
         seed=config.seed,
-        average=config.evaluation.average,
+        average_fraction=config.evaluation.average,
     )
     run = TrainLoop(NetworkStack([trial_config], config.seed, config.precision), text, settings)
     list(run.train())
