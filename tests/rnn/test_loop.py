@@ -1,4 +1,4 @@
-"""The training loop: exact repetition, independent networks, smoothed losses, removal, averaging."""
+"""The training loop: repetition, independent networks, smoothed losses, removal, averaging."""
 
 import math
 from dataclasses import replace
@@ -91,9 +91,7 @@ def test_log_points_are_the_multiples_of_log_every():
 
 def test_sequence_starts_with_zero_states_and_has_one_step_less_than_tokens():
     """Nine tokens give eight steps: step 17 begins the third sequence."""
-    train_config = replace(
-        TRAIN_CONFIG, learning_rate=1e-30, steps=17, smoothing=0.0, log_every=1
-    )
+    train_config = replace(TRAIN_CONFIG, learning_rate=1e-30, steps=17, smoothing=0.0, log_every=1)
     smoothed, stack = train(MIXED[:1], "fp64", train_config)
     text = torch.from_numpy(sample_batch(TEXT, train_config, 2)).long()
     expected = advance(stack, text[0], text[1], stack.init_state(6)).mean().item()
