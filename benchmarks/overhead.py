@@ -119,7 +119,9 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
     file = load_config_file("stage-one", [*SETTINGS, *settings])
     name = f"benchmark-{uuid4().hex}"
     handle = create_or_join(file, url, StudyOptions(name=name, precision="fp32"))
-    checkpoints = CheckpointStore(open_store(str(folder), url, "checkpoints"), handle.folder)
+    checkpoints = CheckpointStore(
+        open_store(str(folder), url, "checkpoints"), handle.artifact_folder
+    )
     callbacks = WorkerCallbacks()
     try:
         with (

@@ -1,13 +1,13 @@
-"""The exceptions of this package.
+"""Exceptions of this package.
 
 ::
 
     SearchError
-    ├── SourceUnfinished    a study that another is to be derived from, not complete
-    ├── GridExhausted       (also optuna.TrialPruned) no point is left to be run
-    ├── Stopped             a stop was asked for in the midst of something
-    ├── WeightsNotKept      a trial whose trained network is not to be had
-    └── ExportRefused       a folder that a network cannot be written to
+    ├── UnfinishedSourceError    a source study is not finished, or has too few trials
+    ├── GridExhaustedError       (also optuna.TrialPruned) no grid trial is left
+    ├── ShutdownRequestedError   an operation was interrupted by a request to stop
+    ├── WeightsNotFoundError     the weights of a trial are not available
+    └── ExportError              a folder cannot be written
 """
 
 import optuna
@@ -17,33 +17,33 @@ from studies.errors import StudiesError
 
 
 class SearchError(Exception):
-    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+    """Base class; the message is one line with the problem, what was expected and a remedy."""
 
 
 class UnfinishedSourceError(SearchError):
-    """A source study is not complete."""
+    """The source of a refinement is not finished, or has too few complete trials."""
 
 
 class GridExhaustedError(SearchError, optuna.TrialPruned):
-    """Every point of a grid is taken; Optuna's loop takes it for a trial that was pruned."""
+    """No grid trial is left; ``optimize`` handles it as a pruned trial."""
 
 
 class ShutdownRequestedError(SearchError):
-    """A stop was asked for before what was begun is done."""
+    """An operation was interrupted by a request to stop."""
 
 
 class WeightsNotFoundError(SearchError):
-    """There is no trained network of a trial."""
+    """The weights of a trial are not available."""
 
 
 class ExportError(SearchError):
-    """A folder is not free for what is to be written there."""
+    """A folder cannot be written."""
 
 
 USER_ERRORS = (StudiesError, RNNError, SearchError)
-"""What a person can mend: its message is the one line that they are to read."""
+"""Errors that are reported to the user as one line."""
 
 
-def in_one_line(error: Exception) -> str:
-    """Return an exception's type and the first line of what it says."""
+def format_error(error: Exception) -> str:
+    """Return an exception's type and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,6 +1,4 @@
-"""The grid: Optuna's ``GridSampler``, on points that wait in the storage."""
-# TODO-MERGE A study's grid that grows: new values at the end of a list, and the points that they
-# bring.
+"""Optuna's ``GridSampler`` over enqueued trials, and the extension of a study's grid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,30 +17,28 @@ from studies.space import Params, ParamValue, Space
 from studies.storage.create import PlannedTrial, extend_study
 from studies.storage.storage import LeasedRDBStorage
 
-SURPLUS = "surplus"
-"""The system attribute of a trial that found no point left; it is no point of the grid."""
+NO_TRIAL_LEFT = "no_trial_left"
+"""System attribute of a trial that was asked for when no grid trial was left."""
 
 
 class GridSampler(optuna.samplers.GridSampler):
-    """Runs each point of a grid once, whoever asks: ``optimize``, ask-and-tell or our worker.
+    """Grid sampler that runs each combination once, under ``optimize``, ask-and-tell or workers.
 
-    Optuna's sampler draws a point when a trial is already there, so that two processes may draw
-    the same one. Here each point is a trial from the start, which waits with its parameters fixed,
-    and asking is claiming. A study made by :mod:`search.study` holds its points already; in any
-    other study the first trial puts them there: begin such a study in one process, and have others
-    join when its first trial runs.
+    Optuna's sampler chooses a combination for a trial that already exists, so two processes may
+    choose the same one. Here every combination is a waiting trial with fixed parameters, and asking
+    for a trial claims one. Studies created by :mod:`search.study` contain their grid trials. In
+    other studies the first trial enqueues them: start such a study in one process and let others
+    join once its first trial is running.
 
-    When no point is left, ``optimize`` stops, and ``ask`` raises :class:`GridExhaustedError`. A
-    process
-    that asked while another took the last point leaves a trial without parameters, pruned and
-    marked :data:`SURPLUS`.
+    When no trial is left, ``optimize`` stops and ``ask`` raises :class:`GridExhaustedError`. A
+    process that asks while another claims the last trial leaves a pruned trial without parameters,
+    marked :data:`NO_TRIAL_LEFT`.
 
     Args:
-        search_space: each parameter's values.
-        seed: of the order in which the points are run.
+        search_space: values of each parameter.
+        seed: seed of the order in which combinations run.
         exclude: combinations of values to leave out.
-        points: the points, in the order in which they are to be run, where they are not all
-            combinations of the values.
+        combinations: the grid in the order in which it runs, unless it is the full product.
     """
 
     def __init__(
@@ -51,44 +47,46 @@ class GridSampler(optuna.samplers.GridSampler):
         seed: int | None = None,
         *,
         exclude: Sequence[Params] = (),
-        points: Sequence[Params] | None = None,
+        combinations: Sequence[Params] | None = None,
     ) -> None:
         super().__init__(search_space, seed)
         self._distributions = distributions(search_space)
-        if points is None:
-            points = [
-                point
-                for point in map(self._point, self._all_grids)
-                if not any(exclusion.items() <= point.items() for exclusion in exclude)
+        if combinations is None:
+            combinations = [
+                params
+                for params in map(self._to_params, self._all_grids)
+                if not any(exclusion.items() <= params.items() for exclusion in exclude)
             ]
-        self._all_grids = [tuple(point[name] for name in self._param_names) for point in points]
+        self._all_grids = [
+            tuple(params[name] for name in self._param_names) for params in combinations
+        ]
         self._n_min_trials = len(self._all_grids)
 
     @property
-    def points(self) -> list[Params]:
-        """The points, in the order in which they are to be run."""
-        return [self._point(grid) for grid in self._all_grids]
+    def combinations(self) -> list[Params]:
+        """The grid in the order in which it runs."""
+        return [self._to_params(values) for values in self._all_grids]
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Let a claimed point pass; give a trial that is none its point, or turn it away.
+        """Enqueue the grid if the study lacks it; reject a trial for which nothing is left.
 
         Raises:
-            GridExhaustedError: outside ``optimize``, if every point is taken.
+            GridExhaustedError: outside ``optimize``, if no trial is left.
         """
         if trial.params or "fixed_params" in trial.system_attrs:
             return
-        missing = self._missing(study)
+        missing = self._find_missing(study)
         if not missing:
-            self._turn_away(study, trial)
+            self._reject(study, trial)
             return
-        # A study that nobody has planned: this trial is the first point, the others wait.
+        # A study created by plain Optuna: this trial is the first combination, the others wait.
         study._storage.set_trial_system_attr(trial._trial_id, "grid_id", missing[0])
         study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
         for grid_id in missing[1:]:
             study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
-                    params=self._point(self._all_grids[grid_id]),
+                    params=self._to_params(self._all_grids[grid_id]),
                     distributions=dict(self._distributions),
                 )
             )
@@ -100,13 +98,13 @@ class GridSampler(optuna.samplers.GridSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return the value of the trial's point.
+        """Return the parameter's value in the trial's combination.
 
         Raises:
-            GridExhaustedError: for a trial that found no point left.
+            GridExhaustedError: for a trial that was rejected.
         """
-        if trial.system_attrs.get(SURPLUS):
-            raise GridExhaustedError("no point of the grid is left")
+        if trial.system_attrs.get(NO_TRIAL_LEFT):
+            raise GridExhaustedError("no grid trial is left")
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -116,51 +114,50 @@ class GridSampler(optuna.samplers.GridSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Stop ``optimize`` when no point waits any more."""
+        """Stop ``optimize`` when no trial is waiting."""
         waiting = study._storage.get_all_trials(
             study._study_id, deepcopy=False, states=(TrialState.WAITING,)
         )
         if not waiting:
             _stop(study)
 
-    def _point(self, grid: Sequence[Any]) -> Params:
-        named = dict(zip(self._param_names, grid, strict=True))
-        # In the order of the definition, which is that of tables and plots.
+    def _to_params(self, values: Sequence[Any]) -> Params:
+        named = dict(zip(self._param_names, values, strict=True))
+        # Optuna sorts parameters by name; tables and plots use the config's order.
         return {name: named[name] for name in self._distributions}
 
-    def _missing(self, study: Study) -> list[int]:
-        """Return the numbers of the points for which the study has no trial."""
+    def _find_missing(self, study: Study) -> list[int]:
+        """Return the indices of the combinations for which the study has no trial."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        there = {self._key(trial.params) for trial in trials if trial.params}
-        given = {trial.system_attrs.get("grid_id") for trial in trials}
+        present = {self._key(trial.params) for trial in trials if trial.params}
+        assigned = {trial.system_attrs.get("grid_id") for trial in trials}
         return [
             grid_id
-            for grid_id, grid in enumerate(self._all_grids)
-            if grid_id not in given and self._key(self._point(grid)) not in there
+            for grid_id, values in enumerate(self._all_grids)
+            if grid_id not in assigned and self._key(self._to_params(values)) not in present
         ]
 
     def _get_unvisited_grid_ids(self, study: Study) -> list[int]:
-        """Return the numbers of the points that are not finished; Optuna's own loop asks it."""
+        """Return the indices of unfinished combinations; called by Optuna's loop."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
         finished = {self._key(t.params) for t in trials if t.params and t.state.is_finished()}
         return [
             grid_id
-            for grid_id, grid in enumerate(self._all_grids)
-            if self._key(self._point(grid)) not in finished
+            for grid_id, values in enumerate(self._all_grids)
+            if self._key(self._to_params(values)) not in finished
         ]
 
     @staticmethod
-    def _key(point: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-        return frozenset(point.items())
+    def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+        return frozenset(params.items())
 
     @staticmethod
-    def _turn_away(study: Study, trial: FrozenTrial) -> None:
-        study._storage.set_trial_system_attr(trial._trial_id, SURPLUS, True)
+    def _reject(study: Study, trial: FrozenTrial) -> None:
+        study._storage.set_trial_system_attr(trial._trial_id, NO_TRIAL_LEFT, True)
         if not study._thread_local.in_optimize_loop:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
             raise GridExhaustedError(
-                f"no point of study {study.study_name!r} is left to be asked for; every one is "
-                "running or finished"
+                f"no trial of study {study.study_name!r} is left: all are running or finished"
             )
         _stop(study)
 
@@ -170,71 +167,84 @@ def _stop(study: Study) -> None:
         study.stop()
 
 
-def extend(
+def create_sampler(config: StudyConfig) -> GridSampler:
+    """Return the sampler of a study with a search space."""
+    assert config.space is not None
+    return GridSampler(search_space(config.space), config.seed, exclude=config.space.exclude)
+
+
+def extend_grid(
     study: optuna.Study,
     storage: LeasedRDBStorage,
     stored: StudyConfig,
-    wider: StudyConfig,
+    extended: StudyConfig,
     command: str,
 ) -> StudyConfig | None:
-    """Add the points that a definition's space has more than the study's.
+    """Add the trials that an extended search space has in addition to the study's.
+
+    Args:
+        study: study to extend.
+        storage: storage that holds it.
+        stored: its stored config.
+        extended: config with the extended space.
+        command: command line to record.
 
     Returns:
-        The wider definition as stored; None if the study is no longer as it was.
+        The config that is stored now; None if another process has changed the study meanwhile.
+
+    Raises:
+        ConfigMismatchError: if the space is not an extension of the study's.
     """
-    assert wider.space is not None
+    assert extended.space is not None
+    name = f"study {study.study_name!r}"
     if stored.space is None:
         raise ConfigMismatchError(
-            f"study {study.study_name!r} was derived, and has no grid; allowed with --extend: "
-            "studies with a [space]; extend its source and refine that"
+            f"{name} is a refinement without a [space]: extend its source and refine that"
         )
-    if stored.space.parameters != wider.space.parameters:
+    old_space, new_space = stored.space, extended.space
+    if old_space.parameters != new_space.parameters:
         raise ConfigMismatchError(
-            f"study {study.study_name!r} has the parameters {', '.join(stored.space.parameters)}; "
-            "allowed with --extend: the same; make another study"
+            f"{name} has other parameters: --extend expected {', '.join(old_space.parameters)}"
         )
-    for name in stored.space.parameters:
-        old, new = list(stored.space.values(name)), list(wider.space.values(name))
-        if new[: len(old)] != old:
+    for parameter in old_space.parameters:
+        old_values, new_values = (
+            list(old_space.values(parameter)),
+            list(new_space.values(parameter)),
+        )
+        if new_values[: len(old_values)] != old_values:
             raise ConfigMismatchError(
-                f"study {study.study_name!r}: space.{name} is {old} in the study and {new} here; "
-                "allowed with --extend: the same values in the same order, new ones after them"
+                f"{name} has space.{parameter} = {old_values}, not {new_values}: --extend expected "
+                "the same values in the same order, then new ones"
             )
-    old_points = list(stored.space.combinations())
-    new_points = grid_of(wider).points
-    if lost := [point for point in old_points if point not in new_points]:
+    old_grid = list(old_space.combinations())
+    new_grid = create_sampler(extended).combinations
+    if removed := [params for params in old_grid if params not in new_grid]:
         raise ConfigMismatchError(
-            f"study {study.study_name!r} has {len(lost)} points that space.exclude leaves out "
-            "here; allowed with --extend: to exclude new points only"
+            f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
+            "new trials only"
         )
-    extended = stored.model_copy(update={"space": wider.space})
-    done = extend_study(
+    config = stored.model_copy(update={"space": new_space})
+    is_done = extend_study(
         storage,
         study._study_id,
         {CONFIG: stored.model_dump(mode="json")},
         {
-            CONFIG: extended.model_dump(mode="json"),
+            CONFIG: config.model_dump(mode="json"),
             COMMANDS: [*study.user_attrs.get(COMMANDS, []), command],
         },
-        distributions(search_space(wider.space)),
-        [PlannedTrial(point) for point in new_points if point not in old_points],
+        distributions(search_space(new_space)),
+        [PlannedTrial(params) for params in new_grid if params not in old_grid],
     )
-    return extended if done else None
+    return config if is_done else None
 
 
-def is_beginning(own: Space, stored: Space) -> bool:
-    """Tell whether a grid can have been extended to the stored one."""
-    if own.parameters != stored.parameters:
+def is_prefix(space: Space, extended: Space) -> bool:
+    """Return whether a search space can have been extended to another."""
+    if space.parameters != extended.parameters:
         return False
-    for name in own.parameters:
-        values = list(own.values(name))
-        if list(stored.values(name))[: len(values)] != values:
+    for name in space.parameters:
+        values = list(space.values(name))
+        if list(extended.values(name))[: len(values)] != values:
             return False
-    points = {tuple(point.values()) for point in stored.combinations()}
-    return all(tuple(point.values()) in points for point in own.combinations())
-
-
-def grid_of(config: StudyConfig) -> GridSampler:
-    """Return the sampler of a definition's grid."""
-    assert config.space is not None
-    return GridSampler(search_space(config.space), config.seed, exclude=config.space.exclude)
+    grid = {tuple(params.values()) for params in extended.combinations()}
+    return all(tuple(params.values()) in grid for params in space.combinations())

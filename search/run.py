@@ -187,8 +187,8 @@ class _Session:
         return cls(
             handle,
             device,
-            CheckpointStore(checkpoints, handle.folder),
-            WeightStore(weights, handle.folder),
+            CheckpointStore(checkpoints, handle.artifact_folder),
+            WeightStore(weights, handle.artifact_folder),
             f"{socket.gethostname()}/{os.getpid()}",
         )
 

@@ -179,7 +179,7 @@ def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only, 
     refine = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
     done = run(*refine)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "finished 2 of 8 points (0 running, 6 waiting)" in done.stderr
+    assert "finished 2 of 8 trials (0 running, 6 waiting)" in done.stderr
     assert "--partial" in done.stderr
     assert optuna.get_all_study_names(sqlite_url) == ["quick"]
 
@@ -229,11 +229,11 @@ def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
     """When the study is made; from then on it is the study's."""
     chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
-    assert f"precision {chosen}, for cpu" in made.stdout
-    assert "the study's from now on" in made.stdout
+    assert f"precision {chosen}: cpu " in made.stdout
+    assert "fixed for this study" in made.stdout
     assert f"{chosen} on cpu" in joined.stdout
     for other in (joined, named):
-        assert "from now on" not in other.stdout
+        assert "fixed for this study" not in other.stdout
     (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert trial.user_attrs["precision"] == chosen
 
@@ -436,7 +436,7 @@ def test_extended_study_accepts_the_definitions_that_it_had_before(search, run, 
     assert refused.returncode == 2, "it is wider, not narrower"
     wider = ("--set=space.layers=[1, 2, 3]", excluded)
     assert search(*wider, "--extend").returncode == 0
-    line = "study 'quick' was extended since: its stored grid of 2 trials is used"
+    line = "study 'quick' was extended: using its stored grid of 2 trials"
     for words in ((), ("--extend",), ("--set=space.layers=[1, 2]", excluded)):
         done = search(*words)
         assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ class CheckpointManager:
     ) -> None:
         self.config = joined.config
         self.corpus = joined.corpus
-        self.vocab_size = joined.text.tokenizer.size
+        self.vocab_size = joined.token_corpus.tokenizer.size
         self.checkpoints = checkpoints
         self.says = says
         self.settings = TrainConfig(

@@ -16,7 +16,7 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from rnn.training.precision import Precision
-from search.errors import in_one_line
+from search.errors import format_error
 from search.parameters import to_trial_config
 from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
@@ -65,9 +65,9 @@ class Trainer:
         assert config.precision != "auto", "resolved when the study was made"
         self.study = joined.study.study_name
         self.config = config
-        self.text = joined.text
-        self.vocab_size = joined.text.tokenizer.size
-        self.measuring = Evaluator(config, joined.text)
+        self.text = joined.token_corpus
+        self.vocab_size = joined.token_corpus.tokenizer.size
+        self.measuring = Evaluator(config, joined.token_corpus)
         self.keeping = keeping
         self.precision: Precision = config.precision
         self.device = device
@@ -138,7 +138,7 @@ class Trainer:
         """Return the cause of an error, and what to record of a trial that it ends for good."""
         cause = Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.EXCEPTION
         trial_config = to_trial_config(claim.trial.params, self.config)
-        return cause, self._record(trial_config, 0.0, 0.0, failure=cause, error=in_one_line(error))
+        return cause, self._record(trial_config, 0.0, 0.0, failure=cause, error=format_error(error))
 
     # ------------------------------------------------------------------ one population
 

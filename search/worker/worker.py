@@ -8,7 +8,7 @@ from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.errors import ShutdownRequestedError, in_one_line
+from search.errors import ShutdownRequestedError, format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
 from search.worker.claims import Claim, ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
@@ -129,7 +129,7 @@ class Worker:
         except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # which is none of the training's, and must not count as such
-            self.callbacks.on_message(f"warning: nothing could be decided ({in_one_line(error)})")
+            self.callbacks.on_message(f"warning: nothing could be decided ({format_error(error)})")
             return {}
         return {by_id[trial_id]: verdict for trial_id, verdict in (found or {}).items()}
 
@@ -192,7 +192,7 @@ class Worker:
         left = [claim for claim in claims if claim in held]
         if len(left) > 1:
             self.callbacks.on_message(
-                f"{len(left)} trials that are trained together failed ({in_one_line(error)}); "
+                f"{len(left)} trials that are trained together failed ({format_error(error)}); "
                 "they go on in halves"
             )
             middle = len(left) // 2
@@ -203,7 +203,7 @@ class Worker:
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         """Give a trial back to be run again, or up."""
-        line = in_one_line(error)
+        line = format_error(error)
         cause, attributes = self.trainer.failure(error, claim)
         retries = claim.trial.user_attrs.get(RETRY_COUNTS, {})
         if sum(retries.get(failure, 0) for failure in Failure if failure.is_error) >= RETRIES:

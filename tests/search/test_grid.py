@@ -1,4 +1,4 @@
-"""Whoever asks, each point runs once."""
+"""Each combination of a grid runs exactly once, by any means of running it."""
 
 import threading
 
@@ -9,7 +9,7 @@ from hooks import PATIENT_SECONDS
 from optuna.trial import TrialState
 
 from search.errors import GridExhaustedError
-from search.grid import SURPLUS, GridSampler
+from search.grid import NO_TRIAL_LEFT, GridSampler
 from search.study import StudyOptions, create_or_join
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
@@ -39,34 +39,34 @@ def objective(trial: optuna.Trial) -> float:
     return a + b + len(c)
 
 
-def planned(url: str, text: str) -> optuna.Study:
+def create(url: str, text: str) -> optuna.Study:
     return create_or_join(
         load_config_file("stage-one", OVERRIDES), url, StudyOptions(corpus=text)
     ).study
 
 
-def from_storage(trial: optuna.Trial) -> float:
-    """An objective that takes a study's parameters as they come."""
+def objective_of_stored_params(trial: optuna.Trial) -> float:
+    """Objective that suggests the parameters that the trial already has."""
     for name, distribution in trial.distributions.items():
         assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
 
 
 def after_meeting(objective, meet):
-    """Return an objective that waits, the first time in a thread, until all others are there."""
-    own = threading.local()
+    """Return an objective that waits, once in each thread, until all threads have a trial."""
+    local = threading.local()
 
     def run(trial: optuna.Trial) -> float:
-        if not hasattr(own, "has_met"):
-            own.has_met = True
+        if not hasattr(local, "has_met"):
+            local.has_met = True
             meet()
         return objective(trial)
 
     return run
 
 
-def four_threads(objective):
-    """Return an objective that lets none of four threads run all the points."""
+def in_four_threads(objective):
+    """Return an objective that makes each of four threads run at least one trial."""
     barrier = threading.Barrier(4)
     return after_meeting(objective, lambda: barrier.wait(PATIENT_SECONDS))
 
@@ -74,84 +74,84 @@ def four_threads(objective):
 many_processes = pytest.mark.parametrize(
     "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
 )
-"""Of what the other test in many processes shows on PostgreSQL."""
+"""Storages of a test with several processes."""
 
 
-def grid_of(text: str) -> set:
+def expected_grid() -> set:
     config = load_config_file("stage-one", OVERRIDES).resolve()
     return {tuple(point.values()) for point in config.space.combinations()}
 
 
-def check_each_once(url: str) -> None:
+def check_each_ran_once(url: str) -> None:
     study = optuna.load_study(study_name="stage-one", storage=url)
-    points = [trial for trial in study.trials if not trial.system_attrs.get(SURPLUS)]
-    assert [trial.state for trial in points] == [TrialState.COMPLETE] * 16
-    run = [tuple(trial.params[key] for key in GATED_PARAMS) for trial in points]
+    trials = [trial for trial in study.trials if not trial.system_attrs.get(NO_TRIAL_LEFT)]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    run = [tuple(trial.params[key] for key in GATED_PARAMS) for trial in trials]
     assert len(set(run)) == 16
-    assert set(run) == grid_of("")
+    assert set(run) == expected_grid()
 
 
-# ------------------------------------------------------------------ a study of ours
+# ------------------------------------------------------------------ studies of run_search.py
 
 
-def test_a_study_is_opened_with_the_sampler(sqlite_url, text):
-    study = planned(sqlite_url, str(text))
+def test_study_is_opened_with_the_grid_sampler(sqlite_url, text):
+    study = create(sqlite_url, str(text))
     assert isinstance(study.sampler, GridSampler)
-    assert len(study.sampler.points) == 16
+    assert len(study.sampler.combinations) == 16
     assert not study.sampler.is_exhausted(study)
 
 
-def test_plain_optimize(sqlite_url, text):
-    study = planned(sqlite_url, str(text))
-    study.optimize(from_storage)
+def test_optimize_runs_each_combination_once(sqlite_url, text):
+    study = create(sqlite_url, str(text))
+    study.optimize(objective_of_stored_params)
     assert len(study.trials) == 16
-    check_each_once(sqlite_url)
+    check_each_ran_once(sqlite_url)
     assert study.sampler.is_exhausted(study)
 
 
-def test_plain_optimize_with_threads(sqlite_url, text):
-    planned(sqlite_url, str(text)).optimize(four_threads(from_storage), n_jobs=4)
-    check_each_once(sqlite_url)
+def test_optimize_with_threads_runs_each_combination_once(sqlite_url, text):
+    create(sqlite_url, str(text)).optimize(in_four_threads(objective_of_stored_params), n_jobs=4)
+    check_each_ran_once(sqlite_url)
 
 
 def optimize(url: str, text: str) -> None:
-    planned(url, text).optimize(after_meeting(from_storage, meet))
+    create(url, text).optimize(after_meeting(objective_of_stored_params, meet))
 
 
 @many_processes
-def test_plain_optimize_in_many_processes(url, text):
-    planned(url, str(text))
+def test_optimize_in_several_processes_runs_each_combination_once(url, text):
+    create(url, str(text))
     at_once(optimize, [(url, str(text))] * 4)
-    check_each_once(url)
+    check_each_ran_once(url)
 
 
 def ask_and_tell(url: str, text: str) -> int:
-    study, told = planned(url, text), 0
+    study, count = create(url, text), 0
     while True:
         try:
             trial = study.ask()
         except GridExhaustedError:
-            return told
-        if not told:
-            meet()  # each has one, and there are others left for all
-        study.tell(trial, from_storage(trial))
-        told += 1
+            return count
+        if not count:
+            meet()  # every process has one trial, and more are left
+        study.tell(trial, objective_of_stored_params(trial))
+        count += 1
 
 
-def test_ask_and_tell_in_many_processes(url, text):
-    planned(url, str(text))
-    told = at_once(ask_and_tell, [(url, str(text))] * 4)
-    assert sum(told) == 16
-    assert min(told) >= 1
-    check_each_once(url)
+def test_ask_and_tell_in_several_processes_runs_each_combination_once(url, text):
+    create(url, str(text))
+    counts = at_once(ask_and_tell, [(url, str(text))] * 4)
+    assert sum(counts) == 16
+    assert min(counts) >= 1
+    check_each_ran_once(url)
 
 
-def test_a_failed_point_is_a_failed_point_and_no_other_is_left_out(sqlite_url, text):
-    study = planned(sqlite_url, str(text))
+def test_failed_trial_does_not_skip_others(sqlite_url, text):
+    study = create(sqlite_url, str(text))
 
     def fails_once(trial: optuna.Trial) -> float:
         if trial.number == 5:
-            raise RuntimeError("as it may")
+            raise RuntimeError("once")
         return 1.0
 
     study.optimize(fails_once, catch=(RuntimeError,))
@@ -160,20 +160,20 @@ def test_a_failed_point_is_a_failed_point_and_no_other_is_left_out(sqlite_url, t
     assert states[5] is TrialState.FAIL
 
 
-def test_a_finished_study_turns_plain_optuna_away(sqlite_url, text):
-    study = planned(sqlite_url, str(text))
-    study.optimize(from_storage)
+def test_finished_study_has_no_trial_for_plain_optuna(sqlite_url, text):
+    study = create(sqlite_url, str(text))
+    study.optimize(objective_of_stored_params)
     calls = []
-    study.optimize(lambda trial: calls.append(trial) or from_storage(trial))
-    with pytest.raises(GridExhaustedError, match="no point of study 'stage-one' is left"):
+    study.optimize(lambda trial: calls.append(trial) or objective_of_stored_params(trial))
+    with pytest.raises(GridExhaustedError, match="no trial of study 'stage-one' is left"):
         study.ask()
-    check_each_once(sqlite_url)
+    check_each_ran_once(sqlite_url)
 
 
-# ------------------------------------------------------------------ any study
+# ------------------------------------------------------------------ other studies
 
 
-def run_points(study: optuna.Study) -> list[tuple]:
+def complete_combinations(study: optuna.Study) -> list[tuple]:
     return [
         tuple(trial.params[name] for name in SPACE)
         for trial in study.trials
@@ -181,44 +181,44 @@ def run_points(study: optuna.Study) -> list[tuple]:
     ]
 
 
-def test_a_study_that_nobody_planned_runs_the_whole_grid():
+def test_study_of_plain_optuna_runs_the_whole_grid():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.optimize(objective)
     assert len(study.trials) == len(GRID)
-    assert set(run_points(study)) == GRID
+    assert set(complete_combinations(study)) == GRID
 
 
-def test_threads_in_memory():
+def test_threads_run_each_combination_once_in_memory():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.optimize(objective, n_trials=1)
-    study.optimize(four_threads(objective), n_jobs=4)
-    assert sorted(run_points(study), key=repr) == sorted(GRID, key=repr)
+    study.optimize(in_four_threads(objective), n_jobs=4)
+    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
 
 
-def test_a_point_that_was_enqueued_counts_as_that_point():
+def test_enqueued_combination_is_not_run_again():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.enqueue_trial({"a": 1, "b": True, "c": "x"})
     study.optimize(objective, n_trials=1)
     study.optimize(objective)
-    assert sorted(run_points(study), key=repr) == sorted(GRID, key=repr)
+    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
 
 
-def test_the_order_follows_from_the_seed():
-    one, again, other = (GridSampler(SPACE, seed).points for seed in (1, 1, 2))
+def test_order_depends_on_the_seed():
+    one, again, other = (GridSampler(SPACE, seed).combinations for seed in (1, 1, 2))
     assert one == again
     assert one != other
     assert sorted(one, key=repr) == sorted(other, key=repr)
 
 
-def test_points_given_are_run_in_their_order():
-    points = [{"a": 2, "b": True, "c": "y"}, {"a": 1, "b": False, "c": "x"}]
-    study = optuna.create_study(sampler=GridSampler(SPACE, points=points))
+def test_given_combinations_run_in_their_order():
+    combinations = [{"a": 2, "b": True, "c": "y"}, {"a": 1, "b": False, "c": "x"}]
+    study = optuna.create_study(sampler=GridSampler(SPACE, combinations=combinations))
     study.optimize(objective)
-    assert [trial.params for trial in study.trials] == points
+    assert [trial.params for trial in study.trials] == combinations
 
 
 def test_threads_share_one_sampler(sqlite_url, text):
-    study = planned(sqlite_url, str(text))
+    study = create(sqlite_url, str(text))
     numbers, lock, barrier = [], threading.Lock(), threading.Barrier(4)
 
     def work() -> None:

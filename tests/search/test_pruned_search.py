@@ -303,9 +303,7 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
         for trial in joined.study.trials
         if trial.state is TrialState.COMPLETE
     )
-    with pytest.raises(
-        UnfinishedSourceError, match=r"kept the best 2 .*allowed: as many, or fewer"
-    ):
+    with pytest.raises(UnfinishedSourceError, match=r"pruned to its top 2 .*expected at most 2"):
         refine(url, "refinement.top=0.2")
     derived = refine(url, "refinement.variants=[{}]")
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]

@@ -79,8 +79,8 @@ def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artif
     file = load_config_file(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
     callbacks = RecordingCallbacks()
-    checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.folder)
-    weights = WeightStore(open_store(artifacts, url, "weights"), joined.folder)
+    checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.artifact_folder)
+    weights = WeightStore(open_store(artifacts, url, "weights"), joined.artifact_folder)
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
@@ -224,7 +224,7 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     assert weights.kept() == {trial.number for trial in best[:2]}
     held_out = eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
@@ -249,7 +249,7 @@ def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     file = load_config_file("quick", [*SETTINGS, "keep_weights=3"])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     trials = joined.study.trials
     held = [joined.storage.claim(joined.study_id, "you/1") for _ in trials[3:]]
     work(sqlite_url, text, ["keep_weights=3"])
@@ -284,7 +284,7 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
 
 def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
     joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.folder)
+    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     weights.write(0, b"of a worker that died")
     keeping = BestModelStore(joined, weights, lambda query: query(), print)
     keeping.settle(0)
@@ -312,7 +312,7 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
     )
     joined, messages = work(sqlite_url, text, settings, str(config))
     assert messages == ["complete"] * 4
-    size = joined.text.tokenizer.size
+    size = joined.token_corpus.tokenizer.size
     assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
         trial_config = to_trial_config(trial.params, joined.config)
@@ -421,9 +421,9 @@ def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
     (tmp_path / "studies.db").rename(moved / "studies.db")
     url = f"sqlite:///{moved}/studies.db"
     joined, said = work(url, text, overrides, lockstep=6, artifacts=artifacts)
-    place = f"s3://networks/{joined.folder}"
+    place = f"s3://networks/{joined.artifact_folder}"
     if artifacts is None:
-        place = f"{moved}/studies.db.checkpoints/{joined.folder}"
+        place = f"{moved}/studies.db.checkpoints/{joined.artifact_folder}"
     (line,) = [line for line in said if "checkpoint" in line]
     assert line == (
         f"warning: no checkpoint of trials 0, 1 in {place}, though step 4 was recorded: training "
