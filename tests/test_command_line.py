@@ -342,7 +342,7 @@ batch_size = 4
 sequence_length = 8
 log_every = 2
 [evaluation]
-lanes = 2
+windows = 2
 window_length = 8
 """
 
