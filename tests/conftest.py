@@ -14,7 +14,7 @@ import optuna
 import pytest
 import torch
 from helpers import NO_SYNC, ROOT, TEXT
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from process_runner import ProcessRunner
 from services import PostgreSQL, free_port
 
@@ -154,7 +154,7 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + PATIENT_SECONDS
+    deadline = time.monotonic() + HANG_TIMEOUT
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
@@ -164,7 +164,7 @@ def s3_server() -> Iterator[str]:
             time.sleep(0.2)
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
-    process.wait(PATIENT_SECONDS)
+    process.wait(HANG_TIMEOUT)
 
 
 @pytest.fixture

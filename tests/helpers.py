@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import alembic.util
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 
 from studies.storage.create import PlannedTrial, create_study
@@ -41,7 +41,7 @@ TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
 """Long enough for a tiny study."""
 
 
-def small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:
+def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:
     """Store a study of so many points, x from 0; return its id."""
     points = [PlannedTrial({"x": number}) for number in range(count)]
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
@@ -50,15 +50,17 @@ def small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> i
 
 
 _barrier: Any = None
-"""Of the processes of :func:`at_once`, in each of them."""
+"""Of the processes of :func:`run_simultaneously`, in each of them."""
 
 
-def meet() -> None:
-    """Wait, in a process of :func:`at_once`, until each of them has called this as often."""
-    _barrier.wait(PATIENT_SECONDS)
+def wait_for_others() -> None:
+    """Wait, in a process of :func:`run_simultaneously`, until each of them has called this as often."""
+    _barrier.wait(HANG_TIMEOUT)
 
 
-def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+def run_simultaneously(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> list[Any]:
     """Call a function in a process for each tuple of arguments, all at the same instant.
 
     The function may call :func:`meet`.
@@ -75,7 +77,7 @@ def at_once(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) 
     ]
     for process in processes:
         process.start()
-    results, deadline = [], time.monotonic() + PATIENT_SECONDS
+    results, deadline = [], time.monotonic() + HANG_TIMEOUT
     try:
         while len(results) < len(processes):
             try:
@@ -98,7 +100,7 @@ def _call(function: Any, arguments: Any, barrier: Any, answers: Any) -> None:
     global _barrier
     _barrier = barrier
     try:
-        meet()
+        wait_for_others()
         answers.put((False, function(*arguments)))
     except BaseException:
         answers.put((True, traceback.format_exc()))

@@ -3,7 +3,7 @@
 A test that needs a training to be under way does not hope for one that lasts long enough: a
 :class:`Gate` holds it at a step. A test that needs a lease to expire while others must not gives
 them leases of different lengths, or moves a :class:`Clock`. A worker that a test does not want to
-see run out of patience with a slow machine waits for :data:`PATIENT_SECONDS` wherever it would
+see run out of patience with a slow machine waits for :data:`HANG_TIMEOUT` wherever it would
 give up earlier.
 
 The hooks are passed in one environment variable. :func:`install` reads it in the process of a
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 VARIABLE = "RNN_SEARCH_TEST_HOOKS"
 
-PATIENT_SECONDS = 600.0
+HANG_TIMEOUT = 600.0
 """Bounds a hang; no test is decided by it."""
 
 PATIENCE = {
@@ -42,7 +42,7 @@ def make_patient(patch=setattr):
     """Have workers of this process wait for answers, however slow the machine is."""
     for module, names in PATIENCE.items():
         for name in names:
-            patch(importlib.import_module(module), name, PATIENT_SECONDS)
+            patch(importlib.import_module(module), name, HANG_TIMEOUT)
 
 
 class Gate:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import hooks
-from hooks import PATIENT_SECONDS, Hooks
+from hooks import HANG_TIMEOUT, Hooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +55,7 @@ class Command:
 
     def wait(self) -> int:
         """Return the exit code."""
-        assert self.ended.wait(PATIENT_SECONDS), f"it still runs:\n{self.output}"
+        assert self.ended.wait(HANG_TIMEOUT), f"it still runs:\n{self.output}"
         assert self.code is not None
         return self.code
 
@@ -112,7 +112,7 @@ class ProcessRunner:
             command.send(signal.SIGKILL)
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(PATIENT_SECONDS)
+        self._process.wait(HANG_TIMEOUT)
 
     def start(
         self,
@@ -143,7 +143,7 @@ class ProcessRunner:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._commands[self._started.get(timeout=PATIENT_SECONDS)]
+        return self._commands[self._started.get(timeout=HANG_TIMEOUT)]
 
     def run(
         self, *words: str, cwd: Path | None = None, report: bool = True, **environment: str
@@ -167,16 +167,16 @@ class ProcessRunner:
                 command.ended.set()
 
 
-def until(condition):
+def wait_until(condition):
     """Wait for a condition to be true, and return what it returns."""
-    deadline = time.monotonic() + PATIENT_SECONDS
+    deadline = time.monotonic() + HANG_TIMEOUT
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
     return found
 
 
-def until_running(commands, condition):
+def wait_until_running(commands, condition):
     """Wait for a condition that commands bring about; fail if one of them ends before."""
 
     def found():
@@ -185,7 +185,7 @@ def until_running(commands, condition):
         assert holds or not ended, f"it ended before:\n{ended[0].output}"
         return holds
 
-    return until(found)
+    return wait_until(found)
 
 
 SETTINGS = {
@@ -199,7 +199,7 @@ SETTINGS = {
 """Of networks that are trained in a second or so."""
 
 
-def searching(runner, url, text):
+def search_starter(runner, url, text):
     """Return what starts a search on a small study; settings as ``training_steps=1000``.
 
     Its networks are trained one by one, and so give the same curves bit for bit. It ends without a
@@ -233,7 +233,7 @@ def query(url, statement):
     if url.startswith("sqlite"):
         # Not made where it is not there.
         file = f"file:{url.removeprefix('sqlite:///')}?mode=rw"
-        database = sqlite3.connect(file, uri=True, timeout=PATIENT_SECONDS)
+        database = sqlite3.connect(file, uri=True, timeout=HANG_TIMEOUT)
         try:
             return database.execute(statement).fetchall()
         finally:
@@ -244,7 +244,7 @@ def query(url, statement):
         return database.execute(statement).fetchall()
 
 
-def freeze(command, url):
+def freeze_process(command, url):
     """Stop a process, but not in a transaction: it would keep an SQLite file's lock for itself."""
     threads = Path(f"/proc/{command.pid}/task")
 
@@ -254,7 +254,7 @@ def freeze(command, url):
 
     def is_frozen() -> bool:
         command.send(signal.SIGSTOP)
-        until(has_halted)
+        wait_until(has_halted)
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0)) as file:
             try:
                 file.execute("BEGIN IMMEDIATE")
@@ -263,7 +263,7 @@ def freeze(command, url):
                 return False
         return True
 
-    until(is_frozen)
+    wait_until(is_frozen)
 
 
 FINISHED = """
@@ -277,7 +277,7 @@ CURVES = """
 """
 
 
-def recorded(url):
+def read_curves(url):
     """Return the curves that are recorded; none while the storage, or its tables, are not there."""
     try:
         return query(url, CURVES)

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 
 REQUIRED = bool(os.environ.get("RNN_SEARCH_REQUIRE_SERVICES"))
 """Whether the absence of PostgreSQL or a browser is a failure: it is where changes are judged."""
@@ -114,7 +114,7 @@ class PostgreSQL:
         return f"postgresql+psycopg://{self.address}/{name}"
 
     def _control(self, *words: object) -> None:
-        patience = ("-t", round(PATIENT_SECONDS))
+        patience = ("-t", round(HANG_TIMEOUT))
         self._run(self._initdb.with_name("pg_ctl"), "-D", self._data, *patience, *words)
 
     def _run(self, *words: object) -> None:

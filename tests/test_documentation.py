@@ -18,7 +18,7 @@ import click
 import optuna
 import pytest
 from helpers import ROOT, TINY
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from services import free_port
 
 from studies.attributes import TrialRecord
@@ -131,7 +131,7 @@ def check_dashboard(command: list[str], checkout: Path, environment: dict[str, s
         [*command, f"PORT={port}"], cwd=checkout, env=environment, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + PATIENT_SECONDS
+        deadline = time.monotonic() + HANG_TIMEOUT
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
@@ -143,7 +143,7 @@ def check_dashboard(command: list[str], checkout: Path, environment: dict[str, s
                 time.sleep(0.5)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(PATIENT_SECONDS)
+        process.wait(HANG_TIMEOUT)
 
 
 def test_every_page_with_commands_is_in_a_sequence():

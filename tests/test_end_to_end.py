@@ -17,7 +17,7 @@ import pytest
 from helpers import TINY
 from hooks import Gate, Hooks
 from optuna.trial import TrialState
-from process_runner import until, until_running
+from process_runner import wait_until, wait_until_running
 
 from studies.attributes import TrialRecord
 from studies.loader import load_config_file
@@ -56,7 +56,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     common = ("--storage", sqlite_url, "--corpus", str(text))
     search = ("run_search.py", "quick", *common, *SMALL)
     terminals = [start(*search, hooks=Hooks(gate=gate)) for _ in range(2)]
-    until_running(terminals, lambda: len(gate.held) == 2)
+    wait_until_running(terminals, lambda: len(gate.held) == 2)
     gate.open()
     for terminal in terminals:
         assert terminal.wait() == 0, terminal.stderr
@@ -147,7 +147,7 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
         RNN_SEARCH_STORAGE=postgresql_url,
         RNN_SEARCH_ARTIFACTS=str(tmp_path / "artifacts"),
     )
-    until_running([search], lambda: len(gate.held) == 2)
+    wait_until_running([search], lambda: len(gate.held) == 2)
     gate.open()
     assert search.wait() == 0, search.stderr
     lines = search.stdout.splitlines()
@@ -171,7 +171,7 @@ def held(sqlite_url, text, start, gate):
             hooks=Hooks(gate=gate, report=False),
             **options,
         )
-        until_running([search], lambda: len(gate.held) == workers)
+        wait_until_running([search], lambda: len(gate.held) == workers)
         return search
 
     return start_and_hold
@@ -220,7 +220,7 @@ def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
     search.send(signal.SIGINT)
     search.send(signal.SIGINT)
     assert search.wait() == 130
-    until(lambda: states(sqlite_url) == {TrialState.WAITING})
+    wait_until(lambda: states(sqlite_url) == {TrialState.WAITING})
 
 
 def test_a_terminal_that_is_closed_stops_its_worker(held, sqlite_url):
@@ -267,7 +267,7 @@ def test_workers_stop_when_the_process_that_started_them_is_killed(held, sqlite_
     search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGKILL)
     search.wait()
-    until(lambda: states(sqlite_url) == {TrialState.WAITING})
+    wait_until(lambda: states(sqlite_url) == {TrialState.WAITING})
     assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 4
 
 

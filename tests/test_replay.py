@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -76,7 +76,7 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
         preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]),
         capture_output=True,
         text=True,
-        timeout=PATIENT_SECONDS,
+        timeout=HANG_TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
     head, names, *lines = done.stdout.splitlines()

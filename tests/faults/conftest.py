@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from filelock import FileLock
 from helpers import TEXT
-from process_runner import CURVES, query, searching
+from process_runner import CURVES, query, search_starter
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def undisturbed(runner, text, tmp_path_factory, worker_id):
         url = f"sqlite:///{folder}/studies.db"
         with FileLock(folder / "lock"):
             if not (folder / "done").exists():
-                assert searching(runner, url, text)(**settings).wait() == 0
+                assert search_starter(runner, url, text)(**settings).wait() == 0
                 (folder / "done").touch()
         return query(url, CURVES)
 

@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import hooks
 import optuna
-from helpers import small_study
+from helpers import create_small_study
 from optuna.trial import TrialState
 
 from search.worker.claims import Claim, ClaimManager
@@ -80,7 +80,7 @@ class Stub:
 def work(url: str, trials: int, folder: Path, crowd: int) -> list[int]:
     """Work on a study that may not exist yet, nor its storage; return the trials' numbers."""
     storage = open_storage(url)
-    study_id = small_study(storage, trials)
+    study_id = create_small_study(storage, trials)
     stop, stub = ShutdownSignal(), Stub(folder, crowd)
     with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as keeper:
         Worker(keeper, stub, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()).run()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from hooks import Gate
-from process_runner import CURVES, FINISHED, query, searching, until
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until
 
 pytestmark = pytest.mark.extended
 
@@ -97,7 +97,7 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
     runner, text, undisturbed, tmp_path, tmp_path_factory, kind, lockstep, words, request
 ):
     url = request.getfixturevalue(f"{kind}_url")
-    search = searching(runner, url, text)
+    search = search_starter(runner, url, text)
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
     # Holds each training that was not resumed: no search ends before it was disturbed.
@@ -108,7 +108,7 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
         return search(own, *words, lockstep=lockstep, gate=gate, **SPACE)
 
     crew = Crew(start, random.Random(seed))
-    until(lambda: gate.held)
+    wait_until(lambda: gate.held)
     crew.kill(next(worker for worker in crew.workers if worker.pid in gate.held))
     while sum(crew.done.values()) < DISTURBANCES and not crew.has_ended:
         crew.disturb()

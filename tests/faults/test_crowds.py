@@ -18,8 +18,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from helpers import NO_SYNC
-from hooks import PATIENT_SECONDS
-from process_runner import FINISHED, query, until
+from hooks import HANG_TIMEOUT
+from process_runner import FINISHED, query, wait_until
 from services import PostgreSQL
 
 from studies.storage.open import _CREATION_LOCK, CLAIM_INDEX, open_storage
@@ -44,7 +44,7 @@ def start_crowd(url, workers, trials):
 
 def claimed_by(crowd, workers):
     """Wait for a crowd; return the trials that each of its workers had."""
-    out, error = crowd.communicate(timeout=PATIENT_SECONDS)
+    out, error = crowd.communicate(timeout=HANG_TIMEOUT)
     assert crowd.returncode == 0, error
     answer = json.loads(out)
     assert answer["codes"] == [0] * workers, error[-4000:]
@@ -82,7 +82,7 @@ def test_a_worker_that_waits_for_the_tables_holds_no_connection(postgresql_url):
             assert maker.execute(waiting).fetchone() == (0,)
         assert opening.is_alive()
         maker.execute("SELECT pg_advisory_unlock(%s)", [_CREATION_LOCK])
-        opening.join(PATIENT_SECONDS)
+        opening.join(HANG_TIMEOUT)
         assert not opening.is_alive()
         indexes = "SELECT count(*) FROM pg_indexes WHERE indexname = %s"
         assert maker.execute(indexes, [CLAIM_INDEX]).fetchone() == (1,)
@@ -97,7 +97,7 @@ def test_more_workers_than_a_server_has_connections(small_server):
                 taken.enter_context(psycopg.connect(url.replace("+psycopg", "")))
         before = small_server.said.count("too many clients")
         crowd = start_crowd(url, WORKERS, WORKERS)
-        until(lambda: small_server.said.count("too many clients") > before + WORKERS)
+        wait_until(lambda: small_server.said.count("too many clients") > before + WORKERS)
     claimed = claimed_by(crowd, WORKERS)
     assert Counter(chain(*claimed)) == Counter(range(WORKERS))
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(WORKERS)]

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from helpers import NO_SYNC
 from hooks import Clock, Gate
-from process_runner import CURVES, FINISHED, query, searching, until_running
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
 from services import PostgreSQL
 
 from reports import cli as command_line
@@ -76,10 +76,10 @@ def held(runner, text, gate, tmp_path):
     """Start searches; return them when their trainings are held by a gate."""
 
     def start(url, workers=1, gate=gate, **settings):
-        search = searching(runner, url, text)
+        search = search_starter(runner, url, text)
         words = () if url.startswith("sqlite") else (f"--artifacts={tmp_path}/artifacts",)
         commands = [search(*words, gate=gate, **settings) for _ in range(workers)]
-        until_running(commands, lambda: gate.held >= {command.pid for command in commands})
+        wait_until_running(commands, lambda: gate.held >= {command.pid for command in commands})
         return commands
 
     return start
@@ -87,7 +87,9 @@ def held(runner, text, gate, tmp_path):
 
 def until_said(words, *workers, times=1):
     """Wait until each worker has said something so many times."""
-    until_running(workers, lambda: all(worker.output.count(words) >= times for worker in workers))
+    wait_until_running(
+        workers, lambda: all(worker.output.count(words) >= times for worker in workers)
+    )
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def resumed(runner, text, tmp_path):
     """Run a search to its end, and see that it resumes a trial."""
 
     def run(url, step=STEP, **settings):
-        search = searching(runner, url, text)
+        search = search_starter(runner, url, text)
         command = search(f"--artifacts={tmp_path}/artifacts", **settings)
         assert command.wait() == 0
         assert f"trial 0 goes on from step {step}" in command.output
@@ -176,7 +178,7 @@ def test_the_final_report_waits_for_a_server_that_is_away(
     server, runner, text, tmp_path, capsys, monkeypatch
 ):
     url = server.new_database()
-    search = searching(runner, url, text)
+    search = search_starter(runner, url, text)
     assert search(f"--artifacts={tmp_path}/artifacts", **ONE).wait() == 0
     monkeypatch.chdir(tmp_path)
     server.stop()
@@ -320,13 +322,13 @@ def test_a_full_disk_that_is_not_cleared(held, runner, small_disk, text, undistu
     assert last.startswith("error: storage unavailable for")
     assert "Traceback" not in worker.output
     filler.unlink()
-    assert searching(runner, url, text)(**ONE).wait() == 0
+    assert search_starter(runner, url, text)(**ONE).wait() == 0
     finished_as_if_nothing_had_been(url, undisturbed, ONE)
 
 
 def test_a_read_only_disk_is_refused_and_left_as_it_is(runner, small_disk, text):
     url = f"sqlite:///{small_disk}/studies.db"
-    search = searching(runner, url, text)
+    search = search_starter(runner, url, text)
     assert search(**ONE).wait() == 0
     before = (small_disk / "studies.db").read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -346,7 +348,7 @@ def test_a_read_only_disk_is_refused_and_left_as_it_is(runner, small_disk, text)
 def test_a_read_only_file_is_refused_and_left_as_it_is(runner, small_disk, text):
     """The folder can be written to, the file cannot, not even by its owner."""
     file = small_disk / "studies.db"
-    search = searching(runner, f"sqlite:///{file}", text)
+    search = search_starter(runner, f"sqlite:///{file}", text)
     assert search(**ONE).wait() == 0
     before = file.read_bytes()
     subprocess.run(["mount", "--bind", str(file), str(file)], check=True)

@@ -7,8 +7,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from hooks import PATIENT_SECONDS, Gate
-from process_runner import CURVES, FINISHED, freeze, query, searching, until, until_running
+from hooks import HANG_TIMEOUT, Gate
+from process_runner import (
+    CURVES,
+    FINISHED,
+    freeze_process,
+    query,
+    search_starter,
+    wait_until,
+    wait_until_running,
+)
 
 ONE = {
     "training_steps": 200,
@@ -39,7 +47,7 @@ FIVE = "[{residual=false, state_source='old'}]"
 
 @pytest.fixture
 def search(runner, sqlite_url, text):
-    return searching(runner, sqlite_url, text)
+    return search_starter(runner, sqlite_url, text)
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def held(search, gate):
 
     def start(*words, **settings):
         command = search(*words, gate=gate, **settings)
-        until_running([command], lambda: command.pid in gate.held)
+        wait_until_running([command], lambda: command.pid in gate.held)
         return command
 
     return start
@@ -144,9 +152,9 @@ def test_a_worker_that_waits_resumes_the_trial_of_a_killed_one(
     held, search, sqlite_url, tmp_path, undisturbed
 ):
     first = held(**ONE | {"lease_seconds": 1})
-    until(lambda: checkpoints(tmp_path))
+    wait_until(lambda: checkpoints(tmp_path))
     waiting = search(**ONE)
-    until(lambda: "waiting for them" in waiting.output)
+    wait_until(lambda: "waiting for them" in waiting.output)
     first.send(signal.SIGKILL)
     assert waiting.wait() == 0
     assert "lease expired, its worker sent no heartbeat" in waiting.output
@@ -162,7 +170,7 @@ def test_trials_that_were_trained_together_are_resumed(
     """Up to rounding: they are trained in another network stack, with a fifth trial."""
     five = TWO | {"space_state_source": "['new', 'old', 'both']", "space_exclude": FIVE}
     first = held(lockstep="4", **five | {"lease_seconds": 1})
-    until(lambda: len(checkpoints(tmp_path)) == 4)
+    wait_until(lambda: len(checkpoints(tmp_path)) == 4)
     first.send(number)
     first.wait()
     second = search(lockstep="5", **five)
@@ -181,12 +189,12 @@ def test_a_worker_that_wakes_up_after_its_lease_drops_its_trial(
 ):
     """Frozen, taken over, woken while another worker trains: its first write is refused."""
     frozen = held(**TWO | {"lease_seconds": 1})
-    freeze(frozen, sqlite_url)
+    freeze_process(frozen, sqlite_url)
     later = Gate(tmp_path_factory.mktemp("later") / "gate", STEP + 50)
     heir = search(gate=later, **TWO)
-    until(lambda: "lease expired" in heir.output and heir.pid in later.held)
+    wait_until(lambda: "lease expired" in heir.output and heir.pid in later.held)
     frozen.send(signal.SIGCONT)
-    until(lambda: "dropped: another worker has taken it over" in frozen.output)
+    wait_until(lambda: "dropped: another worker has taken it over" in frozen.output)
     gate.open()
     later.open()
     assert heir.wait() == 0
@@ -198,7 +206,7 @@ def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
     held, search, sqlite_url, tmp_path, undisturbed
 ):
     frozen = held(**ONE | {"lease_seconds": 1})
-    freeze(frozen, sqlite_url)
+    freeze_process(frozen, sqlite_url)
     assert search(**ONE).wait() == 0
     before = query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values")
     frozen.send(signal.SIGCONT)
@@ -212,10 +220,10 @@ def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
 def test_a_second_interrupt_leaves_at_once(held, search, sqlite_url, tmp_path, undisturbed):
     """After the first one, the worker waits for a file that another program has locked."""
     first = held(**ONE | {"checkpoint_seconds": 1000, "lease_seconds": 1})
-    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=PATIENT_SECONDS)
+    other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=HANG_TIMEOUT)
     other.execute("BEGIN IMMEDIATE")
     first.send(signal.SIGINT)
-    until(lambda: checkpoints(tmp_path))
+    wait_until(lambda: checkpoints(tmp_path))
     first.send(signal.SIGINT)
     assert first.wait() == 130
     assert "Traceback" not in first.output
@@ -289,7 +297,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_search(
     """A file stands where the folder should be made: as on a full or a read-only disk."""
     (tmp_path / "studies.db.checkpoints").write_text("in the way")
     first = held(**ONE)
-    until(lambda: "warning: the checkpoint of trial 0 could not be written" in first.output)
+    wait_until(lambda: "warning: the checkpoint of trial 0 could not be written" in first.output)
     gate.open()
     assert first.wait() == 0
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from factories import make_derived
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from services import missing
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
@@ -20,7 +20,7 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        patience = 1000 * PATIENT_SECONDS
+        patience = 1000 * HANG_TIMEOUT
         started = playwright.chromium.launch(
             executable_path=executable, args=FLAGS, timeout=patience
         )

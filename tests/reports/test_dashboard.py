@@ -19,10 +19,10 @@ from uuid import uuid4
 import optuna
 import pytest
 from factories import make_runs, make_study, own_point
-from hooks import PATIENT_SECONDS, Gate, Hooks
+from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
-from process_runner import SETTINGS, query, until, until_running
+from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 from sqlalchemy import Engine, event
 
@@ -410,7 +410,7 @@ def test_concurrent_publications_never_mix(url, tmp_path):
             finished_and_intact(url)
     ended.set()
     for process in each:
-        process.join(PATIENT_SECONDS)
+        process.join(HANG_TIMEOUT)
     assert [process.exitcode for process in each] == [0, 0]
     assert_equal_to_a_single_publication(url, files)
 
@@ -476,20 +476,20 @@ def test_viewed_study_is_published_in_the_background(viewed, sqlite_url):
         assert request(application, path) == [b"answer"]
     assert calls == []
     request(application, "/api/studies/1")
-    until(lambda: is_published(sqlite_url))
+    wait_until(lambda: is_published(sqlite_url))
     assert "8 of 8 trials" in note_of(sqlite_url)
 
 
 def test_viewed_study_is_published_at_most_once_per_interval(viewed, monkeypatch):
     application, calls = viewed
     request(application, "/api/studies/1")
-    until(lambda: application._due)
+    wait_until(lambda: application._due)
     request(application, "/api/studies/1")
     assert calls == ["made"]
     monkeypatch.setattr(server, "PUBLISH_INTERVAL_SECONDS", 0)
     application._due.clear()
     request(application, "/api/studies/1/param_importances")
-    until(lambda: len(calls) == 2)
+    wait_until(lambda: len(calls) == 2)
 
 
 def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
@@ -499,14 +499,14 @@ def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
     def publish_slowly(*arguments):
         assert not started.is_set()
         started.set()
-        finish.wait(PATIENT_SECONDS)
+        finish.wait(HANG_TIMEOUT)
 
     monkeypatch.setattr(publish, "publish_study", publish_slowly)
     request(application, "/api/studies/1")
-    assert started.wait(PATIENT_SECONDS)
+    assert started.wait(HANG_TIMEOUT)
     assert request(application, "/api/studies/1") == [b"answer"]
     finish.set()
-    until(lambda: application._due)
+    wait_until(lambda: application._due)
 
 
 def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypatch, capsys):
@@ -520,10 +520,10 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
 
     monkeypatch.setattr(publish, "publish_study", fail)
     for n in (1, 2, 3):
-        until(lambda: not application._publishing.locked())
+        wait_until(lambda: not application._publishing.locked())
         request(application, "/api/studies/1")
-        until(lambda n=n: len(attempts) == n)
-    until(lambda: not application._publishing.locked())
+        wait_until(lambda n=n: len(attempts) == n)
+    wait_until(lambda: not application._publishing.locked())
     assert capsys.readouterr().err == "warning: cannot publish a study: disk full\n"
 
 
@@ -534,8 +534,8 @@ def test_viewed_study_of_another_program_is_left_alone(sqlite_url, tmp_path, cap
         application = PublishOnView(lambda environ, start: [], storage, store)
         for path in ("/api/studies/1", "/api/studies/9"):
             request(application, path)
-            until(lambda path=path: int(path[-1]) in application._due)
-            until(lambda: not application._publishing.locked())
+            wait_until(lambda path=path: int(path[-1]) in application._due)
+            wait_until(lambda: not application._publishing.locked())
     assert attributes(sqlite_url, "foreign") == {}
     assert capsys.readouterr().err == ""
 
@@ -598,9 +598,7 @@ def test_server_has_stopped_when_the_search_ends(sqlite_url, capsys):
 
 
 def fetch(port, path):
-    with urllib.request.urlopen(
-        f"http://127.0.0.1:{port}{path}", timeout=PATIENT_SECONDS
-    ) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=HANG_TIMEOUT) as response:
         return response.read()
 
 
@@ -624,7 +622,7 @@ def processes():
 def test_dashboard_ends_with_the_search(
     request, runner, text, tmp_path, monkeypatch, kind, ended_by, code
 ):
-    monkeypatch.setattr(server, "PROBE_TIMEOUT_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr(server, "PROBE_TIMEOUT_SECONDS", HANG_TIMEOUT)
     secret = f"secret-{uuid4().hex}"
     url = request.getfixturevalue(f"{kind}_url").replace("tester@", f"tester:{secret}@")
     name = uuid4().hex
@@ -637,7 +635,7 @@ def test_dashboard_ends_with_the_search(
         hooks=Hooks(gate=gate),
         RNN_SEARCH_STORAGE=url,
     )
-    until_running([search], lambda: gate.held)
+    wait_until_running([search], lambda: gate.held)
     assert f"dashboard: http://127.0.0.1:{port}" in search.stdout
     (study,) = json.loads(fetch(port, "/api/studies"))["study_summaries"]
     assert study["study_name"] == name
@@ -650,12 +648,12 @@ def test_dashboard_ends_with_the_search(
     assert not any(secret in command for command in processes().values())
     # While the page is open, the study is published by the process that serves it.
     fetch(port, f"/api/studies/{study['study_id']}")
-    until_running([search], lambda: is_published(url))
+    wait_until_running([search], lambda: is_published(url))
     with pytest.raises(DashboardError, match="another optuna-dashboard"):
         open_listener(port)
     search.send(ended_by)
     assert search.wait() == code
-    until(lambda: not set(servers) & set(processes()))
+    wait_until(lambda: not set(servers) & set(processes()))
     open_listener(port).close()
 
 
@@ -687,9 +685,9 @@ def test_browser_shows_note_figure_and_files(browser, runner, sqlite_url):
     port = free_port()
     command = ("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
     server = runner.start(*command)
-    until(lambda: answers(port))
+    wait_until(lambda: answers(port))
     fetch(port, "/api/studies/1")
-    until(lambda: is_published(sqlite_url))
+    wait_until(lambda: is_published(sqlite_url))
     visit(browser, port, has_files=True)
     (csv,) = (
         each["artifact_id"]
@@ -714,11 +712,11 @@ def test_plain_optuna_dashboard_shows_note_and_figure(browser, sqlite_url):
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: answers(port))
+        wait_until(lambda: answers(port))
         visit(browser, port, has_files=False)  # it has no artifact store
     finally:
         server.terminate()
-        server.wait(PATIENT_SECONDS)
+        server.wait(HANG_TIMEOUT)
 
 
 def answers(port):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from factories import make_study
 from helpers import TINY
-from process_runner import until
+from process_runner import wait_until
 
 from reports.page.page import write_report
 
@@ -74,7 +74,7 @@ def look_at_every_figure(page):
         page.wait_for_function(
             "plot => plot.classList.contains('drawn')", arg=plot.element_handle()
         )
-        until(lambda plot=plot: plot.evaluate(MARKS))
+        wait_until(lambda plot=plot: plot.evaluate(MARKS))
     return plots.count()
 
 
@@ -122,7 +122,7 @@ def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
             page.mouse.move(*page.evaluate(FIRST_CURVE))
             return hover.count()
 
-        until(is_named)
+        wait_until(is_named)
         # The point that diverged comes last; its curve is shown too.
         assert "step 100: 1.8000 nats" in hover.text_content()
         assert "trial 3: 2×8 no gates, new state" in hover.text_content()

@@ -5,9 +5,9 @@ import threading
 import pandas as pd
 import pytest
 from factories import make_study
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
-from process_runner import until
+from process_runner import wait_until
 
 from reports import cli as command_line
 from studies.storage.open import load_study, open_storage
@@ -93,15 +93,15 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
         said.append(capsys.readouterr().out)
         return words in "".join(said)
 
-    until(lambda: says("no report yet: study 'made' has no complete trial"))
+    wait_until(lambda: says("no report yet: study 'made' has no complete trial"))
     finish_one(sqlite_url, 1.5)
-    until(lambda: says("1 of 8 points finished"))
+    wait_until(lambda: says("1 of 8 points finished"))
     html = page.read_text(encoding="utf-8")
     assert "Unfinished: 1 of 8 points." in html
     assert 'data-renewed="0.2"' in html
     for _ in range(7):
         finish_one(sqlite_url, 1.4)
-    watching.join(PATIENT_SECONDS)
+    watching.join(HANG_TIMEOUT)
     assert not watching.is_alive()
     assert says("8 of 8 points finished")
     html = page.read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from helpers import small_study
-from hooks import PATIENT_SECONDS
+from helpers import create_small_study
+from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
-from process_runner import until
+from process_runner import wait_until
 
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
@@ -28,15 +28,15 @@ class Study:
     def __init__(self, url, count=3):
         self.url = url
         self.storage = open_storage(url)
-        self.study_id = small_study(self.storage, count)
+        self.study_id = create_small_study(self.storage, count)
         self.messages = []
 
     def manager(
         self,
         worker="me",
         stop=None,
-        lease=PATIENT_SECONDS,
-        outage=10 * PATIENT_SECONDS,
+        lease=HANG_TIMEOUT,
+        outage=10 * HANG_TIMEOUT,
         storage=None,
     ):
         return ClaimManager(
@@ -77,8 +77,8 @@ class Clock:
         """Let time pass; return once each of these managers has done what is due by then."""
         self._ahead += seconds
         for manager in managers:
-            until(lambda manager=manager: manager._next_maintenance() > self.monotonic())
-            until(lambda manager=manager: manager._busy_since is None)
+            wait_until(lambda manager=manager: manager._next_maintenance() > self.monotonic())
+            wait_until(lambda manager=manager: manager._busy_since is None)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def clock(monkeypatch):
 @pytest.fixture(autouse=True)
 def _ends_its_thread(monkeypatch):
     """Let a manager's context end only after its thread has, however slow the machine is."""
-    monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", PATIENT_SECONDS)
+    monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", HANG_TIMEOUT)
 
 
 def test_a_trial_from_its_claim_to_its_end(each_study):
@@ -116,9 +116,9 @@ def test_values_are_recorded_while_it_trains(study):
     with study.manager() as manager:
         (claim,) = manager.claim()
         claim.report(1, 2.0)
-        until(lambda: study.trial(claim).intermediate_values == {1: 2.0})
+        wait_until(lambda: study.trial(claim).intermediate_values == {1: 2.0})
         claim.report(2, 1.0)
-        until(lambda: study.trial(claim).intermediate_values == {1: 2.0, 2: 1.0})
+        wait_until(lambda: study.trial(claim).intermediate_values == {1: 2.0, 2: 1.0})
 
 
 def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
@@ -140,7 +140,7 @@ def test_a_lease_is_kept_alive_whatever_a_step_takes(study, clock):
     with study.manager() as manager, study.manager("observer") as observer:
         (claim,) = manager.claim()
         for _ in range(10):
-            clock.advance(PATIENT_SECONDS / 4, manager, observer)
+            clock.advance(HANG_TIMEOUT / 4, manager, observer)
         manager.check()
         assert observer.claim()[0].trial.number == 1
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
@@ -155,7 +155,7 @@ def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
         for _ in range(2):
             heir.check()
             assert not study.messages
-            clock.advance(PATIENT_SECONDS / 2, heir)
+            clock.advance(HANG_TIMEOUT / 2, heir)
         heir.check()
         assert "lease expired" in study.messages[0]
         (claim,) = heir.claim()
@@ -167,8 +167,8 @@ def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
     with study.manager() as manager:
         (claim,) = manager.claim()
         study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
-        study.storage.claim(study.study_id, "heir", PATIENT_SECONDS)
-        clock.advance(PATIENT_SECONDS / 4, manager)
+        study.storage.claim(study.study_id, "heir", HANG_TIMEOUT)
+        clock.advance(HANG_TIMEOUT / 4, manager)
         manager.check()
         assert claim.lost
         for end in (
@@ -235,15 +235,15 @@ def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
         state["before"] = True
         for step in range(5):
             claim.report(step, float(step))
-        until(lambda: manager.check() or study.messages)
-        until(lambda: state["attempts"] > 3)
+        wait_until(lambda: manager.check() or study.messages)
+        wait_until(lambda: state["attempts"] > 3)
         state["before"] = False
-        until(lambda: manager.check() or len(study.messages) > 1)
+        wait_until(lambda: manager.check() or len(study.messages) > 1)
         assert study.messages == [
             "storage unavailable (server closed the connection); new results are kept in memory",
             "storage available again",
         ]
-        until(lambda: len(study.trial(claim).intermediate_values) == 5)
+        wait_until(lambda: len(study.trial(claim).intermediate_values) == 5)
         assert forgotten, "what was seen before an outage must not count after it"
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
@@ -252,7 +252,7 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
     """A connection breaks when the transaction is committed: it was done, and is not done twice."""
     storage, state = broken
     with study.manager(storage=storage) as manager:
-        until(lambda: manager._observe_at)  # its first look at the others is done
+        wait_until(lambda: manager._observe_at)  # its first look at the others is done
         state["after"] = True
         (claim,) = manager.claim()
         assert not state["after"]
@@ -281,7 +281,7 @@ def test_a_storage_is_waited_for_and_no_longer(study, broken):
         with pytest.raises(
             StorageUnavailableError, match=r"\(server closed the connection\), longer than 0\.5 s"
         ):
-            until(lambda: manager.check())
+            wait_until(lambda: manager.check())
         with pytest.raises(StorageUnavailableError):
             manager.finish(claim, TrialState.COMPLETE, 1.0, {})
     with (
@@ -318,11 +318,11 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypa
         state["before"] = True
         for _ in range(10):
             state["failed"].clear()
-            clock.advance(PATIENT_SECONDS / 4)
-            until(lambda: state["failed"] >= {manager._thread, observer._thread})
+            clock.advance(HANG_TIMEOUT / 4)
+            wait_until(lambda: state["failed"] >= {manager._thread, observer._thread})
         state["before"] = False
         for _ in range(4):
-            clock.advance(PATIENT_SECONDS / 4, manager, observer)
+            clock.advance(HANG_TIMEOUT / 4, manager, observer)
         manager.check()
         observer.check()
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
@@ -331,18 +331,18 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypa
 def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypatch):
     """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
     monkeypatch.setattr("search.worker.storage_client.NO_RESPONSE_TIMEOUT", 5.0)
-    with study.manager(outage=PATIENT_SECONDS) as manager:
+    with study.manager(outage=HANG_TIMEOUT) as manager:
         (claim,) = manager.claim()
         record, begun, awake = manager._storage.flush, threading.Event(), threading.Event()
 
         def frozen(trials):
             begun.set()
-            assert awake.wait(PATIENT_SECONDS)
+            assert awake.wait(HANG_TIMEOUT)
             return record(trials)
 
         monkeypatch.setattr(manager._storage, "flush", frozen)
         claim.report(1, 1.0)
-        assert begun.wait(PATIENT_SECONDS)
+        assert begun.wait(HANG_TIMEOUT)
         clock.advance(3600)
         manager.check()
         manager.check()
@@ -355,7 +355,7 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, mon
     stop = ShutdownSignal()
     monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
     with study.manager(storage=storage, stop=stop) as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         state["before"] = True
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
@@ -363,7 +363,7 @@ def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, mon
         state["before"] = False
         first = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, 0)
         given_back = {"retries": {"interrupted": 1}}
-        until(lambda: study.storage.get_trial(first).user_attrs == given_back)
+        wait_until(lambda: study.storage.get_trial(first).user_attrs == given_back)
     trials = study.storage.get_all_trials(study.study_id)
     assert {trial.state for trial in trials} == {TrialState.WAITING}
 
@@ -384,7 +384,7 @@ class Gate:
 
     def let_the_claim_complete(self):
         self.open.set()
-        until(lambda: not self.manager._requests and self.manager._busy_since is None)
+        wait_until(lambda: not self.manager._requests and self.manager._busy_since is None)
 
 
 @pytest.mark.parametrize("moment", ["before the answer", "with the answer"])
@@ -394,7 +394,7 @@ class Gate:
 def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
     """The caller stops waiting before, or at the very moment at which, the claim completes."""
     with study.manager() as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
 
         def give_up():
@@ -411,13 +411,13 @@ def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
                 claims = []
         gate.let_the_claim_complete()
         held = {claim.trial_id for claim in claims}
-        until(lambda: running(study) == held)
+        wait_until(lambda: running(study) == held)
         assert set(manager._active) == set(claims)
 
 
 def test_interrupted_claim_is_undone_before_the_manager_closes(study, monkeypatch):
     with contextlib.suppress(KeyboardInterrupt), study.manager() as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
 
         def interrupt():
@@ -447,14 +447,14 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study,
             return True
 
     with study.manager(stop=Stop()) as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
         try:
             claims = manager.claim()
         except ShutdownRequestedError:
             claims = []
         held = {claim.trial_id for claim in claims}
-        until(lambda: running(study) == held)
+        wait_until(lambda: running(study) == held)
 
 
 def abandon_a_claim(manager, gate, monkeypatch, count=1):
@@ -477,7 +477,7 @@ def stopped():
 )
 def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
     with study.manager() as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
         abandon_a_claim(manager, gate, monkeypatch)
         requeue, errors = manager._storage.requeue, [error]
@@ -490,7 +490,7 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
         monkeypatch.setattr(manager._storage, "requeue", unreliable)
         gate.open.set()
         assert manager.read(lambda: "an answer") == "an answer"
-        until(lambda: not errors and not manager._requests and manager._busy_since is None)
+        wait_until(lambda: not errors and not manager._requests and manager._busy_since is None)
         manager.check()
         if isinstance(error, ValueError):
             assert any("could not be released" in line for line in study.messages)
@@ -502,7 +502,7 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
 def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
     """Another worker has taken over the first of them meanwhile."""
     with study.manager() as manager:
-        until(lambda: manager._observe_at)
+        wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
         abandon_a_claim(manager, gate, monkeypatch, count=2)
         requeue, taken = manager._storage.requeue, []
@@ -516,7 +516,7 @@ def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
         monkeypatch.setattr(manager._storage, "requeue", late)
         gate.open.set()
         assert manager.read(lambda: "an answer") == "an answer"
-        until(lambda: taken and running(study) == set(taken))
+        wait_until(lambda: taken and running(study) == set(taken))
 
 
 def test_no_statement_takes_more_parameters_for_more_values(each_study):
@@ -559,7 +559,7 @@ def test_a_mistake_is_not_waited_for(each_study):
             connection.execute(sa.text("ALTER TABLE trial_intermediate_values RENAME TO gone"))
         claim.report(1, 1.0)
         with pytest.raises(sa.exc.SQLAlchemyError, match="trial_intermediate_values"):
-            until(lambda: manager.check())
+            wait_until(lambda: manager.check())
 
 
 def test_an_unexpected_error_is_the_callers(study):
@@ -572,25 +572,25 @@ def test_an_unexpected_error_is_the_callers(study):
 
 def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
     """Another program holds the file; whoever trains is not held up for an instant."""
-    monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
     study = Study(sqlite_url)
     with study.manager() as manager:
         (claim,) = manager.claim()
         clock.advance(0, manager)
         path = tmp_path / "studies.db"
-        other = sqlite3.connect(path, isolation_level=None, timeout=PATIENT_SECONDS)
+        other = sqlite3.connect(path, isolation_level=None, timeout=HANG_TIMEOUT)
         other.execute("BEGIN IMMEDIATE")
         for step in range(3):
             claim.report(step, 1.0)
             manager.check()
-        until(lambda: manager._busy_since is not None)
+        wait_until(lambda: manager._busy_since is not None)
         assert study.messages == []
-        clock.advance(2 * PATIENT_SECONDS)
+        clock.advance(2 * HANG_TIMEOUT)
         manager.check()
         assert "it does not answer" in study.messages[0]
         assert study.trial(claim).intermediate_values == {}
         other.execute("ROLLBACK")
-        until(lambda: len(study.trial(claim).intermediate_values) == 3)
+        wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)
         other.close()
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
@@ -600,7 +600,7 @@ def test_no_connection_is_held_while_a_network_trains(postgresql_url):
     with study.manager() as manager:
         (claim,) = manager.claim()
         claim.report(1, 1.0)
-        until(lambda: study.trial(claim).intermediate_values)
+        wait_until(lambda: study.trial(claim).intermediate_values)
 
         def others():
             with study.storage.engine.connect() as connection:
@@ -611,7 +611,7 @@ def test_no_connection_is_held_while_a_network_trains(postgresql_url):
                     )
                 )
 
-        until(lambda: others() == 0)  # a server's process ends a moment after its connection
+        wait_until(lambda: others() == 0)  # a server's process ends a moment after its connection
         assert not claim.lost
 
 
@@ -628,8 +628,8 @@ def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
         study.storage.requeue(second.trial_id, second.claim_token, Failure.LEASE_EXPIRED)
         for claim in (first, second, third):
             claim.report(1, 2.0)
-        until(lambda: manager.check() or second.lost)
-        until(lambda: study.trial(third).intermediate_values == {1: 2.0})
+        wait_until(lambda: manager.check() or second.lost)
+        wait_until(lambda: study.trial(third).intermediate_values == {1: 2.0})
         assert not first.lost
         assert not third.lost
         assert study.trial(second).intermediate_values == {}
@@ -653,7 +653,7 @@ def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, m
 
         monkeypatch.setattr(manager._storage, "flush", slowly)
         claim.report(1, 2.0)
-        until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
+        wait_until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert study.trial(claim).intermediate_values == {5: 5.0}
 
@@ -685,7 +685,7 @@ def test_what_was_read_for_nobody_any_more_is_no_claim(study):
     late = threading.Event()
 
     def query():
-        assert late.wait(PATIENT_SECONDS)
+        assert late.wait(HANG_TIMEOUT)
         return ["not", "claims"]
 
     with study.manager() as manager:

@@ -4,8 +4,8 @@ import threading
 
 import optuna
 import pytest
-from helpers import at_once, meet
-from hooks import PATIENT_SECONDS
+from helpers import run_simultaneously, wait_for_others
+from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
 from search.errors import GridExhaustedError
@@ -52,14 +52,14 @@ def objective_of_stored_params(trial: optuna.Trial) -> float:
     return 1.0 if len(trial.params) == 8 else trial.suggest_categorical("layers", [1, 2])
 
 
-def after_meeting(objective, meet):
+def after_meeting(objective, wait_for_others):
     """Return an objective that waits, once in each thread, until all threads have a trial."""
     local = threading.local()
 
     def run(trial: optuna.Trial) -> float:
         if not hasattr(local, "has_met"):
             local.has_met = True
-            meet()
+            wait_for_others()
         return objective(trial)
 
     return run
@@ -68,7 +68,7 @@ def after_meeting(objective, meet):
 def in_four_threads(objective):
     """Return an objective that makes each of four threads run at least one trial."""
     barrier = threading.Barrier(4)
-    return after_meeting(objective, lambda: barrier.wait(PATIENT_SECONDS))
+    return after_meeting(objective, lambda: barrier.wait(HANG_TIMEOUT))
 
 
 many_processes = pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_optimize_with_threads_runs_each_combination_once(sqlite_url, text):
 
 
 def optimize(url: str, text: str) -> None:
-    create(url, text).optimize(after_meeting(objective_of_stored_params, meet))
+    create(url, text).optimize(after_meeting(objective_of_stored_params, wait_for_others))
 
 
 @many_processes
 def test_optimize_in_several_processes_runs_each_combination_once(url, text):
     create(url, str(text))
-    at_once(optimize, [(url, str(text))] * 4)
+    run_simultaneously(optimize, [(url, str(text))] * 4)
     check_each_ran_once(url)
 
 
@@ -133,14 +133,14 @@ def ask_and_tell(url: str, text: str) -> int:
         except GridExhaustedError:
             return count
         if not count:
-            meet()  # every process has one trial, and more are left
+            wait_for_others()  # every process has one trial, and more are left
         study.tell(trial, objective_of_stored_params(trial))
         count += 1
 
 
 def test_ask_and_tell_in_several_processes_runs_each_combination_once(url, text):
     create(url, str(text))
-    counts = at_once(ask_and_tell, [(url, str(text))] * 4)
+    counts = run_simultaneously(ask_and_tell, [(url, str(text))] * 4)
     assert sum(counts) == 16
     assert min(counts) >= 1
     check_each_ran_once(url)
@@ -230,7 +230,7 @@ def test_threads_share_one_sampler(sqlite_url, text):
                 return
             if not has_met:
                 has_met = True
-                barrier.wait(PATIENT_SECONDS)
+                barrier.wait(HANG_TIMEOUT)
             with lock:
                 numbers.append(trial.number)
             study.tell(trial, 0.0)

@@ -10,9 +10,9 @@ from itertools import pairwise
 import optuna
 import pytest
 from helpers import TINY
-from hooks import PATIENT_SECONDS, Gate, Hooks
+from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
-from process_runner import query, until
+from process_runner import query, wait_until
 
 from search.status import RECENT_TIMEOUT, StatusReader
 from search.study import StudyOptions, create_or_join
@@ -82,7 +82,7 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
 
 def test_progress_is_printed_before_the_first_log_point(search, gates):
     process = search(*ONE, gate=gates[0])
-    until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
+    wait_until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     process.send(signal.SIGTERM)
     assert process.wait() == 143
 
@@ -91,16 +91,16 @@ def test_progress_is_printed_before_the_first_log_point(search, gates):
 def test_parent_process_prints_the_progress_of_all_workers(search, gates):
     process = search("--workers", "2", "--lockstep", "2", gate=gates[1])
     line = "0 of 96 finished, 4 running  |  running trials at "
-    until(lambda: process.stdout.count(line) >= 2)
+    wait_until(lambda: process.stdout.count(line) >= 2)
     process.send(signal.SIGTERM)
     assert process.wait() == 143
 
 
 def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
     other = search(*ONE, gate=gates[0])
-    until(lambda: gates[0].held)
+    wait_until(lambda: gates[0].held)
     waiting = search(*ONE)
-    until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
+    wait_until(lambda: waiting.stdout.count("0 of 1 finished, 1 running\n") >= 2)
     assert waiting.stdout.count("running in other workers; waiting for them") == 1
     for process in (waiting, other):
         process.send(signal.SIGTERM)
@@ -115,7 +115,7 @@ def test_slow_preparation_of_a_study_is_reported(search, sqlite_url):
     with closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         process = search(*ONE)
-        until(lambda: "preparing study quick: " in process.stdout)
+        wait_until(lambda: "preparing study quick: " in process.stdout)
         database.execute("ROLLBACK")
     assert process.wait() == 0, process.stderr
 
@@ -143,10 +143,10 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
     ):
         reader.attach(claims)
         read, answers = reader._read, threading.Event()
-        monkeypatch.setattr(reader, "_read", lambda: answers.wait(PATIENT_SECONDS) and read())
+        monkeypatch.setattr(reader, "_read", lambda: answers.wait(HANG_TIMEOUT) and read())
         study = optuna.load_study(study_name="quick", storage=sqlite_url)
         study.tell(study.ask(), 1.0)
         assert study.trials[0].state is TrialState.COMPLETE
         assert reader.recent_status().counts.complete == 0
         answers.set()  # the next line shows the late answer
-        until(lambda: reader.recent_status().counts.complete == 1)
+        wait_until(lambda: reader.recent_status().counts.complete == 1)

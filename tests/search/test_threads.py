@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from hooks import PATIENT_SECONDS
+from hooks import HANG_TIMEOUT
 
 from search.worker import cpu_budget as threads
 from search.worker.cpu_budget import ThreadBudget
@@ -60,7 +60,7 @@ def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
     ready = context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready))
     other.start()
-    assert ready.wait(PATIENT_SECONDS)
+    assert ready.wait(HANG_TIMEOUT)
     with ThreadBudget(folder=tmp_path) as one:
         assert one.share() == 4
         other.kill()

@@ -6,10 +6,10 @@ from functools import cached_property, partialmethod
 import optuna
 import pytest
 import torch
-from helpers import TEXT, at_once
-from hooks import PATIENT_SECONDS
+from helpers import TEXT, run_simultaneously
+from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
-from process_runner import until
+from process_runner import wait_until
 
 from rnn.config import TrialConfig
 from rnn.data.corpus import load_corpus
@@ -556,9 +556,9 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
         if running[0].step == 4:
             claim = held[running[0].number]
             storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
-            storage.claim(storage.get_study_id_from_name("quick"), "you", PATIENT_SECONDS)
+            storage.claim(storage.get_study_id_from_name("quick"), "you", HANG_TIMEOUT)
             lost.append(claim.trial_id)
-            until(lambda: claim.lost)
+            wait_until(lambda: claim.lost)
 
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
@@ -698,7 +698,7 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
         raise error
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
-    monkeypatch.setattr("search.worker.worker.LEAVE_SECONDS", PATIENT_SECONDS)
+    monkeypatch.setattr("search.worker.worker.LEAVE_SECONDS", HANG_TIMEOUT)
     if error is BrokenPipeError:  # which rich turns into an exit
         error = SystemExit
         monkeypatch.setattr(RecordingCallbacks, "on_log", lambda self, running: exit(1))
@@ -730,7 +730,7 @@ def extend(url: str, text: str) -> int:
 
 def test_who_extends_at_the_same_moment_extends_once(url, text):
     create_or_join(load_config_file("quick", SETTINGS), url, StudyOptions(corpus=str(text)))
-    at_once(extend, [(url, str(text))] * 3)
+    run_simultaneously(extend, [(url, str(text))] * 3)
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.number for trial in trials] == list(range(12))
     assert len({tuple(trial.params.values()) for trial in trials}) == 12

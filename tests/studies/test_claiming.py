@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import sqlalchemy as sa
-from helpers import at_once, meet
+from helpers import run_simultaneously, wait_for_others
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -95,13 +95,13 @@ def claim_many(url, worker):
         claimed += [first, *storage.claim_matching(first, claim_token, 5, ["size"])]
         claim_token = next(owners)
         if alone:
-            meet()  # each has some, and there are others left for all
+            wait_for_others()  # each has some, and there are others left for all
     return claimed
 
 
 def test_no_point_is_claimed_twice_by_many_that_claim_several(url):
     two_sizes(url, 80)
-    claimed = at_once(claim_many, [(url, worker) for worker in range(5)])
+    claimed = run_simultaneously(claim_many, [(url, worker) for worker in range(5)])
     assert sorted(itertools.chain.from_iterable(claimed)) == sorted(
         trial._trial_id for trial in load_study(open_storage(url), "two sizes").trials
     )

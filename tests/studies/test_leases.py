@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from helpers import small_study
+from helpers import create_small_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -91,7 +91,7 @@ def test_no_lease_runs_out_early(pauses):
 
 def test_a_trial_whose_worker_is_gone_waits_again(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 2)
+    study_id = create_small_study(storage, 2)
     gone = storage.claim(study_id, "gone", lease_seconds=4)
     lives = storage.claim(study_id, "lives", lease_seconds=4)
     storage.report(gone, "gone", {1: 2.0})
@@ -118,7 +118,7 @@ def test_a_trial_whose_worker_is_gone_waits_again(url):
 
 def test_of_many_observers_one_releases(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "gone", lease_seconds=4)
     watches = [LeaseMonitor() for _ in range(3)]
     for now in (0.0, 2.0):
@@ -133,7 +133,7 @@ def test_of_many_observers_one_releases(url):
 
 def test_a_renewal_between_the_look_and_the_release_counts(postgresql_url, monkeypatch):
     storage = open_storage(postgresql_url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "slow", lease_seconds=4)
 
     class Meanwhile(LeaseMonitor):
@@ -147,7 +147,7 @@ def test_a_renewal_between_the_look_and_the_release_counts(postgresql_url, monke
 
 def test_a_trial_that_plain_optuna_runs_is_left_to_it(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     (trial,) = storage.get_all_trials(study_id)
     storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
     watch = LeaseMonitor()
@@ -159,7 +159,7 @@ def test_a_trial_that_plain_optuna_runs_is_left_to_it(url):
 def test_a_clock_that_jumps_makes_nobody_stale_and_nobody_immortal(url, monkeypatch, hours):
     """The time of day of the worker, or of the observer, jumps by an hour in mid-lease."""
     storage = open_storage(url)
-    study_id = small_study(storage, 2)
+    study_id = create_small_study(storage, 2)
     trial_id = storage.claim(study_id, "me", lease_seconds=4)
     watch = LeaseMonitor()
     assert storage.expire_leases(study_id, watch, lambda: 0.0) == []
@@ -181,7 +181,7 @@ def test_a_clock_that_jumps_makes_nobody_stale_and_nobody_immortal(url, monkeypa
 def test_a_claim_looks_at_no_trial_that_it_does_not_take(sqlite_url):
     """The database's own plan of the statement: an index leads to the one row."""
     storage = open_storage(sqlite_url)
-    study_id = small_study(storage, 50)
+    study_id = create_small_study(storage, 50)
     seen = []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: seen.append(a[2:4]))
     storage.claim(study_id, "me", exclude=[3, 4])

@@ -5,7 +5,7 @@ import math
 
 import optuna
 import pytest
-from helpers import at_once, meet, small_study
+from helpers import create_small_study, run_simultaneously, wait_for_others
 from optuna.trial import TrialState
 
 from search.pruning.policy import Rung
@@ -19,7 +19,7 @@ from studies.storage.queries import read_progress
 @pytest.fixture
 def study(url):
     storage = open_storage(url)
-    return storage, small_study(storage, 4)
+    return storage, create_small_study(storage, 4)
 
 
 def claim_and_pause(storage, study_id, step=20, claim_token="me/1"):
@@ -135,7 +135,7 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
 def take_them_all(url, study_id, claim_token, trial_ids):
     storage = open_storage(url)
     taken = [storage.claim(study_id, claim_token, paused_ids=trial_ids)]
-    meet()  # each has one, and there are others left for all
+    wait_for_others()  # each has one, and there are others left for all
     while (trial_id := storage.claim(study_id, claim_token, paused_ids=trial_ids)) is not None:
         taken.append(trial_id)
     return taken
@@ -143,7 +143,9 @@ def take_them_all(url, study_id, claim_token, trial_ids):
 
 def test_no_paused_trial_goes_to_two(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 24)
+    study_id = create_small_study(storage, 24)
     paused = [claim_and_pause(storage, study_id) for _ in range(24)]
-    taken = at_once(take_them_all, [(url, study_id, f"w{i}/1", paused) for i in range(4)])
+    taken = run_simultaneously(
+        take_them_all, [(url, study_id, f"w{i}/1", paused) for i in range(4)]
+    )
     assert sorted(itertools.chain(*taken)) == sorted(paused)

@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import at_once, meet, open_and_count, small_study
-from hooks import PATIENT_SECONDS
+from helpers import create_small_study, open_and_count, run_simultaneously, wait_for_others
+from hooks import HANG_TIMEOUT
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import TrialState
@@ -28,15 +28,15 @@ def claim_all(url: str, worker: int) -> list[int]:
     storage = open_storage(url)
     study_id = load_study(storage, "small")._study_id
     claimed = [storage.claim(study_id, f"worker {worker}")]
-    meet()  # each has one, and there are others left for all
+    wait_for_others()  # each has one, and there are others left for all
     while (trial_id := storage.claim(study_id, f"worker {worker}")) is not None:
         claimed.append(trial_id)
     return claimed
 
 
 def test_every_point_is_claimed_by_one_of_many_processes(url):
-    small_study(open_storage(url), 90)
-    claimed = at_once(claim_all, [(url, worker) for worker in range(6)])
+    create_small_study(open_storage(url), 90)
+    claimed = run_simultaneously(claim_all, [(url, worker) for worker in range(6)])
     together = [trial_id for ids in claimed for trial_id in ids]
     assert len(together) == 90
     assert len(set(together)) == 90
@@ -47,7 +47,7 @@ def ask_together(url: str, times: int) -> list[int]:
     study = load_study(open_storage(url), "small")
     numbers = []
     for _ in range(times):
-        meet()
+        wait_for_others()
         trial = study.ask()
         numbers.append(trial.number)
         study.tell(trial, 0.0)
@@ -56,13 +56,13 @@ def ask_together(url: str, times: int) -> list[int]:
 
 def test_plain_optunas_claims_hold_too(url):
     """On SQLite as it comes, some waiting trials go to two processes."""
-    small_study(open_storage(url), 24)
-    asked = at_once(ask_together, [(url, 6)] * 4)
+    create_small_study(open_storage(url), 24)
+    asked = run_simultaneously(ask_together, [(url, 6)] * 4)
     assert sorted(itertools.chain.from_iterable(asked)) == list(range(24))
 
 
 def test_any_number_of_processes_may_make_the_same_storage(url):
-    assert at_once(open_and_count, [(url,)] * 4) == [0] * 4
+    assert run_simultaneously(open_and_count, [(url,)] * 4) == [0] * 4
     study = optuna.create_study(storage=url)  # and it is one that plain Optuna takes
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
 
@@ -81,7 +81,7 @@ def test_a_process_that_comes_later_finds_no_half_made_storage(url, monkeypatch)
     def let_the_second_come(self, *args):
         if not second.ident:
             second.start()
-            assert settled.wait(PATIENT_SECONDS)
+            assert settled.wait(HANG_TIMEOUT)
         make_version(self, *args)
 
     def wait_busily(self):
@@ -91,13 +91,13 @@ def test_a_process_that_comes_later_finds_no_half_made_storage(url, monkeypatch)
     monkeypatch.setattr(_VersionManager, "__init__", let_the_second_come)
     monkeypatch.setattr(_LockHeldError, "__init__", wait_busily)
     first = open_and_count(url)
-    second.join(PATIENT_SECONDS)
+    second.join(HANG_TIMEOUT)
     assert (first, found) == (0, [0])
 
 
 def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 3)
+    study_id = create_small_study(storage, 3)
     for number in range(3):
         trial = storage.get_trial(storage.claim(study_id, "me"))
         assert (trial.number, trial.params) == (number, {"x": number})
@@ -108,7 +108,7 @@ def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
 
 def test_a_finished_trial_is_read_by_plain_optuna(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "me")
     storage.report(trial_id, "me", {1: 2.5, 2: float("nan")})
     storage.report(trial_id, "me", {1: 2.25, 3: float("inf")})
@@ -138,7 +138,7 @@ WRITES = [
 @pytest.mark.parametrize("write", WRITES, ids=["report", "finish", "give back"])
 def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "old")
     storage.requeue(trial_id, "old", Failure.INTERRUPTED)
     with pytest.raises(LeaseLostError):  # while it waits
@@ -157,7 +157,7 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
 
 def test_a_point_given_back_waits_with_what_is_known_of_it(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 2)
+    study_id = create_small_study(storage, 2)
     for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
         trial_id = storage.claim(study_id, "me")
         storage.report(trial_id, "me", {1: 2.0, 3: 9.0})
@@ -181,7 +181,7 @@ def test_a_point_given_back_waits_with_what_is_known_of_it(url):
 
 def test_all_points_are_accounted_for(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 7)
+    study_id = create_small_study(storage, 7)
     ends = [
         (TrialState.COMPLETE, 1.0, {}),
         (TrialState.COMPLETE, 2.0, {}),
@@ -200,7 +200,7 @@ def test_all_points_are_accounted_for(url):
 
 def test_a_pickled_storage_is_as_safe_as_the_first(sqlite_url):
     storage = pickle.loads(pickle.dumps(open_storage(sqlite_url)))
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     began = []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: began.append(a[2]))
     assert storage.claim(study_id, "me") is not None
@@ -210,7 +210,7 @@ def test_a_pickled_storage_is_as_safe_as_the_first(sqlite_url):
 def test_who_is_turned_away_by_a_full_server_comes_again(postgresql_url, monkeypatch):
     psycopg = pytest.importorskip("psycopg")
     first = open_storage(postgresql_url)
-    study_id = small_study(first, 2)
+    study_id = create_small_study(first, 2)
     for storage in (first, pickle.loads(pickle.dumps(first))):
         connect, answers = storage.engine.dialect.connect, [1, 2, 3]
 
@@ -227,7 +227,7 @@ def test_who_is_turned_away_by_a_full_server_comes_again(postgresql_url, monkeyp
 
 def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
     storage = open_storage(url)
-    study_id = small_study(storage, 50)
+    study_id = create_small_study(storage, 50)
     claimed = [storage.claim(study_id, "parent")]
     reader, writer = os.pipe()
     for child in range(4):
@@ -247,14 +247,14 @@ def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
 
 def test_a_forked_storage_is_as_safe_as_the_first(url):
     """Children use the very object that their parent has used, and goes on using."""
-    ((codes, claimed),) = at_once(claim_in_forks, [(url,)])
+    ((codes, claimed),) = run_simultaneously(claim_in_forks, [(url,)])
     assert codes == [0] * 4
     assert len(claimed) == len(set(claimed)) == 50
 
 
 def test_reads_do_not_hold_up_writers(sqlite_url):
     storage = open_storage(sqlite_url)
-    study_id = small_study(storage, 2)
+    study_id = create_small_study(storage, 2)
     with storage.engine.begin() as reader:
         reader.execute(sa.text("SELECT * FROM trials")).all()
         assert open_storage(sqlite_url).claim(study_id, "me") is not None
@@ -262,7 +262,7 @@ def test_reads_do_not_hold_up_writers(sqlite_url):
 
 @pytest.mark.parametrize("name", ["a{b}.db", "h#1.db", "50%.db", "ä b.db"])
 def test_a_file_name_may_hold_what_file_names_may_hold(tmp_path, name):
-    small_study(open_storage(f"sqlite:///{tmp_path}/{name}"), 1)
+    create_small_study(open_storage(f"sqlite:///{tmp_path}/{name}"), 1)
     assert len(load_study(read_storage(f"sqlite:///{tmp_path}/{name}"), "small").trials) == 1
     assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {
         name
@@ -271,7 +271,7 @@ def test_a_file_name_may_hold_what_file_names_may_hold(tmp_path, name):
 
 def test_trials_that_somebody_added_are_nobodys_and_count_in_nothing(url):
     storage = open_storage(url)
-    study_id = small_study(storage, 1)
+    study_id = create_small_study(storage, 1)
     study = load_study(storage, "small")
     study.enqueue_trial({"x": 0})
     study.add_trial(optuna.trial.create_trial(value=-1.0))
@@ -306,7 +306,7 @@ def test_reading_makes_no_file_and_changes_none(sqlite_url, tmp_path):
         read_storage(sqlite_url)
     assert files(tmp_path) == {}
     storage = open_storage(sqlite_url)
-    small_study(storage, 2)
+    create_small_study(storage, 2)
     storage.engine.dispose()
     before = files(tmp_path)
     assert list(before) == ["studies.db"]
@@ -318,7 +318,7 @@ def test_reading_makes_no_file_and_changes_none(sqlite_url, tmp_path):
 
 def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
     storage = open_storage(sqlite_url)
-    study_id = small_study(storage, 2)
+    study_id = create_small_study(storage, 2)
     storage.claim(study_id, "me")
     reader = read_storage(sqlite_url)
     assert count_trials(reader, study_id).running == 1
@@ -338,7 +338,7 @@ def test_tables_whose_maker_was_killed_are_completed(postgresql_url):
     engine = sa.create_engine(postgresql_url)
     models.StudyModel.__table__.create(engine)
     engine.dispose()
-    small_study(open_storage(postgresql_url), 1)
+    create_small_study(open_storage(postgresql_url), 1)
 
 
 def test_a_server_without_studies_is_read_as_such(postgresql_url):
@@ -414,6 +414,6 @@ def test_a_url_that_cannot_be_opened_is_one_line_without_its_password(bad):
 
 def test_an_unknown_study_is_answered_with_those_that_are_there(sqlite_url):
     storage = open_storage(sqlite_url)
-    small_study(storage, 1)
+    create_small_study(storage, 1)
     with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*there: small"):
         load_study(storage, "large")
