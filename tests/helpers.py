@@ -50,11 +50,11 @@ def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small
 
 
 _barrier: Any = None
-"""Of the processes of :func:`run_simultaneously`, in each of them."""
+"""Barrier of :func:`run_simultaneously`, set in each of its processes."""
 
 
 def wait_for_others() -> None:
-    """Wait, in a process of :func:`run_simultaneously`, until each of them has called this as often."""
+    """Wait until every process of :func:`run_simultaneously` has called this as often."""
     _barrier.wait(HANG_TIMEOUT)
 
 

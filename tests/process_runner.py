@@ -277,14 +277,6 @@ CURVES = """
 """
 
 
-def read_curves(url):
-    """Return the curves that are recorded; none while the storage, or its tables, are not there."""
-    try:
-        return query(url, CURVES)
-    except Exception:
-        return []
-
-
 # ------------------------------------------------------------------ the process of this file
 
 
