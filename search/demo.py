@@ -1,4 +1,4 @@
-"""``python -m search.demo search|refine|report WORKERS``: one step of ``make demo``."""
+"""``python -m search.demo search|refine|report WORKERS``: run one step of ``make demo``."""
 
 import contextlib
 import hashlib
@@ -15,87 +15,88 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 REPEAT_SECONDS = 3.0
-"""Between two lines that say that something still lasts."""
+"""Interval between lines that report a slow operation."""
 
-STUDY, REFINED = "quick", "quick-refined"
+STUDY, REFINEMENT = "quick", "quick-refined"
 
 
-def command_of(step: str, workers: str, overrides: Sequence[str]) -> list[str]:
-    """Return the words of the command that does a step of the demo.
+def build_command(step: str, workers: str, overrides: Sequence[str]) -> list[str]:
+    """Return the arguments of Python for a step of the demo.
 
-    Studies with overrides have names of their own, for a study is joined on its own settings only.
+    Studies with overrides get names of their own, because a study accepts one set of settings only.
 
     Args:
         step: ``search``, ``refine`` or ``report``.
-        workers: how many processes to start.
-        overrides: options of the search and of the refinement.
+        workers: number of worker processes.
+        overrides: further options for the search and the refinement.
     """
     suffix = ""
     if overrides:
         suffix = f"-{hashlib.sha256(shlex.join(overrides).encode()).hexdigest()[:8]}"
-    study, refined = STUDY + suffix, REFINED + suffix
+    study, refinement = STUDY + suffix, REFINEMENT + suffix
     if step == "report":
-        return ["-m", "reports", study, refined]
+        return ["-m", "reports", study, refinement]
     common = ["--workers", workers]
     if step == "search":
-        named = ["--name", study] if suffix else []
-        return ["run_search.py", STUDY, *common, *_without("refinement", overrides), *named]
+        naming = ["--name", study] if suffix else []
+        options = _drop_section("refinement", overrides)
+        return ["run_search.py", STUDY, *common, *options, *naming]
     source = f'refinement.source="{study}"'
-    named = ["--name", refined, "--set", source] if suffix else []
-    return ["refine.py", REFINED, *common, *_without("space", overrides), *named]
+    naming = ["--name", refinement, "--set", source] if suffix else []
+    options = _drop_section("space", overrides)
+    return ["refine.py", REFINEMENT, *common, *options, *naming]
 
 
-def _without(section: str, overrides: Sequence[str]) -> list[str]:
-    """Return the options without settings of a section that the study does not have."""
-    kept: list[str] = []
+def _drop_section(section: str, overrides: Sequence[str]) -> list[str]:
+    """Return the options without settings of one section of the config."""
+    remaining: list[str] = []
     words = iter(overrides)
     for word in words:
         option = [word, *itertools.islice(words, 1)] if word == "--set" else [word]
         key = option[-1].removeprefix("--set=").partition("=")[0].strip()
         is_setting = word.partition("=")[0] == "--set"
         if not is_setting or key.split(".")[0] != section:
-            kept += option
-    return kept
+            remaining += option
+    return remaining
 
 
 @contextlib.contextmanager
-def _repeating(line: str) -> Iterator[None]:
-    """Print a line every few seconds."""
-    ended = threading.Event()
+def _repeat(line: str) -> Iterator[None]:
+    """Print a line every few seconds while the context is active."""
+    stopped = threading.Event()
 
-    def repeat() -> None:
-        while not ended.wait(REPEAT_SECONDS):
+    def print_lines() -> None:
+        while not stopped.wait(REPEAT_SECONDS):
             print(line, flush=True)
 
-    thread = threading.Thread(target=repeat, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        stopped.set()
         thread.join()
 
 
 def main() -> None:
-    """Print the step's command, and run it in this process."""
+    """Print the command of a step, and run it in this process."""
     step, workers = sys.argv[1:]
-    typed = os.environ.get("OVERRIDES", "")
+    overrides = os.environ.get("OVERRIDES", "")
     try:
-        overrides = shlex.split(typed)
+        command = build_command(step, workers, shlex.split(overrides))
     except ValueError as error:
-        print(f"error: OVERRIDES is {typed!r} ({error}); check its quotes", file=sys.stderr)
+        print(f"error: cannot parse OVERRIDES {overrides!r}: {error}", file=sys.stderr)
         sys.exit(2)
-    program, *words = command_of(step, workers, overrides)
-    print(f"$ python {shlex.join([program, *words])}", flush=True)
-    if step == "report":
-        sys.argv = words
-        with _repeating("still writing"):
-            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-        return
-    sys.argv = [program, *words]
-    with _repeating("still importing PyTorch"):
-        importlib.import_module("search.cli")
-    runpy.run_path(str(ROOT / program), run_name="__main__")
+    print(f"$ python {shlex.join(command)}", flush=True)
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        with _repeat("still writing"):
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        with _repeat("still importing PyTorch"):
+            importlib.import_module("search.cli")
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 if __name__ == "__main__":

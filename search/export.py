@@ -1,4 +1,4 @@
-"""``python -m search.export STUDY DIR``: a trial's network as a folder that stands alone."""
+"""``python -m search.export STUDY DIR``: export the model of a trial to a standalone folder."""
 
 import contextlib
 import dataclasses
@@ -10,19 +10,19 @@ import click
 
 from rnn.inference.export import export_files
 from search.errors import USER_ERRORS, ExportError
-from search.load_model import LoadedModel, load_trial_model, network_options
+from search.load_model import LoadedModel, load_trial_model, model_options
 from search.parameters import to_trial_config
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, study_argument
 
 
 @click.command(
-    help="Write a network of a study, its weights and its vocabulary to the folder DIR, which then "
-    "needs PyTorch and nothing else."
+    help="Export the model of a trial, its weights and its tokenizer to the folder DIR, which "
+    "depends on PyTorch only."
 )
 @study_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@network_options
+@model_options
 def export(
     study: str,
     directory: Path,
@@ -31,76 +31,69 @@ def export(
     artifacts: str | None,
     debug: bool,
 ) -> int:
-    """Write a folder."""
-    with contextlib.suppress(OSError):  # which is told when it is written
-        _require_free(directory)
-    kept = load_trial_model(study, trial, storage, artifacts)
-    network = dataclasses.replace(kept.network, metadata=_details(kept))
-    write_folder(directory, export_files(network, _window(kept)))
+    """Export a model."""
+    with contextlib.suppress(OSError):  # reported when the folder is written
+        _check_is_free(directory)
+    loaded = load_trial_model(study, trial, storage, artifacts)
+    trial_config = to_trial_config(loaded.trial.params, loaded.config)
+    metadata = _describe(loaded, trial_config.bptt_steps)
+    model = dataclasses.replace(loaded.model, metadata=metadata)
+    write_folder(directory, export_files(model, trial_config.bptt_steps))
     click.echo(directory)
     return 0
 
 
 def write_folder(directory: Path, files: dict[str, bytes]) -> None:
-    """Write a folder beside its place, and put it there when all is in it.
+    """Write a folder to a temporary path and rename it when it is complete.
 
     Args:
-        directory: which is not there, or empty.
-        files: the content of each by its name.
+        directory: path of the folder, which must be empty or not exist.
+        files: contents of the files by name.
 
     Raises:
-        ExportError: if something is there, or it cannot be made.
+        ExportError: if the path is taken or cannot be written.
     """
-    beside = None
+    temporary = None
     try:
         directory = directory.resolve()
-        _require_free(directory)
+        _check_is_free(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        beside = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
-        beside.mkdir()
+        temporary = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
+        temporary.mkdir()
         for name, content in files.items():
-            (beside / name).write_bytes(content)
+            (temporary / name).write_bytes(content)
         if directory.is_dir():
             directory.rmdir()
-        beside.rename(directory)
+        temporary.rename(directory)
     except OSError as error:
-        raise ExportError(
-            f"{directory} cannot be made ({error.strerror}); allowed: a place that can be written "
-            "to; name another"
-        ) from error
+        raise ExportError(f"cannot write {directory}: {error.strerror}") from error
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _require_free(directory: Path) -> None:
+def _check_is_free(directory: Path) -> None:
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ExportError(
-            f"{directory} is there already; allowed: a folder that is empty, or not there yet; "
-            "name another"
-        )
+        raise ExportError(f"{directory} exists already: expected a new or an empty folder")
 
 
-def _details(kept: LoadedModel) -> dict[str, str]:
-    config, trial = kept.config, kept.trial
-    details = {
-        "study": kept.study,
+def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
+    """Return what the exported ``README.md`` lists about the model."""
+    config, trial = loaded.config, loaded.trial
+    metadata = {
+        "study": loaded.study,
         "trial": str(trial.number),
-        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats a {config.token_name}",
+        OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats per {config.token_name}",
     }
-    bits = trial.user_attrs.get("validation_bits_per_byte")
-    if bits is not None:
-        details["validation"] = f"{bits:.4f} bits per character"
-    return details | {
+    bits_per_byte = trial.user_attrs.get("validation_bits_per_byte")
+    if bits_per_byte is not None:
+        metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"
+    return metadata | {
         "corpus": Path(config.corpus).name,
         "tokenizer": config.tokenizer,
-        "steps that a gradient goes back through": str(_window(kept)),
-        "precision of training": kept.network.precision,
+        "bptt_steps": str(bptt_steps),
+        "training precision": loaded.model.precision,
     }
-
-
-def _window(kept: LoadedModel) -> int:
-    return to_trial_config(kept.trial.params, kept.config).bptt_steps
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A trial's trained network, for the commands that do something with one."""
+"""Load the trained model of a trial, for the commands that use one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,68 +21,66 @@ from studies.storage.open import load_study, read_storage
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_DIGITS = 18
-"""Of a trial's number, at most."""
+_MAX_DIGITS = 18
+"""Number of digits of a trial number, so that it fits 64 bits."""
 
-_SHOWN = 20
-"""How many trials a line of refusal lists."""
+_MAX_LISTED = 20
+"""Number of trials that a message lists."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained network, and whose it is.
+    """Trained model of a trial.
 
     Attributes:
-        network: with its weights.
-        trial: that it was trained in.
-        study: the name of the study.
-        config: of the study.
+        model: network with its weights.
+        trial: trial that trained it.
+        study: name of the study.
+        config: config of the study.
     """
 
-    network: SavedModel
+    model: SavedModel
     trial: FrozenTrial
     study: str
     config: StudyConfig
 
 
-def _number(context: click.Context, option: click.Parameter, text: str) -> int | None:
+def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> int | None:
     if text == "best":
         return None
-    if not text.isdecimal() or len(text) > _DIGITS:
-        raise click.BadParameter(
-            f"{text!r} is no trial; allowed: best, or a trial's number; correct it"
-        )
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise click.BadParameter(f"invalid value {text!r}: expected best or a trial number")
     return int(text)
 
 
-def network_options(command: _F) -> _F:
-    """Give a command the options of :func:`load_trial_model`."""
+def model_options(command: _F) -> _F:
+    """Add the options of :func:`load_trial_model` to a command."""
     command = artifacts_option(storage_options(command))
     return click.option(
         "--trial",
-        callback=_number,
+        callback=_parse_trial,
         metavar="N|best",
         default="best",
         show_default=True,
-        help="Whose network; best: the one of least loss whose weights are kept.",
+        help="Number of the trial, or the best trial whose weights are stored.",
     )(command)
 
 
 def load_trial_model(
     study: str, trial: int | None, storage: str, artifacts: str | None
 ) -> LoadedModel:
-    """Read the network of a trial.
+    """Load the model of a trial.
 
     Args:
-        study: its name.
-        trial: number of a complete trial; None for the best of those whose weights are kept.
-        storage: the storage's URL; nothing is changed there.
-        artifacts: where files lie, as :func:`studies.artifacts.open_store` takes it.
+        study: name of the study.
+        trial: number of a complete trial; None for the best trial whose weights are stored.
+        storage: URL of the storage, which is opened read-only.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
 
     Raises:
-        StorageError, StudyNotFound, ArtifactsError: if there is no such place or study.
-        WeightsNotFoundError: if the trial is not there, not complete, or its weights are not kept.
-        WeightsError, VocabularyError: if they are damaged.
+        StorageError, StudyNotFoundError, ArtifactsError: if the storage or study is not found.
+        WeightsNotFoundError: if the trial does not exist, is not complete, or has no weights.
+        SavedModelError, TokenizerError: if the files are damaged.
     """
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
@@ -91,55 +89,56 @@ def load_trial_model(
             open_store(artifacts, storage, "weights", read_only=True), artifact_folder(loaded)
         )
         trials, ranked = loaded.get_trials(deepcopy=False), rank_trials(loaded)
-    kept = weights.kept()
-    best = [t for t in ranked if t.number in kept]
-    wanted = [t for t in best if trial is None or t.number == trial][:1]
-    content = weights.read(wanted[0].number) if wanted else None
-    if content is None:
-        raise WeightsNotFoundError(_refusal(study, trial, trials, best, config))
-    network, chosen = deserialize_model(content), wanted[0]
-    if (network.metadata.get("trial"), network.metadata.get("value")) != _told_by(chosen):
+    stored = weights.kept()
+    available = [t for t in ranked if t.number in stored]
+    chosen = next((t for t in available if trial is None or t.number == trial), None)
+    content = None if chosen is None else weights.read(chosen.number)
+    if chosen is None or content is None:
+        raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
+    model = deserialize_model(content)
+    expected = str(chosen.number), repr(chosen.value)
+    if (model.metadata.get("trial"), model.metadata.get("value")) != expected:
         raise WeightsNotFoundError(
-            f"the weights that lie under trial {chosen.number} of study {study!r} are of another "
-            "run; allowed: those that the trial was recorded with; remove them, or name another"
+            f"the weights of trial {chosen.number} of study {study!r} belong to another run: "
+            "remove them, or choose another trial"
         )
-    ahead = [t.number for t in ranked[: ranked.index(chosen)]]
-    if trial is None and ahead:
-        named = ", ".join(map(str, ahead[:_SHOWN]))
+    better = [t.number for t in ranked[: ranked.index(chosen)]]
+    if trial is None and better:
         click.echo(
-            f"trial {chosen.number}, for weights of better ones ({named}) are not there", err=True
+            f"using trial {chosen.number}: better trials have no stored weights "
+            f"({_list_numbers(better)})",
+            err=True,
         )
-    return LoadedModel(network, chosen, study, config)
+    return LoadedModel(model, chosen, study, config)
 
 
-def _told_by(trial: FrozenTrial) -> tuple[str, str]:
-    """Return how a trial's weights say whose they are."""
-    return str(trial.number), repr(trial.value)
-
-
-def _refusal(
+def _explain_missing(
     study: str,
     number: int | None,
-    trials: list[FrozenTrial],
-    best: list[FrozenTrial],
+    trials: Sequence[FrozenTrial],
+    available: Sequence[FrozenTrial],
     config: StudyConfig,
 ) -> str:
+    """Return why there are no weights, and which trials have some."""
     if number is None:
-        found = f"study {study!r} has no trial whose weights are kept"
+        problem = f"study {study!r} has no trial with stored weights"
     elif number >= len(trials):
-        found = f"trial {number} is not in study {study!r}, which has {len(trials):,}"
+        problem = f"trial {number} not found in study {study!r}, which has {len(trials):,} trials"
     elif trials[number].state != TrialState.COMPLETE:
-        state = trials[number].state
-        words = "without a loss" if state is TrialState.FAIL else state.name.lower()
-        found = f"trial {number} of study {study!r} is {words}"
+        state = trials[number].state.name.lower()
+        problem = f"trial {number} of study {study!r} is not complete (state {state})"
     else:
-        found = f"the weights of trial {number} of study {study!r} are not kept"
-    if best:
-        named = ", ".join(str(trial.number) for trial in best[:_SHOWN])
-        more = f" and {len(best) - _SHOWN} more" if len(best) > _SHOWN else ""
-        return f"{found}; allowed: best, or one of the trials {named}{more}; name one of them"
+        problem = f"the weights of trial {number} of study {study!r} are not stored"
+    if available:
+        numbers = _list_numbers([trial.number for trial in available])
+        return f"{problem}: expected best or one of the trials {numbers}"
     if config.keep_weights == 0:
-        return f"{found}; its keep_weights is 0; make a study with keep_weights of 1 or more"
+        return f"{problem}: its keep_weights is 0"
     if not all(trial.state.is_finished() for trial in trials):
-        return f"{found}; none are there; wait until a trial is complete, or check --artifacts"
-    return f"{found}; none are there, and all trials have ended; check --artifacts"
+        return f"{problem}: wait until a trial is complete, or check --artifacts"
+    return f"{problem}: check --artifacts"
+
+
+def _list_numbers(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - _MAX_LISTED} more" if len(numbers) > _MAX_LISTED else ""
+    return ", ".join(map(str, numbers[:_MAX_LISTED])) + more

@@ -1,4 +1,4 @@
-"""``python -m search.sample STUDY``: what a trial's network writes."""
+"""``python -m search.sample STUDY``: generate text with the model of a trial."""
 
 import math
 import os
@@ -8,39 +8,39 @@ import click
 
 from rnn.inference.generation import generate
 from search.errors import USER_ERRORS
-from search.load_model import load_trial_model, network_options
+from search.load_model import load_trial_model, model_options
 from studies.cli import run_command, study_argument
 from studies.text import to_printable
 
 
-@click.command(help="Print a text that a network of a study writes, after the prompt.")
+@click.command(help="Generate text with the model of a trial.")
 @study_argument
-@click.option("--prompt", metavar="TEXT", default="", help="What it is to go on with.")
+@click.option("--prompt", metavar="TEXT", default="", help="Text to continue.")
 @click.option(
     "--length",
     type=click.IntRange(min=1),
     default=500,
     show_default=True,
-    help="Of what it writes, in symbols.",
+    help="Number of tokens to generate.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.8,
     show_default=True,
-    help="The lower, the more it prefers what is likely; 0: the likeliest alone.",
+    help="Sampling temperature; 0 always takes the most likely token.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), help="Draw among so many of the likeliest symbols."
+    "--top-k", type=click.IntRange(min=1), help="Sample from the K most likely tokens only."
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Of what is drawn.",
+    help="Seed of the sampling.",
 )
-@network_options
+@model_options
 def sample(
     study: str,
     prompt: str,
@@ -53,14 +53,14 @@ def sample(
     artifacts: str | None,
     debug: bool,
 ) -> int:
-    """Print a text."""
-    if math.isnan(temperature):  # which is in every range
-        raise click.BadParameter("--temperature nan is no number; allowed: 0 or more; correct it")
-    network = load_trial_model(study, trial, storage, artifacts).network
-    start = os.fsencode(prompt)  # as it was typed, whatever bytes those are
-    written = generate(network, start, length, temperature, top_k, seed)
-    text = to_printable(start + written)
-    click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))  # as it can be shown
+    """Print the prompt and its continuation."""
+    if math.isnan(temperature):  # click accepts NaN in any range
+        raise click.BadParameter("--temperature is nan: expected 0 or more")
+    model = load_trial_model(study, trial, storage, artifacts).model
+    start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
+    continuation = generate(model, start, length, temperature, top_k, seed)
+    text = to_printable(start + continuation)
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
     return 0
 
 

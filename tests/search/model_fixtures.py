@@ -1,4 +1,4 @@
-"""A study whose networks are made, not trained, and the weights that are kept of them."""
+"""A study with random instead of trained models."""
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution
@@ -22,14 +22,14 @@ SPACE = {"layers": [1], "state_size": [4, 8, 16], "residual": [False, True]}
 SPACE |= {name: [False] for name in GATED_PARAMS[:4]} | {"state_source": ["new"]}
 
 VALUES = (1.5, 1.2, 1.9, 1.2, 1.4)
-"""Of the complete trials; one more is waiting."""
+"""Values of the complete trials; one more is waiting."""
 
 
-def make_networks(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
-    """A study of six points, and the weights of some."""
+def make_study(url: str, keep: set[int], artifacts: str | None = None, **settings: object):
+    """Create a study of six trials, and store the weights of some."""
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     assert config.space is not None
-    points = list(config.space.combinations())
+    combinations = list(config.space.combinations())
     storage = open_storage(url)
     attributes = {CONFIG: config.model_dump(mode="json"), ARTIFACT_FOLDER: "made-1"}
     create_study(
@@ -38,18 +38,20 @@ def make_networks(url: str, keep: set[int], artifacts: str | None = None, **sett
         OBJECTIVE_NAMES[config.objective],
         attributes,
         {n: CategoricalDistribution(tuple(config.space.values(n))) for n in GATED_PARAMS},
-        [PlannedTrial(point) for point in points],
+        [PlannedTrial(params) for params in combinations],
     )
     study_id = storage.get_study_id_from_name("made")
     weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
     tokenizer = train_tokenizer(config.tokenizer, PROSE)
     for number, value in enumerate(VALUES):
         trial_id = storage.claim(study_id, "me")
-        trial_config = to_trial_config(points[number], config)
+        trial_config = to_trial_config(combinations[number], config)
         drawn = initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
-        own = {name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
+        scaled = {
+            name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()
+        }
         details = {"trial": str(number), "value": repr(value)}
-        network = SavedModel(trial_config.architecture, own, tokenizer, "fp32", details)
+        network = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)
         if number in keep:
             weights.write(number, serialize_model(network))
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})

@@ -1,4 +1,4 @@
-"""``make demo``: which commands it runs, with overrides as they were typed."""
+"""The commands of ``make demo`` and ``make install``."""
 
 import shlex
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT, TINY
 from process_runner import query
 
-from search.demo import command_of
+from search.demo import build_command
 
 FEW = tuple(
     f"--set=space.{gate}=[false]"
@@ -16,16 +16,16 @@ FEW = tuple(
 )
 
 
-def test_demo_without_overrides_works_on_the_studies_that_are_shipped():
-    assert command_of("search", "2", []) == ["run_search.py", "quick", "--workers", "2"]
-    assert command_of("refine", "2", []) == ["refine.py", "quick-refined", "--workers", "2"]
-    assert command_of("report", "2", []) == ["-m", "reports", "quick", "quick-refined"]
+def test_demo_without_overrides_uses_the_shipped_studies():
+    assert build_command("search", "2", []) == ["run_search.py", "quick", "--workers", "2"]
+    assert build_command("refine", "2", []) == ["refine.py", "quick-refined", "--workers", "2"]
+    assert build_command("report", "2", []) == ["-m", "reports", "quick", "quick-refined"]
 
 
-def test_each_study_of_the_demo_gets_only_the_settings_that_it_has():
+def test_overrides_apply_only_to_studies_with_that_section():
     overrides = ["--set", "training.steps=20", "--set=space.layers=[2]", "--device", "space.cpu"]
     overrides += ["--set", "space={state_size=[8]}", "--set", "refinement.top=2"]
-    search, refine = (command_of(step, "2", overrides) for step in ("search", "refine"))
+    search, refine = (build_command(step, "2", overrides) for step in ("search", "refine"))
     kept = ["--workers", "2", "--set", "training.steps=20"]
     device = ["--device", "space.cpu"]
     assert search[2:-2] == [
@@ -35,7 +35,7 @@ def test_each_study_of_the_demo_gets_only_the_settings_that_it_has():
 
 
 @pytest.mark.extended
-def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, sqlite_url, text):
+def test_demos_with_different_overrides_run_in_any_order(run, sqlite_url, text):
     common = (*TINY, *FEW, "--set", "refinement.top=2", "--corpus", str(text))
     one, other = ((*common, "--set", f"space.layers=[{layers}]") for layers in (1, 2))
 
@@ -48,14 +48,14 @@ def test_demos_with_other_overrides_work_in_any_order_any_number_of_times(run, s
         demo("search", overrides)
     for overrides in (other, one):
         demo("refine", overrides)
-        study, refined = command_of("report", "1", overrides)[2:]
+        study, refined = build_command("report", "1", overrides)[2:]
         derived = optuna.load_study(study_name=refined, storage=sqlite_url)
         assert derived.user_attrs["config"]["refinement"]["source"] == study
     assert len(optuna.get_all_study_names(sqlite_url)) == 4
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("COMPLETE",)]
 
 
-def test_overrides_with_an_open_quote_are_refused_in_one_line(run, sqlite_url, tmp_path):
+def test_overrides_with_an_open_quote_are_rejected_in_one_line(run, sqlite_url, tmp_path):
     words = {"OVERRIDES": "--set 'a=1", "RNN_SEARCH_STORAGE": sqlite_url}
     done = run("-m", "search.demo", "search", "1", **words)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
@@ -67,11 +67,11 @@ def test_overrides_with_an_open_quote_are_refused_in_one_line(run, sqlite_url, t
     "typed",
     ["", "--set 'space.layers=[2]'", """--set "question='a  b'" --set corpus='"$HOME/x"'"""],
 )
-def test_make_hands_overrides_to_the_demo_as_they_were_typed(tmp_path, typed):
+def test_make_passes_overrides_to_the_demo_unchanged(tmp_path, typed):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "got %s\\n" "$OVERRIDES"\n')
     python.chmod(0o755)
-    # Its environment is not installed: -o takes it as it is.
+    # -o: take the virtual environment as installed
     make = ["make", "-s", "-o", ".venv/.installed", "demo", f"RUN={python}", "WORKERS=1"]
     done = subprocess.run(
         [*make, f"OVERRIDES={typed}"], cwd=ROOT, capture_output=True, text=True, timeout=600
@@ -81,8 +81,8 @@ def test_make_hands_overrides_to_the_demo_as_they_were_typed(tmp_path, typed):
     assert got == [f"got {typed}"] * 3
 
 
-def test_make_install_says_what_it_does_and_fails_when_it_fails(tmp_path):
-    """Installs with an interpreter that makes an environment whose pip does nothing."""
+def test_make_install_reports_progress_and_failure(tmp_path):
+    """With an interpreter that creates an environment whose pip does nothing."""
     for name, code in (("works", 0), ("fails", 3)):
         python = tmp_path / name
         python.write_text(

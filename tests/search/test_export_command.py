@@ -1,16 +1,16 @@
-"""``python -m search.export`` as it is typed: a folder is there as a whole, or not at all."""
+"""The command ``python -m search.export``: it writes a whole folder or nothing."""
 
 from pathlib import Path
 
 import pytest
-from model_fixtures import make_networks
+from model_fixtures import make_study
 
 from search.errors import ExportError
 from search.export import write_folder
 
 
-def test_a_folder_is_written_for_a_trial(sqlite_url, run, tmp_path):
-    make_networks(sqlite_url, keep={1, 2})
+def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
+    make_study(sqlite_url, keep={1, 2})
     directory = tmp_path / "new" / "network"
     command = ("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
     done = run(*command, "--trial", "2")
@@ -20,16 +20,15 @@ def test_a_folder_is_written_for_a_trial(sqlite_url, run, tmp_path):
     assert [path.name for path in directory.parent.iterdir()] == ["network"]
     readme = (directory / "README.md").read_text(encoding="utf-8")
     assert "1×16 no gates, new state" in readme
-    assert "- study: made\n- trial: 2\n- smoothed training loss: 1.9000 nats a byte\n" in readme
+    assert "- study: made\n- trial: 2\n- smoothed training loss: 1.9000 nats per byte\n" in readme
     done = run(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {directory} is there already; allowed: a folder that is empty, or not there yet; "
-        "name another\n"
+        f"error: {directory} exists already: expected a new or an empty folder\n"
     )
 
 
-def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
@@ -37,12 +36,12 @@ def test_nothing_is_left_of_a_folder_that_cannot_be_written(tmp_path, monkeypatc
     empty.mkdir()
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_bytes", full)
-        with pytest.raises(ExportError, match="cannot be made"):
+        with pytest.raises(ExportError, match=r"cannot write .*: No space left on device"):
             write_folder(empty, {"a": b"1"})
     assert list(tmp_path.rglob("*")) == [empty]
     write_folder(empty, {"a": b"1"})
     assert (empty / "a").read_bytes() == b"1"
     for taken in (empty, empty / "a"):
-        with pytest.raises(ExportError, match="is there already"):
+        with pytest.raises(ExportError, match="exists already"):
             write_folder(taken, {"a": b"2"})
     assert (empty / "a").read_bytes() == b"1"

@@ -1,12 +1,12 @@
-"""``python -m search.sample`` as it is typed."""
+"""The command ``python -m search.sample``."""
 
 import pytest
-from model_fixtures import make_networks
+from model_fixtures import make_study
 
 
-def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run, tmp_path):
+def test_continuation_of_a_prompt_depends_on_the_seed(sqlite_url, run, tmp_path):
     artifacts = str(tmp_path / "files")
-    make_networks(sqlite_url, {1, 2}, artifacts, tokenizer="bpe:270")
+    make_study(sqlite_url, {1, 2}, artifacts, tokenizer="bpe:270")
 
     def sample(*words: str) -> str:
         places = ("--storage", sqlite_url, "--artifacts", artifacts)
@@ -29,16 +29,16 @@ def test_a_text_is_written_after_the_prompt_the_same_for_a_seed(sqlite_url, run,
     ("words", "line"),
     [
         (("other",), "study 'other' is not in"),
-        (("made", "--trial", "4"), "are not kept; allowed: best, or one of the trials 1;"),
-        (("made", "--trial", "9" * 5000), "is no trial; allowed: best, or a trial's number"),
-        (("made", "--trial", "last"), "'last' is no trial; allowed: best, or a trial's number"),
+        (("made", "--trial", "4"), "are not stored: expected best or one of the trials 1"),
+        (("made", "--trial", "9" * 5000), "expected best or a trial number"),
+        (("made", "--trial", "last"), "invalid value 'last': expected best or a trial number"),
         (("made", "--temperature", "-1"), "--temperature"),
-        (("made", "--temperature", "nan"), "--temperature nan is no number"),
+        (("made", "--temperature", "nan"), "--temperature is nan"),
         (("made", "--top-k", "0"), "--top-k"),
         (("made", "--length", "0"), "--length"),
     ],
 )
-def test_bad_words_are_refused_in_one_line(made, run, words, line):
+def test_invalid_arguments_are_rejected_in_one_line(made, run, words, line):
     done = run("-m", "search.sample", *words, "--storage", made)
     assert (done.returncode, done.stdout) == (2, "")
     assert line in done.stderr
@@ -48,5 +48,5 @@ def test_bad_words_are_refused_in_one_line(made, run, words, line):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> str:
     url = f"sqlite:///{tmp_path_factory.mktemp('made')}/studies.db"
-    make_networks(url, keep={1})
+    make_study(url, keep={1})
     return url
