@@ -1,9 +1,9 @@
 """Download of enwik8, the first 10⁸ bytes of English Wikipedia of 2006."""
 
 import os
-import shutil
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from zipfile import BadZipFile
 
 import pooch
@@ -31,18 +31,19 @@ def enwik8() -> Path:
         return text
     retry = f"try again, or set {MIRROR_ENV_VAR} to a mirror, or pass the file's path as the corpus"
     pooch.get_logger().setLevel("WARNING")
-    # Unpacked to a temporary folder and renamed, so that no process sees a partial file.
-    archive, folder = (directory / f"enwik8.{os.getpid()}.{kind}" for kind in ("zip", "part"))
-    unzip = pooch.Unzip(members=["enwik8"], extract_dir=folder.name)
+    unzip = pooch.Unzip(members=["enwik8"], extract_dir=".")
     try:
-        pooch.retrieve(url, None, archive.name, directory, processor=unzip, progressbar=True)
-        unpacked = folder / "enwik8"
-        digest = pooch.file_hash(unpacked)
-        if digest != SHA256:
-            raise CorpusError(
-                f"enwik8 from {url} has the SHA-256 {digest}: expected {SHA256}; {retry}"
-            )
-        unpacked.replace(text)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Unpacked to a temporary folder and renamed, so that no process sees a partial file.
+        with TemporaryDirectory(dir=directory, prefix="enwik8.") as folder:
+            pooch.retrieve(url, None, "enwik8.zip", folder, processor=unzip, progressbar=True)
+            unpacked = Path(folder, "enwik8")
+            digest = pooch.file_hash(unpacked)
+            if digest != SHA256:
+                raise CorpusError(
+                    f"enwik8 from {url} has the SHA-256 {digest}: expected {SHA256}; {retry}"
+                )
+            unpacked.replace(text)
     except CorpusError:
         raise
     except (BadZipFile, zlib.error, EOFError, FileNotFoundError) as error:
@@ -50,7 +51,4 @@ def enwik8() -> Path:
     except Exception as error:  # raised by requests, urllib3 or the file system
         reason = str(error) if len(str(error)) < 100 else type(error).__name__
         raise CorpusError(f"enwik8 cannot be downloaded from {url} ({reason}); {retry}") from error
-    finally:
-        archive.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
     return text

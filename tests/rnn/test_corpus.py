@@ -1,4 +1,4 @@
-"""Texts: the embedded one, files, and the one that is fetched from an archive."""
+"""Corpora: the standard library, files, and enwik8 with its download."""
 
 import hashlib
 import http.server
@@ -15,7 +15,7 @@ from rnn.data.corpus import Corpus, gather_windows, load_corpus
 from rnn.errors import CorpusError
 
 
-def test_the_library_is_about_ten_megabytes_of_its_own_modules():
+def test_stdlib_is_about_ten_megabytes_without_tests_and_packages():
     corpus = load_corpus("stdlib")
     assert 5e6 < len(corpus.text) < 20e6
     assert corpus.sha256 == load_corpus("stdlib").sha256
@@ -26,7 +26,7 @@ def test_the_library_is_about_ten_megabytes_of_its_own_modules():
     assert b"import torch.nn" not in text
 
 
-def test_a_file_is_read_as_raw_bytes_and_not_into_memory(tmp_path):
+def test_file_is_memory_mapped_as_raw_bytes(tmp_path):
     path = tmp_path / "bytes"
     content = bytes(range(256)) * 100
     path.write_bytes(content)
@@ -36,36 +36,36 @@ def test_a_file_is_read_as_raw_bytes_and_not_into_memory(tmp_path):
     assert corpus.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_file_is_the_same_corpus_from_wherever_it_is_named(tmp_path, monkeypatch):
+def test_corpus_of_a_file_is_named_by_its_absolute_path(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"a" * 100)
     monkeypatch.chdir(tmp_path)
     assert load_corpus("text").name == str(tmp_path / "text")
 
 
-def test_the_split_is_by_position():
+def test_split_is_by_position():
     corpus = Corpus("numbers", np.arange(200, dtype=np.uint8))
     assert corpus.split == (180, 190)
     joined = np.concatenate([corpus.train, corpus.validation, corpus.test])
     assert np.array_equal(joined, corpus.text)
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path):
+def test_missing_or_empty_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").touch()
-    for name, words in (
+    for name, message in (
         ("missing", "not found"),
         ("empty", "empty"),
         ("", "not found"),
         ("a" * 999, "not found"),
         ("\0", "not found"),
     ):
-        with pytest.raises(CorpusError, match=words) as refused:
+        with pytest.raises(CorpusError, match=message) as refused:
             load_corpus(str(tmp_path / name))
         assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+def test_unreadable_file_is_refused_with_the_reason(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")  # root, as in a container, reads all files
+        raise PermissionError(13, "Permission denied")  # root could read any file
 
     path = tmp_path / "secret"
     path.write_bytes(b"text")
@@ -74,11 +74,11 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
         load_corpus(str(path))
 
 
-def test_lanes_are_columns_of_the_text():
+def test_gathered_windows_are_columns():
     text = np.arange(50, dtype=np.uint8)
-    drawn = gather_windows(text, np.array([3, 40]), 5)
-    assert drawn.tolist() == [[3, 40], [4, 41], [5, 42], [6, 43], [7, 44]]
-    assert drawn.dtype == np.uint8
+    windows = gather_windows(text, np.array([3, 40]), 5)
+    assert windows.tolist() == [[3, 40], [4, 41], [5, 42], [6, 43], [7, 44]]
+    assert windows.dtype == np.uint8
 
 
 # ------------------------------------------------------------------ enwik8
@@ -86,7 +86,7 @@ def test_lanes_are_columns_of_the_text():
 TEXT = b"<mediawiki> a stand-in for the first 100,000,000 bytes </mediawiki>" * 50
 
 
-def packed(content: bytes, name: str = "enwik8") -> bytes:
+def zip_archive(content: bytes, name: str = "enwik8") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
@@ -95,7 +95,7 @@ def packed(content: bytes, name: str = "enwik8") -> bytes:
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """Serve an archive on loopback, and keep the cache in the test's folder."""
+    """Serve an archive on loopback, with the cache in the test's folder."""
     served = {"body": b"", "requests": 0}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -122,63 +122,63 @@ def serve(tmp_path, monkeypatch):
     server.shutdown()
 
 
-def cached(tmp_path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+def cached_files(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "cache").rglob("enwik8*"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the cache's place is set by a variable")
-def test_enwik8_is_fetched_once_and_kept(serve, tmp_path):
-    serve["body"] = packed(TEXT)
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache folder is set by XDG_CACHE_HOME")
+def test_enwik8_is_downloaded_once(serve, tmp_path):
+    serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
     assert load_corpus("enwik8").text.tobytes() == TEXT
     assert serve["requests"] == 1
-    assert cached(tmp_path) == ["enwik8"]
+    assert cached_files(tmp_path) == ["enwik8"]
 
 
-def test_an_enwik8_that_was_changed_in_the_cache_is_refused(serve, tmp_path):
-    serve["body"] = packed(TEXT)
+def test_changed_enwik8_in_the_cache_is_refused(serve, tmp_path):
+    serve["body"] = zip_archive(TEXT)
     load_corpus("enwik8")
-    (kept,) = (tmp_path / "cache").rglob("enwik8")
-    kept.write_bytes(b"junk" * 100)
+    (path,) = (tmp_path / "cache").rglob("enwik8")
+    path.write_bytes(b"junk" * 100)
     with pytest.raises(CorpusError, match="remove the file to download it again"):
         load_corpus("enwik8")
 
 
 def damaged(archive: bytes) -> bytes:
-    """The same archive with a hole in its compressed stream."""
+    """Overwrite a part of the compressed stream."""
     return archive[:50] + b"\xff" * 20 + archive[70:]
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
-        (packed(b"another text"), "has the SHA-256"),
-        (packed(TEXT, "another"), "not a valid archive"),
-        (packed(TEXT)[:-30], "not a valid archive"),
-        (damaged(packed(TEXT)), "not a valid archive"),
+        (zip_archive(b"another text"), "has the SHA-256"),
+        (zip_archive(TEXT, "another"), "not a valid archive"),
+        (zip_archive(TEXT)[:-30], "not a valid archive"),
+        (damaged(zip_archive(TEXT)), "not a valid archive"),
         (b"<html>try again later</html>", "not a valid archive"),
         (None, "cannot be downloaded"),
     ],
     ids=["other text", "other name", "cut short", "damaged", "no archive", "not found"],
 )
-def test_a_wrong_download_is_one_line_and_nothing_is_kept(serve, tmp_path, body, words):
+def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, message):
     serve["body"] = body
-    with pytest.raises(CorpusError, match=words) as refused:
+    with pytest.raises(CorpusError, match=message) as refused:
         load_corpus("enwik8")
     assert "\n" not in str(refused.value)
-    assert cached(tmp_path) == []
-    serve["body"] = packed(TEXT)  # and the next try is a fresh one
+    assert cached_files(tmp_path) == []
+    serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
 
 
-def test_a_download_that_breaks_off_is_one_line_and_nothing_is_kept(serve, tmp_path):
-    serve["body"] = packed(TEXT)
+def test_interrupted_download_is_refused_and_not_kept(serve, tmp_path):
+    serve["body"] = zip_archive(TEXT)
     serve["cut"] = 100
     with pytest.raises(CorpusError, match=r"cannot be downloaded|not a valid archive") as refused:
         load_corpus("enwik8")
     assert "\n" not in str(refused.value)
-    assert cached(tmp_path) == []
+    assert cached_files(tmp_path) == []
 
 
-def test_the_real_hash_is_that_of_enwik8():
-    assert download.SHA256 == ("2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8")
+def test_sha256_is_that_of_enwik8():
+    assert download.SHA256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"

@@ -1,4 +1,4 @@
-"""Which precisions a device has, and that products are taken in the one that was asked for."""
+"""Precisions of a device, and the library that computes matrix products."""
 
 import itertools
 import math
@@ -19,11 +19,15 @@ from rnn.training.precision import (
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
-@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_which_cards_have_which_precision(monkeypatch, capability, has):
+@pytest.mark.parametrize(
+    ("capability", "is_supported"), [((7, 5), False), ((8, 0), True), ((9, 0), True)]
+)
+def test_gpus_support_bf16_and_tf32_from_compute_capability_8(
+    monkeypatch, capability, is_supported
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert supports_bf16(CUDA) is has
-    if has:
+    assert supports_bf16(CUDA) is is_supported
+    if is_supported:
         check_precision("tf32", CUDA)
     else:
         with pytest.raises(DeviceError, match=r"tf32 .* cuda:0: expected a GPU of compute cap"):
@@ -34,16 +38,16 @@ def test_which_cards_have_which_precision(monkeypatch, capability, has):
         check_precision("tf32", CPU)
 
 
-def test_a_processor_has_bfloat16_if_its_flags_say_so():
+def test_cpu_supports_bf16_if_its_flags_list_it():
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     assert supports_bf16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 @pytest.fixture
-def library():
-    """What chooses the library for products, as it was found."""
+def onednn():
+    """torch's setting for oneDNN, restored after the test."""
     if precision._onednn is None:
-        pytest.skip("this torch lets nobody choose")
+        pytest.skip("this torch has no setting for oneDNN")
     before = precision._onednn.fp32_precision
     yield precision._onednn
     precision._onednn.fp32_precision = before
@@ -57,7 +61,7 @@ SHAPES = [
     for parts in (1, 3)
     for gates in (1, 3)
 ]
-"""Of products as a layer takes them, of lanes and of distinct symbols."""
+"""Matrix products of layers, with rows for streams or for unique tokens."""
 
 
 @pytest.mark.parametrize(
@@ -68,48 +72,47 @@ SHAPES = [
     ],
     ids=str,
 )
-def test_float32_products_are_float32_whatever_library_takes_them(shape, library):
-    """To the bound that holds for any order of their sums (Higham 2002, 3.5)."""
+def test_float32_products_are_accurate_to_float32(shape, onednn):
+    """Within the bound that holds for any order of summation (Higham 2002, 3.5)."""
     configure_matmul("fp32", CPU)
     i, j, k = shape
     generator = torch.Generator().manual_seed(0)
-    for first, second in itertools.product((False, True), repeat=2):
-        a = torch.rand(3, *((j, i) if first else (i, j)), generator=generator)
-        b = torch.rand(3, *((k, j) if second else (j, k)), generator=generator)
-        a, b = (a.mT if first else a), (b.mT if second else b)
+    for transpose_a, transpose_b in itertools.product((False, True), repeat=2):
+        a = torch.rand(3, *((j, i) if transpose_a else (i, j)), generator=generator)
+        b = torch.rand(3, *((k, j) if transpose_b else (j, k)), generator=generator)
+        a, b = (a.mT if transpose_a else a), (b.mT if transpose_b else b)
         exact = a.double() @ b.double()
-        bound = j * 2.0**-24 * 1.01 * exact  # all are positive
+        bound = j * 2.0**-24 * 1.01 * exact  # all factors are positive
         bias = torch.zeros(3, 1, k)
         for product in (torch.bmm(a, b), torch.baddbmm(bias, a, b)):
             assert ((product.double() - exact).abs() <= bound).all()
         assert ((torch.mm(a[0], b[0]).double() - exact[0]).abs() <= bound[0]).all()
 
 
-def test_a_library_that_is_exact_is_taken(library, monkeypatch):
+def test_onednn_is_selected_if_it_is_exact(onednn, monkeypatch):
     monkeypatch.setattr(precision, "onednn_matmul_is_exact", lambda: True)
     configure_matmul("fp32", CPU)
-    assert library.fp32_precision == "bf16"
+    assert onednn.fp32_precision == "bf16"
 
 
-def rounding(a, b):
+def rounding_matmul(a, b):
     return torch.matmul(a.bfloat16(), b.bfloat16()).float()
 
 
-def test_a_library_that_rounds_float32_numbers_is_not_taken(library, monkeypatch):
-    """As oneDNN does on processors with AMX."""
+def test_onednn_is_not_selected_if_it_rounds_as_with_amx(onednn, monkeypatch):
     exact = torch.bmm
 
     def bmm(a, b):
-        return (rounding if library.fp32_precision == "bf16" else exact)(a, b)
+        return (rounding_matmul if onednn.fp32_precision == "bf16" else exact)(a, b)
 
     onednn_matmul_is_exact.cache_clear()
     monkeypatch.setattr(torch, "bmm", bmm)
     configure_matmul("fp32", CPU)
-    assert library.fp32_precision == "ieee"
+    assert onednn.fp32_precision == "ieee"
     x = torch.full((1, 8, 8), 1.001)
     assert torch.equal(torch.bmm(x, x), exact(x, x))
 
 
-def test_a_torch_that_lets_nobody_choose_is_left_alone(monkeypatch):
+def test_torch_without_the_onednn_setting_is_supported(monkeypatch):
     monkeypatch.setattr(precision, "_onednn", None)
     configure_matmul("fp32", CPU)

@@ -1,4 +1,4 @@
-"""A trained network's file: enough by itself, and refused if it is not whole."""
+"""Model files: read as written, and refused if damaged."""
 
 import dataclasses
 import json
@@ -15,45 +15,43 @@ from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_m
 from rnn.stacked.network import initial_weights
 
 GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
-TOKENS = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
-DETAILS = {"study": "quick", "trial": "3", "said": "\u201ewörtlich\u201c\n"}
+BPE = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
+METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
 
 
-def trained(architecture=GATED, tokenizer=TOKENS) -> SavedModel:
-    drawn = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {name: (weight.float(), bias.float()) for name, (weight, bias) in drawn.items()}
-    return SavedModel(architecture, weights, tokenizer, "bf16", DETAILS)
+def make_model(architecture=GATED, tokenizer=BPE) -> SavedModel:
+    initial = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
+    weights = {name: (weight.float(), bias.float()) for name, (weight, bias) in initial.items()}
+    return SavedModel(architecture, weights, tokenizer, "bf16", METADATA)
 
 
-CONTENT = serialize_model(trained())
+CONTENT = serialize_model(make_model())
 
 
 @pytest.mark.parametrize("architecture", [GATED, BaselineConfig("lstm", 2, 4)])
-@pytest.mark.parametrize("tokenizer", [load_tokenizer(None), TOKENS])
-def test_a_network_is_read_as_it_was_written(architecture, tokenizer):
-    network = trained(architecture, tokenizer)
-    found = deserialize_model(serialize_model(network))
-    assert found.architecture == architecture
-    assert (found.precision, found.metadata) == ("bf16", DETAILS)
-    assert (found.tokenizer.size, found.tokenizer.serialized) == (
-        tokenizer.size,
-        tokenizer.serialized,
-    )
-    assert found.weights.keys() == network.weights.keys()
-    for name, own in network.weights.items():
-        assert all(map(torch.equal, found.weights[name], own))
+@pytest.mark.parametrize("tokenizer", [load_tokenizer(None), BPE])
+def test_model_is_read_as_it_was_written(architecture, tokenizer):
+    model = make_model(architecture, tokenizer)
+    restored = deserialize_model(serialize_model(model))
+    assert restored.architecture == architecture
+    assert (restored.precision, restored.metadata) == ("bf16", METADATA)
+    assert restored.tokenizer.size == tokenizer.size
+    assert restored.tokenizer.serialized == tokenizer.serialized
+    assert restored.weights.keys() == model.weights.keys()
+    for name, tensors in model.weights.items():
+        assert all(map(torch.equal, restored.weights[name], tensors))
 
 
-def test_the_file_is_one_that_others_read(tmp_path):
-    path = tmp_path / "network.safetensors"
+def test_safetensors_reads_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
     path.write_bytes(CONTENT)
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["architecture"])["state_source"] == "both"
         assert file.get_tensor("layers.1.candidate.weight").shape == (8, 4)
 
 
-def changed(**metadata: object) -> bytes:
-    """The same file with other metadata."""
+def with_header(**metadata: object) -> bytes:
+    """Return the file with other metadata in its header; None removes a key."""
     length = int.from_bytes(CONTENT[:8], "little")
     header = json.loads(CONTENT[8 : 8 + length])
     for key, value in metadata.items():
@@ -72,35 +70,35 @@ def changed(**metadata: object) -> bytes:
         b"a checkpoint" * 20,
         CONTENT[:-1],
         CONTENT[:100],
-        changed(format_version="1"),
-        changed(format_version=None),
-        changed(precision="fp8"),
-        changed(metadata="{"),
-        changed(metadata='"words"'),
-        changed(architecture="[" * 100_000),
-        changed(architecture="[]"),
-        changed(architecture='{"cell": "lstm"}'),
-        changed(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
-        changed(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no such tensors
-        changed(tokenizer="null"),  # of fewer symbols than the tensors are for
+        with_header(format_version="1"),
+        with_header(format_version=None),
+        with_header(precision="fp8"),
+        with_header(metadata="{"),
+        with_header(metadata='"words"'),
+        with_header(architecture="[" * 100_000),
+        with_header(architecture="[]"),
+        with_header(architecture='{"cell": "lstm"}'),
+        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
+        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
     ],
-    ids=lambda content: f"{len(content)} bytes",  # the order of metadata is nobody's
+    ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
 )
-def test_what_is_no_trained_network_is_one_line(content):
-    with pytest.raises(SavedModelError, match="cannot be read") as refused:
+def test_damaged_model_is_refused_in_one_line(content):
+    with pytest.raises(SavedModelError, match="model cannot be read") as refused:
         deserialize_model(content)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("spoilt", [lambda weight: weight * torch.nan, torch.Tensor.half])
-def test_weights_that_are_no_numbers_of_ours_are_refused(spoilt):
-    network = deserialize_model(CONTENT)
-    weight, bias = network.weights["head"]
-    weights = {**network.weights, "head": (spoilt(weight), bias)}
+@pytest.mark.parametrize("spoil", [lambda weight: weight * torch.nan, torch.Tensor.half])
+def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
+    model = deserialize_model(CONTENT)
+    weight, bias = model.weights["head"]
+    weights = {**model.weights, "head": (spoil(weight), bias)}
     with pytest.raises(SavedModelError, match="head is not finite"):
-        deserialize_model(serialize_model(dataclasses.replace(network, weights=weights)))
+        deserialize_model(serialize_model(dataclasses.replace(model, weights=weights)))
 
 
-def test_a_damaged_vocabulary_is_told_apart():
+def test_damaged_tokenizer_raises_its_own_error():
     with pytest.raises(TokenizerError):
-        deserialize_model(changed(tokenizer='"{}"'))
+        deserialize_model(with_header(tokenizer='"{}"'))

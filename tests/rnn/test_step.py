@@ -1,4 +1,4 @@
-"""A training step as a program that can be recorded once and played again."""
+"""A training step can be captured once as a graph and replayed."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rnn.config import GatedConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
-from rnn.training.step import TrainStep
+from rnn.training.step import WARMUP_STEPS, TrainStep
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-SETTINGS = TrainConfig(
+TRAIN_CONFIG = TrainConfig(
     steps=20,
     batch_size=6,
     sequence_length=9,
@@ -20,7 +20,7 @@ SETTINGS = TrainConfig(
     smoothing=0.9,
     seed=3,
 )
-MEMBERS = [
+CONFIGS = [
     TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
     TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
     TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
@@ -28,12 +28,12 @@ MEMBERS = [
 ]
 
 
-class Tape(TorchDispatchMode):
-    """What a graphics card's recorder keeps of some work: operations and the memory they use.
+class Graph(TorchDispatchMode):
+    """Captures operations and the memory they use, as a CUDA graph does.
 
-    Played, it asks Python for nothing, as a graph does: it gives the same results only if the work
-    is the same operations on the same memory whatever that holds. To read a number in the midst of
-    it, which a recorder refuses, is an error here too.
+    A replay runs no Python code of the work. It gives the right results only if the work is the
+    same operations on the same memory in every call. Reading a computed number, which capture does
+    not allow, is an error here too.
     """
 
     def __init__(self):
@@ -43,15 +43,15 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         if name in ("_local_scalar_dense", "nonzero", "unique2", "is_nonzero", "bincount"):
-            raise RuntimeError(f"{name} reads what is computed")
+            raise RuntimeError(f"{name} reads a computed number")
         result = function(*args, **(kwargs or {}))
         self.operations.append((function, args, kwargs or {}, result))
         return result
 
-    def play(self):
+    def replay(self):
         for function, args, kwargs, result in self.operations:
-            again = function(*args, **kwargs)
-            for old, new in zip(tensors(result), tensors(again), strict=True):
+            repeated = function(*args, **kwargs)
+            for old, new in zip(tensors(result), tensors(repeated), strict=True):
                 if old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
@@ -63,77 +63,77 @@ def tensors(result):
     return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
-def curves(configs, precision, static_graph):
-    run = TrainLoop(NetworkStack(configs, 1, precision, static_graph=static_graph), TEXT, SETTINGS)
+def train(configs, precision, static_graph):
+    stack = NetworkStack(configs, 1, precision, static_graph=static_graph)
+    run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
     list(run.train())
     return run
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize("configs", [MEMBERS[:1], MEMBERS], ids=["alone", "together"])
-def test_a_step_that_is_recorded_trains_as_one_that_is_not(monkeypatch, configs, precision):
-    tapes = []
+@pytest.mark.parametrize("configs", [CONFIGS[:1], CONFIGS], ids=["single", "stack"])
+def test_replayed_step_equals_an_executed_one(monkeypatch, configs, precision):
+    graphs = []
 
-    class CudaGraphRunner:
-        """As a graphics card's: three times it is done, once noted, and then played."""
+    class GraphRunner:
+        """Runs work as :class:`rnn.training.step.CudaGraphRunner` does."""
 
         def __init__(self):
-            self.times, self.tape = 0, None
+            self.calls, self.graph = 0, None
 
         def run(self, work):
-            self.times += 1
-            if self.times < 4:
+            self.calls += 1
+            if self.calls <= WARMUP_STEPS:
                 work()
-            elif self.times == 4:
-                with Tape() as self.tape:
+            elif self.calls == WARMUP_STEPS + 1:
+                with Graph() as self.graph:
                     work()
-                tapes.append(self.tape)
+                graphs.append(self.graph)
             else:
-                self.tape.play()
+                self.graph.replay()
 
-    class Recorded(TrainStep):
+    class ReplayedStep(TrainStep):
         def __init__(self, *args):
             super().__init__(*args)
-            self._graph_runner = CudaGraphRunner()
+            self._graph_runner = GraphRunner()
 
-    expected = curves(configs, precision, static_graph=True)
-    monkeypatch.setattr("rnn.training.loop.TrainStep", Recorded)
-    found = curves(configs, precision, static_graph=True)
-    assert len(tapes) == 1
-    assert found.curves == expected.curves
-    values = (run.stack.parameters.values for run in (found, expected))
-    assert torch.equal(*values)
+    expected = train(configs, precision, static_graph=True)
+    monkeypatch.setattr("rnn.training.loop.TrainStep", ReplayedStep)
+    replayed = train(configs, precision, static_graph=True)
+    assert len(graphs) == 1
+    assert replayed.curves == expected.curves
+    assert torch.equal(replayed.stack.parameters.values, expected.stack.parameters.values)
 
 
-def test_what_lanes_have_in_common_cannot_be_recorded():
-    """Or the test above would prove nothing."""
-    run = TrainLoop(NetworkStack(MEMBERS, 1, static_graph=False), TEXT, SETTINGS)
-    with pytest.raises(RuntimeError, match="reads what is computed"), Tape():
+def test_step_without_static_graph_cannot_be_captured():
+    """Shows that the graph of the test above would notice."""
+    run = TrainLoop(NetworkStack(CONFIGS, 1, static_graph=False), TEXT, TRAIN_CONFIG)
+    with pytest.raises(RuntimeError, match="reads a computed number"), Graph():
         list(run.train())
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-def test_lanes_that_share_symbols_learn_as_if_each_were_alone(precision):
-    shared, each = (curves(MEMBERS, precision, static_graph) for static_graph in (False, True))
+def test_streams_that_share_tokens_train_as_separate_ones(precision):
+    shared, separate = (train(CONFIGS, precision, static_graph) for static_graph in (False, True))
     tolerance = 1e-9 if precision == "fp64" else 0.02
-    for one, other in zip(shared.curves, each.curves, strict=True):
-        assert one == pytest.approx(other, rel=tolerance)
+    for curve, expected in zip(shared.curves, separate.curves, strict=True):
+        assert curve == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card on this machine")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_a_graph_repeats_bit_for_bit_and_goes_on_after_some_have_left(precision):
-    def run():
-        stack = NetworkStack(MEMBERS, 1, precision, device=torch.device("cuda"))
-        run = TrainLoop(stack, TEXT, SETTINGS)
+def test_cuda_graph_repeats_bit_for_bit_across_a_removal(precision):
+    def train_on_gpu():
+        stack = NetworkStack(CONFIGS, 1, precision, device=torch.device("cuda"))
+        run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
 
-        def look():
+        def on_step():
             if run.step == 11:
-                run.remove_configs(MEMBERS[1:2])
+                run.remove_configs(CONFIGS[1:2])
 
-        list(run.train(look))
+        list(run.train(on_step))
         return run.curves
 
-    first = run()
+    first = train_on_gpu()
     assert len(first) == 3
-    assert first == run()
+    assert first == train_on_gpu()
