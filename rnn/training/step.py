@@ -28,7 +28,7 @@ class TrainStep:
     Attributes:
         optimizer: the optimizer of all weights.
         states: what the networks carry from step to step, as the last step left it: (K, B, n) for
-            each layer, and tensors (K, …) that the network needs besides.
+            each layer, then other tensors (K, …) that the network needs.
         ema_losses: exponential moving average of each network's mean cross-entropy over the
             streams (K,), in nats per token.
     """
