@@ -1,4 +1,4 @@
-"""What the tests share: small studies, storages, and the commands as a user types them."""
+"""Shared fixtures: storages, services and the project's commands as a user types them."""
 
 import os
 import signal
@@ -18,32 +18,32 @@ from hooks import HANG_TIMEOUT
 from process_runner import ProcessRunner
 from services import PostgreSQL, free_port
 
-# The machines' cores are few, and a network alone repeats bit for bit at one thread count.
+# Few cores; and a network that trains alone repeats bit for bit at one thread count.
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-BEFORE = pytest.StashKey[dict[str, tuple[int, int]]]()
-LEFT = pytest.StashKey[list[str]]()
+FILES_BEFORE = pytest.StashKey[dict[str, tuple[int, int]]]()
+CHANGED_FILES = pytest.StashKey[list[str]]()
 
-NOT_THE_CHECKOUT = {
+TOOL_FOLDERS = {
     ".git", ".venv", ".venv-lowest", ".hypothesis", ".import_linter_cache", ".mypy_cache",
     ".pytest_cache", ".ruff_cache", "__pycache__",
 }  # fmt: skip
-"""Folders of tools, which keep their own caches there."""
+"""Folders of tools and their caches, which tests may change."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "extended: long or large: crowds, chaos, whole commands of the README, the browser",
+        "extended: long or large: crowds, chaos, the commands of the documents, the browser",
     )
     config.addinivalue_line(
-        "markers", "impatient: a worker gives up on a storage as early as it does for users"
+        "markers", "impatient: a worker gives up on an unavailable storage as early as for users"
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with faults and whole commands: they take longest."""
+    """Run fault tests and whole commands first: they take longest."""
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent not in (here, here / "faults"))
 
@@ -51,56 +51,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # ------------------------------------------------------------------ tests leave no file behind
 
 
-def files_of_the_checkout() -> dict[str, tuple[int, int]]:
-    """Return size and time of each file, be it tracked by git, untracked or ignored."""
-    found = {}
+def list_checkout_files() -> dict[str, tuple[int, int]]:
+    """Return size and modification time of each file: tracked, untracked and ignored."""
+    files = {}
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = [name for name in folders if name not in NOT_THE_CHECKOUT]
+        folders[:] = [name for name in folders if name not in TOOL_FOLDERS]
         for name in names:
             path = Path(folder, name)
             status = path.lstat()
-            found[str(path.relative_to(ROOT))] = status.st_size, status.st_mtime_ns
-    return found
+            files[str(path.relative_to(ROOT))] = status.st_size, status.st_mtime_ns
+    return files
 
 
 def is_controller(config: pytest.Config) -> bool:
-    """Tell the process that starts the others from those that run the tests."""
+    """Return whether this process starts the workers of pytest-xdist, or is the only one."""
     return not hasattr(config, "workerinput")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if is_controller(session.config):
-        session.config.stash[BEFORE] = files_of_the_checkout()
+        session.config.stash[FILES_BEFORE] = list_checkout_files()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if a file of the checkout was made, changed or removed meanwhile."""
+    """Fail the run if it created, changed or removed a file of the checkout."""
     if not is_controller(session.config):
         return
-    before, after = session.config.stash[BEFORE], files_of_the_checkout()
-    left = sorted(path for path in before | after if before.get(path) != after.get(path))
-    session.config.stash[LEFT] = left
-    if left:
+    before, after = session.config.stash[FILES_BEFORE], list_checkout_files()
+    changed = sorted(path for path in before | after if before.get(path) != after.get(path))
+    session.config.stash[CHANGED_FILES] = changed
+    if changed:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(
     terminalreporter: "pytest.TerminalReporter", config: pytest.Config
 ) -> None:
-    for path in config.stash.get(LEFT, []):
-        terminalreporter.write_line(f"FAILED: {path} was changed in the checkout by the tests")
+    for path in config.stash.get(CHANGED_FILES, []):
+        terminalreporter.write_line(f"FAILED: {path} in the checkout was changed by the tests")
 
 
 @pytest.fixture(autouse=True)
 def _patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no outcome depend on how fast a storage answers, unless a test is about that."""
+    """Extend timeouts of the storage, unless the test is about them."""
     if request.node.get_closest_marker("impatient") is None:
         hooks.make_patient(monkeypatch.setattr)
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A file of :data:`TEXT`."""
+    """File with :data:`TEXT`."""
     path = tmp_path / "text"
     path.write_bytes(TEXT)
     return path
@@ -108,20 +108,20 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """The URL of an SQLite file that is not there yet."""
+    """URL of an SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path}/studies.db"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
-    """The URL of a storage that is not there yet, of each kind."""
+    """URL of a storage that does not exist yet, of each kind."""
     fixture = {"sqlite": "sqlite_url", "postgresql": "postgresql_url"}[request.param]
     return str(request.getfixturevalue(fixture))
 
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
-    """Starts the project's commands, each in a process of its own."""
+    """Runner of the project's commands in separate processes."""
     with ProcessRunner(tmp_path_factory.mktemp("commands")) as runner:
         yield runner
 
@@ -134,20 +134,20 @@ def run(runner: ProcessRunner) -> Callable[..., "subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
-    """A server that the tests of a session share."""
+    """PostgreSQL server of the test session."""
     with PostgreSQL(NO_SYNC) as server:
         yield server
 
 
 @pytest.fixture
 def postgresql_url(postgresql_server: PostgreSQL) -> str:
-    """The URL of an empty database on a real server."""
+    """URL of an empty database on a real server."""
     return postgresql_server.new_database()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3-compatible service."""
+    """Address of an S3-compatible service."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)],
@@ -160,7 +160,7 @@ def s3_server() -> Iterator[str]:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
             break
         except OSError:
-            assert time.monotonic() < deadline, "the service did not come up"
+            assert time.monotonic() < deadline, "the service did not start"
             time.sleep(0.2)
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
@@ -169,7 +169,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of that service, as ``--artifacts`` names it."""
+    """Empty bucket of that service, as ``--artifacts`` names it."""
     boto3 = pytest.importorskip("boto3")
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
@@ -178,6 +178,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = boto3.client("s3")
     client.create_bucket(Bucket="networks")
-    for left in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
-        client.delete_object(Bucket="networks", Key=left["Key"])
+    for item in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
+        client.delete_object(Bucket="networks", Key=item["Key"])
     return "s3://networks"

@@ -1,4 +1,4 @@
-"""Small studies, and processes that all begin at once and can wait for each other."""
+"""Small studies, and functions that run in several processes at the same time."""
 
 import multiprocessing
 import queue
@@ -17,7 +17,7 @@ from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 
-# Alembic would execute all of Optuna's migrations again, four times for each storage made.
+# Alembic would load all of Optuna's migrations again, four times for each new storage.
 alembic.util.load_python_file = cache(alembic.util.load_python_file)
 
 ROOT = Path(__file__).parents[1]
@@ -31,21 +31,21 @@ TINY = (
     "--set=evaluation.window_length=8",
     "--set=keep_weights=1",
 )
-"""What makes a study so small that a point takes milliseconds."""
+"""Overrides that make a trial take milliseconds."""
 
 NO_SYNC = "-c fsync=off"
-"""For a PostgreSQL server: what it commits outlives its processes, if not its machine."""
+"""Options of a PostgreSQL server that need not survive a power failure."""
 
-# Nowhere the same, so that what is read from the wrong place is seen.
+# Random, so that reading from a wrong position changes results.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
-"""Long enough for a tiny study."""
+"""Corpus that is long enough for a tiny study."""
 
 
 def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:
-    """Store a study of so many points, x from 0; return its id."""
-    points = [PlannedTrial({"x": number}) for number in range(count)]
+    """Store a study of ``count`` grid trials with x = 0, 1, …; return its id."""
+    trials = [PlannedTrial({"x": number}) for number in range(count)]
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
-    create_study(storage, name, "loss", {}, distributions, points)
+    create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)._study_id
 
 
@@ -61,19 +61,20 @@ def wait_for_others() -> None:
 def run_simultaneously(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 ) -> list[Any]:
-    """Call a function in a process for each tuple of arguments, all at the same instant.
+    """Call a function in one process per tuple of arguments, all at the same time.
 
     The function may call :func:`meet`.
 
     Raises:
-        AssertionError: with the traceback of the first process that failed.
+        AssertionError: if a process fails, with its traceback.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hypothesis", "psycopg", "pytest", "search.run"])
-    answers: Any = context.Queue()
+    outcomes: Any = context.Queue()
     barrier = context.Barrier(len(arguments))
     processes = [
-        context.Process(target=_call, args=(function, args, barrier, answers)) for args in arguments
+        context.Process(target=_call, args=(function, args, barrier, outcomes))
+        for args in arguments
     ]
     for process in processes:
         process.start()
@@ -81,7 +82,7 @@ def run_simultaneously(
     try:
         while len(results) < len(processes):
             try:
-                failed, result = answers.get(timeout=1)
+                failed, result = outcomes.get(timeout=1)
             except queue.Empty:
                 assert time.monotonic() < deadline, "a process did not answer"
                 continue
@@ -94,19 +95,19 @@ def run_simultaneously(
     return results
 
 
-def _call(function: Any, arguments: Any, barrier: Any, answers: Any) -> None:
+def _call(function: Any, arguments: Any, barrier: Any, outcomes: Any) -> None:
     import traceback
 
     global _barrier
     _barrier = barrier
     try:
         wait_for_others()
-        answers.put((False, function(*arguments)))
+        outcomes.put((False, function(*arguments)))
     except BaseException:
-        answers.put((True, traceback.format_exc()))
+        outcomes.put((True, traceback.format_exc()))
 
 
 def open_and_count(url: str, delay: float = 0.0) -> int:
-    """Open a storage that may not be there yet; return the number of its studies."""
+    """Open a storage that may not exist yet; return the number of its studies."""
     time.sleep(delay)
     return len(open_storage(url).get_all_studies())

@@ -1,8 +1,8 @@
-"""Starts the project's commands at the cost of a fork: what they import is imported once.
+"""Run the project's commands at the cost of a fork: a server process imports the project once.
 
-A process of this file reads requests from its standard input, a JSON object a line, and answers
-with the process that it started; when one of them ends, it says how. What runs in each of them is
-``run_search.py`` or another command, as it would in a terminal.
+The server runs this file as a program. It reads one request per line from its standard input, a
+JSON object, and reports the process that it started and, later, how that process ended. Each
+process runs ``run_search.py`` or another command as a terminal would.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ _ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPEN
 
 
 class Command:
-    """A process that runs a command.
+    """Process that runs a command.
 
     Attributes:
-        code: its exit code, negative for a signal; None while it runs.
+        code: exit code, negative for a signal; None while the process runs.
     """
 
     def __init__(self, pid: int, out: Path) -> None:
@@ -46,7 +46,7 @@ class Command:
         self._out = out
 
     def send(self, number: int) -> None:
-        """Send a signal, if there is still somebody to receive it."""
+        """Send a signal, if the process still runs."""
         if not self.ended.is_set():
             try:
                 os.kill(self.pid, number)
@@ -54,38 +54,38 @@ class Command:
                 return
 
     def wait(self) -> int:
-        """Return the exit code."""
-        assert self.ended.wait(HANG_TIMEOUT), f"it still runs:\n{self.output}"
+        """Wait for the end of the process; return its exit code."""
+        assert self.ended.wait(HANG_TIMEOUT), f"the command still runs:\n{self.output}"
         assert self.code is not None
         return self.code
 
     @property
     def stdout(self) -> str:
-        """What it has said on its standard output."""
+        """Content of its standard output."""
         return _read(self._out)
 
     @property
     def stderr(self) -> str:
-        """What it has said on its standard error."""
+        """Content of its standard error."""
         return _read(self._out.with_suffix(".err"))
 
     @property
     def output(self) -> str:
-        """What it has said on both."""
+        """Content of both."""
         return self.stdout + self.stderr
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():  # it has hardly begun, or says it to a device
+    if not path.is_file():  # not started yet, or redirected to a device
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
 class ProcessRunner:
-    """A context in which commands are started quickly.
+    """Context that starts commands from a server process.
 
     Args:
-        folder: for what they say.
+        folder: folder for their output.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class ProcessRunner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # Threads that a parent has begun do not live on in a child.
+            # A fork has only one thread.
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": str(ROOT)},
         )
         threading.Thread(target=self._listen, daemon=True).start()
@@ -116,7 +116,7 @@ class ProcessRunner:
 
     def start(
         self,
-        *words: str,
+        *arguments: str,
         stdout: str = "",
         stderr: str = "",
         ignored: Sequence[int] = (),
@@ -127,17 +127,21 @@ class ProcessRunner:
         """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``.
 
         Args:
-            words: of its command line.
-            stdout: the file that its standard output goes to, in place of one that is read here.
+            arguments: command line.
+            stdout: file for its standard output; by default one that ``Command.stdout`` reads.
             stderr: the same for its standard error.
-            ignored: signals that it is started with as ignored.
-            cwd: its working directory; by default a temporary folder.
-            hooks: what is changed in its processes.
-            environment: what is added to its environment.
+            ignored: signals that the process ignores from the start.
+            cwd: working directory; by default a temporary folder.
+            hooks: changes to its processes.
+            environment: additional environment variables.
         """
         self._count += 1
         out = str(self._folder / f"command-{self._count}.out")
-        request = {"words": words, "out": out, "environment": environment | hooks.environment}
+        request = {
+            "arguments": arguments,
+            "out": out,
+            "environment": environment | hooks.environment,
+        }
         request |= {"stdout": stdout or out, "stderr": stderr or str(Path(out).with_suffix(".err"))}
         request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder)}
         assert self._process.stdin
@@ -146,12 +150,12 @@ class ProcessRunner:
         return self._commands[self._started.get(timeout=HANG_TIMEOUT)]
 
     def run(
-        self, *words: str, cwd: Path | None = None, report: bool = True, **environment: str
+        self, *arguments: str, cwd: Path | None = None, report: bool = True, **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end; without a report, if that is not what is tested."""
-        command = self.start(*words, cwd=cwd, hooks=Hooks(report=report), **environment)
+        """Run a command to its end, with or without the report of a search."""
+        command = self.start(*arguments, cwd=cwd, hooks=Hooks(report=report), **environment)
         code = command.wait()
-        return subprocess.CompletedProcess(words, code, command.stdout, command.stderr)
+        return subprocess.CompletedProcess(arguments, code, command.stdout, command.stderr)
 
     def _listen(self) -> None:
         assert self._process.stdout
@@ -168,24 +172,24 @@ class ProcessRunner:
 
 
 def wait_until(condition):
-    """Wait for a condition to be true, and return what it returns."""
+    """Wait until a condition holds; return its value."""
     deadline = time.monotonic() + HANG_TIMEOUT
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
-    return found
+    return value
 
 
 def wait_until_running(commands, condition):
-    """Wait for a condition that commands bring about; fail if one of them ends before."""
+    """Wait until a condition holds; fail if one of the commands ends before."""
 
-    def found():
+    def holds_while_running():
         ended = [command for command in commands if command.ended.is_set()]
-        holds = condition()  # after: it may have become true and a command ended since
-        assert holds or not ended, f"it ended before:\n{ended[0].output}"
+        holds = condition()  # checked last: it may hold because a command ended
+        assert holds or not ended, f"a command ended before:\n{ended[0].output}"
         return holds
 
-    return wait_until(found)
+    return wait_until(holds_while_running)
 
 
 SETTINGS = {
@@ -196,19 +200,18 @@ SETTINGS = {
     "precision": "'fp32'",
     "keep_weights": "0",
 }
-"""Of networks that are trained in a second or so."""
+"""Overrides for networks that train in about a second."""
 
 
 def search_starter(runner, url, text):
-    """Return what starts a search on a small study; settings as ``training_steps=1000``.
+    """Return a function that starts a search on a small study, as ``start(training_steps=1000)``.
 
-    Its networks are trained one by one, and so give the same curves bit for bit. It ends without a
-    report, which has tests of its own. ``gate``, ``clock`` and ``patient`` are those of
-    :class:`hooks.Hooks`.
+    Networks train one by one, so that curves repeat bit for bit. The search writes no report.
+    ``gate``, ``clock`` and ``patient`` are those of :class:`hooks.Hooks`.
     """
 
     def start(
-        *words,
+        *arguments,
         environment=MappingProxyType({}),
         lockstep="1",
         gate=None,
@@ -216,22 +219,22 @@ def search_starter(runner, url, text):
         patient=True,
         **settings,
     ):
-        named = {key.replace("_", ".", 1): value for key, value in settings.items()}
-        overrides = [f"--set={key}={value}" for key, value in (SETTINGS | named).items()]
+        given = {key.replace("_", ".", 1): value for key, value in settings.items()}
+        overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
         hooks = Hooks(patient=patient, report=False, gate=gate, clock=clock)
         return runner.start(
-            "run_search.py", *common, *overrides, *words, hooks=hooks, **environment
+            "run_search.py", *common, *overrides, *arguments, hooks=hooks, **environment
         )
 
     return start
 
 
 def query(url, statement):
-    """Ask a database in plain SQL."""
+    """Return the rows of a plain SQL query."""
     if url.startswith("sqlite"):
-        # Not made where it is not there.
+        # rw: do not create a missing file.
         file = f"file:{url.removeprefix('sqlite:///')}?mode=rw"
         database = sqlite3.connect(file, uri=True, timeout=HANG_TIMEOUT)
         try:
@@ -245,7 +248,7 @@ def query(url, statement):
 
 
 def freeze_process(command, url):
-    """Stop a process, but not in a transaction: it would keep an SQLite file's lock for itself."""
+    """Stop a process outside of transactions: it would keep the lock of an SQLite file."""
     threads = Path(f"/proc/{command.pid}/task")
 
     def has_halted() -> bool:
@@ -277,13 +280,13 @@ CURVES = """
 """
 
 
-# ------------------------------------------------------------------ the process of this file
+# ------------------------------------------------------------------ the server process
 
 
 def main() -> None:
-    """Serve until the standard input ends."""
+    """Serve until the standard input is closed."""
     import torch
-    from helpers import open_and_count  # which keeps what Alembic loads
+    from helpers import open_and_count  # caches what Alembic loads
 
     import reports.dashboard.publish
     import reports.page.page
@@ -293,18 +296,18 @@ def main() -> None:
     assert search.run
     assert reports.page.page
     assert reports.dashboard.publish
-    # What is imported late only, by the first connections.
+    # Imported late, by the first connection.
     for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "psycopg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         open_and_count(f"sqlite:///{folder}/studies.db")
-    # Else the first collection in each process would copy all memory that it shares with this one.
+    # Otherwise the first garbage collection in each process would copy all shared memory.
     gc.collect()
     gc.freeze()
-    wake, awaken = os.pipe()
-    os.set_blocking(awaken, False)
-    signal.set_wakeup_fd(awaken, warn_on_full_buffer=False)
+    wake, wake_writer = os.pipe()
+    os.set_blocking(wake_writer, False)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     requests = ""
     while True:
@@ -324,11 +327,11 @@ def main() -> None:
 def _start(request) -> None:
     pid = os.fork()
     if pid:
-        _say({"pid": pid, "out": request["out"]})
+        _send({"pid": pid, "out": request["out"]})
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, above the tests, has ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests run under nohup
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
@@ -342,13 +345,13 @@ def _start(request) -> None:
     code = 70
     try:
         hooks.install()
-        program, *words = request["words"]
+        program, *arguments = request["arguments"]
         if program == "-m":
-            program, *words = words
-            sys.argv = [program, *words]
+            program, *arguments = arguments
+            sys.argv = [program, *arguments]
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:
-            sys.argv = [program, *words]
+            sys.argv = [program, *arguments]
             runpy.run_path(str(ROOT / program), run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
@@ -359,7 +362,7 @@ def _start(request) -> None:
             try:
                 stream.flush()
             except OSError:
-                code = 120  # as an interpreter ends that cannot say its last words
+                code = 120  # as the interpreter exits if it cannot flush
         os._exit(code)
 
 
@@ -371,10 +374,10 @@ def _reap() -> None:
             return
         if not pid:
             return
-        _say({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+        _send({"pid": pid, "code": os.waitstatus_to_exitcode(status)})
 
 
-def _say(message) -> None:
+def _send(message) -> None:
     print(json.dumps(message), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The services that tests need: a PostgreSQL server of the system's packages, free ports."""
+"""Services for tests: a PostgreSQL server from the system's packages, free ports."""
 
 import contextlib
 import os
@@ -15,18 +15,18 @@ import pytest
 from hooks import HANG_TIMEOUT
 
 REQUIRED = bool(os.environ.get("RNN_SEARCH_REQUIRE_SERVICES"))
-"""Whether the absence of PostgreSQL or a browser is a failure: it is where changes are judged."""
+"""Whether tests fail, instead of being skipped, without PostgreSQL or a browser: set by CI."""
 
 
-def missing(what: str) -> None:
-    """Skip a test that needs what is not there, or fail it where that must be there."""
+def report_missing(service: str) -> None:
+    """Skip a test whose service is not installed, or fail it where the service is required."""
     if REQUIRED:
-        pytest.fail(f"{what} is required here and not installed")
-    pytest.skip(f"{what} is not installed")
+        pytest.fail(f"{service} is required here and not installed")
+    pytest.skip(f"{service} is not installed")
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -34,17 +34,17 @@ def free_port() -> int:
 
 
 class PostgreSQL:
-    """A server of the system's packages, run by an unprivileged user; a context that ends it.
+    """Context that runs a PostgreSQL server as an unprivileged user.
 
     Attributes:
         address: USER@HOST:PORT
     """
 
     def __init__(self, settings: str = "") -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        initdb = found[-1] if found else shutil.which("initdb")
+        installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        initdb = installed[-1] if installed else shutil.which("initdb")
         if not initdb:
-            missing("PostgreSQL")
+            report_missing("PostgreSQL")
         self._initdb = Path(str(initdb))
         self._port = free_port()
         self._settings = settings
@@ -53,12 +53,12 @@ class PostgreSQL:
     def __enter__(self) -> "PostgreSQL":
         self._folder = tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True)
         self._as_user: list[str] = []
-        if os.getuid() == 0:  # which PostgreSQL refuses to run as
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
             user = pwd.getpwnam("postgres")
             self._as_user = ["runuser", "-u", "postgres", "--"]
             os.chown(self._folder.name, user.pw_uid, user.pw_gid)
         self._data = Path(self._folder.name) / "data"
-        self._log = Path(self._folder.name) / "log"
+        self._log_file = Path(self._folder.name) / "log"
         self._run(self._initdb, "-D", self._data, "-U", "tester", "-A", "trust", "--no-sync")
         self.start()
         return self
@@ -69,31 +69,31 @@ class PostgreSQL:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server and wait until it answers."""
         options = (
             f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= "
             f"{self._settings}"
         )
-        self._control("-o", options, "-l", self._log, "-w", "start")
+        self._control("-o", options, "-l", self._log_file, "-w", "start")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it: ``fast``, or as if its machine had lost its power, ``immediate``."""
+        """Stop the server: ``fast``, or ``immediate``, as in a power failure."""
         self._control("-m", mode, "-w", "stop")
 
     def restore(self) -> None:
-        """Have it answer again, whatever a test that failed has left it in."""
+        """Make the server answer again, in whatever state a failed test left it."""
         if (self._data / "postmaster.pid").exists():
             self.signal(signal.SIGCONT)
         else:
             self.start()
 
     @property
-    def said(self) -> str:
-        """What it has written to its log."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
+    def log(self) -> str:
+        """Content of its log file."""
+        return self._log_file.read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: int) -> None:
-        """Send a signal to each of its processes."""
+        """Send a signal to every process of the server."""
         postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         for pid in (postmaster, *map(int, children)):
@@ -101,25 +101,25 @@ class PostgreSQL:
                 os.kill(pid, number)
 
     def execute(self, statement: str) -> None:
-        """Have it do something."""
+        """Execute an SQL statement."""
         psycopg = pytest.importorskip("psycopg")
         address = f"postgresql://{self.address}/postgres"
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute(statement)
 
     def new_database(self) -> str:
-        """Make a database; return its URL."""
+        """Create a database; return its URL."""
         name = f"test_{uuid.uuid4().hex}"
         self.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{self.address}/{name}"
 
-    def _control(self, *words: object) -> None:
-        patience = ("-t", round(HANG_TIMEOUT))
-        self._run(self._initdb.with_name("pg_ctl"), "-D", self._data, *patience, *words)
+    def _control(self, *arguments: object) -> None:
+        timeout = ("-t", round(HANG_TIMEOUT))
+        self._run(self._initdb.with_name("pg_ctl"), "-D", self._data, *timeout, *arguments)
 
-    def _run(self, *words: object) -> None:
+    def _run(self, *arguments: object) -> None:
         subprocess.run(
-            [*self._as_user, *map(str, words)],
+            [*self._as_user, *map(str, arguments)],
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._folder.name,

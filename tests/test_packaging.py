@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it works in an empty folder."""
+"""The wheel: its content, and its use in an empty folder."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 from test_command_line import ONE_POINT
 
-LEFT_BY_A_SEARCH = [
+SEARCH_OUTPUT = [
     "studies/studies.db",
     "studies/studies.db-wal",
     "studies/studies.db.checkpoints/quick-1/trial-0.checkpoint",
@@ -40,27 +40,27 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the tracked files in which searches and reports have run."""
+    """Copy of the tracked files with the output of searches and reports."""
     folder = tmp_path_factory.mktemp("project")
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    for name in LEFT_BY_A_SEARCH:
+    for name in SEARCH_OUTPUT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("left by a search")
+        (folder / name).write_text("output")
     return folder
 
 
 @pytest.fixture(scope="module")
 def built(project) -> Path:
-    """A folder with a wheel and a source distribution of that copy."""
+    """Folder with a wheel and a source distribution of that copy."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return project / "dist"
 
 
-def test_wheel_holds_modules_templates_and_definitions_alone(built):
+def test_wheel_contains_only_modules_templates_and_study_files(built):
     expected = {"refine.py", "run_search.py"}
     for name in tracked():
         path = PurePosixPath(name)
@@ -73,7 +73,7 @@ def test_wheel_holds_modules_templates_and_definitions_alone(built):
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
-def test_source_distribution_holds_tracked_files_alone(built):
+def test_source_distribution_contains_only_tracked_files(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
@@ -81,8 +81,8 @@ def test_source_distribution_holds_tracked_files_alone(built):
     assert {"tests/test_packaging.py", "studies/quick.toml"} <= names
 
 
-@pytest.mark.parametrize("name", LEFT_BY_A_SEARCH)
-def test_git_ignores_what_a_search_leaves(project, name):
+@pytest.mark.parametrize("name", SEARCH_OUTPUT)
+def test_git_ignores_the_output_of_a_search(project, name):
     if not (project / ".git").exists():
         subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
     done = subprocess.run(["git", "check-ignore", name], cwd=project, capture_output=True)
@@ -96,7 +96,7 @@ def test_git_ignores_no_tracked_file(project):
 
 @pytest.mark.extended
 def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
-    """Search, report and findings with the default storage and outputs."""
+    """Search, report and test hypotheses with the default storage and output folder."""
     (wheel,) = built.glob("*.whl")
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     with zipfile.ZipFile(wheel) as archive:
@@ -105,9 +105,9 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RNN_SEARCH_")}
     environment["PYTHONPATH"] = str(installed)
 
-    def run(*words: str) -> str:
+    def run(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", *arguments],
             cwd=empty,
             env=environment,
             capture_output=True,
@@ -118,9 +118,9 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
         return done.stdout
 
     residual = "--set=space.residual=[false, true]"
-    said = run("run_search", "quick", "--corpus", str(text), *ONE_POINT, residual)
+    output = run("run_search", "quick", "--corpus", str(text), *ONE_POINT, residual)
     page = empty / "reports" / "out" / "quick.html"
-    assert f"report: {page}\n" in said
+    assert f"report: {page}\n" in output
     page.unlink()
     assert run("reports", "quick").splitlines()[0] == str(page)
     assert page.exists()

@@ -22,35 +22,34 @@ from studies.storage.open import load_study, open_storage
 COMMAND = ("-m", "benchmarks.replay_pruning")
 
 
-def make_grid(url):
-    """A study of 48 points, one of which waits; losses fall to where the switches take them."""
+def create_grid(url):
+    """Store a study of 48 grid trials, one of them waiting; losses depend on the switches."""
     config = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
-    points = list(config.space.combinations())
+    grid = list(config.space.combinations())
     storage = open_storage(url)
     attributes = {
         CONFIG: config.model_dump(mode="json"),
         CORPUS: {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
     }
     values = {name: tuple(config.space.values(name)) for name in GATED_PARAMS}
-    distributions = {name: CategoricalDistribution(found) for name, found in values.items()}
-    planned = [PlannedTrial(point) for point in points]
+    distributions = {name: CategoricalDistribution(choices) for name, choices in values.items()}
+    planned = [PlannedTrial(params) for params in grid]
     create_study(storage, "grid", OBJECTIVE_NAMES["training"], attributes, distributions, planned)
-    study_id, random = load_study(storage, "grid")._study_id, np.random.default_rng(0)
-    for point in points[:-1]:  # one still waits
-        end = 2 - 0.1 * sum(point[name] is True for name in GATED_PARAMS) + random.normal(0, 0.01)
+    study_id, rng = load_study(storage, "grid")._study_id, np.random.default_rng(0)
+    for params in grid[:-1]:
+        end = 2 - 0.1 * sum(params[name] is True for name in GATED_PARAMS) + rng.normal(0, 0.01)
         curve = {step: end + 2 * np.exp(-step / 200) for step in range(50, 1001, 50)}
         trial_id = storage.claim(study_id, "me")
-        found = {"seconds": 1.0}
-        storage.finish(trial_id, "me", TrialState.COMPLETE, curve[1000], found, curve)
+        storage.finish(trial_id, "me", TrialState.COMPLETE, curve[1000], {"seconds": 1.0}, curve)
     storage.close()
 
 
 @pytest.fixture
 def curves(sqlite_url, tmp_path, run):
-    """The file of recorded curves of a grid."""
-    make_grid(sqlite_url)
+    """File of recorded curves of a grid."""
+    create_grid(sqlite_url)
     file = tmp_path / "curves.csv.gz"
     done = run("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}\n")
@@ -67,10 +66,10 @@ def test_recorded_curves_are_written(curves):
 
 @pytest.mark.extended
 def test_recorded_curves_are_replayed(curves, tmp_path):
-    # By an interpreter of its own, whose processes import it anew. On one core it has only one.
-    words = [sys.executable, *COMMAND, str(curves), "--orders", "2", "--concurrent", "3"]
+    # A separate interpreter, on one core, so that it has one worker process.
+    command = [sys.executable, *COMMAND, str(curves), "--orders", "2", "--concurrent", "3"]
     done = subprocess.run(
-        words,
+        command,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]),
@@ -93,7 +92,7 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
     assert float(complete) < 1 < float(begun)
 
 
-def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, run):
+def test_other_files_are_refused_in_one_line(tmp_path, run):
     empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
     empty.write_text("")
     gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
@@ -105,7 +104,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, run):
         assert "write it with python -m reports STUDY --curves FILE" in done.stderr
 
 
-def test_the_curves_of_two_studies_are_no_one_table(sqlite_url, tmp_path, run):
+def test_curves_of_two_studies_are_refused(sqlite_url, tmp_path, run):
     done = run("-m", "reports", "a", "b", "--storage", sqlite_url, "--curves", f"{tmp_path}/x.csv")
     assert done.returncode == 2
     assert "--curves was given 2 studies; allowed: one" in done.stderr

@@ -95,9 +95,9 @@ def test_more_workers_than_a_server_has_connections(small_server):
         with suppress(psycopg.OperationalError):
             while True:
                 taken.enter_context(psycopg.connect(url.replace("+psycopg", "")))
-        before = small_server.said.count("too many clients")
+        before = small_server.log.count("too many clients")
         crowd = start_crowd(url, WORKERS, WORKERS)
-        wait_until(lambda: small_server.said.count("too many clients") > before + WORKERS)
+        wait_until(lambda: small_server.log.count("too many clients") > before + WORKERS)
     claimed = claimed_by(crowd, WORKERS)
     assert Counter(chain(*claimed)) == Counter(range(WORKERS))
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(WORKERS)]

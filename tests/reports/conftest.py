@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from factories import make_derived
 from hooks import HANG_TIMEOUT
-from services import missing
+from services import report_missing
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
@@ -16,7 +16,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 def browser() -> Iterator:
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     if not executable:
-        missing("chromium")
+        report_missing("chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
