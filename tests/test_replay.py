@@ -100,11 +100,12 @@ def test_other_files_are_refused_in_one_line(tmp_path, run):
     for file in (empty, gaps, other):
         done = run(*COMMAND, str(file))
         assert done.returncode == 2
-        assert f"{file} cannot be read" in done.stderr
-        assert "write it with python -m reports STUDY --curves FILE" in done.stderr
+        assert f"cannot read {file}" in done.stderr
+        assert "python -m reports STUDY --curves FILE" in done.stderr
 
 
 def test_curves_of_two_studies_are_refused(sqlite_url, tmp_path, run):
     done = run("-m", "reports", "a", "b", "--storage", sqlite_url, "--curves", f"{tmp_path}/x.csv")
     assert done.returncode == 2
-    assert "--curves was given 2 studies; allowed: one" in done.stderr
+    assert "--curves" in done.stderr
+    assert "2 studies" in done.stderr
