@@ -1,4 +1,4 @@
-"""Bad input gets one line and exit code 2, and nothing is changed; studies keep their identity."""
+"""Command line: invalid input is rejected in one line, studies keep their settings."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from rnn.training.precision import supports_bf16
 from studies.attributes import Failure
 from studies.storage.open import open_storage
 
-ONE_POINT = (
+ONE_TRIAL = (
     *TINY,
     "--set=space.state_source=['new']",
     "--set=space.input_gate=[false]",
@@ -27,20 +27,20 @@ ONE_POINT = (
 )
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def dump(folder: Path) -> list[str]:
+def dump_database(folder: Path) -> list[str]:
     with contextlib.closing(sqlite3.connect(folder / "studies.db")) as database:
         return list(database.iterdump())
 
 
 @pytest.fixture
 def search(run, sqlite_url, text):
-    """Run a search of one point; more words may be given. It writes no report by default."""
+    """Run a search of one trial with further arguments, without a report by default."""
 
-    def search_one(*words: str, study: str = "quick", report: bool = False):
+    def run_one(*words: str, study: str = "quick", report: bool = False):
         return run(
             "run_search.py",
             study,
@@ -48,15 +48,15 @@ def search(run, sqlite_url, text):
             sqlite_url,
             "--corpus",
             str(text),
-            *ONE_POINT,
+            *ONE_TRIAL,
             *words,
             report=report,
         )
 
-    return search_one
+    return run_one
 
 
-BAD = [
+INVALID = [
     (["run_search.py", "stage-three"], "study 'stage-three' is not defined"),
     (["run_search.py", "no/such.toml"], "'no/such.toml' is not defined"),
     (["run_search.py", "{tmp}/malformed.toml"], "cannot be read as TOML"),
@@ -109,8 +109,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "line"), BAD, ids=lambda value: " ".join(value)[:80])
-def test_bad_input(run, tmp_path, words, line):
+@pytest.mark.parametrize(("words", "message"), INVALID, ids=lambda value: " ".join(value)[:80])
+def test_invalid_input_is_rejected_in_one_line_and_changes_nothing(run, tmp_path, words, message):
     (tmp_path / "malformed.toml").write_text("[space\n")
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_bytes(b"short" * 100)
@@ -121,14 +121,14 @@ def test_bad_input(run, tmp_path, words, line):
         words += ["--storage", f"sqlite:///{tmp_path}/studies.db"]
     if words[0] == "run_search.py" and "--corpus" not in words:
         words += ["--corpus", str(tmp_path / "text")]  # the default one takes long to read
-    before = tree(tmp_path)
+    before = read_files(tmp_path)
     done = run(*words)
     assert done.returncode == 2, done.stderr
-    assert line in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "s3cret" not in done.stderr + done.stdout
     assert done.stdout == ""
-    assert tree(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
 def test_debug_shows_the_traceback(run, sqlite_url):
@@ -137,45 +137,45 @@ def test_debug_shows_the_traceback(run, sqlite_url):
     assert "CorpusError" in done.stderr
 
 
-def test_refine_of_a_study_that_is_not_there(search, run, sqlite_url, tmp_path):
+def test_refinement_of_a_missing_study_is_rejected(search, run, sqlite_url, tmp_path):
     assert search("--name", "other").returncode == 0
-    before = tree(tmp_path)
+    before = read_files(tmp_path)
     done = run("refine.py", "quick-refined", "--storage", sqlite_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "study 'quick' is not in" in done.stderr
     assert "there: other" in done.stderr
-    assert tree(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
 @pytest.fixture
-def joined_only(sqlite_url, text):
-    """Create the study of one point in this process, and work on none of its trials."""
+def create_only(sqlite_url, text):
+    """Create a study of one trial without running it."""
     from search.study import StudyOptions, create_or_join
     from studies.loader import load_config_file
 
     def create(*overrides: str):
-        settings = [word.removeprefix("--set=") for word in ONE_POINT]
+        settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
         file = load_config_file("quick", [*settings, *overrides])
         return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text))).study
 
     return create
 
 
-def finish(url: str, name: str, how_many: int) -> None:
+def finish_trials(url: str, name: str, count: int) -> None:
     study = optuna.load_study(study_name=name, storage=url)
-    for value in range(how_many):
+    for value in range(count):
         study.tell(study.ask(), float(value))
 
 
-def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only, tmp_path):
-    """A study of eight points in its storage, of which none, then two are complete."""
-    joined_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
+def test_unfinished_study_is_refined_only_with_partial(run, sqlite_url, create_only, tmp_path):
+    """A study of eight trials, of which none, then two are complete."""
+    create_only("space.layers=[1,2,3,4]", "space.residual=[true,false]")
 
     done = run("-m", "reports", "quick", "--storage", sqlite_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "no complete trial" in done.stderr
 
-    finish(sqlite_url, "quick", 2)
+    finish_trials(sqlite_url, "quick", 2)
     refine = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
     done = run(*refine)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
@@ -191,9 +191,9 @@ def test_refine_and_report_of_an_unfinished_study(run, sqlite_url, joined_only, 
     assert "Unfinished: 2 of 8 points" in page.read_text()
 
 
-def test_a_study_is_joined_on_its_own_terms_only(search, tmp_path, sqlite_url):
+def test_study_is_joined_with_the_same_settings_only(search, tmp_path, sqlite_url):
     assert search("--precision", "fp32").returncode == 0
-    before = tree(tmp_path)
+    before = read_files(tmp_path)
     done = search("--set=training.steps=6", "--set=seed=3", "--precision", "bf16")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     for difference in (
@@ -202,31 +202,31 @@ def test_a_study_is_joined_on_its_own_terms_only(search, tmp_path, sqlite_url):
         "precision: 'fp32' in the study, 'bf16' here",
     ):
         assert difference in done.stderr
-    assert tree(tmp_path) == before
+    assert read_files(tmp_path) == before
     assert search("--set=training.steps=6", "--name", "longer").returncode == 0
     assert sorted(optuna.get_all_study_names(sqlite_url)) == ["longer", "quick"]
 
 
-def test_a_study_is_joined_on_its_own_text_only(search, tmp_path, text):
+def test_study_is_joined_with_the_same_corpus_only(search, tmp_path, text):
     assert search().returncode == 0
     copy = tmp_path / "copy"
     copy.write_bytes(text.read_bytes())
-    assert search("--corpus", str(copy)).returncode == 0, "the same text in another place"
+    assert search("--corpus", str(copy)).returncode == 0, "same content at another path"
     copy.write_bytes(text.read_bytes()[::-1])
     done = search("--corpus", str(copy))
     assert done.returncode == 2
     assert "corpus.sha256" in done.stderr
 
 
-def test_precision_is_fixed_when_the_study_is_made(search, sqlite_url):
+def test_precision_is_fixed_when_the_study_is_created(search, sqlite_url):
     assert search("--precision", "bf16").returncode == 0
-    assert search().returncode == 0, "auto agrees with what the study has"
+    assert search().returncode == 0, "auto accepts the study's precision"
     (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert trial.user_attrs["precision"] == "bf16"
 
 
-def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
-    """When the study is made; from then on it is the study's."""
+def test_automatic_precision_is_reported_once(search, sqlite_url):
+    """By the process that creates the study."""
     chosen = "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
     made, joined, named = search(), search(), search("--precision", "fp32", "--name", "named")
     assert f"precision {chosen}: cpu " in made.stdout
@@ -249,16 +249,16 @@ def test_a_precision_that_is_chosen_is_said_once(search, sqlite_url):
         (["--set=precision='tf32'"], "precision tf32 is not supported on cpu: expected a GPU"),
     ],
 )
-def test_what_this_machine_or_nobody_has_is_refused(search, tmp_path, words, line):
-    before = tree(tmp_path)
+def test_unsupported_lockstep_or_precision_is_rejected(search, tmp_path, words, line):
+    before = read_files(tmp_path)
     done = search(*words, "--device", "cpu")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert line in done.stderr
-    assert tree(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-def test_how_many_are_trained_together_is_a_workers_own(search, sqlite_url):
-    """It is no part of the study: the next one may say otherwise."""
+def test_lockstep_is_not_part_of_the_study(search, sqlite_url):
+    """Each worker may choose another value."""
     grid = ("--set=space.state_source=['new', 'old', 'both']",)
     assert search(*grid, "--lockstep", "2").returncode == 0
     assert search(*grid, "--lockstep", "1").returncode == 0
@@ -266,11 +266,11 @@ def test_how_many_are_trained_together_is_a_workers_own(search, sqlite_url):
     assert sorted(trial.user_attrs["lockstep"] for trial in trials) == [1, 2, 2]
 
 
-def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
+def test_extension_runs_the_new_trials_only(search, sqlite_url, tmp_path):
     assert search().returncode == 0
     (first,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     wider = ("--set=space.layers=[1, 2]", "--set=space.state_size=[3, 4]")
-    before = dump(tmp_path)
+    before = dump_database(tmp_path)
     done = search(*wider)
     assert done.returncode == 2
     assert "space.layers: [1] in the study, [1, 2] here" in done.stderr
@@ -282,7 +282,7 @@ def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
     done = search("--set=training.steps=6", *wider, "--extend")
     assert done.returncode == 2
     assert "training.steps" in done.stderr
-    assert dump(tmp_path) == before
+    assert dump_database(tmp_path) == before
 
     assert search(*wider, "--extend").returncode == 0
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
@@ -296,13 +296,13 @@ def test_extending_runs_the_new_points_alone(search, sqlite_url, tmp_path):
         first.datetime_complete,
     )
     assert again.distributions["layers"].choices == (1, 2)
-    assert search(*wider).returncode == 0, "the study now is the wider one"
-    assert search(*wider, "--extend").returncode == 0, "and there is nothing left to add"
+    assert search(*wider).returncode == 0, "the study has the extended grid"
+    assert search(*wider, "--extend").returncode == 0, "nothing is left to add"
     assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 4
 
 
-def test_extending_is_refused_while_workers_hold_grid_trials(search, joined_only, sqlite_url):
-    study = joined_only("space.layers=[1, 2]")
+def test_extension_is_rejected_while_workers_hold_grid_trials(search, create_only, sqlite_url):
+    study = create_only("space.layers=[1, 2]")
     storage = open_storage(sqlite_url)
     held = storage.claim(study._study_id, "other/1")
     wider = ("--set=space.layers=[1, 2, 3]", "--extend")
@@ -315,13 +315,13 @@ def test_extending_is_refused_while_workers_hold_grid_trials(search, joined_only
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
 
 
-def test_extending_ignores_trials_that_plain_optuna_left_running(search, joined_only):
-    study = joined_only("space.layers=[1, 2]")
+def test_extension_ignores_running_trials_of_plain_optuna(search, create_only):
+    study = create_only("space.layers=[1, 2]")
     study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
     assert search("--set=space.layers=[1, 2, 3]", "--extend").returncode == 0
-    orphan, *points = sorted(study.trials, key=lambda trial: trial.state is not TrialState.RUNNING)
+    orphan, *trials = sorted(study.trials, key=lambda trial: trial.state is not TrialState.RUNNING)
     assert orphan.state is TrialState.RUNNING
-    assert [trial.state for trial in points] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
 
 
 MINI = """
@@ -349,7 +349,7 @@ window_length = 8
 
 @pytest.fixture
 def mini(tmp_path, sqlite_url, text):
-    """Create the study 'mini' of one trial from a TOML file, which is then removed."""
+    """Create the study 'mini' of one trial from a TOML file, and remove the file."""
     from search.study import StudyOptions, create_or_join
     from studies.loader import load_config_file
 
@@ -363,7 +363,7 @@ def mini(tmp_path, sqlite_url, text):
 
 def test_stored_study_is_resumed_by_its_name(mini, run, sqlite_url, tmp_path):
     command = ("run_search.py", "mini", "--storage", sqlite_url)
-    before = dump(tmp_path)
+    before = dump_database(tmp_path)
     for words, line in (
         (["--set=seed=5"], "seed: 4 in the study, 5 here"),
         (["--set=training.stepz=5"], "--set: training.stepz is no known key"),
@@ -378,7 +378,7 @@ def test_stored_study_is_resumed_by_its_name(mini, run, sqlite_url, tmp_path):
     done = run("refine.py", *command[1:])
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "study 'mini' has no [refinement]" in done.stderr
-    assert dump(tmp_path) == before
+    assert dump_database(tmp_path) == before
     done = run(*command, "--set=checkpoint.seconds=5")
     assert done.returncode == 0, done.stderr
     assert [trial.state for trial in mini.trials] == [TrialState.COMPLETE]
@@ -403,13 +403,13 @@ def test_stored_study_whose_corpus_is_gone_asks_for_it(mini, run, sqlite_url, te
 
 
 def test_derived_study_is_resumed_by_its_name(search, run, sqlite_url, text):
-    """Its source is gone: all that it inherited is stored."""
+    """Even if its source is deleted."""
     assert search("--set=space.layers=[1, 2]").returncode == 0
     refine = ("--storage", sqlite_url, "--set=refinement.top=1", "--set=refinement.variants=[{}]")
-    done = run("refine.py", "quick-refined", *refine, *TINY, "--name", "own.derived")
+    done = run("refine.py", "quick-refined", *refine, *TINY, "--name", "other.derived")
     assert done.returncode == 0, done.stderr
     optuna.delete_study(study_name="quick", storage=sqlite_url)
-    again = ("refine.py", "own.derived", "--storage", sqlite_url)
+    again = ("refine.py", "other.derived", "--storage", sqlite_url)
     done = run(*again)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 finished" in done.stdout
@@ -418,22 +418,22 @@ def test_derived_study_is_resumed_by_its_name(search, run, sqlite_url, text):
     assert "complete  1\n" in done.stdout
 
 
-def test_study_that_is_neither_defined_nor_stored_is_refused(mini, run, sqlite_url, tmp_path):
-    before = tree(tmp_path)
+def test_unknown_study_is_rejected(mini, run, sqlite_url, tmp_path):
+    before = read_files(tmp_path)
     for program in ("run_search.py", "refine.py"):
         done = run(program, "minni", "--storage", sqlite_url)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert "study 'minni' is not defined" in done.stderr
         assert "stage-one" in done.stderr
         assert f"or a study in {sqlite_url} (mini)" in done.stderr
-    assert tree(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-def test_extended_study_accepts_the_definitions_that_it_had_before(search, run, sqlite_url):
+def test_extended_study_accepts_its_earlier_configs(search, run, sqlite_url):
     excluded = "--set=space.exclude=[{layers=2, residual=true}]"
     assert search().returncode == 0
     refused = search(excluded, "--set=space.layers=[1, 2]")
-    assert refused.returncode == 2, "it is wider, not narrower"
+    assert refused.returncode == 2, "a larger grid, not an earlier one"
     wider = ("--set=space.layers=[1, 2, 3]", excluded)
     assert search(*wider, "--extend").returncode == 0
     line = "study 'quick' was extended: using its stored grid of 2 trials"
@@ -448,14 +448,14 @@ def test_extended_study_accepts_the_definitions_that_it_had_before(search, run, 
     assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 2
 
 
-def test_narrower_definition_is_refused_unless_the_study_was_extended(joined_only, search):
-    joined_only("space.layers=[1, 2]")
+def test_smaller_grid_is_rejected_unless_the_study_was_extended(create_only, search):
+    create_only("space.layers=[1, 2]")
     done = search()
     assert done.returncode == 2
     assert "space.layers: [1, 2] in the study, [1] here" in done.stderr
 
 
-def test_status_as_json(search, run, sqlite_url):
+def test_status_is_printed_as_json(search, run, sqlite_url):
     assert search().returncode == 0
     done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
@@ -486,7 +486,7 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
     assert search().returncode == 0
     (study,) = (tmp_path / "studies.db.weights").iterdir()
     blocked = tmp_path / "studies.db.checkpoints" / study.name / "trial-0.checkpoint"
-    blocked.mkdir(parents=True)  # unlike a file, it cannot be unlinked
+    blocked.mkdir(parents=True)  # a folder cannot be unlinked
     done = search(report=True)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
@@ -496,7 +496,7 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
     assert blocked.is_dir()
 
 
-def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run, sqlite_url):
+def test_diverged_trial_is_finished_and_reported(search, run, sqlite_url):
     done = search("--set=training.learning_rate=1e30", "--set=space.layers=[2]", report=True)
     assert done.returncode == 1, done.stderr
     assert "diverged" in done.stdout
@@ -515,7 +515,7 @@ def test_a_point_that_diverges_is_finished_and_said_to_have_diverged(search, run
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.extended)])
 def test_search_in_which_every_trial_fails_exits_with_1_and_the_error(search, workers):
     grid = ("--set=space.layers=[1, 2]", "--set=training.batch_size=1000000000000")
-    for _ in range(2):  # the second process joins the finished study
+    for _ in range(2):  # the second run joins the finished study
         done = search(*grid, "--workers", workers)
         assert done.returncode == 1, done.stderr
         line = done.stderr.splitlines()[-1]
@@ -524,7 +524,7 @@ def test_search_in_which_every_trial_fails_exits_with_1_and_the_error(search, wo
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_search_with_one_complete_trial_succeeds_whatever_the_others_did(search, sqlite_url):
+def test_search_with_one_complete_trial_succeeds(search, sqlite_url):
     assert search().returncode == 0
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     grid = ("--set=space.layers=[1, 2]", "--no-wait")
@@ -536,7 +536,7 @@ def test_search_with_one_complete_trial_succeeds_whatever_the_others_did(search,
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_run_that_is_stopped_before_it_trained_says_so(search, workers):
+def test_stop_before_training_is_reported(search, workers):
     done = search("--until", "0.000001s", "--workers", workers)
     assert (done.returncode, done.stderr) == (0, "")
     assert "stopped before training began: run the same command to start" in done.stdout

@@ -1,4 +1,4 @@
-"""The tool's main job: search, refine, report; from several processes on one study."""
+"""Search, refinement and report with several processes on one study."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SMALL = (
     "--set=space.forget_gate=[false]",
     "--set=space.output_gate=[false]",
 )
-"""Thirty combinations of four shapes, of some milliseconds each."""
+"""Thirty tiny networks of four shapes."""
 
 
 @pytest.fixture
@@ -42,26 +42,26 @@ def start(runner):
 
 @pytest.fixture
 def gate(tmp_path_factory) -> Gate:
-    """Holds trainings at their first log point."""
+    """Holds training at the first log point."""
     return Gate(tmp_path_factory.mktemp("gate") / "gate", step=2)
 
 
-def points_of(overrides: tuple[str, ...]) -> list[dict]:
+def grid_combinations(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
     return list(load_config_file("quick", settings).resolve().space.combinations())
 
 
 def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):
-    """Two terminals on one new file; then refine from two; then a report of both."""
+    """Two processes search in a new SQLite file, two refine, then both studies are reported."""
     common = ("--storage", sqlite_url, "--corpus", str(text))
     search = ("run_search.py", "quick", *common, *SMALL)
-    terminals = [start(*search, hooks=Hooks(gate=gate)) for _ in range(2)]
-    wait_until_running(terminals, lambda: len(gate.held) == 2)
+    processes = [start(*search, hooks=Hooks(gate=gate)) for _ in range(2)]
+    wait_until_running(processes, lambda: len(gate.held) == 2)
     gate.open()
-    for terminal in terminals:
-        assert terminal.wait() == 0, terminal.stderr
-        assert "finished" in terminal.stdout
-        assert "report: " in terminal.stdout
+    for process in processes:
+        assert process.wait() == 0, process.stderr
+        assert "finished" in process.stdout
+        assert "report: " in process.stdout
 
     refine = (
         "refine.py", "quick-refined", "--storage", sqlite_url, *TINY,
@@ -70,8 +70,8 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     for command in (start(*refine), start(*refine)):
         assert command.wait() == 0, command.stderr
 
-    # By plain SQL: each valid point complete once, and no other point.
-    expected = points_of(SMALL)
+    # Plain SQL: every combination is complete exactly once.
+    expected = grid_combinations(SMALL)
     with sqlite3.connect(tmp_path / "studies.db") as database:
         rows = database.execute(
             "SELECT study_name, number, state, COUNT(value) FROM trials JOIN studies "
@@ -82,7 +82,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     first = [row for row in rows if row[0] == "quick"]
     assert first == [("quick", number, "COMPLETE", 1) for number in range(len(expected))]
 
-    # By plain Optuna: the points of the definition, and what each recorded.
+    # Plain Optuna: parameters and recorded attributes of the trials.
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     ran = [trial.params for trial in study.trials]
     assert sorted(ran, key=repr) == sorted(expected, key=repr)
@@ -98,7 +98,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
         assert record.device == "cpu"
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
 
-    # The refinement: the best three as they were and wider, once each, with their lineage.
+    # The refinement: the best three unchanged and wider, once each, with their sources.
     best = sorted(study.trials, key=lambda trial: (trial.value, trial.number))[:3]
     refined = optuna.load_study(study_name="quick-refined", storage=sqlite_url)
     wanted = {
@@ -113,7 +113,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
         assert set(trial.user_attrs["source_trials"]) <= {trial.number for trial in best}
     assert refined.user_attrs["corpus"]["sha256"] == study.user_attrs["corpus"]["sha256"]
 
-    # The report: one file that names every study and its best architecture.
+    # The report: one file with every study and its best architecture.
     page = tmp_path / "page.html"
     done = run(
         "-m", "reports", "quick", "quick-refined", "--storage", sqlite_url, "--output", str(page)
@@ -124,7 +124,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     assert f"trial {best[0].number}" in html
     assert "src=" not in html.split("</style>")[0]
 
-    # Vanilla tools: Optuna's own command line and figures.
+    # Optuna's command line and figures.
     command = [Path(sys.executable).with_name("optuna"), "trials", "--study-name", "quick"]
     listed = subprocess.run(
         [*command, "--storage", sqlite_url, "--format", "json"], capture_output=True, text=True
@@ -134,7 +134,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     assert optuna.visualization.plot_intermediate_values(study).data
 
 
-def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text, start, gate):
+def test_two_worker_processes_share_a_postgresql_study(postgresql_url, tmp_path, text, start, gate):
     search = start(
         "run_search.py",
         "quick",
@@ -156,13 +156,13 @@ def test_postgresql_and_workers_started_together(postgresql_url, tmp_path, text,
     assert "30 of 30 finished" in search.stdout
     study = optuna.load_study(study_name="quick", storage=postgresql_url)
     ran = [trial.params for trial in study.trials if trial.state is TrialState.COMPLETE]
-    assert sorted(ran, key=repr) == sorted(points_of(SMALL), key=repr)
+    assert sorted(ran, key=repr) == sorted(grid_combinations(SMALL), key=repr)
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
 
 
 @pytest.fixture
 def held(sqlite_url, text, start, gate):
-    """Start a search, and return it when all its workers hold a trial at its first log point."""
+    """Start a search; return it when every worker is held at its first log point."""
 
     def start_and_hold(*words, workers=1, **options):
         search = start(
@@ -177,7 +177,7 @@ def held(sqlite_url, text, start, gate):
     return start_and_hold
 
 
-def states(url):
+def trial_states(url):
     return {trial.state for trial in optuna.load_study(study_name="quick", storage=url).trials}
 
 
@@ -190,50 +190,50 @@ def states(url):
         (signal.SIGUSR1, 138, 3),
     ],
 )
-def test_a_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, code, lockstep):
+def test_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, code, lockstep):
     search = held("--lockstep", str(lockstep))
     search.send(number)
     assert search.wait() == code
     assert "Traceback" not in search.stderr
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
-    assert states(sqlite_url) == {TrialState.WAITING}
+    assert trial_states(sqlite_url) == {TrialState.WAITING}
     assert "given back" in search.stdout
     requeued = [trial for trial in study.trials if trial.intermediate_values]
     assert len(requeued) == lockstep
     assert all(trial.user_attrs["retries"] == {"interrupted": 1} for trial in requeued)
-    kept = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
-    assert kept == {f"trial-{trial.number}.checkpoint" for trial in requeued}
+    files = {path.name for path in tmp_path.glob("studies.db.checkpoints/*/*")}
+    assert files == {f"trial-{trial.number}.checkpoint" for trial in requeued}
 
 
-def test_stopping_the_process_that_started_the_workers_stops_them_all(held, sqlite_url):
+def test_stopping_the_parent_process_stops_its_workers(held, sqlite_url):
     search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGINT)
     assert search.wait() == 130
     assert "stopped; progress is saved" in search.stdout
-    assert states(sqlite_url) == {TrialState.WAITING}
+    assert trial_states(sqlite_url) == {TrialState.WAITING}
 
 
 @pytest.mark.extended
-def test_a_second_interrupt_stops_the_workers_too(held, sqlite_url):
-    """Sent to the process that started them alone, and at once."""
+def test_second_interrupt_stops_the_workers(held, sqlite_url):
+    """Both are sent to the parent process only, in quick succession."""
     search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGINT)
     search.send(signal.SIGINT)
     assert search.wait() == 130
-    wait_until(lambda: states(sqlite_url) == {TrialState.WAITING})
+    wait_until(lambda: trial_states(sqlite_url) == {TrialState.WAITING})
 
 
-def test_a_terminal_that_is_closed_stops_its_worker(held, sqlite_url):
+def test_closed_terminal_stops_its_worker(held, sqlite_url):
     terminal, end = pty.openpty()
     closing = threading.Event()
 
-    def show():
-        """Take what is written, as a terminal does: else the search would wait for it."""
+    def read_output():
+        """Read the output as a terminal does; otherwise the search would block."""
         while not closing.is_set():
             if select.select([terminal], [], [], 0.05)[0]:
                 os.read(terminal, 4096)
 
-    window = threading.Thread(target=show)
+    window = threading.Thread(target=read_output)
     window.start()
     try:
         search = held(stdout=os.ttyname(end), stderr=os.ttyname(end))
@@ -242,12 +242,12 @@ def test_a_terminal_that_is_closed_stops_its_worker(held, sqlite_url):
         window.join()
         os.close(end)
         os.close(terminal)
-    search.send(signal.SIGHUP)  # as its session would be
+    search.send(signal.SIGHUP)  # as the session leader would
     assert search.wait() == 129
-    assert states(sqlite_url) == {TrialState.WAITING}
+    assert trial_states(sqlite_url) == {TrialState.WAITING}
 
 
-def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
+def test_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
     words = ("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL)
     start(*words, stdout="/dev/full", hooks=Hooks(report=False)).wait()
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
@@ -255,23 +255,23 @@ def test_a_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
     assert not any("retries" in trial.user_attrs for trial in trials)
 
 
-def test_a_signal_that_nohup_ignores_stays_ignored(held):
-    search = held(ignored=[signal.SIGHUP])  # which is all that nohup does
+def test_signal_ignored_by_nohup_stays_ignored(held):
+    search = held(ignored=[signal.SIGHUP])  # as nohup does
     search.send(signal.SIGHUP)
     search.send(signal.SIGTERM)
-    assert search.wait() == 143, "the first signal that it hears decides the exit code"
+    assert search.wait() == 143, "the first signal received decides the exit code"
 
 
 @pytest.mark.extended
-def test_workers_stop_when_the_process_that_started_them_is_killed(held, sqlite_url, tmp_path):
+def test_workers_stop_when_their_parent_is_killed(held, sqlite_url, tmp_path):
     search = held("--lockstep", "2", workers=2)
     search.send(signal.SIGKILL)
     search.wait()
-    wait_until(lambda: states(sqlite_url) == {TrialState.WAITING})
+    wait_until(lambda: trial_states(sqlite_url) == {TrialState.WAITING})
     assert len(list(tmp_path.glob("studies.db.checkpoints/*/*"))) == 4
 
 
-def test_status_of_a_running_study(held, sqlite_url, run):
+def test_status_counts_running_trials(held, sqlite_url, run):
     search = held("--lockstep", "5")
     done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
@@ -282,7 +282,7 @@ def test_status_of_a_running_study(held, sqlite_url, run):
     assert search.wait() == 143
 
 
-def contents(folder):
+def read_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -291,16 +291,16 @@ def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
     assert run(*common, "--status").returncode == 2
     assert list(tmp_path.iterdir()) == [text]
     assert run(*common, "--corpus", str(text), *SMALL, report=False).returncode == 0
-    before = contents(tmp_path)
+    before = read_files(tmp_path)
     done = run(*common, "--status")
     assert done.returncode == 0
-    count = len(points_of(SMALL))
+    count = len(grid_combinations(SMALL))
     assert f"planned   {count}\ncomplete  {count}\nrunning   0\n" in done.stdout
     assert "time left none" in done.stdout
-    assert contents(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-def test_a_worker_that_need_not_wait_leaves_the_last_trials_to_others(held, sqlite_url, text, run):
+def test_no_wait_leaves_the_last_trials_to_other_workers(held, sqlite_url, text, run):
     one = (
         "--set=space.state_source=['new']",
         "--set=space.input_gate=[false]",
@@ -318,7 +318,7 @@ def test_a_worker_that_need_not_wait_leaves_the_last_trials_to_others(held, sqli
     assert search.wait() == 143
 
 
-def test_a_killed_worker_harms_nothing_that_is_recorded(held, sqlite_url):
+def test_killed_worker_does_not_corrupt_the_database(held, sqlite_url):
     search = held()
     search.send(signal.SIGKILL)
     search.wait()

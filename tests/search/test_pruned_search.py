@@ -1,4 +1,4 @@
-"""A search that prunes: real networks, paused with their checkpoints and gone on with."""
+"""A search with pruning: trials are paused with checkpoints, resumed and pruned."""
 
 import shutil
 
@@ -23,7 +23,7 @@ from studies.errors import ConfigError, ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
 from studies.storage.counts import count_trials
 
-STEPS, LOG_EVERY, POINTS, KEPT = 60, 6, 24, 2
+STEPS, LOG_EVERY, TRIALS, KEPT = 60, 6, 24, 2
 
 GRID = [
     "precision='fp32'",
@@ -31,15 +31,15 @@ GRID = [
     f"training.log_every={LOG_EVERY}",
     "training.learning_rate=0.02",
     "training.smoothing=0.9",
-    "pruning.confidence=0.7",  # with so little to be learnt from such networks, more keeps all
+    "pruning.confidence=0.7",  # tiny networks differ so little that a higher value keeps all
     "space.layers=[1]",
     "space.output_gate=[false, true]",
     "space.state_gate=[false, true]",
 ]
-"""Twenty-four networks of a moment each, the best two of which are to be kept."""
+"""Twenty-four tiny networks, the best two of which are to be kept."""
 
 WIDE = ["space.input_gate=[false, true]"]
-"""Twice as many."""
+"""Extends the grid to twice as many networks."""
 
 RUNGS = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
 
@@ -48,78 +48,76 @@ def search(url, text, *overrides, prune=True, **options):
     return work(url, text, [*GRID, *overrides], prune=prune, **options)
 
 
-def search_apart(tmp_path_factory, *overrides, **options):
-    """Search in a folder of its own; return the folder, the study, and what was said."""
+def search_in_new_folder(tmp_path_factory, *overrides, **options):
+    """Run a search in a new folder; return the folder, the study handle and the messages."""
     folder = tmp_path_factory.mktemp("search")
     (folder / "text").write_bytes(TEXT)
     url = f"sqlite:///{folder}/studies.db"
     return folder, *search(url, folder / "text", *overrides, lockstep=1, **options)
 
 
-def by_parameters(joined):
+def trials_by_params(joined):
     return {tuple(trial.params.items()): trial for trial in joined.study.trials}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The trials of the search without pruning, by their parameters."""
-    _, joined, _ = search_apart(tmp_path_factory, prune=False)
-    return by_parameters(joined)
+def unpruned(tmp_path_factory):
+    """Trials of the search without pruning, by their parameters."""
+    _, joined, _ = search_in_new_folder(tmp_path_factory, prune=False)
+    return trials_by_params(joined)
 
 
 @pytest.fixture(scope="module")
-def whole_wide(tmp_path_factory):
-    _, joined, _ = search_apart(tmp_path_factory, *WIDE, prune=False)
-    return by_parameters(joined)
+def unpruned_wide(tmp_path_factory):
+    _, joined, _ = search_in_new_folder(tmp_path_factory, *WIDE, prune=False)
+    return trials_by_params(joined)
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A folder with a search that pruned, its study, and what was said; to be read alone."""
-    return search_apart(tmp_path_factory)
+    """A search with pruning: its folder, study handle and messages; read-only."""
+    return search_in_new_folder(tmp_path_factory)
 
 
-def check(joined, whole, tolerance):
-    """Each point is complete or pruned, and as far as it came what it is without pruning."""
-    assert len(joined.study.trials) == len(whole)
+def check_curves(joined, unpruned, tolerance):
+    """Each trial is complete or pruned, with the same curve as without pruning."""
+    assert len(joined.study.trials) == len(unpruned)
     for trial in joined.study.trials:
-        same = whole[tuple(trial.params.items())]
+        reference = unpruned[tuple(trial.params.items())]
         TrialRecord.model_validate(trial.user_attrs)
         curve = trial.intermediate_values
-        beginning = {step: same.intermediate_values[step] for step in curve}
+        beginning = {step: reference.intermediate_values[step] for step in curve}
         assert curve == pytest.approx(beginning, rel=tolerance, abs=0)
         assert list(curve) == list(range(LOG_EVERY, max(curve) + 1, LOG_EVERY))
         if trial.state is TrialState.COMPLETE:
-            assert trial.value == pytest.approx(same.value, rel=tolerance, abs=0)
+            assert trial.value == pytest.approx(reference.value, rel=tolerance, abs=0)
             assert max(curve) == STEPS
             continue
         assert trial.state is TrialState.PRUNED
         assert trial.value is None
-        found = trial.user_attrs
-        assert found["rung"] == max(curve)
-        assert found["rung"] in RUNGS
-        assert 0 <= found["keep_probability"] < 1
-        assert (
-            f"at step {found['rung']} of {STEPS}: predicted {found['predicted_value']:.3f}"
-            in (found["reason"])
-        )
+        attributes = trial.user_attrs
+        assert attributes["rung"] == max(curve)
+        assert attributes["rung"] in RUNGS
+        assert 0 <= attributes["keep_probability"] < 1
+        predicted = f"predicted {attributes['predicted_value']:.3f}"
+        assert f"at step {attributes['rung']} of {STEPS}: {predicted}" in attributes["reason"]
 
 
-def steps_of(joined):
+def count_steps(joined):
     return sum(max(trial.intermediate_values) for trial in joined.study.trials)
 
 
-def check_the_best(folder, joined, messages, whole, tolerance):
-    check(joined, whole, tolerance)
-    ranked = sorted(whole.values(), key=lambda trial: trial.value)
+def check_pruning(folder, joined, messages, unpruned, tolerance):
+    check_curves(joined, unpruned, tolerance)
+    ranked = sorted(unpruned.values(), key=lambda trial: trial.value)
     states = {tuple(trial.params.items()): trial.state for trial in joined.study.trials}
     kept = [states[tuple(trial.params.items())] is TrialState.COMPLETE for trial in ranked]
     wanted = top_count(0.1, len(kept))
     assert kept[0]
     assert sum(kept[:wanted]) >= wanted - 1
     assert sum(kept) < 0.7 * len(kept)
-    assert steps_of(joined) < 0.8 * STEPS * len(kept)
-    # What was paused was gone on with, from its checkpoint, and none of these is left.
+    assert count_steps(joined) < 0.8 * STEPS * len(kept)
+    # Paused trials resumed from their checkpoints, and no checkpoint is left.
     assert any("paused at step" in line for line in messages)
     assert "complete" in messages
     assert not any("starts afresh" in line for line in messages)
@@ -130,57 +128,55 @@ def check_the_best(folder, joined, messages, whole, tolerance):
     assert isinstance(joined.study.pruner, TopFractionPruner)
 
 
-def test_the_best_are_complete_and_the_others_are_what_they_were_as_far_as_they_came(pruned, whole):
-    check_the_best(*pruned, whole, 0)
+def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
+    check_pruning(*pruned, unpruned, 0)
 
 
-def test_the_best_are_complete_where_several_are_trained_together(
-    sqlite_url, text, tmp_path, whole
-):
-    check_the_best(tmp_path, *search(sqlite_url, text, lockstep=8), whole, 1e-4)
+def test_best_trials_complete_in_lockstep(sqlite_url, text, tmp_path, unpruned):
+    check_pruning(tmp_path, *search(sqlite_url, text, lockstep=8), unpruned, 1e-4)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (8, 1e-4)])
-def test_the_best_of_a_wide_grid_are_complete(
-    sqlite_url, text, tmp_path, whole_wide, lockstep, tolerance
+def test_best_trials_of_a_larger_grid_complete(
+    sqlite_url, text, tmp_path, unpruned_wide, lockstep, tolerance
 ):
     found = search(sqlite_url, text, *WIDE, lockstep=lockstep)
-    check_the_best(tmp_path, *found, whole_wide, tolerance)
+    check_pruning(tmp_path, *found, unpruned_wide, tolerance)
 
 
-def test_who_cannot_write_checkpoints_pauses_nothing(sqlite_url, text, whole, monkeypatch):
-    """It would lose what was trained: such a point goes on, if there is hope for it."""
+def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, monkeypatch):
+    """A pause would lose the training so far."""
 
     def refuse(self, number, content):
         raise OSError("no room")
 
     monkeypatch.setattr(CheckpointStore, "write", refuse)
     joined, messages = search(sqlite_url, text, lockstep=1)
-    check(joined, whole, 0)
+    check_curves(joined, unpruned, 0)
     assert not any("paused" in line for line in messages)
     assert any("could not be written (no room)" in line for line in messages)
 
 
-def test_while_the_storage_does_not_answer_points_go_on(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr(ClaimManager, "consult", lambda self, query: None)
+def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
+    monkeypatch.setattr(ClaimManager, "query_after_flush", lambda self, query: None)
     joined, messages = search(sqlite_url, text, lockstep=8)
     assert set(messages) == {"complete"}
-    assert steps_of(joined) == STEPS * POINTS
+    assert count_steps(joined) == STEPS * TRIALS
 
 
-def test_a_defect_in_deciding_is_no_failure_of_a_point(sqlite_url, text, monkeypatch):
+def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monkeypatch):
     def fail(self, trial_ids, avoid):
         raise IndexError("no such thing")
 
     monkeypatch.setattr(PauseResumeScheduler, "decide", fail)
     joined, messages = search(sqlite_url, text, lockstep=8)
-    assert count_trials(joined.storage, joined.study_id).complete == POINTS
+    assert count_trials(joined.storage, joined.study_id).complete == TRIALS
     assert "warning: nothing could be decided (IndexError: no such thing)" in messages
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
-def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, text, monkeypatch):
+def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch):
     failing = []
 
     def record(self, trial_config, *rest, **found):
@@ -195,15 +191,15 @@ def test_a_point_that_fails_is_run_again_when_the_others_are_done(sqlite_url, te
     failed = messages.index("failed, and waits to be run again")
     assert sum("paused" in line or line == "complete" for line in messages[failed:]) > 5
     counts = count_trials(joined.storage, joined.study_id)
-    assert counts.complete + counts.pruned == POINTS
+    assert counts.complete + counts.pruned == TRIALS
     again = [t for t in joined.study.trials if t.user_attrs.get("retries") == {"exception": 1}]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
 
 
-def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, text):
+def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
     file = load_config_file("quick", [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+    scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
     def pause_all():
         while (trial_id := joined.storage.claim(joined.study_id, "me/1")) is not None:
@@ -211,16 +207,16 @@ def test_a_study_that_is_extended_meanwhile_is_judged_as_it_is_then(sqlite_url, 
             joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
 
     pause_all()
-    assert len(pausing.select_to_resume(0.0)) == POINTS
+    assert len(scheduler.select_to_resume(0.0)) == TRIALS
     wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
     create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert pausing.select_to_resume(0.0) == [], "new ones come first"
+    assert scheduler.select_to_resume(0.0) == [], "new trials come first"
     pause_all()
-    assert len(pausing.select_to_resume(0.0)) == 2 * POINTS
+    assert len(scheduler.select_to_resume(0.0)) == 2 * TRIALS
 
 
-def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatch):
-    """Another worker hangs with the last point; this one waits for it, and then does not."""
+def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
+    """Another worker hangs with the last trial; this one waits, then ignores it."""
     file = load_config_file("quick", [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     assert joined.storage.claim(joined.study_id, "hangs/1") is not None
@@ -230,7 +226,7 @@ def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatc
     monkeypatch.setattr(
         RecordingCallbacks, "on_wait", lambda self: waits.append(len(self.messages))
     )
-    # Twice with nothing done in between: then there is nothing left to do.
+    # Two waits with no message between them: nothing is left to do.
     ends = property(lambda self: len(waits) > 1 and waits[-1] == waits[-2])
     monkeypatch.setattr(ShutdownSignal, "requested", ends)
     joined, _ = search(sqlite_url, text, lockstep=1)
@@ -245,10 +241,10 @@ def test_who_runs_for_ever_holds_nobody_up_for_ever(sqlite_url, text, monkeypatc
     )
 
 
-def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
-    sqlite_url, text, tmp_path, whole, monkeypatch
+def test_paused_trials_without_checkpoints_restart_and_finish(
+    sqlite_url, text, tmp_path, unpruned, monkeypatch
 ):
-    """They start afresh, and are not put off again before they are where they were."""
+    """They restart, and are not paused again before the step of the last pause."""
     paused = []
 
     def on_trial_end(self, event):
@@ -262,22 +258,22 @@ def test_points_whose_checkpoints_are_lost_come_to_their_ends_all_the_same(
     assert count_trials(joined.storage, joined.study_id).paused > 10
     (folder,) = tmp_path.glob("*.checkpoints")
     shutil.rmtree(folder)
-    put_off = []
+    pauses = []
 
     def on_trial_end_again(self, event):
         if event.is_paused:
             before = max(event.trial.intermediate_values, default=0)
-            put_off.append((before, int(event.message.removeprefix("paused at step "))))
+            pauses.append((before, int(event.message.removeprefix("paused at step "))))
 
     monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
     joined, messages = search(sqlite_url, text, lockstep=1)
-    check(joined, whole, 0)
+    check_curves(joined, unpruned, 0)
     assert not any("goes on from" in line for line in messages)
-    assert any(before for before, _ in put_off)
-    assert all(before < step for before, step in put_off)
+    assert any(before for before, _ in pauses)
+    assert all(before < step for before, step in pauses)
 
 
-def test_a_pruned_study_is_joined_on_the_same_terms_alone(pruned, text):
+def test_pruned_study_is_joined_with_the_same_pruning_settings_only(pruned, text):
     url = f"sqlite:///{pruned[0]}/studies.db"
     with pytest.raises(
         ConfigMismatchError, match=r"pruning\.enabled: True in the study, False here"
@@ -294,8 +290,8 @@ def refine(url, *overrides):
     return create_or_join(file, url, StudyOptions())
 
 
-def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
-    """The best of all planned points, never of those that happened to be complete."""
+def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
+    """The fraction counts all planned trials, not only complete ones."""
     folder, joined, _ = pruned
     url = f"sqlite:///{folder}/studies.db"
     values = sorted(
@@ -308,11 +304,11 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
     derived = refine(url, "refinement.variants=[{}]")
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
-    assert not derived.config.pruning.enabled, "it is the source's alone"
+    assert not derived.config.pruning.enabled, "pruning is not inherited"
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("pruning.keep=1.5", "pruning.keep is 1.5; input should be less than 1"),
         ("pruning.confidence=0.2", "pruning.confidence is 0.2; input should be greater than"),
@@ -320,12 +316,12 @@ def test_a_pruned_study_is_refined_by_what_it_was_to_keep(pruned):
         (f"training.log_every={STEPS}", "no log point before the last: log_every is 60, steps 60"),
     ],
 )
-def test_settings_of_pruning_that_make_no_sense_are_refused(sqlite_url, text, override, told):
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_pruning_settings_are_rejected(sqlite_url, text, override, message):
+    with pytest.raises(ConfigError, match=message):
         search(sqlite_url, text, override)
 
 
-def test_replicates_are_not_pruned(sqlite_url, text):
+def test_pruning_of_replicates_is_rejected(sqlite_url, text):
     one = [*ONE_NETWORK, "space.output_gate=[false]", "space.state_gate=[false]"]
     search(sqlite_url, text, *one, "training.steps=10", prune=False)
     overrides = ["refinement.replicates=3", "pruning.enabled=true"]
@@ -333,20 +329,20 @@ def test_replicates_are_not_pruned(sqlite_url, text):
         refine(sqlite_url, *overrides)
 
 
-def test_plain_optuna_drives_a_pruned_study(sqlite_url, text):
-    """With the study's own pruner, which then stops what it would have paused."""
+def test_plain_optuna_runs_a_study_with_pruning(sqlite_url, text):
+    """With the study's pruner, which stops trials instead of pausing them."""
     file = load_config_file("quick", [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
 
     gates = ("output_gate", "forget_gate", "state_gate")
 
     def objective(trial):
-        worth = sum(trial.params[name] for name in gates)
+        gain = sum(trial.params[name] for name in gates)
         for step in range(LOG_EVERY, STEPS + 1, LOG_EVERY):
-            trial.report(3.0 - worth * step / STEPS + trial.number / 1e4, step)
+            trial.report(3.0 - gain * step / STEPS + trial.number / 1e4, step)
             if trial.should_prune():
                 raise optuna.TrialPruned
-        return 3.0 - worth + trial.number / 1e4
+        return 3.0 - gain + trial.number / 1e4
 
     joined.study.optimize(objective)
     states = {trial.state for trial in joined.study.trials}
