@@ -23,7 +23,7 @@ from rnn.config import GatedConfig, TrialConfig
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.stacked.network import NetworkStack
 from rnn.training.checkpoint import TrainState
-from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 
@@ -150,5 +150,5 @@ def _train(
 
 
 def _evaluate(loop: TrainLoop, corpus: Corpus) -> float:
-    windows = eval_windows(corpus.validation, 256, 1000)
-    return float(eval_losses(loop.stack, windows).mean())
+    windows = select_eval_windows(corpus.validation, 256, 1000)
+    return float(compute_eval_losses(loop.stack, windows).mean())

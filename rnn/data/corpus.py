@@ -94,7 +94,15 @@ def load_corpus(name: str) -> Corpus:
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
-        return _verify_sha256(Corpus(name, _memmap(download.enwik8())))
+        path = download.fetch_enwik8()
+        corpus = Corpus(name, _memmap(path))
+        # The file in the cache may have been changed since it was unpacked.
+        if corpus.sha256 != download.SHA256:
+            raise CorpusError(
+                f"{path} has the SHA-256 {corpus.sha256}: expected {download.SHA256}; "
+                "remove the file to download it again"
+            )
+        return corpus
     path = Path(name)
     try:
         path = path.expanduser().resolve()
@@ -106,16 +114,6 @@ def load_corpus(name: str) -> Corpus:
             f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a path to a file"
         )
     return Corpus(str(path), _memmap(path))
-
-
-def _verify_sha256(corpus: Corpus) -> Corpus:
-    """Check that the cached enwik8 was not changed after it was unpacked."""
-    if corpus.sha256 != download.SHA256:
-        raise CorpusError(
-            f"{download.enwik8()} has the SHA-256 {corpus.sha256}: expected {download.SHA256}; "
-            "remove the file to download it again"
-        )
-    return corpus
 
 
 def _memmap(path: Path) -> ByteArray:

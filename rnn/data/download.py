@@ -18,7 +18,7 @@ MIRROR_ENV_VAR = "RNN_SEARCH_ENWIK8_URL"
 """Environment variable with another URL of the archive."""
 
 
-def enwik8() -> Path:
+def fetch_enwik8() -> Path:
     """Return the path of enwik8 in the user's cache directory, downloaded on first use.
 
     Raises:

@@ -23,7 +23,7 @@ from rnn.config import BYTE_VOCAB_SIZE, TrialConfig
 from rnn.models.bptt_layers import layers_of
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.linear import StackedLinear, WeightSlice
-from rnn.stacked.network import UniqueTokens, initial_weights
+from rnn.stacked.network import UniqueTokens, draw_initial_weights
 from rnn.training.precision import Precision, configure_matmul
 
 
@@ -97,7 +97,7 @@ class Unrolled:
             self.device,
             vocab_size,
         )
-        own = (weights or {}).get(config) or initial_weights(config, seed, vocab_size)
+        own = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
         self.parameters.load(0, self.parameters.values, own)
         # Where autograd brings the gradients of a map's weight and bias. The embedding's are these
         # themselves; of a product's, which it reads where they lie, they have but the shape.

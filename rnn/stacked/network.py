@@ -116,7 +116,7 @@ class NetworkStack:
             vocab_size,
         )
         for k, config in enumerate(self.configs):
-            params = (weights or {}).get(config) or initial_weights(config, seed, vocab_size)
+            params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
             self.parameters.load(k, self.parameters.values, params)
         self._buffers = BufferCache()
 
@@ -232,7 +232,7 @@ class NetworkStack:
         return log_sum - logits.gather(2, index)[:, :, 0], p
 
 
-def initial_weights(
+def draw_initial_weights(
     config: TrialConfig, seed: int, vocab_size: int = BYTE_VOCAB_SIZE
 ) -> NamedTensors:
     """Draw a network's weights and biases as ``torch.nn.Linear`` does: U(±1/√inputs).

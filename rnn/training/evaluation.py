@@ -12,7 +12,7 @@ from rnn.data.corpus import TokenArray, gather_windows
 from rnn.models.factory import TrainableNetwork
 
 
-def eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
+def select_eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
     """Return evenly spaced, non-overlapping windows of a text, the same for every network.
 
     Args:
@@ -33,14 +33,14 @@ def eval_windows(text: TokenArray, window_count: int, window_length: int) -> Tok
     return gather_windows(text, starts, window_length)
 
 
-def eval_losses(
+def compute_eval_losses(
     stack: TrainableNetwork, windows: TokenArray, on_step: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Compute the loss of every network on each window.
 
     Args:
         stack: the K networks.
-        windows: tokens (window_length, windows), of :func:`eval_windows`.
+        windows: tokens (window_length, windows), of :func:`select_eval_windows`.
         on_step: callback after every step; an exception that it raises ends the evaluation.
 
     Returns:
@@ -60,7 +60,7 @@ def eval_losses(
     return total / (length - 1)
 
 
-def bits_per_byte(
+def to_bits_per_byte(
     losses: Tensor, windows: TokenArray, token_byte_lengths: npt.NDArray[np.int64]
 ) -> Tensor:
     """Convert losses to bits per byte, which are comparable between tokenizers.
@@ -69,7 +69,7 @@ def bits_per_byte(
     result is then all nats over all bytes, and windows keep their proportions.
 
     Args:
-        losses: (K, windows), of :func:`eval_losses`.
+        losses: (K, windows), of :func:`compute_eval_losses`.
         windows: tokens (window_length, windows) of those losses.
         token_byte_lengths: number of bytes of each token of the vocabulary (V,).
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnn.data.tokenizer import TokenCorpus
 from rnn.models.factory import TrainableNetwork
-from rnn.training.evaluation import bits_per_byte, eval_losses, eval_windows
+from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
 from rnn.training.loop import TrainLoop
 from studies.config import StudyConfig
 
@@ -72,9 +72,9 @@ class Evaluator:
         """Return the losses of each lane, (K, lanes), in nats a symbol and in bits a character."""
         evaluation = self._definition.evaluation
         tokens: Any = getattr(self._text, split)
-        held_out = eval_windows(tokens, evaluation.windows, evaluation.window_length)
-        losses = eval_losses(lockstep, held_out, on_step).double()
-        return losses, bits_per_byte(losses, held_out, self._text.tokenizer.token_byte_lengths)
+        held_out = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
+        losses = compute_eval_losses(lockstep, held_out, on_step).double()
+        return losses, to_bits_per_byte(losses, held_out, self._text.tokenizer.token_byte_lengths)
 
 
 def _of_lanes(split: str, bits: Tensor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rnn.config import GATE_INPUTS, STATE_SOURCES, GatedConfig, TrialConfig
 from rnn.stacked.flat_parameters import NamedTensors
-from rnn.stacked.network import NetworkStack, initial_weights
+from rnn.stacked.network import NetworkStack, draw_initial_weights
 
 BOOLEANS = (False, True)
 SEED, STREAMS, SIZE = 7, 3, 5
@@ -34,9 +34,10 @@ class PlainNetwork:
 
     def __init__(self, architecture: GatedConfig):
         self.a = architecture
+        initial = draw_initial_weights(TrialConfig(architecture), SEED)
         self.w = {
             name: (weight.clone().requires_grad_(), bias.clone().requires_grad_())
-            for name, (weight, bias) in initial_weights(TrialConfig(architecture), SEED).items()
+            for name, (weight, bias) in initial.items()
         }
 
     def linear(self, name: str, *parts: Tensor) -> Tensor:

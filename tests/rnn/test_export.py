@@ -14,7 +14,7 @@ from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.export import export_files
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network
-from rnn.stacked.network import initial_weights
+from rnn.stacked.network import draw_initial_weights
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
 TOKENS = train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
@@ -54,7 +54,7 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 
 def made(name: str) -> SavedModel:
     architecture, tokenizer = NETWORKS[name]
-    drawn = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
+    drawn = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {n: (2 * weight.float(), bias.float()) for n, (weight, bias) in drawn.items()}
     return SavedModel(architecture, weights, tokenizer, "bf16", {"study": "quick | {x}"})
 

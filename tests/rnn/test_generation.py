@@ -9,7 +9,7 @@ from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network
-from rnn.stacked.network import initial_weights
+from rnn.stacked.network import draw_initial_weights
 
 GATED = GatedConfig(False, True, False, True, True, "both", 2, 8)
 LSTM = BaselineConfig("lstm", 2, 8)
@@ -19,7 +19,7 @@ BPE = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9
 
 def make_model(tokenizer=BYTES, scale=4.0, architecture=GATED) -> SavedModel:
     """Make a model whose weights are large enough to prefer some tokens."""
-    initial = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
+    initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {n: (scale * weight.float(), bias.float()) for n, (weight, bias) in initial.items()}
     return SavedModel(architecture, weights, tokenizer, "bf16", {})
 

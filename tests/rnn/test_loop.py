@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.matmul_limit import count_flops, matmul_shapes
 from rnn.config import GatedConfig, TrialConfig
-from rnn.stacked.network import NetworkStack, initial_weights
-from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.stacked.network import NetworkStack, draw_initial_weights
+from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
@@ -121,7 +121,7 @@ def test_initial_weights_differ_by_architecture_replicate_and_seed():
     one, other = MIXED[0], MIXED[1]
 
     def candidate(config, seed=1):
-        return initial_weights(config, seed)["layers.0.candidate"][0]
+        return draw_initial_weights(config, seed)["layers.0.candidate"][0]
 
     assert torch.equal(candidate(one), candidate(one))
     assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
@@ -133,7 +133,9 @@ def test_initial_weights_equal_recorded_values():
     """Unfinished studies must continue with the weights that they started with."""
     architecture = MIXED[0].architecture
     assert architecture.key == "01011-new-2-8-state"
-    weight, bias = initial_weights(TrialConfig(architecture, 3), seed=7)["layers.1.forget_gate"]
+    weight, bias = draw_initial_weights(TrialConfig(architecture, 3), seed=7)[
+        "layers.1.forget_gate"
+    ]
     some = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
     assert some == pytest.approx(RECORDED_WEIGHTS, rel=1e-15)
 
@@ -144,7 +146,7 @@ RECORDED_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
     architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
     for name, (inputs, outputs) in architecture.param_shapes().items():
-        weight, bias = initial_weights(TrialConfig(architecture), 0)[name]
+        weight, bias = draw_initial_weights(TrialConfig(architecture), 0)[name]
         assert weight.shape == (inputs, outputs)
         assert bias.shape == (outputs,)
         bound = 1 / math.sqrt(inputs)
@@ -231,7 +233,7 @@ def test_training_lowers_the_loss():
     train_config = replace(TRAIN_CONFIG, steps=200, log_every=10)
     smoothed, stack = train(MIXED[:1], train_config=train_config)
     assert smoothed[-1, 0] < smoothed[1, 0] - 1
-    losses = eval_losses(stack, eval_windows(TEXT, 4, 20))
+    losses = compute_eval_losses(stack, select_eval_windows(TEXT, 4, 20))
     assert losses.shape == (1, 4)
     assert losses.mean() < math.log(256) - 2
 

@@ -12,7 +12,7 @@ from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.errors import SavedModelError, TokenizerError
 from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
-from rnn.stacked.network import initial_weights
+from rnn.stacked.network import draw_initial_weights
 
 GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
 BPE = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
@@ -20,7 +20,7 @@ METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
 
 
 def make_model(architecture=GATED, tokenizer=BPE) -> SavedModel:
-    initial = initial_weights(TrialConfig(architecture), 7, tokenizer.size)
+    initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {name: (weight.float(), bias.float()) for name, (weight, bias) in initial.items()}
     return SavedModel(architecture, weights, tokenizer, "bf16", METADATA)
 

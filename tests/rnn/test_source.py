@@ -24,7 +24,7 @@ from rnn.config import (
 )
 from rnn.models.bptt_network import Unrolled
 from rnn.stacked.linear import GatheredInput
-from rnn.stacked.network import NetworkStack, initial_weights
+from rnn.stacked.network import NetworkStack, draw_initial_weights
 
 SEED, STREAMS, SIZE, TOKENIZER, STEPS = 7, 3, 4, 11, 3
 GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
@@ -62,7 +62,7 @@ def population_of(architecture: GatedConfig) -> NetworkStack:
 def build_network(architecture: GatedConfig | BaselineConfig) -> nn.Module:
     """The network that is written out, with the weights of ours under its own names."""
     network: nn.Module = run(generate_module(architecture, TOKENIZER))["Network"]().double()
-    weights = initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
+    weights = draw_initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
     network.load_state_dict(
         {
             name: weights[product][0].T if part == "weight" else weights[product][1]
@@ -223,7 +223,7 @@ def compute(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names
 
 @each_architecture
 def test_the_equations_are_the_network(architecture: GatedConfig):
-    weights = initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
+    weights = draw_initial_weights(TrialConfig(architecture), SEED, TOKENIZER)
     letters = {
         letter: weights[f"layers.0.{name}"]
         for name, letter in LETTERS.items()
@@ -241,7 +241,7 @@ def test_the_equations_are_the_network(architecture: GatedConfig):
 
 @each_known
 def test_the_equations_are_the_known_cell(known: BaselineConfig):
-    weights = initial_weights(TrialConfig(known), SEED, TOKENIZER)
+    weights = draw_initial_weights(TrialConfig(known), SEED, TOKENIZER)
     order, letters = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}[known.cell], {}
     for name, prefix in (("input", ""), ("state", "V_")):
         weight, bias = (part.split(SIZE, -1) for part in weights[f"layers.0.{name}"])

@@ -23,7 +23,7 @@ from rnn.models.factory import build_network
 from rnn.stacked.flat_parameters import NamedTensors
 from rnn.stacked.network import NetworkStack
 from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
-from rnn.training.evaluation import eval_losses
+from rnn.training.evaluation import compute_eval_losses
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
 
@@ -252,7 +252,7 @@ def test_a_network_is_measured_from_a_texts_start_whatever_it_was_trained_on():
     for t in range(8):
         logits, states = module.network(read[t], states)
         expected += nn.functional.cross_entropy(logits, read[t + 1], reduction="none") / 8
-    found = eval_losses(run.stack, held_out)
+    found = compute_eval_losses(run.stack, held_out)
     torch.testing.assert_close(found[0], expected.detach(), **EXACT)
 
 

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from rnn.config import TrialConfig
 from rnn.data.tokenizer import train_tokenizer
 from rnn.inference.saved_model import SavedModel, serialize_model
-from rnn.stacked.network import initial_weights
+from rnn.stacked.network import draw_initial_weights
 from search.parameters import to_trial_config
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
@@ -46,7 +46,7 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
     for number, value in enumerate(VALUES):
         trial_id = storage.claim(study_id, "me")
         trial_config = to_trial_config(combinations[number], config)
-        drawn = initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
+        drawn = draw_initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
         scaled = {
             name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()
         }

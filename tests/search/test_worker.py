@@ -17,7 +17,7 @@ from rnn.data.tokenizer import TokenCorpus, train_tokenizer
 from rnn.errors import DeviceError
 from rnn.inference.saved_model import deserialize_model
 from rnn.stacked.network import NetworkStack
-from rnn.training.evaluation import eval_losses, eval_windows
+from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.parameters import to_trial_config
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -132,8 +132,8 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
             assert trial.intermediate_values == curve
             assert trial.user_attrs["training_loss"] == min(curve.values())
             run.swap_in_averaged_weights()
-            held_out = eval_windows(corpus.validation, 3, 9)
-            losses = eval_losses(run.stack, held_out)[0].double()
+            held_out = select_eval_windows(corpus.validation, 3, 9)
+            losses = compute_eval_losses(run.stack, held_out)[0].double()
             assert trial.user_attrs["validation_loss"] == pytest.approx(losses.mean().item())
             assert trial.value == trial.user_attrs["validation_loss"]
             expected = losses / math.log(2)
@@ -212,7 +212,7 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
     for trial in (one, two):
         run = trained(joined.config, to_trial_config(trial.params, joined.config), corpus.train)
         run.swap_in_averaged_weights()
-        losses = eval_losses(run.stack, eval_windows(corpus.test, 3, 9))
+        losses = compute_eval_losses(run.stack, select_eval_windows(corpus.test, 3, 9))
         bits = losses[0].double().mean().item() / math.log(2)
         assert trial.user_attrs["test_bits_per_byte"] == pytest.approx(bits)
         assert len(trial.system_attrs["test_windows"]) == 3
@@ -226,14 +226,14 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     assert weights.kept() == {trial.number for trial in best[:2]}
-    held_out = eval_windows(joined.corpus.validation, 3, 9)
+    held_out = select_eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
         network = deserialize_model(weights.read(trial.number))
         trial_config = to_trial_config(trial.params, joined.config)
         assert network.architecture == trial_config.architecture
         own = {trial_config: network.weights}
         lockstep = NetworkStack([trial_config], 0, network.precision, weights=own)
-        loss = eval_losses(lockstep, held_out).mean().item()
+        loss = compute_eval_losses(lockstep, held_out).mean().item()
         assert loss == pytest.approx(trial.user_attrs["validation_loss"], rel=1e-3)
         assert trial.user_attrs["sample"]
     nothing, _ = work(sqlite_url, text, ["keep_weights=0"], name="nothing")
@@ -498,10 +498,10 @@ def fail_with_a_forget_gate(monkeypatch, error):
         if any(trial_config.architecture.forget_gate for trial_config in lockstep.configs):
             tries.append(lockstep.configs)
             raise error
-        return eval_losses(lockstep, *rest)
+        return compute_eval_losses(lockstep, *rest)
 
     tries: list[tuple[TrialConfig, ...]] = []
-    monkeypatch.setattr("search.worker.evaluator.eval_losses", measure)
+    monkeypatch.setattr("search.worker.evaluator.compute_eval_losses", measure)
     return tries
 
 
