@@ -1,1 +1,1 @@
-"""Optuna meets torch: points, claims, workers."""
+"""Search: create studies, train their trials, prune and refine them."""

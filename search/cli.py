@@ -42,7 +42,7 @@ def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) 
 
 
 _OPTIONS = (
-    click.option("--name", help="Name of the study.  [default: name of its config]"),
+    click.option("--name", show_default="name of its config", help="Name of the study."),
     click.option(
         "--corpus",
         metavar="NAME|PATH",
@@ -65,7 +65,8 @@ _OPTIONS = (
     click.option(
         "--threads",
         type=click.IntRange(min=1, max=1024),
-        help="CPU threads per worker.  [default: share of this machine's cores]",
+        show_default="share of this machine's cores",
+        help="CPU threads per worker.",
     ),
     click.option(
         "--lockstep",

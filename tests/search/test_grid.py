@@ -79,7 +79,7 @@ many_processes = pytest.mark.parametrize(
 
 def expected_grid() -> set:
     config = load_config_file("stage-one", OVERRIDES).resolve()
-    return {tuple(point.values()) for point in config.space.combinations()}
+    return {tuple(params.values()) for params in config.space.combinations()}
 
 
 def check_each_ran_once(url: str) -> None:

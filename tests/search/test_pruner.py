@@ -139,7 +139,7 @@ def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
 def test_failed_trials_have_no_keep_probability():
     stages = [TrialStage.COMPLETE] * 20 + [TrialStage.PAUSED] * 20 + [TrialStage.FAILED] * 20
     policy = make_policy(stages)
-    assert policy.top_count == 6  # of all points
+    assert policy.top_count == 6  # of all trials
     assert (policy.keep_probabilities[40:] == 0).all()
     assert policy.keep_probabilities.sum() == pytest.approx(6, abs=0.5)
     assert make_policy([TrialStage.FAILED] * 10).is_final
