@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.page.page import write_page
-from reports.page.sections import section_of
+from reports.page.sections import build_section
 from reports.stats.effects import FactorialTable
 from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
 from studies.loader import load_config_file
@@ -33,7 +33,7 @@ def measure() -> Iterator[str]:
         _create(url)
         storage = read_storage(url)
         results, reading = _timed(lambda: read_results(storage, "stage-one"))
-        _, computing = _timed(lambda: section_of(results))
+        _, computing = _timed(lambda: build_section(results))
         report, writing = _timed(lambda: write_page([results], Path(folder) / "report.html"))
         optuna_trials, optuna_reading = _timed(
             lambda: load_study(storage, "stage-one").get_trials(deepcopy=False)

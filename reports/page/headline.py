@@ -1,4 +1,4 @@
-"""The main result of a report in one line, for a terminal."""
+"""Format the main result of a report as one line for a terminal."""
 
 from collections.abc import Sequence
 
@@ -6,54 +6,55 @@ from reports.formatting import format_count, format_signed
 from reports.page.sections import Section
 from reports.stats.effects import Effect
 
-EFFECTS = 2
-"""Main effects in the line."""
+N_EFFECTS = 2
+"""Number of main effects in the line."""
 
 
-def headline_of(sections: Sequence[Section]) -> str:
+def format_headline(sections: Sequence[Section]) -> str:
     """Name the best network and the largest main effects.
 
+    The network is the best of all studies that are comparable with the first one. The effects are
+    those of the first study that has any.
+
     Args:
-        sections: of a report's studies, each with a complete trial. The best network is the best of
-            those studies whose values can be compared with the first study's; the effects are those
-            of the first study that has any.
+        sections: sections of the report; each study has a complete trial.
     """
+    key = _comparison_key(sections[0])
     best = min(
-        (each for each in sections if _comparable(each) == _comparable(sections[0])),
-        key=lambda each: each.winners[0].measured,
+        (section for section in sections if _comparison_key(section) == key),
+        key=lambda section: section.leaderboard[0].measured,
     )
-    winner, measure = best.winners[0], best.results.metric
-    runs = f", mean of {format_count(winner.runs, 'run')}" if winner.runs > 1 else ""
+    leader, metric = best.leaderboard[0], best.results.metric
+    runs = f", mean of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
     line = (
-        f"best: {winner.label} (trial {winner.number}{_of(best, sections)}), "
-        f"{winner.measured:.4f} {measure.unit}, {measure.name}{runs}"
+        f"best: {leader.label} (trial {leader.number}{_of_study(best, sections)}), "
+        f"{leader.measured:.4f} {metric.unit}, {metric.name}{runs}"
     )
-    for each in sections:
-        largest = sorted(each.parts[0].effects, key=lambda effect: -abs(effect.mean))[:EFFECTS]
-        if largest:
-            effects = ", ".join(map(_effect_text, largest))
-            return f"{line}; largest effects{_of(each, sections)}: {effects}"
+    for section in sections:
+        effects = sorted(section.effects[0].effects, key=lambda effect: -abs(effect.mean))
+        if effects:
+            largest = ", ".join(map(_format_effect, effects[:N_EFFECTS]))
+            return f"{line}; largest effects{_of_study(section, sections)}: {largest}"
     return line
 
 
-def _comparable(section: Section) -> tuple[object, ...]:
-    """Return what must be equal in two studies for their values to be comparable."""
+def _comparison_key(section: Section) -> tuple[object, ...]:
+    """Return what comparable studies have in common."""
     results = section.results
-    measure = results.metric
     return (
-        measure.column,
-        measure.name,
-        measure.unit,
+        results.metric.column,
+        results.metric.name,
+        results.metric.unit,
         results.corpus.sha256,
         results.config.tokenizer,
     )
 
 
-def _of(section: Section, sections: Sequence[Section]) -> str:
+def _of_study(section: Section, sections: Sequence[Section]) -> str:
     return f" of {section.results.name!r}" if len(sections) > 1 else ""
 
 
-def _effect_text(effect: Effect) -> str:
+def _format_effect(effect: Effect) -> str:
     interval = (
         ""
         if effect.low != effect.low

@@ -1,4 +1,4 @@
-"""Numbers, figures and words → one self-contained HTML page."""
+"""Render sections as one self-contained HTML page and write it."""
 
 import hashlib
 import itertools
@@ -37,15 +37,15 @@ from reports.formatting import (
     objective_name,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.page.headline import headline_of
-from reports.page.sections import Section, sections_of
+from reports.page.headline import format_headline
+from reports.page.sections import Section, build_sections
 from rnn.codegen import generate_forward, generate_latex, generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable
 
-_LONGEST_NAME = 180
-"""Of a file, in bytes; file systems take 255, and others are added."""
+_MAX_NAME_BYTES = 180
+"""Maximum length of a file name's stem; file systems allow 255 bytes for the whole name."""
 
 _BEGINNING = b"<!DOCTYPE html>"
 
@@ -54,12 +54,12 @@ _THEMES = {"light": "plotly_white", "dark": "plotly_dark"}
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written.
+    """Written report.
 
     Attributes:
-        path: the file.
-        note: one line for the user if the file is not the one to be expected; else "".
-        headline: the main result, in one line.
+        path: path of the file.
+        note: one line for the user if the default path was taken; else "".
+        headline: main result in one line.
     """
 
     path: Path
@@ -68,48 +68,50 @@ class Report:
 
 
 def write_report(
-    storage_url: str, names: Sequence[str], output: Path | None = None, renewed: int | None = None
+    storage_url: str,
+    names: Sequence[str],
+    output: Path | None = None,
+    refresh_seconds: int | None = None,
 ) -> Report:
     """Write the report of one or several studies.
 
     Args:
-        storage_url: where they are kept; opened for reading only.
-        names: of the studies, in the order of the page.
-        output: the file to write; by default one named after the studies in :data:`OUTPUT`, see
+        storage_url: URL of the storage, which is opened read-only.
+        names: names of the studies, in the order of the page.
+        output: file to write; by default named after the studies, in :data:`OUTPUT`, see
             :func:`reports.output.choose_path`.
-        renewed: seconds after which it is written anew, and loads itself again; None if it is not.
+        refresh_seconds: interval after which the page reloads itself; None for never.
 
     Raises:
-        StudiesError: if a study or the storage is not there.
-        ReportError: if a study has nothing to report, the file cannot be written, or it exists and
-            reports something else.
+        StudiesError: if the storage or a study does not exist.
+        ReportError: if a study has no complete trial, or the file cannot be written or replaced.
     """
     with closing(read_storage(storage_url)) as storage:
         results = [read_results(storage, name) for name in names]
-    return write_page(results, output, renewed)
+    return write_page(results, output, refresh_seconds)
 
 
 def write_page(
-    results: Sequence[Results], output: Path | None = None, renewed: int | None = None
+    results: Sequence[Results], output: Path | None = None, refresh_seconds: int | None = None
 ) -> Report:
-    """Write the report of results that are read already; see :func:`write_report`."""
+    """Write the report of results in memory; see :func:`write_report`."""
     identity = report_identity(each.identity for each in results)
     default = OUTPUT / f"{_file_name([each.name for each in results])}.html"
     path = output or default.absolute()
-    sections = sections_of(results)
+    sections = build_sections(results)
     try:
         path, note = choose_path(path, output is None, identity, _BEGINNING)
-        # Piece by piece: a page of some megabytes would be there several times at once.
-        atomic_write(path, (piece.encode() for piece in render(sections, renewed)))
+        # In pieces: several copies of a page of some megabytes would be in memory otherwise.
+        atomic_write(path, (piece.encode() for piece in render_page(sections, refresh_seconds)))
     except OSError as error:
         raise ReportError(
-            f"the report cannot be written to {path} ({error.strerror}); name another --output"
+            f"cannot write the report to {path} ({error.strerror}); choose another --output"
         ) from error
-    return Report(path, note, headline_of(sections))
+    return Report(path, note, format_headline(sections))
 
 
-def render(sections: Sequence[Section], renewed: int | None = None) -> Iterator[str]:
-    """Return the page as HTML, in pieces."""
+def render_page(sections: Sequence[Section], refresh_seconds: int | None = None) -> Iterator[str]:
+    """Render the page; yield its HTML in pieces."""
     identity = report_identity(section.results.identity for section in sections)
     return (
         _templates()
@@ -119,10 +121,10 @@ def render(sections: Sequence[Section], renewed: int | None = None) -> Iterator[
             title=", ".join(section.results.name for section in sections),
             sections=sections,
             written=datetime.now().astimezone(),
-            renewed=renewed,
+            refresh_seconds=refresh_seconds,
             next_id=itertools.count().__next__,
             plotly_js=Markup(get_plotlyjs()),
-            themes=_embedded({name: _theme(template) for name, template in _THEMES.items()}),
+            themes=_to_script_json({name: _theme(template) for name, template in _THEMES.items()}),
         )
     )
 
@@ -134,14 +136,14 @@ def _templates() -> jinja2.Environment:
         "code": _code,
         "count": format_count,
         "duration": format_duration,
-        "embedded": _embedded,
-        "error": format_stderr,
+        "embedded": _to_script_json,
+        "stderr": format_stderr,
         "figure": _figure,
         "math": lambda latex: Markup(convert(latex)),
-        "nats": loss_unit,
+        "unit": loss_unit,
         "number": format_number,
         "parameter": format_param,
-        "readable": to_printable,
+        "printable": to_printable,
         "signed": format_signed,
         "objective_name": objective_name,
     }
@@ -156,15 +158,15 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _figure(drawing: Chart) -> Markup:
-    """Return a figure as JSON; what all figures look like is said once, for light and for dark."""
-    figure = json.loads(drawing.figure.to_json())
+def _figure(chart: Chart) -> Markup:
+    """Return a figure as JSON without its template, which the page holds once per theme."""
+    figure = json.loads(chart.figure.to_json())
     figure["layout"].pop("template", None)
-    return _embedded(figure)
+    return _to_script_json(figure)
 
 
-def _embedded(value: Any) -> Markup:
-    """Return a value as JSON that stays data within a script element, whatever texts are in it."""
+def _to_script_json(value: Any) -> Markup:
+    """Return a value as JSON that cannot end the script element it is in."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return Markup(text.replace("<", "\\u003c"))
 
@@ -175,7 +177,7 @@ def _theme(template: str) -> dict[str, Any]:
 
 
 def _code(source: str) -> Markup:
-    """Return Python with its words marked for colouring."""
+    """Return Python code as highlighted HTML."""
     return Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)))
 
 
@@ -189,9 +191,9 @@ def _code_styles() -> Markup:
 
 
 def _file_name(names: Sequence[str]) -> str:
-    """Return a file's name for studies; two studies never get the same."""
+    """Return a file name that is unique for these studies."""
     plain = "+".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
-    cut = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    cut = plain.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     if cut == "+".join(names):
         return cut
     return f"{cut}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"

@@ -1,14 +1,11 @@
-"""A study's results → all that the page shows of it: numbers, figures, and those in words."""
+"""Compute what the page shows of each study: statistics, charts and text alternatives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.charts import alt_text as in_words
-from reports.charts import comparison_plots as held_out
-from reports.charts import effect_plots as figures
-from reports.charts import training_plots as curves
+from reports.charts import alt_text, comparison_plots, effect_plots, training_plots
 from reports.charts.chart import Chart
 from reports.charts.effect_subsets import (
     EffectSubset,
@@ -35,7 +32,7 @@ from reports.stats.baseline_references import (
 )
 from reports.stats.comparison import Comparison, Difference
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.leaderboard import LeaderboardEntry, rank_architectures
+from reports.stats.leaderboard import BEST, LeaderboardEntry, rank_architectures
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.variant_effects import Change, changes, compare_with_source, replicates
 from studies.space import BPTT_STEPS
@@ -43,175 +40,206 @@ from studies.space import BPTT_STEPS
 
 @dataclass(frozen=True)
 class Section:
-    """A study's part of the page."""
+    """Part of the page about one study.
+
+    Attributes:
+        results: results of the study.
+        is_complete: whether every combination of the grid has a value.
+        filters: filters for the effects.
+        effects: effects within each combination of filters; the whole grid comes first.
+        pruning: summary of pruning; None if it was not enabled.
+        interactions: chart of the two-way interactions.
+        curves: chart of the training curves.
+        leaderboard: best architectures; of replicated studies all of them.
+        replicates: one row per architecture, see :func:`replicates`; None without replicates.
+        replicates_chart: chart of the runs of each architecture.
+        comparison: pairwise comparison of replicated architectures.
+        pairwise_chart: chart of that comparison.
+        smallest: smallest architecture that is not significantly worse than the best.
+        vs_best: difference of each single run to the best one, on the same evaluation windows.
+        importances: parameter importances.
+        optuna_charts: Optuna's other charts.
+        slopes: chart of a refinement's architectures in the source and in each variant.
+        variants: effect of each variant of a refinement.
+        below: effects among the trials below the report threshold.
+        below_importances: importances among these.
+        below_optuna_charts: Optuna's other charts of these.
+        timeline: chart of the trials by worker and time.
+        cost_params: parameters that determine the computing time.
+        costs: computing time by these parameters.
+    """
 
     results: Results
     is_complete: bool
-    winners: list[LeaderboardEntry]
-    choices: list[SubsetFilter]
-    parts: list[EffectSubset]
+    filters: list[SubsetFilter]
+    effects: list[EffectSubset]
     pruning: PruningSummary | None
     interactions: Chart | None
-    importances: list[Importances]
-    optuna: list[Chart]
-    timeline: Chart | None
     curves: Chart | None
+    leaderboard: list[LeaderboardEntry]
+    replicates: pd.DataFrame | None
+    replicates_chart: Chart | None
+    comparison: Comparison | None
+    pairwise_chart: Chart | None
+    smallest: str | None
+    vs_best: dict[str, Difference]
+    importances: list[Importances]
+    optuna_charts: list[Chart]
+    slopes: Chart | None
+    variants: list[Change]
     below: EffectSubset | None
     below_importances: list[Importances]
-    below_optuna: list[Chart]
-    slopes: Chart | None
-    changes: list[Change]
-    replicates: pd.DataFrame | None
-    replicates_drawing: Chart | None
-    comparison: Comparison | None
-    differences_to_best: dict[str, Difference]
-    smallest: str | None
-    differences: Chart | None
-    shape: list[str]
-    shapes: pd.DataFrame
+    below_optuna_charts: list[Chart]
+    timeline: Chart | None
+    cost_params: list[str]
+    costs: pd.DataFrame
 
     @property
     def effects_title(self) -> str:
-        """What the part about effects is called."""
+        """Heading of the main effects."""
         return effects_title(self.results.is_gated)
 
     @property
-    def samples(self) -> list[LeaderboardEntry]:
-        """The winners that have written a text."""
-        return [winner for winner in self.winners if winner.sample]
+    def best(self) -> list[LeaderboardEntry]:
+        """Best architectures, whose source code is shown."""
+        return self.leaderboard[:BEST]
 
     @property
-    def leading(self) -> list[Effect]:
-        """The three largest effects over the whole grid that are clear of zero."""
-        clear = [effect for effect in self.parts[0].effects if effect.is_significant]
-        return sorted(clear, key=lambda effect: -abs(effect.mean))[:3]
+    def samples(self) -> list[LeaderboardEntry]:
+        """Best architectures that generated a sample."""
+        return [entry for entry in self.best if entry.sample]
+
+    @property
+    def largest_effects(self) -> list[Effect]:
+        """The three largest significant effects over the whole grid."""
+        significant = [effect for effect in self.effects[0].effects if effect.is_significant]
+        return sorted(significant, key=lambda effect: -abs(effect.mean))[:3]
 
 
-def sections_of(results: Sequence[Results]) -> list[Section]:
-    """Work out all that one page shows of studies, each beside the known cells of the others."""
-    return [section_of(each, find_references(each, results)) for each in results]
+def build_sections(results: Sequence[Results]) -> list[Section]:
+    """Build the sections of a page; each shows the baseline cells of the other studies."""
+    return [build_section(study, find_references(study, results)) for study in results]
 
 
-def section_of(results: Results, references: Sequence[BaselineReference] = ()) -> Section:
-    """Work out all that the page shows of a study.
+def build_section(results: Results, references: Sequence[BaselineReference] = ()) -> Section:
+    """Build the section of one study.
 
     Args:
-        results: of the study.
-        references: what known cells come to, for its figures.
+        results: results of the study.
+        references: baseline cells to draw in its charts.
     """
     grid = FactorialTable.from_frame(results.table, results.axes)
-    choices = list_filters(results)
+    filters = list_filters(results)
     threshold = results.config.report_threshold
     complete, below = list(results.complete.index), list(results.below.index)
     has_below = threshold is not None and 0 < len(below) < len(complete)
-    lineage = compare_with_source(results)
-    winners = rank_architectures(results)
-    repeated = replicates(results) if results.has_replicates else None
-    best = [winner.label for winner in winners] if repeated is None else list(repeated.index)
-    comparison = held_out.comparison_of(results, best)
-    shape = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
-    shape += ["layers", "state_size"]
-    importances = compute_importances(results, complete, "over all complete points")
+    source_comparison = compare_with_source(results)
+    replicated = replicates(results) if results.has_replicates else None
+    leaderboard = rank_architectures(results, None if results.has_replicates else BEST)
+    labels = [entry.label for entry in leaderboard]
+    comparison = comparison_plots.comparison_of(results, labels)
+    cost_params = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
+    cost_params += ["layers", "state_size"]
+    importances = compute_importances(results, complete, "all complete trials")
     below_importances = (
         compute_importances(results, below, "below the threshold") if has_below else []
     )
     return Section(
         results=results,
         is_complete=grid.is_complete,
-        winners=winners,
-        choices=choices,
-        parts=list(compute_effect_subsets(results, choices, grid)),
+        filters=filters,
+        effects=list(compute_effect_subsets(results, filters, grid)),
         pruning=summarize_pruning(results),
         interactions=chart_interactions(grid),
+        curves=_chart_curves(results, references),
+        leaderboard=leaderboard,
+        replicates=replicated,
+        replicates_chart=None
+        if replicated is None
+        else _chart_replicates(results, replicated, references),
+        comparison=comparison,
+        pairwise_chart=comparison_plots.drawing_of(comparison) if comparison else None,
+        smallest=None
+        if replicated is None or comparison is None
+        else comparison.smallest(dict(replicated["parameters"])),
+        vs_best=comparison_plots.differences_to_best(results, labels),
         importances=importances + compute_block_importances(results),
-        optuna=chart_parameters(results, complete, importances) + chart_study(results),
-        timeline=_timeline(results),
-        curves=_curves(results, references),
-        below=compute_effect_subset(results, grid, {}, threshold, "below") if has_below else None,
-        below_importances=below_importances,
-        below_optuna=chart_parameters(results, below, below_importances),
+        optuna_charts=chart_parameters(results, complete, importances) + chart_study(results),
         slopes=Chart(
             "From the source to each variant",
-            figures.slopes(lineage, value_axis_title(results.config)),
-            in_words.slopes(lineage),
-            "Each line is an architecture: on the left its loss in the source, on the right that "
-            "of the variant, which may have had another budget.",
-            width=170 * len(list(lineage.by_variant())),
+            effect_plots.slopes(source_comparison, value_axis_title(results.config)),
+            alt_text.slopes(source_comparison),
+            "Each line is an architecture: its loss in the source study on the left, its loss in "
+            "the variant on the right. The training budgets may differ.",
+            width=170 * len(list(source_comparison.by_variant())),
         )
-        if lineage
+        if source_comparison
         else None,
-        changes=changes(lineage) if lineage else [],
-        replicates=repeated,
-        replicates_drawing=None if repeated is None else _replicates(results, repeated, references),
-        comparison=comparison,
-        differences_to_best=held_out.differences_to_best(results, best),
-        smallest=None
-        if repeated is None or comparison is None
-        else comparison.smallest(dict(zip(repeated.index, repeated["parameters"], strict=True))),
-        differences=None
-        if repeated is None or comparison is None
-        else held_out.drawing_of(comparison),
-        shape=shape,
-        shapes=_shapes(results, shape),
+        variants=changes(source_comparison) if source_comparison else [],
+        below=compute_effect_subset(results, grid, {}, threshold, "below") if has_below else None,
+        below_importances=below_importances,
+        below_optuna_charts=chart_parameters(results, below, below_importances),
+        timeline=_chart_timeline(results),
+        cost_params=cost_params,
+        costs=_summarize_costs(results, cost_params),
     )
 
 
-def _replicates(
+def _chart_replicates(
     results: Results, rows: pd.DataFrame, references: Sequence[BaselineReference]
 ) -> Chart:
-    named = describe_references(references, "measured")
+    legend = describe_references(references, "measured")
     return Chart(
-        "Replicates",
-        figures.replicates(rows, results.metric, references),
-        in_words.replicates(rows, results.metric) + named,
-        (named + " " + describe_training_differences(references)).strip() if named else "",
+        "Runs of each architecture",
+        effect_plots.replicates(rows, results.metric, references),
+        alt_text.replicates(rows, results.metric) + legend,
+        f"{legend} {describe_training_differences(references)}".strip() if legend else "",
         width=640,
     )
 
 
-def _curves(results: Results, references: Sequence[BaselineReference]) -> Chart | None:
+def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> Chart | None:
     if results.curves.empty:
         return None
-    figure = curves.draw(results, references)
-    drawn = len(figure.data)
+    figure = training_plots.draw(results, references)
+    n_drawn, n_curves = len(figure.data), results.curves["number"].nunique()
+    best = "ten best" if results.config.objective == "training" else "ten of lowest validation loss"
     note = (
-        "The smoothed training loss. Hover for the architecture; click a curve to see it alone, "
-        "and anywhere else, or Escape, to see all again. The ten best are thick."
+        "Smoothed training loss. Hover to see the architecture; click a curve to isolate it, and "
+        f"press Escape or click elsewhere to show all again. Thick lines: the {best}."
     )
-    if results.config.objective == "validation":
-        note = note[:-1] + ": those of the least loss on held-out text."
-    if drawn < results.curves["number"].nunique():
-        note += f" Of {results.curves['number'].nunique():,} curves {drawn:,} are drawn."
-    named = describe_references(references, "training_loss")
-    if named:
-        note = f"{note}{named} {describe_training_differences(references)}".strip()
+    if n_drawn < n_curves:
+        note += f" {n_drawn:,} of {n_curves:,} curves are drawn."
+    legend = describe_references(references, "training_loss")
+    if legend:
+        note = f"{note}{legend} {describe_training_differences(references)}".strip()
     return Chart(
-        "Every training curve",
+        "Training curves",
         figure,
-        in_words.curves(results) + named,
+        alt_text.curves(results) + legend,
         note,
-        color_schemes=curves.color_schemes(results),
+        color_schemes=training_plots.color_schemes(results),
     )
 
 
-def _timeline(results: Results) -> Chart | None:
-    figure = figures.timeline(results)
+def _chart_timeline(results: Results) -> Chart | None:
+    figure = effect_plots.timeline(results)
     if not figure.data:
         return None
     return Chart(
-        "Timeline: who trained what, and when",
+        "Timeline of the workers",
         figure,
-        in_words.timeline(results.table),
-        "A point that was taken up again is drawn where it was ended.",
+        alt_text.timeline(results.table),
+        "A trial that was resumed is drawn where it ended.",
         width=520,
     )
 
 
-def _shapes(results: Results, shape: list[str]) -> pd.DataFrame:
-    """Return the computing time by what it depends on most."""
+def _summarize_costs(results: Results, params: list[str]) -> pd.DataFrame:
+    """Return the computing time by the parameters that determine it."""
     rows = results.table.dropna(subset=["seconds"])
-    groups = rows.groupby(shape)
-    shapes = groups["seconds"].agg(["count", "mean", "sum"])
-    shapes["steps_per_second"] = groups["steps_per_second"].median()
-    shapes["share"] = shapes["sum"] / shapes["sum"].sum()
-    return shapes.reset_index()
+    groups = rows.groupby(params)
+    costs = groups["seconds"].agg(["count", "mean", "sum"])
+    costs["steps_per_second"] = groups["steps_per_second"].median()
+    costs["share"] = costs["sum"] / costs["sum"].sum()
+    return costs.reset_index()

@@ -54,11 +54,16 @@ class LeaderboardEntry:
     writer: int | None
 
 
-def rank_architectures(results: Results) -> list[LeaderboardEntry]:
-    """Return the best architectures: of replicates not the luckiest, but the best on average."""
+def rank_architectures(results: Results, top: int | None = BEST) -> list[LeaderboardEntry]:
+    """Rank the architectures by their mean over replicates.
+
+    Args:
+        results: results of the study.
+        top: number of architectures to return; None for all.
+    """
     groups = results.complete.groupby("architecture")
     winners = [_winner(results, str(label), runs) for label, runs in groups]
-    return sorted(winners, key=lambda winner: (winner.measured, winner.number))[:BEST]
+    return sorted(winners, key=lambda winner: (winner.measured, winner.number))[:top]
 
 
 def _winner(results: Results, label: str, runs: pd.DataFrame) -> LeaderboardEntry:

@@ -1,5 +1,5 @@
 "use strict";
-// Draws figures as they come near, and does what a reader clicks on. All data lie in the page.
+// Draws charts when they are about to be seen, and handles the controls. All data are in the page.
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
 const root = document.documentElement;
@@ -7,8 +7,8 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 const printing = matchMedia("print");
 const NEAR = "800px";
 const CONFIG = { displaylogo: false, responsive: true };
-// A browser grants a page some sixteen WebGL contexts, and a figure takes three.
-const MOST_WEBGL = 4;
+// Browsers limit a page to about sixteen WebGL contexts, and a chart takes three.
+const MAX_WEBGL_CHARTS = 4;
 
 // ------------------------------------------------------------------ light and dark
 
@@ -19,37 +19,37 @@ function isDark() {
   return chosenTheme.value === "dark" || (chosenTheme.value === "auto" && system.matches);
 }
 
-function shade(name) {
+function cssVariable(name) {
   return getComputedStyle(root).getPropertyValue(name).trim();
 }
 
 function layoutOf(figure) {
   const theme = structuredClone(themes[isDark() ? "dark" : "light"]);
   Object.assign(theme.layout, {
-    paper_bgcolor: shade("--paper"), plot_bgcolor: shade("--paper"),
-    font: { family: "system-ui, sans-serif", color: shade("--ink"), size: 13 },
+    paper_bgcolor: cssVariable("--paper"), plot_bgcolor: cssVariable("--paper"),
+    font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
   const margin = { l: 60, r: 20, t: 20, b: 60, ...figure.layout.margin };
   return { ...figure.layout, template: theme, margin, width: undefined, autosize: true };
 }
 
-// On colours that are half transparent plotly's own choice of black or white is wrong.
-function ink(figure) {
+// Plotly chooses the wrong text color on half-transparent cells.
+function setTextColor(figure) {
   for (const trace of figure.data) {
-    if (trace.type === "heatmap") trace.textfont = { color: shade("--ink") };
+    if (trace.type === "heatmap") trace.textfont = { color: cssVariable("--ink") };
   }
 }
 
 function applyTheme() {
   root.dataset.theme = isDark() ? "dark" : "light";
   for (const plot of document.querySelectorAll(".plot.drawn")) {
-    ink(figureOf(plot));
+    setTextColor(figureOf(plot));
     Plotly.relayout(plot, { template: layoutOf(figureOf(plot)).template });
   }
 }
 
-// Storage may be forbidden to a page that is opened from a disk.
-function remember(key, value) { try { localStorage.setItem(key, value); } catch { /* not kept */ } }
+// Browsers may forbid storage to pages opened from a disk.
+function remember(key, value) { try { localStorage.setItem(key, value); } catch { /* not stored */ } }
 function recall(key) { try { return localStorage.getItem(key); } catch { return null; } }
 
 chosenTheme.value = recall("rnn-search theme") ?? "auto";
@@ -67,7 +67,7 @@ let withWebGL = [];
 function figureOf(plot) {
   const id = plot.dataset.figure;
   if (!figures.has(id)) {
-    const data = plot.closest(".drawing").querySelector(`script[id="${id}"]`);
+    const data = plot.closest(".chart").querySelector(`script[id="${id}"]`);
     figures.set(id, JSON.parse(data.textContent));
   }
   return figures.get(id);
@@ -78,15 +78,15 @@ async function draw(plot) {
   plot.classList.add("begun");
   if (plot.classList.contains("webgl")) {
     withWebGL.push(plot);
-    while (withWebGL.length > MOST_WEBGL) undraw(withWebGL.shift());
+    while (withWebGL.length > MAX_WEBGL_CHARTS) undraw(withWebGL.shift());
   }
   const figure = figureOf(plot);
   const curves = plot.closest(".curves");
   if (curves) {
-    await colour(curves, plot);
+    await recolor(curves, plot);
     listenToCurves(curves, plot);
   } else {
-    ink(figure);
+    setTextColor(figure);
     await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
   }
   plot.classList.add("drawn");
@@ -111,14 +111,14 @@ function watch(within) {
   for (const plot of within.querySelectorAll(".plot:not(.begun)")) near.observe(plot);
 }
 
-// All at once: a browser prints as soon as it is told that the page is ready.
+// All at once: the browser prints as soon as the event handler has returned.
 function drawAll() {
   return Promise.all([...document.querySelectorAll(".plot:not(.begun)")].map(draw));
 }
 
 addEventListener("beforeprint", () => {
   root.dataset.printing = "yes";
-  for (const details of document.querySelectorAll(".forward")) details.open = true;
+  for (const details of document.querySelectorAll(".code-of-best")) details.open = true;
   applyTheme();
   drawAll();
 });
@@ -127,7 +127,7 @@ addEventListener("afterprint", () => {
   applyTheme();
 });
 
-// ------------------------------------------------------------------ a part of the grid
+// ------------------------------------------------------------------ filters of the effects
 
 for (const chooser of document.querySelectorAll(".chooser")) {
   const selects = [...chooser.querySelectorAll(".choices select")];
@@ -159,14 +159,13 @@ function stepsOf(curve, count) {
   return curve.x ? numbers(curve.x) : Float64Array.from({ length: count }, (_, i) => curve.x0 + i * curve.dx);
 }
 
-function colouringOf(curves) {
-  const all = JSON.parse(curves.querySelector(".colourings").textContent);
-  return all[curves.querySelector(".colouring").selectedIndex];
+function selectedScheme(curves) {
+  const all = JSON.parse(curves.querySelector(".color-schemes").textContent);
+  return all[curves.querySelector(".coloring").selectedIndex];
 }
 
-// One trace a colour, its curves parted by gaps: what plotly takes for a trace it takes a dozen
-// times then, and not once for each curve.
-function bundled(figure, { legend, of }) {
+// One trace per color, its curves separated by gaps: the cost per trace is paid a dozen times only.
+function bundleByColor(figure, { legend, of }) {
   const bundles = new Map();
   figure.data.forEach((curve, i) => {
     const isThick = curve.line.width > 1;
@@ -181,7 +180,7 @@ function bundled(figure, { legend, of }) {
       });
     }
     const bundle = bundles.get(key), y = numbers(curve.y), x = stepsOf(curve, y.length);
-    // Of a value with none beside it there is no line to see.
+    // A value without neighbors needs a marker: a line would not show it.
     const isAlone = (j) => !Number.isNaN(y[j]) && !(y[j - 1] === y[j - 1] && j > 0) && !(y[j + 1] === y[j + 1] && j + 1 < y.length);
     if (Array.from(y.keys()).some(isAlone)) bundle.mode = "lines+markers";
     for (let j = 0; j <= y.length; j++) {
@@ -191,40 +190,39 @@ function bundled(figure, { legend, of }) {
       bundle.customdata.push(i);
     }
   });
-  // The thick ones on top of the thin ones, the best on top of each.
+  // Thick lines are drawn over thin ones, better ones over worse ones.
   return [...bundles.keys()].sort().map((key) => bundles.get(key));
 }
 
 function showLegend(curves, { legend }) {
-  const isOrdered = legend.length > 1 && !legend[1][0];
-  const entries = legend.map(([meaning, colour], i) => {
+  const isSequential = legend.length > 1 && !legend[1][0];
+  const entries = legend.map(([label, color], i) => {
     const entry = document.createElement("span"), swatch = document.createElement("i");
-    swatch.style.background = colour;
-    // Of what has an order only the ends are named, one before the first shade.
-    entry.append(...(isOrdered && i === 0 ? [`${meaning} `, swatch] : [swatch, meaning]));
+    swatch.style.background = color;
+    // Only the ends of a sequential scale have labels.
+    entry.append(...(isSequential && i === 0 ? [`${label} `, swatch] : [swatch, label]));
     return entry;
   });
   const place = curves.querySelector(".legend");
-  place.classList.toggle("ordered", isOrdered);
+  place.classList.toggle("ordered", isSequential);
   place.replaceChildren(...entries);
 }
 
-async function colour(curves, plot) {
-  const figure = figureOf(plot), colouring = colouringOf(curves);
-  showLegend(curves, colouring);
-  await Plotly.react(plot, bundled(figure, colouring), layoutOf(figure), CONFIG);
+async function recolor(curves, plot) {
+  const figure = figureOf(plot), scheme = selectedScheme(curves);
+  showLegend(curves, scheme);
+  await Plotly.react(plot, bundleByColor(figure, scheme), layoutOf(figure), CONFIG);
 }
 
 function listenToCurves(curves, plot) {
   plot.on("plotly_click", ({ points: [point] }) => {
-    plot.dataset.clicked = "yes";  // the page's own listener comes after
+    plot.dataset.clicked = "yes";  // see the listener of clicks below
     isolate(curves, plot, point.customdata);
   });
   plot.on("plotly_afterplot", () => { if (curves.alone !== undefined) isolate(curves, plot, curves.alone); });
 }
 
-// The one curve is drawn over all others, which fade as one picture: that takes no time however
-// many they are.
+// The isolated curve is an SVG overlay; the others fade as one canvas, at no cost per curve.
 function isolate(curves, plot, number) {
   showAll(curves);
   const curve = figureOf(plot).data[number], y = numbers(curve.y), x = stepsOf(curve, y.length);
@@ -255,8 +253,8 @@ function showAll(curves) {
 
 for (const curves of document.querySelectorAll(".curves")) {
   const plot = curves.querySelector(".plot");
-  curves.querySelector(".colouring").addEventListener("change", () => {
-    if (plot.classList.contains("drawn")) colour(curves, plot);
+  curves.querySelector(".coloring").addEventListener("change", () => {
+    if (plot.classList.contains("drawn")) recolor(curves, plot);
   });
   plot.addEventListener("click", () => {
     if (plot.dataset.clicked) delete plot.dataset.clicked;
@@ -285,7 +283,7 @@ function sort(header) {
   header.setAttribute("aria-sort", upwards ? "ascending" : "descending");
   const rows = [...table.tBodies[0].rows].map((row) => [sortKey(row.cells[column]), row]);
   rows.sort(([a], [b]) => {
-    const empty = a === "" || b === "";  // what is not there comes last either way
+    const empty = a === "" || b === "";  // empty cells come last in either order
     return upwards || empty ? compare(a, b) : compare(b, a);
   });
   table.tBodies[0].append(...rows.map(([, row]) => row));
@@ -295,7 +293,7 @@ function csv(table) {
   const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const field = (cell) => {
     const text = (cell.dataset.sort ?? cell.textContent).replaceAll(/\s+/g, " ").trim();
-    // A spreadsheet runs what begins so; a number may.
+    // Spreadsheets evaluate cells that start like this; numbers are safe.
     const runs = /^[=+\-@]/.test(text) && Number.isNaN(Number(text));
     return quoted(runs ? `'${text}` : text);
   };
@@ -325,9 +323,9 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-// ------------------------------------------------------------------ a page that is renewed
+// ------------------------------------------------------------------ reload
 
-const seconds = Number(document.body.dataset.renewed ?? 0);
+const seconds = Number(document.body.dataset.refreshSeconds ?? 0);
 if (seconds) {
   setInterval(() => { if (document.getElementById("reload").checked) location.reload(); }, 1000 * seconds);
 }

@@ -10,7 +10,7 @@ from reports.charts.comparison_plots import comparison_of, differences_to_best
 from reports.data.results import read_results
 from reports.data.table_export import concatenate_tables
 from reports.page.page import write_report
-from reports.page.sections import section_of
+from reports.page.sections import build_section
 from reports.stats.leaderboard import rank_architectures
 from reports.stats.variant_effects import replicates
 from studies.storage.open import read_storage
@@ -56,7 +56,7 @@ def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_
     ]
     raw = {"refinement": {"source": "made", "replicates": 3}}
     make_runs(sqlite_url, "replicates", raw, runs)
-    section = section_of(results_of(sqlite_url))
+    section = build_section(results_of(sqlite_url))
     assert section.results.metric.is_value
     assert list(section.replicates["mean"]) == pytest.approx([1.01, 2.01])
     assert (section.comparison.generalizes_over_runs, section.comparison.generalizes_over_text) == (
@@ -64,30 +64,31 @@ def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_
         False,
     )
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert "This covers another training run, not another text" in words
+    assert "generalizes to other training runs, but not to other text" in words
 
 
 def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
     make_replicates(sqlite_url)
-    section = section_of(results_of(sqlite_url))
+    section = build_section(results_of(sqlite_url))
     comparison = section.comparison
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
     assert section.smallest == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
-    assert f"by the mean of its 3 runs, is {BEST}: " in words
-    assert "bits per byte, the test loss" in words
-    assert f"The smallest that is not told apart from it is {SMALLER}: 2." in words
-    assert "with 100 parameters, against 200." in words
-    assert "run by run, those with the same number, and lane by lane" in words
-    heat = section.differences.figure.data[0]
+    assert f"by the mean of its 3 runs: {BEST}, " in words
+    assert "bits per byte (test loss)" in words
+    assert f"The smallest that is not significantly worse is {SMALLER}: 2." in words
+    assert "with 100 parameters instead of 200." in words
+    assert "over replicates of the same number and over the same evaluation windows" in words
+    heat = section.pairwise_chart.figure.data[0]
     # A number in brackets has no colour: the two are not told apart.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
-    assert "told apart from 3" in section.differences.words
-    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td></tr>",
-                      (tmp_path / "page.html").read_text("utf-8"))  # fmt: skip
-    assert rows[-3:] == [(BEST, ""), (SMALLER, "no"), (WORST, "yes")]
+    assert "told apart from 3" in section.pairwise_chart.words
+    html = (tmp_path / "page.html").read_text("utf-8")
+    table = html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
+    rows = re.findall(r"<th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td>", table, re.DOTALL)
+    assert rows == [(BEST, ""), (SMALLER, "no"), (WORST, "yes")]
 
 
 def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tmp_path):
@@ -107,20 +108,20 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
         for i, worse in enumerate((0.0, 0.001, 0.5))
     ]
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
-    section = section_of(results_of(sqlite_url, "single"))
-    _, second, third = (winner.label for winner in section.winners)
-    found = section.differences_to_best
+    section = build_section(results_of(sqlite_url, "single"))
+    _, second, third = (winner.label for winner in section.leaderboard)
+    found = section.vs_best
     assert list(found) == [second, third]
     assert [each.mean for each in found.values()] == pytest.approx([0.001, 0.5])
     assert found[second].low < 0 < found[second].high
     assert found[third].low == pytest.approx(0.5)
     assert (section.comparison, section.smallest) == (None, None)
     words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
-    assert "Difference to the best run, on the same text" in words
-    assert "the choice of the best among 3. To compare architectures, replicate them." in words
+    assert "The difference to the best is over the same evaluation windows" in words
+    assert "the selection of the best of 3. Replicate architectures to compare them." in words
     assert "4.000 ± 0.250" in words
     # No verdict: with one run each, none would be right.
-    assert "told apart" not in words
+    assert "significantly" not in words
     assert "Holm" not in words
     assert not re.search(r"<td>(yes|no)</td>", (tmp_path / "page.html").read_text("utf-8"))
 
@@ -145,13 +146,13 @@ def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tm
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
-    assert "5.0000 nats per token, the validation loss" in words
+    assert "5.0000 nats per token (validation loss)" in words
     assert "nats per byte" not in words
-    assert "byte pairs (bpe:300): 290 tokens of 2.50 bytes each" in words
+    assert "byte-pair encoding (bpe:300): 290 tokens of 2.50 bytes" in words
     assert "averaged over the last 25% of the steps" in words
     # The network that is written out reads as many symbols.
     assert "nn.Linear(290, 4)" in words
-    section = section_of(results_of(sqlite_url, "tokens"))
+    section = build_section(results_of(sqlite_url, "tokens"))
     # Curves are of the training loss: their least values are no trial's value.
     assert (
         section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
@@ -165,12 +166,12 @@ def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
     runs = [(own_point(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
     page = write_report(sqlite_url, ["writers"], tmp_path / "page.html").path.read_text("utf-8")
-    assert "What the best write</h3>" in page
+    assert "Samples</h3>" in page
     assert ">&lt;b&gt;it was&lt;/b&gt;\n\ufffd &amp; so on</pre>" in page
     assert page.count('<pre class="code sample">') == 1
     make_study(sqlite_url, finished=1)
     page = write_report(sqlite_url, ["made"], tmp_path / "other.html").path.read_text("utf-8")
-    assert "What the best write" not in page
+    assert "Samples</h3>" not in page
 
 
 def test_rows_have_what_was_recorded_but_no_lanes(sqlite_url):

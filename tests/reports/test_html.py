@@ -7,8 +7,8 @@ import pytest
 from factories import make_derived
 
 from reports.data.results import read_results
-from reports.page.page import render
-from reports.page.sections import sections_of
+from reports.page.page import render_page
+from reports.page.sections import build_sections
 from studies.storage.open import read_storage
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
@@ -60,7 +60,7 @@ def page(tmp_path_factory):
     make_derived(url)
     storage = read_storage(url)
     results = [read_results(storage, name) for name in ("made", "derived")]
-    return Page("".join(render(sections_of(results))))
+    return Page("".join(render_page(build_sections(results))))
 
 
 def test_page_is_well_formed_and_needs_no_other_file(page):
@@ -82,9 +82,7 @@ def test_every_figure_of_the_page_has_data_and_words(page):
     assert len(plots) >= 25
     assert len({plot["data-figure"] for plot in plots}) == len(plots)
     titles = {plot["aria-label"].partition(". ")[0] for plot in plots}
-    assert {"PED-ANOVA", "fANOVA", "Every training curve", "From the source to each variant"} <= (
-        titles
-    )
+    assert {"PED-ANOVA", "fANOVA", "Training curves", "From the source to each variant"} <= (titles)
     for plot in plots:
         _, _, words = plot["aria-label"].partition(". ")
         assert words.strip()

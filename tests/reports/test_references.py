@@ -9,8 +9,7 @@ from reports.charts import effect_plots as figures
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
-from reports.page.page import render
-from reports.page.sections import section_of, sections_of
+from reports.page.sections import build_section, build_sections
 from reports.stats.baseline_references import (
     describe_references,
     describe_training_differences,
@@ -33,30 +32,30 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     (results,) = results_of(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
-    assert row["label"] == "1×4 GRU, window 1"
+    assert row["label"] == "1×4 GRU, bptt_steps 1"
     assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
-    section = section_of(results)
-    assert section.effects_title == "What each choice is worth"
-    labels = [effect.contrast.label for effect in section.parts[0].effects]
+    section = build_section(results)
+    assert section.effects_title == "Effect of each choice"
+    labels = [effect.contrast.label for effect in section.effects[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
-    assert [effect.mean for effect in section.parts[0].effects] == pytest.approx([0.4, 0.2, 0.1])
-    assert [choice.name for choice in section.choices] == ["Cell", "Bptt steps", "State size"]
-    assert section.shape == ["cell", "bptt_steps", "layers", "state_size"]
-    assert len(section.shapes) == 8
-    page = "".join(render([section]))
-    assert "What each choice is worth</h2>" in page
+    assert [effect.mean for effect in section.effects[0].effects] == pytest.approx([0.4, 0.2, 0.1])
+    assert [choice.name for choice in section.filters] == ["Cell", "Bptt steps", "State size"]
+    assert section.cost_params == ["cell", "bptt_steps", "layers", "state_size"]
+    assert len(section.costs) == 8
+    page = "".join(render_page([section]))
+    assert "Effect of each choice</h2>" in page
     assert "through 1 and 16 steps" in page
-    assert "gates see the" not in page
+    assert "gate inputs" not in page
 
 
 def test_a_window_is_named_where_it_is_not_one(sqlite_url):
     raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
     make_runs(sqlite_url, "windowed", raw, [(own_point(), 1.0, {})])
     (results,) = results_of(sqlite_url, "windowed")
-    assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, window 16"
+    assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, bptt_steps 16"
     make_study(sqlite_url)
     (results,) = results_of(sqlite_url, "made")
-    assert not results.table["label"].str.contains("window").any()
+    assert not results.table["label"].str.contains("bptt_steps").any()
 
 
 def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
@@ -70,7 +69,7 @@ def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
     (results,) = results_of(sqlite_url, "windows")
     # The source has no such parameter: what it was trained with is in its definition.
-    changes = {change.variant: change for change in section_of(results).changes}
+    changes = {change.variant: change for change in build_section(results).variants}
     assert list(changes) == ["as it was", "bptt steps 4"]
     assert changes["bptt steps 4"].from_source == pytest.approx(1.2 - 1.5)
     assert changes["bptt steps 4"].mean == pytest.approx(1.2 - 1.4)
@@ -91,13 +90,13 @@ def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
 def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
     make_study(sqlite_url, finished=2)
     make_known(sqlite_url)
-    own, cells = sections_of(results_of(sqlite_url, "made", "cells"))
+    own, cells = build_sections(results_of(sqlite_url, "made", "cells"))
     shapes = own.curves.figure.layout.shapes
-    named = [("1×4 GRU, window 1", 1.4), ("1×4 GRU, window 16", 1.5),
-             ("1×4 LSTM, window 1", 1.8), ("1×4 LSTM, window 16", 1.9)]  # fmt: skip
+    named = [("1×4 GRU, bptt_steps 1", 1.4), ("1×4 GRU, bptt_steps 16", 1.5),
+             ("1×4 LSTM, bptt_steps 1", 1.8), ("1×4 LSTM, bptt_steps 16", 1.9)]  # fmt: skip
     assert [(shape.name, pytest.approx(shape.y0)) for shape in shapes] == named
     assert {shape.line.dash for shape in shapes}.isdisjoint({None, "solid"})
-    assert "1×4 LSTM, window 16: 1.9000" in own.curves.words
+    assert "1×4 LSTM, bptt_steps 16: 1.9000" in own.curves.words
     assert "budget" not in own.curves.note
     low, high = own.curves.figure.layout.yaxis.range
     assert low < 1.4
@@ -122,7 +121,7 @@ def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
     assert low < validated.complete[validated.metric.column].min()
     assert high > 3.5
     words = describe_references(find_references(validated, [cells]), "measured")
-    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, window 1: 3.5000; ")
+    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, bptt_steps 1: 3.5000; ")
     make_known(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
     assert not drawn(validated, [elsewhere]).shapes, "measured on other lanes"
@@ -149,7 +148,7 @@ def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
         make_known(sqlite_url, name)
     own, *others = results_of(sqlite_url, "made", "first", "second")
     labels = [each.label for each in find_references(own, others)]
-    assert labels[::4] == ["1×4 GRU, window 1 (first)", "1×4 GRU, window 1 (second)"]
+    assert labels[::4] == ["1×4 GRU, bptt_steps 1 (first)", "1×4 GRU, bptt_steps 1 (second)"]
 
 
 def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url):

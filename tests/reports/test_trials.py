@@ -21,7 +21,7 @@ from reports.data.results import full_factorial_blocks, read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from reports.page.page import write_report
-from reports.page.sections import section_of
+from reports.page.sections import build_section
 from reports.stats.variant_effects import changes, compare_with_source, replicates
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
@@ -109,9 +109,9 @@ def test_a_report_of_however_little_can_be_written(
     html = path.read_text(encoding="utf-8")
     assert ("Unfinished:" in html) == (finished < 8)
     assert "1×4 no gates, new state" in html
-    assert "Each point was run once" in html
+    assert "Each trial was run once" in html
     assert "<h3>Replicates</h3>" not in html
-    assert "<strong>The grid is not complete:</strong>" in html  # one point diverged
+    assert "<strong>The grid is not complete.</strong>" in html  # one point diverged
 
 
 def test_optuna_sees_the_trials_it_is_to_draw_by_their_numbers_and_in_words(sqlite_url):
@@ -127,7 +127,7 @@ def test_optuna_sees_the_trials_it_is_to_draw_by_their_numbers_and_in_words(sqli
 @pytest.mark.usefixtures("importances_alone")
 def test_what_is_drawn_below_the_threshold_is_what_lies_below_it(sqlite_url):
     make_study(sqlite_url)
-    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    section = build_section(read_results(read_storage(sqlite_url), "made"))
     assert list(section.results.below.index) == [0, 1, 2, 4]  # 1.8, the fourth, diverged
     assert section.below.points == 4
     assert [each.where for each in section.below_importances] == ["below the threshold (4 points)"]
@@ -139,8 +139,8 @@ def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
     results = read_results(read_storage(sqlite_url), "made")
     complete = list(results.complete.index)
     study = to_optuna_study(results, complete, results.parameters)
-    (found,) = section_of(results).importances
-    assert found.where == "over all complete points (7 points)"
+    (found,) = build_section(results).importances
+    assert found.where == "all complete trials (7 points)"
     for name, evaluator in (
         ("PED-ANOVA", PedAnovaImportanceEvaluator()),
         ("fANOVA", FanovaImportanceEvaluator(seed=0)),
@@ -158,10 +158,10 @@ def test_the_two_importances_are_those_that_they_are_called(sqlite_url):
 @pytest.mark.usefixtures("importances_alone")
 def test_blocks_are_drawn_for_a_grid_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
-    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    section = build_section(read_results(read_storage(sqlite_url), "made"))
     where = [each.where for each in section.importances]
     assert where == [
-        "over all complete points (6 points)",
+        "all complete trials (6 points)",
         "where residual is on (4 points)",
         "where state size is 8 (4 points)",
     ]
@@ -191,7 +191,7 @@ def test_of_too_many_curves_the_best_and_some_of_the_others_are_drawn(sqlite_url
     monkeypatch.setattr("reports.charts.training_plots.MOST_CURVES", 4)
     results = read_results(read_storage(sqlite_url), "made")
     assert select_drawn_curves(results) == [0, 1, 2, 7]
-    assert "Of 8 curves 4 are drawn." in section_of(results).curves.note
+    assert "4 of 8 curves are drawn." in build_section(results).curves.note
 
 
 def test_the_timeline_has_a_row_a_worker_and_a_bar_a_trial(sqlite_url):
@@ -211,7 +211,7 @@ def test_only_a_report_is_written_over(sqlite_url, tmp_path):
     assert database.read_bytes() == before
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
     assert write_report(sqlite_url, ["made"], page).path == page
-    with pytest.raises(ReportError, match="cannot be written"):
+    with pytest.raises(ReportError, match="cannot write"):
         write_report(sqlite_url, ["made"], Path("/proc/no/page.html"))
 
 
@@ -249,16 +249,17 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
     assert list(rows["mean"]) == pytest.approx([1.2, 2.1])
     assert list(rows["std"]) == pytest.approx([0.2, 1.044], abs=1e-3)
     html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").path.read_text("utf-8")
-    assert "Each point was run once" not in html
+    assert "Each trial was run once" not in html
     # By the mean, though the luckiest run is of the other.
     words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
-    assert "by the mean of its 3 runs, is 2×4 no gates, new state: 1.2000 (95%" in words
-    assert "(95% interval 0.7032 to 1.6968, standard deviation of its runs 0.2000) nats" in words
-    assert [winner.architecture.layers for winner in section_of(results).winners] == [2, 1]
+    assert "by the mean of its 3 runs: 2×4 no gates, new state, 1.2000 (95%" in words
+    assert "(95% interval 0.7032 to 1.6968) nats" in words
+    assert [winner.architecture.layers for winner in build_section(results).leaderboard] == [2, 1]
     # Student's t at 97.5% with two degrees of freedom is 4.303.
     assert rows["high"].iloc[0] == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
     assert rows["values"].iloc[0] == [1.0, 1.2, 1.4]
-    assert re.search(r">1\.2000</td><td[^>]*>0\.2000</td>", html)
+    cells = r"</td>\s*<td[^>]*>".join((r">1\.2000", r"0\.7032", r"1\.6968", r"0\.2000"))
+    assert re.search(cells, html)
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -282,7 +283,7 @@ def test_each_point_is_followed_from_its_source_to_each_variant(derived):
         2,
     )
     assert wider.mean == pytest.approx((-0.2 - 0.1) / 2)
-    figure = section_of(results).slopes.figure
+    figure = build_section(results).slopes.figure
     assert [trace.name for trace in figure.data] == ["as it was", "state size 16"]
     assert list(figure.data[1].y) == [1.5, 1.2, None, 1.6, 1.2, None]
 
@@ -322,7 +323,7 @@ def test_rows_are_written_for_pandas(derived, tmp_path):
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
         assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
         assert rows["source_trials"].iloc[8] == "[0, 1]"
-    with pytest.raises(ReportError, match="cannot be written"):
+    with pytest.raises(ReportError, match="cannot write"):
         write_csv(results, Path("/proc/no/rows.csv"))
 
 
@@ -383,11 +384,11 @@ def test_two_studies_never_share_a_page(sqlite_url, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_a_study_under_way_says_what_is_left_out(sqlite_url, tmp_path):
     make_study(sqlite_url, finished=7)
-    section = section_of(read_results(read_storage(sqlite_url), "made"))
+    section = build_section(read_results(read_storage(sqlite_url), "made"))
     missing_pairs = {
-        effect.contrast.label: effect.missing_pairs for effect in section.parts[0].effects
+        effect.contrast.label: effect.missing_pairs for effect in section.effects[0].effects
     }
     # The fourth diverged, the eighth waits: a pair in the residual, of two pairs else.
     assert missing_pairs == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
     words = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
-    assert "2 points of" in re.sub(r"\s+", " ", words)
+    assert "2 trials of" in re.sub(r"\s+", " ", words)
