@@ -199,7 +199,7 @@ def test_replicates_and_known_cells_stand_beside_with_what_tells_them_apart(plan
     assert [row.rstrip(" |").split(" | ")[-1] for row in rows[1:]] == ["no", "yes"]
     of_cells = page[page.index("## cells") : page.index("## Where they disagree")]
     assert "How good are known cells?" in of_cells
-    assert "1×4 GRU, window 16" in of_cells
+    assert "1×4 GRU, bptt\\_steps 16" in of_cells
     assert "told apart" not in of_cells
     assert "## planned" in page[: page.index("## replicates")]
 

@@ -12,7 +12,7 @@ from reports.data.results import read_results
 from reports.page.page import write_report
 from reports.stats.pruning_summary import summarize_pruning
 from studies.storage.open import open_storage, read_storage
-from studies.storage.trial_rows import CURVE, TRIALS, prune_paused
+from studies.storage.trial_rows import INTERMEDIATE_VALUES, TRIALS, prune_paused
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -63,7 +63,7 @@ def test_what_was_pruned_is_accounted_for(pruned):
     assert (found.told, found.off) == (2, pytest.approx(0.05))
 
 
-def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
+def test_finished_study_reports_the_expected_share_of_the_best(pruned, tmp_path):
     storage = open_storage(pruned)
     study_id = storage.get_study_id_from_name("made")
     (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
@@ -74,22 +74,28 @@ def test_when_all_is_finished_it_is_said_what_to_expect(pruned, tmp_path):
     )
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
-    assert "The grid was pruned:</strong>" in words
-    assert "By what was foretold when the others were pruned, 96.0% of them are expected" in words
+    assert "The grid was pruned.</strong>" in words
+    assert "By the predictions at the time of pruning, 96.0% of them are expected" in words
 
 
-def test_one_that_failed_early_is_left_out_and_said_to_be(pruned, tmp_path):
+def test_failed_trial_is_left_out_of_the_early_effects(pruned, tmp_path):
     storage = open_storage(pruned)
     with storage.transaction() as connection:
         connection.execute(
             sa.update(TRIALS).where(TRIALS.c.number == 6).values(state=TrialState.FAIL)
         )
-        connection.execute(sa.delete(CURVE).where(CURVE.c.trial_id == 7, CURVE.c.step == 100))
+        connection.execute(
+            sa.delete(INTERMEDIATE_VALUES).where(
+                INTERMEDIATE_VALUES.c.trial_id == 7, INTERMEDIATE_VALUES.c.step == 100
+            )
+        )
     storage.close()
     found = summarize_pruning(read_results(read_storage(pruned), "made"))
     assert (found.common_step, found.absent) == (100, 1)
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
-    assert "all points but 1 were trained, whatever became of them" in re.sub(r"\s+", " ", page)
+    assert "Every trial but 1 was trained for at least 100 of 200 steps" in re.sub(
+        r"\s+", " ", page
+    )
 
 
 def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(pruned):
@@ -102,19 +108,17 @@ def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(prune
     assert [effect.missing_pairs for effect in found.early.effects] == [0, 0, 0]
 
 
-def test_the_page_says_what_its_effects_rest_on(pruned, tmp_path):
+def test_page_states_which_trials_the_effects_rest_on(pruned, tmp_path):
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
-    assert (
-        "The grid is being pruned:</strong> what is said here rests on the 4 points of 8" in words
-    )
-    assert "To this step, of 200, every point was trained" in words
-    assert "To be kept are the best 2 of 8 points. 75% of the steps" in words
-    assert (
-        "Of 2 complete points something had been foretold while they were paused; it was" in words
-    )
+    assert "The grid is being pruned.</strong>" in words
+    assert "The effects rest on the 4 complete trials of 8." in words
+    assert "Every trial was trained for at least 100 of 200 steps." in words
+    assert "The best 2 of 8 trials are to be kept" in words
+    assert "75% of the steps of all trials were trained." in words
+    assert "2 complete trials had a prediction while paused, with a mean absolute error" in words
     assert f'title="{REASON}">pruned' in words
-    assert "1 waiting, 1 of them paused" in words
+    assert "1, 1 of them paused" in words
 
 
 def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
@@ -123,5 +127,5 @@ def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text(
         encoding="utf-8"
     )
-    assert "put off at step" not in page
+    assert "paused at step" not in page
     assert "foretold" not in page

@@ -9,6 +9,7 @@ from reports.charts import effect_plots as figures
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
+from reports.page.page import render_page
 from reports.page.sections import build_section, build_sections
 from reports.stats.baseline_references import (
     describe_references,

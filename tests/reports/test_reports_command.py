@@ -97,8 +97,8 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
     finish_one(sqlite_url, 1.5)
     wait_until(lambda: says("1 of 8 points finished"))
     html = page.read_text(encoding="utf-8")
-    assert "Unfinished: 1 of 8 points." in html
-    assert 'data-renewed="0.2"' in html
+    assert "Unfinished: 1 of 8 trials." in html
+    assert 'data-refresh-seconds="0.2"' in html
     for _ in range(7):
         finish_one(sqlite_url, 1.4)
     watching.join(HANG_TIMEOUT)
@@ -106,4 +106,4 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
     assert says("8 of 8 points finished")
     html = page.read_text(encoding="utf-8")
     assert "Unfinished" not in html
-    assert "data-renewed=" not in html
+    assert "data-refresh-seconds=" not in html

@@ -323,7 +323,7 @@ def test_rows_are_written_for_pandas(derived, tmp_path):
         assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
         assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
         assert rows["source_trials"].iloc[8] == "[0, 1]"
-    with pytest.raises(ReportError, match="cannot write"):
+    with pytest.raises(ReportError, match="cannot be written"):
         write_csv(results, Path("/proc/no/rows.csv"))
 
 
