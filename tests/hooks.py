@@ -1,14 +1,12 @@
-"""What tests change in the processes that they start, so that no outcome depends on speed.
+"""Changes to the processes that tests start, so that no outcome depends on speed.
 
-A test that needs a training to be under way does not hope for one that lasts long enough: a
-:class:`Gate` holds it at a step. A test that needs a lease to expire while others must not gives
-them leases of different lengths, or moves a :class:`Clock`. A worker that a test does not want to
-see run out of patience with a slow machine waits for :data:`HANG_TIMEOUT` wherever it would
-give up earlier.
+A :class:`Gate` holds a training at a step until the test opens it. A test that needs a lease to
+expire uses leases of different lengths, or moves a :class:`Clock`. Workers wait for
+:data:`HANG_TIMEOUT` wherever they would otherwise give up on a slow machine earlier.
 
-The hooks are passed in one environment variable. :func:`install` reads it in the process of a
-command; worker processes that this command spawns import this module first and install them too.
-``python tests/hooks.py run_search.py`` runs a program so in an interpreter of its own.
+The hooks are passed in an environment variable. :func:`install` applies them in the process of a
+command; worker processes that this command spawns import this module first and apply them too.
+``python tests/hooks.py run_search.py`` runs a program with hooks in a separate interpreter.
 """
 
 import importlib
@@ -27,33 +25,33 @@ ROOT = Path(__file__).parents[1]
 VARIABLE = "RNN_SEARCH_TEST_HOOKS"
 
 HANG_TIMEOUT = 600.0
-"""Bounds a hang; no test is decided by it."""
+"""Limit of a hang, in seconds; no test depends on its value."""
 
-PATIENCE = {
+TIMEOUTS = {
     "search.worker.claims": ("QUERY_TIMEOUT",),
     "search.status": ("READ_TIMEOUT",),
     "search.worker.storage_client": ("SHUTDOWN_GRACE", "NO_RESPONSE_TIMEOUT"),
     "search.worker.worker": ("SHUTDOWN_GRACE",),
 }
-"""How long a worker waits for an answer, by module."""
+"""Constants that limit how long a worker waits for an answer, by module."""
 
 
 def make_patient(patch=setattr):
-    """Have workers of this process wait for answers, however slow the machine is."""
-    for module, names in PATIENCE.items():
+    """Extend the timeouts of this process, for slow machines."""
+    for module, names in TIMEOUTS.items():
         for name in names:
             patch(importlib.import_module(module), name, HANG_TIMEOUT)
 
 
 class Gate:
-    """Holds the trainings of commands at a step until it is opened.
+    """Gate that holds the trainings of commands at a step until it is opened.
 
-    A held training looks at its claims and at signals, and writes checkpoints, as between two
-    steps. One that resumes after the step is not held.
+    A held training checks its claims and signals and writes checkpoints, as between two steps. One
+    that resumes after the step is not held.
 
     Args:
-        folder: an empty one, for the gate alone.
-        step: at which to hold; the log point of this step is reported before.
+        folder: new folder for the gate.
+        step: step at which to hold; its log point is reported before.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -63,7 +61,7 @@ class Gate:
 
     @property
     def held(self) -> set[int]:
-        """The processes whose training is held now, or was when they were killed."""
+        """Process ids whose training is held, or was held when they were killed."""
         return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
 
     def open(self) -> None:
@@ -72,10 +70,10 @@ class Gate:
 
 
 class Clock:
-    """Moves the clock by which commands renew and judge leases.
+    """Clock for the heartbeats and leases of commands, which a test can advance.
 
     Args:
-        path: of a file that is not there yet.
+        path: file that does not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,22 +83,22 @@ class Clock:
         self.advance(0)
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds have passed."""
+        """Advance the clock by a number of seconds."""
         self._seconds += seconds
-        part = self._path.with_suffix(".part")
-        part.write_text(str(self._seconds))
-        part.replace(self._path)
+        temporary = self._path.with_suffix(".part")
+        temporary.write_text(str(self._seconds))
+        temporary.replace(self._path)
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What is changed in a command's processes.
+    """Changes to a command's processes.
 
     Attributes:
-        patient: wait for the storage instead of giving up after a few seconds.
-        report: write the report when the search ends, and keep the dashboard's note up to date.
-        gate: holds trainings.
-        clock: by which leases are renewed and judged.
+        patient: whether to extend the timeouts of the storage.
+        report: whether a search writes its report and publishes to the dashboard at its end.
+        gate: gate that holds trainings.
+        clock: clock for heartbeats and leases.
     """
 
     patient: bool = True
@@ -110,39 +108,39 @@ class Hooks:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variable that passes them on."""
-        stated = {
+        """Environment variable that passes the hooks to a process."""
+        settings = {
             "patient": self.patient,
             "report": self.report,
             "gate": self.gate and self.gate.hook,
             "clock": self.clock and self.clock.hook,
         }
-        return {VARIABLE: json.dumps(stated)}
+        return {VARIABLE: json.dumps(settings)}
 
 
 def install() -> None:
-    """Change this process as the environment says, and the workers that it will spawn."""
-    stated = json.loads(os.environ.get(VARIABLE, "{}"))
-    if not stated:
+    """Apply the hooks of the environment to this process and the workers that it spawns."""
+    settings = json.loads(os.environ.get(VARIABLE, "{}"))
+    if not settings:
         return
-    if stated["patient"]:
+    if settings["patient"]:
         make_patient()
-    if not stated["report"]:
-        _leave_reports_out()
-    if stated["gate"]:
-        _hold_trainings(Path(stated["gate"]["folder"]), stated["gate"]["step"])
-    if stated["clock"]:
-        _move_clock(Path(stated["clock"]))
+    if not settings["report"]:
+        _disable_reports()
+    if settings["gate"]:
+        _hold_trainings(Path(settings["gate"]["folder"]), settings["gate"]["step"])
+    if settings["clock"]:
+        _replace_clock(Path(settings["clock"]))
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
-        # In place of the program, of which a worker process needs nothing.
+        # Instead of the program, which a worker process does not need.
         return prepare(name) | {"init_main_from_path": __file__}
 
     spawn.get_preparation_data = with_hooks
 
 
-def _leave_reports_out() -> None:
+def _disable_reports() -> None:
     import reports.dashboard.view
 
     reports.dashboard.view.DashboardView.finalize = lambda self, *study: None
@@ -159,7 +157,7 @@ def _hold_trainings(folder: Path, step: int) -> None:
             if run.step != step or (folder / "open").exists():
                 return
             mark.touch()
-            # Dropped trainings leave: nothing is left to hold.
+            # Without networks there is nothing left to hold.
             while run.configs and not (folder / "open").exists():
                 time.sleep(0.02)
                 on_step()
@@ -170,7 +168,7 @@ def _hold_trainings(folder: Path, step: int) -> None:
     TrainLoop.train = train_with_gate
 
 
-def _move_clock(path: Path) -> None:
+def _replace_clock(path: Path) -> None:
     def monotonic() -> float:
         return time.monotonic() + float(path.read_text())
 
@@ -180,7 +178,7 @@ def _move_clock(path: Path) -> None:
 
 
 def main() -> None:
-    """Run a program of the project, as ``python tests/hooks.py run_search.py quick``."""
+    """Run a program of the project with hooks."""
     sys.path.insert(0, str(ROOT))
     sys.argv = sys.argv[1:]
     install()
