@@ -13,11 +13,10 @@ from pathlib import Path
 import optuna
 
 from benchmarks.sampling import sample_stratified
-from search.parameters import distributions, search_space
 from search.study import StudyOptions, create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file
-from studies.space import Params
+from studies.space import Params, distributions
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
@@ -87,7 +86,7 @@ def _create(url: str, params: Sequence[Params], precision: str) -> None:
         "stage-one",
         OBJECTIVE_NAMES["training"],
         full.study.user_attrs,
-        distributions(search_space(config.space)),
+        distributions(config.space.search_space),
         [PlannedTrial(each) for each in params],
     )
 

@@ -9,11 +9,10 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.sampling import sample_stratified
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
-from rnn.training.precision import Precision
 from search.worker.cpu_budget import cores
 
 TRIALS = 48

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from rnn.config import GatedConfig
-from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
+from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.cli import run_command
 from studies.config import StudyConfig
 from studies.errors import StudiesError
@@ -80,7 +80,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         storage,
         name,
         OBJECTIVE_NAMES["training"],
-        {CONFIG: config.model_dump(mode="json"), CORPUS: ENWIK8.model_dump(mode="json")},
+        StudyRecord(config=config, corpus=ENWIK8, artifact_folder=name).attributes(),
         {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
         [PlannedTrial(each) for each in params],
     )

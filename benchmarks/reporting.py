@@ -15,7 +15,7 @@ from reports.data.results import read_results
 from reports.page.page import write_page
 from reports.page.sections import build_section
 from reports.stats.effects import FactorialTable
-from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES, CorpusRecord
+from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
 from studies.storage.create import PlannedTrial, create_study
@@ -75,7 +75,7 @@ def _create(url: str) -> None:
         storage,
         "stage-one",
         OBJECTIVE_NAMES["training"],
-        {CONFIG: config.model_dump(mode="json"), CORPUS: corpus.model_dump(mode="json")},
+        StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one").attributes(),
         {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
         [PlannedTrial(params) for params in grid],
     )

@@ -10,11 +10,10 @@ import torch
 
 from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
-from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
+from rnn.config import STATE_SOURCES, GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import ByteArray, load_corpus
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
-from rnn.training.precision import Precision
 
 ROUNDS = 5
 

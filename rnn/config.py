@@ -11,6 +11,15 @@ GateInputs = Literal["state", "candidate"]
 
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
 GATE_INPUTS: tuple[GateInputs, ...] = get_args(GateInputs)
+
+TrainingPrecision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal[TrainingPrecision, "fp64"]
+"""Precision of the arithmetic.
+
+``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
+factors of matrix products to ten bits. ``fp64``: for numerical checks.
+"""
+
 BYTE_VOCAB_SIZE = 256
 """The size of the byte-level vocabulary."""
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import click
 
@@ -13,8 +13,9 @@ from search.status import read_status
 from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import parse_duration
 from studies.cli import artifacts_option, dashboard_port_option, storage_options, study_name
+from studies.config import PrecisionSetting
 from studies.errors import ConfigError
-from studies.loader import load_config_file, stored_config
+from studies.loader import load_config_file, read_study_record
 from studies.storage.open import load_study, read_storage
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -85,7 +86,7 @@ _OPTIONS = (
     ),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
+        type=click.Choice(get_args(PrecisionSetting)),
         help="Precision of matrix products; fixed when the study is created.",
     ),
     click.option(
@@ -211,7 +212,7 @@ def run(
 def _print_status(options: RunOptions, as_json: bool) -> None:
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
-        config = stored_config(study)
+        config = read_study_record(study).config
         status = read_status(study, storage, config)
     click.echo(json.dumps(status.as_json()) if as_json else format_status(status, config))
 

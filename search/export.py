@@ -11,9 +11,9 @@ import click
 from rnn.inference.export import export_files
 from search.errors import USER_ERRORS, ExportError
 from search.load_model import LoadedModel, load_trial_model, model_options
-from search.parameters import to_trial_config
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, study_argument
+from studies.config import to_trial_config
 
 
 @click.command(

@@ -9,11 +9,11 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search.errors import GridExhaustedError
-from search.parameters import distributions, search_space
 from studies.attributes import COMMANDS, CONFIG
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
-from studies.space import Params, ParamValue, Space
+from studies.loader import read_study_record
+from studies.space import Params, ParamValue, Space, distributions
 from studies.storage.create import PlannedTrial, extend_study
 from studies.storage.storage import LeasedRDBStorage
 
@@ -170,7 +170,7 @@ def _stop(study: Study) -> None:
 def create_sampler(config: StudyConfig) -> GridSampler:
     """Return the sampler of a study with a search space."""
     assert config.space is not None
-    return GridSampler(search_space(config.space), config.seed, exclude=config.space.exclude)
+    return GridSampler(config.space.search_space, config.seed, exclude=config.space.exclude)
 
 
 def extend_grid(
@@ -230,9 +230,9 @@ def extend_grid(
         {CONFIG: stored.model_dump(mode="json")},
         {
             CONFIG: config.model_dump(mode="json"),
-            COMMANDS: [*study.user_attrs.get(COMMANDS, []), command],
+            COMMANDS: [*read_study_record(study).commands, command],
         },
-        distributions(search_space(new_space)),
+        distributions(new_space.search_space),
         [PlannedTrial(params) for params in new_grid if params not in old_grid],
     )
     return config if is_done else None

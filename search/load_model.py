@@ -10,13 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rnn.inference.saved_model import SavedModel, deserialize_model
 from search.errors import WeightsNotFoundError
-from search.parameters import artifact_folder
 from search.refinement import rank_trials
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.cli import artifacts_option, storage_options
 from studies.config import StudyConfig
-from studies.loader import stored_config
+from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -84,9 +83,10 @@ def load_trial_model(
     """
     with closing(read_storage(storage)) as opened:
         loaded = load_study(opened, study)
-        config = stored_config(loaded)
+        record = read_study_record(loaded)
+        config = record.config
         weights = WeightStore(
-            open_store(artifacts, storage, "weights", read_only=True), artifact_folder(loaded)
+            open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
         )
         trials, ranked = loaded.get_trials(deepcopy=False), rank_trials(loaded)
     stored = weights.kept()

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import TrialState
 
-from search.parameters import to_trial_config
 from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR, is_grid_trial
-from studies.config import StudyConfig, top_count
+from studies.config import StudyConfig, to_trial_config, top_count
 from studies.storage.counts import TrialCounts
 from studies.text import format_duration
 

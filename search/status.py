@@ -9,10 +9,9 @@ from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
 from search.errors import ShutdownRequestedError
-from search.parameters import to_trial_config
 from search.worker.claims import ClaimManager
 from studies.attributes import Failure, is_grid_trial
-from studies.config import StudyConfig
+from studies.config import StudyConfig, to_trial_config
 from studies.storage.counts import (
     TimingStats,
     TrialCounts,

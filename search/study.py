@@ -11,34 +11,24 @@ import torch
 from optuna.pruners import BasePruner, NopPruner
 
 from rnn.data.corpus import Corpus, load_corpus
-from rnn.data.tokenizer import ByteTokenizer, TokenCorpus, train_tokenizer
+from rnn.data.tokenizer import ByteTokenizer, TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError
 from rnn.training.precision import check_precision, supports_bf16
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
-from search.parameters import (
-    artifact_folder,
-    distributions,
-    observed_search_space,
-    search_space,
-    token_corpus,
-)
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import derive_trials
 from studies.attributes import (
-    ARTIFACT_FOLDER,
-    COMMANDS,
-    CONFIG,
-    CORPUS,
     OBJECTIVE_NAMES,
-    TOKENIZER,
     CorpusRecord,
+    StudyRecord,
     TokenizerRecord,
     is_grid_trial,
 )
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError
-from studies.loader import ConfigFile, stored_config, stored_corpus
+from studies.loader import ConfigFile, read_study_record
+from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
@@ -81,7 +71,7 @@ class StudyHandle:
     @property
     def artifact_folder(self) -> str:
         """Name of the study's artifact folder, unique among studies."""
-        return artifact_folder(self.study)
+        return read_study_record(self.study).artifact_folder
 
 
 @dataclass(frozen=True)
@@ -156,10 +146,11 @@ def create_or_join(
             tokens = _tokenize(storage, config, corpus)
             _create_study(name, storage, precision, config, record, tokens, options)
         study = load_study(storage, name)
-        stored = stored_config(study)
-        differences = diff_configs(stored, stored_corpus(study), config, record)
+        stored_record = read_study_record(study)
+        stored = stored_record.config
+        differences = diff_configs(stored, stored_record.corpus, config, record)
         others = [line for line in differences if not line.startswith("space.")]
-        is_outdated = len(others) < len(differences) and _was_extended(study, stored, config)
+        is_outdated = len(others) < len(differences) and _was_extended(stored_record, config)
         _check_compatible(
             others if options.extend or is_outdated else differences, name, stored, config
         )
@@ -172,7 +163,7 @@ def create_or_join(
                 return create_or_join(file, url, options, device)
             stored = extended
         check_precision(stored.precision, device)
-        tokens = token_corpus(study, corpus)
+        tokens = _token_corpus(stored_record, corpus)
         on_error.pop_all()
     study = optuna.load_study(
         study_name=name,
@@ -193,7 +184,7 @@ def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyC
     if file.source is None or file.is_stored:
         return file.resolve()
     with closing(read_storage(url)) as storage:
-        source = stored_config(load_study(storage, file.source))
+        source = read_study_record(load_study(storage, file.source)).config
     return file.resolve_over(source.model_dump(mode="json"))
 
 
@@ -233,14 +224,19 @@ def _tokenize(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) ->
     """
     tokens = None
     if config.refinement is not None:
-        source = load_study(storage, config.refinement.source)
-        is_same_corpus = stored_corpus(source).sha256 == corpus.sha256
-        if is_same_corpus and stored_config(source).tokenizer == config.tokenizer:
-            tokens = token_corpus(source, corpus)
+        source = read_study_record(load_study(storage, config.refinement.source))
+        is_same_corpus = source.corpus.sha256 == corpus.sha256
+        if is_same_corpus and source.config.tokenizer == config.tokenizer:
+            tokens = _token_corpus(source, corpus)
     if tokens is None:
         tokens = TokenCorpus(corpus, train_tokenizer(config.tokenizer, corpus.train))
     _check_length(tokens, config)
     return tokens
+
+
+def _token_corpus(record: StudyRecord, corpus: Corpus) -> TokenCorpus:
+    """Return a corpus in the tokens of a stored study."""
+    return TokenCorpus(corpus, load_tokenizer(record.tokenizer.serialized))
 
 
 def _check_length(tokens: TokenCorpus, config: StudyConfig) -> None:
@@ -248,13 +244,13 @@ def _check_length(tokens: TokenCorpus, config: StudyConfig) -> None:
     tokens.check_min_length(training.sequence_length, evaluation.window_length, config.eval_split)
 
 
-def _was_extended(study: optuna.Study, stored: StudyConfig, config: StudyConfig) -> bool:
+def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
     """Return whether a config describes the study as it was before an extension."""
     return (
-        len(study.user_attrs.get(COMMANDS, [])) > 1
-        and stored.space is not None
+        len(record.commands) > 1
+        and record.config.space is not None
         and config.space is not None
-        and is_prefix(config.space, stored.space)
+        and is_prefix(config.space, record.config.space)
     )
 
 
@@ -292,28 +288,29 @@ def _create_study(
 ) -> None:
     if config.refinement is None:
         assert config.space is not None
-        space = search_space(config.space)
+        space = config.space.search_space
         planned = [PlannedTrial(params) for params in create_sampler(config).combinations]
     else:
         source = load_study(storage, config.refinement.source)
         counts = count_trials(storage, source._study_id)
-        keep = stored_config(source).pruning.keep
+        keep = read_study_record(source).config.pruning.keep
         planned = derive_trials(source, counts, config, options.partial, keep)
         space = observed_search_space(trial.params for trial in planned)
     config = config.model_copy(update={"precision": precision, "corpus": corpus.name})
-    attributes = {
-        CONFIG: config.model_dump(mode="json"),
-        CORPUS: corpus.model_dump(mode="json"),
-        TOKENIZER: TokenizerRecord(
-            size=tokens.tokenizer.size,
-            bytes_per_token=corpus.split[0] / len(tokens.train),
-            serialized=tokens.tokenizer.serialized,
-        ).model_dump(mode="json"),
-        COMMANDS: [options.command],
-        ARTIFACT_FOLDER: f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
-    }
+    tokenizer = TokenizerRecord(
+        size=tokens.tokenizer.size,
+        bytes_per_token=corpus.split[0] / len(tokens.train),
+        serialized=tokens.tokenizer.serialized,
+    )
+    record = StudyRecord(
+        config=config,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        commands=[options.command],
+        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
+    )
     metric = OBJECTIVE_NAMES[config.objective]
-    create_study(storage, name, metric, attributes, distributions(space), planned)
+    create_study(storage, name, metric, record.attributes(), distributions(space), planned)
 
 
 def _pruner(config: StudyConfig) -> BasePruner:

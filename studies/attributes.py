@@ -1,91 +1,85 @@
-"""The one list of what a trial stores beside its parameters and its curve."""
+"""Names and models of what a study and its trials store as Optuna attributes."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field
 
+from rnn.config import BYTE_VOCAB_SIZE
+from studies.config import StudyConfig
+
 OBJECTIVE_NAMES = {"training": "smoothed training loss", "validation": "validation loss"}
-"""What a trial's value is, by the study's objective, in nats a symbol: the least smoothed training
-loss over the log points, or the loss on held-out text at the end. The intermediate values are the
-smoothed training loss at each log point, by step, in either case."""
+"""Meaning of a trial's value, in nats per token, by the study's objective: the minimum of the
+smoothed training loss over the log points, or the final loss on the validation split. Intermediate
+values are the smoothed training loss at each log point in either case."""
 
-IS_GRID_TRIAL = "grid_trial"
-"""The system attribute of the trials that are a study's points; others, which plain Optuna may have
-added, are nobody's to claim and count in nothing."""
+SCHEMA_VERSION: Final = 2
+"""Version of the stored attributes. Raise it when a name or a meaning changes."""
 
-FAILURE = "failure"
-"""The user attribute that says why a trial failed."""
-
-RETRY_COUNTS = "retries"
-"""The user attribute that counts what a trial has been through, by :class:`Failure`, without being
-given up."""
-
-ERROR = "error"
-"""The user attribute that holds a trial's last exception."""
-
-PAUSED = "paused"
-"""The system attribute of a waiting trial that the pruner has put off: since when, UTC."""
-
-SECONDS = "seconds"
-"""The user attribute that says what a trial took."""
-
-RUNG = "rung"
-"""The user attribute that says at which step the pruner last put a trial off."""
-
-EARLIER_CODE = "earlier_code"
-"""The user attribute that lists the training code that a trial was resumed from."""
-
-SOURCE_TRIALS = "source_trials"
-"""The user attribute of a derived point: the numbers of the source's trials that it came from,
-the best first."""
-
-ARTIFACT_FOLDER = "artifact_folder"
-"""The study attribute that names the folder of its checkpoints and its weights, which is no other
-study's."""
+# ------------------------------------------------------------------ of a study
 
 CONFIG = "config"
-"""The study attribute that holds the whole definition, resolved."""
+"""Study attribute: the resolved :class:`studies.config.StudyConfig`."""
 
 COMMANDS = "commands"
-"""The study attribute that lists the commands that made it, and those that extended it."""
+"""Study attribute: the commands that created and extended the study."""
 
-CORPUS = "corpus"
-"""The study attribute that holds the text's name, SHA-256, length and split."""
+# ------------------------------------------------------------------ of a trial
 
+IS_GRID_TRIAL = "grid_trial"
+"""System attribute that marks grid trials. Workers claim no others, and reports count no others."""
 
-TOKENIZER = "tokenizer"
-"""The study attribute that holds a :class:`TokenizerRecord`."""
+PAUSED = "paused"
+"""System attribute of a paused trial: the time of the pause, UTC."""
+
+FAILURE = "failure"
+"""User attribute: the :class:`Failure` that ended the trial."""
+
+RETRY_COUNTS = "retries"
+"""User attribute: how often the trial was requeued, by :class:`Failure`."""
+
+ERROR = "error"
+"""User attribute: the trial's last exception, in one line."""
+
+SECONDS = "seconds"
+"""User attribute: duration of the trial."""
+
+RUNG = "rung"
+"""User attribute: step at which the pruner last paused the trial."""
+
+EARLIER_CODE = "earlier_code"
+"""User attribute: hashes of the other training code that the trial was resumed from."""
+
+SOURCE_TRIALS = "source_trials"
+"""User attribute of a derived trial: numbers of its source trials, best first."""
 
 EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
-"""Of a trial, the bits per character on each lane of a split, in the order of the text. They are
-system attributes: as user attributes they would be half of what a dashboard loads."""
+"""System attributes: bits per byte on each evaluation window, in text order, by split. As user
+attributes they would be half of what a dashboard loads."""
 
 
 def is_grid_trial(trial: FrozenTrial) -> bool:
-    """Tell a point of the study from a trial that somebody added."""
+    """Return whether a trial belongs to the study's grid."""
     return IS_GRID_TRIAL in trial.system_attrs
 
 
 class Failure(StrEnum):
-    """Why a trial did not come to a value, for good or for the time being.
+    """Why a trial failed or was requeued.
 
-    Only the first is a result: the loss was not finite. After the others the point is run again,
-    after an error three times at most.
+    Only ``DIVERGED`` is a result: the loss was not finite. After any other failure the trial runs
+    again, after an error at most three times.
     """
 
     DIVERGED = "diverged"
     EXCEPTION = "exception"
     OUT_OF_MEMORY = "out of memory"
-    LEASE_EXPIRED = (
-        "lease_expired"  # its worker was killed, or not heard of for the length of its lease
-    )
-    INTERRUPTED = "interrupted"  # its worker was asked to stop
+    LEASE_EXPIRED = "lease_expired"
+    INTERRUPTED = "interrupted"
 
     @property
     def is_error(self) -> bool:
-        """Whether it is one of those after which a point is run again three times at most."""
+        """Whether this failure counts towards the limit of retries."""
         return self in (Failure.EXCEPTION, Failure.OUT_OF_MEMORY)
 
 
@@ -94,78 +88,85 @@ def _unit(unit: str, meaning: str) -> Any:
 
 
 class TrialRecord(BaseModel):
-    """What a finished trial stores as user attributes; a failed one lacks what it never had."""
+    """The user attributes of a finished trial; a failed one lacks some."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     training_loss: Annotated[
-        float | None, _unit("nat/token", "the least smoothed training loss over the log points")
+        float | None, _unit("nat/token", "minimum of the smoothed training loss at the log points")
     ] = None
     validation_loss: Annotated[
         float | None, _unit("nat/token", "loss of the trained network on the validation split")
     ] = None
     validation_bits_per_byte: Annotated[
-        float | None, _unit("bit/byte", "the same, comparable over vocabularies")
+        float | None, _unit("bit/byte", "the same loss, comparable across tokenizers")
     ] = None
     validation_stderr: Annotated[
-        float | None, _unit("bit/byte", "its standard error over the lanes of text")
+        float | None, _unit("bit/byte", "its standard error over the evaluation windows")
     ] = None
     test_bits_per_byte: Annotated[
-        float | None, _unit("bit/byte", "loss on the test split, where a study asks for it")
+        float | None, _unit("bit/byte", "loss on the test split, if the study evaluates it")
     ] = None
     test_stderr: Annotated[
-        float | None, _unit("bit/byte", "its standard error over the lanes of text")
+        float | None, _unit("bit/byte", "its standard error over the evaluation windows")
     ] = None
     validation_windows: Annotated[
-        list[float] | None, _unit("bit/byte", "of each lane of the validation split")
+        list[float] | None, _unit("bit/byte", "loss on each window of the validation split")
     ] = None
     test_windows: Annotated[
-        list[float] | None, _unit("bit/byte", "of each lane of the test split")
+        list[float] | None, _unit("bit/byte", "loss on each window of the test split")
     ] = None
-    sample: Annotated[str | None, _unit("", "a text that the trained network wrote")] = None
-    parameter_count: Annotated[int, _unit("1", "weights and biases")]
+    sample: Annotated[str | None, _unit("", "text generated by the trained network")] = None
+    parameter_count: Annotated[int, _unit("1", "number of weights and biases")]
     steps_per_second: Annotated[
-        float, _unit("1/s", "training steps over its share of the training time")
+        float, _unit("1/s", "training steps per second of the trial's share of training time")
     ]
     seconds: Annotated[
         float,
-        _unit("s", "training and evaluation, its share of the wall time of those trained together"),
+        _unit("s", "training and evaluation time: a trial's share of the wall time of its stack"),
     ]
     host: Annotated[str, _unit("", "name of the machine")]
     worker: Annotated[str, _unit("", "host and process of the worker")]
-    device: Annotated[str, _unit("", "where the network was trained")]
-    threads: Annotated[int, _unit("1", "of the processor, at the end")]
-    lockstep: Annotated[int, _unit("1", "networks trained together, when it began")] = 1
-    precision: Annotated[str, _unit("", "of the arithmetic")]
-    seed: Annotated[int, _unit("", "of the study")]
+    device: Annotated[str, _unit("", "device that trained the network")]
+    threads: Annotated[int, _unit("1", "number of CPU threads at the end")]
+    lockstep: Annotated[int, _unit("1", "number of networks trained together at the start")] = 1
+    precision: Annotated[str, _unit("", "precision of the arithmetic")]
+    seed: Annotated[int, _unit("", "seed of the study")]
     replicate: Annotated[int, _unit("", "number of the replicate, from 0")]
-    python: Annotated[str, _unit("", "version")]
-    torch: Annotated[str, _unit("", "version")]
-    code: Annotated[str | None, _unit("", "fingerprint of the training code")] = None
+    python: Annotated[str, _unit("", "version of Python")]
+    torch: Annotated[str, _unit("", "version of PyTorch")]
+    code: Annotated[str | None, _unit("", "hash of the training code")] = None
     earlier_code: Annotated[
-        list[str] | None, _unit("", "fingerprints of other code that trained it before")
+        list[str] | None, _unit("", "hashes of other code that trained it before")
     ] = None
-    failure: Annotated[Failure | None, _unit("", "why a failed trial failed")] = None
+    failure: Annotated[Failure | None, _unit("", "why the trial failed")] = None
     error: Annotated[str | None, _unit("", "its last exception, in one line")] = None
     retries: Annotated[
-        dict[Failure, int] | None, _unit("1", "how often it was run again, by reason")
+        dict[Failure, int] | None, _unit("1", "how often it was requeued, by reason")
     ] = None
-    rung: Annotated[int | None, _unit("1", "step at which the pruner last looked at it")] = None
+    rung: Annotated[int | None, _unit("1", "step of the pruner's last decision")] = None
     keep_probability: Annotated[
-        float | None, _unit("1", "probability, there, to end among the best that are kept")
+        float | None, _unit("1", "probability at that step to finish among the kept trials")
     ] = None
-    predicted_value: Annotated[
-        float | None, _unit("nat/token", "the value that was foretold there")
-    ] = None
+    predicted_value: Annotated[float | None, _unit("nat/token", "value predicted at that step")] = (
+        None
+    )
     reason: Annotated[str | None, _unit("", "why it was pruned")] = None
 
     def attributes(self) -> dict[str, Any]:
-        """Return the user attributes to store: those that have a value."""
+        """Return the user attributes to store, without those that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 class CorpusRecord(BaseModel):
-    """What a study stores of its text."""
+    """Identity of a study's text.
+
+    Attributes:
+        name: name or path of the corpus.
+        sha256: hash of the text.
+        length: number of bytes.
+        split: byte offsets at which the validation and the test split start.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -176,16 +177,42 @@ class CorpusRecord(BaseModel):
 
 
 class TokenizerRecord(BaseModel):
-    """What a study stores of what its networks read.
+    """Tokenizer of a study.
 
     Attributes:
-        size: V, the number of symbols.
-        bytes_per_token: in the training split.
-        serialized: the vocabulary itself, as :mod:`rnn.data.tokenizer` writes it; None for bytes.
+        size: vocabulary size V.
+        bytes_per_token: mean over the training split.
+        serialized: BPE tokenizer as :mod:`rnn.data.tokenizer` serializes it; None for bytes.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    size: int
-    bytes_per_token: float
+    size: int = BYTE_VOCAB_SIZE
+    bytes_per_token: float = 1.0
     serialized: str | None = None
+
+
+class StudyRecord(BaseModel):
+    """The user attributes of a study; :mod:`studies.loader` reads them.
+
+    Attributes:
+        schema_version: version of the attributes of the study and its trials.
+        config: resolved config.
+        corpus: identity of the text.
+        tokenizer: tokenizer of the text.
+        commands: commands that created and extended the study.
+        artifact_folder: unique name of the folder for checkpoints and weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    config: StudyConfig
+    corpus: CorpusRecord
+    tokenizer: TokenizerRecord = TokenizerRecord()
+    commands: list[str] = []
+    artifact_folder: str
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the user attributes to store."""
+        return self.model_dump(mode="json")

@@ -1,29 +1,109 @@
-"""What a study is: the validated form of a ``*.toml``, contradictions refused by name."""
+"""The config of a study: the validated form of a ``*.toml`` file."""
 
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from studies.settings import (
-    CheckpointSettings,
-    EvaluationSettings,
-    LeaseSettings,
-    OutageSettings,
-    PruningSettings,
+from rnn.config import BaselineConfig, GatedConfig, GateInputs, TrainingPrecision, TrialConfig
+from studies.space import (
+    BASELINE_PARAMS,
+    BPTT_STEPS,
+    GATED_PARAMS,
+    MAX_BPTT_STEPS,
+    REPLICATE,
+    ParamValue,
+    Space,
     StrictModel,
-    TrainingSettings,
 )
-from studies.space import BPTT_STEPS, GATED_PARAMS, ParamValue, Space
+
+PrecisionSetting = Literal["auto", TrainingPrecision]
+"""Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
 
 TOKEN_NAMES = {"bytes": "byte", "bpe": "token"}
-"""What a symbol is called, by the kind of its vocabulary."""
+"""Name of one token, by kind of tokenizer."""
 
-_VARIED = (*GATED_PARAMS, BPTT_STEPS)
+_SEARCHABLE = (*GATED_PARAMS, BPTT_STEPS)
+
+
+class TrainingSettings(StrictModel):
+    """How each network is trained; see :class:`rnn.training.loop.TrainConfig`."""
+
+    steps: PositiveInt = 10_000
+    batch_size: PositiveInt = 256
+    sequence_length: Annotated[int, Field(ge=2)] = 1000
+    log_every: PositiveInt = 50
+    learning_rate: PositiveFloat = 0.001
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    bptt_steps: Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)] = 1
+
+    @model_validator(mode="after")
+    def _check_log_points(self) -> "TrainingSettings":
+        if self.log_every > self.steps:
+            raise ValueError(
+                f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
+                "most steps, because a trial's value is read at its log points"
+            )
+        return self
+
+
+class EvaluationSettings(StrictModel):
+    """How each trained network is evaluated.
+
+    Attributes:
+        windows: maximum number of evaluation windows.
+        window_length: tokens per window.
+        average: final fraction of the steps over which the weights are averaged before they are
+            evaluated and saved; 0 for the last weights.
+    """
+
+    windows: PositiveInt = 256
+    window_length: Annotated[int, Field(ge=2)] = 1000
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class PruningSettings(StrictModel):
+    """When to prune trials that are unlikely to finish among the best.
+
+    Attributes:
+        enabled: whether to prune at all.
+        keep: fraction of all grid trials to keep, for the next study's ``refinement.top``.
+        confidence: expected share of that fraction that is kept, at least.
+    """
+
+    enabled: bool = False
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+
+class LeaseSettings(StrictModel):
+    """Time without a heartbeat after which a worker loses its trials, in seconds."""
+
+    seconds: Annotated[float, Field(ge=1)] = 120
+
+
+class CheckpointSettings(StrictModel):
+    """Time between two checkpoints of a running trial, in seconds."""
+
+    seconds: PositiveFloat = 60
+
+
+class OutageSettings(StrictModel):
+    """Time that a worker waits for an unavailable storage, in seconds."""
+
+    seconds: Annotated[float, Field(ge=0)] = 600
 
 
 class Refinement(StrictModel):
-    """How a study's points follow from another study's results."""
+    """How a study's trials derive from another study's results.
+
+    Attributes:
+        source: name of the other study.
+        top: its best architectures to derive from: a fraction below 1, or a number.
+        variants: parameter changes, each applied to each of them; {} for no change.
+        replicates: number of runs of each result.
+    """
 
     source: str
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
@@ -32,22 +112,21 @@ class Refinement(StrictModel):
 
     @field_validator("variants")
     @classmethod
-    def _known_parameters(
-        cls, variants: list[dict[str, ParamValue]]
-    ) -> list[dict[str, ParamValue]]:
+    def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
         if not variants:
-            raise ValueError("one variant or more ({} is the architecture as it is)")
+            raise ValueError("expected at least one variant ({} is the unchanged architecture)")
         for variant in variants:
             for name, value in variant.items():
-                if name not in _VARIED:
-                    raise ValueError(f"a variant names {name!r}; allowed: {', '.join(_VARIED)}")
-                # The one place that knows which values a parameter may have is Space.
+                if name not in _SEARCHABLE:
+                    expected = ", ".join(_SEARCHABLE)
+                    raise ValueError(f"a variant names {name!r}: expected one of {expected}")
+                # Space alone defines the values of each parameter.
                 Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
         return variants
 
 
 class StudyConfig(StrictModel):
-    """A study: a grid to search (``space``) or points that follow from one (``refinement``)."""
+    """A study: a grid to search (``space``) or trials derived from another (``refinement``)."""
 
     question: str = ""
     report_threshold: PositiveFloat | None = None
@@ -56,8 +135,8 @@ class StudyConfig(StrictModel):
     objective: Literal["training", "validation"] = "training"
     eval_split: Literal["validation", "test"] = "validation"
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
-    gate_inputs: Literal["state", "candidate"] = "state"
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    gate_inputs: GateInputs = "state"
+    precision: PrecisionSetting = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -70,62 +149,79 @@ class StudyConfig(StrictModel):
 
     @field_validator("tokenizer")
     @classmethod
-    def _known_vocabulary(cls, tokenizer: str) -> str:
+    def _check_tokenizer(cls, tokenizer: str) -> str:
         kind, _, size = tokenizer.partition(":")
         if tokenizer == "bytes":
             return tokenizer
         is_number = size.isascii() and size.isdecimal()
         if kind != "bpe" or not is_number or not 256 < int(size) <= 2**16:
-            raise ValueError('"bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024')
+            raise ValueError(
+                'expected "bytes", or "bpe:N" with a size N from 257 to 65536, as in bpe:1024'
+            )
         return f"bpe:{int(size)}"
 
     @property
     def token_name(self) -> str:
-        """What the networks read one of at each step: a byte or a token."""
+        """Name of one token: ``byte`` or ``token``."""
         return TOKEN_NAMES[self.tokenizer.partition(":")[0]]
 
     @model_validator(mode="after")
-    def _test_is_last(self) -> "StudyConfig":
+    def _check_test_split(self) -> "StudyConfig":
         replicates = self.refinement.replicates if self.refinement else 1
         if self.eval_split == "test" and replicates < 2:
             raise ValueError(
-                'has eval_split = "test" and no replicates; allowed: studies with '
-                "refinement.replicates of 2 or more, for text that is looked at in a search is no "
-                "test; leave it out, or replicate"
+                'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
+                "or more, because a split that guides a search is no test"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "StudyConfig":
+    def _check_space_or_refinement(self) -> "StudyConfig":
         if (self.space is None) == (self.refinement is None):
-            has = "neither" if self.space is None else "both"
-            raise ValueError(f"has {has} of [space] and [refinement]; allowed: one of them")
+            found = "neither" if self.space is None else "both"
+            raise ValueError(f"has {found} of [space] and [refinement]: expected one of them")
         return self
 
     @model_validator(mode="after")
-    def _prunable(self) -> "StudyConfig":
+    def _check_pruning(self) -> "StudyConfig":
         if not self.pruning.enabled:
             return self
         if self.refinement is not None and self.refinement.replicates > 1:
             raise ValueError(
-                f"has pruning.enabled and {self.refinement.replicates} replicates; allowed: one of "
-                "them, for the mean of replicates needs them all; leave pruning out"
+                f"has pruning.enabled and {self.refinement.replicates} replicates: expected one of "
+                "them, because the mean of replicates needs them all"
             )
         if 2 * self.training.log_every > self.training.steps:
             raise ValueError(
-                f"has pruning.enabled, and no log point before the last: log_every is "
-                f"{self.training.log_every}, steps {self.training.steps}; allowed: log_every at "
-                "most half of the steps; change one of them"
+                f"has pruning.enabled and no log point before the last: log_every is "
+                f"{self.training.log_every} and steps {self.training.steps}, expected log_every of "
+                "at most half of steps"
             )
         return self
 
 
-def top_count(top: float | int, planned: int) -> int:
-    """Return how many of a study's points are the best.
+def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConfig:
+    """Resolve a trial's parameters over its study's config.
 
     Args:
-        top: a fraction below 1, rounded down but at least one point, or a number of points.
-        planned: all points of the study.
+        params: a value for each of the study's parameters.
+        config: config of the study.
     """
-    # As it is written: 0.29 of 100 are 29, though the nearest binary fraction gives 28.9999….
-    return max(1, int(Fraction(str(top)) * planned)) if top < 1 else int(top)
+    architecture = (
+        BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
+        if "cell" in params
+        else GatedConfig.of(params, config.gate_inputs)
+    )
+    bptt_steps = params.get(BPTT_STEPS, config.training.bptt_steps)
+    return TrialConfig(architecture, params.get(REPLICATE, 0), bptt_steps)
+
+
+def top_count(top: float | int, total: int) -> int:
+    """Return the number of trials that ``top`` stands for.
+
+    Args:
+        top: a fraction below 1, rounded down but at least one trial, or a number of trials.
+        total: number of the study's grid trials.
+    """
+    # Exact in decimal: 0.29 of 100 is 29, but the nearest binary fraction gives 28.9999….
+    return max(1, int(Fraction(str(top)) * total)) if top < 1 else int(top)

@@ -3,23 +3,24 @@
 ::
 
     StudiesError
-    ├── DefinitionError    a study definition that is missing, malformed or contradictory
-    ├── StorageError       a storage that cannot be opened, or is not ours
-    │   └── StorageMissing a storage that does not exist yet
-    ├── StudyNotFound      a study that the storage does not hold
-    ├── ArtifactsError     a place for files that cannot be used
-    ├── IdentityError      settings that differ from those that the study was made with
-    ├── ClaimLost          a trial that this worker no longer holds
-    └── StorageOutage      a storage that has been away for longer than a worker waits
+    ├── ConfigError                  a study config that is missing, malformed or contradictory
+    ├── StorageError                 a storage that cannot be opened or holds other data
+    │   └── StorageNotFoundError     a storage that does not exist yet
+    ├── StudyNotFoundError           a study that the storage does not hold
+    ├── StudyFormatError             a study that another program or version stored
+    ├── ConfigMismatchError          a worker's config that differs from its study's
+    ├── ArtifactsError               an artifact folder or bucket that cannot be used
+    ├── LeaseLostError               a trial that the worker no longer holds
+    └── StorageUnavailableError      a storage that was unavailable for too long
 """
 
 
 class StudiesError(Exception):
-    """Base of this package's errors: one line that gives the value, the bound and the mend."""
+    """Base of this package's errors; the message is one line that a user can act on."""
 
 
 class ConfigError(StudiesError):
-    """A study's definition cannot be used."""
+    """A study's config cannot be used."""
 
 
 class StorageError(StudiesError):
@@ -34,17 +35,21 @@ class StudyNotFoundError(StudiesError):
     """A storage does not hold the study."""
 
 
-class ArtifactsError(StudiesError):
-    """Files cannot be kept where they were asked to be."""
+class StudyFormatError(StudiesError):
+    """A study was stored by another program or another version of this one."""
 
 
 class ConfigMismatchError(StudiesError):
-    """A worker's settings are not those of the study."""
+    """A worker's config or corpus differs from its study's."""
+
+
+class ArtifactsError(StudiesError):
+    """Artifacts cannot be stored in the requested place."""
 
 
 class LeaseLostError(StudiesError):
-    """A worker wrote to a trial that it does not hold, and nothing was written."""
+    """A worker wrote to a trial that it no longer holds; nothing was written."""
 
 
 class StorageUnavailableError(StudiesError):
-    """A storage could not be reached, or written to, for longer than is waited for it."""
+    """A storage could not be reached or written to for longer than the time limit."""

@@ -1,36 +1,34 @@
-"""A ``*.toml`` or a stored study, and the command line's overrides → a definition, or an error."""
-# TODO-MERGE What a study stores about itself, validated: its definition, its corpus, its
-# vocabulary.
+"""Loading of study configs: from TOML files with overrides, and from stored studies."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from studies.attributes import CONFIG, CORPUS, TOKENIZER, CorpusRecord, TokenizerRecord
+from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.config import StudyConfig
-from studies.errors import ConfigError, StorageNotFoundError, StudyNotFoundError
+from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
 
 CONFIG_DIR = Path(__file__).parent
-"""Where the definitions are found by name."""
+"""Folder in which configs are found by name."""
 
 
 class ConfigFile(BaseModel):
-    """A definition as it was written: what it states, and where it was read.
+    """The settings of a TOML file or a stored study, before validation.
 
     Attributes:
-        name: of the study.
-        origin: where it was read, as errors name it.
-        settings: its settings.
-        overridden: the keys of those that the command line stated.
-        is_stored: whether it was read from a study in the storage, and so states every setting.
+        name: name of the study.
+        origin: source of the settings, as error messages name it.
+        settings: nested settings that the source states.
+        overridden: dotted keys set on the command line.
+        is_stored: whether the source is a stored study, which states every setting.
     """
 
     name: str
@@ -40,7 +38,7 @@ class ConfigFile(BaseModel):
     is_stored: bool = False
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
-        """Return the same definition with more settings stated, as by ``--set``."""
+        """Return a copy with overrides merged into the settings, as by ``--set``."""
         return self.model_copy(
             update={
                 "settings": _merge(self.settings, overrides),
@@ -50,13 +48,13 @@ class ConfigFile(BaseModel):
 
     @property
     def source(self) -> str | None:
-        """The study that this one states to be derived from."""
+        """Name of the study that this one derives from, if any."""
         refinement = self.settings.get("refinement")
         source = refinement.get("source") if isinstance(refinement, Mapping) else None
         return source if isinstance(source, str) else None
 
     def resolve(self) -> StudyConfig:
-        """Validate what the file states, the rest by default.
+        """Validate the settings, with defaults for all others.
 
         Raises:
             ConfigError: for an unknown key, a wrong type or value, or a contradiction.
@@ -64,76 +62,73 @@ class ConfigFile(BaseModel):
         return self._validate(self.settings)
 
     def resolve_over(self, source: Mapping[str, Any]) -> StudyConfig:
-        """Validate what the file states, the rest as in the source study's definition.
+        """Validate the settings, with the source study's config for all others.
 
-        A derived study must not differ from its source by accident: text, precision, seed and the
-        form of the gates stay what they were unless the file says otherwise.
+        A derived study must not differ from its source by accident: corpus, precision, seed and
+        gate inputs stay the same unless the file changes them.
 
         Args:
-            source: a :meth:`pydantic.BaseModel.model_dump` of the source's definition.
+            source: a :meth:`pydantic.BaseModel.model_dump` of the source's config.
         """
-        own = ("space", "refinement", "question", "pruning", "eval_split")
-        inherited = {key: value for key, value in source.items() if key not in own}
+        not_inherited = ("space", "refinement", "question", "pruning", "eval_split")
+        inherited = {key: value for key, value in source.items() if key not in not_inherited}
         return self._validate(_merge(inherited, self.settings))
 
     def _validate(self, raw: Mapping[str, Any]) -> StudyConfig:
         try:
             return StudyConfig.model_validate(raw)
         except ValidationError as error:
-            raise ConfigError(self._explain(error)) from error
+            raise ConfigError(self._format_error(error)) from error
 
-    def _explain(self, error: ValidationError) -> str:
-        """Name every mistake in one line: where it stands, its key and value, what is allowed."""
+    def _format_error(self, error: ValidationError) -> str:
+        """Describe every mistake in one line: origin, key, value and expectation."""
         mistakes: dict[str, list[ErrorDetails]] = {}
-        for found in error.errors():
-            # A value that may be of several types has an error for each of them.
-            mistakes.setdefault(_key(found), []).append(found)
-        lines = [self._explain_mistake(key, errors) for key, errors in mistakes.items()]
-        if len(lines) == 1:
-            return lines[0]
-        hint = "; correct it"
-        return "; ".join(line.removesuffix(hint) for line in lines) + "; correct them"
+        for each in error.errors():
+            # pydantic reports an error for each alternative of a union.
+            mistakes.setdefault(_key(each), []).append(each)
+        return "; ".join(self._format_mistake(key, errors) for key, errors in mistakes.items())
 
-    def _explain_mistake(self, key: str, errors: Sequence[ErrorDetails]) -> str:
+    def _format_mistake(self, key: str, errors: Sequence[ErrorDetails]) -> str:
         first = errors[0]
-        # An override is to blame for what it set, and for what that contradicts around it.
-        blamed = any(
+        # An override is blamed for its key and for the table around it, which it may contradict.
+        is_overridden = any(
             f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
         )
-        where = "--set" if key and blamed else self.origin
+        where = "--set" if key and is_overridden else self.origin
         if first["type"] == "extra_forbidden":
-            allowed = ", ".join(_fields(first["loc"][:-1]))
-            return f"{where}: {key} is no known key; allowed here: {allowed}; correct it"
+            expected = ", ".join(_fields(first["loc"][:-1]))
+            return f"{where}: unknown key {key}: expected one of {expected}"
         messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
         message = ", or ".join(each[0].lower() + each[1:] for each in messages)
         if isinstance(first["input"], Mapping):
             return f"{where}: {key + ': ' if key else ''}{message}"
-        return f"{where}: {key} is {first['input']!r}; {message}; correct it"
+        return f"{where}: {key} is {first['input']!r}: {message}"
 
 
 def load_config_file(
     study: str, overrides: Sequence[str] = (), storage: str | None = None
 ) -> ConfigFile:
-    """Read a study's definition by its name in ``studies/``, by its path, or from a storage.
+    """Read a study's settings by its name in ``studies/``, by its path, or from a storage.
 
     Args:
-        study: ``stage-one``, ``somewhere/mine.toml``, or the name of a study in the storage.
-        overrides: ``KEY=VALUE``, the key dotted, the value as TOML writes it.
-        storage: URL of the storage that is read if there is no such file; None for no storage.
+        study: ``stage-one``, ``somewhere/mine.toml``, or the name of a stored study.
+        overrides: ``KEY=VALUE``, with a dotted key and a TOML value.
+        storage: URL of the storage to read if there is no such file; None for none.
 
     Raises:
-        ConfigError: if there is no such file or study, it is no TOML, or an override is
+        ConfigError: if there is no such file or study, it is not TOML, or an override is
             malformed.
-        StorageError, StudyNotFound: if the storage or its study cannot be read.
+        StorageError: if the storage cannot be read.
+        StudyFormatError: if the stored study cannot be read.
     """
     is_toml = study.endswith(".toml")
     path = Path(study) if is_toml or "/" in study else CONFIG_DIR / f"{study}.toml"
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         is_file = False
     if is_file:
-        file = ConfigFile(name=path.stem, origin=_shown(path), settings=_read_toml(path))
+        file = ConfigFile(name=path.stem, origin=_display_path(path), settings=_read_toml(path))
     else:
         file = _find_stored(study, None if is_toml else storage)
     for override in overrides:
@@ -146,43 +141,42 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(
-            f"{_shown(path)}: cannot be read as TOML ({error}); correct it"
-        ) from error
+        raise ConfigError(f"{_display_path(path)} is not valid TOML: {error}") from error
 
 
 def _find_stored(study: str, storage: str | None) -> ConfigFile:
-    """Read the definition of a stored study; the storage is not changed, nor made."""
+    """Read the config of a stored study, without creating or changing the storage."""
     known = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.toml")))
-    allowed = f"{known}, or the path of a TOML file"
+    expected = f"{known}, or the path of a TOML file"
     if storage is not None:
         where = redact(parse_url(storage))
         try:
             with closing(read_storage(storage)) as opened:
                 names = optuna.get_all_study_names(opened)
                 if study in names:
-                    settings = stored_config(load_study(opened, study)).model_dump(mode="json")
+                    record = read_study_record(load_study(opened, study))
+                    settings = record.config.model_dump(mode="json")
                     origin = f"study {study!r} in {where}"
                     return ConfigFile(name=study, origin=origin, settings=settings, is_stored=True)
-            there = ", ".join(sorted(names)) or "none yet"
-            allowed = f"{known}, the path of a TOML file, or a study in {where} ({there})"
+            stored = ", ".join(sorted(names)) or "none yet"
+            expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
-    raise ConfigError(f"study {study!r} is not defined; allowed: {allowed}; check the name")
+    raise ConfigError(f"study {study!r} not found: expected {expected}")
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
-            f"--set {override!r} has no value; allowed: KEY=VALUE, as in training.steps=2000"
+            f"--set {override!r} has no value: expected KEY=VALUE, as in training.steps=2000"
         )
     try:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:  # a huge number, deep nesting
         raise ConfigError(
-            f"--set {override!r}: {text!r} is no TOML value; allowed: 2000, 0.5, true, [1, 2], "
-            '"text" with its quotes; correct it'
+            f"--set {override!r}: {text!r} is not a TOML value: expected one like 2000, 0.5, true, "
+            '[1, 2] or "text" with its quotes'
         ) from error
 
 
@@ -197,22 +191,23 @@ def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the dotted key of every value in nested tables."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from (f"{key}.{below}" for below in _dotted_keys(value))
+            yield from (f"{key}.{inner}" for inner in _dotted_keys(value))
         else:
             yield key
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another; tables are merged, all else is replaced."""
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings: tables are merged, other values replaced."""
     merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    for key, value in overrides.items():
+        present = merged.get(key)
+        both = isinstance(present, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(present, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
 def _fields(location: Sequence[int | str]) -> list[str]:
+    """Return the known keys of the table at a location."""
     model: Any = StudyConfig
     for part in location:
         annotation = model.model_fields[part].annotation
@@ -223,69 +218,45 @@ def _fields(location: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _shown(path: Path) -> str:
+def _display_path(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _key(error: ErrorDetails) -> str:
-    is_unknown = error["type"] == "extra_forbidden"  # a key may be called like a type
+    is_unknown = error["type"] == "extra_forbidden"  # an unknown key may be named like a type
     location = error["loc"]
     return ".".join(str(part) for part in location if is_unknown or not _is_union_arm(part))
 
 
 def _is_union_arm(part: int | str) -> bool:
-    """Tell pydantic's names for a union's alternatives from keys of a definition."""
+    """Return whether a location part is pydantic's name for an alternative of a union."""
     return isinstance(part, str) and (
         "[" in part
         or part in {"bool", "int", "str", "float", "constrained-int", "constrained-float"}
     )
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def stored_config(study: optuna.Study) -> StudyConfig:
-    """Return the definition that a study was created with.
+def read_study_record(study: optuna.Study) -> StudyRecord:
+    """Read and validate what a study stores about itself.
 
     Raises:
-        StudyNotFoundError: if another program, or another version of this one, wrote it.
+        StudyFormatError: if another program, or another version of this one, stored it.
     """
-    raw = _attribute(study, CONFIG)
-    if isinstance(raw, dict) and isinstance(raw.get("evaluation", {}), dict):
-        # Studies from before this setting existed evaluated the last weights.
-        raw = raw | {"evaluation": {"average": 0.0} | raw.get("evaluation", {})}
-    return _validate(study, CONFIG, StudyConfig, raw)
-
-
-def stored_corpus(study: optuna.Study) -> CorpusRecord:
-    """Return the corpus that a study is trained on; raises like :func:`stored_config`."""
-    return _validate(study, CORPUS, CorpusRecord, _attribute(study, CORPUS))
-
-
-def stored_tokenizer(study: optuna.Study) -> TokenizerRecord | None:
-    """Return a study's vocabulary, None for bytes; raises like :func:`stored_config`."""
-    raw = study.user_attrs.get(TOKENIZER)
-    return None if raw is None else _validate(study, TOKENIZER, TokenizerRecord, raw)
-
-
-def _attribute(study: optuna.Study, key: str) -> Any:
-    raw = study.user_attrs.get(key)
-    if raw is None:
-        raise StudyNotFoundError(
-            f"study {study.study_name!r} was not made by run_search.py or refine.py; allowed: "
-            "studies that were; check the name"
+    stored, name = study.user_attrs, study.study_name
+    version = stored.get("schema_version")
+    if version != SCHEMA_VERSION:
+        found = "no schema version" if version is None else f"schema version {version!r}"
+        raise StudyFormatError(
+            f"study {name!r} has {found}, expected {SCHEMA_VERSION}: another program or another "
+            "version of this one created it; use that one, or choose another study or --name"
         )
-    return raw
-
-
-def _validate(study: optuna.Study, key: str, model: type[_Model], raw: Any) -> _Model:
     try:
-        return model.model_validate(raw)
+        return StudyRecord.model_validate(stored)
     except ValidationError as error:
-        location = ".".join(map(str, (key, *error.errors()[0]["loc"])))
-        raise StudyNotFoundError(
-            f"study {study.study_name!r} was written by another version of this program: "
-            f"{location} is not valid here; use that version, or start a new study under another "
-            "name"
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StudyFormatError(
+            f"study {name!r} has an invalid attribute {key} ({first['msg']}): another version of "
+            "this program changed it; use that version, or choose another study or --name"
         ) from error

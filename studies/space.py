@@ -1,122 +1,150 @@
-"""What a study searches: its parameters, their values, and the points of the grid."""
+"""Search spaces: the parameters of a study, their values, and the combinations of its grid."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from optuna.distributions import CategoricalDistribution
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from studies.settings import MAX_BPTT_STEPS, StrictModel
+from rnn.config import STATE_SOURCES, BaselineCell, BaselineConfig, GatedConfig, StateSource
 
 ParamValue = bool | int | str
 Params = dict[str, ParamValue]
-"""A value for each searched parameter."""
+"""One value for each parameter."""
 
-GATED_PARAMS = (
-    "input_gate",
-    "forget_gate",
-    "output_gate",
-    "state_gate",
-    "residual",
-    "state_source",
-    "layers",
-    "state_size",
-)
-"""Of a network of our own cell."""
+SearchSpace = dict[str, list[ParamValue]]
+"""Each parameter's values, in the order of Optuna's choices."""
 
-BASELINE_PARAMS = ("cell", "layers", "state_size")
-"""The parameters of a network of a known cell, which has no switches."""
+GATED_PARAMS = tuple(field.name for field in fields(GatedConfig) if field.name != "gate_inputs")
+"""Parameters of a gated network."""
+
+BASELINE_PARAMS = tuple(field.name for field in fields(BaselineConfig))
+"""Parameters of a network of a baseline cell: ``cell``, ``layers`` and ``state_size``."""
 
 BPTT_STEPS = "bptt_steps"
-"""The parameter that says through how many steps a gradient goes, in studies that vary it."""
+"""Parameter: number of steps that a gradient goes back, in studies that vary it."""
 
 REPLICATE = "replicate"
-"""The parameter that numbers an architecture's replicates, in studies that have them."""
+"""Parameter: number of the replicate, in studies that have replicates."""
 
 COST_PARAMS = (*BASELINE_PARAMS, BPTT_STEPS)
-"""The parameters that say most of what a step of a network costs."""
+"""Parameters that determine most of the cost of a training step."""
 
 PARAM_ORDER = ("cell", *GATED_PARAMS, BPTT_STEPS, REPLICATE)
-"""Whatever may be a parameter of some study, in the order in which they are listed."""
+"""All parameters of any study, in the order in which they are listed."""
+
+MAX_BPTT_STEPS = 10_000
+
+
+class StrictModel(BaseModel):
+    """Strict, immutable model: no coercion, unknown keys rejected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Space(StrictModel):
-    """The values of each searched parameter, and the combinations to leave out."""
+    """A grid: the values of each parameter, less the excluded combinations."""
 
     input_gate: list[bool] = [False, True]
     forget_gate: list[bool] = [False, True]
     output_gate: list[bool] = [False, True]
     state_gate: list[bool] = [False, True]
     residual: list[bool] = [False, True]
-    state_source: list[Literal["new", "old", "both"]] = ["new", "old", "both"]
+    state_source: list[StateSource] = list(STATE_SOURCES)
     layers: list[Annotated[int, Field(ge=1, le=100)]]
     state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
-    cell: list[Literal["elman", "gru", "lstm"]] | None = None
+    cell: list[BaselineCell] | None = None
     bptt_steps: list[Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]] | None = None
     exclude: list[dict[str, ParamValue]] = []
 
     @field_validator(*GATED_PARAMS, "cell", BPTT_STEPS)
     @classmethod
-    def _distinct(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
+    def _check_values(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
         if values is None:
             return None
         if not values:
-            raise ValueError("one value or more")
+            raise ValueError("expected at least one value")
         if len(set(values)) < len(values):
-            raise ValueError("each value once")
+            raise ValueError("expected distinct values")
         return values
 
     @model_validator(mode="after")
-    def _one_kind_of_cell(self) -> "Space":
-        switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
-        # What is written down again has all of them, at their defaults.
-        stated = [s for s in switches if getattr(self, s) != type(self).model_fields[s].default]
-        if self.cell is not None and stated:
+    def _check_cell(self) -> "Space":
+        options = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
+        # A stored config lists every option, at its default where the study does not vary it.
+        varied = [name for name in options if getattr(self, name) != _default(name)]
+        if self.cell is not None and varied:
             raise ValueError(
-                f"has cell and {', '.join(stated)}; allowed: one of them, for known cells have no "
-                "switches; make a study of each"
+                f"has cell and {', '.join(varied)}: expected one of them, because baseline cells "
+                "have no switches; make a study of each"
             )
         return self
 
     @model_validator(mode="after")
-    def _sensible_exclusions(self) -> "Space":
+    def _check_exclusions(self) -> "Space":
         for exclusion in self.exclude:
             if not exclusion:
-                raise ValueError("exclude: {} would leave out every point; name a parameter")
+                raise ValueError("exclude has {}, which excludes every combination")
             for name, value in exclusion.items():
                 if name not in self.parameters:
-                    allowed = ", ".join(self.parameters)
-                    raise ValueError(f"exclude names {name!r}; allowed: {allowed}")
-                if not _among(value, self.values(name)):
-                    raise ValueError(
-                        f"exclude has {name} = {value!r}; allowed: {_join(self.values(name))}"
-                    )
+                    expected = ", ".join(self.parameters)
+                    raise ValueError(f"exclude names {name!r}: expected one of {expected}")
+                if not _contains_exact(self.values(name), value):
+                    expected = ", ".join(map(repr, self.values(name)))
+                    raise ValueError(f"exclude has {name} = {value!r}: expected one of {expected}")
         if next(self.combinations(), None) is None:
-            raise ValueError("exclude leaves no point; allowed: at least one; exclude less")
+            raise ValueError("exclude leaves no combination: expected at least one")
         return self
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """What varies, or could: the names of the grid's parameters."""
-        own = GATED_PARAMS if self.cell is None else BASELINE_PARAMS
-        return own if self.bptt_steps is None else (*own, BPTT_STEPS)
+        """Names of the grid's parameters."""
+        names = GATED_PARAMS if self.cell is None else BASELINE_PARAMS
+        return names if self.bptt_steps is None else (*names, BPTT_STEPS)
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """Each parameter's values, in the order of the file."""
+        return {name: list(self.values(name)) for name in self.parameters}
 
     def values(self, parameter: str) -> Sequence[ParamValue]:
-        """Return a parameter's values in the order of the definition."""
+        """Return a parameter's values in the order of the file."""
         values: Sequence[ParamValue] = getattr(self, parameter)
         return values
 
     def combinations(self) -> Iterator[Params]:
-        """Yield the grid's points less the excluded, the last parameter varying fastest."""
-        for combination in itertools.product(*map(self.values, self.parameters)):
-            point = dict(zip(self.parameters, combination, strict=True))
-            if not any(exclusion.items() <= point.items() for exclusion in self.exclude):
-                yield point
+        """Yield the combinations that are not excluded, the last parameter varying fastest."""
+        for values in itertools.product(*map(self.values, self.parameters)):
+            params = dict(zip(self.parameters, values, strict=True))
+            if not any(exclusion.items() <= params.items() for exclusion in self.exclude):
+                yield params
 
 
-def _among(value: ParamValue, values: Sequence[ParamValue]) -> bool:
+def observed_search_space(trials: Iterable[Mapping[str, Any]]) -> SearchSpace:
+    """Return the values that occur in trials' parameters, each sorted."""
+    values: dict[str, set[ParamValue]] = {}
+    for params in trials:
+        for name, value in params.items():
+            values.setdefault(name, set()).add(value)
+    names = [name for name in PARAM_ORDER if name in values]
+    return {name: sorted(values[name], key=_sort_key) for name in names}
+
+
+def distributions(space: Mapping[str, Sequence[ParamValue]]) -> dict[str, CategoricalDistribution]:
+    """Return the Optuna distributions of a search space."""
+    return {name: CategoricalDistribution(tuple(values)) for name, values in space.items()}
+
+
+def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
+    return (0, STATE_SOURCES.index(value)) if value in STATE_SOURCES else (1, value)
+
+
+def _default(parameter: str) -> Any:
+    return Space.model_fields[parameter].default
+
+
+def _contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
+    """Return whether a value is among others; ``True`` is not 1."""
     return any(value == other and type(value) is type(other) for other in values)
-
-
-def _join(values: Sequence[ParamValue]) -> str:
-    return ", ".join(map(repr, values))

@@ -13,6 +13,8 @@ import alembic.util
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 
+from studies.attributes import CorpusRecord, StudyRecord
+from studies.config import StudyConfig
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
@@ -47,6 +49,13 @@ def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small
     distributions = {"x": CategoricalDistribution(tuple(range(count)))}
     create_study(storage, name, "loss", {}, distributions, trials)
     return load_study(storage, name)._study_id
+
+
+def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> dict[str, Any]:
+    """The attributes of a study that is stored without a search."""
+    corpus = CorpusRecord(name="text", sha256=sha256, length=100, split=(90, 95))
+    record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1", **others)
+    return record.attributes()
 
 
 _barrier: Any = None

@@ -57,13 +57,13 @@ def search(run, sqlite_url, text):
 
 
 INVALID = [
-    (["run_search.py", "stage-three"], "study 'stage-three' is not defined"),
-    (["run_search.py", "no/such.toml"], "'no/such.toml' is not defined"),
-    (["run_search.py", "{tmp}/malformed.toml"], "cannot be read as TOML"),
-    (["run_search.py", "quick", "--set", "training.stepz=1"], "training.stepz is no known key"),
+    (["run_search.py", "stage-three"], "study 'stage-three' not found"),
+    (["run_search.py", "no/such.toml"], "'no/such.toml' not found"),
+    (["run_search.py", "{tmp}/malformed.toml"], "is not valid TOML"),
+    (["run_search.py", "quick", "--set", "training.stepz=1"], "unknown key training.stepz"),
     (["run_search.py", "quick", "--set", "training.steps"], "KEY=VALUE"),
-    (["run_search.py", "quick", "--set", "training.steps=many"], "no TOML value"),
-    (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "no TOML value"),
+    (["run_search.py", "quick", "--set", "training.steps=many"], "not a TOML value"),
+    (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "not a TOML value"),
     (
         ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
         "layers is 1.5; input should be a valid boolean, or input should be a valid integer, or ",
@@ -103,7 +103,7 @@ INVALID = [
     (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
     (["refine.py", "quick-refined"], "is not there"),
     (["refine.py", "quick"], "'quick' has no [refinement]"),
-    (["refine.py", "stage-three"], "study 'stage-three' is not defined"),
+    (["refine.py", "stage-three"], "study 'stage-three' not found"),
     (["-m", "reports", "quick"], "is not there"),
     (["-m", "reports"], "STUDY"),
 ]
@@ -366,7 +366,7 @@ def test_stored_study_is_resumed_by_its_name(mini, run, sqlite_url, tmp_path):
     before = dump_database(tmp_path)
     for words, line in (
         (["--set=seed=5"], "seed: 4 in the study, 5 here"),
-        (["--set=training.stepz=5"], "--set: training.stepz is no known key"),
+        (["--set=training.stepz=5"], "--set: unknown key training.stepz"),
         (
             ["--set=refinement.source='quick'"],
             f"study 'mini' in {sqlite_url}: has both of [space] and",
@@ -423,7 +423,7 @@ def test_unknown_study_is_rejected(mini, run, sqlite_url, tmp_path):
     for program in ("run_search.py", "refine.py"):
         done = run(program, "minni", "--storage", sqlite_url)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-        assert "study 'minni' is not defined" in done.stderr
+        assert "study 'minni' not found" in done.stderr
         assert "stage-one" in done.stderr
         assert f"or a study in {sqlite_url} (mini)" in done.stderr
     assert read_files(tmp_path) == before

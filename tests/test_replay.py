@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT
+from helpers import ROOT, study_attributes
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.attributes import CONFIG, CORPUS, OBJECTIVE_NAMES
+from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
 from studies.storage.create import PlannedTrial, create_study
@@ -29,10 +29,7 @@ def create_grid(url):
     )
     grid = list(config.space.combinations())
     storage = open_storage(url)
-    attributes = {
-        CONFIG: config.model_dump(mode="json"),
-        CORPUS: {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-    }
+    attributes = study_attributes(config)
     values = {name: tuple(config.space.values(name)) for name in GATED_PARAMS}
     distributions = {name: CategoricalDistribution(choices) for name, choices in values.items()}
     planned = [PlannedTrial(params) for params in grid]

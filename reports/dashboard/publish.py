@@ -23,9 +23,9 @@ from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit
 from reports.stats.effects import Effect, FactorialTable
 from studies.artifacts import Store
-from studies.attributes import ARTIFACT_FOLDER, COMMANDS
+from studies.attributes import StudyRecord
 from studies.errors import ArtifactsError
-from studies.loader import stored_config, stored_corpus
+from studies.loader import read_study_record
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.create import update_system_attributes
 from studies.storage.open import load_study
@@ -74,7 +74,7 @@ class _Publisher:
 
     def try_publish(self) -> bool:
         """Publish once; return False if another process published in the meantime."""
-        config, corpus = stored_config(self.study), stored_corpus(self.study)
+        record = read_study_record(self.study)
         name, study_id = self.study.study_name, self.study._study_id
         # The attributes are read before the state: an older state never replaces a newer one.
         attrs = self.storage.get_study_system_attrs(study_id)
@@ -90,11 +90,12 @@ class _Publisher:
             effects = FactorialTable.from_frame(results.table, results.axes).effects()
             figure = _plot_effects(results, effects) if effects else None
             try:
-                files = self._write_files(results, attrs)
+                files = self._write_files(results, record, attrs)
             except Exception as caught:  # artifact stores raise exceptions of any kind
                 error = caught
-        commands = self.study.user_attrs.get(COMMANDS, [])
-        text = render_note(name, config, corpus, commands, counts, results, bool(effects))
+        text = render_note(
+            name, record.config, record.corpus, record.commands, counts, results, bool(effects)
+        )
         state = {
             "format": _FORMAT,
             "counts": asdict(counts),
@@ -124,14 +125,13 @@ class _Publisher:
             and is_intact(get_note(self._study_over(attrs)), TextFingerprint(*published["note"]))
         )
 
-    def _write_files(self, results: Results, attrs: Mapping[str, Any]) -> dict[str, str]:
+    def _write_files(
+        self, results: Results, record: StudyRecord, attrs: Mapping[str, Any]
+    ) -> dict[str, str]:
         """Write the files unless the same ones are stored; return the attributes that list them."""
-        study_id = self.study._study_id
-        unique = f"{study_id}/{self.study.study_name}"
-        study_key = self.study.user_attrs.get(ARTIFACT_FOLDER, unique)
         files = {
-            artifact_id(study_key, file.role): file
-            for file in build_files(self.storage, study_id, results)
+            artifact_id(record.artifact_folder, file.role): file
+            for file in build_files(self.storage, self.study._study_id, results)
         }
         entries = {
             _ARTIFACT_PREFIX + identifier: json.dumps(

@@ -16,23 +16,14 @@ from reports.errors import ReportError
 from reports.formatting import format_param, format_value
 from reports.output import study_identity
 from reports.stats.metric import Metric, select_metric
-from rnn.config import BYTE_VOCAB_SIZE
-from studies.attributes import (
-    ARTIFACT_FOLDER,
-    COMMANDS,
-    EARLIER_CODE,
-    CorpusRecord,
-    TokenizerRecord,
-)
+from studies.attributes import EARLIER_CODE, CorpusRecord, TokenizerRecord
 from studies.config import StudyConfig
-from studies.loader import stored_config, stored_corpus, stored_tokenizer
+from studies.loader import read_study_record
 from studies.space import REPLICATE
 from studies.storage.counts import TrialCounts
 from studies.storage.open import load_study
 from studies.storage.queries import read_curves, read_eval_windows, read_trials
 from studies.storage.storage import LeasedRDBStorage
-
-_OF_BYTES = TokenizerRecord(size=BYTE_VOCAB_SIZE, bytes_per_token=1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class Results:
     table: pd.DataFrame
     curves: pd.DataFrame
     sources: pd.DataFrame
-    tokenizer: TokenizerRecord = _OF_BYTES
+    tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     identity: str = ""
 
@@ -138,23 +129,25 @@ def read_results(
         with_windows: whether what was measured on each lane of held-out text is read.
 
     Raises:
-        StudyNotFoundError: if it is missing, or written by another program or version.
+        StudyNotFoundError: if it is missing.
+        StudyFormatError: if another program or version stored it.
         ReportError: if none of its trials is complete.
     """
     study = load_study(storage, name)
-    config = stored_config(study)
+    record = read_study_record(study)
+    config = record.config
     results = Results(
         name=name,
         config=config,
-        corpus=stored_corpus(study),
-        commands=study.user_attrs.get(COMMANDS, []),
+        corpus=record.corpus,
+        commands=record.commands,
         table=build_trial_table(read_trials(storage, study._study_id), config),
         curves=pd.DataFrame(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),
         sources=read_source_trials(storage, config),
-        tokenizer=stored_tokenizer(study) or _OF_BYTES,
-        identity=study_identity(storage.engine.url, name, study.user_attrs.get(ARTIFACT_FOLDER)),
+        tokenizer=record.tokenizer,
+        identity=study_identity(storage.engine.url, name, record.artifact_folder),
     )
     counts = results.counts
     if not counts.complete:

@@ -9,10 +9,10 @@ from optuna.trial import TrialState
 
 from rnn.config import BaselineConfig, GatedConfig
 from studies.attributes import EARLIER_CODE, EVAL_WINDOWS, SOURCE_TRIALS, Failure, TrialRecord
-from studies.config import StudyConfig
-from studies.errors import StudyNotFoundError
-from studies.loader import stored_config
-from studies.space import BASELINE_PARAMS, BPTT_STEPS, PARAM_ORDER, REPLICATE
+from studies.config import StudyConfig, to_trial_config
+from studies.errors import StudyFormatError, StudyNotFoundError
+from studies.loader import read_study_record
+from studies.space import BPTT_STEPS, PARAM_ORDER, REPLICATE
 from studies.storage.open import load_study
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -70,7 +70,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
     if config.refinement is not None:
         try:
             source = load_study(storage, config.refinement.source)
-            theirs = stored_config(source)
+            theirs = read_study_record(source).config
             if theirs.tokenizer == config.tokenizer:
                 rows = [
                     {
@@ -82,7 +82,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
                     for point in read_trials(storage, source._study_id)
                     if (value := _value_by(config.objective, point, theirs)) is not None
                 ]
-        except StudyNotFoundError:
+        except (StudyNotFoundError, StudyFormatError):
             pass
     columns = ["number", "value", *ARCHITECTURE_PARAMS]
     return pd.DataFrame(rows, columns=columns).set_index("number")
@@ -93,9 +93,7 @@ def decode_architecture(
 ) -> GatedConfig | BaselineConfig:
     """Return the architecture of a table's row, whose numbers may be numpy's."""
     params = {name: to_python(row[name]) for name in ARCHITECTURE_PARAMS if name in row}
-    if "cell" in params:
-        return BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
-    return GatedConfig.of(params, config.gate_inputs)
+    return to_trial_config(params, config).architecture
 
 
 def to_python(value: Any) -> Any:

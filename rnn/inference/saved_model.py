@@ -14,11 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rnn.config import BaselineConfig, GatedConfig
+from rnn.config import BaselineConfig, GatedConfig, Precision
 from rnn.data.tokenizer import Tokenizer, load_tokenizer
 from rnn.errors import SavedModelError
 from rnn.stacked.flat_parameters import NamedTensors
-from rnn.training.precision import Precision
 
 _FORMAT_VERSION = "2"
 

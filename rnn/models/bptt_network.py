@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rnn.config import BYTE_VOCAB_SIZE, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, Precision, TrialConfig
 from rnn.models.bptt_layers import layers_of
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.linear import StackedLinear, WeightSlice
 from rnn.stacked.network import UniqueTokens, draw_initial_weights
-from rnn.training.precision import Precision, configure_matmul
+from rnn.training.precision import configure_matmul
 
 
 class Unrolled:

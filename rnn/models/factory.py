@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
 from rnn.models.bptt_network import Unrolled
 from rnn.stacked.flat_parameters import NamedTensors
 from rnn.stacked.network import NetworkStack
-from rnn.training.precision import Precision
 
 TrainableNetwork = NetworkStack | Unrolled
 """What is trained, measured and asked for text: many networks in lockstep, or one unrolled."""

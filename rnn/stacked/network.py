@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig, Precision, TrialConfig
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.layer import StackedLayer
 from rnn.stacked.linear import BufferCache, GatheredInput, StackedLinear, WeightSlice
-from rnn.training.precision import Precision, configure_matmul
+from rnn.training.precision import configure_matmul
 
 _PAD_MULTIPLE = 16
 """The number of unique tokens is padded to a multiple of this, for few shapes of products."""

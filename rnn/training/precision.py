@@ -1,19 +1,13 @@
 """Numerical precision of matrix products, and which library computes them."""
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnn.config import Precision
 from rnn.errors import DeviceError
-
-Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-"""Precision of the arithmetic.
-
-``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
-factors of matrix products to ten bits. ``fp64``: for numerical checks.
-"""
 
 _onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
 """The setting that selects oneDNN for matrix products; None before torch 2.9."""

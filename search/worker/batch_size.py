@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
 from rnn.models.factory import is_stackable
 from rnn.stacked.network import estimate_memory
 from rnn.training.devices import available_memory
-from rnn.training.precision import Precision
 from search.pruning.policy import ALWAYS_CONTINUE
 
 _SMALL = 256 * 48

@@ -6,7 +6,7 @@ from rnn.inference.generation import generate
 from rnn.inference.saved_model import SavedModel, serialize_model
 from search.study import StudyHandle
 from search.worker.trial_artifacts import WeightStore
-from studies.loader import stored_config
+from studies.loader import read_study_record
 from studies.storage.counts import top_trials
 from studies.text import to_printable
 
@@ -46,7 +46,7 @@ class BestModelStore:
         self._says = says
         self._count = joined.config.keep_weights
         # A worker that keeps fewer than the study says removes none that others keep.
-        self._spared = max(self._count, stored_config(joined.study).keep_weights)
+        self._spared = max(self._count, read_study_record(joined.study).config.keep_weights)
         self._kept: set[int] = set()
 
     def wanted(self, values: Mapping[int, float]) -> set[int]:

@@ -13,12 +13,11 @@ from rnn.errors import CheckpointError
 from rnn.training import checkpoint as train_checkpoint
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig
-from search.parameters import to_trial_config
 from search.study import StudyHandle
 from search.worker.claims import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import RETRY_COUNTS, RUNG, Failure
-from studies.config import StudyConfig
+from studies.config import StudyConfig, to_trial_config
 
 _SHOWN = 6
 """How many trials a line names."""

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, Precision, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
 from rnn.training import checkpoint as train_checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
-from rnn.training.precision import Precision
 from search.errors import format_error
-from search.parameters import to_trial_config
 from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
@@ -31,6 +29,7 @@ from search.worker.protocols import Judge, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore
 from search.worker.trial_attributes import Recording
 from studies.attributes import EARLIER_CODE, Failure
+from studies.config import to_trial_config
 
 
 class Trainer:

@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from studies.attributes import OBJECTIVE_NAMES
+from studies.attributes import OBJECTIVE_NAMES, TokenizerRecord
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
 from studies.storage.create import PlannedTrial, create_study
@@ -84,10 +85,7 @@ def make_study_anew(
         storage,
         name,
         OBJECTIVE_NAMES["training"],
-        {
-            "config": validated.model_dump(mode="json"),
-            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-        },
+        study_attributes(validated),
         {n: CategoricalDistribution(tuple(validated.space.values(n))) for n in GATED_PARAMS},
         [PlannedTrial(point) for point in validated.space.combinations()],
     )
@@ -123,11 +121,7 @@ def make_derived(sqlite_url: str) -> None:
         storage,
         "derived",
         OBJECTIVE_NAMES["training"],
-        {
-            "config": config.model_dump(mode="json"),
-            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-            "commands": ["python refine.py derived --set 'refinement.top=2'"],
-        },
+        study_attributes(config, commands=["python refine.py derived --set 'refinement.top=2'"]),
         distributions_of([params for params, _, _ in points]),
         [PlannedTrial(params, {"source_trials": origin}) for params, origin, _ in points],
     )
@@ -160,11 +154,7 @@ def make_runs(
         storage,
         name,
         OBJECTIVE_NAMES[config.objective],
-        {
-            "config": config.model_dump(mode="json"),
-            "corpus": {"name": "text", "sha256": text, "length": 100, "split": [90, 95]},
-        }
-        | ({"tokenizer": tokenizer} if tokenizer else {}),
+        study_attributes(config, text, tokenizer=TokenizerRecord(**tokenizer or {})),
         distributions_of([point for point, _, _ in runs]),
         [PlannedTrial(point, {"source_trials": list(sources)}) for point, _, _ in runs],
     )

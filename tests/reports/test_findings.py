@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import distributions_of, make_known, make_replicates, make_study, open_new
+from helpers import study_attributes
 from optuna.trial import TrialState
 
 from benchmarks.published import VARIABLE, load_published, published_file
@@ -31,10 +32,7 @@ def planned(tmp_path_factory):
     config = StudyConfig.model_validate({"space": SPACE})
     points = list(config.space.combinations())
     storage = open_new(url)
-    attributes = {
-        "config": config.model_dump(mode="json"),
-        "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-    }
+    attributes = study_attributes(config)
     planned = [PlannedTrial(point) for point in points]
     objective = OBJECTIVE_NAMES["training"]
     create_study(storage, "planned", objective, attributes, distributions_of(points), planned)

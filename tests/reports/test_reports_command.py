@@ -71,7 +71,7 @@ def test_study_of_another_version_is_refused_in_one_line(
     output = tmp_path / "page"
     done = run("-m", command, "made", "--storage", sqlite_url, "--output", str(output))
     assert done.returncode == 2
-    assert "study 'made' was written by another version of this program" in done.stderr
+    assert f"study 'made' has an invalid attribute {attribute}." in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not output.exists()
 

@@ -7,6 +7,7 @@ import optuna
 import pandas as pd
 import pytest
 from factories import distributions_of, make_replicates, make_runs, make_study, own_point
+from helpers import study_attributes
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -25,7 +26,7 @@ from reports.page.sections import build_section
 from reports.stats.variant_effects import changes, compare_with_source, replicates
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
-from studies.errors import StudyNotFoundError
+from studies.errors import StudyFormatError
 from studies.space import GATED_PARAMS
 from studies.storage.counts import count_trials
 from studies.storage.create import PlannedTrial, create_study
@@ -65,7 +66,7 @@ def test_nothing_is_reported_of_a_study_without_a_complete_trial(sqlite_url, tmp
     with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
         write_report(sqlite_url, ["made"], tmp_path / "page.html")
     optuna.create_study(study_name="foreign", storage=sqlite_url)
-    with pytest.raises(StudyNotFoundError, match="was not made by"):
+    with pytest.raises(StudyFormatError, match="has no schema version"):
         write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -229,10 +230,7 @@ def test_replicates_are_summed_up_by_architecture(sqlite_url, tmp_path):
         storage,
         "replicates",
         OBJECTIVE_NAMES["training"],
-        {
-            "config": config.model_dump(mode="json"),
-            "corpus": {"name": "text", "sha256": "ab", "length": 100, "split": [90, 95]},
-        },
+        study_attributes(config),
         distributions_of(points),
         [PlannedTrial(each) for each in points],
     )

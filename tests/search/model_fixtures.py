@@ -1,6 +1,7 @@
 """A study with random instead of trained models."""
 
 import numpy as np
+from helpers import study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -8,11 +9,10 @@ from rnn.config import TrialConfig
 from rnn.data.tokenizer import train_tokenizer
 from rnn.inference.saved_model import SavedModel, serialize_model
 from rnn.stacked.network import draw_initial_weights
-from search.parameters import to_trial_config
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
-from studies.attributes import ARTIFACT_FOLDER, CONFIG, OBJECTIVE_NAMES
-from studies.config import StudyConfig
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import StudyConfig, to_trial_config
 from studies.space import GATED_PARAMS
 from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import open_storage
@@ -31,7 +31,7 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
     assert config.space is not None
     combinations = list(config.space.combinations())
     storage = open_storage(url)
-    attributes = {CONFIG: config.model_dump(mode="json"), ARTIFACT_FOLDER: "made-1"}
+    attributes = study_attributes(config)
     create_study(
         storage,
         "made",

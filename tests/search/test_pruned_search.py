@@ -310,10 +310,13 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("pruning.keep=1.5", "pruning.keep is 1.5; input should be less than 1"),
-        ("pruning.confidence=0.2", "pruning.confidence is 0.2; input should be greater than"),
-        ("pruning.kept=0.5", "pruning.kept is no known key; allowed here: enabled, keep"),
-        (f"training.log_every={STEPS}", "no log point before the last: log_every is 60, steps 60"),
+        ("pruning.keep=1.5", "pruning.keep is 1.5: input should be less than 1"),
+        ("pruning.confidence=0.2", "pruning.confidence is 0.2: input should be greater than"),
+        ("pruning.kept=0.5", "unknown key pruning.kept: expected one of enabled, keep"),
+        (
+            f"training.log_every={STEPS}",
+            "log_every is 60 and steps 60, expected",
+        ),
     ],
 )
 def test_invalid_pruning_settings_are_rejected(sqlite_url, text, override, message):

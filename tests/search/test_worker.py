@@ -19,7 +19,6 @@ from rnn.inference.saved_model import deserialize_model
 from rnn.stacked.network import NetworkStack
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.parameters import to_trial_config
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import StudyOptions, create_or_join
@@ -34,8 +33,8 @@ from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
-from studies.config import StudyConfig
-from studies.errors import ConfigMismatchError, LeaseLostError, StorageUnavailableError
+from studies.config import StudyConfig, to_trial_config
+from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.loader import load_config_file
 from studies.storage.counts import TimingStats, TrialCounts, count_trials
 from studies.storage.open import open_storage
@@ -174,18 +173,6 @@ def test_the_value_is_what_the_objective_says(sqlite_url, text):
     assert joined.study.metric_names == ["smoothed training loss"]
     other, _ = work(sqlite_url, text, name="other")
     assert other.study.metric_names == ["validation loss"]
-
-
-def test_a_study_from_before_the_average_is_not_gone_on_with(sqlite_url, text):
-    joined, _ = work(sqlite_url, text)
-    stored = joined.study.user_attrs["config"]
-    del stored["evaluation"]["average"]
-    joined.study.set_user_attr("config", stored)
-    with pytest.raises(
-        ConfigMismatchError, match=r"evaluation.average: 0.0 in the study, 0.1 here"
-    ):
-        work(sqlite_url, text)
-    work(sqlite_url, text, ["evaluation.average=0.0"])
 
 
 def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(

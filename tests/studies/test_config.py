@@ -1,0 +1,135 @@
+"""Validation of study configs, and the configs that ship with the project."""
+
+import pytest
+from helpers import ROOT
+
+from studies.config import StudyConfig
+from studies.errors import ConfigError
+from studies.loader import load_config_file
+
+SHIPPED = (
+    "quick",
+    "quick-refined",
+    "stage-one",
+    "stage-two",
+    "replicates",
+    "baselines",
+    "bptt-steps",
+)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_valid_and_use_the_embedded_corpus(name):
+    config = load_config_file(name).resolve()
+    assert config.corpus == "stdlib"
+    assert config.question
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/findings").glob("*.toml")), ids=str)
+def test_configs_of_the_findings_are_valid(path):
+    assert load_config_file(str(path)).resolve().question
+
+
+def test_stage_one_has_432_grid_trials():
+    config = load_config_file("stage-one").resolve()
+    combinations = list(config.space.combinations())
+    assert len(combinations) == 432
+    assert not any(p["state_size"] == 32 and not p["residual"] for p in combinations)
+    training = config.training
+    assert (training.steps, training.batch_size, training.sequence_length) == (10_000, 256, 1000)
+    assert (training.log_every, training.learning_rate, training.smoothing) == (50, 0.001, 0.95)
+
+
+def test_quick_has_all_combinations_of_the_switches():
+    config = load_config_file("quick").resolve()
+    combinations = list(config.space.combinations())
+    assert len(combinations) == 96
+    assert len({tuple(list(p.values())[:6]) for p in combinations}) == 96
+
+
+def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
+    two = load_config_file("stage-two").resolve()
+    assert two.refinement.source == "stage-one"
+    assert (two.refinement.top, two.training.steps) == (0.1, 50_000)
+    assert len(two.refinement.variants) == 4
+    replicates = load_config_file("replicates").resolve().refinement
+    assert (replicates.source, replicates.top, replicates.replicates) == ("stage-two", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("training.stepz=2", ["--set", "training.stepz", "steps, batch_size"]),
+        ("trainin.steps=2", ["--set", "trainin", "question, report_threshold"]),
+        ("training.steps='a'", ["--set", "training.steps is 'a'", "integer"]),
+        ("training.steps=2.5", ["training.steps is 2.5", "integer"]),
+        ("training.steps=10", ["--set", "log_every is 50 and steps 10", "at most"]),
+        ("training=3", ["training is 3"]),
+        ("space.layers=[]", ["space.layers is []", "at least one value"]),
+        ("space.layers=[1, 1]", ["space.layers is [1, 1]", "distinct values"]),
+        ("space.layers=[true]", ["space.layers.0 is True", "integer"]),
+        ("space.layers=[0]", ["space.layers.0 is 0", "greater than or equal to 1"]),
+        ("space.state_size=[99999999999]", ["state_size.0 is 99999999999", "65536"]),
+        ("training.learning_rate=inf", ["learning_rate is inf", "finite"]),
+        ("seed=4294967296", ["seed is 4294967296", "4294967296"]),
+        ("space.state_source=['x']", ["'x'", "'new', 'old' or 'both'"]),
+        ("space.exclude=[{layer=2}]", ["'layer'", "input_gate, forget_gate"]),
+        ("space.exclude=[{layers=9}]", ["layers = 9", "1, 2, 3"]),
+        ("space.exclude=[{residual=1}]", ["residual = 1", "False, True"]),
+        ("space.exclude=[{}]", ["every combination"]),
+        ("space.exclude=[{layers=1},{layers=2},{layers=3}]", ["no combination", "at least one"]),
+        ("precision='fp8'", ["precision is 'fp8'", "'auto', 'fp32', 'tf32' or 'bf16'"]),
+        ("refinement.source='quick'", ["both of [space] and [refinement]", "one of them"]),
+        ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
+        ("training.steps", ["'training.steps'", "KEY=VALUE"]),
+        ("tokenizer='bpe'", ["tokenizer is 'bpe'", '"bytes", or "bpe:N"']),
+        ("tokenizer='bpe:٣٠٠'", ["tokenizer is 'bpe:٣٠٠'", "from 257 to 65536"]),
+        ("tokenizer='bpe:256'", ["tokenizer is 'bpe:256'", "from 257 to 65536"]),
+        ("tokenizer='bpe:65537'", ["tokenizer is 'bpe:65537'", "from 257 to 65536"]),
+        ("tokenizer='words:300'", ["tokenizer is 'words:300'"]),
+        ("objective='test'", ["objective is 'test'", "'training' or 'validation'"]),
+        ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
+        ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
+        ("keep_weights=-1", ["keep_weights is -1", "greater than or equal to 0"]),
+        ("training.bptt_steps=0", ["training.bptt_steps is 0"]),
+        ("space.bptt_steps=[1, 1]", ["space.bptt_steps is [1, 1]", "distinct values"]),
+        ("space.cell=['rnn']", ["'rnn'", "'elman', 'gru' or 'lstm'"]),
+        ("corpus=text.txt", ["'text.txt'", "not a TOML value", "with its quotes"]),
+    ],
+)
+def test_invalid_setting_is_named_with_its_value(override, fragments):
+    with pytest.raises(ConfigError) as caught:
+        load_config_file("stage-one", [override]).resolve()
+    line = str(caught.value)
+    assert "\n" not in line
+    for fragment in fragments:
+        assert fragment in line
+
+
+def test_baseline_cells_have_no_switches_to_search_or_exclude():
+    overrides = ["space.forget_gate=[true]"]
+    with pytest.raises(ConfigError, match="has cell and forget_gate: expected one of them"):
+        load_config_file("baselines", overrides).resolve()
+    overrides = ["space.exclude=[{residual=true}]"]
+    with pytest.raises(ConfigError, match="'residual': expected one of cell, layers, state_size"):
+        load_config_file("baselines", overrides).resolve()
+    stored = load_config_file("baselines").resolve()
+    assert StudyConfig.model_validate(stored.model_dump(mode="json")) == stored
+
+
+@pytest.mark.parametrize(
+    ("override", "fragments"),
+    [
+        ("refinement.top=0", ["refinement.top is 0"]),
+        ("refinement.top=1.5", ["refinement.top is 1.5"]),
+        ("refinement.variants=[]", ["at least one variant"]),
+        ("refinement.variants=[{depth=3}]", ["'depth'", "layers, state_size"]),
+        ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
+        ("refinement.replicates=0", ["refinement.replicates is 0"]),
+    ],
+)
+def test_invalid_refinement_is_named_with_its_value(override, fragments):
+    with pytest.raises(ConfigError) as caught:
+        load_config_file("stage-two", [override]).resolve()
+    for fragment in fragments:
+        assert fragment in str(caught.value)

@@ -1,0 +1,100 @@
+"""Loading of configs from files, overrides, source studies and stored studies."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from helpers import study_attributes
+
+from studies.errors import ConfigError
+from studies.loader import load_config_file
+from studies.storage.create import create_study
+from studies.storage.open import open_storage
+
+
+def test_every_mistake_is_named_with_its_origin(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "seed = -1\nobjektive = 'training'\n[space]\nlayers = [1, 'two']\nstate_size = [8]\n"
+        "exclude = [{layers = 1.5}]\n[training]\nlog_every = 0\n[pruning]\nkeep = 2\n"
+    )
+    file = load_config_file(str(path), ["training={steps='many'}", "int=3"])
+    file = file.with_overrides({"pruning": {"enabled": True}})
+    with pytest.raises(ConfigError) as caught:
+        file.resolve()
+    line = str(caught.value)
+    for mistake in (
+        f"{path}: seed is -1: input should be greater than or equal to 0; ",
+        f"{path}: unknown key objektive: expected one of question, report_threshold, ",
+        f"{path}: space.layers.1 is 'two': input should be a valid integer; ",
+        f"{path}: space.exclude.0.layers is 1.5: input should be a valid boolean, or input should "
+        "be a valid integer, or input should be a valid string; ",
+        f"{path}: training.log_every is 0: input should be greater than 0; ",
+        f"{path}: pruning.keep is 2: input should be less than 1; ",
+        "--set: training.steps is 'many': input should be a valid integer; ",
+        "--set: unknown key int: expected one of question, report_threshold, ",
+    ):
+        assert line.count(mistake) == 1
+    assert line.count(str(path)) == 6
+    assert line.count("--set") == 2
+    assert "\n" not in line
+
+
+def test_test_split_is_not_inherited():
+    replicates = load_config_file("replicates").resolve()
+    assert replicates.eval_split == "test"
+    derived = load_config_file("stage-two").resolve_over(replicates.model_dump(mode="json"))
+    assert derived.eval_split == "validation"
+    assert load_config_file("baselines").resolve().eval_split == "validation"
+
+
+def test_unknown_study_lists_known_ones():
+    with pytest.raises(ConfigError, match=r"'stage-three'.*quick.*stage-one"):
+        load_config_file("stage-three")
+
+
+def test_file_is_found_by_its_path_and_names_the_study(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[space]\nlayers = [1]\nstate_size = [8]\n")
+    file = load_config_file(str(path), ["training.steps=99"])
+    assert file.name == "mine"
+    assert file.resolve().training.steps == 99
+
+
+@pytest.mark.parametrize("content", [b"[space", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_invalid_toml_is_refused_with_its_path(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
+        load_config_file(str(path))
+
+
+def test_derived_config_inherits_what_it_does_not_state():
+    overrides = ["seed=5", 'gate_inputs="candidate"', "training.batch_size=7"]
+    source = load_config_file("stage-one", overrides).resolve()
+    file = load_config_file("stage-two", ["training.sequence_length=10"])
+    derived = file.resolve_over(source.model_dump(mode="json"))
+    assert (derived.seed, derived.gate_inputs) == (5, "candidate")
+    assert derived.training.batch_size == 7
+    assert derived.training.steps == 50_000
+    assert derived.training.sequence_length == 10
+    assert derived.report_threshold == 1.6
+    assert derived.space is None
+
+
+def test_stored_study_is_found_by_its_name_without_creating_anything(url, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"stage-two, or the path of a TOML file$"):
+        load_config_file("mine", storage=url)
+    assert sorted(tmp_path.iterdir()) == before
+    with closing(open_storage(url)) as storage:
+        config = load_config_file("stage-one", ["seed=7"]).resolve()
+        create_study(storage, "mine", "loss", study_attributes(config), {}, [])
+    found = load_config_file("mine", storage=url)
+    assert found.resolve() == config
+    changed = load_config_file("mine", ["training.steps=60"], url).resolve()
+    assert (changed.training.steps, changed.seed) == (60, 7)
+    with pytest.raises(ConfigError, match=r"or a study in .* \(mine\)$"):
+        load_config_file("yours", storage=url)
+    with pytest.raises(ConfigError, match=r"or the path of a TOML file$"):
+        load_config_file("./mine.toml", storage=url)
