@@ -1,6 +1,6 @@
 """Byte-pair encoding: bytes ↔ tokens.
 
-It needs the standard library only, since the file is part of every export of a network.
+It needs the standard library only, because exports of networks include this file.
 """
 
 import math

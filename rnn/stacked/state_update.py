@@ -91,8 +91,10 @@ class StateUpdate:
             for i, name in enumerate(("candidate", *gates))
         ]
         # After an input gate streams no longer share their input.
-        has_x = not config.input_gate
-        self.fused = FusedLinear(networks, n, has_x, 2 - has_x, n * len(slices), slices, shares_x)
+        includes_x = not config.input_gate
+        self.fused = FusedLinear(
+            networks, n, includes_x, 2 - includes_x, n * len(slices), slices, shares_x
+        )
         self.candidate_linears: dict[str, StackedLinear] = {}
         if config.gate_inputs == "candidate":
             for name in gates:

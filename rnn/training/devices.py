@@ -56,7 +56,7 @@ def trim_heap() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that a device or this machine ran out of memory."""
+    """Return whether an exception means that a device or this machine ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # On the CPU torch raises a plain RuntimeError.

@@ -194,15 +194,15 @@ class TrainLoop:
         parameters, train_step = self.stack.parameters, self._train_step
         first, second = (parameters.extract(k, flat) for flat in train_step.optimizer.moments)
         return TrainState(
-            self.step,
-            self.seconds[k],
-            parameters.extract(k, parameters.values),
-            (first, second),
-            [state[k].to("cpu", copy=True) for state in train_step.states],
-            train_step.ema_losses[k].to("cpu", copy=True),
-            dict(self.curves[k]),
-            None if self._average is None else parameters.extract(k, self._average),
-            self.source_hashes[k],
+            step=self.step,
+            seconds=self.seconds[k],
+            weights=parameters.extract(k, parameters.values),
+            moments=(first, second),
+            states=[state[k].to("cpu", copy=True) for state in train_step.states],
+            ema_loss=train_step.ema_losses[k].to("cpu", copy=True),
+            curve=dict(self.curves[k]),
+            average=None if self._average is None else parameters.extract(k, self._average),
+            source_hashes=self.source_hashes[k],
         )
 
     def _restore(

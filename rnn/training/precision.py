@@ -14,7 +14,7 @@ _onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 numbers in hardware."""
+    """Return whether a device multiplies bfloat16 numbers in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
