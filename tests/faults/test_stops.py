@@ -1,5 +1,6 @@
 """A worker that is stopped, killed or frozen loses nothing; the next resumes bit for bit."""
 
+import hashlib
 import json
 import os
 import signal
@@ -274,6 +275,20 @@ def test_a_damaged_checkpoint_is_set_aside(
     (aside,) = files(tmp_path)
     assert aside.name == "trial-0.set-aside"
     assert aside.read_bytes() == damaged
+
+
+def test_checkpoint_of_an_older_format_is_set_aside_and_its_trial_restarts(
+    search, sqlite_url, tmp_path, undisturbed, stopped
+):
+    content = stopped.read_bytes()[32:]
+    older = content.replace(b'"format_version":"4"', b'"format_version":"3"')
+    assert older != content
+    stopped.write_bytes(hashlib.sha256(older).digest() + older)
+    second = search(**ONE)
+    assert second.wait() == 0
+    assert "warning: trial 0: checkpoint was written by another version" in second.output
+    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert [path.name for path in files(tmp_path)] == ["trial-0.set-aside"]
 
 
 def test_a_checkpoint_of_another_architecture_is_set_aside(
