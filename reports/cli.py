@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reports.errors import OutputTakenError, ReportError
 from studies.cli import run_command, storage_options, studies_argument
-from studies.errors import StudiesError
+from studies.errors import StudiesError, StudyFormatError
 from studies.storage.retry import error_message, is_transient
 
 if TYPE_CHECKING:  # what draws is slow to import
@@ -176,7 +176,7 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
                 click.echo(line)
                 click.echo(report.headline)
                 return
-        except OutputTakenError:
+        except (OutputTakenError, StudyFormatError):
             raise
         except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
             line = f"no report yet: {error_message(error)}"

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from helpers import ROOT
-from test_command_line import ONE_POINT
+from test_command_line import ONE_TRIAL
 
 SEARCH_OUTPUT = [
     "studies/studies.db",
@@ -118,7 +118,7 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
         return done.stdout
 
     residual = "--set=space.residual=[false, true]"
-    output = run("run_search", "quick", "--corpus", str(text), *ONE_POINT, residual)
+    output = run("run_search", "quick", "--corpus", str(text), *ONE_TRIAL, residual)
     page = empty / "reports" / "out" / "quick.html"
     assert f"report: {page}\n" in output
     page.unlink()
