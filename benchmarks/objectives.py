@@ -108,7 +108,7 @@ def _rank_accuracy(losses: Floats, same_order: bool) -> float:
 def _train_run(variant: int, replicate: int) -> Mapping[str, float]:
     torch.set_num_threads(1)
     corpus = load_corpus(os.environ.get(VARIABLE, "stdlib"))
-    config = TrialConfig(GatedConfig.of(BASE | VARIANTS[variant], "state"), replicate)
+    config = TrialConfig(GatedConfig.from_params(BASE | VARIANTS[variant], "state"), replicate)
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
     branch = _train(config, corpus, replace(settings, steps=STEPS - BRANCH))[1]
     losses = {}

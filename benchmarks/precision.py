@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[Precision, int]] = {
 
 def measure() -> Iterator[str]:
     """Yield the differences between the variants; takes a quarter of an hour on two cores."""
-    configs = [GatedConfig.of(params, "state") for params in sample_stratified(TRIALS)]
+    configs = [GatedConfig.from_params(params, "state") for params in sample_stratified(TRIALS)]
     work = [(config, *variant) for config in configs for variant in VARIANTS.values()]
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         losses = list(pool.map(_train, *zip(*work, strict=True)))

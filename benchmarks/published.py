@@ -91,7 +91,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
     for row, each in zip(rows, params, strict=True):
         trial_id = storage.claim(study_id, "loader")
         assert trial_id is not None
-        network = GatedConfig.of(each, config.gate_inputs)
+        network = GatedConfig.from_params(each, config.gate_inputs)
         attributes = {
             "seconds": row["seconds"],
             "steps_per_second": STEPS / row["seconds"],

@@ -1,36 +1,40 @@
-"""An architecture written out, as code and as equations: its switches are settled, none is left.
+"""Generate PyTorch source and LaTeX equations for one network config, without its unused options.
 
-:class:`rnn.stacked.layer.BaselineCell` computes all architectures at once and is full of
-switches. Here is what one
-of them comes to, for a reader who wants to know, or to use, that network alone. A network of a
-known cell is written with torch's own.
+:class:`rnn.models.gated.GatedLayer` branches on its options. The generated code is what one config
+amounts to, for readers and for use without this project. Baseline cells use PyTorch's own modules.
 """
-# TODO-MERGE What a known cell comes to, as code and as equations: :mod:`rnn.codegen` writes it out.
 
 from collections.abc import Sequence
 from textwrap import indent
 from typing import Literal, get_args
 
-from rnn.config import BYTE_VOCAB_SIZE, BaselineCell, BaselineConfig, GatedConfig
+from rnn.config import BYTE_VOCAB_SIZE, BaselineCell, BaselineConfig, GatedConfig, NetworkConfig
 
-Part = Literal["weight", "bias"]
-"""One of a product's two tensors."""
+ParamKind = Literal["weight", "bias"]
 
-_LAYER = "layers.0."
-"""What the products of the first layer start with; the other layers' are the same."""
+TORCH_CELL_CLASSES: dict[BaselineCell, str] = {
+    "elman": "RNNCell",
+    "gru": "GRUCell",
+    "lstm": "LSTMCell",
+}
+
+TORCH_PARAM_SUFFIXES = {"input": "ih", "state": "hh"}
+"""Suffix of the parameters of a PyTorch cell for each linear map of a baseline layer."""
+
+_FIRST_LAYER = "layers.0."
 
 _MODULE = '''\
 """A recurrent network: {label}.
 
-B is the number of lanes (texts read side by side), n = {n} the state size and V = {v} the size of
-the vocabulary. {gradient}
+B is the number of texts read in parallel, n = {n} the state size, V = {v} the vocabulary size.
+{gradient}
 """
 
 {imports}
 
 
 class Layer(nn.Module):
-    """One layer, one time step at a time."""
+    """One recurrent layer."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +44,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """The whole network: reads a symbol, and says which comes next."""
+    """A language model: reads one token at a time and predicts the next."""
 
     def __init__(self):
         super().__init__()
@@ -48,15 +52,15 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range({layers}))
         self.head = nn.Linear{head}
 
-    def initial_state(self, lanes):
-        """Return the states at a text's start: for each layer zeros (B, {state})."""
-        return [self.head.weight.new_zeros(lanes, {width}) for _ in self.layers]
+    def init_state(self, batch_size):
+        """Return the states at a text's start: zeros (B, {state}) for each layer."""
+        return [self.head.weight.new_zeros(batch_size, {width}) for _ in self.layers]
 
-    def forward(self, symbols, states):
-        """Map symbols (B,) and each layer's state (B, {state}) to logits (B, V) and new states."""
-        # Of a one-hot symbol, a linear map takes one row of its table.
+    def forward(self, tokens, states):
+        """Map tokens (B,) and each layer's state (B, {state}) to logits (B, V) and new states."""
+        # A linear map of a one-hot token is a row of its weights.
         table = self.embedding.weight.T  # (V, n)
-        x = table[symbols] + self.embedding.bias  # (B, n)
+        x = table[tokens] + self.embedding.bias  # (B, n)
         new_states = []
         for layer, state in zip(self.layers, states, strict=True):
             x, new_state = layer(x, state)  # (B, n){new_state}
@@ -65,224 +69,7 @@ class Network(nn.Module):
         return logits, new_states
 '''
 
-
-def generate_forward(architecture: GatedConfig | BaselineConfig, bptt_steps: int = 1) -> str:
-    """Write the forward function of one layer in Python.
-
-    Args:
-        architecture: whose layers all compute the same.
-        bptt_steps: the steps that a gradient goes back through; of our cell's states, those of
-            1 are detached.
-
-    Returns:
-        The source of a method ``forward(self, x, state)``, not indented and without a newline at
-        its end. Each line that makes a tensor ends in its shape, B lanes and a state size of n.
-    """
-    if isinstance(architecture, BaselineConfig):
-        lines = baseline_forward_lines(architecture)
-    else:
-        lines = _forward_lines(architecture, bptt_steps == 1)
-    return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
-
-
-def _forward_lines(a: GatedConfig, is_detached: bool) -> list[str]:
-    lines = ["c = torch.cat((x, state), dim=1)  # (B, 2n)"]
-    old = "state"
-    if a.input_gate:
-        lines += [
-            "input_gate = torch.sigmoid(self.input_gate(c))  # (B, 2n)",
-            "c = input_gate * c  # (B, 2n)",
-        ]
-        if a.reads_previous_state:
-            old = "gated_state"
-            lines += ["_, gated_state = c.chunk(2, dim=1)  # (B, n)"]
-
-    def gate(name: str, state: str) -> list[str]:
-        seen, joined = "c", []
-        if a.gate_inputs == "candidate":
-            seen, joined = "seen", [f"seen = {_cat(['c', state])}  # (B, 3n)"]
-        return [*joined, f"{name} = torch.sigmoid(self.{name}({seen}))  # (B, n)"]
-
-    states = _states(a, "candidate", "mixed_state", "new_state")
-    lines += [f"{states[0]} = torch.tanh(self.candidate(c))  # (B, n)"]
-    if a.state_gate:
-        mix = f"state_gate * {states[0]} + (1 - state_gate) * state"
-        lines += [*gate("state_gate", states[0]), f"{states[1]} = {mix}  # (B, n)"]
-    if a.forget_gate:
-        forget = f"{states[-1]} = forget_gate * {states[-2]}  # (B, n)"
-        lines += [*gate("forget_gate", states[-2]), forget]
-
-    reads = _reads(a, "new_state", old, "x")
-    read = reads[0]
-    if len(reads) > 1:
-        read = "read"
-        lines += [f"read = {_cat(reads)}  # (B, {len(reads)}n)"]
-    lines += [f"output = self.read_out({read})  # (B, n)"]
-    if a.output_gate:
-        lines += [
-            f"seen = {_cat(['output', read])}  # (B, {1 + len(reads)}n)",
-            "output_gate = torch.sigmoid(self.output_gate(seen))  # (B, n)",
-            "output = output_gate * output  # (B, n)",
-        ]
-    else:
-        lines += ["output = output * torch.sigmoid(output)  # (B, n)"]
-    return [*lines, "return output, new_state" + ".detach()" * is_detached]
-
-
-def generate_module(
-    architecture: GatedConfig | BaselineConfig,
-    vocab_size: int = BYTE_VOCAB_SIZE,
-    bptt_steps: int = 1,
-) -> str:
-    """Write a Python file that is the whole network and needs nothing but PyTorch.
-
-    Args:
-        architecture: the network to write.
-        vocab_size: V, the number of symbols.
-        bptt_steps: the steps that a gradient went back through when it was trained.
-
-    Returns:
-        The file's text, with the classes ``Layer``, whose forward function is that of
-        :func:`generate_forward`, and ``TrainableNetwork``, whose state has the names of
-        :func:`state_dict_mapping`.
-    """
-    param_shapes, n = architecture.param_shapes(vocab_size), architecture.state_size
-    if isinstance(architecture, BaselineConfig):
-        modules = [f"self.cell = nn.{TORCH_CELL_CLASSES[architecture.cell]}({n}, {n})"]
-        is_lstm = architecture.cell == "lstm"
-    else:
-        modules = [
-            f"self.{name.removeprefix(_LAYER)} = nn.Linear{shape}"
-            for name, shape in param_shapes.items()
-            if name.startswith(_LAYER)
-        ]
-        is_lstm = False
-    gradient = "No gradient crosses a time step."
-    if bptt_steps > 1:
-        gradient = f"It was trained with gradients through {bptt_steps} time steps."
-    elif isinstance(architecture, BaselineConfig):
-        gradient = "It was trained with gradients that cross no time step."
-    forward = generate_forward(architecture, bptt_steps)
-    imports = ["import torch"] * ("torch." in forward) + ["from torch import nn"]
-    return _MODULE.format(
-        label=architecture.label,
-        n=n,
-        v=vocab_size,
-        gradient=gradient,
-        imports="\n".join(imports),
-        modules=indent("\n".join(modules), " " * 8),
-        forward=indent(forward, " " * 4),
-        embedding=param_shapes["embedding"],
-        layers=architecture.layers,
-        head=param_shapes["head"],
-        width=2 * n if is_lstm else n,
-        state="2n" if is_lstm else "n",
-        new_state=", (B, 2n)" if is_lstm else " each",
-    )
-
-
-def state_dict_mapping(architecture: GatedConfig | BaselineConfig) -> dict[str, tuple[str, Part]]:
-    """Tell what each tensor in the state of :func:`generate_module`'s network is.
-
-    Returns:
-        Its name to a product (:meth:`rnn.config.GatedConfig.param_shapes`), and which of that
-        product's it is: the bias, as it is, or the weight, transposed.
-    """
-    names: dict[str, tuple[str, Part]] = {}
-    for product in architecture.param_shapes():
-        module, end = product, ""
-        if isinstance(architecture, BaselineConfig) and product.startswith("layers."):
-            layer, _, own = product.rpartition(".")
-            module, end = f"{layer}.cell", f"_{TORCH_PARAM_SUFFIXES[own]}"
-        for part in get_args(Part):
-            names[f"{module}.{part}{end}"] = product, part
-    return names
-
-
-def generate_latex(architecture: GatedConfig | BaselineConfig, bptt_steps: int = 1) -> list[str]:
-    r"""Write one layer in LaTeX, with the letters of :class:`rnn.stacked.layer.BaselineCell`.
-
-    A prime marks what the input gate let through. Where a gate follows it, ``\tilde u`` is the
-    candidate, and ``\hat u`` what the state gate makes of it; u is the new state.
-
-    Args:
-        architecture: whose layers all compute the same.
-        bptt_steps: see :func:`generate_forward`.
-
-    Returns:
-        The equations in the order in which they are computed, without delimiters: from the
-        input x and the previous state h to the output y and, in the last, the next h.
-    """
-    if isinstance(architecture, BaselineConfig):
-        return baseline_equations(architecture)
-    a = architecture
-    lines = [rf"c = {_join(['x', 'h'])}"]
-    c, old = "c", "h"
-    if a.input_gate:
-        c = "c'"
-        lines += [r"c' = \sigma(c W_i + b_i) \odot c"]
-        if a.reads_previous_state:
-            old = "h'"
-            lines += [r"[x' \,;\, h'] = c'"]
-
-    def gate(letter: str, state: str) -> str:
-        seen = _join([c, state]) if a.gate_inputs == "candidate" else c
-        return rf"{letter} = \sigma({seen} W_{letter} + b_{letter})"
-
-    states = _states(a, r"\tilde u", r"\hat u", "u")
-    lines += [rf"{states[0]} = \tanh({c} W_u + b_u)"]
-    if a.state_gate:
-        mix = rf"{states[1]} = z \odot {states[0]} + (1 - z) \odot h"
-        lines += [gate("z", states[0]), mix]
-    if a.forget_gate:
-        lines += [gate("f", states[-2]), rf"{states[-1]} = f \odot {states[-2]}"]
-
-    reads = _reads(a, "u", old, "x")
-    read = reads[0]
-    if len(reads) > 1:
-        read = "r"
-        lines += [f"r = {_join(reads)}"]
-    lines += [f"o = {read} W_o + b_o"]
-    if a.output_gate:
-        lines += [rf"y = \sigma({_join(['o', read])} W_y + b_y) \odot o"]
-    else:
-        lines += [r"y = o \odot \sigma(o)"]
-    return [
-        *lines,
-        r"h \leftarrow \operatorname{detach}(u)" if bptt_steps == 1 else r"h \leftarrow u",
-    ]
-
-
-def _states(a: GatedConfig, candidate: str, mixed: str, new: str) -> list[str]:
-    """List what the new state is called on its way from gate to gate, the last always ``new``."""
-    return [*(candidate, mixed)[: a.state_gate + a.forget_gate], new]
-
-
-def _reads(a: GatedConfig, new: str, old: str, x: str) -> list[str]:
-    """List what the read-out sees, of these names, in the order in which it joins them."""
-    choices = ((new, a.reads_new_state), (old, a.reads_previous_state), (x, a.residual))
-    return [name for name, read in choices if read]
-
-
-def _cat(names: Sequence[str]) -> str:
-    return f"torch.cat(({', '.join(names)}), dim=1)"
-
-
-def _join(names: Sequence[str]) -> str:
-    return "[" + r" \,;\, ".join(names) + "]"
-
-
-TORCH_CELL_CLASSES: dict[BaselineCell, str] = {
-    "elman": "RNNCell",
-    "gru": "GRUCell",
-    "lstm": "LSTMCell",
-}
-"""The names of torch's modules."""
-
-TORCH_PARAM_SUFFIXES = {"input": "ih", "state": "hh"}
-"""A layer's products to how the names of their tensors in such a module end."""
-
-_EQUATIONS: dict[BaselineCell, list[str]] = {
+_BASELINE_EQUATIONS: dict[BaselineCell, list[str]] = {
     "elman": [r"y = \tanh(x W_u + b_u + h V_u + d_u)"],
     "gru": [
         r"r = \sigma(x W_r + b_r + h V_r + d_r)",
@@ -301,12 +88,191 @@ _EQUATIONS: dict[BaselineCell, list[str]] = {
 }
 
 
-def baseline_forward_lines(known: BaselineConfig) -> list[str]:
-    """Write the body of a layer's forward function of ``x`` and ``state``, a line each.
+def generate_module(
+    config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE, bptt_steps: int = 1
+) -> str:
+    """Generate a Python file that defines the whole network and imports only PyTorch.
 
-    An LSTM's state is its output and its memory, side by side.
+    Args:
+        config: network to generate.
+        vocab_size: V.
+        bptt_steps: steps that a gradient passed through in training.
+
+    Returns:
+        The source, with the classes ``Layer``, whose ``forward`` is that of
+        :func:`generate_forward`, and ``Network``, whose state dict has the names of
+        :func:`state_dict_mapping`.
     """
-    if known.cell != "lstm":
+    param_shapes, n = config.param_shapes(vocab_size), config.state_size
+    is_baseline = isinstance(config, BaselineConfig)
+    is_lstm = isinstance(config, BaselineConfig) and config.cell == "lstm"
+    if isinstance(config, BaselineConfig):
+        modules = [f"self.cell = nn.{TORCH_CELL_CLASSES[config.cell]}({n}, {n})"]
+    else:
+        modules = [
+            f"self.{name.removeprefix(_FIRST_LAYER)} = nn.Linear{shape}"
+            for name, shape in param_shapes.items()
+            if name.startswith(_FIRST_LAYER)
+        ]
+    if bptt_steps > 1:
+        gradient = f"It was trained with gradients through {bptt_steps} time steps."
+    elif is_baseline:
+        gradient = "It was trained without gradients across time steps."
+    else:
+        gradient = "No gradient crosses a time step."
+    forward = generate_forward(config, bptt_steps)
+    imports = ["import torch"] * ("torch." in forward) + ["from torch import nn"]
+    return _MODULE.format(
+        label=config.label,
+        n=n,
+        v=vocab_size,
+        gradient=gradient,
+        imports="\n".join(imports),
+        modules=indent("\n".join(modules), " " * 8),
+        forward=indent(forward, " " * 4),
+        embedding=param_shapes["embedding"],
+        layers=config.layers,
+        head=param_shapes["head"],
+        width=2 * n if is_lstm else n,
+        state="2n" if is_lstm else "n",
+        new_state=", (B, 2n)" if is_lstm else " each",
+    )
+
+
+def state_dict_mapping(config: NetworkConfig) -> dict[str, tuple[str, ParamKind]]:
+    """Map the state dict of the network of :func:`generate_module` to the config's parameters.
+
+    Returns:
+        The name of each tensor to a linear map (:meth:`rnn.config.GatedConfig.param_shapes`) and
+        the tensor's kind. Weights are transposed: (outputs, inputs).
+    """
+    mapping: dict[str, tuple[str, ParamKind]] = {}
+    for param in config.param_shapes():
+        module, suffix = param, ""
+        if isinstance(config, BaselineConfig) and param.startswith("layers."):
+            layer, _, name = param.rpartition(".")
+            module, suffix = f"{layer}.cell", f"_{TORCH_PARAM_SUFFIXES[name]}"
+        for kind in get_args(ParamKind):
+            mapping[f"{module}.{kind}{suffix}"] = param, kind
+    return mapping
+
+
+def generate_forward(config: NetworkConfig, bptt_steps: int = 1) -> str:
+    """Generate the forward method of one layer in Python.
+
+    Args:
+        config: network of the layer.
+        bptt_steps: steps that a gradient passed through in training; the new state of a gated layer
+            is detached if it is 1.
+
+    Returns:
+        The source of a method ``forward(self, x, state)``, not indented, without a final newline.
+        Each line that makes a tensor ends with its shape.
+    """
+    if isinstance(config, BaselineConfig):
+        lines = _baseline_forward_lines(config)
+    else:
+        lines = _gated_forward_lines(config, is_detached=bptt_steps == 1)
+    return "def forward(self, x, state):\n" + indent("\n".join(lines), "    ")
+
+
+def generate_latex(config: NetworkConfig, bptt_steps: int = 1) -> list[str]:
+    r"""Generate the equations of one layer in LaTeX.
+
+    The letters are those of :class:`rnn.models.gated.GatedLayer` and :mod:`rnn.models.baselines`.
+    Where gates follow, ``\tilde u`` is the candidate and ``\hat u`` the output of the state gate.
+
+    Args:
+        config: network of the layer.
+        bptt_steps: steps that a gradient passed through in training.
+
+    Returns:
+        The equations in the order of computation, without delimiters: from the input x and the
+        previous state h to the output y and, in the last equation, the next h.
+    """
+    if isinstance(config, BaselineConfig):
+        return [*_BASELINE_EQUATIONS[config.cell], r"h \leftarrow y"]
+    lines = [rf"c = {_latex_concat(['x', 'h'])}"]
+    c, previous = "c", "h"
+    if config.input_gate:
+        c = "c'"
+        lines += [r"c' = \sigma(c W_i + b_i) \odot c"]
+        if config.reads_previous_state:
+            previous = "h'"
+            lines += [r"[x' \,;\, h'] = c'"]
+
+    def gate(letter: str, u: str) -> str:
+        g = _latex_concat([c, u]) if config.gate_inputs == "candidate" else c
+        return rf"{letter} = \sigma({g} W_{letter} + b_{letter})"
+
+    states = _state_names(config, r"\tilde u", r"\hat u", "u")
+    lines += [rf"{states[0]} = \tanh({c} W_u + b_u)"]
+    if config.state_gate:
+        mix = rf"{states[1]} = z \odot {states[0]} + (1 - z) \odot h"
+        lines += [gate("z", states[0]), mix]
+    if config.forget_gate:
+        lines += [gate("f", states[-2]), rf"{states[-1]} = f \odot {states[-2]}"]
+
+    parts = _readout_parts(config, "u", previous, "x")
+    r = parts[0]
+    if len(parts) > 1:
+        r = "r"
+        lines += [f"r = {_latex_concat(parts)}"]
+    lines += [f"o = {r} W_o + b_o"]
+    if config.output_gate:
+        lines += [rf"y = \sigma({_latex_concat(['o', r])} W_y + b_y) \odot o"]
+    else:
+        lines += [r"y = o \odot \sigma(o)"]
+    next_state = r"\operatorname{detach}(u)" if bptt_steps == 1 else "u"
+    return [*lines, rf"h \leftarrow {next_state}"]
+
+
+def _gated_forward_lines(config: GatedConfig, is_detached: bool) -> list[str]:
+    lines = ["c = torch.cat((x, state), dim=1)  # (B, 2n)"]
+    previous = "state"
+    if config.input_gate:
+        lines += [
+            "input_gate = torch.sigmoid(self.input_gate(c))  # (B, 2n)",
+            "c = input_gate * c  # (B, 2n)",
+        ]
+        if config.reads_previous_state:
+            previous = "gated_state"
+            lines += ["_, gated_state = c.chunk(2, dim=1)  # (B, n)"]
+
+    def gate(name: str, u: str) -> list[str]:
+        inputs, joined = "c", []
+        if config.gate_inputs == "candidate":
+            inputs, joined = "gate_inputs", [f"gate_inputs = {_concat(['c', u])}  # (B, 3n)"]
+        return [*joined, f"{name} = torch.sigmoid(self.{name}({inputs}))  # (B, n)"]
+
+    states = _state_names(config, "candidate", "mixed_state", "new_state")
+    lines += [f"{states[0]} = torch.tanh(self.candidate(c))  # (B, n)"]
+    if config.state_gate:
+        mix = f"state_gate * {states[0]} + (1 - state_gate) * state"
+        lines += [*gate("state_gate", states[0]), f"{states[1]} = {mix}  # (B, n)"]
+    if config.forget_gate:
+        scaled = f"{states[-1]} = forget_gate * {states[-2]}  # (B, n)"
+        lines += [*gate("forget_gate", states[-2]), scaled]
+
+    parts = _readout_parts(config, "new_state", previous, "x")
+    r = parts[0]
+    if len(parts) > 1:
+        r = "read_out_inputs"
+        lines += [f"read_out_inputs = {_concat(parts)}  # (B, {len(parts)}n)"]
+    lines += [f"output = self.read_out({r})  # (B, n)"]
+    if config.output_gate:
+        lines += [
+            f"gate_inputs = {_concat(['output', r])}  # (B, {1 + len(parts)}n)",
+            "output_gate = torch.sigmoid(self.output_gate(gate_inputs))  # (B, n)",
+            "output = output_gate * output  # (B, n)",
+        ]
+    else:
+        lines += ["output = output * torch.sigmoid(output)  # (B, n)"]
+    return [*lines, "return output, new_state" + ".detach()" * is_detached]
+
+
+def _baseline_forward_lines(config: BaselineConfig) -> list[str]:
+    if config.cell != "lstm":
         return ["state = self.cell(x, state)  # (B, n)", "return state, state"]
     return [
         "output, memory = state.chunk(2, dim=1)  # (B, n)",
@@ -316,9 +282,24 @@ def baseline_forward_lines(known: BaselineConfig) -> list[str]:
     ]
 
 
-def baseline_equations(known: BaselineConfig) -> list[str]:
-    """Write one layer in LaTeX; see :func:`rnn.codegen.generate_latex`.
+def _state_names(config: GatedConfig, candidate: str, mixed: str, new: str) -> list[str]:
+    """Return the names of the new state before and after each gate; the last is ``new``."""
+    return [*(candidate, mixed)[: config.state_gate + config.forget_gate], new]
 
-    W and b are of the input's maps, V and d of the state's, and m is an LSTM's memory.
-    """
-    return [*_EQUATIONS[known.cell], r"h \leftarrow y"]
+
+def _readout_parts(config: GatedConfig, new: str, previous: str, x: str) -> list[str]:
+    """Return which of these names the read-out concatenates, in order."""
+    choices = (
+        (new, config.reads_new_state),
+        (previous, config.reads_previous_state),
+        (x, config.residual),
+    )
+    return [name for name, is_read in choices if is_read]
+
+
+def _concat(names: Sequence[str]) -> str:
+    return f"torch.cat(({', '.join(names)}), dim=1)"
+
+
+def _latex_concat(names: Sequence[str]) -> str:
+    return "[" + r" \,;\, ".join(names) + "]"

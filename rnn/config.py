@@ -1,49 +1,54 @@
-"""What a recurrent network is before it has a single weight: its switches, its depth, its width."""
-# TODO-MERGE Networks of cells that are known, to measure ours by: an LSTM's, a GRU's and Elman's.
-# TODO-MERGE One network of a population.
+"""Network configs: which networks there are, their names, parameter shapes and counts.
+
+This module needs no PyTorch. It holds the only lists of cells, of the values of their options and
+of precisions.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 StateSource = Literal["new", "old", "both"]
-GateInputs = Literal["state", "candidate"]
-
 STATE_SOURCES: tuple[StateSource, ...] = get_args(StateSource)
+"""States that the read-out of a gated layer can read."""
+
+GateInputs = Literal["state", "candidate"]
 GATE_INPUTS: tuple[GateInputs, ...] = get_args(GateInputs)
+"""What the state gate and the forget gate of a gated layer can read."""
+
+BaselineCell = Literal["elman", "gru", "lstm"]
+BASELINE_CELLS: tuple[BaselineCell, ...] = get_args(BaselineCell)
 
 TrainingPrecision = Literal["fp32", "tf32", "bf16"]
 Precision = Literal[TrainingPrecision, "fp64"]
-"""Precision of the arithmetic.
-
-``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
-factors of matrix products to ten bits. ``fp64``: for numerical checks.
-"""
+"""``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
+factors of matrix products to ten bits. ``fp64``: for numerical checks."""
 
 BYTE_VOCAB_SIZE = 256
-"""The size of the byte-level vocabulary."""
+
+_CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+_GATES_PER_CELL: dict[BaselineCell, int] = {"elman": 1, "gru": 3, "lstm": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class GatedConfig:
-    """One point of the search: a value that says all that a network's shape depends on.
+    """A network of the gated cell; see :class:`rnn.models.gated.GatedLayer` for the equations.
 
     Attributes:
-        input_gate: gates the layer's input and its previous state before anything reads them.
-        forget_gate: scales the new state.
-        output_gate: gates the layer's output with a gate of its own; without it the output gates
-            itself (the swish activation).
-        state_gate: mixes the candidate with the previous state, as a GRU does.
-        residual: the read-out sees the layer's input.
-        state_source: the states that the read-out sees.
-        layers: the number of stacked layers.
-        state_size: n, the width of the states, the layers and the embedding.
-        gate_inputs: what the state gate and the forget gate see beside the layer's input and
-            previous state: nothing more (``"state"``) or the candidate too (``"candidate"``).
-            A setting of a whole study, not a searched parameter.
+        input_gate: whether a gate scales the layer's input and previous state before their use.
+        forget_gate: whether a gate scales the new state.
+        output_gate: whether a learned gate scales the output; otherwise the output gates itself
+            (SiLU).
+        state_gate: whether a gate mixes the candidate with the previous state, as in a GRU.
+        residual: whether the read-out reads the layer's input.
+        state_source: states that the read-out reads.
+        layers: number of stacked layers.
+        state_size: n, the size of the states, the layers' outputs and the embedding.
+        gate_inputs: what the state gate and the forget gate read: the layer's input and previous
+            state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
     Raises:
-        ValueError: if a value is none of those allowed.
+        ValueError: if a value is not allowed.
     """
 
     input_gate: bool
@@ -57,43 +62,39 @@ class GatedConfig:
     gate_inputs: GateInputs = "state"
 
     def __post_init__(self) -> None:
-        if self.state_source not in STATE_SOURCES:
-            raise ValueError(f"state_source is {self.state_source!r}; allowed: {STATE_SOURCES}")
-        if self.gate_inputs not in GATE_INPUTS:
-            raise ValueError(f"gate_inputs is {self.gate_inputs!r}; allowed: {GATE_INPUTS}")
-        for name, value in (("layers", self.layers), ("state_size", self.state_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        _check_choice("state_source", self.state_source, STATE_SOURCES)
+        _check_choice("gate_inputs", self.gate_inputs, GATE_INPUTS)
+        _check_positive(layers=self.layers, state_size=self.state_size)
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], gate_inputs: GateInputs) -> "GatedConfig":
-        """Return the architecture of these values, by the fields' names; others are ignored."""
+    def from_params(cls, params: Mapping[str, Any], gate_inputs: GateInputs) -> "GatedConfig":
+        """Build a config from values by field name; other names are ignored."""
         names = [field.name for field in fields(cls) if field.name != "gate_inputs"]
         return cls(**{name: params[name] for name in names}, gate_inputs=gate_inputs)
 
     @property
     def reads_new_state(self) -> bool:
-        """Whether the read-out sees the new state."""
+        """Whether the read-out reads the new state."""
         return self.state_source in ("new", "both")
 
     @property
     def reads_previous_state(self) -> bool:
-        """Whether the read-out sees the previous state."""
+        """Whether the read-out reads the previous state."""
         return self.state_source in ("old", "both")
 
     @property
     def has_previous_state_grad(self) -> bool:
-        """Whether the read-out's view of the previous state is a way for a gradient to weights."""
+        """Whether the read-out of the previous state carries a gradient within the time step."""
         return self.reads_previous_state and self.input_gate
 
     @property
     def output_depends_on_input(self) -> bool:
-        """Whether a layer's output depends on its input at the same step."""
+        """Whether a layer's output depends on its input at the same time step."""
         return self.reads_new_state or self.residual or self.input_gate
 
     @property
     def label(self) -> str:
-        """A short name that no other architecture of the study has.
+        """Short name, unique within a study.
 
         For example ``"2×256 forget+state gates, new state, residual"``.
         """
@@ -106,18 +107,18 @@ class GatedConfig:
         return f"{self.layers}×{self.state_size} {gates}, {state}{residual}"
 
     @property
-    def key(self) -> str:
-        """The architecture in letters that never change: its initial weights are drawn by them."""
+    def init_key(self) -> str:
+        """String that seeds the initial weights; it must never change."""
         gates = (self.input_gate, self.forget_gate, self.output_gate, self.state_gate)
         switches = "".join(str(int(switch)) for switch in (*gates, self.residual))
         return f"{switches}-{self.state_source}-{self.layers}-{self.state_size}-{self.gate_inputs}"
 
     def param_shapes(self, vocab_size: int = BYTE_VOCAB_SIZE) -> dict[str, tuple[int, int]]:
-        """List the network's affine maps, in the order in which their weights are drawn.
+        """Return the shapes of the network's linear maps, in the order of their initialization.
 
         Returns:
-            A map's name to its (inputs, outputs); each has a weight of that shape and a bias of
-            shape (outputs,). Switches that are off have none.
+            The name of each map to (inputs, outputs): the shape of its weight; its bias has the
+            shape (outputs,). Options that are off have no map.
         """
         n = self.state_size
         gate_inputs = 3 * n if self.gate_inputs == "candidate" else 2 * n
@@ -136,35 +137,21 @@ class GatedConfig:
         return shapes | {"head": (n, vocab_size)}
 
     def parameter_count(self, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
-        """Count the weights and biases of the whole network, embedding and head included."""
-        param_shapes = self.param_shapes(vocab_size).values()
-        return sum((inputs + 1) * outputs for inputs, outputs in param_shapes)
-
-
-BaselineCell = Literal["elman", "gru", "lstm"]
-
-BASELINE_CELLS: tuple[BaselineCell, ...] = get_args(BaselineCell)
-
-_NAMES: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
-
-_MAPS: dict[BaselineCell, int] = {"elman": 1, "gru": 3, "lstm": 4}
-"""How many maps of a layer's input, and as many of its state, stand side by side."""
+        """Count all weights and biases, embedding and head included."""
+        return _count_parameters(self.param_shapes(vocab_size))
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineConfig:
-    """A network of torch's own cells: between its embedding and its head there is nothing else.
+    """A network of a baseline cell; see :mod:`rnn.models.baselines` for the equations.
 
     Attributes:
-        cell: ``elman`` (Elman, *Finding Structure in Time*, 1990), ``gru`` (Cho et al., *Learning
-            Phrase Representations using RNN Encoder–Decoder*, 2014) or ``lstm`` (Hochreiter &
-            Schmidhuber, *Long Short-Term Memory*, 1997, with Gers' forget gate), as
-            :class:`torch.nn.RNNCell`, ``GRUCell`` and ``LSTMCell`` have them.
-        layers: the number of stacked layers.
-        state_size: n, the width of the states, the layers and the embedding.
+        cell: cell of all layers.
+        layers: number of stacked layers.
+        state_size: n, the size of the states, the layers' outputs and the embedding.
 
     Raises:
-        ValueError: if a value is none of those allowed.
+        ValueError: if a value is not allowed.
     """
 
     cell: BaselineCell
@@ -172,55 +159,50 @@ class BaselineConfig:
     state_size: int
 
     def __post_init__(self) -> None:
-        if self.cell not in BASELINE_CELLS:
-            raise ValueError(f"cell is {self.cell!r}; allowed: {BASELINE_CELLS}")
-        for name, value in (("layers", self.layers), ("state_size", self.state_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        _check_choice("cell", self.cell, BASELINE_CELLS)
+        _check_positive(layers=self.layers, state_size=self.state_size)
 
     @property
     def label(self) -> str:
-        """A short name, for example ``"2×256 GRU"``."""
-        return f"{self.layers}×{self.state_size} {_NAMES[self.cell]}"
+        """Short name, for example ``"2×256 GRU"``."""
+        return f"{self.layers}×{self.state_size} {_CELL_LABELS[self.cell]}"
 
     @property
-    def key(self) -> str:
-        """The architecture in letters that never change: its initial weights are drawn by them."""
+    def init_key(self) -> str:
+        """String that seeds the initial weights; it must never change."""
         return f"{self.cell}-{self.layers}-{self.state_size}"
 
     def param_shapes(self, vocab_size: int = BYTE_VOCAB_SIZE) -> dict[str, tuple[int, int]]:
-        """List the network's affine maps, in the order in which their weights are drawn.
+        """Return the shapes of the network's linear maps; see :meth:`GatedConfig.param_shapes`.
 
-        A layer's ``input`` and ``state`` hold torch's ``weight_ih`` and ``weight_hh``, transposed,
-        and their biases, the gates in torch's order.
-
-        Returns:
-            A map's name to its (inputs, outputs); see
-            :meth:`rnn.config.GatedConfig.param_shapes`.
+        ``input`` and ``state`` of a layer are PyTorch's ``weight_ih`` and ``weight_hh``,
+        transposed, and their biases, with the gates in PyTorch's order.
         """
         n = self.state_size
-        shape = n, _MAPS[self.cell] * n
+        shape = n, _GATES_PER_CELL[self.cell] * n
         shapes = {"embedding": (vocab_size, n)}
         for index in range(self.layers):
             shapes |= {f"layers.{index}.input": shape, f"layers.{index}.state": shape}
         return shapes | {"head": (n, vocab_size)}
 
     def parameter_count(self, vocab_size: int = BYTE_VOCAB_SIZE) -> int:
-        """Count the weights and biases of the whole network, embedding and head included."""
-        param_shapes = self.param_shapes(vocab_size).values()
-        return sum((inputs + 1) * outputs for inputs, outputs in param_shapes)
+        """Count all weights and biases, embedding and head included."""
+        return _count_parameters(self.param_shapes(vocab_size))
+
+
+NetworkConfig = GatedConfig | BaselineConfig
 
 
 class TrialConfig(NamedTuple):
-    """One network of a population: an architecture, and what else tells its training from others.
+    """A network config and what distinguishes its training from other runs of it.
 
     Attributes:
-        architecture: of the network.
-        replicate: which of the architecture's runs: its initial weights, and the order of the text.
-        bptt_steps: through how many steps, the last among them, a loss's gradient goes.
+        architecture: config of the network.
+        replicate: number of the run; it seeds the initial weights and the order of the text.
+        bptt_steps: number of time steps, the current one included, that a gradient passes through.
     """
 
-    architecture: GatedConfig | BaselineConfig
+    architecture: NetworkConfig
     replicate: int = 0
     bptt_steps: int = 1
 
@@ -230,3 +212,19 @@ class TrialConfig(NamedTuple):
         bptt_steps = f", bptt_steps {self.bptt_steps}" if self.bptt_steps > 1 else ""
         replicate = f" #{self.replicate}" if self.replicate else ""
         return f"{self.architecture.label}{bptt_steps}{replicate}"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} is {value!r}: expected one of {expected}")
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+
+
+def _count_parameters(shapes: Mapping[str, tuple[int, int]]) -> int:
+    return sum((inputs + 1) * outputs for inputs, outputs in shapes.values())

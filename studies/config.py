@@ -210,7 +210,7 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
     architecture = (
         BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
         if "cell" in params
-        else GatedConfig.of(params, config.gate_inputs)
+        else GatedConfig.from_params(params, config.gate_inputs)
     )
     bptt_steps = params.get(BPTT_STEPS, config.training.bptt_steps)
     return TrialConfig(architecture, params.get(REPLICATE, 0), bptt_steps)

@@ -1,4 +1,4 @@
-"""A trained network as a folder of files that needs PyTorch and nothing else."""
+"""Export of a trained network as a folder of files that need only PyTorch."""
 
 import inspect
 import io
@@ -12,43 +12,43 @@ from rnn.data import bpe
 from rnn.data.tokenizer import BPETokenizer
 from rnn.inference.saved_model import SavedModel
 
-_BYTES = '''\
-"""What the network reads, and writes: bytes. A symbol is a byte's value."""
+_BYTE_TOKENIZER = '''\
+"""The network's tokens are bytes."""
 
 
 def encode(text):
-    """Return the symbols of a text, which is of bytes."""
+    """Return the tokens of a text, given as bytes."""
     return list(text)
 
 
-def decode(symbols):
-    """Return the text of symbols."""
-    return bytes(symbols)
+def decode(tokens):
+    """Return the text of tokens, as bytes."""
+    return bytes(tokens)
 '''
 
-_BYTE_PAIRS = '''\
-"""What the network reads, and writes: {size} symbols, made of bytes by merging pairs."""
+_BPE_TOKENIZER = '''\
+"""The network's {size} tokens, made of bytes by byte-pair encoding."""
 
 import json
 from pathlib import Path
 
 from bpe import BPE
 
-_PAIRS = BPE(json.loads(Path(__file__).with_name("merges.json").read_text()))
+_BPE = BPE(json.loads(Path(__file__).with_name("merges.json").read_text()))
 
 
 def encode(text):
-    """Return the symbols of a text, which is of bytes."""
-    return list(_PAIRS.encode(text))
+    """Return the tokens of a text, given as bytes."""
+    return list(_BPE.encode(text))
 
 
-def decode(symbols):
-    """Return the text of symbols."""
-    return _PAIRS.decode(symbols)
+def decode(tokens):
+    """Return the text of tokens, as bytes."""
+    return _BPE.decode(tokens)
 '''
 
 _RUN = '''\
-"""Go on with a text, as in ``python run.py "Once upon a time"``."""
+"""Continue a text, as in ``python run.py "Once upon a time"``."""
 
 import os
 import sys
@@ -61,72 +61,71 @@ from tokenizer import decode, encode
 
 network = Network()
 network.load_state_dict(torch.load(Path(__file__).with_name("weights.pt"), weights_only=True))
-text = encode(os.fsencode("".join(sys.argv[1:2])) or b"\\n")
-length, states = len(text) + 500, network.initial_state(1)
+tokens = encode(os.fsencode("".join(sys.argv[1:2])) or b"\\n")
+length, states = len(tokens) + 500, network.init_state(1)
 with torch.inference_mode():
     for n in range(length - 1):
-        logits, states = network(torch.tensor([text[n]]), states)
-        if n + 1 == len(text):
-            text.append(torch.softmax(logits[0] / 0.8, dim=0).multinomial(1).item())
-print(decode(text).decode(errors="replace"))
+        logits, states = network(torch.tensor([tokens[n]]), states)
+        if n + 1 == len(tokens):
+            tokens.append(torch.softmax(logits[0] / 0.8, dim=0).multinomial(1).item())
+print(decode(tokens).decode(errors="replace"))
 '''
 
 _README = """\
 # A recurrent network: {label}
 
-{details}
+{metadata}
 
-`python run.py "Once upon a time"` goes on with a text. Python and PyTorch are all that it needs.
+`python run.py "Once upon a time"` continues a text. It needs Python and PyTorch only.
 
 - `network.py`: the network, one time step at a time
 - `weights.pt`: its weights, for `load_state_dict`
-- `tokenizer.py`: bytes ↔ symbols, of which there are {size:,}{more}
-- `run.py`: reads a text, and writes on
+- `tokenizer.py`: converts between bytes and the {size:,} tokens{tokenizer_files}
+- `run.py`: reads a text and continues it
 """
 
 
-def export_files(network: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
-    """Write a network out.
+def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
+    """Return the files of an export: code, weights, tokenizer, script and README.
 
     Args:
-        network: to write out; its details go into the ``README.md``, a line each.
-        bptt_steps: the steps that a gradient went back through when it was trained.
+        model: model to export; its metadata is listed in the ``README.md``.
+        bptt_steps: steps that a gradient passed through in training.
 
     Returns:
-        The content of each file by its name: ``network.py``, of
-        :func:`rnn.codegen.generate_module`;
-        ``weights.pt``, its state as ``torch.load(weights_only=True)`` reads it; ``tokenizer.py``,
-        with the functions ``encode`` and ``decode``, and what that needs; ``run.py``, which writes
-        text; and ``README.md``.
+        The content of each file by name: ``network.py``, of
+        :func:`rnn.codegen.generate_module`; ``weights.pt``, its state dict for
+        ``torch.load(weights_only=True)``; ``tokenizer.py``, with the functions ``encode`` and
+        ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``.
     """
-    tokenizer, architecture = network.tokenizer, network.architecture
+    tokenizer, config = model.tokenizer, model.architecture
     texts = {
-        "network.py": generate_module(architecture, tokenizer.size, bptt_steps),
+        "network.py": generate_module(config, tokenizer.size, bptt_steps),
         "run.py": _RUN,
     }
-    more = ""
+    tokenizer_files = ""
     if isinstance(tokenizer, BPETokenizer):
-        more = "; `bpe.py` and `merges.json` are part of it"
-        texts["tokenizer.py"] = _BYTE_PAIRS.format(size=tokenizer.size)
+        tokenizer_files = ", with `bpe.py` and `merges.json`"
+        texts["tokenizer.py"] = _BPE_TOKENIZER.format(size=tokenizer.size)
         texts["bpe.py"] = inspect.getsource(bpe)
         texts["merges.json"] = json.dumps(tokenizer.bpe.merges)
     else:
-        texts["tokenizer.py"] = _BYTES
+        texts["tokenizer.py"] = _BYTE_TOKENIZER
     texts["README.md"] = _README.format(
-        label=architecture.label,
-        details="\n".join(f"- {name}: {value}" for name, value in network.metadata.items()),
+        label=config.label,
+        metadata="\n".join(f"- {name}: {value}" for name, value in model.metadata.items()),
         size=tokenizer.size,
-        more=more,
+        tokenizer_files=tokenizer_files,
     )
     files = {name: text.encode() for name, text in texts.items()}
-    return files | {"weights.pt": _state(network)}
+    return files | {"weights.pt": _serialize_state_dict(model)}
 
 
-def _state(network: SavedModel) -> bytes:
-    state: dict[str, Tensor] = {}
-    for name, (product, part) in state_dict_mapping(network.architecture).items():
-        weight, bias = network.weights[product]
-        state[name] = (weight.T if part == "weight" else bias).contiguous()
+def _serialize_state_dict(model: SavedModel) -> bytes:
+    state_dict: dict[str, Tensor] = {}
+    for name, (param, kind) in state_dict_mapping(model.architecture).items():
+        weight, bias = model.weights[param]
+        state_dict[name] = (weight.T if kind == "weight" else bias).contiguous()
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save(state_dict, content)
     return content.getvalue()

@@ -1,50 +1,57 @@
-"""One network of any cell, trained by gradients through a window of time steps.
+"""Training of one reference network by truncated backpropagation through time.
 
-At each step there is one update, by the gradient of that step's loss alone, taken through the last
-W steps of the sequence, or as many as it has had: truncated backpropagation through time with an
-update at every step (Williams & Peng, *An Efficient Gradient-Based Algorithm for On-Line Training
-of Recurrent Network Trajectories*, 1990). W changes how far the gradient reaches and nothing else:
-not the text, nor the number of updates. Because the weights change at every step, all W steps are
-computed anew in each, from the state that stood before them: a step costs W times as much.
+At each time step there is one update, by the gradient of that step's loss through the last W steps
+of the sequence, or as many as it has had (Williams & Peng, *An Efficient Gradient-Based Algorithm
+for On-Line Training of Recurrent Network Trajectories*, 1990). W changes how far the gradient
+reaches and nothing else: neither the text nor the number of updates. The weights change at every
+step, so all W steps are recomputed from the state before them: a step costs W times as much.
 
-B is the number of lanes, n the state size, V the size of the vocabulary, w ≤ W the number of steps
-that a gradient goes through.
+B is the number of streams, n the state size, V the vocabulary size, T ≤ W the number of steps that
+a gradient passes through.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from rnn.config import BYTE_VOCAB_SIZE, Precision, TrialConfig
-from rnn.models.bptt_layers import layers_of
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    BaselineConfig,
+    GatedConfig,
+    NetworkConfig,
+    Precision,
+    TrialConfig,
+)
+from rnn.models.baselines import BASELINE_LAYERS
+from rnn.models.gated import GatedLayer, RecurrentLayer, RecurrentNetwork
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.linear import StackedLinear, WeightSlice
 from rnn.stacked.network import UniqueTokens, draw_initial_weights
 from rnn.training.precision import configure_matmul
 
 
-class Unrolled:
-    """A population of one, with the face of :class:`rnn.stacked.network.NetworkStack`: K = 1.
+class BPTTNetwork:
+    """A :class:`rnn.models.factory.TrainableNetwork` of one reference network, K = 1.
 
     Args:
-        configs: the one member, of any architecture and any ``bptt_steps``, W.
-        seed: of its initial weights.
-        precision: of the arithmetic.
+        configs: the one config, of any cell and ``bptt_steps``.
+        seed: seed of the initial weights.
+        precision: precision of the arithmetic.
         vocab_size: V.
-        device: where to compute.
-        weights: of the member, in place of the initial ones.
+        device: device to compute on; the CPU by default.
+        weights: weights by config, in place of initial ones.
 
     Attributes:
-        configs: the one.
-        parameters: its weights.
-        static_graph: False: a window grows, so that a step is not always the same operations.
+        configs: the one config.
+        module: the network; its parameters are views of ``parameters``, except in bfloat16.
+        parameters: weights and gradients.
+        static_graph: False: the first steps of a sequence have shorter windows.
 
     Raises:
-        ValueError: if there is not one member, or its window is shorter than one step.
+        ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.
     """
 
     static_graph = False
@@ -60,193 +67,227 @@ class Unrolled:
     ) -> None:
         if len(configs) != 1:
             raise ValueError(
-                f"there are {len(configs)} members; allowed: one, of a cell that is not ours or a "
-                "gradient through several steps; train each by itself"
+                f"{len(configs)} configs of baseline cells or with bptt_steps > 1 cannot be "
+                "trained in lockstep: expected one"
             )
         (config,) = self.configs = tuple(configs)
         if config.bptt_steps < 1:
-            raise ValueError(
-                f"the gradient window is {config.bptt_steps}; allowed: 1 or more; 1 has the "
-                "gradient stay within its step"
-            )
+            raise ValueError(f"bptt_steps is {config.bptt_steps}: expected 1 or more")
         self.seed, self.precision = seed, precision
         self.vocab_size = vocab_size
         self.device = device or torch.device("cpu")
-        architecture = config.architecture
-        self.layers, self.state_size = architecture.layers, architecture.state_size
+        self.layers, self.state_size = config.architecture.layers, config.architecture.state_size
         self._window = config.bptt_steps
         configure_matmul(precision, self.device)
 
-        n = self.state_size
-        self._layers = layers_of(architecture)
-        self._embedding, self._head = (
-            StackedLinear(range(1), inputs, outputs, [WeightSlice(name, (0, inputs))])
-            for name, inputs, outputs in (
-                ("embedding", vocab_size, n),
-                ("head", n, vocab_size),
-            )
-        )
-        maps = [(f"layers.{i}.", own) for i, layer in enumerate(self._layers) for own in layer.maps]
-        maps.append(("", self._head))
+        with torch.device("meta"):  # parameters become views of the flat ones
+            self.module = build_module(config.architecture, vocab_size)
+        fused = _fused_weights(config.architecture)
+        linears = {
+            path: _place_linear(path.rpartition(".")[2], linear, fused)
+            for path, linear in self.module.named_modules()
+            if isinstance(linear, nn.Linear)
+        }
+        embedding = linears["embedding"]
         self.parameters = FlatParameters(
             self.configs,
-            maps,
-            self._embedding,
+            [
+                (path[: path.rfind(".") + 1], linear)
+                for path, linear in linears.items()
+                if linear is not embedding
+            ],
+            embedding,
             torch.float64 if precision == "fp64" else torch.float32,
             precision == "bf16",
             self.device,
             vocab_size,
         )
-        own = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
-        self.parameters.load(0, self.parameters.values, own)
-        # Where autograd brings the gradients of a map's weight and bias. The embedding's are these
-        # themselves; of a product's, which it reads where they lie, they have but the shape.
-        none = self.parameters.values.new_zeros(())
-        self._leaves = {
-            affine: (
-                none.expand(affine.in_features, affine.out_features).requires_grad_(),
-                none.expand(affine.out_features * affine.has_bias).requires_grad_(),
-            )
-            for _, affine in maps
-        }
-        table = self._embedding
-        self._leaves[table] = (
-            table.weight[0].detach().requires_grad_(),
-            table.bias[0, 0].detach().requires_grad_(),
-        )
+        params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
+        self.parameters.load(0, self.parameters.values, params)
 
-    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "Unrolled":
-        """Return a network like this one of this member and its weights."""
-        return Unrolled(
+        self._leaves: list[Tensor] = []
+        self._grads: list[Tensor] = []
+        for path, flat in linears.items():
+            is_bfloat16 = precision == "bf16" and flat is not embedding
+            linear = _BFloat16Linear(flat) if is_bfloat16 else _view_linear(flat)
+            self.module.set_submodule(path, linear)
+            self._leaves += linear.parameters()
+            self._grads.append(flat.weight_grad[0].T)
+            if flat.has_bias:
+                self._grads.append(flat.bias_grad[0, 0])
+
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "BPTTNetwork":
+        """Return a network of this config and weights, otherwise like this one."""
+        return BPTTNetwork(
             list(weights), self.seed, self.precision, self.vocab_size, self.device, weights
         )
 
     def init_state(self, streams: int) -> list[Tensor]:
-        """Return the zero states at a sequence's start, for each layer (1, B, n); 2n of an LSTM."""
-        new = self.parameters.values.new_zeros
-        return [new(1, streams, layer.state_width) for layer in self._layers]
+        """Return the states at a sequence's start: zeros (1, B, n) for each layer."""
+        return [state[None] for state in self.module.init_state(streams)]
 
     def init_training_state(self, streams: int) -> list[Tensor]:
-        """Return what a sequence's training begins with, all zero.
+        """Return what training carries from step to step, at a sequence's start: zeros.
 
         Returns:
-            For each layer the state, as of :meth:`init_state`; and where W > 1 for each layer
-            the states before each of the last W − 1 steps (1, W − 1, B, n), the symbols read in
-            them (1, W − 1, B), and how many of these steps the sequence has had (1,).
+            The state of each layer, as of :meth:`init_state`. Where W > 1, also for each layer the
+            states before each of the last W − 1 steps (1, W − 1, B, n), the tokens read in these
+            steps (1, W − 1, B), and how many of them the sequence has had (1,).
         """
         states, earlier = self.init_state(streams), self._window - 1
         if not earlier:
             return states
-        past = [state.new_zeros(1, earlier, *state.shape[1:]) for state in states]
-        prepare_inputs = torch.zeros(1, earlier, streams, dtype=torch.long, device=self.device)
-        return [*states, *past, prepare_inputs, prepare_inputs.new_zeros(1)]
+        past_states = [state.new_zeros(1, earlier, *state.shape[1:]) for state in states]
+        past_tokens = torch.zeros(1, earlier, streams, dtype=torch.long, device=self.device)
+        return [*states, *past_states, past_tokens, past_tokens.new_zeros(1)]
 
-    def prepare_inputs(self, prepare_inputs: Tensor) -> UniqueTokens:
-        """Return what lanes with these symbols (B,) read, as this network takes it."""
-        return UniqueTokens(prepare_inputs)
+    def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
+        """Prepare the streams' tokens (B,) for :meth:`forward`."""
+        return UniqueTokens(tokens)
 
     @torch.no_grad()
-    def forward(self, reads: UniqueTokens, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, inputs: UniqueTokens, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step.
 
         Args:
-            reads: the symbols.
-            states: for each layer (1, B, n).
+            inputs: tokens, of :meth:`prepare_inputs`.
+            states: (1, B, n) for each layer.
 
         Returns:
-            The logits of each lane's next symbol (1, B, V), and the next states.
+            The logits of each stream's next token (1, B, V), and the next states.
         """
-        logits, after = self._unroll(reads.values[None], [state[0] for state in states])
-        return logits[None], [state[None] for state in after]
+        logits, next_states = self.module(inputs.values[None], [state[0] for state in states])
+        return logits[None], [state[None] for state in next_states]
 
-    def losses(self, logits: Tensor, prepare_inputs: Tensor) -> Tensor:
-        """Return the cross-entropy of the symbols that came (B,), in nats: (1, B)."""
-        return functional.cross_entropy(logits[0], prepare_inputs, reduction="none")[None]
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each stream (1, B), in nats."""
+        return functional.cross_entropy(logits[0], targets, reduction="none")[None]
 
     def loss_and_grad(
-        self, reads: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by one time step, and take the gradients of its loss through the last W.
+        """Advance by one time step and compute the gradients of its loss through the last W steps.
 
         Args:
-            reads: the symbols.
-            targets: (B,), the symbols that come next.
-            states: of :meth:`init_training_state`; no gradient goes further back than they do.
+            inputs: tokens, of :meth:`prepare_inputs`.
+            targets: next tokens (B,).
+            states: of :meth:`init_training_state`; no gradient goes further back.
 
         Returns:
-            The mean loss over the lanes (1,), in nats, and the next states.
+            The mean loss over the streams (1,), in nats, and the next states.
         """
-        begin = present = states[: self.layers]
-        prepare_inputs, window = reads.values[None], []  # (1, B)
+        current = states[: self.layers]
+        start, tokens, window = current, inputs.values[None], []  # tokens: (1, B)
         if self._window > 1:
-            past, (read, count) = states[self.layers : -2], states[-2:]
-            prepare_inputs = torch.cat((read[0], prepare_inputs))  # (W, B)
+            *past_states, past_tokens, count = states[self.layers :]
+            tokens = torch.cat((past_tokens[0], tokens))  # (W, B)
             window = [
-                torch.cat((old[:, 1:], now[:, None]), 1)  # (1, W − 1, B, n)
-                for old, now in zip(past, present, strict=True)
+                torch.cat((past[:, 1:], now[:, None]), 1)  # (1, W − 1, B, n)
+                for past, now in zip(past_states, current, strict=True)
             ]
-            window += [prepare_inputs[None, 1:], (count + 1).clamp(max=self._window - 1)]
-            # Until a window is whole, its first states are the zeros that the sequence began with.
-            begin = [old[:, 0] for old in past]
-            prepare_inputs = prepare_inputs[-1 - int(count) :]  # (w, B)
+            window += [tokens[None, 1:], (count + 1).clamp(max=self._window - 1)]
+            # In a sequence's first steps these are the zeros that it starts from.
+            start = [past[:, 0] for past in past_states]
+            tokens = tokens[-1 - int(count) :]  # (T, B)
         with torch.enable_grad():
-            logits, after = self._unroll(prepare_inputs, [state[0] for state in begin])
+            logits, next_states = self.module(tokens, [state[0] for state in start])
             loss = functional.cross_entropy(logits, targets)
-        leaves = list(chain.from_iterable(self._leaves.values()))
-        gradients = iter(torch.autograd.grad(loss, leaves, materialize_grads=True))
-        for affine in self._leaves:
-            affine.weight_grad[0].copy_(next(gradients))
-            affine.bias_grad.view(-1).copy_(next(gradients))
-        return loss.detach()[None], [*(state.detach()[None] for state in after), *window]
+        grads = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
+        for target, grad in zip(self._grads, grads, strict=True):
+            target.copy_(grad)
+        return loss.detach()[None], [*(state.detach()[None] for state in next_states), *window]
 
-    def _unroll(
-        self, prepare_inputs: Tensor, states: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Advance by w steps.
 
-        Args:
-            prepare_inputs: (w, B), those that are read.
-            states: for each layer (B, n), before the first step.
+def build_module(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> RecurrentNetwork:
+    """Build the reference network of a config, with PyTorch's initial weights."""
+    if isinstance(config, GatedConfig):
+        layers: list[RecurrentLayer] = [GatedLayer(config) for _ in range(config.layers)]
+    else:
+        layers = [BASELINE_LAYERS[config.cell](config) for _ in range(config.layers)]
+    return RecurrentNetwork(layers, config.state_size, vocab_size)
 
-        Returns:
-            The logits after the last step (B, V), and for each layer the state then (B, n).
-        """
-        table, bias = self._leaves[self._embedding]
-        xs = functional.embedding(prepare_inputs, table) + bias  # (w, B, n)
-        after = []
-        for index, (layer, state) in enumerate(zip(self._layers, states, strict=True), start=1):
-            xs, state = layer(xs, state, self._product, last_alone=index == self.layers)
-            after.append(state)
-        return self._product(self._head, xs[-1]), after
 
-    def _product(self, affine: StackedLinear, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, *self._leaves[affine], affine)  # type: ignore[no-untyped-call]
+def _fused_weights(config: NetworkConfig) -> dict[str, list[WeightSlice]]:
+    """Map the linear modules of a :class:`GatedLayer` to the parameters that they are made of."""
+    if isinstance(config, BaselineConfig):
+        return {}
+    n = config.state_size
+    r = n * (config.reads_new_state + config.reads_previous_state + config.residual)
+    gates = ["state_gate"] * config.state_gate + ["forget_gate"] * config.forget_gate
+    uzf = enumerate(["candidate", *gates])
+    output_gate = [WeightSlice("output_gate", (n, r), (0, n))] * config.output_gate
+    return {
+        "W_i": [WeightSlice("input_gate", (0, 2 * n))],
+        "W_uzf": [WeightSlice(name, (0, 2 * n), (0, n * i)) for i, name in uzf],
+        "W_z_u": [WeightSlice("state_gate", (2 * n, n))],
+        "W_f_u": [WeightSlice("forget_gate", (2 * n, n))],
+        "W_oy": [WeightSlice("read_out", (0, r)), *output_gate],
+        "W_y_o": [WeightSlice("output_gate", (0, n))],
+    }
+
+
+def _place_linear(
+    name: str, linear: nn.Linear, fused: Mapping[str, Sequence[WeightSlice]]
+) -> StackedLinear:
+    """Return the place of a linear module in the flat parameters."""
+    slices = fused.get(name, [WeightSlice(name, (0, linear.in_features))])
+    has_bias = linear.bias is not None
+    return StackedLinear(range(1), linear.in_features, linear.out_features, slices, has_bias)
+
+
+def _view_linear(flat: StackedLinear) -> nn.Linear:
+    """Return an ``nn.Linear`` whose weight and bias are views of the flat parameters."""
+    linear = nn.Linear(flat.in_features, flat.out_features, flat.has_bias, device="meta")
+    linear.weight = nn.Parameter(flat.weight[0].T)
+    if flat.has_bias:
+        linear.bias = nn.Parameter(flat.bias[0, 0])
+    return linear
+
+
+class _BFloat16Linear(nn.Linear):
+    """``nn.Linear`` with a product in bfloat16, and float32 input, output and gradients.
+
+    The gradients of several time steps are therefore added in float32. ``weight`` and ``bias`` give
+    autograd the shapes of the gradients and have no memory; the product reads the flat parameters.
+
+    Args:
+        flat: place of weight and bias in the flat parameters.
+    """
+
+    def __init__(self, flat: StackedLinear) -> None:
+        super().__init__(flat.in_features, flat.out_features, flat.has_bias, device="meta")
+        zero = flat.bias_grad.new_zeros(())
+        self.flat = flat
+        self.weight = nn.Parameter(zero.expand(self.out_features, self.in_features))
+        if flat.has_bias:
+            self.bias = nn.Parameter(zero.expand(self.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _BFloat16Product.apply(x, self.weight, self.bias, self.flat)  # type: ignore[no-untyped-call]
         return y
 
 
-class _Product(torch.autograd.Function):
-    """An affine map: in the type of its weights, its inputs, outputs and gradients in the full one.
-
-    What the steps of a window add up to a gradient is so added in the full type.
-    """
-
+class _BFloat16Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, affine: StackedLinear) -> Tensor:
-        """Map x (…, inputs) to (…, outputs); the gradients are those of weight and bias."""
-        low = x.reshape(-1, affine.in_features).to(affine.weight.dtype)
-        ctx.save_for_backward(low)
-        ctx.affine, ctx.shape = affine, x.shape
-        weight = affine.weight[0]
-        y = torch.addmm(affine.bias[0], low, weight) if affine.has_bias else low @ weight
-        return y.to(x.dtype).view(*x.shape[:-1], affine.out_features)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, flat: StackedLinear
+    ) -> Tensor:
+        low_x = x.reshape(-1, flat.in_features).bfloat16()
+        ctx.save_for_backward(low_x)
+        ctx.flat, ctx.shape = flat, x.shape
+        w = flat.weight[0]
+        y = low_x @ w if bias is None else torch.addmm(flat.bias[0], low_x, w)
+        return y.float().view(*x.shape[:-1], flat.out_features)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, of the weight and of the bias."""
-        (low,) = ctx.saved_tensors
-        affine, dx = ctx.affine, None
-        dy = dy.reshape(-1, affine.out_features)
-        low_dy = dy.to(low.dtype)
+        (low_x,) = ctx.saved_tensors
+        flat, dx = ctx.flat, None
+        dy = dy.reshape(-1, flat.out_features)
+        low_dy = dy.bfloat16()
         if ctx.needs_input_grad[0]:
-            dx = (low_dy @ affine.weight[0].T).to(dy.dtype).view(ctx.shape)
-        return dx, (low.T @ low_dy).to(dy.dtype), dy.sum(0) if affine.has_bias else None, None
+            dx = (low_dy @ flat.weight[0].T).float().view(ctx.shape)
+        dw = (low_x.T @ low_dy).float().T
+        return dx, dw, dy.sum(0) if flat.has_bias else None, None

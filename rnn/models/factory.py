@@ -1,20 +1,96 @@
-"""Which of the two kinds of network members are: many in lockstep, or one unrolled."""
+"""The interface of trainable networks, and the choice of the implementation."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
-from rnn.models.bptt_network import Unrolled
-from rnn.stacked.flat_parameters import NamedTensors
-from rnn.stacked.network import NetworkStack
+from rnn.models.bptt_network import BPTTNetwork
+from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
+from rnn.stacked.network import NetworkStack, UniqueTokens
 
-TrainableNetwork = NetworkStack | Unrolled
-"""What is trained, measured and asked for text: many networks in lockstep, or one unrolled."""
+
+class TrainableNetwork(Protocol):
+    """K networks that are trained and evaluated together.
+
+    Implemented by :class:`rnn.stacked.network.NetworkStack` (K gated networks in lockstep,
+    ``bptt_steps = 1``) and :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any cell).
+    B is the number of streams, n the size of a layer's state, V the vocabulary size.
+
+    Attributes:
+        configs: configs of the K networks, in the order of the axis K of all tensors.
+        parameters: weights and gradients of all networks.
+        layers: number of layers.
+        device: device of all tensors.
+        static_graph: whether every step runs the same operations on the same memory, as a CUDA
+            graph requires.
+    """
+
+    configs: tuple[TrialConfig, ...]
+    parameters: FlatParameters
+    layers: int
+    device: torch.device
+    static_graph: bool
+
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "TrainableNetwork":
+        """Return networks of these configs and weights, otherwise like these."""
+
+    def init_state(self, streams: int) -> list[Tensor]:
+        """Return the states at a sequence's start: zeros (K, B, n) for each layer."""
+
+    def init_training_state(self, streams: int) -> list[Tensor]:
+        """Return what training carries from step to step, at a sequence's start.
+
+        The first tensors are :meth:`init_state`; all have K as their first axis and are zero.
+        """
+
+    def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
+        """Prepare the streams' tokens (B,) for :meth:`forward`."""
+
+    def forward(
+        self, inputs: UniqueTokens, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step.
+
+        Args:
+            inputs: tokens, of :meth:`prepare_inputs`.
+            states: (K, B, n) for each layer.
+
+        Returns:
+            The logits of each stream's next token (K, B, V), and the next states. The next step may
+            reuse their memory.
+        """
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each stream (K, B), in nats.
+
+        Args:
+            logits: (K, B, V)
+            targets: next tokens (B,).
+        """
+
+    def loss_and_grad(
+        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step and compute the gradients of its losses.
+
+        The gradients are those of each network's mean loss at this step, taken back through the
+        last ``bptt_steps`` steps; they are written to ``parameters``.
+
+        Args:
+            inputs: tokens, of :meth:`prepare_inputs`.
+            targets: next tokens (B,).
+            states: of :meth:`init_training_state` or the last step.
+
+        Returns:
+            The mean losses over the streams (K,), in nats, and the next states.
+        """
 
 
 def is_stackable(config: TrialConfig) -> bool:
-    """Tell whether a population can have a member: our own cell, no gradient across a time step."""
+    """Return whether :class:`NetworkStack` can train a config: gated cell, ``bptt_steps = 1``."""
     return isinstance(config.architecture, GatedConfig) and config.bptt_steps == 1
 
 
@@ -26,18 +102,19 @@ def build_network(
     device: torch.device | None = None,
     weights: Mapping[TrialConfig, NamedTensors] | None = None,
 ) -> TrainableNetwork:
-    """Return members as what can train them: a population where that is possible.
+    """Build the networks of some configs, in lockstep where possible.
 
     Args:
-        configs: any number that train in lockstep, of one shape, or one that does not.
-        seed: of their initial weights.
-        precision: of the arithmetic.
+        configs: stackable configs of one shape, or one other config.
+        seed: seed of the initial weights.
+        precision: precision of the arithmetic.
         vocab_size: V.
-        device: where to compute.
-        weights: of members, in place of the initial ones.
+        device: device to compute on; the CPU by default.
+        weights: weights by config; networks without an entry get initial weights.
 
     Raises:
-        ValueError: if they cannot be trained together.
+        ValueError: if the configs cannot be trained together.
     """
-    kind = NetworkStack if all(map(is_stackable, configs)) else Unrolled
-    return kind(configs, seed, precision, vocab_size, device, weights)
+    if all(map(is_stackable, configs)):
+        return NetworkStack(configs, seed, precision, vocab_size, device, weights)
+    return BPTTNetwork(configs, seed, precision, vocab_size, device, weights)

@@ -243,7 +243,7 @@ def draw_initial_weights(
     Returns:
         The weight (inputs, outputs) and bias (outputs,) of each linear layer.
     """
-    name = f"{seed}/{config.architecture.key}/{config.replicate}"
+    name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
     # 63 bits, which every torch generator accepts.
     digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(digest)

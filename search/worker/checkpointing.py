@@ -160,7 +160,7 @@ def checkpoint_identity(
     the stack are not part of it.
     """
     fields = {
-        "architecture": trial_config.architecture.key,
+        "architecture": trial_config.architecture.init_key,
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,

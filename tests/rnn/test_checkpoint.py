@@ -1,7 +1,6 @@
 """Training resumed from a checkpoint equals uninterrupted training, bit for bit."""
 
 import hashlib
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from network_configs import each_of
+from network_configs import each_of, gated_configs
 from safetensors.torch import load, save
 
 import rnn
-from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
+from rnn.config import GatedConfig, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.network import NetworkStack
 from rnn.training.checkpoint import (
@@ -35,10 +34,7 @@ TRAIN_CONFIG = TrainConfig(
     seed=3,
     average_fraction=0.6,
 )
-ALL = [
-    TrialConfig(GatedConfig(*gates, source, 2, 5), replicate=1)
-    for *gates, source in itertools.product(*[[False, True]] * 5, STATE_SOURCES)
-]
+ALL = [TrialConfig(config, replicate=1) for config in gated_configs(2, 5, ["state"])]
 SOME = ALL[::19]
 IDENTITY = "settings of the training"
 
@@ -89,12 +85,12 @@ def assert_equal(one, other):
 
 
 @each_of([config.architecture for config in ALL], together=3)
-def test_every_architecture_resumes_bit_for_bit(architecture):
-    config = TrialConfig(architecture, replicate=1)
-    uninterrupted = begin([config])
+def test_every_architecture_resumes_bit_for_bit(config):
+    trial_config = TrialConfig(config, replicate=1)
+    uninterrupted = begin([trial_config])
     list(uninterrupted.train())
     # Within a sequence, at the end of one, at a log point, between two.
-    run = begin([config])
+    run = begin([trial_config])
     for step in (3, 4, 7, 13):
         train_until(run, step)
         run = resume(serialize(run))

@@ -1,4 +1,4 @@
-"""A network that is handed over computes what it computed here, with PyTorch and nothing else."""
+"""An exported network computes the same elsewhere, with only PyTorch installed."""
 
 import json
 import subprocess
@@ -35,16 +35,16 @@ import torch
 for folder in sys.argv[1:]:
     text = pathlib.Path(folder, "text").read_bytes()
     sys.path.insert(0, folder)
-    for words in ([], [""], ["the cat"]):
-        sys.argv = ["run.py", *words]
+    for prompt in ([], [""], ["the cat"]):
+        sys.argv = ["run.py", *prompt]
         run = runpy.run_path(f"{folder}/run.py")
-    network, symbols = run["network"], run["encode"](text)
-    states, logits = network.initial_state(1), []
-    for symbol in symbols:
-        found, states = network(torch.tensor([symbol]), states)
-        logits.append(found[0].tolist())
-    answer = {"symbols": symbols, "logits": logits, "text": run["decode"](symbols).hex()}
-    pathlib.Path(folder, "answer").write_text(json.dumps(answer))
+    network, tokens = run["network"], run["encode"](text)
+    states, all_logits = network.init_state(1), []
+    for token in tokens:
+        logits, states = network(torch.tensor([token]), states)
+        all_logits.append(logits[0].tolist())
+    result = {"tokens": tokens, "logits": all_logits, "text": run["decode"](tokens).hex()}
+    pathlib.Path(folder, "result").write_text(json.dumps(result))
     for name in ("network", "tokenizer", "bpe"):
         sys.modules.pop(name, None)
     sys.path.pop(0)
@@ -52,19 +52,19 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 """
 
 
-def made(name: str) -> SavedModel:
-    architecture, tokenizer = NETWORKS[name]
-    drawn = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {n: (2 * weight.float(), bias.float()) for n, (weight, bias) in drawn.items()}
-    return SavedModel(architecture, weights, tokenizer, "bf16", {"study": "quick | {x}"})
+def make_model(name: str) -> SavedModel:
+    config, tokenizer = NETWORKS[name]
+    initial = draw_initial_weights(TrialConfig(config), 7, tokenizer.size)
+    weights = {name: (2 * weight.float(), bias.float()) for name, (weight, bias) in initial.items()}
+    return SavedModel(config, weights, tokenizer, "bf16", {"study": "quick | {x}"})
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, dict]:
-    """What somebody who has the folders alone finds in them."""
-    folders: dict[str, Path] = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
+def exports(tmp_path_factory) -> dict[str, Path]:
+    """The folder of each export, used by a process that imports nothing of the project."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
-        for file, content in (export_files(made(name)) | {"text": TEXT}).items():
+        for file, content in (export_files(make_model(name)) | {"text": TEXT}).items():
             (folder / file).write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-c", USER, *map(str, folders.values())],
@@ -73,32 +73,30 @@ def answers(tmp_path_factory) -> dict[str, dict]:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.count(b"the cat") >= len(NETWORKS)
-    return {
-        name: json.loads((folder / "answer").read_text()) | {"readme": (folder / "README.md")}
-        for name, folder in folders.items()
-    }
+    return folders
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_handed_over_is_the_network(answers, name):
-    network, answer = made(name), answers[name]
-    tokens = network.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
-    assert answer["symbols"] == tokens
-    assert bytes.fromhex(answer["text"]) == TEXT
+def test_export_computes_the_same_logits(exports, name):
+    model, result = make_model(name), json.loads((exports[name] / "result").read_text())
+    tokens = model.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
+    assert result["tokens"] == tokens
+    assert bytes.fromhex(result["text"]) == TEXT
 
-    config = TrialConfig(network.architecture)
-    own = build_network(
-        [config], 0, "fp32", network.tokenizer.size, None, {config: network.weights}
-    )
-    states = own.init_state(1)
-    for token, found in zip(tokens, answer["logits"], strict=True):
-        logits, after = own.forward(own.prepare_inputs(torch.tensor([token])), states)
-        states = [state.clone() for state in after]
-        torch.testing.assert_close(torch.tensor(found), logits[0, 0], rtol=1e-5, atol=1e-5)
+    config = TrialConfig(model.architecture)
+    weights = {config: model.weights}
+    network = build_network([config], 0, "fp32", model.tokenizer.size, None, weights)
+    states = network.init_state(1)
+    for token, logits in zip(tokens, result["logits"], strict=True):
+        expected, next_states = network.forward(
+            network.prepare_inputs(torch.tensor([token])), states
+        )
+        states = [state.clone() for state in next_states]
+        torch.testing.assert_close(torch.tensor(logits), expected[0, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_it_says_what_it_is(answers):
-    readme = answers["candidate"]["readme"].read_text(encoding="utf-8")
+def test_readme_of_an_export_describes_the_network(exports):
+    readme = (exports["candidate"] / "README.md").read_text(encoding="utf-8")
     assert "1×4 forget+state gates, new state" in readme
     assert "- study: quick | {x}\n" in readme
-    assert f"there are {TOKENS.size}; `bpe.py`" in readme
+    assert f"the {TOKENS.size} tokens, with `bpe.py`" in readme

@@ -132,7 +132,7 @@ def test_initial_weights_differ_by_architecture_replicate_and_seed():
 def test_initial_weights_equal_recorded_values():
     """Unfinished studies must continue with the weights that they started with."""
     architecture = MIXED[0].architecture
-    assert architecture.key == "01011-new-2-8-state"
+    assert architecture.init_key == "01011-new-2-8-state"
     weight, bias = draw_initial_weights(TrialConfig(architecture, 3), seed=7)[
         "layers.1.forget_gate"
     ]

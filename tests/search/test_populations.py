@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
-from rnn.models.bptt_network import Unrolled
+from rnn.models.bptt_network import BPTTNetwork
 from rnn.stacked.network import NetworkStack, estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep
@@ -98,7 +98,7 @@ def test_one_with_a_window_takes_no_more_memory_than_is_said(architecture, windo
         return tensor
 
     before = tensors()
-    program = TrainStep(Unrolled([trial_config], 0, precision), 256, 0.001, 0.9)
+    program = TrainStep(BPTTNetwork([trial_config], 0, precision), 256, 0.001, 0.9)
     for _ in range(window):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -87,7 +87,7 @@ def test_trial_config_survives_as_params(architecture, replicate):
 @given(st.lists(ARCHITECTURES, min_size=2, unique=True))
 def test_architectures_have_distinct_labels_and_keys(architectures):
     assert len({architecture.label for architecture in architectures}) == len(architectures)
-    assert len({architecture.key for architecture in architectures}) == len(architectures)
+    assert len({architecture.init_key for architecture in architectures}) == len(architectures)
 
 
 @settings(deadline=None)

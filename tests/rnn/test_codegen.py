@@ -1,0 +1,269 @@
+"""Generated code and equations compute the reference network, for every config."""
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import pytest
+import torch
+from network_configs import (
+    GeneratedNetwork,
+    assert_close,
+    baseline_configs,
+    each_of,
+    execute,
+    gated_configs,
+)
+from torch import Tensor
+
+from rnn.codegen import generate_forward, generate_latex, generate_module
+from rnn.config import BaselineConfig, GatedConfig, NetworkConfig, TrialConfig
+from rnn.models.bptt_network import BPTTNetwork
+from rnn.stacked.network import draw_initial_weights
+
+SEED, STREAMS, SIZE, VOCAB_SIZE, STEPS = 7, 3, 4, 11, 3
+GATES = ("input_gate", "forget_gate", "output_gate", "state_gate")
+LETTERS = {
+    "input_gate": "i",
+    "candidate": "u",
+    "state_gate": "z",
+    "forget_gate": "f",
+    "read_out": "o",
+    "output_gate": "y",
+}
+GATED, BASELINES = gated_configs(2, SIZE), baseline_configs(2, SIZE)
+each_gated, each_config = each_of(GATED), each_of(GATED, BASELINES)
+EXAMPLE = GatedConfig(False, True, False, True, True, "new", 2, 256)
+
+
+def reference(config: NetworkConfig, bptt_steps: int = 1) -> BPTTNetwork:
+    return BPTTNetwork([TrialConfig(config, 0, bptt_steps)], SEED, "fp64", VOCAB_SIZE)
+
+
+def generate(config: NetworkConfig, bptt_steps: int = 1) -> GeneratedNetwork:
+    """Return the generated network with the weights of the reference."""
+    generated = GeneratedNetwork(config, VOCAB_SIZE, bptt_steps)
+    generated.load(draw_initial_weights(TrialConfig(config), SEED, VOCAB_SIZE))
+    return generated
+
+
+@pytest.mark.parametrize("bptt_steps", [1, STEPS])
+@each_config
+def test_module_computes_the_reference_network(config: NetworkConfig, bptt_steps: int):
+    network, generated = reference(config, bptt_steps), generate(config, bptt_steps)
+    generator = torch.Generator().manual_seed(SEED)
+    text = torch.randint(VOCAB_SIZE, (STEPS + 1, STREAMS), generator=generator)
+
+    expected_states, states = network.init_state(STREAMS), generated.module.init_state(STREAMS)
+    for tokens in text[:-1]:
+        inputs = network.prepare_inputs(tokens)
+        expected, expected_states = network.forward(inputs, expected_states)
+        logits, states = generated.module(tokens, states)
+        torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
+        for state, (expected_state,) in zip(states, expected_states, strict=True):
+            torch.testing.assert_close(state.detach(), expected_state, rtol=1e-12, atol=1e-12)
+    is_detached = isinstance(config, GatedConfig) and bptt_steps == 1
+    assert all(state.requires_grad != is_detached for state in states)
+
+    training_states = network.init_training_state(STREAMS)
+    for tokens, targets in pairwise(text):
+        inputs = network.prepare_inputs(tokens)
+        loss, training_states = network.loss_and_grad(inputs, targets, training_states)
+    if bptt_steps == 1 and not is_detached:  # the code of baseline cells does not detach
+        return
+    states = generated.module.init_state(STREAMS)
+    expected_loss, expected_grads, _ = generated.loss_and_grad(text[:-1], text[-1], states)
+    torch.testing.assert_close(loss[0], expected_loss, rtol=1e-12, atol=1e-12)
+    grads = network.parameters.extract(0, network.parameters.grads)
+    assert_close(grads, expected_grads, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", BASELINES, ids=lambda config: config.label)
+def test_module_of_a_baseline_uses_torchs_cell(config: BaselineConfig):
+    cell = {"elman": "RNNCell", "gru": "GRUCell", "lstm": "LSTMCell"}[config.cell]
+    assert f"self.cell = nn.{cell}({SIZE}, {SIZE})\n" in generate_module(config)
+
+
+def test_networks_trained_through_several_steps_are_not_detached():
+    assert "detach" not in generate_forward(EXAMPLE, 4) + "".join(generate_latex(EXAMPLE, 4))
+    module = generate_module(EXAMPLE, bptt_steps=4)
+    assert "detach" not in module
+    for text in (module, generate_module(BaselineConfig("gru", 1, 4), bptt_steps=4)):
+        assert "trained with gradients through 4 time steps" in text
+
+
+@each_gated
+def test_code_has_no_trace_of_options_that_are_off(config: GatedConfig):
+    code, module = generate_forward(config), generate_module(config)
+    for name in GATES:
+        is_on = getattr(config, name)
+        assert (name in code) == is_on
+        assert (f"self.{name} = nn.Linear(" in module) == is_on
+    assert not re.search(r"\b(if|else|None)\b", code)
+
+
+@each_config
+def test_each_line_ends_with_the_shape_of_its_tensor(config: NetworkConfig):
+    code = generate_forward(config)
+    assert indent(code, "    ") in generate_module(config)
+    first, *assignments, last = code.splitlines()
+    assert first == "def forward(self, x, state):"
+    assert last.startswith("    return ")
+    pattern = r"( +)(?:\w+, )?(\w+) = .+  # \(B, ([234]?)n\)"
+    assert all(re.fullmatch(pattern, line) for line in assignments)
+
+    checked = re.sub(
+        pattern,
+        lambda m: f"{m[0]}\n{m[1]}assert {m[2]}.shape == ({STREAMS}, {m[3] or 1} * {SIZE})",
+        code,
+    )
+    forward = execute("import torch\n" + checked)["forward"]
+    module = generate(config).module
+    x = torch.rand(STREAMS, SIZE, dtype=torch.float64)
+    forward(module.layers[0], x, module.init_state(STREAMS)[0])
+
+
+@pytest.mark.parametrize("vocab_size", [256, VOCAB_SIZE])
+def test_module_has_as_many_parameters_as_the_config(vocab_size: int):
+    for config in (*GATED, *BASELINES):
+        network = execute(generate_module(config, vocab_size))["Network"]()
+        count = sum(p.numel() for p in network.parameters())
+        assert count == config.parameter_count(vocab_size), config.label
+
+
+def test_modules_pass_the_linter_and_import_only_torch(tmp_path: Path):
+    for k, config in enumerate((*GATED, *BASELINES, EXAMPLE)):
+        code = generate_module(config)
+        imports = re.findall(r"^\s*((?:import|from) .+)", code, re.M)
+        assert {*imports} <= {"import torch", "from torch import nn"}
+        (tmp_path / f"module_{k}.py").write_text(code, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff"]
+    isolated = ["--isolated", "--no-cache", str(tmp_path)]
+    for command in (["check"], ["format", "--check", "--line-length=100"]):
+        done = subprocess.run([*ruff, *command, *isolated], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def evaluate(lines: list[str], weights: dict[str, tuple[Tensor, Tensor]], **names: Any) -> Any:
+    """Evaluate equations as they read; return the values of all letters."""
+
+    def linear(letter: str, x: Tensor) -> Tensor:
+        weight, bias = weights[letter]
+        return x @ weight + bias
+
+    functions = {
+        "linear": linear,
+        "concat": lambda *parts: torch.cat(parts, dim=1),
+        "sigma": torch.sigmoid,
+        "tanh": torch.tanh,
+        "detach": torch.detach,
+    }
+    for line in lines:
+        line = line.replace("'", "_gated")
+        line = re.sub(r"\\(tilde|hat) u", r"u_\1", line)
+        target, formula = re.split(r" = | \\leftarrow ", line)
+        if target.startswith("["):
+            left, right = target.strip("[]").split(r" \,;\, ")
+            names[left], names[right] = names[formula].chunk(2, dim=1)
+            continue
+        formula = re.sub(r"\[(.+?)\]", r"concat(\1)", formula).replace(r" \,;\,", ",")
+        for weight, bias, prefix in (("W", "b", ""), ("V", "d", "V_")):
+            term = rf"(\w+|concat\(.+?\)) {weight}_(\w) \+ {bias}_\2"
+            formula = re.sub(term, rf"linear('{prefix}\2', \1)", formula)
+        formula = formula.replace(r"\odot", "*").replace(r"\operatorname{detach}", "detach")
+        names[target] = eval(re.sub(r"\\(sigma|tanh)", r"\1", formula), functions | names)
+    return names
+
+
+@each_gated
+def test_equations_compute_the_reference_layer(config: GatedConfig):
+    network = reference(config)
+    weights = network.parameters.extract(0, network.parameters.values)
+    letters = {
+        letter: weights[f"layers.0.{name}"]
+        for name, letter in LETTERS.items()
+        if f"layers.0.{name}" in weights
+    }
+    x, h = torch.rand(2, STREAMS, SIZE, dtype=torch.float64, requires_grad=True)
+    (output,), state = network.module.layers[0](x[None], h)
+    values = evaluate(generate_latex(config), letters, x=x, h=h)
+    torch.testing.assert_close(values["y"], output, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["u"], state, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["h"], state.detach(), rtol=1e-12, atol=1e-12)
+    assert values["u"].requires_grad
+    assert not values["h"].requires_grad
+
+
+@pytest.mark.parametrize("config", BASELINES, ids=lambda config: config.label)
+def test_equations_compute_the_baseline_layer(config: BaselineConfig):
+    network = reference(config)
+    weights = network.parameters.extract(0, network.parameters.values)
+    gates, letters = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}[config.cell], {}
+    for name, prefix in (("input", ""), ("state", "V_")):
+        weight, bias = (each.split(SIZE, -1) for each in weights[f"layers.0.{name}"])
+        letters |= {prefix + gate: pair for gate, *pair in zip(gates, weight, bias, strict=True)}
+    x, h, m = torch.rand(3, STREAMS, SIZE, dtype=torch.float64)
+    values = evaluate(generate_latex(config), letters, x=x, h=h, m=m)
+    previous = torch.cat((h, m), 1) if config.cell == "lstm" else h
+    (output,), state = network.module.layers[0](x[None], previous)
+    expected = [values["h"], values["m"]] if config.cell == "lstm" else [values["h"]]
+    torch.testing.assert_close(output, values["y"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, torch.cat(expected, 1), rtol=1e-12, atol=1e-12)
+
+
+@each_gated
+def test_equations_have_the_letters_of_the_gates_that_are_on(config: GatedConfig):
+    text = "\n".join(generate_latex(config))
+    assert {LETTERS[name] for name in ("candidate", "read_out")} <= set(re.findall(r"W_(\w)", text))
+    for name in GATES:
+        assert (f"W_{LETTERS[name]}" in text) == getattr(config, name)
+    assert ("'" in text) == config.input_gate
+    assert ("z" in text) == config.state_gate
+    assert bool(re.search(r"\bf\b", text)) == config.forget_gate
+    # Each letter is assigned once, and the next h last.
+    targets = [re.split(r" = | \\leftarrow ", line)[0] for line in text.splitlines()]
+    assert len(set(targets)) == len(targets)
+    assert targets[-1] == "h"
+
+
+def test_equations_can_be_rendered():
+    converter = pytest.importorskip("latex2mathml.converter")
+    for line in {line for config in (*GATED, *BASELINES) for line in generate_latex(config)}:
+        mathml = converter.convert(line)
+        assert mathml.startswith("<math")
+        assert "\\" not in mathml, f"{line} has an unknown command"
+
+
+def test_code_and_equations_of_the_example():
+    assert EXAMPLE.label == "2×256 forget+state gates, new state, residual"
+    assert generate_forward(EXAMPLE) + "\n" == dedent(
+        """\
+        def forward(self, x, state):
+            c = torch.cat((x, state), dim=1)  # (B, 2n)
+            candidate = torch.tanh(self.candidate(c))  # (B, n)
+            state_gate = torch.sigmoid(self.state_gate(c))  # (B, n)
+            mixed_state = state_gate * candidate + (1 - state_gate) * state  # (B, n)
+            forget_gate = torch.sigmoid(self.forget_gate(c))  # (B, n)
+            new_state = forget_gate * mixed_state  # (B, n)
+            read_out_inputs = torch.cat((new_state, x), dim=1)  # (B, 2n)
+            output = self.read_out(read_out_inputs)  # (B, n)
+            output = output * torch.sigmoid(output)  # (B, n)
+            return output, new_state.detach()
+        """
+    )
+    assert generate_latex(EXAMPLE) == [
+        r"c = [x \,;\, h]",
+        r"\tilde u = \tanh(c W_u + b_u)",
+        r"z = \sigma(c W_z + b_z)",
+        r"\hat u = z \odot \tilde u + (1 - z) \odot h",
+        r"f = \sigma(c W_f + b_f)",
+        r"u = f \odot \hat u",
+        r"r = [u \,;\, x]",
+        r"o = r W_o + b_o",
+        r"y = o \odot \sigma(o)",
+        r"h \leftarrow \operatorname{detach}(u)",
+    ]
