@@ -1,4 +1,4 @@
-"""``python -m reports STUDY [STUDY …]``."""
+"""Entry point of ``python -m reports``."""
 
 from reports.cli import main
 

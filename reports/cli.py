@@ -1,4 +1,4 @@
-"""``python -m reports``, and the report that a search ends with."""
+"""Command line of ``python -m reports`` and the report at the end of a search."""
 
 import time
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError, StudyFormatError
 from studies.storage.retry import error_message, is_transient
 
-if TYPE_CHECKING:  # what draws is slow to import
+if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
 
 WATCH_SECONDS = 60
-"""Between two reports of a study that is watched."""
+"""Interval between two reports with ``--watch``."""
 
 OUTAGE_SECONDS = 60
-"""After which the report of a search that has ended is not tried again, if the storage is away."""
+"""How long the report at the end of a search waits for an unavailable storage."""
 
 
 def write_final_report(storage: str, names: list[str]) -> None:
-    """Write the report of a search that has ended; print its path and its main result.
+    """Write the report of a finished search; print its path and its main result.
 
-    Whatever fails here is no failure of the search: its results are recorded.
+    A failure is printed and not raised: the results are recorded.
     """
 
     def write() -> "Report":
@@ -37,63 +37,61 @@ def write_final_report(storage: str, names: list[str]) -> None:
 
         return write_report(storage, names)
 
-    has_told = False
+    def announce(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == 1:
+            click.echo("waiting for the storage to write the report")
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        nonlocal has_told
-        if not has_told:
-            has_told = True
-            click.echo("the storage is away; the report waits for it")
-
-    patiently = tenacity.Retrying(
+    retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random(0.2, 2),
         stop=tenacity.stop_after_delay(OUTAGE_SECONDS),
-        before_sleep=tell,
+        before_sleep=announce,
         reraise=True,
     )
     try:
-        report = patiently(write)
+        report = retry(write)
     except Exception as error:
         click.echo(f"no report: {error_message(error)}")
         return
     click.echo(f"report: {report.path}")
+    _print_headline(report)
+
+
+def _print_headline(report: "Report") -> None:
     click.echo(report.headline)
     if report.note:
         click.echo(report.note, err=True)
 
 
-@click.command(
-    help="Write one self-contained HTML page about the results of one or several studies."
-)
+@click.command(help="Write a self-contained HTML report of one or several studies.")
 @studies_argument
 @storage_options
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file to write; by default one in reports/out/.",
+    help="HTML file to write; by default in reports/out/.",
 )
 @click.option(
     "--watch",
     is_flag=True,
-    help=f"Write it anew every {WATCH_SECONDS} seconds, until every point is finished.",
+    help=f"Update the report every {WATCH_SECONDS} seconds until all trials are finished.",
 )
 @click.option(
     "--csv",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a row a point to this file, in place of a page.",
+    help="Write a table of the trials to this CSV file instead of a report.",
 )
 @click.option(
     "--dataframe",
     metavar="FILE.parquet",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The same as Parquet, for pandas.read_parquet.",
+    help="Write the same table to this Parquet file, for pandas.read_parquet.",
 )
 @click.option(
     "--curves",
     metavar="FILE.csv[.gz]",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a row a complete point with its whole curve, of one study.",
+    help="Write the training curves of one study's complete trials to this CSV file.",
 )
 def reports(
     studies: tuple[str, ...],
@@ -109,31 +107,24 @@ def reports(
     if csv or dataframe or curves:
         if watch or output:
             raise click.UsageError(
-                "--csv, --dataframe and --curves write rows, not a page; leave out --watch and "
-                "--output"
+                "--csv, --dataframe and --curves write tables instead of a report and do not go "
+                "with --watch and --output"
             )
         if curves and len(studies) > 1:
-            raise click.UsageError(
-                f"--curves was given {len(studies)} studies; allowed: one, for the steps of others "
-                "may be other ones; name one"
-            )
-        _write_rows(storage, studies, csv, dataframe, curves)
-        return 0
-    if watch:
+            raise click.UsageError(f"--curves expected one study, got {len(studies)}")
+        _write_tables(storage, studies, csv, dataframe, curves)
+    elif watch:
         _watch(storage, studies, output)
-        return 0
-    # Imported here: a command that is refused need not wait for what draws.
-    from reports.page.page import write_report
+    else:
+        from reports.page.page import write_report
 
-    report = write_report(storage, studies, output)
-    click.echo(report.path)
-    click.echo(report.headline)
-    if report.note:
-        click.echo(report.note, err=True)
+        report = write_report(storage, studies, output)
+        click.echo(report.path)
+        _print_headline(report)
     return 0
 
 
-def _write_rows(
+def _write_tables(
     storage: str,
     names: Sequence[str],
     csv: Path | None,
@@ -145,8 +136,8 @@ def _write_rows(
     from studies.storage.open import read_storage
 
     with closing(read_storage(storage)) as opened:
-        wanted = None if curves else ()
-        results = [read_results(opened, name, wanted, with_windows=False) for name in names]
+        with_curves = None if curves else ()
+        results = [read_results(opened, name, with_curves, with_windows=False) for name in names]
     for path, write in ((csv, write_csv), (dataframe, write_parquet), (curves, write_curves)):
         if path:
             write(results, path)
@@ -154,24 +145,24 @@ def _write_rows(
 
 
 def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
-    """Write the report again and again, whatever happens to the storage, until all is finished."""
+    """Update the report until all trials are finished; errors of the storage are retried."""
     from reports.data.results import read_results
     from reports.page.page import write_page
     from studies.storage.open import read_storage
 
-    last = note = ""
+    last_line = note = ""
     while True:
         try:
             with closing(read_storage(storage)) as opened:
                 results = [read_results(opened, name) for name in names]
-            is_done = all(r.counts.finished == r.counts.planned for r in results)
+            finished = sum(study.counts.finished for study in results)
+            planned = sum(study.counts.planned for study in results)
+            is_done = finished == planned
             report = write_page(results, output, None if is_done else WATCH_SECONDS)
             if report.note != note:
                 note = report.note
                 click.echo(note, err=True)
-            finished = sum(r.counts.finished for r in results)
-            planned = sum(r.counts.planned for r in results)
-            line = f"{report.path}  {finished} of {planned} points finished"
+            line = f"{report.path}  {finished} of {planned} trials finished"
             if is_done:
                 click.echo(line)
                 click.echo(report.headline)
@@ -180,9 +171,9 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
             raise
         except (ReportError, StudiesError, SQLAlchemyError, OptunaError) as error:
             line = f"no report yet: {error_message(error)}"
-        if line != last:
+        if line != last_line:
             click.echo(line)
-            last = line
+            last_line = line
         time.sleep(WATCH_SECONDS)
 
 

@@ -1,15 +1,15 @@
-"""The exceptions of this package.
+"""Exceptions of the reports package.
 
 ::
 
-    ReportError             a report that cannot be written
-    ├── OutputTakenError    an existing file that a report may not replace
-    └── DashboardError      a dashboard that cannot be served
+    ReportError
+    ├── OutputTakenError
+    └── DashboardError
 """
 
 
 class ReportError(Exception):
-    """A report cannot be written: one line that says why, and what to do."""
+    """A report cannot be written; the message is one line for the user."""
 
 
 class OutputTakenError(ReportError):
@@ -17,4 +17,4 @@ class OutputTakenError(ReportError):
 
 
 class DashboardError(ReportError):
-    """A dashboard cannot be served."""
+    """The dashboard cannot be served."""

@@ -1,7 +1,7 @@
-"""Where a report is written, and which existing file it may replace.
+"""Output files: default names, and which existing files may be replaced.
 
-A page holds the identity of what it reports in its first bytes. A file of another identity is never
-replaced: it may be the only record of a study that has been deleted since.
+A report holds the identity of its studies in its first bytes. A file of another identity is never
+replaced: it may be the only record of a deleted study.
 """
 
 import hashlib
@@ -20,23 +20,22 @@ OUTPUT = Path("reports/out")
 """Default folder for reports, relative to the working directory."""
 
 _HEAD = 1024
-"""Bytes of an existing file that are read: its first line and its identity lie within them."""
+"""Number of bytes of an existing file that contain its first line and its identity."""
 
 _IDENTITY = re.compile(rb'name="rnn-search-identity" content="([0-9a-f]+)"')
 
 
 def study_identity(url: URL, name: str, folder: str | None) -> str:
-    """Return a hash that is equal for two reports of the same study.
+    """Return a hash that identifies a study.
 
     Args:
-        url: of the storage; the password does not count, and an SQLite file counts by its
-            absolute path.
-        name: of the study.
-        folder: the study's unique folder, which differs if a study is deleted and made again.
+        url: URL of the storage; passwords are ignored, and SQLite files compare by absolute path.
+        name: name of the study.
+        folder: artifact folder of the study, which changes if the study is deleted and recreated.
     """
     if url.get_backend_name() == "sqlite":
         database = str(url.database)
-        if database.startswith("file:"):  # as studies.storage.engine.read_only writes it
+        if database.startswith("file:"):  # form of a read-only URL
             database = unquote(database.removeprefix("file:"))
         storage: list[Any] = [str(Path(database).resolve())]
     else:
@@ -46,58 +45,55 @@ def study_identity(url: URL, name: str, folder: str | None) -> str:
 
 
 def report_identity(studies: Iterable[str]) -> str:
-    """Return the identity of a report of several studies, given theirs in the report's order."""
+    """Return the identity of a report, given those of its studies in order."""
     return _hash(list(studies))
 
 
 def identity_tag(identity: str) -> str:
-    """Return the element that marks a page, for HTML and Markdown."""
+    """Return the HTML element that stores an identity, for HTML and Markdown."""
     return f'<meta name="rnn-search-identity" content="{identity}">'
 
 
-def choose_path(path: Path, is_default: bool, identity: str, beginning: bytes) -> tuple[Path, str]:
-    """Choose the file that a report is written to.
+def choose_path(path: Path, is_default: bool, identity: str, prefix: bytes) -> tuple[Path, str]:
+    """Choose the file to write a report to.
 
     Args:
-        path: the file to write if it does not exist or is a report of this identity.
-        is_default: whether another name may be chosen: one with a part of the identity.
-        identity: of the report.
-        beginning: the first bytes of every report of this kind.
+        path: file to write if it does not exist or is a report of this identity.
+        is_default: whether to fall back to a name that contains part of the identity.
+        identity: identity of the report.
+        prefix: first bytes of every report of this kind.
 
     Returns:
-        The file, and one line for the user if another name was chosen; else "".
+        The file, and a note for the user if it is the fallback; else "".
 
     Raises:
         OutputTakenError: if the file exists and is not a report of this identity.
     """
     try:
-        _require_replaceable(path, identity, beginning)
+        _require_replaceable(path, identity, prefix)
     except OutputTakenError:
         if not is_default:
             raise
         chosen = path.with_stem(f"{path.stem}-{identity[:8]}")
-        _require_replaceable(chosen, identity, beginning)
+        _require_replaceable(chosen, identity, prefix)
         return chosen, (
-            f"{path} reports other studies or another storage, or is no report; it was left as it "
-            "is"
+            f"{path} is not a report of these studies in this storage and was not replaced"
         )
     return path, ""
 
 
-def _require_replaceable(path: Path, identity: str, beginning: bytes) -> None:
+def _require_replaceable(path: Path, identity: str, prefix: bytes) -> None:
     if not path.exists():
         return
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    if not head.startswith(beginning):
-        raise OutputTakenError(
-            f"{path} exists and is not such a report; it was left as it is; name another --output"
-        )
+    if not head.startswith(prefix):
+        raise OutputTakenError(f"{path} exists and is not a report; choose another --output")
     found = _IDENTITY.search(head)
     if found is None or found[1].decode() != identity:
         raise OutputTakenError(
-            f"{path} reports other studies, another storage, or was written by an older version; "
-            "it was left as it is; remove it or name another --output"
+            f"{path} is a report of other studies, of another storage or of an older version; "
+            "remove it or choose another --output"
         )
 
 

@@ -196,7 +196,7 @@ def test_the_final_report_waits_for_a_server_that_is_away(
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
     monkeypatch.setattr("reports.cli.click.echo", echo)
     write_final_report(url, ["quick"])
-    assert said[0] == "the storage is away; the report waits for it"
+    assert said[0] == "waiting for the storage to write the report"
     assert said[1].startswith("report: ")
 
 

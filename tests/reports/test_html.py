@@ -1,4 +1,4 @@
-"""The page as HTML, without a browser: whole, and in need of no other file."""
+"""The report as HTML: well-formed and self-contained."""
 
 import json
 from html.parser import HTMLParser
@@ -12,15 +12,15 @@ from reports.page.sections import build_sections
 from studies.storage.open import read_storage
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
-"""Elements that have no end."""
+"""Elements without an end tag."""
 
 
 class Page(HTMLParser):
-    """Reads a page; fails if its elements are not properly nested.
+    """Parser of a page that fails if elements are not properly nested.
 
     Attributes:
-        elements: the name and the attributes of each element.
-        texts: what stands directly in an element, by its id, or by its name if it has none.
+        elements: name and attributes of each element.
+        texts: texts directly in an element, by its id or else its name.
     """
 
     def __init__(self, html: str) -> None:
@@ -63,7 +63,7 @@ def page(tmp_path_factory):
     return Page("".join(render_page(build_sections(results))))
 
 
-def test_page_is_well_formed_and_needs_no_other_file(page):
+def test_page_is_well_formed_and_self_contained(page):
     assert [page.texts["s1"], page.texts["s2"]] == [["made"], ["derived"]]
     identifiers = page.every("id")
     assert len(set(identifiers)) == len(identifiers)
@@ -77,15 +77,15 @@ def test_page_is_well_formed_and_needs_no_other_file(page):
     assert "@import" not in style
 
 
-def test_every_figure_of_the_page_has_data_and_words(page):
+def test_every_chart_has_data_and_a_text_alternative(page):
     plots = [found for _, found in page.elements if "plot" in (found.get("class") or "").split()]
     assert len(plots) >= 25
     assert len({plot["data-figure"] for plot in plots}) == len(plots)
     titles = {plot["aria-label"].partition(". ")[0] for plot in plots}
     assert {"PED-ANOVA", "fANOVA", "Training curves", "From the source to each variant"} <= (titles)
     for plot in plots:
-        _, _, words = plot["aria-label"].partition(". ")
-        assert words.strip()
+        _, _, alt_text = plot["aria-label"].partition(". ")
+        assert alt_text.strip()
         traces = page.embedded(plot["data-figure"])["data"]
         assert any(trace.get(name) for trace in traces for name in ("x", "y", "z", "dimensions"))
     assert set(page.embedded("themes")) == {"light", "dark"}

@@ -1,4 +1,4 @@
-"""Which files reports are written to, and which existing files they leave alone."""
+"""Output files of reports, and the existing files they do not replace."""
 
 import re
 
@@ -33,16 +33,16 @@ def urls(tmp_path):
     return urls
 
 
-def write(command, capsys, *words):
-    """Run a command; return the path that it prints and what it prints on standard error."""
+def write(command, capsys, *arguments):
+    """Run a command; return the path it prints and its standard error."""
     capsys.readouterr()
-    command.main([*words], standalone_mode=False)
-    said = capsys.readouterr()
-    return said.out.splitlines()[0], said.err
+    command.main([*arguments], standalone_mode=False)
+    output = capsys.readouterr()
+    return output.out.splitlines()[0], output.err
 
 
 @pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
-def test_two_storages_with_a_study_of_one_name_give_two_files(command, folder, urls, capsys):
+def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, urls, capsys):
     first, note = write(command, capsys, "made", "--storage", urls[0])
     assert note == ""
     before = (folder / first).read_bytes()
@@ -50,7 +50,7 @@ def test_two_storages_with_a_study_of_one_name_give_two_files(command, folder, u
     assert second != first
     assert re.fullmatch(r"(made|findings)-[0-9a-f]{8}\.(html|md)", second.split("/")[-1])
     assert note == (
-        f"{first} reports other studies or another storage, or is no report; it was left as it is\n"
+        f"{first} is not a report of these studies in this storage and was not replaced\n"
     )
     assert (folder / first).read_bytes() == before
     assert len(list((folder / "reports" / "out").iterdir())) == 2
@@ -61,23 +61,23 @@ def test_two_storages_with_a_study_of_one_name_give_two_files(command, folder, u
 
 
 @pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
-def test_named_output_of_another_storage_is_refused(command, folder, urls, capsys):
-    words = ("made", "--output", "page", "--storage")
-    path, _ = write(command, capsys, *words, urls[0])
+def test_output_of_another_storage_is_not_replaced(command, folder, urls, capsys):
+    arguments = ("made", "--output", "page", "--storage")
+    path, _ = write(command, capsys, *arguments, urls[0])
     assert path == "page"
     before = (folder / path).read_bytes()
     with pytest.raises(OutputTakenError) as refusal:
-        write(command, capsys, *words, urls[1])
+        write(command, capsys, *arguments, urls[1])
     assert str(refusal.value) == (
-        "page reports other studies, another storage, or was written by an older version; it was "
-        "left as it is; remove it or name another --output"
+        "page is a report of other studies, of another storage or of an older version; remove it "
+        "or choose another --output"
     )
     assert (folder / path).read_bytes() == before
-    write(command, capsys, *words, urls[0])
+    write(command, capsys, *arguments, urls[0])
 
 
 def test_page_of_a_deleted_study_is_kept(folder, sqlite_url, capsys):
-    """A study that is deleted and made again has the same name and another folder."""
+    """A study that is deleted and recreated has the same name and another folder."""
     paths = []
     for unique in ("made-1", "made-2"):
         make_study(sqlite_url)
@@ -99,7 +99,7 @@ def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
     assert path != str(taken)
     assert str(taken) in note
     assert taken.read_text() == content
-    with pytest.raises(OutputTakenError, match="name another --output"):
+    with pytest.raises(OutputTakenError, match="choose another --output"):
         write(reports, capsys, "made", "--storage", urls[0], "--output", str(taken))
     assert taken.read_text() == content
 
@@ -129,13 +129,13 @@ def test_page_holds_no_path_of_its_storage(folder, urls, tmp_path, capsys):
     assert str(tmp_path) not in (folder / path).read_text("utf-8")
 
 
-def test_watching_ends_if_the_output_is_another_page(folder, urls, capsys):
+def test_watching_stops_if_the_output_is_another_report(folder, urls, capsys):
     write(reports, capsys, "made", "--storage", urls[0], "--output", "page.html")
     with pytest.raises(OutputTakenError):
         write(reports, capsys, "made", "--watch", "--storage", urls[1], "--output", "page.html")
 
 
-def test_search_ends_with_path_and_main_result(folder, urls, capsys):
+def test_final_report_prints_path_and_main_result(folder, urls, capsys):
     write_final_report(urls[0], ["made"])
     path, headline = capsys.readouterr().out.splitlines()
     assert path == f"report: {folder}/reports/out/made.html"
@@ -148,7 +148,7 @@ def headline_for(capsys, url, *names):
     return capsys.readouterr().out.splitlines()[1]
 
 
-def test_best_of_comparable_studies_is_named(folder, sqlite_url, capsys):
+def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsys):
     make_study(sqlite_url)
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "better", raw, [(own_point(3), 1.25, {})])
@@ -162,7 +162,7 @@ def test_best_of_comparable_studies_is_named(folder, sqlite_url, capsys):
     assert headline.startswith("best: 1×4 no gates, new state (trial 0 of 'made'), 1.5000 nats")
 
 
-def test_study_without_effects_has_a_best_network_alone(folder, sqlite_url, capsys):
+def test_headline_of_a_study_without_effects_names_the_best_network(folder, sqlite_url, capsys):
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "single", raw, [(own_point(), 1.25, {})])
     assert headline_for(capsys, sqlite_url, "single") == (

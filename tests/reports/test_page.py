@@ -1,4 +1,4 @@
-"""The page in a real browser: from disk, with the network off, everything drawn and clicked on."""
+"""The report in a real browser: opened from disk, offline, with every chart drawn."""
 
 import csv
 import re
@@ -19,7 +19,7 @@ FIRST_CURVE = """() => {
     return [box.left + xaxis._offset + xaxis.d2p(x[1]), box.top + yaxis._offset + yaxis.d2p(y[1])];
 }"""
 
-# Marks of every kind of trace; what WebGL draws is read back, pixel by pixel.
+# Marks of every kind of trace; WebGL canvases are read back pixel by pixel.
 MARKS = """async (plot) => {
     if (plot.querySelector('.trace path, .trace .point, .points path, .contour path, .hm image'))
         return true;
@@ -48,25 +48,25 @@ def page_file(tmp_path_factory):
 
 @contextmanager
 def opened(browser, path, width=1200, **options):
-    """Open a file with the network off; whatever the page complains of, or asks for, fails."""
+    """Open a file offline; fail on console errors and network requests."""
     context = browser.new_context(
         offline=True, viewport={"width": width, "height": 900}, accept_downloads=True, **options
     )
     page = context.new_page()
-    complaints, requests = [], []
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    errors, requests = [], []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     yield page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert complaints == []
+    assert errors == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     context.close()
 
 
-def look_at_every_figure(page):
-    """Scroll to each figure, as a reader does, and see that it is drawn."""
+def scroll_to_every_chart(page):
+    """Scroll to each chart and check that it is drawn."""
     plots = page.locator(".plot")
     for i in range(plots.count()):
         plot = plots.nth(i)
@@ -79,38 +79,38 @@ def look_at_every_figure(page):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
-def test_the_page_opens_offline_and_draws_every_figure(browser, page_file, width, scheme):
+def test_page_opens_offline_and_draws_every_chart(browser, page_file, width, scheme):
     with opened(browser, page_file, width, color_scheme=scheme) as page:
-        assert look_at_every_figure(page) >= 25
+        assert scroll_to_every_chart(page) >= 25
         assert page.locator("h1").all_inner_texts() == ["made", "second"]
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
 
 
-def test_a_derived_study_and_its_source_on_one_page(browser, derived, tmp_path):
+def test_refinement_and_its_source_on_one_page(browser, derived, tmp_path):
     path = write_report(derived, ["made", "derived"], tmp_path / "page.html").path
     with opened(browser, path) as page:
-        look_at_every_figure(page)
-        assert page.locator("#s2-lineage").inner_text() == "From study to study"
+        scroll_to_every_chart(page)
+        assert page.locator("#s2-comparison").inner_text() == "Comparison"
         assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
 
 
-def test_the_report_of_a_search_that_was_run(browser, sqlite_url, text, tmp_path, run):
+def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):
     place = ("--storage", sqlite_url)
     ungated = ("--set=space.input_gate=[false]", "--set=space.output_gate=[false]")
-    words = (*place, *TINY, *ungated, "--corpus", str(text), "--threads=1")
-    searched = run("run_search.py", "quick", *words, report=False)
+    options = (*place, *TINY, *ungated, "--corpus", str(text), "--threads=1")
+    searched = run("run_search.py", "quick", *options, report=False)
     assert searched.returncode == 0, searched.stderr
     path = tmp_path / "page.html"
     assert run("-m", "reports", "quick", *place, "--output", str(path)).returncode == 0
     with opened(browser, path) as page:
-        assert look_at_every_figure(page) >= 10
+        assert scroll_to_every_chart(page) >= 10
         assert "The grid is complete" in page.locator("main").inner_text()
         assert "python run_search.py quick --corpus" in page.locator("pre.commands").inner_text()
-        assert page.locator(".forward[open] math").count() >= 6
+        assert page.locator(".code-of-best[open] math").count() >= 6
 
 
-def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
+def test_curve_is_named_isolated_and_colored(browser, page_file):
     with opened(browser, page_file) as page:
         curves = page.locator(".curves").first
         curves.scroll_into_view_if_needed()
@@ -118,12 +118,12 @@ def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
         hover = curves.locator(".hoverlayer .hovertext")
 
         def is_named():
-            # Figures above, which may be drawn at this moment, move it about.
+            # Charts above that are being drawn move it.
             page.mouse.move(*page.evaluate(FIRST_CURVE))
             return hover.count()
 
         wait_until(is_named)
-        # The point that diverged comes last; its curve is shown too.
+        # The diverged trial comes last; its curve is shown as well.
         assert "step 100: 1.8000 nats" in hover.text_content()
         assert "trial 3: 2×8 no gates, new state" in hover.text_content()
 
@@ -137,13 +137,13 @@ def test_a_curve_is_named_and_seen_alone_and_coloured(browser, page_file):
 
         curves.locator("select").select_option("residual")
         assert curves.locator(".legend").inner_text().split() == ["off", "on"]
-        colours = page.evaluate(
+        colors = page.evaluate(
             "[...new Set(document.querySelector('.curves .plot').data.map(t => t.line.color))]"
         )
-        assert len(colours) == 2
+        assert len(colors) == 2
 
 
-def test_a_part_of_the_grid_is_chosen(browser, page_file):
+def test_effects_are_filtered(browser, page_file):
     with opened(browser, page_file) as page:
         chooser = page.locator(".chooser").first
         chooser.scroll_into_view_if_needed()
@@ -151,7 +151,7 @@ def test_a_part_of_the_grid_is_chosen(browser, page_file):
         assert table.locator("tbody tr").count() == 3
         whole = table.inner_text()
         chooser.get_by_role("combobox", name="State size").select_option("8")
-        assert "3 points with state size 8." in chooser.inner_text()
+        assert "3 trials with state size 8." in chooser.inner_text()
         assert table.locator("tbody th").all_inner_texts() == ["residual", "layers 1 → 2"]
         assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == "1"
         chooser.locator(".plot.drawn").wait_for()
@@ -165,23 +165,23 @@ def test_a_part_of_the_grid_is_chosen(browser, page_file):
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
     with opened(browser, page_file) as page:
-        table = page.locator("table.sortable").first
+        table = page.locator("table.leaderboard").first
         losses = table.locator("tbody tr td:nth-child(3)")
         shown = losses.all_inner_texts()
         assert shown == sorted(shown)
-        header = table.get_by_role("button", name="loss")
+        header = table.get_by_role("button", name=re.compile("^loss"))
         header.click()
         assert losses.all_inner_texts() == shown
         header.click()
         assert losses.all_inner_texts() == shown[::-1]
         assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
 
-        page.locator("details.every-point").first.evaluate("details => details.open = true")
+        page.locator("details.all-trials").first.evaluate("details => details.open = true")
         with page.expect_download() as download:
-            page.locator("details.every-point button.csv").first.click()
-        assert download.value.suggested_filename == "made-points.csv"
-        download.value.save_as(tmp_path / "points.csv")
-        rows = list(csv.DictReader((tmp_path / "points.csv").open(encoding="utf-8")))
+            page.locator("details.all-trials button.csv").first.click()
+        assert download.value.suggested_filename == "made-trials.csv"
+        download.value.save_as(tmp_path / "trials.csv")
+        rows = list(csv.DictReader((tmp_path / "trials.csv").open(encoding="utf-8")))
         assert [row["trial"] for row in rows] == ["0", "1", "2", "4", "5", "6", "7", "3"]
         assert [row["state"] for row in rows] == ["complete"] * 7 + ["diverged"]
         assert [row["loss"] for row in rows] == [
@@ -197,7 +197,7 @@ def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
         assert {row["residual"] for row in rows} == {"on", "off"}
 
 
-def test_the_reader_chooses_light_or_dark(browser, page_file):
+def test_theme_is_selected_and_remembered(browser, page_file):
     with opened(browser, page_file, color_scheme="light") as page:
         page.locator(".plot").first.scroll_into_view_if_needed()
         page.locator(".plot.drawn").first.wait_for()
@@ -210,7 +210,7 @@ def test_the_reader_chooses_light_or_dark(browser, page_file):
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
+def test_every_chart_is_printed_on_white(browser, page_file, tmp_path):
     with opened(browser, page_file, color_scheme="dark") as page:
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
@@ -219,7 +219,7 @@ def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
             "document.querySelectorAll('.plot .points').length > 0"
         )
         page.emulate_media(media="print")
-        # What is not printed is a button or a menu, and no part of a figure.
+        # Buttons and menus are not printed; parts of charts are.
         display = (
             "[...document.querySelectorAll('.plot .points')].map(e => getComputedStyle(e).display)"
         )
@@ -230,12 +230,12 @@ def test_every_figure_is_printed_on_white(browser, page_file, tmp_path):
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_a_study_with_a_hostile_name_and_worker_runs_nothing(browser, sqlite_url, tmp_path):
+def test_markup_in_names_is_not_executed(browser, sqlite_url, tmp_path):
     name = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     make_study(sqlite_url, name, worker=f"</script>{name}", question=name)
     path = write_report(sqlite_url, [name], tmp_path / "page.html").path
     with opened(browser, path) as page:
-        look_at_every_figure(page)
+        scroll_to_every_chart(page)
         assert page.locator("h1").inner_text() == name
         assert page.title() == name
         assert page.locator("img").count() == 0

@@ -1,4 +1,4 @@
-"""``python -m reports`` as it is typed: what it writes, what it refuses."""
+"""``python -m reports``: output and errors."""
 
 import threading
 
@@ -21,13 +21,13 @@ def finish_one(url, value):
     storage.close()
 
 
-def test_a_page_and_rows_are_written_and_named(sqlite_url, tmp_path, run):
+def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_path, run):
     make_study(sqlite_url)
     command = ("-m", "reports", "made", "--storage", sqlite_url)
     done = run(*command, "--output", str(tmp_path / "new" / "page.html"))
     path, headline = done.stdout.splitlines()
     assert (done.returncode, path) == (0, f"{tmp_path}/new/page.html")
-    # The grid is of four pairs in each switch and lacks the diverged trial: 1.5, 1.6, … by trial.
+    # Each switch has four pairs, of which the diverged trial is missing; values rise by trial.
     assert headline == (
         "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, minimum smoothed training "
         "loss; largest effects: residual +0.400 nats [+0.400, +0.400], "
@@ -40,18 +40,18 @@ def test_a_page_and_rows_are_written_and_named(sqlite_url, tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (("nothing",), "study 'nothing' is not in"),
         (("made", "--csv", "/proc/no/rows.csv"), "/proc/no/rows.csv cannot be written"),
-        (("made", "--csv", "rows.csv", "--watch"), "leave out --watch and --output"),
+        (("made", "--csv", "rows.csv", "--watch"), "do not go with --watch and --output"),
         (("made", "--output", "."), "is a directory"),
         ((), "Missing argument 'STUDY...'"),
     ],
 )
-def test_bad_words_are_refused_in_one_line(sqlite_url, run, words, line):
+def test_invalid_arguments_are_rejected_in_one_line(sqlite_url, run, arguments, line):
     make_study(sqlite_url)
-    done = run("-m", "reports", *words, "--storage", sqlite_url)
+    done = run("-m", "reports", *arguments, "--storage", sqlite_url)
     assert done.returncode == 2
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -59,7 +59,7 @@ def test_bad_words_are_refused_in_one_line(sqlite_url, run, words, line):
 
 @pytest.mark.parametrize("attribute", ["config", "corpus", "tokenizer"])
 @pytest.mark.parametrize("command", ["reports", "reports.hypotheses"])
-def test_study_of_another_version_is_refused_in_one_line(
+def test_study_of_another_version_is_rejected_in_one_line(
     sqlite_url, tmp_path, run, command, attribute
 ):
     make_study(sqlite_url)
@@ -77,7 +77,7 @@ def test_study_of_another_version_is_refused_in_one_line(
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
-def test_a_watched_study_is_reported_anew_until_it_is_finished(
+def test_watched_report_is_updated_until_the_study_is_finished(
     sqlite_url, tmp_path, monkeypatch, capsys
 ):
     make_study(sqlite_url, finished=0)
@@ -87,15 +87,15 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
         target=command_line._watch, args=(sqlite_url, ["made"], page), daemon=True
     )
     watching.start()
-    said = []
+    output = []
 
-    def says(words):
-        said.append(capsys.readouterr().out)
-        return words in "".join(said)
+    def has_printed(text):
+        output.append(capsys.readouterr().out)
+        return text in "".join(output)
 
-    wait_until(lambda: says("no report yet: study 'made' has no complete trial"))
+    wait_until(lambda: has_printed("no report yet: study 'made' has no complete trial"))
     finish_one(sqlite_url, 1.5)
-    wait_until(lambda: says("1 of 8 points finished"))
+    wait_until(lambda: has_printed("1 of 8 trials finished"))
     html = page.read_text(encoding="utf-8")
     assert "Unfinished: 1 of 8 trials." in html
     assert 'data-refresh-seconds="0.2"' in html
@@ -103,7 +103,7 @@ def test_a_watched_study_is_reported_anew_until_it_is_finished(
         finish_one(sqlite_url, 1.4)
     watching.join(HANG_TIMEOUT)
     assert not watching.is_alive()
-    assert says("8 of 8 points finished")
+    assert has_printed("8 of 8 trials finished")
     html = page.read_text(encoding="utf-8")
     assert "Unfinished" not in html
     assert "data-refresh-seconds=" not in html

@@ -207,7 +207,7 @@ def test_only_a_report_is_written_over(sqlite_url, tmp_path):
     make_study(sqlite_url)
     database = tmp_path / "studies.db"
     before = database.read_bytes()
-    with pytest.raises(ReportError, match="is not such a report; it was left as it is"):
+    with pytest.raises(ReportError, match="exists and is not a report"):
         write_report(sqlite_url, ["made"], database)
     assert database.read_bytes() == before
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path
