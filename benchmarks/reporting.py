@@ -57,7 +57,7 @@ def _measure_published() -> Iterator[str]:
         load_published(path, url)
         results = read_results(read_storage(url), "published", with_curves=())
     yield "effects in the published results: mean in nats, 95% interval, lower in, pairs"
-    for effect in FactorialTable.from_frame(results.table, results.axes).effects():
+    for effect in FactorialTable.from_frame(results.table, results.axes).compute_effects():
         yield (
             f"  {effect.contrast.label:20} {effect.mean:+.3f}  [{effect.low:+.3f}, "
             f"{effect.high:+.3f}]  {effect.improved_count / effect.pairs:4.0%}  {effect.pairs}"

@@ -1,173 +1,168 @@
-"""What each figure shows, in words: for those who hear a page, and for print."""
+"""Text alternatives of the figures, for screen readers and for print."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.data.results import Results
+from reports.data.results import Metric, Results
 from reports.formatting import format_count, format_param, format_signed, format_value
 from reports.stats.comparison import Comparison, Difference
-from reports.stats.effects import Effect, Interaction
-from reports.stats.metric import Metric
+from reports.stats.effects import Effect, Interaction, PairedDifference
+from reports.stats.leaderboard import LeaderboardEntry
 from reports.stats.variant_effects import SourceComparison
 
-_NAMED = 5
-"""Of a long list, how many are named."""
+_MAX_ITEMS = 5
+"""Items that are listed of a long list."""
 
 
-def effect_words(effect: Effect) -> str:
+def format_effect(effect: Effect) -> str:
     """Return an effect in one line."""
-    bounds = (
-        ""
-        if effect.low != effect.low
-        else f" [{format_signed(effect.low)}, {format_signed(effect.high)}]"
-    )
     return (
-        f"{effect.contrast.meaning}: {format_signed(effect.mean)} nats{bounds}, better in "
-        f"{effect.improved_count / effect.pairs:.0%} of {effect.pairs:,} pairs"
+        f"{effect.contrast.description}: {format_signed(effect.mean)} nats"
+        f"{_format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
+        f"{effect.pairs:,} pairs"
     )
 
 
-def effects(found: Sequence[Effect]) -> str:
-    """Name every effect."""
-    return "; ".join(map(effect_words, found)) + "."
+def describe_effects(effects: Sequence[Effect]) -> str:
+    """List every effect."""
+    return "; ".join(map(format_effect, effects)) + "."
 
 
-def interaction_words(each: Interaction) -> str:
+def format_interaction(interaction: Interaction) -> str:
     """Return an interaction in one line."""
-    bounds = (
-        "" if each.low != each.low else f" [{format_signed(each.low)}, {format_signed(each.high)}]"
-    )
     return (
-        f"{each.first.label} with {each.second.label}: {format_signed(each.mean)} nats{bounds} "
-        f"in addition to the separate effects, over {each.quadruples:,} quadruples"
+        f"{interaction.first.label} with {interaction.second.label}: "
+        f"{format_signed(interaction.mean)} nats{_format_interval(interaction)} in addition to "
+        f"their separate effects, over {interaction.quadruples:,} quadruples"
     )
 
 
-def interactions(found: Sequence[Interaction]) -> str:
-    """Name the largest interactions."""
-    largest = sorted(found, key=lambda each: -abs(each.mean))[:_NAMED]
-    return "The largest: " + "; ".join(map(interaction_words, largest)) + "."
+def describe_interactions(interactions: Sequence[Interaction]) -> str:
+    """List the largest interactions."""
+    largest = sorted(interactions, key=lambda each: -abs(each.mean))[:_MAX_ITEMS]
+    return "The largest: " + "; ".join(map(format_interaction, largest)) + "."
 
 
-def importance(figure: go.Figure) -> str:
-    """Name every parameter's importance, the greatest first."""
+def describe_importances(figure: go.Figure) -> str:
+    """List every parameter's importance, the greatest first."""
     (bars,) = figure.data
     pairs = sorted(zip(bars.x, bars.y, strict=True), reverse=True)
     return ", ".join(f"{name} {value:.3f}" for value, name in pairs) + "."
 
 
-def medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
-    """Name the median value at each value of each parameter."""
+def describe_medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
+    """List the median value of the trials by each parameter."""
     parts = []
     for name in parameters:
-        found = rows.groupby(name)["value"].median()
-        values = (f"{format_value(value)} {median:.3f}" for value, median in found.items())
+        medians = rows.groupby(name)["value"].median()
+        values = (f"{format_value(value)} {median:.3f}" for value, median in medians.items())
         parts.append(f"{format_param(name)}: {', '.join(values)}")
     return "Median loss by value: " + "; ".join(parts) + "."
 
 
-def least(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
-    """Name the least value at each combination of some parameters' values."""
-    found = rows.groupby(list(parameters))["value"].min()
+def describe_minima(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
+    """List the least value of the trials by combinations of parameters."""
     parts = []
-    for values, loss in found.items():
+    for values, loss in rows.groupby(list(parameters))["value"].min().items():
         assert isinstance(values, tuple)
-        words = (
+        settings = (
             f"{format_param(name)} {format_value(value)}"
             for name, value in zip(parameters, values, strict=True)
         )
-        parts.append(f"{' and '.join(words)} {loss:.3f}")
+        parts.append(f"{' and '.join(settings)} {loss:.3f}")
     return "Least loss: " + "; ".join(parts) + "."
 
 
-def distribution(rows: pd.DataFrame) -> str:
-    """Name the quartiles."""
+def describe_distribution(rows: pd.DataFrame) -> str:
+    """List the quartiles of the values."""
     lowest, lower, middle, upper, highest = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
     return (
-        f"From {lowest:.3f} to {highest:.3f} nats; a quarter of the trials lies below {lower:.3f}, "
+        f"From {lowest:.3f} to {highest:.3f} nats; a quarter of the trials is below {lower:.3f}, "
         f"half below {middle:.3f}, three quarters below {upper:.3f}."
     )
 
 
-def history(rows: pd.DataFrame) -> str:
-    """Name the trials that were the best when they ended."""
+def describe_history(rows: pd.DataFrame) -> str:
+    """List the trials that were the best so far."""
     by_number = rows["value"].sort_index()
     best = by_number[by_number.cummin() == by_number].drop_duplicates()
-    named = ", ".join(f"{value:.3f} at trial {number}" for number, value in best.items())
-    return f"The best so far: {named}."
+    items = ", ".join(f"{value:.3f} at trial {number}" for number, value in best.items())
+    return f"Best so far: {items}."
 
 
-def curves(results: Results) -> str:
-    """Name the curves of the best points, and where the least value of each curve lies."""
+def describe_curves(results: Results) -> str:
+    """List the least losses of the best trials' curves."""
     rows = results.complete.assign(least=results.curves.groupby("number")["loss"].min())
     least = rows["least"]
-    named = "; ".join(
+    items = "; ".join(
         f"{row.label} {row.least:.4f}"
-        for row in rows.dropna(subset="least").head(_NAMED).itertuples()
+        for row in rows.dropna(subset="least").head(_MAX_ITEMS).itertuples()
     )
     return (
         f"{format_count(results.curves['number'].nunique(), 'curve')} of the smoothed training "
-        f"loss with minima from {least.min():.3f} to {least.max():.3f} nats. "
-        f"The best: {named}."
+        f"loss with minima from {least.min():.3f} to {least.max():.3f} nats. The best: {items}."
     )
 
 
-def timeline(table: pd.DataFrame) -> str:
-    """Name the span of time, and how many trials each worker finished."""
+def describe_timeline(table: pd.DataFrame) -> str:
+    """Return the time span and the number of trials by worker."""
     rows = table.dropna(subset=["started", "completed", "worker"])
     counts = rows["worker"].value_counts()
-    named = ", ".join(f"{worker} {count:,}" for worker, count in counts.head(_NAMED).items())
-    more = f", and {len(counts) - _NAMED} more workers" if len(counts) > _NAMED else ""
+    items = ", ".join(f"{worker} {count:,}" for worker, count in counts.head(_MAX_ITEMS).items())
+    more = f", and {len(counts) - _MAX_ITEMS} more workers" if len(counts) > _MAX_ITEMS else ""
     return (
         f"From {rows['started'].min():%Y-%m-%d %H:%M} to "
-        f"{rows['completed'].max():%Y-%m-%d %H:%M} UTC. Trials by worker: {named}{more}."
+        f"{rows['completed'].max():%Y-%m-%d %H:%M} UTC. Trials by worker: {items}{more}."
     )
 
 
-def slopes(lineage: SourceComparison) -> str:
-    """Name what each variant came to."""
+def describe_variants(comparison: SourceComparison) -> str:
+    """Return how often each variant improves on the source, and its best architecture."""
     parts = []
-    for variant, rows in lineage.by_variant():
+    for variant, rows in comparison.group_by_variant():
         best = rows.sort_values("value").iloc[0]
-        fell = int((rows["value"] < rows["source_value"]).sum())
+        improved = int((rows["value"] < rows["source_value"]).sum())
         parts.append(
-            f"{variant}: lower than in {lineage.source} for {fell} of {len(rows)}, the best "
+            f"{variant}: lower than in {comparison.source} for {improved} of {len(rows)}, the best "
             f"{best['label']} with {best['value']:.4f} nats"
         )
     return "; ".join(parts) + "."
 
 
-def replicates(rows: pd.DataFrame, measure: Metric) -> str:
-    """Name each architecture's mean and spread."""
+def describe_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> str:
+    """List each architecture's mean and standard deviation."""
     parts = (
-        f"{name}: {mean:.4f}" + ("" if spread != spread else f" ± {spread:.4f}")
-        for name, mean, spread in zip(rows.index, rows["mean"], rows["std"], strict=True)
+        f"{each.label}: {each.mean:.4f}" + ("" if each.std != each.std else f" ± {each.std:.4f}")
+        for each in entries
     )
-    return f"Mean and standard deviation of the {measure.axis}: " + "; ".join(parts) + "."
+    return f"Mean and standard deviation of the {metric.axis_title}: " + "; ".join(parts) + "."
 
 
-def difference_words(one: str, other: str, found: Difference) -> str:
-    """Return in one line what an architecture has more than another."""
-    bounds = ""
-    if found.margin == found.margin:
-        bounds = f" [{format_signed(found.low, 4)}, {format_signed(found.high, 4)}]"
-    verdict = "told apart" if found.is_significant else "not told apart"
-    return f"{one} less {other}: {format_signed(found.mean, 4)}{bounds}, {verdict}"
+def format_difference(first: str, second: str, difference: Difference) -> str:
+    """Return the difference of two architectures in one line."""
+    interval = ""
+    if difference.half_width == difference.half_width:
+        interval = f" [{format_signed(difference.low, 4)}, {format_signed(difference.high, 4)}]"
+    verdict = "significant" if difference.is_significant else "not significant"
+    return f"{first} minus {second}: {format_signed(difference.mean, 4)}{interval}, {verdict}"
 
 
-def differences(comparison: Comparison, names: Sequence[str]) -> str:
-    """Say of each architecture which others it is better than, and from which it is not told."""
+def describe_differences(comparison: Comparison, names: Sequence[str]) -> str:
+    """List the architectures that each architecture is significantly better than."""
     parts = []
     for i, name in enumerate(names[:-1], 1):
-        apart = [
+        worse = [
             str(j)
             for j, other in enumerate(names[i:], i + 1)
             if comparison.is_significant(name, other)
         ]
-        others = f"told apart from {', '.join(apart)}" if apart else "told apart from none"
-        parts.append(f"{i}, {name}, is {others}")
-    return (
-        f"Of those that come after it: {'; '.join(parts)}. The last is {len(names)}, {names[-1]}."
-    )
+        parts.append(f"{i}, {name}, than {', '.join(worse) or 'none'}")
+    return f"Significantly better: {'; '.join(parts)}. The last is {len(names)}, {names[-1]}."
+
+
+def _format_interval(difference: PairedDifference) -> str:
+    if difference.low != difference.low:
+        return ""
+    return f" [{format_signed(difference.low)}, {format_signed(difference.high)}]"

@@ -1,11 +1,46 @@
-"""A figure as the page shows it: with its title, its words, and the room that it needs."""
+"""Charts of the report: a figure with its text alternative, and the colours of all figures.
 
+The colours are close to those of Okabe and Ito (*Color Universal Design*, 2008), which colour-blind
+readers can distinguish, and visible on white and on black. No figure relies on colour alone.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
-from reports.charts.training_plots import ColorScheme
+from reports.formatting import escape_html
+from reports.stats.baseline_references import BaselineReference
+
+IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
+"""Colours of an effect that lowers the loss, raises it, or is not significant."""
+
+PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a9099")
+"""Colours of categories without an order."""
+
+ROW_HEIGHT = 28
+"""Height in pixels of a row of a category axis."""
+
+_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+@dataclass(frozen=True)
+class ColorScheme:
+    """Colours of the curves by one of their properties.
+
+    Attributes:
+        label: name of the property.
+        legend: (meaning, colour) of each colour; inner meanings of a scale may be empty.
+        indices: index into the legend for each curve, in the order of the figure's traces.
+    """
+
+    label: str
+    legend: list[tuple[str, str]]
+    indices: list[int]
 
 
 @dataclass(frozen=True)
@@ -13,32 +48,65 @@ class Chart:
     """A figure on the page.
 
     Attributes:
-        title: what it shows.
-        figure: as plotly draws it.
-        words: the same for those who do not see it.
-        note: how to read it.
-        width: in pixels, below which it is not squeezed but scrolled; 0 if it may be.
-        color_schemes: the ways to colour the curves, if it shows them.
+        title: title of the figure.
+        figure: the Plotly figure.
+        alt_text: text alternative, with the figure's main numbers.
+        caption: how to read the figure.
+        width: width in pixels below which the figure scrolls instead of shrinking; 0 for none.
+        color_schemes: colour schemes that a reader may choose from, for training curves.
     """
 
     title: str
     figure: go.Figure
-    words: str
-    note: str = ""
+    alt_text: str
+    caption: str = ""
     width: int = 0
     color_schemes: list[ColorScheme] = field(default_factory=list)
 
     @property
     def height(self) -> int:
-        """Of the figure, in pixels."""
+        """Height in pixels."""
         return int(self.figure.layout.height or 450)
 
     @property
-    def colouring_data(self) -> list[dict[str, Any]]:
-        """Return the ways to colour the curves as the page's script takes them."""
-        return [{"legend": each.legend, "of": each.of} for each in self.color_schemes]
+    def color_scheme_data(self) -> list[dict[str, Any]]:
+        """Colour schemes in the form that the page's script reads."""
+        return [{"legend": each.legend, "of": each.indices} for each in self.color_schemes]
 
     @property
     def uses_webgl(self) -> bool:
-        """Whether it needs one of the few WebGL contexts that a browser grants a page."""
+        """Whether the figure needs a WebGL context, of which a browser grants only a few."""
         return any(trace.type == "scattergl" for trace in self.figure.data)
+
+
+def sequential_colors(count: int) -> list[str]:
+    """Return colours of ordered values, from orange (best or least) to violet."""
+    # The ends of the scale are too faint on white or on black.
+    places = np.linspace(0.78, 0.3, count) if count > 1 else [0.5]
+    return [str(color) for color in sample_colorscale("Plasma", places)]
+
+
+def add_reference_lines(
+    figure: go.Figure, references: Sequence[BaselineReference], losses: Sequence[float], axis: str
+) -> None:
+    """Add a dashed line with a legend entry for each reference whose loss is known.
+
+    Args:
+        figure: figure that is changed.
+        references: the references.
+        losses: their positions; NaN if unknown.
+        axis: axis of the losses, ``x`` or ``y``.
+    """
+    for i, (reference, loss) in enumerate(zip(references, losses, strict=True)):
+        if not math.isfinite(loss):
+            continue
+        line = {
+            "color": PALETTE[1 + i % (len(PALETTE) - 1)],
+            "dash": _DASHES[i % len(_DASHES)],
+            "width": 2,
+        }
+        style = {"line": line, "name": escape_html(reference.label), "showlegend": True}
+        if axis == "y":
+            figure.add_hline(y=loss, **style)
+        else:
+            figure.add_vline(x=loss, **style)

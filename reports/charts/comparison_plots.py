@@ -1,92 +1,143 @@
-"""A study's runs on held-out text → what tells its architectures apart."""
+"""Figures that compare replicated architectures."""
 
 from collections.abc import Sequence
 
-import pandas as pd
+import numpy as np
+import plotly.graph_objects as go
 
-from reports.charts import alt_text as in_words
-from reports.charts import effect_plots as figures
-from reports.charts.chart import Chart
-from reports.data.results import Results
-from reports.stats.comparison import Comparison, Difference, LossesByRun, compare, paired_difference
-from studies.space import REPLICATE
+from reports.charts.alt_text import describe_differences, format_difference
+from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, Chart, add_reference_lines
+from reports.charts.effect_plots import DIVERGING_COLORS
+from reports.data.results import Metric
+from reports.formatting import escape_html, format_signed
+from reports.stats.baseline_references import BaselineReference
+from reports.stats.comparison import Comparison
+from reports.stats.leaderboard import LeaderboardEntry
 
-MOST = 20
-"""Architectures in the picture of all pairs."""
-
-
-def comparison_of(results: Results, best: Sequence[str]) -> Comparison | None:
-    """Compare each two of a study's replicated architectures.
-
-    Args:
-        results: of the study.
-        best: the architectures to compare, the best first.
-
-    Returns:
-        None if the study has no replicates.
-    """
-    if not results.has_replicates:
-        return None
-    rows = results.complete[results.complete["architecture"].isin(best)]
-    runs = _lanes(results, rows) or _values(results, rows)
-    return compare({name: runs[name] for name in best})
+MAX_IN_CHART = 20
+"""Architectures in the chart of pairwise differences."""
 
 
-def differences_to_best(results: Results, best: Sequence[str]) -> dict[str, Difference]:
-    """Return the difference of each single run to the best one, on the same lanes of text.
+def plot_replicates(
+    entries: Sequence[LeaderboardEntry],
+    metric: Metric,
+    references: Sequence[BaselineReference] = (),
+) -> go.Figure:
+    """Plot each architecture's runs, and their mean with its 95% interval.
 
     Args:
-        results: of the study.
-        best: the architectures to compare, the best first.
-
-    Returns:
-        By architecture, without the best; empty if the study has replicates or recorded no lanes.
+        entries: the architectures, the best first.
+        metric: metric of the losses.
+        references: baseline cells, drawn as vertical lines.
     """
-    rows = results.complete[results.complete["architecture"].isin(best)]
-    runs = None if results.has_replicates else _lanes(results, rows)
-    if runs is None:
-        return {}
-    return {name: paired_difference(runs[name], runs[best[0]]) for name in best[1:]}
+    entries = entries[::-1]  # Plotly's first row is at the bottom
+    labels = [entry.label for entry in entries]
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[loss for entry in entries for loss in entry.losses],
+                y=[entry.label for entry in entries for _ in entry.losses],
+                mode="markers",
+                marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
+                name="run",
+                hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+            ),
+            go.Scatter(
+                x=[entry.mean for entry in entries],
+                y=labels,
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [entry.high - entry.mean for entry in entries],
+                    "arrayminus": [entry.mean - entry.low for entry in entries],
+                    "thickness": 2,
+                    "width": 5,
+                    "color": IMPROVES,
+                },
+                mode="markers",
+                marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
+                name="mean, 95% interval",
+                hovertemplate="%{y}: mean %{x:.4f}<extra></extra>",
+            ),
+        ]
+    )
+    lines = [each.metric for each in references]
+    add_reference_lines(figure, references, lines, "x")
+    # Plotly ignores lines across the figure when it chooses a range.
+    bounds = [bound for e in entries for bound in (*e.losses, e.low, e.high)]
+    lowest, highest = np.nanmin([*bounds, *lines]), np.nanmax([*bounds, *lines])
+    room = 0.05 * (highest - lowest)
+    return figure.update_layout(
+        xaxis={
+            "title": metric.axis_title,
+            "range": [lowest - room, highest + room] if room else None,
+        },
+        yaxis={"type": "category", "automargin": True},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        height=150 + ROW_HEIGHT * (len(entries) + len(references)),
+    )
 
 
-def drawing_of(comparison: Comparison) -> Chart | None:
-    """Draw what each two architectures differ by; None for fewer than two."""
-    names = comparison.names[:MOST]
+def chart_differences(comparison: Comparison) -> Chart | None:
+    """Chart the pairwise differences of the best architectures; None for fewer than two."""
+    names = comparison.names[:MAX_IN_CHART]
     if len(names) < 2:
         return None
-    note = (
-        "A row less a column, in the order of the table: blue, the row is better; orange, it is "
-        "worse; in brackets and without a colour, the two are not told apart."
+    caption = (
+        "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
+        "orange: the column is better; in parentheses and grey: the difference is not significant."
     )
     if len(names) < len(comparison.names):
-        note += f" The best {MOST} of {len(comparison.names)} are drawn; all were compared."
+        caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
     return Chart(
-        "Each two of them",
-        figures.differences(comparison, names),
-        in_words.differences(comparison, names),
-        note,
+        "Pairwise differences",
+        plot_differences(comparison, names),
+        describe_differences(comparison, names),
+        caption,
         width=340 + 62 * len(names),
     )
 
 
-def _lanes(results: Results, rows: pd.DataFrame) -> dict[str, LossesByRun] | None:
-    """Return each architecture's runs lane by lane; None if some have none, or others."""
-    windows = [results.windows.get(int(number), []) for number in rows.index]
-    if 0 in (lengths := set(map(len, windows))) or len(lengths) != 1:
-        return None
-    return _by_architecture(rows, windows)
+def plot_differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
+    """Plot pairwise differences as a heat map.
 
-
-def _values(results: Results, rows: pd.DataFrame) -> dict[str, LossesByRun]:
-    """Return each architecture's runs by one number each."""
-    return _by_architecture(rows, [[value] for value in rows[results.metric.column]])
-
-
-def _by_architecture(
-    rows: pd.DataFrame, windows: Sequence[Sequence[float]]
-) -> dict[str, LossesByRun]:
-    numbers = rows[REPLICATE] if REPLICATE in rows else [0] * len(rows)
-    found: dict[str, dict[int, Sequence[float]]] = {}
-    for name, number, own in zip(rows["architecture"], numbers, windows, strict=True):
-        found.setdefault(name, {})[int(number)] = own
-    return dict(found)
+    Args:
+        comparison: comparison of at least these architectures.
+        names: names of the architectures, the best first.
+    """
+    means = np.full((len(names), len(names)), np.nan)
+    labels, texts = (np.full(means.shape, "", dtype=object) for _ in range(2))
+    for i, row in enumerate(names):
+        for j, column in enumerate(names):
+            difference = comparison.between(row, column)
+            if difference is None or not difference.runs:
+                continue
+            # Only significant differences are coloured.
+            means[i, j] = difference.mean if difference.is_significant else 0
+            number = format_signed(difference.mean, 4)
+            labels[i, j] = number if difference.is_significant else f"({number})"
+            texts[i, j] = format_difference(row, column, difference)
+    bound = float(np.nanmax(np.abs(means), initial=0)) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=means,
+            x=[f"{i}" for i in range(1, len(names) + 1)],
+            y=[f"{i}: {escape_html(name)}" for i, name in enumerate(names, 1)],
+            zmin=-bound,
+            zmax=bound,
+            colorscale=DIVERGING_COLORS,
+            text=labels,
+            texttemplate="%{text}",
+            customdata=texts,
+            hovertemplate="%{customdata}<extra></extra>",
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+            showscale=False,
+        )
+    )
+    return figure.update_layout(
+        xaxis={"type": "category", "showgrid": False, "side": "top"},
+        yaxis={"type": "category", "automargin": True, "autorange": "reversed", "showgrid": False},
+        height=110 + 32 * len(names),
+    )

@@ -1,123 +1,121 @@
-"""What each switch is worth, over the whole grid and in each part that a reader may choose."""
+"""Effects over all trials, and over each subset of them that a reader may choose."""
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from reports.charts import alt_text as in_words
-from reports.charts import effect_plots as figures
+from reports.charts.alt_text import describe_effects, describe_interactions
 from reports.charts.chart import Chart
+from reports.charts.effect_plots import plot_effects, plot_interactions
 from reports.data.results import Results
 from reports.formatting import effects_title, format_param, format_value, loss_unit
 from reports.stats.effects import Effect, FactorialTable
 from studies.space import BPTT_STEPS
 
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
-"""The parameters by which a reader may choose a part of the grid, beside the loss."""
+"""Parameters by which a reader may choose a subset, in addition to the loss."""
 
 
 @dataclass(frozen=True)
 class EffectSubset:
-    """What the switches are worth in a part of the grid.
+    """Effects within a subset of the trials.
 
     Attributes:
-        key: of the choices that it stands for.
-        where: the part in words.
-        has_below: whether it is cut by the loss.
-        points: in it.
-        effects: that can be told.
-        drawing: of them; None if there are none.
+        key: keys of the chosen options, joined by ``/``.
+        label: name of the subset.
+        is_below: whether only trials below a loss belong to it.
+        trial_count: number of trials with a value.
+        effects: effects of the contrasts with a pair.
+        chart: chart of the effects; None without effects.
     """
 
     key: str
-    where: str
-    has_below: bool
-    points: int
+    label: str
+    is_below: bool
+    trial_count: int
     effects: list[Effect]
-    drawing: Chart | None
+    chart: Chart | None
 
 
 @dataclass(frozen=True)
 class SubsetFilter:
-    """A choice that a reader has.
+    """A choice of subsets by one parameter or by the loss.
 
     Attributes:
-        name: in words.
-        parameter: that is chosen by; None for the loss.
-        answers: a key, words and the value of each; of the loss that is a bound. The first, whose
-            value is None, chooses nothing.
+        name: name of the parameter, for a reader.
+        parameter: the parameter; None for the loss.
+        options: (key, label, value) of each option; of the loss the value is an upper bound. The
+            first option, with the value None, selects everything.
     """
 
     name: str
     parameter: str | None
-    answers: list[tuple[str, str, Any]]
+    options: list[tuple[str, str, Any]]
 
 
 def list_filters(results: Results) -> list[SubsetFilter]:
-    """Return the choices that a reader has, in the order of a part's key."""
+    """List the filters that a reader has, in the order of the keys of a subset."""
     everything = ("", "any", None)
-    found = []
+    filters = []
     threshold = results.config.report_threshold
     if threshold is not None:
         below = ("below", f"below {threshold} nats", threshold)
-        found.append(SubsetFilter("Loss", None, [everything, below]))
+        filters.append(SubsetFilter("Loss", None, [everything, below]))
     for name in FILTER_PARAMS:
         if name in results.parameters:
             values = sorted(results.table[name].unique().tolist())
-            answers = [(str(i), format_value(value), value) for i, value in enumerate(values)]
-            words = format_param(name).capitalize()
-            found.append(SubsetFilter(words, name, [everything, *answers]))
-    return found
+            options = [(str(i), format_value(value), value) for i, value in enumerate(values)]
+            label = format_param(name).capitalize()
+            filters.append(SubsetFilter(label, name, [everything, *options]))
+    return filters
 
 
 def compute_effect_subsets(
-    results: Results, choices: list[SubsetFilter], grid: FactorialTable
+    results: Results, filters: list[SubsetFilter], table: FactorialTable
 ) -> Iterator[EffectSubset]:
-    """Yield the effects within each part that a reader may choose, the whole grid first."""
-    for answers in itertools.product(*(choice.answers for choice in choices)):
+    """Yield the effects within each subset that the filters can select, all trials first."""
+    for options in itertools.product(*(each.options for each in filters)):
         values: dict[str | None, Any] = {
-            choice.parameter: value
-            for choice, (_, _, value) in zip(choices, answers, strict=True)
+            each.parameter: value
+            for each, (_, _, value) in zip(filters, options, strict=True)
             if value is not None
         }
         below = values.pop(None, None)
-        chosen = {name: value for name, value in values.items() if name is not None}
-        yield compute_effect_subset(
-            results, grid, chosen, below, "/".join(key for key, _, _ in answers)
-        )
+        fixed = {name: value for name, value in values.items() if name is not None}
+        key = "/".join(key for key, _, _ in options)
+        yield compute_effect_subset(results, table, fixed, below, key)
 
 
 def compute_effect_subset(
-    results: Results, grid: FactorialTable, chosen: dict[str, Any], below: float | None, key: str
+    results: Results, table: FactorialTable, fixed: dict[str, Any], below: float | None, key: str
 ) -> EffectSubset:
-    """Return the effects within a part of the grid: chosen values, and losses below a bound."""
-    part = grid.where(chosen, below)
-    words = [f"with {format_param(name)} {format_value(v)}" for name, v in chosen.items()]
-    words += [] if below is None else [f"with a loss below {below} nats"]
-    where = " and ".join(words) or "in all"
-    found = part.effects()
-    drawing = None
-    if found:
-        drawing = Chart(
-            f"{effects_title(results.is_gated)} ({where})",
-            figures.effects(found, loss_unit(results.config)),
-            in_words.effects(found),
+    """Compute the effects among trials with fixed values and, if stated, below a loss."""
+    subset = table.subset(fixed, below)
+    conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
+    conditions += [] if below is None else [f"with a loss below {below} nats"]
+    label = " and ".join(conditions) or "in total"
+    effects = subset.compute_effects()
+    chart = None
+    if effects:
+        chart = Chart(
+            f"{effects_title(results.is_gated)} ({label})",
+            plot_effects(effects, loss_unit(results.config)),
+            describe_effects(effects),
         )
-    return EffectSubset(key, where, below is not None, part.points, found, drawing)
+    return EffectSubset(key, label, below is not None, subset.value_count, effects, chart)
 
 
-def chart_interactions(grid: FactorialTable) -> Chart | None:
-    """Draw how each two switches act on each other; None where that cannot be told."""
-    found = grid.interactions()
-    if not found:
+def chart_interactions(table: FactorialTable) -> Chart | None:
+    """Chart the two-way interactions; None if there is no quadruple of trials."""
+    interactions = table.compute_interactions()
+    if not interactions:
         return None
     return Chart(
         "Two-way interactions",
-        figures.interactions(found),
-        in_words.interactions(found),
-        "How much more (orange) or less (blue) loss two changes bring together than each brings "
-        "alone. Blue: they help each other. Zero: the one is worth the same with and without the "
-        "other.",
+        plot_interactions(interactions),
+        describe_interactions(interactions),
+        "Loss of two changes together, minus the sum of their separate effects. Blue: they "
+        "reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
         width=620,
     )

@@ -1,135 +1,167 @@
-"""Optuna's figures of a study, each with its words."""
+"""Charts of parameter importances, and Optuna's other charts of a study."""
 
 from dataclasses import dataclass
 
-from reports.charts import alt_text as in_words
-from reports.charts import optuna_plots as optuna_figures
+from reports.charts.alt_text import (
+    describe_distribution,
+    describe_history,
+    describe_importances,
+    describe_medians,
+    describe_minima,
+)
 from reports.charts.chart import Chart
-from reports.data.results import Results, full_factorial_blocks
+from reports.charts.optuna_plots import (
+    create_importance_evaluators,
+    has_enough_trials,
+    list_varying_parameters,
+    plot_contour,
+    plot_distribution,
+    plot_history,
+    plot_importances,
+    plot_parallel_coordinates,
+    plot_ranks,
+    plot_slices,
+    to_optuna_study,
+)
+from reports.data.results import Results
 from reports.formatting import format_count, value_axis_title
+from reports.stats.effects import find_full_factorial_blocks
 
-FEW = 100
-"""Points below which an importance for the best tenth rests on a handful."""
+SMALL_SAMPLE = 100
+"""Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
 
-QUESTIONS = {
-    "PED-ANOVA": "What brings a trial among the best tenth?",
-    "fANOVA": "What moves the loss overall?",
+_QUESTIONS = {
+    "PED-ANOVA": "Which parameters separate the best tenth of the trials from the rest?",
+    "fANOVA": "Which parameters explain the variance of the loss?",
 }
 
 
 @dataclass(frozen=True)
 class Importances:
-    """Optuna's two importances, side by side, over some of the trials."""
+    """Parameter importances by PED-ANOVA and fANOVA over some of the trials.
 
-    where: str
-    note: str
-    drawings: list[Chart]
+    Attributes:
+        label: name of the subset of trials.
+        caption: how to read the charts.
+        charts: one chart per method, PED-ANOVA first.
+    """
+
+    label: str
+    caption: str
+    charts: list[Chart]
 
     @property
-    def leading(self) -> list[str]:
-        """The parameters, as the figures call them, by what moves the loss overall."""
-        bars = self.drawings[-1].figure.data[0]
+    def top_params(self) -> list[str]:
+        """Labels of the parameters, ordered by their fANOVA importance."""
+        bars = self.charts[-1].figure.data[0]
         return [name for _, name in sorted(zip(bars.x, bars.y, strict=True), reverse=True)]
 
 
 def compute_importances(
-    results: Results, numbers: list[int], where: str, note: str = ""
+    results: Results, numbers: list[int], label: str, caption: str = ""
 ) -> list[Importances]:
-    """Return both importances over some trials; none where these are too few, or all alike."""
-    if not optuna_figures.has_enough_trials(results, numbers):
+    """Compute the importances over some trials; empty if these are too few or too similar."""
+    if not has_enough_trials(results, numbers):
         return []
-    study = optuna_figures.to_optuna_study(
-        results, numbers, optuna_figures.varying(results, numbers)
-    )
-    if len(numbers) < FEW:
-        tenth = format_count(max(1, len(numbers) // 10), "point")
-        note += f" The best tenth is {tenth}: with so few, take PED-ANOVA as a hint."
-    drawings = []
-    for name, evaluator in optuna_figures.evaluators().items():
-        figure = optuna_figures.importance(study, evaluator)
-        drawings.append(
-            Chart(name, figure, f"{where}: {in_words.importance(figure)}", QUESTIONS[name])
+    study = to_optuna_study(results, numbers, list_varying_parameters(results, numbers))
+    if len(numbers) < SMALL_SAMPLE:
+        tenth = format_count(max(1, len(numbers) // 10), "trial")
+        caption += f" The best tenth has only {tenth}: PED-ANOVA is unreliable for so few."
+    charts = []
+    for name, evaluator in create_importance_evaluators().items():
+        figure = plot_importances(study, evaluator)
+        charts.append(
+            Chart(name, figure, f"{label}: {describe_importances(figure)}", _QUESTIONS[name])
         )
-    return [Importances(f"{where} ({format_count(len(numbers), 'point')})", note.strip(), drawings)]
+    return [
+        Importances(f"{label} ({format_count(len(numbers), 'trial')})", caption.strip(), charts)
+    ]
 
 
 def compute_block_importances(results: Results) -> list[Importances]:
-    """Return both importances within each full-factorial block."""
-    blocks = full_factorial_blocks(results.table, results.parameters)
+    """Compute the importances within each full-factorial block of an incomplete design."""
+    blocks = find_full_factorial_blocks(results.table, results.parameters)
     complete = results.complete.index
-    found = []
-    for name, block in blocks.items():
-        numbers = list(block.index.intersection(complete))
-        found += compute_importances(results, numbers, f"where {name}")
-    return found
+    return [
+        importances
+        for name, block in blocks.items()
+        for importances in compute_importances(
+            results, list(block.index.intersection(complete)), f"where {name}"
+        )
+    ]
 
 
 def chart_parameters(
     results: Results, numbers: list[int], importances: list[Importances]
 ) -> list[Chart]:
-    """Draw what Optuna has for the trials' parameters, the most important by the first of these."""
+    """Chart the values of some trials over their parameters.
+
+    Args:
+        results: results of the study.
+        numbers: numbers of the trials.
+        importances: importances over the trials, of which the first select the most important
+            parameters; without them there are no charts.
+    """
     if not importances:
         return []
-    names = optuna_figures.varying(results, numbers)
-    study = optuna_figures.to_optuna_study(results, numbers, names)
+    names = list_varying_parameters(results, numbers)
+    study = to_optuna_study(results, numbers, names)
     rows = results.table.loc[numbers]
-    leading, axis = importances[0].leading, value_axis_title(results.config)
-    drawings = [
+    ranked, axis = importances[0].top_params, value_axis_title(results.config)
+    charts = [
         Chart(
-            "Slice: every trial over each parameter",
-            optuna_figures.slices(study, axis),
-            in_words.medians(rows, names),
+            "Slice: value of every trial over each parameter",
+            plot_slices(study, axis),
+            describe_medians(rows, names),
             width=130 * len(names),
         )
     ]
-    if len(leading) > 1:
-        top, pair = leading[:3], leading[:2]
-        drawings += [
+    if len(ranked) > 1:
+        top, pair = ranked[:3], ranked[:2]
+        charts += [
             Chart(
                 f"Rank over the most important parameters ({', '.join(top)})",
-                optuna_figures.ranks(study, top, axis),
-                in_words.least(rows, [_parameter(word) for word in top]),
-                "The bluer, the better a trial's rank. Many trials lie in one place: the best of "
-                "them is on top, and seen.",
+                plot_ranks(study, top, axis),
+                describe_minima(rows, [_to_parameter(label) for label in top]),
+                "The bluer, the better the trial's rank. Where trials coincide, the best is on "
+                "top.",
                 width=640,
             ),
             Chart(
                 "Parallel coordinates: every trial as a line",
-                optuna_figures.parallel_coordinates(study),
-                in_words.medians(rows, names),
-                "The best in orange, on top.",
+                plot_parallel_coordinates(study),
+                describe_medians(rows, names),
+                "The best trials are orange, and on top.",
                 width=110 * (1 + len(names)),
             ),
             Chart(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
-                optuna_figures.contour(study, pair, axis),
-                in_words.least(rows, [_parameter(word) for word in pair]),
-                "Of the trials with the same two values the best counts.",
+                plot_contour(study, pair, axis),
+                describe_minima(rows, [_to_parameter(label) for label in pair]),
+                "Least value of the trials with the same two parameters.",
             ),
         ]
-    return drawings
+    return charts
 
 
 def chart_study(results: Results) -> list[Chart]:
-    """Draw what Optuna has for a study as a whole."""
-    study = optuna_figures.to_optuna_study(
-        results, list(results.complete.index), results.parameters
-    )
+    """Chart the distribution and the history of a study's values."""
+    study = to_optuna_study(results, list(results.complete.index), results.parameters)
     axis = value_axis_title(results.config)
     return [
         Chart(
             "Empirical distribution of the loss",
-            optuna_figures.distribution(study, axis),
-            in_words.distribution(results.complete),
+            plot_distribution(study, axis),
+            describe_distribution(results.complete),
         ),
         Chart(
             "Optimization history",
-            optuna_figures.history(study, axis),
-            in_words.history(results.complete),
-            "Nothing learns from the trials before: that the best so far falls is chance.",
+            plot_history(study, axis),
+            describe_history(results.complete),
+            "Trials are in random order: the best value so far falls by chance, not by learning.",
         ),
     ]
 
 
-def _parameter(word: str) -> str:
-    return word.replace(" ", "_")
+def _to_parameter(label: str) -> str:
+    return label.replace(" ", "_")

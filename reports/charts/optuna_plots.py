@@ -1,68 +1,60 @@
-"""Optuna's own figures of some of a study's trials, parameters and values called by their names."""
+"""Optuna's figures of a study, with readable names and the colours of the report."""
 
 from collections.abc import Collection, Container
 
 import optuna
 import plotly.graph_objects as go
+from optuna import visualization
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.importance._base import BaseImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from optuna.visualization import (
-    plot_contour,
-    plot_edf,
-    plot_optimization_history,
-    plot_parallel_coordinate,
-    plot_param_importances,
-    plot_rank,
-    plot_slice,
-)
 
-from reports.charts.colors import sequential_colors
+from reports.charts.chart import sequential_colors
 from reports.data.results import Results
 from reports.data.trial_table import to_python
 from reports.formatting import escape_html, format_param, format_value
 
-POINT_COLOUR = "#3b7dd8"
-"""Of a single trial; seen on white and on black."""
+TRIAL_COLOR = "#3b7dd8"
+"""Colour of a single trial, visible on white and on black."""
 
 
-class _Uncopied(optuna.Study):
-    """A study whose trials nobody changes: Optuna's figures would copy them all for each bar."""
+class _NoCopyStudy(optuna.Study):
+    """Study that returns its trials uncopied: Optuna's figures would copy them for each bar."""
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials themselves."""
+        """Return the trials without copying them."""
         return super().get_trials(deepcopy=False, states=states)
 
 
 def to_optuna_study(
     results: Results, numbers: Collection[int], parameters: list[str]
 ) -> optuna.Study:
-    """Return complete trials as the study that Optuna's figures take.
+    """Convert some trials to an in-memory study for Optuna's figures.
 
-    It has no curves, for these figures show none. The study's other trials stand in it as failed,
-    so that a trial's number stays what it is.
+    The study has no curves, which these figures do not show. All other trials are failed trials in
+    it, so that the numbers of the trials remain the same.
 
     Args:
-        results: of the study.
-        numbers: of the complete trials.
-        parameters: those to keep; in the study they have their names in words.
+        results: results of the study.
+        numbers: numbers of complete trials.
+        parameters: parameters to keep, under readable names.
     """
     distributions = {
         name: CategoricalDistribution(
-            [_shown(name, value) for value in sorted(results.table[name].unique().tolist())]
+            [_format_choice(name, value) for value in sorted(results.table[name].unique().tolist())]
         )
         for name in parameters
     }
-    wanted = set(numbers)
+    selected = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    made = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
-    study = _Uncopied(made.study_name, made._storage)
+    created = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
+    study = _NoCopyStudy(created.study_name, created._storage)
     for number in range(int(rows.index[-1]) + 1):
-        if number not in wanted:
+        if number not in selected:
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue
         row = rows.loc[number]
@@ -70,7 +62,8 @@ def to_optuna_study(
             create_trial(
                 value=values[number],
                 params={
-                    format_param(name): _shown(name, to_python(row[name])) for name in parameters
+                    format_param(name): _format_choice(name, to_python(row[name]))
+                    for name in parameters
                 },
                 distributions={format_param(name): distributions[name] for name in parameters},
             )
@@ -78,29 +71,33 @@ def to_optuna_study(
     return study
 
 
-def varying(results: Results, numbers: Collection[int]) -> list[str]:
-    """Return the parameters that take more than one value among these trials."""
+def list_varying_parameters(results: Results, numbers: Collection[int]) -> list[str]:
+    """List the parameters that have several values among some trials."""
     rows = results.table.loc[list(numbers)]
     return [name for name in results.parameters if rows[name].nunique() > 1]
 
 
 def has_enough_trials(results: Results, numbers: Collection[int]) -> bool:
-    """Tell whether trials are enough, and different enough, for Optuna's figures."""
+    """Return whether trials are enough, and differ enough, for Optuna's figures."""
     rows = results.table.loc[list(numbers)]
-    return len(rows) >= 4 and bool(varying(results, numbers)) and rows["value"].nunique() > 1
+    return (
+        len(rows) >= 4
+        and bool(list_varying_parameters(results, numbers))
+        and rows["value"].nunique() > 1
+    )
 
 
-def evaluators() -> dict[str, BaseImportanceEvaluator]:
-    """Return Optuna's two importances, which answer two questions."""
+def create_importance_evaluators() -> dict[str, BaseImportanceEvaluator]:
+    """Create the evaluators of both importances by name."""
     return {"PED-ANOVA": PedAnovaImportanceEvaluator(), "fANOVA": FanovaImportanceEvaluator(seed=0)}
 
 
-def importance(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Figure:
-    """Draw how important each parameter is to one of the two."""
-    figure = plot_param_importances(study, evaluator=evaluator, target_name="loss")
+def plot_importances(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Figure:
+    """Plot the importance of each parameter."""
+    figure = visualization.plot_param_importances(study, evaluator=evaluator, target_name="loss")
     bars = len(figure.data[0].y)
-    # Three digits are more than such an importance is known to.
-    figure.update_traces(marker_color=POINT_COLOUR, texttemplate="%{x:.3f}", cliponaxis=False)
+    # Importances are not more precise than three digits.
+    figure.update_traces(marker_color=TRIAL_COLOR, texttemplate="%{x:.3f}", cliponaxis=False)
     figure.update_layout(
         title=None,
         height=90 + 30 * bars,
@@ -111,10 +108,10 @@ def importance(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Fi
     return figure
 
 
-def slices(study: optuna.Study, axis: str) -> go.Figure:
-    """Draw every trial's value over each parameter."""
-    figure = plot_slice(study, target_name=axis)
-    for trace in figure.data:  # Optuna shows words in quotation marks
+def plot_slices(study: optuna.Study, axis: str) -> go.Figure:
+    """Plot every trial's value over each parameter."""
+    figure = visualization.plot_slice(study, target_name=axis)
+    for trace in figure.data:  # Optuna quotes strings
         trace.x = [x.strip("'") if isinstance(x, str) else x for x in trace.x]
     figure.for_each_xaxis(
         lambda axis: axis.update(
@@ -123,18 +120,18 @@ def slices(study: optuna.Study, axis: str) -> go.Figure:
         )
     )
     figure.update_layout(title=None, height=420, width=None)
-    # The order of the runs, which Optuna shades by, says nothing in a grid that is shuffled.
-    figure.update_traces(marker={"color": POINT_COLOUR, "opacity": 0.5, "showscale": False})
+    # Optuna shades by trial number, which means nothing in a shuffled grid.
+    figure.update_traces(marker={"color": TRIAL_COLOR, "opacity": 0.5, "showscale": False})
     return figure
 
 
-def ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
-    """Draw the trials' ranks over each two of these parameters, the best on top of the others."""
-    figure = plot_rank(study, params=parameters, target_name=axis)
+def plot_ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
+    """Plot the trials' ranks over each two of some parameters, the best trials on top."""
+    figure = visualization.plot_rank(study, params=parameters, target_name=axis)
     values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
     for trace in figure.data:
-        if trace.x is None or len(trace.x) != len(order):  # the bar of the colours
+        if trace.x is None or len(trace.x) != len(order):  # colour bar
             continue
         trace.update(
             x=[trace.x[i] for i in order],
@@ -146,45 +143,45 @@ def ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
     return figure
 
 
-def parallel_coordinates(study: optuna.Study) -> go.Figure:
-    """Draw each trial as a line through its parameters' values."""
-    figure = plot_parallel_coordinate(study, target_name="loss")
-    *lines, colour_bar = figure.data
+def plot_parallel_coordinates(study: optuna.Study) -> go.Figure:
+    """Plot each trial as a line through its parameters' values."""
+    figure = visualization.plot_parallel_coordinate(study, target_name="loss")
+    *lines, color_bar = figure.data
     lines.sort(key=lambda line: line.y[0], reverse=True)  # the best on top
-    # Optuna's blues, its white ground and its grey words are for a white page alone.
+    # Optuna's blue lines, white background and grey text suit a white page only.
     scale = sequential_colors(10)
     for line in lines:
         line.line.color = scale[min(9, int(10 * line.y[0]))]
-    colour_bar.marker.update(colorscale=scale, reversescale=False)
+    color_bar.marker.update(colorscale=scale, reversescale=False)
     figure.data = []
-    figure.add_traces([*lines, colour_bar])
+    figure.add_traces([*lines, color_bar])
     figure.update_annotations(font={"size": 11, "color": None})
     figure.update_layout(title=None, height=460, plot_bgcolor=None)
     return figure
 
 
-def contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
-    """Draw the value over two parameters."""
-    figure = plot_contour(study, params=parameters, target_name=axis)
+def plot_contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
+    """Plot the value over two parameters."""
+    figure = visualization.plot_contour(study, params=parameters, target_name=axis)
     figure.update_layout(title=None, height=460)
     return figure
 
 
-def distribution(study: optuna.Study, axis: str) -> go.Figure:
-    """Draw how large a share of a study's trials lies below each value."""
-    figure = plot_edf(study, target_name=axis)
-    figure.update_layout(title=None, height=400, yaxis_title="share of the trials")
+def plot_distribution(study: optuna.Study, axis: str) -> go.Figure:
+    """Plot the cumulative distribution of the values."""
+    figure = visualization.plot_edf(study, target_name=axis)
+    figure.update_layout(title=None, height=400, yaxis_title="share of trials")
     return figure
 
 
-def history(study: optuna.Study, axis: str) -> go.Figure:
-    """Draw the values, and the best so far, by trial number."""
-    figure = plot_optimization_history(study, target_name=axis)
+def plot_history(study: optuna.Study, axis: str) -> go.Figure:
+    """Plot the values, and the best so far, by trial number."""
+    figure = visualization.plot_optimization_history(study, target_name=axis)
     figure.update_layout(title=None, height=400, legend={"orientation": "h", "y": 1.1})
     return figure
 
 
-def _shown(parameter: str, value: bool | int | str) -> str | int:
-    """Return a value by its name; a number remains one, so that Optuna keeps its order."""
+def _format_choice(parameter: str, value: bool | int | str) -> str | int:
+    """Return the readable form of a value; numbers stay numbers, which Optuna keeps in order."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return value if is_number else format_value(value)

@@ -1,38 +1,46 @@
-"""Every training curve, and the ways to colour them."""
+"""Figures of a study's training: every curve with its colour schemes, and the timeline."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.charts.colors import NEUTRAL, PALETTE, sequential_colors
+from reports.charts.chart import (
+    IMPROVES,
+    NEUTRAL,
+    PALETTE,
+    ROW_HEIGHT,
+    WORSENS,
+    ColorScheme,
+    add_reference_lines,
+    sequential_colors,
+)
 from reports.data.results import Results
-from reports.formatting import curve_axis_title, format_param, format_value
-from reports.stats.baseline_references import BaselineReference, add_reference_lines
+from reports.formatting import curve_axis_title, escape_html, format_param, format_value
+from reports.stats.baseline_references import BaselineReference
 from studies.space import BPTT_STEPS
+from studies.text import format_duration
 
-SHADES = 10
-"""Of what has an order."""
+MAX_CURVES = 1000
+"""Curves drawn at once. Of more, the best 500 are drawn, and 500 spread evenly over the others."""
 
-MOST_CURVES = 1000
-"""Drawn at once; of more, the best half of that number, and as many spread over the others."""
+HIGHLIGHTED_CURVES = 10
+"""Number of best curves that are drawn thick."""
 
-HIGHLIGHTED = 10
-"""How many of the best curves are drawn thick."""
+_RANK_COLORS = 10
 
 
-def draw(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
-    """Draw every training curve, the best on top and thick, and what known cells come to."""
+def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
+    """Plot every training curve, the best on top, with the baseline cells as lines."""
     figure = go.Figure()
     by_number = dict(iter(results.curves.groupby("number")))
     for number in reversed(select_drawn_curves(results)):
         curve, row = by_number[number], results.table.loc[number]
-        is_best = number in results.complete.index[:HIGHLIGHTED]
+        is_best = number in results.complete.index[:HIGHLIGHTED_CURVES]
         figure.add_trace(
             go.Scattergl(
-                **_steps(curve["step"].to_numpy()),
+                **_encode_steps(curve["step"].to_numpy()),
                 y=curve["loss"].to_numpy(dtype=np.float32),
                 name=f"trial {number}: {row['label']}",
                 mode="lines",
@@ -43,7 +51,7 @@ def draw(results: Results, references: Sequence[BaselineReference] = ()) -> go.F
                 showlegend=False,
             )
         )
-    # The first steps, where all fall alike, are left to who zooms out.
+    # The steep descent of the first steps, common to all, is outside of the initial range.
     lowest, highest = results.curves["loss"].quantile([0, 0.98])
     lines = [each.training_loss for each in references if math.isfinite(each.training_loss)]
     lowest, highest = min([lowest, *lines]), max([highest, *lines])
@@ -64,60 +72,75 @@ def draw(results: Results, references: Sequence[BaselineReference] = ()) -> go.F
 
 def select_drawn_curves(results: Results) -> list[int]:
     """Return the numbers of the trials whose curves are drawn, the best first."""
-    there = set(results.curves["number"])
-    numbers = [number for number in results.table.index if number in there]
-    if len(numbers) <= MOST_CURVES:
+    with_curve = set(results.curves["number"])
+    numbers = [number for number in results.table.index if number in with_curve]
+    if len(numbers) <= MAX_CURVES:
         return numbers
-    best, others = numbers[: MOST_CURVES // 2], numbers[MOST_CURVES // 2 :]
-    kept = np.linspace(0, len(others) - 1, MOST_CURVES - len(best)).round().astype(int)
-    return best + [others[i] for i in kept]
+    best, others = numbers[: MAX_CURVES // 2], numbers[MAX_CURVES // 2 :]
+    selected = np.linspace(0, len(others) - 1, MAX_CURVES - len(best)).round().astype(int)
+    return best + [others[i] for i in selected]
 
 
-@dataclass(frozen=True)
-class ColorScheme:
-    """How curves may be coloured.
-
-    Attributes:
-        label: by what.
-        legend: (meaning, colour) of each colour; a meaning may be empty between two that are not.
-        of: for each curve, in the order of the figure's traces, the place in the legend.
-    """
-
-    label: str
-    legend: list[tuple[str, str]]
-    of: list[int]
-
-
-def color_schemes(results: Results) -> list[ColorScheme]:
-    """Return the ways to colour :func:`draw`: by the value's rank, and by each parameter."""
+def list_color_schemes(results: Results) -> list[ColorScheme]:
+    """List the colour schemes of :func:`plot_curves`: by rank and by each parameter."""
     numbers = list(reversed(select_drawn_curves(results)))
     count = max(1, len(numbers))
-    shades = sequential_colors(SHADES)
-    ends = {0: "best tenth", SHADES - 1: "worst tenth, or without a value"}
-    ends_with = "final loss"
-    if results.config.objective == "validation":
-        ends_with = "validation loss"
-    found = [
+    meanings = {0: "best tenth", _RANK_COLORS - 1: "worst tenth, or without a value"}
+    schemes = [
         ColorScheme(
-            ends_with,
-            [(ends.get(i, ""), shade) for i, shade in enumerate(shades)],
-            [(count - 1 - i) * SHADES // count for i in range(len(numbers))],
+            "validation loss" if results.config.objective == "validation" else "final loss",
+            [(meanings.get(i, ""), c) for i, c in enumerate(sequential_colors(_RANK_COLORS))],
+            [(count - 1 - i) * _RANK_COLORS // count for i in range(len(numbers))],
         )
     ]
     for name in results.parameters:
         values = sorted(results.table[name].unique().tolist())
-        has_order = name in ("layers", "state_size", BPTT_STEPS) and len(values) > 1
-        colours = sequential_colors(len(values)) if has_order else PALETTE
-        legend = [
-            (format_value(value), colours[i % len(colours)]) for i, value in enumerate(values)
-        ]
+        is_ordered = name in ("layers", "state_size", BPTT_STEPS) and len(values) > 1
+        colors = sequential_colors(len(values)) if is_ordered else PALETTE
+        legend = [(format_value(value), colors[i % len(colors)]) for i, value in enumerate(values)]
         rows = results.table.loc[numbers, name].tolist()
-        found.append(ColorScheme(format_param(name), legend, [values.index(v) for v in rows]))
-    return found
+        schemes.append(ColorScheme(format_param(name), legend, [values.index(v) for v in rows]))
+    return schemes
 
 
-def _steps(steps: np.ndarray) -> dict[str, object]:
-    """Return a curve's steps as a beginning and a distance, where they are evenly spaced."""
+def plot_timeline(results: Results) -> go.Figure:
+    """Plot when each worker trained which trial, one row per worker."""
+    rows = results.table.dropna(subset=["started", "completed", "worker"])
+    figure = go.Figure()
+    colors = {"COMPLETE": IMPROVES, "PRUNED": "#e69f00", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
+    for state, color in colors.items():
+        trials = rows[rows["state"] == state]
+        if trials.empty:
+            continue
+        lengths = (trials["completed"] - trials["started"]).dt.total_seconds()
+        figure.add_trace(
+            go.Bar(
+                base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
+                x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
+                y=[escape_html(worker) for worker in trials["worker"]],
+                orientation="h",
+                name=state.lower() if state != "FAIL" else "failed",
+                marker={"color": color, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
+                customdata=[
+                    f"trial {number}: {label}, {format_duration(seconds)}"
+                    for number, label, seconds in zip(
+                        trials.index, trials["label"], lengths, strict=True
+                    )
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    return figure.update_layout(
+        barmode="overlay",
+        xaxis={"type": "date", "title": "time (UTC)"},
+        yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
+        legend={"orientation": "h", "y": 1.15},
+        height=130 + ROW_HEIGHT * max(1, rows["worker"].nunique()),
+    )
+
+
+def _encode_steps(steps: np.ndarray) -> dict[str, object]:
+    """Encode evenly spaced steps as a start and a distance, which is shorter than a list."""
     distances = np.unique(np.diff(steps))
     if len(distances) == 1:
         return {"x0": int(steps[0]), "dx": int(distances[0])}

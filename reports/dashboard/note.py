@@ -73,7 +73,7 @@ def render_note(
         metric=objective_name(config),
         nats=loss_unit(config),
         best=best,
-        n_below=0 if results is None else len(results.below),
+        n_below=0 if results is None else len(results.below_threshold),
         has_effects=has_effects,
         has_samples=any(isinstance(row["sample"], str) for row in best),
         effects_title=effects_title(results is None or results.is_gated),

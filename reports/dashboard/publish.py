@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from reports.charts import effect_plots as figures
+from reports.charts.effect_plots import plot_effects
 from reports.dashboard.artifacts import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
@@ -87,7 +87,7 @@ class _Publisher:
         if counts.complete:
             results = read_results(self.storage, name, with_curves=(), with_windows=False)
             counts = results.counts
-            effects = FactorialTable.from_frame(results.table, results.axes).effects()
+            effects = FactorialTable.from_frame(results.table, results.axes).compute_effects()
             figure = _plot_effects(results, effects) if effects else None
             try:
                 files = self._write_files(results, record, attrs)
@@ -196,7 +196,7 @@ class _AttrsOverlay:
 
 
 def _plot_effects(results: Results, effects: list[Effect]) -> Any:
-    figure = figures.effects(effects, loss_unit(results.config))
+    figure = plot_effects(effects, loss_unit(results.config))
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
     title = f"{effects_title(results.is_gated)}: negative is better"
     figure.update_layout(height=None, title=title)

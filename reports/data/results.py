@@ -1,4 +1,4 @@
-"""A study in its storage → rows and curves, in pandas' terms."""
+"""Results of a stored study as frames: trials, curves, evaluation windows."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,8 @@ from reports.data.trial_table import (
     read_source_trials,
 )
 from reports.errors import ReportError
-from reports.formatting import format_param, format_value
+from reports.formatting import loss_unit, objective_name
 from reports.output import study_identity
-from reports.stats.metric import Metric, select_metric
 from studies.attributes import EARLIER_CODE, CorpusRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.loader import read_study_record
@@ -25,25 +24,56 @@ from studies.storage.open import load_study
 from studies.storage.queries import read_curves, read_eval_windows, read_trials
 from studies.storage.storage import LeasedRDBStorage
 
+_VALUE = "value"
+
+_HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Number by which the architectures of a study are ranked.
+
+    Attributes:
+        column: column of the trial table that has it.
+        name: its name, for a reader.
+        unit: its unit.
+        split: held-out split whose evaluation windows compare the runs.
+    """
+
+    column: str
+    name: str
+    unit: str
+    split: str
+
+    @property
+    def axis_title(self) -> str:
+        """Title of an axis of it."""
+        return f"{self.name} ({self.unit})"
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is the value of the study's objective."""
+        return self.column == _VALUE
+
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report is made from.
+    """Results of a study with at least one complete trial.
 
     Attributes:
-        name: of the study.
-        config: that it was made with.
-        corpus: that it was trained on.
-        commands: that made it and extended it; none where that is not known.
-        table: a row a point, indexed by trial number, the best first: ``architecture`` (its
-            label), ``label`` (with the replicate's number), ``state``, ``value``, the parameters
-            (the gradient window always among them), and what the trial recorded.
-        curves: a row a log point: ``number``, ``step``, ``loss`` (nats per token).
-        sources: of a derived study, a row a complete trial of its source, by number: ``value``, by
-            this study's objective, and the parameters.
-        tokenizer: of what the networks read.
+        name: name of the study.
+        config: its configuration.
+        corpus: the corpus that it was trained on.
+        commands: commands that created and extended it; empty if unknown.
+        table: one row per trial, indexed by its number, the best first: ``architecture`` (its
+            label), ``label`` (with the replicate), ``state``, ``value``, the parameters (BPTT steps
+            always among them), and the attributes that the trial recorded.
+        curves: one row per log point: ``number``, ``step``, ``loss`` (in nats per token).
+        sources: of a refinement, one row per complete trial of its source, indexed by number:
+            ``value``, by this study's objective, and the parameters.
+        tokenizer: the tokenizer of the corpus.
         windows: bits per byte on each evaluation window, by trial number.
-        identity: of the study, by :func:`reports.output.study_identity`.
+        identity: identity of the study, :func:`reports.output.study_identity`.
     """
 
     name: str
@@ -59,52 +89,62 @@ class Results:
 
     @property
     def parameters(self) -> list[str]:
-        """The parameters of architectures that take more than one value among the points."""
-        there = [name for name in ARCHITECTURE_PARAMS if name in self.table]
-        return [name for name in there if self.table[name].nunique() > 1]
+        """Parameters of the architecture that have several values in this study."""
+        present = [name for name in ARCHITECTURE_PARAMS if name in self.table]
+        return [name for name in present if self.table[name].nunique() > 1]
 
     @property
     def is_gated(self) -> bool:
-        """Whether the networks are of our own cell, which has switches."""
+        """Whether the networks are gated, with switches, rather than baseline cells."""
         return "cell" not in self.table
 
     @property
     def metric(self) -> Metric:
-        """By what its architectures are ranked."""
-        return select_metric(self.complete, self.config)
+        """Number by which the architectures are ranked.
+
+        Replicates are ranked by their loss on unseen text: on the test split if it was evaluated,
+        else on the validation split. All others are ranked by their value.
+        """
+        complete = self.complete
+        if self.has_replicates:
+            for split, name in _HELD_OUT_LOSSES.items():
+                column = f"{split}_bits_per_byte"
+                if len(complete) and complete[column].notna().all():
+                    return Metric(column, name, "bits per byte", split)
+        return Metric(_VALUE, objective_name(self.config), loss_unit(self.config), "validation")
 
     @property
     def training_code(self) -> list[str]:
-        """The fingerprints of all code that trained its trials."""
+        """Source hashes of all code that trained the trials."""
         recorded = pd.concat([self.table["code"], self.table[EARLIER_CODE]]).dropna()
         return sorted({code for codes in recorded for code in codes.split(", ")})
 
     @property
     def axes(self) -> list[str]:
-        """What tells one point from another: those parameters, and the replicate's number."""
+        """Parameters that distinguish any two trials: those with several values, and replicate."""
         return self.parameters + ([REPLICATE] if REPLICATE in self.table else [])
 
     @property
     def has_replicates(self) -> bool:
-        """Whether architectures are run several times."""
+        """Whether each architecture is run several times."""
         refinement = self.config.refinement
         return refinement is not None and refinement.replicates > 1
 
     @property
     def complete(self) -> pd.DataFrame:
-        """The rows with a value."""
+        """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
 
     @property
-    def below(self) -> pd.DataFrame:
-        """The rows with a value below the definition's threshold; all if it has none."""
+    def below_threshold(self) -> pd.DataFrame:
+        """Rows with a value below ``report_threshold``; all complete trials if it is not set."""
         threshold = self.config.report_threshold
         rows = self.complete
         return rows if threshold is None else rows[rows["value"] < threshold]
 
     @property
     def counts(self) -> TrialCounts:
-        """How many points are in which state, of those in the table."""
+        """Number of trials in each state."""
         counts = self.table["state"].value_counts()
         states = ("complete", "pruned", "diverged", "running", "waiting")
         by_state = {state: int(counts.get(state.upper(), 0)) for state in states}
@@ -120,18 +160,18 @@ def read_results(
     with_curves: Collection[int] | None = None,
     with_windows: bool = True,
 ) -> Results:
-    """Read a study that has something to report.
+    """Read the results of a study.
 
     Args:
-        storage: that holds it.
-        name: of the study.
-        with_curves: the numbers of the trials whose curves are read; all by default.
-        with_windows: whether what was measured on each lane of held-out text is read.
+        storage: storage of the study.
+        name: name of the study.
+        with_curves: numbers of the trials whose curves are read; all by default.
+        with_windows: whether the losses on each evaluation window are read.
 
     Raises:
-        StudyNotFoundError: if it is missing.
+        StudyNotFoundError: if the study is missing.
         StudyFormatError: if another program or version stored it.
-        ReportError: if none of its trials is complete.
+        ReportError: if no trial is complete.
     """
     study = load_study(storage, name)
     record = read_study_record(study)
@@ -151,54 +191,15 @@ def read_results(
     )
     counts = results.counts
     if not counts.complete:
-        mend = "run the search first"
+        advice = "run the search first"
         if counts.finished == counts.planned:
-            mend = "all have ended without a loss, as --status tells; make another study"
+            advice = "all trials ended without a loss, see --status"
         raise ReportError(
-            f"study {name!r} has no complete trial (of {counts.planned} points, "
-            f"{counts.running} are running); a report needs one or more; {mend}"
+            f"study {name!r} has no complete trial ({counts.running} of {counts.planned} running): "
+            f"{advice}"
         )
     if not with_windows:
         return results
     return replace(
         results, windows=read_eval_windows(storage, study._study_id, results.metric.split)
     )
-
-
-def full_factorial_blocks(table: pd.DataFrame, parameters: list[str]) -> dict[str, pd.DataFrame]:
-    """Find the largest blocks of a grid with exclusions that lack no combination of values.
-
-    Where combinations are left out, a parameter's effect is mixed with that of those which it
-    excludes; within a full block it is not.
-
-    Args:
-        table: rows with the parameters' values.
-        parameters: those that vary.
-
-    Returns:
-        A block's name, such as ``state size is 256``, to its rows; nothing where the grid is full
-        already, or no single parameter parts it into full blocks.
-    """
-    if _is_full(table, parameters):
-        return {}
-    found: dict[str, pd.DataFrame] = {}
-    for parameter in parameters:
-        name = format_param(parameter)
-        blocks = {
-            f"{name} is {format_value(value)}": block for value, block in table.groupby(parameter)
-        }
-        if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
-            found |= blocks
-    rows = {name: set(block.index) for name, block in found.items()}
-    return {
-        name: block
-        for name, block in found.items()
-        if not any(rows[name] < rows[other] for other in found)
-    }
-
-
-def _is_full(table: pd.DataFrame, parameters: list[str]) -> bool:
-    combinations = 1
-    for parameter in parameters:
-        combinations *= table[parameter].nunique()
-    return not parameters or len(table.drop_duplicates(parameters)) == combinations

@@ -1,4 +1,4 @@
-"""The rows of studies as files for users of pandas."""
+"""Trial tables as CSV and Parquet files, for pandas."""
 
 import gzip
 import io
@@ -16,19 +16,19 @@ from studies.attributes import RETRY_COUNTS, SOURCE_TRIALS
 from studies.space import BPTT_STEPS, PARAM_ORDER
 
 STUDY = "study"
-"""The column that names a row's study."""
+"""Column with the name of the study."""
 
 _SAMPLE = "sample"
 
-_NOT_IN_CSV = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
-"""Backslashes, control characters and everything else that :meth:`str.splitlines` splits at."""
+_ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
+"""Backslashes, control characters and all other line boundaries of :meth:`str.splitlines`."""
 
 
 def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
-    """Return a row a point of all these studies: its study, its trial, and all that is known of it.
+    """Concatenate the trial tables of some studies.
 
-    Switches are true or false, times UTC; what was not recorded is missing. What is no single value
-    (the source's trials, the setbacks) is JSON.
+    Switches are booleans, times are in UTC, unrecorded values are missing. Source trials and retry
+    counts, which are no scalars, are JSON.
     """
     tables = []
     for each in results:
@@ -42,11 +42,10 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
 
 
 def write_csv(results: Sequence[Results], path: Path) -> None:
-    r"""Write the rows as CSV, each trial on one line.
+    r"""Write one row per trial as CSV, each on one line.
 
-    The text of ``sample``, the last column, has its line breaks, control characters and backslashes
-    escaped as in a Python string literal: ``\n``, ``\x00``, ``\\``.
-    :func:`write_parquet` keeps it as it is.
+    In ``sample``, the last column, line breaks, control characters and backslashes are escaped as
+    in a Python string literal: ``\n``, ``\x00``, ``\\``. :func:`write_parquet` escapes nothing.
 
     Raises:
         ReportError: if the file cannot be written.
@@ -57,11 +56,11 @@ def write_csv(results: Sequence[Results], path: Path) -> None:
 
 
 def _escape(text: str) -> str:
-    return _NOT_IN_CSV.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _ESCAPED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write_parquet(results: Sequence[Results], path: Path) -> None:
-    """Write the rows as Parquet.
+    """Write one row per trial as Parquet.
 
     Raises:
         ReportError: if pyarrow is not installed, or the file cannot be written.
@@ -76,16 +75,16 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
         _write(path, content)
     except ImportError as error:
         raise ReportError(
-            f"{path}: Parquet needs pyarrow; install it with pip install pyarrow, or take --csv"
+            f"cannot write {path} without pyarrow: run pip install pyarrow or use --csv"
         ) from error
 
 
 def write_curves(results: Sequence[Results], path: Path) -> None:
-    """Write a row for each complete point of a study, with its curve, as CSV.
+    """Write one row per complete trial of one study, with its training curve, as CSV.
 
-    The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (its value,
-    whatever the objective), and for each log point the smoothed training loss there, as
-    ``loss_50``. A name that ends in ``.gz`` is compressed.
+    The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (the value, by
+    any objective) and the smoothed training loss at each log point, as ``loss_50``. The file is
+    compressed if its name ends in ``.gz``.
 
     Raises:
         ReportError: if the file cannot be written.
@@ -106,4 +105,4 @@ def _write(path: Path, content: Callable[[], bytes]) -> None:
     try:
         atomic_write(path, [data])
     except OSError as error:
-        raise ReportError(f"{path} cannot be written ({error.strerror}); name another") from error
+        raise ReportError(f"cannot write {path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Points as they are stored → rows of a table."""
+"""Stored trials as a frame with one row per trial."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 DIVERGED = "DIVERGED"
-"""The state, in a table, of a trial that failed because its loss was not finite."""
+"""State of a trial that failed because its loss was not finite."""
 
 PAUSED = "PAUSED"
-"""The state, in a table, of a trial that waits until the pruner wants it."""
+"""State of a waiting trial that the pruner has paused."""
 
 _NUMERIC = (
     "value",
@@ -39,48 +39,45 @@ _NUMERIC = (
     "predicted_value",
 )
 
-
 _RECORDED = [
     name for name in TrialRecord.model_fields if name not in (REPLICATE, *EVAL_WINDOWS.values())
 ]
-"""Of what a trial records; a replicate's number is a parameter, where there are any, and the lanes
-are read apart."""
+"""Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
 
 ARCHITECTURE_PARAMS = [name for name in PARAM_ORDER if name != REPLICATE]
-"""Whatever may be a parameter of an architecture, the gradient window among them."""
+"""Parameters that define an architecture, BPTT steps included."""
 
 
-def build_trial_table(points: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
-    """Return a study's points as the table of :class:`reports.data.results.Results`."""
-    windows = {_window(point, config) for point in points}
-    names_window = windows != {1}
-    rows = [_row(point, config, names_window) for point in points]
+def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
+    """Build the trial table, see :class:`reports.data.results.Results`."""
+    has_bptt = {_bptt_steps(trial, config) for trial in trials} != {1}
+    rows = [_make_row(trial, config, has_bptt) for trial in trials]
     table = pd.DataFrame(rows).set_index("number")
-    for record in _NUMERIC:  # which plain Optuna, driving the study, does not keep
-        table[record] = pd.to_numeric(table[record])
-    # The best first, then those that ended without a value, then those that have not ended.
+    for column in _NUMERIC:  # absent from trials of a study that plain Optuna drives
+        table[column] = pd.to_numeric(table[column])
+    # By value first, then trials that ended without one, then those that have not ended.
     table["rank"] = table["state"].map({"RUNNING": 1, PAUSED: 2, "WAITING": 3}).fillna(0)
     table = table.sort_values(["rank", "value", "number"], na_position="last")
     return table.drop(columns="rank")
 
 
 def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
-    """Read what a derived study's source came to; nothing if that is gone, or not comparable."""
+    """Read the complete trials of a refinement's source; none if it is gone or not comparable."""
     rows = []
     if config.refinement is not None:
         try:
             source = load_study(storage, config.refinement.source)
-            theirs = read_study_record(source).config
-            if theirs.tokenizer == config.tokenizer:
+            source_config = read_study_record(source).config
+            if source_config.tokenizer == config.tokenizer:
                 rows = [
                     {
-                        "number": point.number,
+                        "number": trial.number,
                         "value": value,
-                        BPTT_STEPS: _window(point, theirs),
+                        BPTT_STEPS: _bptt_steps(trial, source_config),
                     }
-                    | point.params
-                    for point in read_trials(storage, source._study_id)
-                    if (value := _value_by(config.objective, point, theirs)) is not None
+                    | trial.params
+                    for trial in read_trials(storage, source._study_id)
+                    if (value := _value_by(config.objective, trial, source_config)) is not None
                 ]
         except (StudyNotFoundError, StudyFormatError):
             pass
@@ -91,47 +88,47 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
 def decode_architecture(
     row: "pd.Series[Any] | dict[str, Any]", config: StudyConfig
 ) -> GatedConfig | BaselineConfig:
-    """Return the architecture of a table's row, whose numbers may be numpy's."""
+    """Decode the architecture of a table row, whose values may be NumPy scalars."""
     params = {name: to_python(row[name]) for name in ARCHITECTURE_PARAMS if name in row}
     return to_trial_config(params, config).architecture
 
 
 def to_python(value: Any) -> Any:
-    """Return Python's own value for one of numpy's."""
+    """Convert a NumPy scalar to a Python value; return other values as they are."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _window(point: TrialRow, config: StudyConfig) -> int:
-    window: int = point.params.get(BPTT_STEPS, config.training.bptt_steps)
-    return window
+def _bptt_steps(trial: TrialRow, config: StudyConfig) -> int:
+    steps: int = trial.params.get(BPTT_STEPS, config.training.bptt_steps)
+    return steps
 
 
-def _row(point: TrialRow, config: StudyConfig, names_window: bool) -> dict[str, Any]:
-    window = _window(point, config)
-    architecture = decode_architecture(point.params, config).label
-    if names_window:
-        architecture += f", bptt_steps {window}"
-    replicate = f" #{point.params[REPLICATE]}" if REPLICATE in point.params else ""
-    recorded = {name: point.attributes.get(name) for name in _RECORDED}
+def _make_row(trial: TrialRow, config: StudyConfig, has_bptt: bool) -> dict[str, Any]:
+    steps = _bptt_steps(trial, config)
+    architecture = decode_architecture(trial.params, config).label
+    if has_bptt:
+        architecture += f", bptt_steps {steps}"
+    replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
+    recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     recorded[EARLIER_CODE] = ", ".join(recorded[EARLIER_CODE] or ()) or None
-    diverged = point.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
+    diverged = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
-        "number": point.number,
+        "number": trial.number,
         "architecture": architecture,
         "label": architecture + replicate,
-        "state": DIVERGED if diverged else PAUSED if point.is_paused else point.state.name,
-        "value": point.value,
-        **point.params,
-        BPTT_STEPS: window,
-        SOURCE_TRIALS: point.attributes.get(SOURCE_TRIALS),
-        "started": point.started,
-        "completed": point.completed,
+        "state": DIVERGED if diverged else PAUSED if trial.is_paused else trial.state.name,
+        "value": trial.value,
+        **trial.params,
+        BPTT_STEPS: steps,
+        SOURCE_TRIALS: trial.attributes.get(SOURCE_TRIALS),
+        "started": trial.started,
+        "completed": trial.completed,
     }
 
 
-def _value_by(objective: str, point: TrialRow, config: StudyConfig) -> float | None:
-    """Return what a complete point came to by an objective that may not be its study's."""
-    if point.value is None or config.objective == objective:
-        return point.value
-    recorded: float | None = point.attributes.get(f"{objective}_loss")
+def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | None:
+    """Return the value of a complete trial by an objective that may not be its study's."""
+    if trial.value is None or config.objective == objective:
+        return trial.value
+    recorded: float | None = trial.attributes.get(f"{objective}_loss")
     return recorded

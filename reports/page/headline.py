@@ -22,13 +22,13 @@ def format_headline(sections: Sequence[Section]) -> str:
     key = _comparison_key(sections[0])
     best = min(
         (section for section in sections if _comparison_key(section) == key),
-        key=lambda section: section.leaderboard[0].measured,
+        key=lambda section: section.summary.best.mean,
     )
     leader, metric = best.leaderboard[0], best.results.metric
     runs = f", mean of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
     line = (
         f"best: {leader.label} (trial {leader.number}{_of_study(best, sections)}), "
-        f"{leader.measured:.4f} {metric.unit}, {metric.name}{runs}"
+        f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"
     )
     for section in sections:
         effects = sorted(section.effects[0].effects, key=lambda effect: -abs(effect.mean))

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reports.charts import alt_text, comparison_plots, effect_plots, training_plots
+from reports.charts import alt_text
 from reports.charts.chart import Chart
+from reports.charts.comparison_plots import chart_differences, plot_replicates
+from reports.charts.effect_plots import plot_variants
 from reports.charts.effect_subsets import (
     EffectSubset,
     SubsetFilter,
@@ -22,6 +24,7 @@ from reports.charts.importances import (
     compute_block_importances,
     compute_importances,
 )
+from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
 from reports.data.results import Results
 from reports.formatting import effects_title, value_axis_title
 from reports.stats.baseline_references import (
@@ -30,11 +33,14 @@ from reports.stats.baseline_references import (
     describe_training_differences,
     find_references,
 )
-from reports.stats.comparison import Comparison, Difference
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.leaderboard import BEST, LeaderboardEntry, rank_architectures
+from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
-from reports.stats.variant_effects import Change, changes, compare_with_source, replicates
+from reports.stats.variant_effects import (
+    VariantEffect,
+    compare_with_source,
+    compute_variant_effects,
+)
 from studies.space import BPTT_STEPS
 
 
@@ -48,15 +54,12 @@ class Section:
         filters: filters for the effects.
         effects: effects within each combination of filters; the whole grid comes first.
         pruning: summary of pruning; None if it was not enabled.
+        early_effects: effects at the last step that all trials of a pruned study have reached.
         interactions: chart of the two-way interactions.
         curves: chart of the training curves.
-        leaderboard: best architectures; of replicated studies all of them.
-        replicates: one row per architecture, see :func:`replicates`; None without replicates.
-        replicates_chart: chart of the runs of each architecture.
-        comparison: pairwise comparison of replicated architectures.
-        pairwise_chart: chart of that comparison.
-        smallest: smallest architecture that is not significantly worse than the best.
-        vs_best: difference of each single run to the best one, on the same evaluation windows.
+        summary: ranking and comparison of the architectures.
+        replicates_chart: chart of the runs of each replicated architecture.
+        pairwise_chart: chart of their pairwise comparison.
         importances: parameter importances.
         optuna_charts: Optuna's other charts.
         slopes: chart of a refinement's architectures in the source and in each variant.
@@ -74,19 +77,16 @@ class Section:
     filters: list[SubsetFilter]
     effects: list[EffectSubset]
     pruning: PruningSummary | None
+    early_effects: EffectSubset | None
     interactions: Chart | None
     curves: Chart | None
-    leaderboard: list[LeaderboardEntry]
-    replicates: pd.DataFrame | None
+    summary: StudySummary
     replicates_chart: Chart | None
-    comparison: Comparison | None
     pairwise_chart: Chart | None
-    smallest: str | None
-    vs_best: dict[str, Difference]
     importances: list[Importances]
     optuna_charts: list[Chart]
     slopes: Chart | None
-    variants: list[Change]
+    variants: list[VariantEffect]
     below: EffectSubset | None
     below_importances: list[Importances]
     below_optuna_charts: list[Chart]
@@ -100,14 +100,15 @@ class Section:
         return effects_title(self.results.is_gated)
 
     @property
-    def best(self) -> list[LeaderboardEntry]:
-        """Best architectures, whose source code is shown."""
-        return self.leaderboard[:BEST]
+    def leaderboard(self) -> list[LeaderboardEntry]:
+        """Best architectures; of replicated studies all of them."""
+        summary = self.summary
+        return summary.entries if self.results.has_replicates else summary.leaderboard
 
     @property
     def samples(self) -> list[LeaderboardEntry]:
         """Best architectures that generated a sample."""
-        return [entry for entry in self.best if entry.sample]
+        return [entry for entry in self.summary.leaderboard if entry.sample]
 
     @property
     def largest_effects(self) -> list[Effect]:
@@ -131,13 +132,11 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     grid = FactorialTable.from_frame(results.table, results.axes)
     filters = list_filters(results)
     threshold = results.config.report_threshold
-    complete, below = list(results.complete.index), list(results.below.index)
+    complete, below = list(results.complete.index), list(results.below_threshold.index)
     has_below = threshold is not None and 0 < len(below) < len(complete)
     source_comparison = compare_with_source(results)
-    replicated = replicates(results) if results.has_replicates else None
-    leaderboard = rank_architectures(results, None if results.has_replicates else BEST)
-    labels = [entry.label for entry in leaderboard]
-    comparison = comparison_plots.comparison_of(results, labels)
+    summary = summarize_study(results)
+    pruning = summarize_pruning(results)
     cost_params = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
     cost_params += ["layers", "state_size"]
     importances = compute_importances(results, complete, "all complete trials")
@@ -149,33 +148,28 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         is_complete=grid.is_complete,
         filters=filters,
         effects=list(compute_effect_subsets(results, filters, grid)),
-        pruning=summarize_pruning(results),
+        pruning=pruning,
+        early_effects=_compute_early_effects(results, pruning) if pruning else None,
         interactions=chart_interactions(grid),
         curves=_chart_curves(results, references),
-        leaderboard=leaderboard,
-        replicates=replicated,
-        replicates_chart=None
-        if replicated is None
-        else _chart_replicates(results, replicated, references),
-        comparison=comparison,
-        pairwise_chart=comparison_plots.drawing_of(comparison) if comparison else None,
-        smallest=None
-        if replicated is None or comparison is None
-        else comparison.smallest(dict(replicated["parameters"])),
-        vs_best=comparison_plots.differences_to_best(results, labels),
+        summary=summary,
+        replicates_chart=_chart_replicates(results, summary.entries, references)
+        if results.has_replicates
+        else None,
+        pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
         importances=importances + compute_block_importances(results),
         optuna_charts=chart_parameters(results, complete, importances) + chart_study(results),
         slopes=Chart(
             "From the source to each variant",
-            effect_plots.slopes(source_comparison, value_axis_title(results.config)),
-            alt_text.slopes(source_comparison),
+            plot_variants(source_comparison, value_axis_title(results.config)),
+            alt_text.describe_variants(source_comparison),
             "Each line is an architecture: its loss in the source study on the left, its loss in "
             "the variant on the right. The training budgets may differ.",
-            width=170 * len(list(source_comparison.by_variant())),
+            width=170 * len(list(source_comparison.group_by_variant())),
         )
         if source_comparison
         else None,
-        variants=changes(source_comparison) if source_comparison else [],
+        variants=compute_variant_effects(source_comparison) if source_comparison else [],
         below=compute_effect_subset(results, grid, {}, threshold, "below") if has_below else None,
         below_importances=below_importances,
         below_optuna_charts=chart_parameters(results, below, below_importances),
@@ -185,14 +179,21 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     )
 
 
+def _compute_early_effects(results: Results, pruning: PruningSummary) -> EffectSubset | None:
+    subset = compute_effect_subset(results, pruning.early_table, {}, None, "early")
+    return subset if subset.effects else None
+
+
 def _chart_replicates(
-    results: Results, rows: pd.DataFrame, references: Sequence[BaselineReference]
+    results: Results,
+    entries: Sequence[LeaderboardEntry],
+    references: Sequence[BaselineReference],
 ) -> Chart:
-    legend = describe_references(references, "measured")
+    legend = describe_references(references, "metric")
     return Chart(
         "Runs of each architecture",
-        effect_plots.replicates(rows, results.metric, references),
-        alt_text.replicates(rows, results.metric) + legend,
+        plot_replicates(entries, results.metric, references),
+        alt_text.describe_replicates(entries, results.metric) + legend,
         f"{legend} {describe_training_differences(references)}".strip() if legend else "",
         width=640,
     )
@@ -201,35 +202,35 @@ def _chart_replicates(
 def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> Chart | None:
     if results.curves.empty:
         return None
-    figure = training_plots.draw(results, references)
+    figure = plot_curves(results, references)
     n_drawn, n_curves = len(figure.data), results.curves["number"].nunique()
     best = "ten best" if results.config.objective == "training" else "ten of lowest validation loss"
-    note = (
+    caption = (
         "Smoothed training loss. Hover to see the architecture; click a curve to isolate it, and "
         f"press Escape or click elsewhere to show all again. Thick lines: the {best}."
     )
     if n_drawn < n_curves:
-        note += f" {n_drawn:,} of {n_curves:,} curves are drawn."
+        caption += f" {n_drawn:,} of {n_curves:,} curves are drawn."
     legend = describe_references(references, "training_loss")
     if legend:
-        note = f"{note}{legend} {describe_training_differences(references)}".strip()
+        caption = f"{caption}{legend} {describe_training_differences(references)}".strip()
     return Chart(
         "Training curves",
         figure,
-        alt_text.curves(results) + legend,
-        note,
-        color_schemes=training_plots.color_schemes(results),
+        alt_text.describe_curves(results) + legend,
+        caption,
+        color_schemes=list_color_schemes(results),
     )
 
 
 def _chart_timeline(results: Results) -> Chart | None:
-    figure = effect_plots.timeline(results)
+    figure = plot_timeline(results)
     if not figure.data:
         return None
     return Chart(
         "Timeline of the workers",
         figure,
-        alt_text.timeline(results.table),
+        alt_text.describe_timeline(results.table),
         "A trial that was resumed is drawn where it ended.",
         width=520,
     )

@@ -1,4 +1,4 @@
-"""What known cells come to, as lines in the figures of the other studies on a page."""
+"""Losses of the baseline cells, shown as reference lines in the figures of gated studies."""
 
 import math
 from collections.abc import Sequence
@@ -6,135 +6,115 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from reports.charts.colors import PALETTE
 from reports.data.results import Results
-from reports.formatting import escape_html
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS
-
-_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)
 class BaselineReference:
-    """What the best architecture of a known cell comes to, with gradients through so many steps.
+    """Losses of the best architecture of one baseline cell, trained with one ``bptt_steps``.
 
     Attributes:
-        label: of the architecture.
-        study: that trained it.
-        training_loss: the least smoothed training loss, nats per token; NaN if it is not known.
-        measured: by the measure of the study that it is drawn beside; NaN if it is not known.
-        budget: in what its training differs, in words.
+        label: name of the architecture.
+        study: name of the study that trained it.
+        training_loss: least smoothed training loss, in nats per token; NaN if unknown.
+        metric: loss by the metric of the study that it is a reference for; NaN if not comparable.
+        training_differences: settings in which its training differs from that study's; may be "".
     """
 
     label: str
     study: str
     training_loss: float
-    measured: float
-    budget: str
+    metric: float
+    training_differences: str
 
 
 def find_references(results: Results, others: Sequence[Results]) -> list[BaselineReference]:
-    """Return what a study's figures are to show of the known cells in others.
+    """Find the baseline cells that a gated study can be compared with.
 
     Args:
-        results: of the study; one of known cells needs none.
-        others: on the same page. Those of another text or vocabulary are left out.
+        results: results of the study; a study of baseline cells has no references.
+        others: studies on the same page. Those with another corpus or tokenizer are ignored.
     """
     if not results.is_gated:
         return []
-    alike = [
+    studies = [
         other
         for other in others
         if not other.is_gated
         and other.corpus.sha256 == results.corpus.sha256
         and other.config.tokenizer == results.config.tokenizer
     ]
-    return [each for other in alike for each in _of_study(results, other, len(alike) > 1)]
-
-
-def add_reference_lines(
-    figure: go.Figure, references: Sequence[BaselineReference], losses: Sequence[float], axis: str
-) -> None:
-    """Draw a dashed line for each reference of which there is something, named in the legend.
-
-    Args:
-        figure: to draw in.
-        references: to be named.
-        losses: where the lines lie.
-        axis: that the losses are on: ``y``, or ``x``.
-    """
-    for i, (each, loss) in enumerate(zip(references, losses, strict=True)):
-        if not math.isfinite(loss):
-            continue
-        line = {"color": PALETTE[1 + i % (len(PALETTE) - 1)], "dash": _DASHES[i % len(_DASHES)]}
-        look = {"line": line | {"width": 2}, "name": escape_html(each.label), "showlegend": True}
-        if axis == "y":
-            figure.add_hline(y=loss, **look)
-        else:
-            figure.add_vline(x=loss, **look)
+    return [
+        reference
+        for study in studies
+        for reference in _find_in_study(results, study, names_study=len(studies) > 1)
+    ]
 
 
 def describe_references(
-    references: Sequence[BaselineReference], kind: Literal["training_loss", "measured"]
+    references: Sequence[BaselineReference], kind: Literal["training_loss", "metric"]
 ) -> str:
-    """Name the lines and where they lie; nothing if there are none."""
-    named = [
-        f"{each.label}: {getattr(each, kind):.4f}"
-        for each in references
-        if math.isfinite(getattr(each, kind))
+    """Return the name and loss of each reference line; "" if there is none."""
+    lines = [
+        f"{reference.label}: {getattr(reference, kind):.4f}"
+        for reference in references
+        if math.isfinite(getattr(reference, kind))
     ]
-    return f" Dashed, the best of each known cell: {'; '.join(named)}." if named else ""
+    return f" Dashed lines: the best of each baseline cell: {'; '.join(lines)}." if lines else ""
 
 
 def describe_training_differences(references: Sequence[BaselineReference]) -> str:
-    """Say which of the references were trained otherwise; nothing if none were."""
-    budgets = dict.fromkeys((each.study, each.budget) for each in references if each.budget)
-    return " ".join(f"The cells of {study} were trained otherwise: {b}." for study, b in budgets)
-
-
-def _of_study(results: Results, other: Results, names_study: bool) -> list[BaselineReference]:
-    measure = results.metric
-    rows = other.complete.assign(training_loss=_training_losses(other))
-    wanted = ["value", "training_loss", measure.column]
-    keys = ["cell", BPTT_STEPS, "architecture"]
-    means = rows.groupby(keys)[list(dict.fromkeys(wanted))].mean().reset_index()
-    best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
-    own, theirs = results.config, other.config
-    # A value by another objective is another number, and so is a loss on other lanes.
-    is_of_training = measure.is_value and own.objective == "training"
-    is_comparable = (not measure.is_value or own.objective == theirs.objective) and (
-        is_of_training or own.evaluation == theirs.evaluation
+    """Return how the training of the references differs; "" if it does not."""
+    differences = {each.study: each.training_differences for each in references}
+    return " ".join(
+        f"The cells of {study} were trained differently: {difference}."
+        for study, difference in differences.items()
+        if difference
     )
-    budget = _budget(own, theirs)
+
+
+def _find_in_study(results: Results, other: Results, names_study: bool) -> list[BaselineReference]:
+    metric = results.metric
+    rows = other.complete.assign(training_loss=_least_training_losses(other))
+    columns = ["value", "training_loss", metric.column]
+    keys = ["cell", BPTT_STEPS, "architecture"]
+    means = rows.groupby(keys)[list(dict.fromkeys(columns))].mean().reset_index()
+    best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
+    ours, theirs = results.config, other.config
+    # Values are comparable by the same objective, held-out losses on the same windows.
+    is_training_loss = metric.is_value and ours.objective == "training"
+    is_comparable = (not metric.is_value or ours.objective == theirs.objective) and (
+        is_training_loss or ours.evaluation == theirs.evaluation
+    )
+    differences = _list_training_differences(ours, theirs)
     return [
         BaselineReference(
             f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
             other.name,
             row["training_loss"],
-            row[measure.column] if is_comparable else math.nan,
-            budget,
+            row[metric.column] if is_comparable else math.nan,
+            differences,
         )
         for row in best.to_dict("records")
     ]
 
 
-def _training_losses(results: Results) -> "pd.Series[float]":
-    """Return the least smoothed training loss of each complete point, as far as it is known."""
+def _least_training_losses(results: Results) -> "pd.Series[float]":
+    """Return the least smoothed training loss of each complete trial, as far as it is known."""
     rows = results.complete
-    known = rows["training_loss"]
+    recorded = rows["training_loss"]
     if results.config.objective == "training":
-        return known.fillna(rows["value"])
-    return known.fillna(results.curves.groupby("number")["loss"].min())
+        return recorded.fillna(rows["value"])
+    return recorded.fillna(results.curves.groupby("number")["loss"].min())
 
 
-def _budget(own: StudyConfig, other: StudyConfig) -> str:
-    """Return in what another study's training differs, in words; nothing if in nothing."""
-    ours, theirs = own.training.model_dump(), other.training.model_dump()
+def _list_training_differences(ours: StudyConfig, theirs: StudyConfig) -> str:
+    settings, others = ours.training.model_dump(), theirs.training.model_dump()
     return ", ".join(
-        f"{name} {theirs[name]:,} against {value:,} here"
-        for name, value in ours.items()
-        if name != BPTT_STEPS and theirs[name] != value
+        f"{name} {others[name]:,} against {value:,} here"
+        for name, value in settings.items()
+        if name != BPTT_STEPS and others[name] != value
     )

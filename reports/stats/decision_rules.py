@@ -1,246 +1,286 @@
-"""What was said of the first search of this kind: each statement with what tests it, and a rule.
+"""Hypotheses about a study's switches, read from a TOML file, and the rules that decide them.
 
-A rule says when a statement holds, when it does not, and when neither can be told. What is tested
-is a mean difference over matched pairs. So is which of two changes is worth more: in a two by two
-design the difference of their main effects is that between the points with the one change alone
-and those with the other alone (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
-chapter 5).
+A hypothesis is tested by mean differences over matched pairs. So is the question which of two
+switches has the larger effect: in a two-by-two design the difference of their main effects is the
+difference between trials with the first switch alone and trials with the second alone (Box, Hunter
+& Hunter, *Statistics for Experimenters*, 2nd edition, chapter 5).
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Literal, Self
 
-import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
+from reports.errors import ReportError
 from reports.formatting import format_param
-from reports.stats.effects import MIN_PAIRS, FactorialTable, Floats, interval
+from reports.stats.effects import MIN_PAIRS, Contrast, FactorialTable, PairedDifference
+from studies.space import PARAM_ORDER, StrictModel
 
 
 class Verdict(StrEnum):
-    """What a study's numbers say of a statement."""
+    """Verdict on a hypothesis."""
 
     HOLDS = "holds"
     UNDECIDED = "undecided"
     FAILS = "does not hold"
 
 
-@dataclass(frozen=True)
-class Change:
-    """What is compared: points with these values against points with those, all else equal.
-
-    Attributes:
-        words: the comparison, for a person.
-        before: a value for each parameter that differs, in a pair's first point.
-        after: in its second.
-    """
-
-    words: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
+_LEAST_FAVOURABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What a change is worth.
+class DecisionRule:
+    """When a hypothesis holds and when it fails; the two conditions exclude each other.
 
     Attributes:
-        pairs: matched pairs whose points both have a value.
-        mean: of the pairs' differences, after less before, nats; NaN without pairs.
-        low: the lower end of the bootstrap's 95% interval of the mean; NaN with fewer than two.
-        high: the upper end.
-        improved_count: in how many of the pairs the value is lower after the change.
+        holds: condition, given the difference and the margin.
+        fails: condition, given the same.
+        holds_if: text of the condition, with a ``{margin}`` placeholder.
+        fails_if: text of the condition, with a ``{margin}`` placeholder.
     """
 
-    pairs: int
-    mean: float
-    low: float
-    high: float
-    improved_count: int
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When a statement holds and when it does not; these exclude each other, and else neither.
-
-    Attributes:
-        holds: given what the change is worth and the margin.
-        fails: the same.
-        holds_if: in words, with the ``{margin}``.
-        fails_if: the same.
-    """
-
-    holds: Callable[[Worth, float], bool]
-    fails: Callable[[Worth, float], bool]
+    holds: Callable[[PairedDifference, float], bool]
+    fails: Callable[[PairedDifference, float], bool]
     holds_if: str
     fails_if: str
 
-    def verdict(self, worth: Worth, margin: float) -> Verdict:
-        """Judge; few pairs decide nothing."""
-        if worth.pairs < MIN_PAIRS:
+    def decide(self, difference: PairedDifference, margin: float) -> Verdict:
+        """Return the verdict; it is undecided with fewer than :data:`MIN_PAIRS` pairs."""
+        if difference.pairs < MIN_PAIRS:
             return Verdict.UNDECIDED
-        if self.holds(worth, margin):
+        if self.holds(difference, margin):
             return Verdict.HOLDS
-        return Verdict.FAILS if self.fails(worth, margin) else Verdict.UNDECIDED
+        return Verdict.FAILS if self.fails(difference, margin) else Verdict.UNDECIDED
 
 
-LOWERS = Rule(
-    lambda worth, margin: worth.high < 0,
-    lambda worth, margin: worth.high >= 0 and worth.low >= -margin,
+_LOWERS = DecisionRule(
+    lambda difference, margin: difference.high < 0,
+    lambda difference, margin: difference.high >= 0 and difference.low >= -margin,
     "the interval lies below 0",
     "the interval lies above −{margin}, and not below 0",
 )
-DOES_NOT_LOWER = Rule(LOWERS.fails, LOWERS.holds, LOWERS.fails_if, LOWERS.holds_if)
-MAKES_NO_DIFFERENCE = Rule(
-    lambda worth, margin: -margin <= worth.low and worth.high <= margin,
-    lambda worth, margin: worth.low > margin or worth.high < -margin,
+_DOES_NOT_LOWER = DecisionRule(_LOWERS.fails, _LOWERS.holds, _LOWERS.fails_if, _LOWERS.holds_if)
+_MAKES_NO_DIFFERENCE = DecisionRule(
+    lambda difference, margin: -margin <= difference.low and difference.high <= margin,
+    lambda difference, margin: difference.low > margin or difference.high < -margin,
     "the interval lies within ±{margin}",
     "the interval lies outside ±{margin}",
 )
+RULES: Mapping[str, DecisionRule] = {
+    "lowers": _LOWERS,
+    "does-not-lower": _DOES_NOT_LOWER,
+    "makes-no-difference": _MAKES_NO_DIFFERENCE,
+}
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A statement, and how it is tested.
+class SettingContrast(StrictModel):
+    """Two settings of the same parameters, compared with all others being equal.
 
     Attributes:
-        claim: the statement.
-        compared: in words.
-        rule: by which it is judged.
-        changes: to be judged, given a study's grid.
-        redact: changes whose worth is shown above, and not judged.
-        is_of_all: whether it is said of all the changes at once: of them the one that speaks most
-            against it is shown, and its verdict is the statement's.
+        label: short name; derived from the settings if they differ in one parameter.
+        before: value of each parameter in the first trial of a pair.
+        after: values in the second trial.
+    """
+
+    label: str = ""
+    before: dict[str, bool | int | str] = Field(min_length=1)
+    after: dict[str, bool | int | str]
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        if self.before.keys() != self.after.keys():
+            raise ValueError("expected the same parameters before and after")
+        _require_known(self.before)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The label, or else the changes of the parameters."""
+        changes = (
+            Contrast(name, before, self.after[name]).description
+            for name, before in self.before.items()
+        )
+        return self.label or ", ".join(changes)
+
+
+class LargerThan(StrictModel):
+    """Comparison of one contrast's effect with the effects of some switches.
+
+    Attributes:
+        contrast: the contrast.
+        switches: boolean parameters. Each is compared at the value that lowers the loss.
+    """
+
+    contrast: SettingContrast
+    switches: list[str]
+
+    @model_validator(mode="after")
+    def _check_switches(self) -> Self:
+        _require_known(self.switches)
+        return self
+
+    def list_contrasts(self, table: FactorialTable) -> Iterator[SettingContrast]:
+        """Yield the contrast with each switch off against the switch without the contrast."""
+        before, after = self.contrast.before, self.contrast.after
+        for switch in self.switches:
+            is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
+            yield SettingContrast(
+                label=f"{self.contrast.name} against "
+                f"{'' if is_better_on else 'no '}{format_param(switch)}",
+                before={**before, switch: is_better_on},
+                after={**after, switch: not is_better_on},
+            )
+
+
+class Hypothesis(StrictModel):
+    """A hypothesis and its test.
+
+    Attributes:
+        claim: the hypothesis, one sentence.
+        comparison: what is compared, for a reader.
+        rule: key of the decision rule in :data:`RULES`.
+        contrasts: contrasts that are tested.
+        consecutive: parameter of which each value is tested against the next smaller one.
+        larger_than: switches against which a contrast is tested.
+        conjunction: whether the claim is about all contrasts at once, so that the least favourable
+            one decides. Otherwise each contrast gets a verdict.
+        context: contrasts that are estimated without a verdict.
     """
 
     claim: str
-    compared: str
-    rule: Rule
-    changes: Callable[[FactorialTable], Iterable[Change]]
-    redact: tuple[Change, ...] = ()
-    is_of_all: bool = False
+    comparison: str
+    rule: Literal["lowers", "does-not-lower", "makes-no-difference"]
+    contrasts: list[SettingContrast] = Field(default_factory=list)
+    consecutive: str | None = None
+    larger_than: LargerThan | None = None
+    conjunction: bool = False
+    context: list[SettingContrast] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_test(self) -> Self:
+        if not (self.contrasts or self.consecutive or self.larger_than):
+            raise ValueError("expected contrasts, consecutive or larger_than")
+        if self.consecutive:
+            _require_known([self.consecutive])
+        return self
+
+    @property
+    def decision_rule(self) -> DecisionRule:
+        """The decision rule."""
+        return RULES[self.rule]
+
+    def list_contrasts(self, table: FactorialTable) -> Iterator[SettingContrast]:
+        """Yield the contrasts that a table can test."""
+        yield from self.contrasts
+        if self.larger_than:
+            yield from self.larger_than.list_contrasts(table)
+        if self.consecutive:
+            for less, more in itertools.pairwise(table.axes.get(self.consecutive, ())):
+                yield SettingContrast(
+                    before={self.consecutive: less}, after={self.consecutive: more}
+                )
 
 
-def _on(switch: str) -> Change:
-    return Change(f"{format_param(switch)}: on against off", {switch: False}, {switch: True})
+class _HypothesisFile(StrictModel):
+    hypothesis: list[Hypothesis] = Field(min_length=1)
 
 
-def _always(*changes: Change) -> Callable[[FactorialTable], Iterable[Change]]:
-    return lambda grid: changes
+@dataclass(frozen=True)
+class Finding:
+    """Estimate of one contrast and the verdict on its hypothesis.
+
+    Attributes:
+        number: number of the hypothesis, from 1.
+        contrast: name of the contrast.
+        subset: name of the subset of trials.
+        effect: the estimate, in nats.
+        verdict: the verdict; None for a contrast that is shown as context.
+    """
+
+    number: int
+    contrast: str
+    subset: str
+    effect: PairedDifference
+    verdict: Verdict | None
 
 
-def _rivals(grid: FactorialTable) -> Iterator[Change]:
-    """Yield the new state against each other switch, turned the way that lowers the loss."""
-    # Both states with and without the old one differ from both with and without the new one by
-    # what the new one alone differs from the old one alone.
-    yield Change("new state against old state", {"state_source": "old"}, {"state_source": "new"})
-    for switch in _SWITCHES:
-        gain = worth_of(grid, _on(switch))
-        is_better_on = not gain.mean > 0
-        yield Change(
-            f"new state against {'' if is_better_on else 'no '}{format_param(switch)}",
-            {"state_source": "old", switch: is_better_on},
-            {"state_source": "both", switch: not is_better_on},
-        )
+def read_hypotheses(path: Path) -> list[Hypothesis]:
+    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
+
+    Raises:
+        ReportError: if the file cannot be read or a key or value is not valid.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _HypothesisFile.model_validate(raw).hypothesis
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise ReportError(f"{path}: {key}: {message}") from error
+    except ValueError as error:  # TOML or UTF-8
+        raise ReportError(f"{path}: not valid TOML: {error}") from error
 
 
-def _wider(grid: FactorialTable) -> Iterator[Change]:
-    for less, more in itertools.pairwise(grid.axes.get("state_size", ())):
-        words = f"state size: {more} against {less}"
-        yield Change(words, {"state_size": less}, {"state_size": more})
+def evaluate_hypothesis(
+    number: int,
+    hypothesis: Hypothesis,
+    table: FactorialTable,
+    subset: str,
+    margin: float,
+    parameters: Collection[str],
+) -> list[Finding]:
+    """Test a hypothesis on a subset of trials.
+
+    Args:
+        number: number of the hypothesis, from 1.
+        hypothesis: the hypothesis.
+        table: trials of the subset.
+        subset: name of the subset.
+        margin: largest difference, in nats, that counts as none.
+        parameters: parameters that may be contrasted.
+
+    Returns:
+        The context contrasts and the verdicts; empty if no contrast has a pair.
+    """
+
+    def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[tuple[str, PairedDifference]]:
+        for contrast in contrasts:
+            effect = table.compute_difference(contrast.before, contrast.after)
+            if effect.pairs and contrast.before.keys() <= set(parameters):
+                yield contrast.name, effect
+
+    rule = hypothesis.decision_rule
+    tested = [
+        Finding(number, name, subset, effect, rule.decide(effect, margin))
+        for name, effect in estimate(hypothesis.list_contrasts(table))
+    ]
+    if not tested:
+        return []
+    if hypothesis.conjunction:
+        tested = [max(tested, key=_unfavourableness)]
+    context = [
+        Finding(number, name, subset, effect, None) for name, effect in estimate(hypothesis.context)
+    ]
+    return context + tested
 
 
-_SWITCHES = ("residual", "input_gate", "forget_gate", "output_gate", "state_gate")
-
-_NEW = Change("new state: read or not", {"state_source": "old"}, {"state_source": "both"})
-_OLD = Change("old state: read or not", {"state_source": "new"}, {"state_source": "both"})
-_GATE_FOR_GATE = Change(
-    "forget gate against state gate",
-    {"forget_gate": False, "state_gate": True},
-    {"forget_gate": True, "state_gate": False},
-)
-
-STATEMENTS = (
-    Statement(
-        "The forget gate lowers the loss.",
-        "on against off",
-        LOWERS,
-        _always(_on("forget_gate")),
-    ),
-    Statement(
-        "An input gate does not lower the loss.",
-        "on against off",
-        DOES_NOT_LOWER,
-        _always(_on("input_gate")),
-    ),
-    Statement(
-        "An output gate of its own does not lower the loss.",
-        "on against off",
-        DOES_NOT_LOWER,
-        _always(_on("output_gate")),
-    ),
-    Statement(
-        "That the read-out sees the new state is worth more than any other switch.",
-        "the new state, without the other switch, against the switch without the new state; of all "
-        "switches, each turned the way that lowers the loss, the one that comes nearest",
-        LOWERS,
-        _rivals,
-        redact=(_NEW,),
-        is_of_all=True,
-    ),
-    Statement(
-        "Whether the read-out sees the old state beside the new one makes no difference.",
-        "both states against the new one alone",
-        MAKES_NO_DIFFERENCE,
-        _always(_OLD),
-    ),
-    Statement(
-        "The state gate is worth less than was thought. (What was thought is no number; here: less "
-        "than the forget gate.)",
-        "the forget gate without the state gate against the state gate without the forget gate",
-        LOWERS,
-        _always(_GATE_FOR_GATE),
-        redact=(_on("state_gate"),),
-    ),
-    Statement(
-        "The residual lowers the loss.",
-        "on against off",
-        LOWERS,
-        _always(_on("residual")),
-    ),
-    Statement(
-        "Two layers are better than three.",
-        "two against three",
-        LOWERS,
-        _always(Change("layers: 2 against 3", {"layers": 3}, {"layers": 2})),
-    ),
-    Statement(
-        "A wider state is better.",
-        "each state size against the next smaller one",
-        LOWERS,
-        _wider,
-    ),
-)
+def _unfavourableness(finding: Finding) -> tuple[int, float]:
+    assert finding.verdict is not None
+    return _LEAST_FAVOURABLE_LAST.index(finding.verdict), finding.effect.high
 
 
-def worth_of(grid: FactorialTable, change: Change) -> Worth:
-    """Return what a change is worth; without pairs where the grid lacks what is compared."""
-    sides = (change.before, change.after)
-    lacks = any(v not in grid.axes.get(name, ()) for side in sides for name, v in side.items())
-    before, after = (np.empty(0) if lacks else _part(grid, side) for side in sides)
-    differences = (after - before)[~np.isnan(after - before)]
-    low, high = interval(differences)
-    mean = float(differences.mean()) if len(differences) else math.nan
-    return Worth(len(differences), mean, low, high, int((differences < 0).sum()))
-
-
-def _part(grid: FactorialTable, chosen: Mapping[str, Any]) -> Floats:
-    """Return the values where some parameters have these values, in the order of the rest."""
-    where = (
-        values.index(chosen[name]) if name in chosen else slice(None)
-        for name, values in grid.axes.items()
-    )
-    return np.ravel(grid.values[tuple(where)])
+def _require_known(parameters: Iterable[str]) -> None:
+    for name in parameters:
+        if name not in PARAM_ORDER:
+            raise ValueError(
+                f"unknown parameter {name!r}: expected one of {', '.join(PARAM_ORDER)}"
+            )

@@ -1,19 +1,17 @@
-"""What each switch is worth: the mean difference over matched pairs, everything else equal.
+"""Main effects and interactions of a factorial study, estimated from matched pairs.
 
-In a full factorial design two points that differ in one parameter alone are a matched pair, and
-the mean of the pairs' differences is the parameter's main effect; the difference of two such
+In a full factorial design two trials that differ in one parameter alone are a matched pair. The
+mean difference over all pairs is the parameter's main effect; the difference of two such
 differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
-chapter 5). The interval is the bootstrap's, bias-corrected and accelerated (Efron, *Better
-Bootstrap Confidence Intervals*, 1987), over the pairs, and expanded for small samples (Hesterberg,
-*What Teachers Should Know About the Bootstrap*, 2015, section 4.5).
+chapter 5).
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -24,15 +22,15 @@ from reports.formatting import format_param, format_value
 from studies.space import REPLICATE
 
 RESAMPLES = 4000
-"""Of the bootstrap: its error is then a twentieth of the interval's width or less."""
+"""Bootstrap resamples; their sampling error is at most a twentieth of the interval's width."""
 
 CONFIDENCE = 0.95
 
 MIN_PAIRS = 8
-"""With fewer, differences that are noise alone lie on one side of zero too often."""
+"""Pairs needed to call an effect significant: with fewer, noise alone passes too often."""
 
-SOURCES = ("old", "new", "both")
-"""The state sources, from what a change is reckoned to what it is reckoned to lead."""
+STATE_SOURCE_ORDER = ("old", "new", "both")
+"""Order of the state sources: a contrast goes from an earlier to a later one."""
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -40,12 +38,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Contrast:
-    """A parameter's change from one value to another, to be compared in matched pairs.
+    """A change of one parameter, all others being equal.
 
     Attributes:
-        parameter: that changes.
-        before: its value in a pair's first point.
-        after: its value in the second.
+        parameter: name of the parameter.
+        before: value in the first trial of a pair.
+        after: value in the second trial.
     """
 
     parameter: str
@@ -54,7 +52,7 @@ class Contrast:
 
     @property
     def label(self) -> str:
-        """The change in words: the switch that is turned on, or both values."""
+        """Short name: the switch that is turned on, or both values."""
         if isinstance(self.after, bool):
             return format_param(self.parameter)
         if self.parameter == "state_source" and self.after == "both":
@@ -63,126 +61,152 @@ class Contrast:
         return f"{format_param(self.parameter)} {' → '.join(values)}"
 
     @property
-    def meaning(self) -> str:
-        """What is compared with what."""
+    def description(self) -> str:
+        """The parameter and both of its values."""
         before, after = (format_value(value) for value in (self.before, self.after))
         return f"{format_param(self.parameter)}: {after} against {before}"
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What a change is worth.
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Mean difference over matched pairs, with its 95% interval.
 
     Attributes:
-        contrast: the change.
-        pairs: matched pairs whose points both have a value.
-        mean: of the pairs' differences in the value, after less before; negative is better. NaN
-            without pairs.
-        low: the lower end of the bootstrap's 95% interval of the mean; NaN with fewer than two
-            pairs.
-        high: the upper end.
-        improved_count: in how many of the pairs the value fell.
-        only_before: pairs that are left out because only the first of their points has a value.
-        only_after: because only the second has one.
-        neither: because neither has.
+        pairs: number of pairs with two values.
+        mean: mean of value after minus value before; negative is better. NaN without pairs.
+        low: lower end of the bootstrap interval; NaN with fewer than two pairs.
+        high: upper end of the interval.
+        improved_count: number of pairs in which the value falls.
     """
 
-    contrast: Contrast
     pairs: int
     mean: float
     low: float
     high: float
     improved_count: int
+
+    @classmethod
+    def from_differences(cls, differences: Floats, **attributes: Any) -> Self:
+        """Estimate the mean of some differences.
+
+        Args:
+            differences: one per pair, in an array of any shape; NaN where a value is missing.
+            attributes: other attributes, of a subclass.
+        """
+        differences = differences[~np.isnan(differences)]
+        low, high = bootstrap_interval(differences)
+        return cls(
+            pairs=len(differences),
+            mean=float(differences.mean()) if len(differences) else math.nan,
+            low=low,
+            high=high,
+            improved_count=int((differences < 0).sum()),
+            **attributes,
+        )
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero and rests on at least :data:`MIN_PAIRS` pairs."""
+        return self.pairs >= MIN_PAIRS and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect(PairedDifference):
+    """Main effect of a contrast.
+
+    Attributes:
+        contrast: the change.
+        only_before: number of pairs left out because the second trial has no value.
+        only_after: number of pairs left out because the first trial has no value.
+        neither: number of pairs left out because neither trial has a value.
+    """
+
+    contrast: Contrast
     only_before: int
     only_after: int
     neither: int
 
     @property
     def missing_pairs(self) -> int:
-        """Pairs that the design has and that lack a value."""
+        """Number of pairs that the design has and that lack a value."""
         return self.only_before + self.only_after + self.neither
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval lies on one side of zero, and rests on pairs enough to say so."""
-        return self.pairs >= MIN_PAIRS and (self.low > 0 or self.high < 0)
 
+@dataclass(frozen=True, kw_only=True)
+class Interaction(PairedDifference):
+    """How much larger the effect of one contrast is after another contrast than before it.
 
-@dataclass(frozen=True)
-class Interaction:
-    """How much more a change is worth where another one is made as well.
+    Each of its ``pairs`` consists of two matched pairs, hence of four trials.
 
     Attributes:
-        first: the one change.
-        second: the other.
-        quadruples: sets of four points, everything else equal, that all have a value.
-        mean: of (the first change's difference after the second) less (before the second), nats.
-        low: the lower end of the bootstrap's interval.
-        high: the upper end.
+        first: one contrast.
+        second: the other, of another parameter.
     """
 
     first: Contrast
     second: Contrast
-    quadruples: int
-    mean: float
-    low: float
-    high: float
+
+    @property
+    def quadruples(self) -> int:
+        """Number of sets of four trials, equal in all other parameters, with four values."""
+        return self.pairs
 
 
 @dataclass(frozen=True)
 class FactorialTable:
-    """A study's points as an array with an axis a parameter.
+    """Values of a study's trials as an array with one axis per parameter.
 
     Attributes:
-        axes: the values of each parameter, in the array's order.
-        values: of the points; NaN where there is none.
-        planned: which points the study has at all.
+        axes: values of each parameter, in the order of the array.
+        values: values of the trials; NaN where there is none.
+        planned: whether the study has a trial there.
     """
 
     axes: Mapping[str, Sequence[Any]]
     values: Floats
     planned: Flags
-    _where: Mapping[str, int] = field(init=False, repr=False)
+    _axis_index: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_where", {name: i for i, name in enumerate(self.axes)})
+        index = {name: i for i, name in enumerate(self.axes)}
+        object.__setattr__(self, "_axis_index", index)
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
-        """Lay a table's rows out.
+        """Arrange the rows of a frame.
 
         Args:
-            table: a row a point, with a column for each parameter and the ``value``, which is NaN
-                where it has none.
-            parameters: the axes; two points must differ in one of them.
+            table: one row per trial, with a column for each parameter and ``value``, NaN where the
+                trial has none.
+            parameters: names of the axes; any two rows differ in one of them or more.
         """
-        axes = {name: _in_order(table[name]) for name in parameters}
+        axes = {name: _sort_values(table[name]) for name in parameters}
         places = tuple(
             table[name].map({value: i for i, value in enumerate(values)}).to_numpy(dtype=int)
             for name, values in axes.items()
         )
         shape = tuple(map(len, axes.values()))
         values, planned = np.full(shape, math.nan), np.zeros(shape, dtype=bool)
-        # Where nothing varies there is one point, and an array without an axis.
+        # If nothing varies, there is a single trial and an array without axes.
         values[places] = table["value"].to_numpy(dtype=float) if axes else table["value"].iloc[0]
         planned[places] = True
         return cls(axes, values, planned)
 
     @property
-    def points(self) -> int:
-        """How many points have a value."""
+    def value_count(self) -> int:
+        """Number of trials with a value."""
         return int((~np.isnan(self.values)).sum())
 
     @property
     def is_complete(self) -> bool:
-        """Whether every point has a value."""
+        """Whether every planned trial has a value."""
         return not np.isnan(self.values[self.planned]).any()
 
-    def where(self, chosen: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
-        """Return the part with these values of some parameters, and with a value below a bound."""
+    def subset(self, fixed: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
+        """Keep trials with the given parameter values and, if stated, values below a bound."""
         values, planned = self.values, self.planned
-        for parameter, value in chosen.items():
-            axis = self._where[parameter]
+        for parameter, value in fixed.items():
+            axis = self._axis_index[parameter]
             others = np.array([other != value for other in self.axes[parameter]])
             others = others.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
             values, planned = np.where(others, math.nan, values), planned & ~others
@@ -190,10 +214,10 @@ class FactorialTable:
             values = np.where(values < below, values, math.nan)
         return FactorialTable(self.axes, values, planned)
 
-    def contrasts(self) -> list[Contrast]:
-        """List the changes to compare: each value of a parameter with the one before it.
+    def list_contrasts(self) -> list[Contrast]:
+        """List the contrasts to estimate: each value of a parameter with the one before it.
 
-        A state source reads two states, each of which is a switch: both are compared with either.
+        A state source switches two states on or off: reading both is compared with reading either.
         """
         return [
             Contrast(name, before, after)
@@ -206,74 +230,90 @@ class FactorialTable:
             )
         ]
 
-    def effect(self, contrast: Contrast) -> Effect:
-        """Return what a change is worth."""
-        before, after = self._sides(self.values, contrast)
-        in_design = np.logical_and(*self._sides(self.planned, contrast))
-        has_before, has_after = ~np.isnan(before) & in_design, ~np.isnan(after) & in_design
-        differences = (after - before)[has_before & has_after]
-        low, high = interval(differences)
-        return Effect(
-            contrast,
-            pairs=len(differences),
-            mean=float(differences.mean()) if len(differences) else math.nan,
-            low=low,
-            high=high,
-            improved_count=int((differences < 0).sum()),
+    def compute_difference(
+        self, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> PairedDifference:
+        """Estimate the difference between two settings of the same parameters.
+
+        Args:
+            before: value of each parameter that differs, in the first trial of a pair.
+            after: values in the second trial.
+
+        Returns:
+            The difference; it has no pairs if the table lacks one of the values.
+        """
+        settings = (*before.items(), *after.items())
+        if any(value not in self.axes.get(name, ()) for name, value in settings):
+            return PairedDifference.from_differences(np.empty(0))
+        difference = self._select(self.values, after) - self._select(self.values, before)
+        return PairedDifference.from_differences(difference)
+
+    def compute_effect(self, contrast: Contrast) -> Effect:
+        """Estimate the main effect of a contrast."""
+        sides = ({contrast.parameter: value} for value in (contrast.before, contrast.after))
+        masks = [(self._select(self.values, side), self._select(self.planned, side))
+                 for side in sides]  # fmt: skip
+        (before, before_planned), (after, after_planned) = masks
+        planned = before_planned & after_planned
+        has_before, has_after = ~np.isnan(before) & planned, ~np.isnan(after) & planned
+        return Effect.from_differences(
+            after - before,
+            contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
-            neither=int((in_design & ~has_before & ~has_after).sum()),
+            neither=int((planned & ~has_before & ~has_after).sum()),
         )
 
-    def effects(self) -> list[Effect]:
-        """Return what each change is worth, where there is a pair to tell it by."""
-        found = (self.effect(contrast) for contrast in self.contrasts())
-        return [effect for effect in found if effect.pairs]
+    def compute_effects(self) -> list[Effect]:
+        """Estimate the main effect of each contrast that has a pair."""
+        effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
+        return [effect for effect in effects if effect.pairs]
 
-    def interaction(self, first: Contrast, second: Contrast) -> Interaction:
-        """Return how two changes of different parameters act on each other."""
-        before, after = self._sides(self.values, first)
-        differences = after - before
-        axis = self._where[second.parameter]
-        values = self.axes[second.parameter]
-        less = differences.take([values.index(second.before)], axis)
-        more = differences.take([values.index(second.after)], axis)
-        found = (more - less).ravel()
-        found = found[~np.isnan(found)]
-        low, high = interval(found)
-        mean = float(found.mean()) if len(found) else math.nan
-        return Interaction(first, second, len(found), mean, low, high)
+    def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
+        """Estimate the interaction of two contrasts of different parameters."""
+        before, after = (
+            self._select(self.values, {first.parameter: value})
+            for value in (first.before, first.after)
+        )
+        difference_before, difference_after = (
+            self._select(after - before, {second.parameter: value})
+            for value in (second.before, second.after)
+        )
+        return Interaction.from_differences(
+            difference_after - difference_before, first=first, second=second
+        )
 
-    def interactions(self) -> list[Interaction]:
-        """Return those of each two changes of different parameters that can be told."""
-        found = (
-            self.interaction(first, second)
-            for first, second in itertools.combinations(self.contrasts(), 2)
+    def compute_interactions(self) -> list[Interaction]:
+        """Estimate the interaction of each two contrasts that have a quadruple."""
+        interactions = (
+            self.compute_interaction(first, second)
+            for first, second in itertools.combinations(self.list_contrasts(), 2)
             if first.parameter != second.parameter
         )
-        return [interaction for interaction in found if interaction.quadruples]
+        return [interaction for interaction in interactions if interaction.pairs]
 
-    def _sides(self, array: NDArray[Any], contrast: Contrast) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the array's two slices, the contrast's axis kept at length one."""
-        axis, values = self._where[contrast.parameter], self.axes[contrast.parameter]
-        before, after = (
-            array.take([values.index(value)], axis) for value in (contrast.before, contrast.after)
-        )
-        return before, after
+    def _select(self, array: NDArray[Any], fixed: Mapping[str, Any]) -> NDArray[Any]:
+        """Return a slice of the array, in which the axes of fixed parameters have length one."""
+        for parameter, value in fixed.items():
+            array = array.take([self.axes[parameter].index(value)], self._axis_index[parameter])
+        return array
 
 
-def interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the bias-corrected and accelerated bootstrap interval of a sample's mean.
+def bootstrap_interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Compute the bootstrap interval of a mean, bias-corrected and accelerated (BCa).
 
-    The same numbers, in whatever order, always give the same interval.
+    The method is that of Efron (*Better Bootstrap Confidence Intervals*, 1987), expanded for small
+    samples (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015, section 4.5). The
+    result depends neither on a global random state nor on the order of the sample.
 
     Args:
         sample: (n,)
-        confidence: of the interval.
+        confidence: coverage of the interval.
 
     Returns:
-        Its ends; NaN for fewer than two numbers.
+        Lower and upper end; NaN if n < 2.
     """
+    # scipy.stats.bootstrap is not used: at n = 8 its BCa interval covers 88%, this one 93%.
     n = len(sample)
     if n < 2:
         return math.nan, math.nan
@@ -286,22 +326,67 @@ def interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, flo
     generator = np.random.default_rng(0)
     means = sample[generator.integers(n, size=(RESAMPLES, n), dtype=np.int32)].mean(axis=1)
     normal = NormalDist()
-    # Of the resampled means, half of those that equal the sample's own count as below it.
+    # Half of the resampled means that equal the sample mean count as below it.
     below = ((means < mean).sum() + (means <= mean).sum()) / (2 * RESAMPLES)
     bias = normal.inv_cdf(min(max(below, 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    # The jackknife's acceleration, which for a mean needs no resampling.
+    # For a mean, the jackknife estimate of the acceleration has a closed form.
     acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
-    # A resample varies less than a sample of so few does: by n − 1 over n, and unlike Student's t.
+    # Resamples vary less than samples, by (n − 1) / n, and have no heavier tails: Student's t.
     reach = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1 + confidence) / 2, n - 1))
-    ends = []
+    quantiles = []
     for end in (-reach, reach):
         shifted = bias + end
-        ends.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(means, ends)
+        quantiles.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
+    low, high = np.quantile(means, quantiles)
     return float(low), float(high)
 
 
-def _in_order(column: "pd.Series[Any]") -> list[Any]:
-    """Return a column's values: switches from off to on, numbers upwards, sources as in SOURCES."""
+def find_full_factorial_blocks(
+    table: pd.DataFrame, parameters: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Find the largest blocks of an incomplete factorial design that lack no combination.
+
+    Where combinations are excluded, a parameter's effect is confounded with the effects of the
+    parameters that the exclusion ties it to; within a full block it is not.
+
+    Args:
+        table: one row per trial, with a column for each parameter.
+        parameters: parameters that vary.
+
+    Returns:
+        Rows by the name of the block, such as ``state size is 256``; empty if the design is full,
+        or if no single parameter splits it into full blocks.
+    """
+    if _is_full(table, parameters):
+        return {}
+    candidates = dict(
+        itertools.chain.from_iterable(
+            _split_if_full(table, name, parameters) for name in parameters
+        )
+    )
+    rows = {name: set(block.index) for name, block in candidates.items()}
+    return {
+        name: block
+        for name, block in candidates.items()
+        if not any(rows[name] < rows[other] for other in candidates)
+    }
+
+
+def _split_if_full(
+    table: pd.DataFrame, parameter: str, parameters: Sequence[str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    blocks = dict(iter(table.groupby(parameter)))
+    if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
+        for value, block in blocks.items():
+            yield f"{format_param(parameter)} is {format_value(value)}", block
+
+
+def _is_full(table: pd.DataFrame, parameters: Sequence[str]) -> bool:
+    combinations = math.prod(table[name].nunique() for name in parameters)
+    return not parameters or len(table.drop_duplicates(list(parameters))) == combinations
+
+
+def _sort_values(column: "pd.Series[Any]") -> list[Any]:
+    """Sort the distinct values: off before on, numbers ascending, state sources as listed above."""
     values = set(column)
-    return [source for source in SOURCES if source in values] or sorted(values)
+    return [source for source in STATE_SOURCE_ORDER if source in values] or sorted(values)

@@ -1,89 +1,203 @@
-"""The best architectures of a study, with what is known of each."""
+"""Architectures of a study, ranked and compared on the same held-out text."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture
+from reports.stats.comparison import (
+    Comparison,
+    Difference,
+    LossesByRun,
+    compare_pairwise,
+    compute_difference,
+)
+from reports.stats.effects import CONFIDENCE
 from rnn.config import BaselineConfig, GatedConfig
 from studies.attributes import SOURCE_TRIALS
-from studies.space import BPTT_STEPS
+from studies.space import BPTT_STEPS, REPLICATE
 
-BEST = 10
-"""Architectures in the answer's table, each with its forward function."""
+LEADERBOARD_SIZE = 10
+"""Number of architectures on the report's leaderboard, each with its code."""
 
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """One of the best architectures.
+    """An architecture with the results of its complete runs.
 
     Attributes:
-        number: of its trial; of several the one of the least value, which no test text has chosen.
-        label: of the architecture, and of its gradient window where that is to be told.
-        architecture: to be written out.
-        window: the steps that a gradient goes back through.
-        runs: that are complete; what follows is their mean.
-        measured: by what the study's architectures are ranked, :attr:`Results.measure`.
-        spread: standard deviation of that over the runs; NaN for one.
-        value: the loss that the trials minimised, nats per token.
-        held_out: bits per byte on the validation split.
-        held_out_error: its standard error over the lanes of text; NaN for a mean of runs.
-        parameters: weights and biases.
-        seconds: of computing.
-        sources: the numbers of the trials that it was derived from.
-        sample: a text that it wrote; None if it wrote none.
-        writer: the number of the trial that wrote it.
+        label: name of the architecture, with its BPTT steps where the study has several.
+        architecture: its configuration.
+        bptt_steps: number of time steps that a gradient goes back.
+        number: number of its trial; with several runs, of the run with the least value, which is
+            independent of the test text.
+        losses: metric of each run, :attr:`Results.metric`.
+        mean: mean of the losses.
+        std: standard deviation of the losses; NaN for a single run.
+        low: lower end of Student's 95% interval of the mean; NaN for a single run.
+        high: upper end of the interval.
+        value: mean objective value, in nats per token.
+        validation_bits_per_byte: mean bits per byte on the validation split.
+        validation_stderr: standard error of that over the evaluation windows; NaN for a mean.
+        parameter_count: number of weights and biases.
+        seconds: mean computing time of a run.
+        source_trials: numbers of the trials that it was derived from.
+        sample: generated text; None if there is none.
+        sample_trial: number of the trial that generated the text.
+        gap: difference to the best architecture, in bits per byte or by the metric; None for the
+            best, and without losses on the same evaluation windows.
     """
 
-    number: int
     label: str
     architecture: GatedConfig | BaselineConfig
-    window: int
-    runs: int
-    measured: float
-    spread: float
+    bptt_steps: int
+    number: int
+    losses: list[float]
+    mean: float
+    std: float
+    low: float
+    high: float
     value: float
-    held_out: float
-    held_out_error: float
-    parameters: float
+    validation_bits_per_byte: float
+    validation_stderr: float
+    parameter_count: float
     seconds: float
-    sources: list[int]
+    source_trials: list[int]
     sample: str | None
-    writer: int | None
+    sample_trial: int | None
+    gap: Difference | None = None
+
+    @property
+    def runs(self) -> int:
+        """Number of complete runs."""
+        return len(self.losses)
 
 
-def rank_architectures(results: Results, top: int | None = BEST) -> list[LeaderboardEntry]:
-    """Rank the architectures by their mean over replicates.
+@dataclass(frozen=True)
+class StudySummary:
+    """Architectures of a study, the best first.
 
-    Args:
-        results: results of the study.
-        top: number of architectures to return; None for all.
+    Attributes:
+        entries: every architecture with a complete run.
+        comparison: pairwise comparison of replicated architectures; None for single runs.
+        smallest: of replicated architectures, the smallest that is not significantly worse than the
+            best.
     """
+
+    entries: list[LeaderboardEntry]
+    comparison: Comparison | None
+    smallest: LeaderboardEntry | None
+
+    @property
+    def best(self) -> LeaderboardEntry:
+        """The best architecture; of replicates the best on average, not the luckiest run."""
+        return self.entries[0]
+
+    @property
+    def leaderboard(self) -> list[LeaderboardEntry]:
+        """The best architectures, at most :data:`LEADERBOARD_SIZE`."""
+        return self.entries[:LEADERBOARD_SIZE]
+
+    @property
+    def compares_single_runs(self) -> bool:
+        """Whether single runs are compared, each with the best."""
+        return self.comparison is None and any(entry.gap for entry in self.entries)
+
+
+def summarize_study(results: Results) -> StudySummary:
+    """Rank and compare the architectures of a study."""
+    entries = rank_architectures(results)
+    if not results.has_replicates:
+        gaps = _compare_with_best(results, entries)
+        return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries], None, None)
+    losses = _losses_by_window(results) or _losses_by_metric(results)
+    comparison = compare_pairwise({entry.label: losses[entry.label] for entry in entries})
+    smallest = None
+    if comparison.generalizes_over_runs:
+        sizes = {entry.label: entry.parameter_count for entry in entries}
+        label = comparison.find_smallest_not_worse(sizes)
+        smallest = next(entry for entry in entries if entry.label == label)
+    entries = [
+        replace(entry, gap=comparison.between(entry.label, comparison.best)) for entry in entries
+    ]
+    return StudySummary(entries, comparison, smallest)
+
+
+def rank_architectures(results: Results) -> list[LeaderboardEntry]:
+    """Rank the architectures of a study by the mean metric of their complete runs."""
     groups = results.complete.groupby("architecture")
-    winners = [_winner(results, str(label), runs) for label, runs in groups]
-    return sorted(winners, key=lambda winner: (winner.measured, winner.number))[:top]
+    entries = [_make_entry(results, str(label), runs) for label, runs in groups]
+    return sorted(entries, key=lambda entry: (entry.mean, entry.number))
 
 
-def _winner(results: Results, label: str, runs: pd.DataFrame) -> LeaderboardEntry:
+def _make_entry(results: Results, label: str, runs: pd.DataFrame) -> LeaderboardEntry:
     runs = runs.sort_values("value", kind="stable")
-    measured, best = runs[results.metric.column], runs.iloc[0]
+    losses, best = runs[results.metric.column], runs.iloc[0]
     samples = runs["sample"].dropna()
+    mean, std = float(losses.mean()), float(losses.std())
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(runs) - 1)))
+    half_width = quantile * std / math.sqrt(len(runs))
     return LeaderboardEntry(
-        number=int(runs.index[0]),
         label=label,
         architecture=decode_architecture(best, results.config),
-        window=int(best[BPTT_STEPS]),
-        runs=len(runs),
-        measured=float(measured.mean()),
-        spread=float(measured.std()),
+        bptt_steps=int(best[BPTT_STEPS]),
+        number=int(runs.index[0]),
+        losses=losses.tolist(),
+        mean=mean,
+        std=std,
+        low=mean - half_width,
+        high=mean + half_width,
         value=float(runs["value"].mean()),
-        held_out=float(runs["validation_bits_per_byte"].mean()),
-        held_out_error=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
-        parameters=float(runs["parameter_count"].mean()),
+        validation_bits_per_byte=float(runs["validation_bits_per_byte"].mean()),
+        validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
+        parameter_count=float(runs["parameter_count"].mean()),
         seconds=float(runs["seconds"].mean()),
-        sources=best[SOURCE_TRIALS] or [],
+        source_trials=best[SOURCE_TRIALS] or [],
         sample=samples.iloc[0] if len(samples) else None,
-        writer=int(samples.index[0]) if len(samples) else None,
+        sample_trial=int(samples.index[0]) if len(samples) else None,
     )
+
+
+def _compare_with_best(
+    results: Results, entries: Sequence[LeaderboardEntry]
+) -> dict[str, Difference]:
+    """Compare single runs with the best one, as far as they share its evaluation windows."""
+    windows = {entry.label: results.windows.get(entry.number, []) for entry in entries}
+    best, *others = entries
+    count = len(windows[best.label])
+    return {
+        other.label: compute_difference({0: windows[other.label]}, {0: windows[best.label]})
+        for other in others
+        if count and len(windows[other.label]) == count
+    }
+
+
+def _losses_by_window(results: Results) -> dict[str, LossesByRun] | None:
+    """Return each architecture's losses by window; None unless all runs have the same windows."""
+    windows = [results.windows.get(int(number), []) for number in results.complete.index]
+    counts = set(map(len, windows))
+    return (
+        _group_by_architecture(results, windows) if len(counts) == 1 and 0 not in counts else None
+    )
+
+
+def _losses_by_metric(results: Results) -> dict[str, LossesByRun]:
+    """Return one number for each run of each architecture."""
+    values = results.complete[results.metric.column]
+    return _group_by_architecture(results, [[value] for value in values])
+
+
+def _group_by_architecture(
+    results: Results, losses: Sequence[Sequence[float]]
+) -> dict[str, LossesByRun]:
+    rows = results.complete
+    replicates = rows[REPLICATE] if REPLICATE in rows else np.zeros(len(rows))
+    grouped: dict[str, dict[int, Sequence[float]]] = {}
+    for name, replicate, run in zip(rows["architecture"], replicates, losses, strict=True):
+        grouped.setdefault(name, {})[int(replicate)] = run
+    return dict(grouped)

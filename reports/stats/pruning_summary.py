@@ -1,4 +1,4 @@
-"""What pruning did to a study, and what its effects rest on."""
+"""Savings and risks of pruning in a study."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.charts.effect_subsets import EffectSubset, compute_effect_subset
 from reports.data.results import Results
 from reports.data.trial_table import DIVERGED
 from reports.stats.effects import FactorialTable
@@ -15,71 +14,60 @@ from studies.config import top_count
 
 @dataclass(frozen=True)
 class PruningSummary:
-    """What pruning did to a study.
+    """Savings and risks of pruning in a study.
 
     Attributes:
-        top_count: how many points were to be kept.
-        expected: of these, the share that is expected to be complete, by what was foretold when
-            the others were pruned; NaN until every point is finished, and where nothing was.
-        cost: the share of the steps of all points that was trained.
-        rungs: a row a step at which points were pruned: ``step``, ``points`` and
-            ``keep_probability``, the
-            sum of their chances to end among the best.
-        told: complete points that were paused once, and of which something was foretold then.
-        off: by how much what was foretold of these was off, mean of the amounts, nats.
-        common_step: to which every point has come that has a curve and did not fail.
-        early: what each change is worth at that step, over all these points.
-        absent: points that have not come there.
+        top_count: number of best trials that pruning is to keep.
+        expected_share: expected share of them that is complete, by the predictions at the time of
+            pruning; NaN until every trial is finished, and without predictions.
+        step_share: share of the steps of all trials that was trained.
+        rungs: one row per step at which trials were pruned: ``step``, ``trials`` and
+            ``keep_probability``, the sum of their probabilities of being among the best.
+        prediction_count: number of complete trials with a prediction from an earlier pause.
+        prediction_error: mean absolute error of these predictions, in nats.
+        common_step: last step that all trials with a curve have reached, failed ones aside.
+        missing_count: number of trials that have not reached that step.
+        early_table: training losses at that step.
     """
 
     top_count: int
-    expected: float
-    cost: float
+    expected_share: float
+    step_share: float
     rungs: pd.DataFrame
-    told: int
-    off: float
+    prediction_count: int
+    prediction_error: float
     common_step: int
-    early: EffectSubset | None
-    absent: int
+    missing_count: int
+    early_table: FactorialTable
 
 
 def summarize_pruning(results: Results) -> PruningSummary | None:
-    """Return what pruning did; None where it was not enabled."""
+    """Summarize the pruning of a study; None if pruning is disabled."""
     settings = results.config.pruning
     if not settings.enabled:
         return None
-    table, complete = results.table, results.complete
+    table, counts = results.table, results.counts
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialState.PRUNED.name]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
-    told = complete.dropna(subset=["predicted_value"])
-    last = results.curves.groupby("number")["step"].max()
+    predicted = results.complete.dropna(subset=["predicted_value"])
+    errors = (predicted["predicted_value"] - predicted["value"]).abs()
+    last_steps = results.curves.groupby("number")["step"].max()
     failed = table.index[table["state"].isin([DIVERGED, TrialState.FAIL.name])]
-    common = last.drop(failed, errors="ignore")
-    counts = results.counts
-    is_known = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
-    steps = results.config.training.steps
-    common_step = int(common.min()) if len(common) else 0
+    reached = last_steps.drop(failed, errors="ignore")
+    common_step = int(reached.min()) if len(reached) else 0
+    early = results.curves[results.curves["step"] == common_step].set_index("number")["loss"]
+    early_table = table.assign(value=early.reindex(table.index))
+    is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
+    trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
     return PruningSummary(
         top_count=kept,
-        expected=1 - float(pruned["keep_probability"].sum()) / kept if is_known else math.nan,
-        cost=float(last.reindex(table.index).fillna(0).sum()) / (steps * len(table)),
-        rungs=rungs.set_axis(["step", "points", "keep_probability"], axis=1),
-        told=len(told),
-        off=float((told["predicted_value"] - told["value"]).abs().mean())
-        if len(told)
-        else math.nan,
+        expected_share=1 - float(pruned["keep_probability"].sum()) / kept if is_final else math.nan,
+        step_share=trained_steps / (results.config.training.steps * len(table)),
+        rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
+        prediction_count=len(predicted),
+        prediction_error=float(errors.mean()) if len(errors) else math.nan,
         common_step=common_step,
-        early=_early(results, common_step),
-        absent=len(table) - len(common),
+        missing_count=len(table) - len(reached),
+        early_table=FactorialTable.from_frame(early_table, results.axes),
     )
-
-
-def _early(results: Results, step: int) -> EffectSubset | None:
-    """Return what each change is worth at a step, by the loss there."""
-    there = results.curves[results.curves["step"] == step].set_index("number")["loss"]
-    table = results.table.assign(value=there.reindex(results.table.index))
-    part = compute_effect_subset(
-        results, FactorialTable.from_frame(table, results.axes), {}, None, "early"
-    )
-    return part if part.effects else None

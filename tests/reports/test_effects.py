@@ -1,4 +1,4 @@
-"""What switches are worth: by hand, against a brute-force count, and on published results."""
+"""Effects and interactions: by hand, by brute force, and of published results."""
 
 import itertools
 import math
@@ -12,28 +12,33 @@ from scipy.stats import bootstrap
 
 from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
-from reports.stats.effects import Contrast, FactorialTable, interval
+from reports.stats.effects import (
+    Contrast,
+    FactorialTable,
+    bootstrap_interval,
+    find_full_factorial_blocks,
+)
 from studies.storage.open import read_storage
 
 A = Contrast("a", False, True)
 SIZE = Contrast("size", 1, 2)
 
 
-def grid_of(rows, parameters=("a", "size")):
+def table_of(rows, parameters=("a", "size")):
     return FactorialTable.from_frame(pd.DataFrame(rows), parameters)
 
 
 def by_hand():
-    """The switch helps by 0.5 at size 1 and by 0.1 at size 2; at size 3 it harms by 0.3."""
+    """The switch lowers the value by 0.5 at size 1, by 0.1 at size 2, and raises it by 0.3."""
     values = {(False, 1): 2.0, (True, 1): 1.5, (False, 2): 1.8, (True, 2): 1.7,
               (False, 3): 1.0, (True, 3): 1.3}  # fmt: skip
     return [{"a": a, "size": size, "value": value} for (a, size), value in values.items()]
 
 
-def test_effects_of_a_small_grid_are_those_worked_out_by_hand():
-    grid = grid_of(by_hand())
-    assert grid.is_complete
-    effects = {effect.contrast: effect for effect in grid.effects()}
+def test_effects_equal_a_calculation_by_hand():
+    table = table_of(by_hand())
+    assert table.is_complete
+    effects = {effect.contrast: effect for effect in table.compute_effects()}
     assert list(effects) == [A, SIZE, Contrast("size", 2, 3)]
     switch = effects[A]
     assert switch.mean == pytest.approx((-0.5 - 0.1 + 0.3) / 3)
@@ -42,77 +47,77 @@ def test_effects_of_a_small_grid_are_those_worked_out_by_hand():
     assert effects[Contrast("size", 2, 3)].mean == pytest.approx((-0.8 - 0.4) / 2)
 
 
-def test_an_interaction_is_the_difference_of_two_differences():
-    grid = grid_of(by_hand())
-    found = grid.interaction(A, SIZE)
+def test_interaction_is_the_difference_of_two_differences():
+    table = table_of(by_hand())
+    found = table.compute_interaction(A, SIZE)
     assert found.mean == pytest.approx(-0.1 - -0.5)
     assert found.quadruples == 1
     assert math.isnan(found.low)
-    assert grid.interaction(SIZE, A).mean == pytest.approx(found.mean)
-    named = {(each.first, each.second) for each in grid.interactions()}
+    assert table.compute_interaction(SIZE, A).mean == pytest.approx(found.mean)
+    named = {(each.first, each.second) for each in table.compute_interactions()}
     assert named == {(A, SIZE), (A, Contrast("size", 2, 3))}
 
 
-def test_pairs_that_lack_a_value_are_left_out_and_counted_by_who_lacks_it():
+def test_pairs_without_a_value_are_counted_by_the_trial_that_lacks_it():
     rows = by_hand()
     rows[1]["value"] = math.nan  # with the switch, size 1
     rows[2]["value"] = math.nan  # without it, size 2
-    grid = grid_of(rows)
-    assert not grid.is_complete
-    effect = grid.effect(A)
+    table = table_of(rows)
+    assert not table.is_complete
+    effect = table.compute_effect(A)
     assert effect.mean == pytest.approx(0.3)
     assert (effect.pairs, effect.improved_count) == (1, 0)
     assert (effect.only_before, effect.only_after, effect.neither) == (1, 1, 0)
     for row in rows[:2]:
         row["value"] = math.nan
-    effect = grid_of(rows).effect(A)
+    effect = table_of(rows).compute_effect(A)
     assert (effect.only_before, effect.only_after, effect.neither) == (0, 1, 1)
 
 
-def test_points_that_the_design_excludes_are_not_missing():
-    grid = grid_of([row for row in by_hand() if (row["a"], row["size"]) != (False, 1)])
-    effect = grid.effect(A)
-    assert grid.is_complete
+def test_excluded_combinations_are_not_missing_pairs():
+    table = table_of([row for row in by_hand() if (row["a"], row["size"]) != (False, 1)])
+    effect = table.compute_effect(A)
+    assert table.is_complete
     assert (effect.pairs, effect.missing_pairs) == (2, 0)
     assert effect.mean == pytest.approx((-0.1 + 0.3) / 2)
 
 
-def test_where_nothing_varies_there_is_nothing_to_tell():
-    grid = grid_of([{"value": 1.5}], parameters=())
-    assert grid.is_complete
-    assert (grid.points, grid.effects(), grid.interactions()) == (1, [], [])
-    assert grid.where({}, below=1.0).points == 0
+def test_table_without_parameters_has_no_effects():
+    table = table_of([{"value": 1.5}], parameters=())
+    assert table.is_complete
+    assert (table.value_count, table.compute_effects(), table.compute_interactions()) == (1, [], [])
+    assert table.subset({}, below=1.0).value_count == 0
 
 
-def test_a_part_of_the_grid_is_chosen_by_value_and_by_loss():
-    grid = grid_of(by_hand())
-    assert grid.where({"size": 1}).effect(A).mean == pytest.approx(-0.5)
-    assert [effect.contrast for effect in grid.where({"size": 1}).effects()] == [A]
-    below = grid.where({}, below=1.75)
-    assert below.points == 4
-    effect = below.effect(A)
+def test_subset_is_selected_by_parameter_and_by_loss():
+    table = table_of(by_hand())
+    assert table.subset({"size": 1}).compute_effect(A).mean == pytest.approx(-0.5)
+    assert [effect.contrast for effect in table.subset({"size": 1}).compute_effects()] == [A]
+    below = table.subset({}, below=1.75)
+    assert below.value_count == 4
+    effect = below.compute_effect(A)
     assert (effect.pairs, effect.only_after) == (1, 2)
     assert effect.mean == pytest.approx(0.3)
 
 
-def test_a_state_source_is_two_switches():
+def test_state_source_is_contrasted_as_two_switches():
     rows = [
         {"state_source": source, "value": value}
         for source, value in (("new", 1.0), ("old", 3.0), ("both", 1.25))
     ]
-    effects = grid_of(rows, ["state_source"]).effects()
+    effects = table_of(rows, ["state_source"]).compute_effects()
     found = {effect.contrast.label: effect.mean for effect in effects}
     assert found == pytest.approx({"new state": 1.25 - 3.0, "old state": 1.25 - 1.0})
-    for order in (rows[:2], rows[1::-1]):  # whichever did better, and comes first
-        (two,) = grid_of(order, ["state_source"]).effects()
+    for order in (rows[:2], rows[1::-1]):  # the order of the rows does not matter
+        (two,) = table_of(order, ["state_source"]).compute_effects()
         assert two.contrast.label == "state source old → new"
         assert two.mean == pytest.approx(-2.0)
-    (both,) = grid_of([rows[2], rows[0]], ["state_source"]).effects()
+    (both,) = table_of([rows[2], rows[0]], ["state_source"]).compute_effects()
     assert (both.contrast.label, both.mean) == ("old state", pytest.approx(0.25))
 
 
 @st.composite
-def random_grids(draw):
+def random_tables(draw):
     parameters = {"a": [False, True], "b": [False, True], "size": [1, 2, 3]}
     points = list(itertools.product(*parameters.values()))
     kept = draw(st.lists(st.sampled_from(points), min_size=2, unique=True))
@@ -129,17 +134,17 @@ def random_grids(draw):
     max_examples=80,
     suppress_health_check=[HealthCheck.too_slow],
 )
-@given(random_grids())
-def test_effects_and_interactions_equal_a_brute_force_count(rows):
+@given(random_tables())
+def test_effects_and_interactions_equal_a_brute_force_calculation(rows):
     parameters = ["a", "b", "size"]
-    grid = grid_of(rows, parameters)
+    table = table_of(rows, parameters)
 
     def partner(row, **changes):
         wanted = {name: row[name] for name in parameters} | changes
         found = [other for other in rows if all(other[n] == v for n, v in wanted.items())]
         return found[0]["value"] if found else None
 
-    for contrast in grid.contrasts():
+    for contrast in table.list_contrasts():
         name = contrast.parameter
         differences, lacking = [], 0
         for row in rows:
@@ -151,14 +156,14 @@ def test_effects_and_interactions_equal_a_brute_force_count(rows):
                     lacking += 1
                 else:
                     differences.append(after - row["value"])
-        effect = grid.effect(contrast)
+        effect = table.compute_effect(contrast)
         assert effect.pairs == len(differences)
         assert effect.missing_pairs == lacking
         assert effect.improved_count == sum(difference < 0 for difference in differences)
         if differences:
             assert effect.mean == pytest.approx(sum(differences) / len(differences))
             assert len(differences) == 1 or effect.low <= effect.high
-    for first, second in itertools.permutations(grid.contrasts(), 2):
+    for first, second in itertools.permutations(table.list_contrasts(), 2):
         if first.parameter == second.parameter:
             continue
         found = []
@@ -168,42 +173,42 @@ def test_effects_and_interactions_equal_a_brute_force_count(rows):
                 four = [partner(row), partner(row, **f), partner(row, **s), partner(row, **f, **s)]
                 if None not in four and not any(map(math.isnan, four)):
                     found.append((four[3] - four[2]) - (four[1] - four[0]))
-        interaction = grid.interaction(first, second)
+        interaction = table.compute_interaction(first, second)
         assert interaction.quadruples == len(found)
         if found:
             assert interaction.mean == pytest.approx(sum(found) / len(found), abs=1e-9)
 
 
-def test_the_interval_of_many_numbers_is_the_accelerated_bootstraps():
+def test_interval_of_a_large_sample_equals_scipys_bca_interval():
     sample = np.random.default_rng(0).exponential(size=120)
     known = bootstrap((sample,), np.mean, method="BCa", n_resamples=20_000, random_state=1)
-    low, high = interval(sample)
+    low, high = bootstrap_interval(sample)
     width = known.confidence_interval.high - known.confidence_interval.low
     assert low == pytest.approx(known.confidence_interval.low, abs=0.05 * width)
     assert high == pytest.approx(known.confidence_interval.high, abs=0.05 * width)
-    assert interval(sample[::-1]) == (low, high)
+    assert bootstrap_interval(sample[::-1]) == (low, high)
 
 
-def test_what_is_noise_alone_is_rarely_called_clear():
+def test_noise_is_rarely_significant():
     generator = np.random.default_rng(0)
 
-    def clear(pairs):
+    def is_noise_significant(pairs):
         values = generator.normal(size=2 * pairs)
         rows = [{"a": i % 2 == 1, "size": i // 2, "value": value} for i, value in enumerate(values)]
-        return grid_of(rows).effect(A).is_significant
+        return table_of(rows).compute_effect(A).is_significant
 
-    assert not any(clear(7) for _ in range(50))
-    # One in twenty, by the interval's own promise: 300 of them have a standard error of 1.3%.
-    assert sum(clear(8) for _ in range(300)) / 300 < 0.09
-    assert sum(clear(24) for _ in range(300)) / 300 < 0.09
+    assert not any(is_noise_significant(7) for _ in range(50))
+    # Nominally 5%, with a standard error of 1.3% over 300 samples.
+    assert sum(is_noise_significant(8) for _ in range(300)) / 300 < 0.09
+    assert sum(is_noise_significant(24) for _ in range(300)) / 300 < 0.09
 
 
-def test_an_interval_of_one_number_is_none_and_of_equal_numbers_no_wider_than_they_are():
-    assert all(map(math.isnan, interval(np.array([1.0]))))
-    assert all(map(math.isnan, interval(np.array([]))))
-    assert interval(np.array([-0.5, -0.5, -0.5])) == (-0.5, -0.5)
-    # All on one side, as a switch that always helps is: no infinity comes of it.
-    low, high = interval(np.array([-0.5, -0.4]))
+def test_interval_of_tiny_or_constant_samples():
+    assert all(map(math.isnan, bootstrap_interval(np.array([1.0]))))
+    assert all(map(math.isnan, bootstrap_interval(np.array([]))))
+    assert bootstrap_interval(np.array([-0.5, -0.5, -0.5])) == (-0.5, -0.5)
+    # A sample on one side of zero gives no infinite bias.
+    low, high = bootstrap_interval(np.array([-0.5, -0.4]))
     assert -0.5 <= low <= high <= -0.4
 
 
@@ -223,9 +228,9 @@ PUBLISHED = {
 def test_effects_of_the_published_results(sqlite_url):
     load_published(published_file(), sqlite_url)
     results = read_results(read_storage(sqlite_url), "published", with_curves=())
-    grid = FactorialTable.from_frame(results.table, results.axes)
-    assert grid.is_complete
-    found = {effect.contrast.label: effect for effect in grid.effects()}
+    table = FactorialTable.from_frame(results.table, results.axes)
+    assert table.is_complete
+    found = {effect.contrast.label: effect for effect in table.compute_effects()}
     for label, (pairs, mean, share) in PUBLISHED.items():
         effect = found[label]
         assert effect.pairs == pairs, label
@@ -233,3 +238,15 @@ def test_effects_of_the_published_results(sqlite_url):
         assert share is None or effect.improved_count / pairs == pytest.approx(share, abs=0.005), (
             label
         )
+
+
+def test_design_with_exclusions_has_full_factorial_blocks():
+    rows = [{"a": a, "b": b, "c": c} for a in (1, 2) for b in (1, 2) for c in (1, 2, 3)]
+    full = pd.DataFrame(rows)
+    assert find_full_factorial_blocks(full, ["a", "b", "c"]) == {}
+    parted = full[~((full["a"] == 1) & (full["b"] == 2))]
+    # The block a = 1 is contained in b = 1, and b = 2 in a = 2.
+    blocks = find_full_factorial_blocks(parted, ["a", "b", "c"])
+    assert {name: len(block) for name, block in blocks.items()} == {"a is 2": 6, "b is 1": 6}
+    ragged = full.drop(index=[0, 5])
+    assert find_full_factorial_blocks(ragged, ["a", "b", "c"]) == {}

@@ -8,7 +8,7 @@ from sqlalchemy.engine import make_url
 
 from reports.cli import reports, write_final_report
 from reports.errors import OutputTakenError
-from reports.hypotheses import findings
+from reports.hypotheses import hypotheses_command
 from reports.output import study_identity
 from studies.storage.open import open_storage
 
@@ -41,7 +41,7 @@ def write(command, capsys, *arguments):
     return output.out.splitlines()[0], output.err
 
 
-@pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
+@pytest.mark.parametrize("command", [reports, hypotheses_command], ids=["reports", "hypotheses"])
 def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, urls, capsys):
     first, note = write(command, capsys, "made", "--storage", urls[0])
     assert note == ""
@@ -60,7 +60,7 @@ def test_studies_of_one_name_in_two_storages_have_two_files(command, folder, url
     assert len(list((folder / "reports" / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize("command", [reports, findings], ids=["reports", "findings"])
+@pytest.mark.parametrize("command", [reports, hypotheses_command], ids=["reports", "hypotheses"])
 def test_output_of_another_storage_is_not_replaced(command, folder, urls, capsys):
     arguments = ("made", "--output", "page", "--storage")
     path, _ = write(command, capsys, *arguments, urls[0])

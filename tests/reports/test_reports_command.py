@@ -43,7 +43,7 @@ def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_pat
     ("arguments", "line"),
     [
         (("nothing",), "study 'nothing' is not in"),
-        (("made", "--csv", "/proc/no/rows.csv"), "/proc/no/rows.csv cannot be written"),
+        (("made", "--csv", "/proc/no/rows.csv"), "cannot write /proc/no/rows.csv"),
         (("made", "--csv", "rows.csv", "--watch"), "do not go with --watch and --output"),
         (("made", "--output", "."), "is a directory"),
         ((), "Missing argument 'STUDY...'"),

@@ -1,4 +1,4 @@
-"""Published statements: what numbers make which of them hold, and what the page says of it."""
+"""Verdicts on hypotheses, the file they are read from, and the page about them."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from benchmarks.published import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.errors import ReportError
-from reports.hypotheses import STATEMENTS, evaluate_hypotheses, render_page, write_findings
-from reports.stats.decision_rules import Change, worth_of
+from reports.hypotheses import HYPOTHESES, evaluate_hypotheses, render_page, write_hypotheses
+from reports.stats.decision_rules import read_hypotheses
 from reports.stats.effects import Contrast, FactorialTable
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
@@ -22,12 +22,12 @@ from studies.storage.create import PlannedTrial, create_study
 from studies.storage.open import open_storage, read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
-EVERY = range(1, len(STATEMENTS) + 1)
+PUBLISHED = read_hypotheses(HYPOTHESES)
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A study of all switches, two depths and two sizes; one point of it is complete."""
+    """Results of a study of all switches, two depths and two sizes, with one complete trial."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
     config = StudyConfig.model_validate({"space": SPACE})
     points = list(config.space.combinations())
@@ -43,8 +43,8 @@ def planned(tmp_path_factory):
     return results
 
 
-def finished(planned, worth, noise=0.005, name="planned", **settings):
-    """The study with a value for every point: 1.5, what its switches are worth, and noise."""
+def finished(planned, effects, noise=0.005, name="planned", **settings):
+    """Give every trial a value: 1.5, plus the effects of its switches, plus noise."""
     table = planned.table
     flags = table.assign(
         new=table["state_source"] != "old",
@@ -53,7 +53,7 @@ def finished(planned, worth, noise=0.005, name="planned", **settings):
         wide=table["state_size"] == 16,
     )
     value = 1.5 + np.random.default_rng(0).normal(0, noise, len(table))
-    for switches, nats in worth.items():
+    for switches, nats in effects.items():
         value += nats * flags[switches.split()].all(axis=1).to_numpy(dtype=float)
     config = planned.config.model_copy(update=settings)
     complete = table.assign(value=value, state="COMPLETE").sort_values("value")
@@ -66,186 +66,230 @@ CONTRARY = {"forget_gate": 0.05, "input_gate": -0.1, "output_gate": -0.1, "new":
             "old": 0.1, "state_gate": -0.3, "residual": 0.1, "deep": -0.1, "wide": 0.1}  # fmt: skip
 
 
-def verdicts_of(results, among="all", **options):
-    found = evaluate_hypotheses(results, **options)
-    return {each.number: each.verdict for each in found if each.verdict and each.among == among}
+def verdicts_of(results, subset="all", **options):
+    found = evaluate_hypotheses(results, PUBLISHED, **options)
+    return {each.number: each.verdict for each in found if each.verdict and each.subset == subset}
 
 
 @pytest.mark.parametrize(
-    ("worth", "noise", "verdict"),
+    ("effects", "noise", "verdict"),
     [(AS_SAID, 0.005, "holds"), (CONTRARY, 0.005, "does not hold"), ({}, 1.5, "undecided")],
 )
-def test_every_statement_can_hold_or_not_or_be_undecided(planned, worth, noise, verdict):
-    found = verdicts_of(finished(planned, worth, noise))
-    assert found == dict.fromkeys(EVERY, verdict)
+def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise, verdict):
+    found = verdicts_of(finished(planned, effects, noise))
+    assert found == dict.fromkeys(range(1, len(PUBLISHED) + 1), verdict)
 
 
-def test_what_is_no_difference_is_for_the_reader_to_say(planned):
+def test_margin_decides_what_counts_as_no_difference(planned):
     results = finished(planned, {"old": 0.05, "input_gate": 0.0})
     assert verdicts_of(results, margin=0.02)[5] == "does not hold"
     assert verdicts_of(results, margin=0.1)[5] == "holds"
-    # A loss that is not clearly lower: whether that excludes a gain depends on what a gain is.
+    # Not significantly lower: whether that excludes an effect depends on the margin.
     results = finished(planned, {}, noise=0.05)
     assert verdicts_of(results, margin=0.05)[2] == "holds"
     assert verdicts_of(results, margin=0.0001)[2] == "undecided"
 
 
-def test_the_new_state_is_measured_by_the_switch_that_comes_nearest(planned):
-    worth = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
+def test_least_favourable_contrast_decides_a_conjunction(planned):
+    effects = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
     (found,) = (
-        f for f in evaluate_hypotheses(finished(planned, worth)) if f.number == 4 and f.verdict
+        f
+        for f in evaluate_hypotheses(finished(planned, effects), PUBLISHED)
+        if f.number == 4 and f.verdict
     )
-    assert found.words == "new state against no output gate"
-    assert found.worth.mean == pytest.approx(-0.1, abs=0.005)
+    assert found.contrast == "new state against no output gate"
+    assert found.effect.mean == pytest.approx(-0.1, abs=0.005)
     assert found.verdict == "holds"
-    worth["output_gate"] = 0.4
-    assert verdicts_of(finished(planned, worth))[4] == "does not hold"
-    # One that is clearly worth as much decides, whatever others might be worth.
-    worth = {"new": -0.3, "residual": -0.31, "input_gate wide forget_gate deep": -2.0}
-    assert verdicts_of(finished(planned, worth))[4] == "does not hold"
+    effects["output_gate"] = 0.4
+    assert verdicts_of(finished(planned, effects))[4] == "does not hold"
+    # A switch of clearly the same effect decides, however uncertain the others are.
+    effects = {"new": -0.3, "residual": -0.31, "input_gate wide forget_gate deep": -2.0}
+    assert verdicts_of(finished(planned, effects))[4] == "does not hold"
 
 
-def test_a_change_is_worth_what_its_effect_is_and_more_than_another_by_their_difference(planned):
+def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planned):
     results = finished(planned, CONTRARY | {"forget_gate residual": 0.2}, noise=0.1)
-    grid = FactorialTable.from_frame(results.table, results.parameters)
-    effect = grid.effect(Contrast("forget_gate", False, True))
-    worth = worth_of(grid, Change("", {"forget_gate": False}, {"forget_gate": True}))
-    assert (worth.pairs, worth.mean, worth.low, worth.high, worth.improved_count) == (
+    table = FactorialTable.from_frame(results.table, results.parameters)
+    effect = table.compute_effect(Contrast("forget_gate", False, True))
+    same = table.compute_difference({"forget_gate": False}, {"forget_gate": True})
+    assert (same.pairs, same.mean, same.low, same.high, same.improved_count) == (
         effect.pairs, effect.mean, effect.low, effect.high, effect.improved_count)  # fmt: skip
-    other = grid.effect(Contrast("state_gate", False, True))
-    difference = worth_of(
-        grid,
-        Change(
-            "",
-            {"forget_gate": False, "state_gate": True},
-            {"forget_gate": True, "state_gate": False},
-        ),
+    other = table.compute_effect(Contrast("state_gate", False, True))
+    difference = table.compute_difference(
+        {"forget_gate": False, "state_gate": True}, {"forget_gate": True, "state_gate": False}
     )
     assert difference.mean == pytest.approx(effect.mean - other.mean)
     assert difference.pairs == effect.pairs / 2
 
 
-def test_what_helps_bad_networks_alone_is_told_apart_below_the_threshold(planned):
-    # The input gate rescues those that see the old state alone, and does nothing for the others.
-    worth = {"new": -1.0, "input_gate": -0.4, "input_gate new": 0.41}
-    results = finished(planned, worth, report_threshold=0.9)
+def test_verdict_below_the_threshold_may_differ(planned):
+    # The input gate improves only networks that read the old state alone.
+    effects = {"new": -1.0, "input_gate": -0.4, "input_gate new": 0.41}
+    results = finished(planned, effects, report_threshold=0.9)
     assert verdicts_of(results)[2] == "does not hold"
-    assert verdicts_of(results, among="below 0.9")[2] == "holds"
-    # Of a pair one point at least reads the old state alone, and is not below.
-    assert 4 not in verdicts_of(results, among="below 0.9")
-    page = render_page([results])
+    assert verdicts_of(results, subset="below 0.9")[2] == "holds"
+    # One trial of each pair reads the old state alone and is not below the threshold.
+    assert 4 not in verdicts_of(results, subset="below 0.9")
+    page = render_page([results], PUBLISHED)
     assert "- planned, all: “An input gate does not lower the loss.” does not hold" in page
     assert "| 2 | An input gate does not lower the loss. | does not hold | holds |" in page
 
 
-def test_studies_that_disagree_are_set_side_by_side(planned):
+def test_page_lists_verdicts_that_differ_between_studies(planned):
     results = [
         finished(planned, AS_SAID, name="as-said"),
         finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
     ]
-    page = render_page(results)
-    assert "| | statement | as-said, all | other, all |" in page
+    page = render_page(results, PUBLISHED)
+    assert "| | hypothesis | as-said, all | other, all |" in page
     differing = page.partition("### Verdicts that differ")[2]
     assert "| 7 | The residual lowers the loss. | holds | does not hold |" in differing
     assert "forget gate" not in differing
-    page = render_page(results[:1])
-    assert "No statement is contradicted." in page
-    assert "### Verdicts that differ\n\nNone does.\n" in page
+    page = render_page(results[:1], PUBLISHED)
+    assert "### Hypotheses that do not hold\n\nNone.\n" in page
+    assert "### Verdicts that differ\n\nNone.\n" in page
 
 
-def test_a_derived_study_tests_what_its_variants_change(planned):
+def test_refinement_tests_only_what_its_variants_change(planned):
     refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
     config = StudyConfig.model_validate({"refinement": refinement})
     results = finished(planned, AS_SAID, refinement=config.refinement)
     assert verdicts_of(results) == {8: "holds", 9: "holds"}
-    assert "were chosen from s" in render_page([results])
-    # Replicates are no pairs of their own: their mean is a point.
+    assert "were selected from s" in render_page([results], PUBLISHED)
+    # Replicates count as one trial with their mean value.
     second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
     both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
     once, twice = (
-        evaluate_hypotheses(results),
-        evaluate_hypotheses(dataclasses.replace(results, table=both)),
+        evaluate_hypotheses(results, PUBLISHED),
+        evaluate_hypotheses(dataclasses.replace(results, table=both), PUBLISHED),
     )
-    assert [each.worth.pairs for each in twice] == [each.worth.pairs for each in once]
-    assert twice[0].worth.mean == pytest.approx(once[0].worth.mean - 0.1)
+    assert [each.effect.pairs for each in twice] == [each.effect.pairs for each in once]
+    assert twice[0].effect.mean == pytest.approx(once[0].effect.mean - 0.1)
 
 
-def test_known_cells_test_nothing_that_was_said(planned):
+def test_baseline_cells_test_no_hypothesis(planned):
     results = finished(planned, AS_SAID)
     switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
     known = results.table.drop(columns=switches).assign(cell="gru")
     known = known.drop_duplicates(["layers", "state_size"])
-    assert evaluate_hypotheses(dataclasses.replace(results, table=known)) == []
-    with pytest.raises(ReportError, match="none of the statements is tested by 'planned'; allowed"):
-        render_page([dataclasses.replace(results, table=known)])
+    assert evaluate_hypotheses(dataclasses.replace(results, table=known), PUBLISHED) == []
+    with pytest.raises(ReportError, match="no hypothesis is tested by 'planned': expected"):
+        render_page([dataclasses.replace(results, table=known)], PUBLISHED)
 
 
-def test_replicates_and_known_cells_stand_beside_with_what_tells_them_apart(planned, sqlite_url):
+def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
     """The second best of the replicates is half as large, and as good as the best."""
     make_replicates(sqlite_url)
-    make_known(sqlite_url, question="How good are known cells?")
+    make_known(sqlite_url, question="How good are baseline cells?")
     storage = read_storage(sqlite_url)
     others = [read_results(storage, name) for name in ("replicates", "cells")]
     storage.close()
-    page = render_page([finished(planned, AS_SAID), *others])
+    page = render_page([finished(planned, AS_SAID), *others], PUBLISHED)
     of_replicates = page[page.index("## replicates") : page.index("## cells")]
     small, best = others[0].complete.groupby("parameter_count")["architecture"].first()[[100, 200]]
-    assert f"The best on average is {best}; the smallest that is not told apart" in of_replicates
-    assert f"from it is **{small}**." in of_replicates
+    assert f"The best on average is {best}; the smallest architecture that is not" in of_replicates
+    assert f"significantly worse is **{small}**." in of_replicates
     rows = [line for line in of_replicates.splitlines() if line.startswith("| ") and "×" in line]
     assert [row.split(" | ")[1] for row in rows[:2]] == [best, small]
     assert [row.rstrip(" |").split(" | ")[-1] for row in rows[1:]] == ["no", "yes"]
-    of_cells = page[page.index("## cells") : page.index("## Where they disagree")]
-    assert "How good are known cells?" in of_cells
+    of_cells = page[page.index("## cells") : page.index("## Disagreements")]
+    assert "How good are baseline cells?" in of_cells
     assert "1×4 GRU, bptt\\_steps 16" in of_cells
-    assert "told apart" not in of_cells
+    assert "significant" not in of_cells
     assert "## planned" in page[: page.index("## replicates")]
 
 
-def test_few_pairs_decide_nothing(sqlite_url):
+def test_verdict_is_undecided_with_few_pairs(sqlite_url):
     make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
     storage = read_storage(sqlite_url)
-    found = evaluate_hypotheses(read_results(storage, "made"))
-    assert {(each.number, each.among) for each in found} == {
+    found = evaluate_hypotheses(read_results(storage, "made"), PUBLISHED)
+    assert {(each.number, each.subset) for each in found} == {
         (7, "all"), (7, "below 2.0"), (9, "all"), (9, "below 2.0")}  # fmt: skip
     assert {each.verdict for each in found} == {"undecided"}
 
 
-def test_a_page_is_written_and_named(sqlite_url, tmp_path, run):
+def test_command_writes_the_page_and_prints_its_path(sqlite_url, tmp_path, run):
     make_study(sqlite_url)
     page = tmp_path / "new" / "findings.md"
     command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
-    for margin in ("0.02", "0.5"):  # the second time in the place of the first
+    for margin in ("0.02", "0.5"):  # the second page replaces the first
         done = run(*command, "--margin", margin)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
         assert f"- **Margin**: {margin} nats" in page.read_text()
-    assert "7 of 8 points are complete" in page.read_text()
+    assert "7 of 8 trials are complete" in page.read_text()
     assert "1 diverged" in page.read_text()
 
 
-def test_what_cannot_be_tested_is_refused_and_nothing_is_written(sqlite_url, tmp_path, run):
+def test_unfinished_and_untestable_studies_are_refused(sqlite_url, tmp_path, run):
     make_study(sqlite_url, finished=6)
     page = tmp_path / "findings.md"
     command = ("-m", "reports.hypotheses", "made", "--storage", sqlite_url, "--output", str(page))
     done = run(*command)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: study 'made' has finished 6 of 8 points; allowed: all; run it to its end first\n"
+        "error: study 'made' has finished 6 of 8 trials: run it to its end first\n"
     )
     done = run(*command, "--margin", "0")
     assert done.returncode == 2
     assert "0.0 is not in the range x>0" in done.stderr
     make_study(sqlite_url, "whole")
     with pytest.raises(ReportError, match="study 'made' has finished 6"):
-        write_findings(sqlite_url, ["whole", "made"], page)
+        write_hypotheses(sqlite_url, ["whole", "made"], page)
     make_study(sqlite_url, "plain", exclude=[{"residual": True}, {"state_size": 8}])
-    with pytest.raises(ReportError, match="none of the statements is tested by 'plain'"):
-        write_findings(sqlite_url, ["plain"], page)
+    with pytest.raises(ReportError, match="no hypothesis is tested by 'plain'"):
+        write_hypotheses(sqlite_url, ["plain"], page)
     assert not page.exists()
     page.write_text("mine")
-    with pytest.raises(ReportError, match="is not such a report; it was left as it is"):
-        write_findings(sqlite_url, ["whole"], page)
+    with pytest.raises(ReportError, match="exists and is not a report"):
+        write_hypotheses(sqlite_url, ["whole"], page)
     assert page.read_text() == "mine"
+
+
+HYPOTHESIS = """
+[[hypothesis]]
+claim = "C"
+comparison = "c"
+rule = "lowers"
+contrasts = [{ before = { residual = false }, after = { residual = true } }]
+"""
+
+
+def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
+    make_study(sqlite_url, diverged=None)
+    file, page = tmp_path / "own.toml", tmp_path / "page.md"
+    contrast = "{ before = { residual = false }, after = { residual = true } }"
+    text = (
+        f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'
+    )
+    file.write_text(text)
+    options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
+    done = run("-m", "reports.hypotheses", "made", *options)
+    assert done.returncode == 0, done.stderr
+    assert "| 1 | C | c | the interval lies below 0 |" in page.read_text()
+    assert "| 1 | residual: on against off | all |" in page.read_text()
+    assert f"python -m reports.hypotheses made --hypotheses {file}" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('rule = "lowers"', 'rule = "raises"', r"hypothesis\.1\.rule: input should be 'lowers'"),
+        ("residual = true", "layers = 2", "expected the same parameters before and after"),
+        ("residual", "residuals", "unknown parameter 'residuals': expected one of .*residual"),
+        ("[[hypothesis]]", "[hypothesis", "not valid TOML"),
+        ("contrasts", "contrast", r"hypothesis\.1\.contrast: extra inputs are not permitted"),
+    ],
+)
+def test_invalid_file_of_hypotheses_is_refused_in_one_line(tmp_path, old, new, message):
+    file = tmp_path / "own.toml"
+    contrast = "{ before = { residual = false }, after = { residual = true } }"
+    text = (
+        f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'
+    )
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ReportError, match=message) as caught:
+        read_hypotheses(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
@@ -275,10 +319,10 @@ def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
 
 
 @pytest.mark.skipif(not published_file(), reason=f"{VARIABLE} names no file of published results")
-def test_what_the_published_numbers_say_of_the_published_statements(sqlite_url):
+def test_verdicts_of_the_published_results(sqlite_url):
     load_published(published_file(), sqlite_url)
     results = read_results(read_storage(sqlite_url), "published", with_curves=())
-    everywhere, good = verdicts_of(results), verdicts_of(results, among="below 1.9")
+    everywhere, good = verdicts_of(results), verdicts_of(results, subset="below 1.9")
     assert {number: everywhere[number] for number in (1, 2, 3, 7, 8, 9)} == {
         1: "holds", 2: "does not hold", 3: "does not hold", 7: "holds", 8: "holds", 9: "holds"
     }  # fmt: skip

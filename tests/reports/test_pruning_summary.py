@@ -1,4 +1,4 @@
-"""What a report says of a study that was pruned, and what its effects rest on."""
+"""Summary of pruning, and the effects early in training."""
 
 import math
 import re
@@ -16,12 +16,12 @@ from studies.storage.trial_rows import INTERMEDIATE_VALUES, TRIALS, prune_paused
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
-REASON = "at step 100 of 200: foretold 2.000 ± 0.100"
+REASON = "at step 100 of 200: predicted 2.000 ± 0.100"
 
 
 @pytest.fixture
 def pruned(sqlite_url):
-    """Eight points: four complete, two of them after a pause; three pruned, one still paused."""
+    """URL of eight trials: four complete, two of them after a pause; three pruned; one paused."""
     pruning = {"enabled": True, "keep": 0.25, "confidence": 0.9}
     make_study(sqlite_url, finished=0, pruning=pruning, training={"steps": 200})
     storage = open_storage(sqlite_url)
@@ -32,8 +32,8 @@ def pruned(sqlite_url):
         curve = {50: 3.0 + i / 10, 100: 2.0 + i / 10}
         found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "rung": 100, "worker": "w"}
         if i < 4:
-            told = {"predicted_value": 1.55, "keep_probability": 0.5} if i < 2 else {}
-            found = found | told
+            prediction = {"predicted_value": 1.55, "keep_probability": 0.5} if i < 2 else {}
+            found = found | prediction
             value = 1.5 + i / 10
             curve |= {150: value + 0.1, 200: value}
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
@@ -49,7 +49,7 @@ def pruned(sqlite_url):
     return sqlite_url
 
 
-def test_what_was_pruned_is_accounted_for(pruned):
+def test_summary_counts_pruned_trials_and_prediction_errors(pruned):
     results = read_results(read_storage(pruned), "made")
     counts = results.counts
     assert (counts.complete, counts.pruned) == (4, 3)
@@ -57,28 +57,28 @@ def test_what_was_pruned_is_accounted_for(pruned):
     assert list(results.table["state"]) == ["COMPLETE"] * 4 + ["PRUNED"] * 3 + ["PAUSED"]
     found = summarize_pruning(results)
     assert found.top_count == 2
-    assert math.isnan(found.expected), "one may still come to something"
-    assert found.cost == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
-    assert found.rungs.to_dict("records") == [{"step": 100, "points": 3, "keep_probability": 0.06}]
-    assert (found.told, found.off) == (2, pytest.approx(0.05))
+    assert math.isnan(found.expected_share), "a paused trial may still be among the best"
+    assert found.step_share == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
+    assert found.rungs.to_dict("records") == [{"step": 100, "trials": 3, "keep_probability": 0.06}]
+    assert (found.prediction_count, found.prediction_error) == (2, pytest.approx(0.05))
 
 
-def test_finished_study_reports_the_expected_share_of_the_best(pruned, tmp_path):
+def test_finished_study_has_an_expected_share_of_kept_trials(pruned, tmp_path):
     storage = open_storage(pruned)
     study_id = storage.get_study_id_from_name("made")
     (last,) = (t._trial_id for t in storage.get_all_trials(study_id, states=(TrialState.WAITING,)))
     assert storage.prune_paused(study_id, 8, {last: {"reason": REASON}}) == [last]
     storage.close()
-    assert summarize_pruning(read_results(read_storage(pruned), "made")).expected == pytest.approx(
-        0.96
-    )
+    assert summarize_pruning(
+        read_results(read_storage(pruned), "made")
+    ).expected_share == pytest.approx(0.96)
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert "The grid was pruned.</strong>" in words
     assert "By the predictions at the time of pruning, 96.0% of them are expected" in words
 
 
-def test_failed_trial_is_left_out_of_the_early_effects(pruned, tmp_path):
+def test_early_effects_leave_out_failed_trials(pruned, tmp_path):
     storage = open_storage(pruned)
     with storage.transaction() as connection:
         connection.execute(
@@ -91,24 +91,24 @@ def test_failed_trial_is_left_out_of_the_early_effects(pruned, tmp_path):
         )
     storage.close()
     found = summarize_pruning(read_results(read_storage(pruned), "made"))
-    assert (found.common_step, found.absent) == (100, 1)
+    assert (found.common_step, found.missing_count) == (100, 1)
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     assert "Every trial but 1 was trained for at least 100 of 200 steps" in re.sub(
         r"\s+", " ", page
     )
 
 
-def test_effects_over_all_points_are_those_at_a_step_that_all_have_come_to(pruned):
-    found = summarize_pruning(read_results(read_storage(pruned), "made"))
-    assert found.common_step == 100
-    assert found.early.points == 8
-    # The losses there rise by 0.1 a point, in the order of the grid: of residual, layers, size.
-    means = {effect.contrast.label: effect.mean for effect in found.early.effects}
+def test_early_effects_are_those_at_the_last_common_step(pruned):
+    table = summarize_pruning(read_results(read_storage(pruned), "made")).early_table
+    assert table.value_count == 8
+    # The losses rise by 0.1 per trial in the order of the grid: residual, layers, size.
+    effects = table.compute_effects()
+    means = {effect.contrast.label: effect.mean for effect in effects}
     assert means == pytest.approx({"residual": 0.4, "layers 1 → 2": 0.2, "state size 4 → 8": 0.1})
-    assert [effect.missing_pairs for effect in found.early.effects] == [0, 0, 0]
+    assert [effect.missing_pairs for effect in effects] == [0, 0, 0]
 
 
-def test_page_states_which_trials_the_effects_rest_on(pruned, tmp_path):
+def test_page_of_a_pruned_study_states_the_trials_behind_its_effects(pruned, tmp_path):
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert "The grid is being pruned.</strong>" in words
@@ -121,11 +121,11 @@ def test_page_states_which_trials_the_effects_rest_on(pruned, tmp_path):
     assert "1, 1 of them paused" in words
 
 
-def test_without_pruning_nothing_is_said_of_it(sqlite_url, tmp_path):
+def test_page_without_pruning_does_not_mention_it(sqlite_url, tmp_path):
     make_study(sqlite_url)
     assert summarize_pruning(read_results(read_storage(sqlite_url), "made")) is None
     page = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text(
         encoding="utf-8"
     )
     assert "paused at step" not in page
-    assert "foretold" not in page
+    assert "prediction" not in page

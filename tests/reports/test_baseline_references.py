@@ -1,11 +1,11 @@
-"""Studies of known cells: read and told as such, and drawn beside the studies of our own."""
+"""Studies of baseline cells, and their losses as references for gated studies."""
 
 import math
 
 import pytest
 from factories import make_known, make_replicates, make_runs, make_study, own_point
 
-from reports.charts import effect_plots as figures
+from reports.charts.comparison_plots import plot_replicates
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
@@ -16,7 +16,7 @@ from reports.stats.baseline_references import (
     describe_training_differences,
     find_references,
 )
-from reports.stats.variant_effects import replicates
+from reports.stats.leaderboard import rank_architectures
 from rnn.config import BaselineConfig
 from studies.storage.open import read_storage
 
@@ -28,7 +28,7 @@ def results_of(url, *names):
     return [read_results(storage, name) for name in names]
 
 
-def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
+def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     make_known(sqlite_url)
     (results,) = results_of(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
@@ -49,7 +49,7 @@ def test_a_study_of_known_cells_is_read_without_switches(sqlite_url):
     assert "gate inputs" not in page
 
 
-def test_a_window_is_named_where_it_is_not_one(sqlite_url):
+def test_labels_name_bptt_steps_unless_all_are_one(sqlite_url):
     raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
     make_runs(sqlite_url, "windowed", raw, [(own_point(), 1.0, {})])
     (results,) = results_of(sqlite_url, "windowed")
@@ -59,7 +59,7 @@ def test_a_window_is_named_where_it_is_not_one(sqlite_url):
     assert not results.table["label"].str.contains("bptt_steps").any()
 
 
-def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
+def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_study(sqlite_url, diverged=None)
     variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]
     runs = [
@@ -69,14 +69,14 @@ def test_a_derived_study_follows_its_source_through_windows(sqlite_url):
     raw = {"refinement": {"source": "made", "variants": variants}}
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
     (results,) = results_of(sqlite_url, "windows")
-    # The source has no such parameter: what it was trained with is in its definition.
-    changes = {change.variant: change for change in build_section(results).variants}
-    assert list(changes) == ["as it was", "bptt steps 4"]
-    assert changes["bptt steps 4"].from_source == pytest.approx(1.2 - 1.5)
-    assert changes["bptt steps 4"].mean == pytest.approx(1.2 - 1.4)
+    # The source does not vary it: its value is in the configuration.
+    effects = {effect.variant: effect for effect in build_section(results).variants}
+    assert list(effects) == ["unchanged", "bptt steps 4"]
+    assert effects["bptt steps 4"].source_difference == pytest.approx(1.2 - 1.5)
+    assert effects["bptt steps 4"].mean == pytest.approx(1.2 - 1.4)
 
 
-def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
+def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     recorded = {"validation_loss": 2.25}
     space = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "made", space, [(own_point(), 1.0, recorded)])
@@ -88,18 +88,18 @@ def test_a_source_with_another_objective_is_told_by_the_same(sqlite_url):
     assert tokens.sources.empty
 
 
-def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
+def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_study(sqlite_url, finished=2)
     make_known(sqlite_url)
-    own, cells = build_sections(results_of(sqlite_url, "made", "cells"))
-    shapes = own.curves.figure.layout.shapes
+    gated, cells = build_sections(results_of(sqlite_url, "made", "cells"))
+    shapes = gated.curves.figure.layout.shapes
     named = [("1×4 GRU, bptt_steps 1", 1.4), ("1×4 GRU, bptt_steps 16", 1.5),
              ("1×4 LSTM, bptt_steps 1", 1.8), ("1×4 LSTM, bptt_steps 16", 1.9)]  # fmt: skip
     assert [(shape.name, pytest.approx(shape.y0)) for shape in shapes] == named
     assert {shape.line.dash for shape in shapes}.isdisjoint({None, "solid"})
-    assert "1×4 LSTM, bptt_steps 16: 1.9000" in own.curves.words
-    assert "budget" not in own.curves.note
-    low, high = own.curves.figure.layout.yaxis.range
+    assert "1×4 LSTM, bptt_steps 16: 1.9000" in gated.curves.alt_text
+    assert "budget" not in gated.curves.caption
+    low, high = gated.curves.figure.layout.yaxis.range
     assert low < 1.4
     assert high > 1.9
     assert not cells.curves.figure.layout.shapes
@@ -107,28 +107,30 @@ def test_the_best_of_each_cell_and_window_is_drawn_beside_our_own(sqlite_url):
 
 def drawn(results, others):
     references = find_references(results, others)
-    return figures.replicates(replicates(results), results.metric, references).layout
+    return plot_replicates(rank_architectures(results), results.metric, references).layout
 
 
-def test_replicates_are_drawn_beside_what_is_measured_alike(sqlite_url):
+def test_replicates_show_comparable_references_only(sqlite_url):
     make_replicates(sqlite_url, "tested")
     make_replicates(sqlite_url, "validated", split="validation")
     make_known(sqlite_url)
     tested, validated, cells = results_of(sqlite_url, "tested", "validated", "cells")
-    assert not drawn(tested, [cells]).shapes, "none has read the test text"
+    assert not drawn(tested, [cells]).shapes, "no baseline was evaluated on the test text"
     layout = drawn(validated, [cells])
     assert [line.x0 for line in layout.shapes] == [3.5] * 4
     low, high = layout.xaxis.range
     assert low < validated.complete[validated.metric.column].min()
     assert high > 3.5
-    words = describe_references(find_references(validated, [cells]), "measured")
-    assert words.startswith(" Dashed, the best of each known cell: 1×4 GRU, bptt_steps 1: 3.5000; ")
+    words = describe_references(find_references(validated, [cells]), "metric")
+    assert words.startswith(
+        " Dashed lines: the best of each baseline cell: 1×4 GRU, bptt_steps 1: 3.5000; "
+    )
     make_known(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
-    assert not drawn(validated, [elsewhere]).shapes, "measured on other lanes"
+    assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
 
 
-def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
+def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     make_study(sqlite_url)
     make_known(sqlite_url, "elsewhere", text="cd")
     make_known(sqlite_url, "tokens", tokenizer="bpe:300")
@@ -137,13 +139,13 @@ def test_another_text_is_no_reference_and_another_budget_is_said(sqlite_url):
     references = find_references(own, others)
     assert {each.study for each in references} == {"longer"}
     assert describe_training_differences(references) == (
-        "The cells of longer were trained otherwise: steps 20,000 against 10,000 here, "
+        "The cells of longer were trained differently: steps 20,000 against 10,000 here, "
         "learning_rate 0.002 against 0.001 here."
     )
     assert find_references(others[0], [own, *others]) == []
 
 
-def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
+def test_references_of_several_studies_name_their_study(sqlite_url):
     make_study(sqlite_url)
     for name in ("first", "second"):
         make_known(sqlite_url, name)
@@ -152,17 +154,17 @@ def test_cells_of_two_studies_are_told_by_the_studies_names(sqlite_url):
     assert labels[::4] == ["1×4 GRU, bptt_steps 1 (first)", "1×4 GRU, bptt_steps 1 (second)"]
 
 
-def test_by_another_objective_a_value_is_no_reference_but_a_curve_is(sqlite_url):
+def test_references_by_another_objective_have_a_training_loss_only(sqlite_url):
     runs = [(own_point(replicate=i), 2.0, {"validation_bits_per_byte": None}) for i in (1, 2)]
     make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
     make_known(sqlite_url, objective="validation")
-    own, cells = results_of(sqlite_url, "own", "cells")
-    references = find_references(own, [cells])
-    assert all(math.isnan(each.measured) for each in references)
+    gated, cells = results_of(sqlite_url, "own", "cells")
+    references = find_references(gated, [cells])
+    assert all(math.isnan(each.metric) for each in references)
     assert [each.training_loss for each in references] == pytest.approx([1.4, 1.5, 1.8, 1.9])
 
 
-def test_known_cells_and_our_own_are_rows_of_one_file(sqlite_url, tmp_path):
+def test_baseline_and_gated_studies_are_exported_together(sqlite_url, tmp_path):
     make_study(sqlite_url)
     make_known(sqlite_url)
     results = results_of(sqlite_url, "made", "cells")

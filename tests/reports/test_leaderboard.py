@@ -1,19 +1,23 @@
-"""What a report says by held-out text: of replicates, of single runs, of tokens, and of texts."""
+"""Ranking and comparison of architectures by held-out text, and the page about them."""
 
 import re
 
 import pandas as pd
 import pytest
-from factories import make_replicates, make_runs, make_study, own_point
+from factories import distributions_of, make_replicates, make_runs, make_study, own_point
+from helpers import study_attributes
+from optuna.trial import TrialState
 
-from reports.charts.comparison_plots import comparison_of, differences_to_best
 from reports.data.results import read_results
 from reports.data.table_export import concatenate_tables
 from reports.page.page import write_report
 from reports.page.sections import build_section
-from reports.stats.leaderboard import rank_architectures
-from reports.stats.variant_effects import replicates
-from studies.storage.open import read_storage
+from reports.stats.leaderboard import rank_architectures, summarize_study
+from studies.attributes import OBJECTIVE_NAMES
+from studies.config import StudyConfig
+from studies.space import GATED_PARAMS
+from studies.storage.create import PlannedTrial, create_study
+from studies.storage.open import open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -40,15 +44,14 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit)
     make_replicates(sqlite_url, split=split)
     results = results_of(sqlite_url)
     assert (results.metric.column, results.metric.unit) == (column, unit)
-    # By their values they come the other way round.
-    assert list(replicates(results).index) == [BEST, SMALLER, WORST]
-    winners = rank_architectures(results)
-    assert [winner.label for winner in winners] == [BEST, SMALLER, WORST]
+    # Their values have the opposite order.
+    entries = rank_architectures(results)
+    assert [entry.label for entry in entries] == [BEST, SMALLER, WORST]
     means = results.complete.groupby("architecture")[column].mean()
-    assert winners[0].measured == pytest.approx(means[BEST])
+    assert entries[0].mean == pytest.approx(means[BEST])
 
 
-def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_path):
+def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url, tmp_path):
     runs = [
         (own_point(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
         for layers in (1, 2)
@@ -58,8 +61,9 @@ def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_
     make_runs(sqlite_url, "replicates", raw, runs)
     section = build_section(results_of(sqlite_url))
     assert section.results.metric.is_value
-    assert list(section.replicates["mean"]) == pytest.approx([1.01, 2.01])
-    assert (section.comparison.generalizes_over_runs, section.comparison.generalizes_over_text) == (
+    assert [entry.mean for entry in section.summary.entries] == pytest.approx([1.01, 2.01])
+    comparison = section.summary.comparison
+    assert (comparison.generalizes_over_runs, comparison.generalizes_over_text) == (
         True,
         False,
     )
@@ -67,13 +71,13 @@ def test_replicates_without_a_record_are_ranked_by_their_values(sqlite_url, tmp_
     assert "generalizes to other training runs, but not to other text" in words
 
 
-def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
+def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sqlite_url, tmp_path):
     make_replicates(sqlite_url)
     section = build_section(results_of(sqlite_url))
-    comparison = section.comparison
+    comparison = section.summary.comparison
     assert comparison.between(WORST, BEST).windows == 4
     assert [comparison.is_significant(name, BEST) for name in (SMALLER, WORST)] == [False, True]
-    assert section.smallest == SMALLER
+    assert section.summary.smallest.label == SMALLER
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert f"by the mean of its 3 runs: {BEST}, " in words
     assert "bits per byte (test loss)" in words
@@ -81,17 +85,17 @@ def test_the_smallest_that_is_not_told_apart_is_named(sqlite_url, tmp_path):
     assert "with 100 parameters instead of 200." in words
     assert "over replicates of the same number and over the same evaluation windows" in words
     heat = section.pairwise_chart.figure.data[0]
-    # A number in brackets has no colour: the two are not told apart.
+    # Differences that are not significant are in parentheses and not coloured.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
-    assert "told apart from 3" in section.pairwise_chart.words
+    assert "than 3" in section.pairwise_chart.alt_text
     html = (tmp_path / "page.html").read_text("utf-8")
     table = html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
     rows = re.findall(r"<th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td>", table, re.DOTALL)
     assert rows == [(BEST, ""), (SMALLER, "no"), (WORST, "yes")]
 
 
-def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tmp_path):
+def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url, tmp_path):
     noise = (0.03, -0.02, 0.01, 0.0, -0.02)
     runs = [
         (
@@ -99,7 +103,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
             1.5 + i / 10,
             {
                 "validation_windows": [
-                    2 + lane + worse + (i % 2) * noise[lane] for lane in range(5)
+                    2 + window + worse + (i % 2) * noise[window] for window in range(5)
                 ],
                 "validation_bits_per_byte": 4 + worse,
                 "validation_stderr": 0.25,
@@ -109,32 +113,34 @@ def test_single_runs_are_compared_with_the_best_on_the_same_lanes(sqlite_url, tm
     ]
     make_runs(sqlite_url, "single", {"space": {"layers": [1], "state_size": [4]}}, runs)
     section = build_section(results_of(sqlite_url, "single"))
-    _, second, third = (winner.label for winner in section.leaderboard)
-    found = section.vs_best
-    assert list(found) == [second, third]
-    assert [each.mean for each in found.values()] == pytest.approx([0.001, 0.5])
-    assert found[second].low < 0 < found[second].high
-    assert found[third].low == pytest.approx(0.5)
-    assert (section.comparison, section.smallest) == (None, None)
+    _, second, third = (entry.label for entry in section.summary.entries)
+    assert section.summary.best.gap is None
+    gaps = {entry.label: entry.gap for entry in section.leaderboard if entry.gap}
+    assert list(gaps) == [second, third]
+    assert [gap.mean for gap in gaps.values()] == pytest.approx([0.001, 0.5])
+    assert gaps[second].low < 0 < gaps[second].high
+    assert gaps[third].low == pytest.approx(0.5)
+    assert (section.summary.comparison, section.summary.smallest) == (None, None)
     words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
     assert "The difference to the best is over the same evaluation windows" in words
     assert "the selection of the best of 3. Replicate architectures to compare them." in words
     assert "4.000 ± 0.250" in words
-    # No verdict: with one run each, none would be right.
+    # Single runs have no significance.
     assert "significantly" not in words
     assert "Holm" not in words
     assert not re.search(r"<td>(yes|no)</td>", (tmp_path / "page.html").read_text("utf-8"))
 
 
-def test_without_lanes_nothing_is_compared(sqlite_url):
+def test_runs_without_evaluation_windows_are_not_compared(sqlite_url):
     make_study(sqlite_url, finished=3)
     results = results_of(sqlite_url, "made")
-    best = [winner.label for winner in rank_architectures(results)]
-    assert comparison_of(results, best) is None
-    assert differences_to_best(results, best) == {}
+    summary = summarize_study(results)
+    assert summary.comparison is None
+    assert not any(entry.gap for entry in summary.entries)
+    assert not summary.compares_single_runs
 
 
-def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tmp_path):
+def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url, tmp_path):
     raw = {
         "space": {"layers": [1, 2], "state_size": [4]},
         "tokenizer": "bpe:300",
@@ -150,18 +156,18 @@ def test_a_study_of_tokens_is_told_in_tokens_and_by_its_objective(sqlite_url, tm
     assert "nats per byte" not in words
     assert "byte-pair encoding (bpe:300): 290 tokens of 2.50 bytes" in words
     assert "averaged over the last 25% of the steps" in words
-    # The network that is written out reads as many symbols.
+    # The generated code has the vocabulary size of the tokenizer.
     assert "nn.Linear(290, 4)" in words
     section = build_section(results_of(sqlite_url, "tokens"))
-    # Curves are of the training loss: their least values are no trial's value.
+    # Curves show the training loss even if the objective is another one.
     assert (
         section.curves.figure.layout.yaxis.title.text == "smoothed training loss (nats per token)"
     )
-    assert "from 1.500 to 2.500 nats" in section.curves.words
+    assert "from 1.500 to 2.500 nats" in section.curves.alt_text
     assert section.curves.color_schemes[0].label == "validation loss"
 
 
-def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
+def test_samples_are_shown_escaped(sqlite_url, tmp_path):
     samples = ("<b>it was</b>\n\x00 & so on", None)
     runs = [(own_point(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
@@ -174,12 +180,56 @@ def test_what_the_best_write_is_shown_as_it_is(sqlite_url, tmp_path):
     assert "Samples</h3>" not in page
 
 
-def test_rows_have_what_was_recorded_but_no_lanes(sqlite_url):
+def test_exported_rows_have_recorded_attributes_but_no_windows(sqlite_url):
     make_replicates(sqlite_url)
     make_study(sqlite_url)
     storage = read_storage(sqlite_url)
     rows = concatenate_tables([read_results(storage, name) for name in ("replicates", "made")])
     assert {"training_loss", "validation_stderr", "test_bits_per_byte", "sample"} <= {*rows}
-    assert not any("lanes" in name for name in rows)
+    assert not any("windows" in name for name in rows)
     assert rows["test_stderr"].iloc[0] == 0.125
     assert pd.isna(rows["test_stderr"].iloc[-1])
+
+
+def test_replicates_are_summarized_by_architecture(sqlite_url, tmp_path):
+    config = StudyConfig.model_validate({"refinement": {"source": "made", "replicates": 3}})
+    point = dict.fromkeys(GATED_PARAMS[:5], False) | {"state_source": "new", "state_size": 4}
+    points = [
+        point | {"layers": layers, "replicate": replicate}
+        for layers in (1, 2)
+        for replicate in range(3)
+    ]
+    storage = open_storage(sqlite_url)
+    create_study(
+        storage,
+        "replicates",
+        OBJECTIVE_NAMES["training"],
+        study_attributes(config),
+        distributions_of(points),
+        [PlannedTrial(each) for each in points],
+    )
+    study_id = storage.get_study_id_from_name("replicates")
+    for value in (0.9, 2.6, 2.8, 1.0, 1.2, 1.4):
+        trial_id = storage.claim(study_id, "me")
+        storage.finish(trial_id, "me", TrialState.COMPLETE, value, {})
+    storage.close()
+    results = read_results(read_storage(sqlite_url), "replicates")
+    assert results.parameters == ["layers"]
+    entries = rank_architectures(results)
+    labels = [entry.label for entry in entries]
+    assert labels == ["2×4 no gates, new state", "1×4 no gates, new state"]
+    assert [entry.runs for entry in entries] == [3, 3]
+    assert [entry.mean for entry in entries] == pytest.approx([1.2, 2.1])
+    assert [entry.std for entry in entries] == pytest.approx([0.2, 1.044], abs=1e-3)
+    html = write_report(sqlite_url, ["replicates"], tmp_path / "page.html").path.read_text("utf-8")
+    assert "Each trial was run once" not in html
+    # Ranked by the mean, though the best run is of the other architecture.
+    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html))
+    assert "by the mean of its 3 runs: 2×4 no gates, new state, 1.2000 (95%" in words
+    assert "(95% interval 0.7032 to 1.6968) nats" in words
+    assert [entry.architecture.layers for entry in entries] == [2, 1]
+    # Student's t at 97.5% with two degrees of freedom is 4.303.
+    assert entries[0].high == pytest.approx(1.2 + 4.303 * 0.2 / 3**0.5, abs=1e-3)
+    assert entries[0].losses == [1.0, 1.2, 1.4]
+    cells = r"</td>\s*<td[^>]*>".join((r">1\.2000", r"0\.7032", r"1\.6968", r"0\.2000"))
+    assert re.search(cells, html)

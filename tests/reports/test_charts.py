@@ -1,0 +1,114 @@
+"""Figures of importances, curves and the timeline."""
+
+import optuna
+import pytest
+from factories import make_study
+from optuna.importance import (
+    FanovaImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
+from optuna.trial import TrialState
+
+from reports.charts.optuna_plots import to_optuna_study
+from reports.charts.training_plots import (
+    list_color_schemes,
+    plot_curves,
+    plot_timeline,
+    select_drawn_curves,
+)
+from reports.data.results import read_results
+from reports.page.sections import build_section
+from studies.storage.open import read_storage
+
+
+def test_optuna_study_has_the_selected_trials_with_readable_parameters(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    study = to_optuna_study(results, [0, 2, 5], results.parameters)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [(trial.number, trial.value) for trial in complete] == [(0, 1.5), (2, 1.7), (5, 2.0)]
+    assert complete[0].params == {"residual": "off", "layers": 1, "state size": 4}
+    assert complete[2].params["residual"] == "on"
+
+
+@pytest.mark.usefixtures("importances_alone")
+def test_charts_below_the_threshold_contain_only_such_trials(sqlite_url):
+    make_study(sqlite_url)
+    section = build_section(read_results(read_storage(sqlite_url), "made"))
+    assert list(section.results.below_threshold.index) == [
+        0,
+        1,
+        2,
+        4,
+    ]  # the fourth, of 1.8, diverged
+    assert section.below.trial_count == 4
+    assert [each.label for each in section.below_importances] == ["below the threshold (4 trials)"]
+
+
+@pytest.mark.usefixtures("importances_alone")
+def test_importances_equal_optunas(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    complete = list(results.complete.index)
+    study = to_optuna_study(results, complete, results.parameters)
+    (found,) = build_section(results).importances
+    assert found.label == "all complete trials (7 trials)"
+    for name, evaluator in (
+        ("PED-ANOVA", PedAnovaImportanceEvaluator()),
+        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+    ):
+        (chart,) = [chart for chart in found.charts if chart.title == name]
+        bars = chart.figure.data[0]
+        expected = get_param_importances(study, evaluator=evaluator)
+        assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(expected)
+        # Equal to those of the stored study as well.
+        stored = optuna.load_study(study_name="made", storage=sqlite_url)
+        expected = get_param_importances(stored, evaluator=evaluator, params=results.parameters)
+        assert sorted(bars.x) == pytest.approx(sorted(expected.values()))
+
+
+@pytest.mark.usefixtures("importances_alone")
+def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
+    make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
+    section = build_section(read_results(read_storage(sqlite_url), "made"))
+    labels = [each.label for each in section.importances]
+    assert labels == [
+        "all complete trials (6 trials)",
+        "where residual is on (4 trials)",
+        "where state size is 8 (4 trials)",
+    ]
+
+
+def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    figure = plot_curves(results)
+    numbers = [int(trace.name.split(":")[0].removeprefix("trial ")) for trace in figure.data]
+    assert numbers == [3, 7, 6, 5, 4, 2, 1, 0]
+    assert list(figure.data[-1].y) == [2.5, 1.5]
+    assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
+    by_label = {each.label: each for each in list_color_schemes(results)}
+    assert list(by_label) == ["final loss", "residual", "layers", "state size"]
+    by_loss = by_label["final loss"]
+    assert by_loss.indices == sorted(by_loss.indices, reverse=True)
+    residual = by_label["residual"]
+    meanings = [residual.legend[index][0] for index in residual.indices]
+    expected = results.table.loc[numbers, "residual"].map({True: "on", False: "off"})
+    assert meanings == expected.tolist()
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_best_and_some_other_curves_are_drawn_if_there_are_too_many(sqlite_url, monkeypatch):
+    make_study(sqlite_url, diverged=None)
+    monkeypatch.setattr("reports.charts.training_plots.MAX_CURVES", 4)
+    results = read_results(read_storage(sqlite_url), "made")
+    assert select_drawn_curves(results) == [0, 1, 2, 7]
+    assert "4 of 8 curves are drawn." in build_section(results).curves.caption
+
+
+def test_timeline_has_a_row_per_worker_and_a_bar_per_trial(sqlite_url):
+    make_study(sqlite_url)
+    figure = plot_timeline(read_results(read_storage(sqlite_url), "made"))
+    assert [(bar.name, len(bar.x), set(bar.y)) for bar in figure.data] == [("complete", 7, {"w"})]
+    assert all(length >= 0 for length in figure.data[0].x)

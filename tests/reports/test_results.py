@@ -1,0 +1,83 @@
+"""Results read from a storage."""
+
+import re
+
+import optuna
+import pandas as pd
+import pytest
+from factories import make_runs, make_study, own_point
+
+from reports.data.results import read_results
+from reports.data.table_export import write_csv
+from reports.errors import ReportError
+from reports.page.page import write_report
+from studies.errors import StudyFormatError
+from studies.storage.counts import count_trials
+from studies.storage.open import read_storage
+
+
+def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_url):
+    make_study(sqlite_url, finished=6)
+    results = read_results(read_storage(sqlite_url), "made")
+    assert list(results.table.index) == [0, 1, 2, 4, 5, 3, 6, 7]
+    assert list(results.table["state"]) == ["COMPLETE"] * 5 + ["DIVERGED"] + ["WAITING"] * 2
+    assert list(results.complete.index) == [0, 1, 2, 4, 5]
+    assert results.table.loc[0, "label"] == "1×4 no gates, new state"
+    assert results.parameters == ["residual", "layers", "state_size"]
+    storage = read_storage(sqlite_url)
+    assert results.counts == count_trials(storage, storage.get_study_id_from_name("made"))
+    assert (results.counts.planned, results.counts.diverged) == (8, 1)
+    assert results.table["seconds"].sum() == 10
+    assert len(results.curves) == 12
+    assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
+
+
+def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
+    make_study(sqlite_url, finished=0)
+    with pytest.raises(ReportError, match=r"no complete trial.*run the search first"):
+        write_report(sqlite_url, ["made"], tmp_path / "page.html")
+    optuna.create_study(study_name="foreign", storage=sqlite_url)
+    with pytest.raises(StudyFormatError, match="has no schema version"):
+        write_report(sqlite_url, ["foreign"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_report_and_csv_list_every_training_code(sqlite_url, tmp_path):
+    runs = [
+        (own_point(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
+        (own_point(2), 1.6, {"code": "second"}),
+    ]
+    raw = {"refinement": {"source": "none"}}
+    make_runs(sqlite_url, "made", raw, runs)
+    html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
+    (shown,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
+    assert set(shown.split(", ")) == {"first", "second", "third"}
+    write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
+    assert rows.loc[0, "earlier_code"] == "first, second"
+    assert pd.isna(rows.loc[1, "earlier_code"])
+
+
+def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
+    make_study(sqlite_url, finished=5)
+    storage = read_storage(sqlite_url)
+    results = read_results(storage, "made")
+    trials = storage.get_all_trials(storage.get_study_id_from_name("made"))
+    for trial in trials:
+        row = results.table.loc[trial.number]
+        assert {name: row[name] for name in trial.params} == trial.params
+        assert row["state"] == ("DIVERGED" if trial.number == 3 else trial.state.name)
+        curve = results.curves[results.curves["number"] == trial.number]
+        assert dict(zip(curve["step"], curve["loss"], strict=True)) == trial.intermediate_values
+        if trial.state.is_finished():
+            assert row["completed"] == trial.datetime_complete
+            assert trial.number == 3 or row["value"] == trial.value
+
+
+def test_optuna_names_the_value_after_the_objective(sqlite_url):
+    make_study(sqlite_url, finished=2)
+    study = optuna.load_study(study_name="made", storage=sqlite_url)
+    rows = study.trials_dataframe()
+    assert "value" not in rows
+    assert study.metric_names == ["smoothed training loss"]
+    assert rows[f"value_{study.metric_names[0]}"].dropna().tolist() == [1.5, 1.6]

@@ -1,0 +1,43 @@
+"""Trial tables as CSV and Parquet files."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from factories import make_runs, own_point
+
+from reports.data.results import read_results
+from reports.data.table_export import write_csv, write_parquet
+from reports.errors import ReportError
+from studies.storage.open import read_storage
+
+
+def test_pandas_reads_the_written_tables(derived, tmp_path):
+    storage = read_storage(derived)
+    results = [read_results(storage, name, with_curves=()) for name in ("made", "derived")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["study"].tolist() == ["made"] * 8 + ["derived"] * 3
+        assert rows["value"].iloc[:3].tolist() == pytest.approx([1.5, 1.6, 1.7])
+        assert rows["residual"].tolist()[:8] == [False] * 4 + [True] * 4
+        assert rows["source_trials"].iloc[8] == "[0, 1]"
+    with pytest.raises(ReportError, match="cannot write"):
+        write_csv(results, Path("/proc/no/rows.csv"))
+
+
+def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
+    text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
+    runs = [(own_point(), 1.0, {"sample": text}), (own_point(2), 2.0, {})]
+    make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
+    results = [read_results(read_storage(sqlite_url), "writers")]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    lines = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
+    assert len(lines) == 3
+    assert lines[0].endswith(",sample")
+    (written, missing) = pd.read_csv(tmp_path / "rows.csv")["sample"]
+    assert "étude" in written
+    assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+    assert pd.isna(missing)
+    assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
