@@ -285,7 +285,8 @@ def test_every_link_has_a_target(page):
 
 
 def test_every_fault_names_a_test():
-    named = re.findall(r"`(tests/[\w/]*test_\w+\.py)(?: -k \"?([\w ]+)\"?)?`", PAGES["docs/reliability.md"])
+    page = PAGES["docs/reliability.md"]
+    named = re.findall(r"`(tests/[\w/]*test_\w+\.py)(?: -k \"?([\w ]+)\"?)?`", page)
     assert len(named) > 30
     for path, words in named:
         tests = re.findall(r"def (test_\w+)", (ROOT / path).read_text(encoding="utf-8"))
