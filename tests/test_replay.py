@@ -76,17 +76,17 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     head, names, *lines = done.stdout.splitlines()
-    assert head == "curves.csv.gz: 47 points, 1,000 steps, the best 4, 2 orders"
+    assert head == "curves.csv.gz: 47 trials, 1,000 steps, the best 4, 2 orders"
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [
         "ours", "ours, in Optuna", "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband"
     ]  # fmt: skip
-    concurrent, cost, recall, worst, _, winner, complete, begun = found["ours"]
+    concurrent, cost, recall, worst, _, winner, complete, starts = found["ours"]
     assert (concurrent, winner) == ("3", "2/2")
     assert 0.1 < float(cost) < 0.7
     assert float(worst) <= float(recall) <= 1
-    assert float(complete) < 1 < float(begun)
+    assert float(complete) < 1 < float(starts)
 
 
 def test_other_files_are_refused_in_one_line(tmp_path, run):
