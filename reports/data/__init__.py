@@ -1,1 +1,1 @@
-"""."""
+"""Studies read into frames, and tables written to files."""

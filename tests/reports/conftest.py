@@ -1,10 +1,10 @@
-"""A real browser, and studies to look at in it."""
+"""Fixtures of the report's tests: a browser, a study, and fewer figures."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from factories import make_derived
+from factories import make_refinement
 from hooks import HANG_TIMEOUT
 from services import report_missing
 
@@ -37,14 +37,14 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def importances_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Optuna's figures, which take most of a page's time, draw the importances alone."""
+def only_importances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw only the importances of Optuna's figures, which take most of a page's time."""
     for name in ("chart_parameters", "chart_study"):
         monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
 
 
 @pytest.fixture
-def without_optuna_figures(importances_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_optuna_figures(only_importances: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw none of Optuna's figures."""
     for name in ("compute_block_importances", "compute_importances"):
         monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
@@ -52,6 +52,6 @@ def without_optuna_figures(importances_alone: None, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def derived(sqlite_url):
-    """The URL of a storage with the studies ``made`` and ``derived``."""
-    make_derived(sqlite_url)
+    """URL of a storage with the studies ``made`` and ``derived``."""
+    make_refinement(sqlite_url)
     return sqlite_url

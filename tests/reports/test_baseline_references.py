@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from factories import make_known, make_replicates, make_runs, make_study, own_point
+from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
 
 from reports.charts.comparison_plots import plot_replicates
 from reports.data.results import read_results
@@ -29,7 +29,7 @@ def results_of(url, *names):
 
 
 def test_study_of_baseline_cells_has_no_switches(sqlite_url):
-    make_known(sqlite_url)
+    make_baselines(sqlite_url)
     (results,) = results_of(sqlite_url, "cells")
     assert results.parameters == ["cell", "state_size", "bptt_steps"]
     row = results.complete.iloc[0]
@@ -51,7 +51,7 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
 
 def test_labels_name_bptt_steps_unless_all_are_one(sqlite_url):
     raw = {"space": {"layers": [1], "state_size": [4]}, "training": {"bptt_steps": 16}}
-    make_runs(sqlite_url, "windowed", raw, [(own_point(), 1.0, {})])
+    make_runs(sqlite_url, "windowed", raw, [(gated_params(), 1.0, {})])
     (results,) = results_of(sqlite_url, "windowed")
     assert results.table["architecture"].iloc[0] == "1×4 no gates, new state, bptt_steps 16"
     make_study(sqlite_url)
@@ -63,8 +63,8 @@ def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
     make_study(sqlite_url, diverged=None)
     variants = [{"bptt_steps": 1}, {"bptt_steps": 4}]
     runs = [
-        (own_point(bptt_steps=1), 1.4, {}),
-        (own_point(bptt_steps=4), 1.2, {}),
+        (gated_params(bptt_steps=1), 1.4, {}),
+        (gated_params(bptt_steps=4), 1.2, {}),
     ]
     raw = {"refinement": {"source": "made", "variants": variants}}
     make_runs(sqlite_url, "windows", raw, runs, sources=[0])
@@ -79,10 +79,10 @@ def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
 def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
     recorded = {"validation_loss": 2.25}
     space = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "made", space, [(own_point(), 1.0, recorded)])
+    make_runs(sqlite_url, "made", space, [(gated_params(), 1.0, recorded)])
     raw = {"refinement": {"source": "made"}, "objective": "validation"}
-    make_runs(sqlite_url, "measured", raw, [(own_point(), 2.0, {})], sources=[0])
-    make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(own_point(), 2.0, {})])
+    make_runs(sqlite_url, "measured", raw, [(gated_params(), 2.0, {})], sources=[0])
+    make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(gated_params(), 2.0, {})])
     measured, tokens = results_of(sqlite_url, "measured", "tokens")
     assert measured.sources["value"].tolist() == [2.25]
     assert tokens.sources.empty
@@ -90,7 +90,7 @@ def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
 
 def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     make_study(sqlite_url, finished=2)
-    make_known(sqlite_url)
+    make_baselines(sqlite_url)
     gated, cells = build_sections(results_of(sqlite_url, "made", "cells"))
     shapes = gated.curves.figure.layout.shapes
     named = [("1×4 GRU, bptt_steps 1", 1.4), ("1×4 GRU, bptt_steps 16", 1.5),
@@ -113,7 +113,7 @@ def drawn(results, others):
 def test_replicates_show_comparable_references_only(sqlite_url):
     make_replicates(sqlite_url, "tested")
     make_replicates(sqlite_url, "validated", split="validation")
-    make_known(sqlite_url)
+    make_baselines(sqlite_url)
     tested, validated, cells = results_of(sqlite_url, "tested", "validated", "cells")
     assert not drawn(tested, [cells]).shapes, "no baseline was evaluated on the test text"
     layout = drawn(validated, [cells])
@@ -125,39 +125,39 @@ def test_replicates_show_comparable_references_only(sqlite_url):
     assert words.startswith(
         " Dashed lines: the best of each baseline cell: 1×4 GRU, bptt_steps 1: 3.5000; "
     )
-    make_known(sqlite_url, "elsewhere", evaluation={"windows": 8})
+    make_baselines(sqlite_url, "elsewhere", evaluation={"windows": 8})
     (elsewhere,) = results_of(sqlite_url, "elsewhere")
     assert not drawn(validated, [elsewhere]).shapes, "evaluated on other windows"
 
 
 def test_references_share_the_corpus_and_state_training_differences(sqlite_url):
     make_study(sqlite_url)
-    make_known(sqlite_url, "elsewhere", text="cd")
-    make_known(sqlite_url, "tokens", tokenizer="bpe:300")
-    make_known(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
-    own, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
-    references = find_references(own, others)
+    make_baselines(sqlite_url, "elsewhere", text="cd")
+    make_baselines(sqlite_url, "tokens", tokenizer="bpe:300")
+    make_baselines(sqlite_url, "longer", training={"steps": 20_000, "learning_rate": 0.002})
+    gated, *others = results_of(sqlite_url, "made", "elsewhere", "tokens", "longer")
+    references = find_references(gated, others)
     assert {each.study for each in references} == {"longer"}
     assert describe_training_differences(references) == (
         "The cells of longer were trained differently: steps 20,000 against 10,000 here, "
         "learning_rate 0.002 against 0.001 here."
     )
-    assert find_references(others[0], [own, *others]) == []
+    assert find_references(others[0], [gated, *others]) == []
 
 
 def test_references_of_several_studies_name_their_study(sqlite_url):
     make_study(sqlite_url)
     for name in ("first", "second"):
-        make_known(sqlite_url, name)
-    own, *others = results_of(sqlite_url, "made", "first", "second")
-    labels = [each.label for each in find_references(own, others)]
+        make_baselines(sqlite_url, name)
+    gated, *others = results_of(sqlite_url, "made", "first", "second")
+    labels = [each.label for each in find_references(gated, others)]
     assert labels[::4] == ["1×4 GRU, bptt_steps 1 (first)", "1×4 GRU, bptt_steps 1 (second)"]
 
 
 def test_references_by_another_objective_have_a_training_loss_only(sqlite_url):
-    runs = [(own_point(replicate=i), 2.0, {"validation_bits_per_byte": None}) for i in (1, 2)]
+    runs = [(gated_params(replicate=i), 2.0, {"validation_bits_per_byte": None}) for i in (1, 2)]
     make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
-    make_known(sqlite_url, objective="validation")
+    make_baselines(sqlite_url, objective="validation")
     gated, cells = results_of(sqlite_url, "own", "cells")
     references = find_references(gated, [cells])
     assert all(math.isnan(each.metric) for each in references)
@@ -166,7 +166,7 @@ def test_references_by_another_objective_have_a_training_loss_only(sqlite_url):
 
 def test_baseline_and_gated_studies_are_exported_together(sqlite_url, tmp_path):
     make_study(sqlite_url)
-    make_known(sqlite_url)
+    make_baselines(sqlite_url)
     results = results_of(sqlite_url, "made", "cells")
     write_csv(results, tmp_path / "rows.csv")
     write_parquet(results, tmp_path / "rows.parquet")

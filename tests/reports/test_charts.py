@@ -32,7 +32,7 @@ def test_optuna_study_has_the_selected_trials_with_readable_parameters(sqlite_ur
     assert complete[2].params["residual"] == "on"
 
 
-@pytest.mark.usefixtures("importances_alone")
+@pytest.mark.usefixtures("only_importances")
 def test_charts_below_the_threshold_contain_only_such_trials(sqlite_url):
     make_study(sqlite_url)
     section = build_section(read_results(read_storage(sqlite_url), "made"))
@@ -46,7 +46,7 @@ def test_charts_below_the_threshold_contain_only_such_trials(sqlite_url):
     assert [each.label for each in section.below_importances] == ["below the threshold (4 trials)"]
 
 
-@pytest.mark.usefixtures("importances_alone")
+@pytest.mark.usefixtures("only_importances")
 def test_importances_equal_optunas(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")
@@ -68,7 +68,7 @@ def test_importances_equal_optunas(sqlite_url):
         assert sorted(bars.x) == pytest.approx(sorted(expected.values()))
 
 
-@pytest.mark.usefixtures("importances_alone")
+@pytest.mark.usefixtures("only_importances")
 def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_url):
     make_study(sqlite_url, exclude=[{"state_size": 4, "residual": False}], diverged=None)
     section = build_section(read_results(read_storage(sqlite_url), "made"))

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import optuna
 import pytest
-from factories import make_runs, make_study, own_point
+from factories import gated_params, make_runs, make_study
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -176,7 +176,7 @@ def test_new_files_replace_the_previous_ones(sqlite_url, tmp_path):
 
 def test_samples_of_the_best_trials_are_one_file(sqlite_url, tmp_path):
     files, samples = tmp_path / "files", ("once <upon>\n a time", None, "there was")
-    runs = [(own_point(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
+    runs = [(gated_params(1 + i), 1.5 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "made", {"space": {"layers": [1, 2, 3], "state_size": [4]}}, runs)
     publish_url(sqlite_url, "made", files)
     (key,) = (

@@ -119,12 +119,12 @@ def test_state_source_is_contrasted_as_two_switches():
 @st.composite
 def random_tables(draw):
     parameters = {"a": [False, True], "b": [False, True], "size": [1, 2, 3]}
-    points = list(itertools.product(*parameters.values()))
-    kept = draw(st.lists(st.sampled_from(points), min_size=2, unique=True))
+    combinations = list(itertools.product(*parameters.values()))
+    selected = draw(st.lists(st.sampled_from(combinations), min_size=2, unique=True))
     values = st.one_of(st.just(math.nan), st.floats(1, 4))
     return [
-        dict(zip(parameters, point, strict=True)) | {"value": draw(values)}
-        for point in draw(st.permutations(kept))
+        dict(zip(parameters, combination, strict=True)) | {"value": draw(values)}
+        for combination in draw(st.permutations(selected))
     ]
 
 

@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_derived
+from factories import make_refinement
 
 from reports.data.results import read_results
 from reports.page.page import render_page
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
-    make_derived(url)
+    make_refinement(url)
     storage = read_storage(url)
     results = [read_results(storage, name) for name in ("made", "derived")]
     return Page("".join(render_page(build_sections(results))))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from factories import distributions_of, make_known, make_replicates, make_study, open_new
+from factories import distributions_of, make_baselines, make_replicates, make_study, open_new
 from helpers import study_attributes
 from optuna.trial import TrialState
 
@@ -180,7 +180,7 @@ def test_baseline_cells_test_no_hypothesis(planned):
 def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
     """The second best of the replicates is half as large, and as good as the best."""
     make_replicates(sqlite_url)
-    make_known(sqlite_url, question="How good are baseline cells?")
+    make_baselines(sqlite_url, question="How good are baseline cells?")
     storage = read_storage(sqlite_url)
     others = [read_results(storage, name) for name in ("replicates", "cells")]
     storage.close()
@@ -256,7 +256,7 @@ contrasts = [{ before = { residual = false }, after = { residual = true } }]
 
 def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
     make_study(sqlite_url, diverged=None)
-    file, page = tmp_path / "own.toml", tmp_path / "page.md"
+    file, page = tmp_path / "hypotheses.toml", tmp_path / "page.md"
     contrast = "{ before = { residual = false }, after = { residual = true } }"
     text = (
         f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'
@@ -281,7 +281,7 @@ def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
     ],
 )
 def test_invalid_file_of_hypotheses_is_refused_in_one_line(tmp_path, old, new, message):
-    file = tmp_path / "own.toml"
+    file = tmp_path / "hypotheses.toml"
     contrast = "{ before = { residual = false }, after = { residual = true } }"
     text = (
         f'[[hypothesis]]\nclaim = "C"\ncomparison = "c"\nrule = "lowers"\ncontrasts = [{contrast}]'

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from factories import distributions_of, make_replicates, make_runs, make_study, own_point
+from factories import distributions_of, gated_params, make_replicates, make_runs, make_study
 from helpers import study_attributes
 from optuna.trial import TrialState
 
@@ -53,7 +53,7 @@ def test_replicates_are_ranked_by_held_out_text(sqlite_url, split, column, unit)
 
 def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_url, tmp_path):
     runs = [
-        (own_point(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
+        (gated_params(layers, replicate=i), layers + value, {"validation_bits_per_byte": None})
         for layers in (1, 2)
         for i, value in enumerate((0.0, 0.01, 0.02))
     ]
@@ -99,7 +99,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url, 
     noise = (0.03, -0.02, 0.01, 0.0, -0.02)
     runs = [
         (
-            own_point(1 + i),
+            gated_params(1 + i),
             1.5 + i / 10,
             {
                 "validation_windows": [
@@ -148,7 +148,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url, tmp_path)
         "evaluation": {"average": 0.25},
         "report_threshold": 5.0,
     }
-    runs = [(own_point(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
+    runs = [(gated_params(i), 4.0 + i, {"training_loss": 3.5 - i}) for i in (1, 2)]
     tokenizer = {"size": 290, "bytes_per_token": 2.5, "serialized": "{}"}
     make_runs(sqlite_url, "tokens", raw, runs, tokenizer=tokenizer)
     words = words_of(sqlite_url, ["tokens"], tmp_path / "page.html")
@@ -169,7 +169,7 @@ def test_page_of_a_token_study_uses_its_unit_and_objective(sqlite_url, tmp_path)
 
 def test_samples_are_shown_escaped(sqlite_url, tmp_path):
     samples = ("<b>it was</b>\n\x00 & so on", None)
-    runs = [(own_point(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
+    runs = [(gated_params(1 + i), 1.0 + i, {"sample": text}) for i, text in enumerate(samples)]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
     page = write_report(sqlite_url, ["writers"], tmp_path / "page.html").path.read_text("utf-8")
     assert "Samples</h3>" in page

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from factories import make_runs, make_study, own_point
+from factories import gated_params, make_runs, make_study
 from sqlalchemy.engine import make_url
 
 from reports.cli import reports, write_final_report
@@ -151,8 +151,8 @@ def headline_for(capsys, url, *names):
 def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsys):
     make_study(sqlite_url)
     raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "better", raw, [(own_point(3), 1.25, {})])
-    make_runs(sqlite_url, "of-other-text", raw, [(own_point(3), 1.0, {})], text="cd")
+    make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
+    make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
     made_effects = "largest effects of 'made': residual +0.400 nats [+0.400, +0.400], layers"
     headline = headline_for(capsys, sqlite_url, "better", "made")
     assert headline.startswith("best: 3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats")
@@ -164,7 +164,7 @@ def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsy
 
 def test_headline_of_a_study_without_effects_names_the_best_network(folder, sqlite_url, capsys):
     raw = {"space": {"layers": [1], "state_size": [4]}}
-    make_runs(sqlite_url, "single", raw, [(own_point(), 1.25, {})])
+    make_runs(sqlite_url, "single", raw, [(gated_params(), 1.25, {})])
     assert headline_for(capsys, sqlite_url, "single") == (
         "best: 1×4 no gates, new state (trial 0), 1.2500 nats per byte, minimum smoothed "
         "training loss"

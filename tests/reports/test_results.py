@@ -5,7 +5,7 @@ import re
 import optuna
 import pandas as pd
 import pytest
-from factories import make_runs, make_study, own_point
+from factories import gated_params, make_runs, make_study
 
 from reports.data.results import read_results
 from reports.data.table_export import write_csv
@@ -44,8 +44,8 @@ def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
 
 def test_report_and_csv_list_every_training_code(sqlite_url, tmp_path):
     runs = [
-        (own_point(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
-        (own_point(2), 1.6, {"code": "second"}),
+        (gated_params(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
+        (gated_params(2), 1.6, {"code": "second"}),
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from factories import make_runs, own_point
+from factories import gated_params, make_runs
 
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_parquet
@@ -28,7 +28,7 @@ def test_pandas_reads_the_written_tables(derived, tmp_path):
 
 def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     text = 'a, "quoted" line\r\nC:\\new\tétude\x00\x0b\x85\u2028end\n'
-    runs = [(own_point(), 1.0, {"sample": text}), (own_point(2), 2.0, {})]
+    runs = [(gated_params(), 1.0, {"sample": text}), (gated_params(2), 2.0, {})]
     make_runs(sqlite_url, "writers", {"space": {"layers": [1], "state_size": [4]}}, runs)
     results = [read_results(read_storage(sqlite_url), "writers")]
     write_csv(results, tmp_path / "rows.csv")

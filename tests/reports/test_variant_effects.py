@@ -1,7 +1,7 @@
 """Effects of the variants of a refinement."""
 
 import pytest
-from factories import make_replicates, make_runs, own_point
+from factories import gated_params, make_replicates, make_runs
 
 from reports.data.results import read_results
 from reports.page.page import write_report
@@ -39,7 +39,7 @@ def test_variants_are_compared_with_their_source_trials(derived):
 def test_replicates_of_a_source_architecture_count_once(sqlite_url):
     make_replicates(sqlite_url)
     raw = {"refinement": {"source": "replicates", "variants": [{}, {"layers": 3}]}}
-    runs = [(own_point(2), 1.8, {}), (own_point(3), 1.7, {})]
+    runs = [(gated_params(2), 1.8, {}), (gated_params(3), 1.7, {})]
     make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1, 2])
     comparison = compare_with_source(read_results(read_storage(sqlite_url), "derived"))
     rows = comparison.rows[["origin", "source_value", "variant", "value"]].to_numpy().tolist()
