@@ -55,8 +55,8 @@ def generate(
 
     def next_logits(token: int) -> Tensor:
         """Read a token and return the logits of the next one (V,)."""
-        inputs = network.prepare_inputs(torch.tensor([token], device=network.device))
-        logits, next_states = network.forward(inputs, states)  # (1, 1, V)
+        tokens = torch.tensor([token], device=network.device)
+        logits, next_states = network.forward(tokens, states)  # (1, 1, V)
         for state, next_state in zip(states, next_states, strict=True):
             state.copy_(next_state)
         return logits[0, 0].cpu()

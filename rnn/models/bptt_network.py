@@ -29,7 +29,7 @@ from rnn.models.baselines import BASELINE_LAYERS
 from rnn.models.gated import GatedLayer, RecurrentLayer, RecurrentNetwork
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.linear import StackedLinear, WeightSlice
-from rnn.stacked.network import UniqueTokens, draw_initial_weights
+from rnn.stacked.network import draw_initial_weights
 from rnn.training.precision import configure_matmul
 
 
@@ -141,24 +141,18 @@ class BPTTNetwork:
         past_tokens = torch.zeros(1, earlier, streams, dtype=torch.long, device=self.device)
         return [*states, *past_states, past_tokens, past_tokens.new_zeros(1)]
 
-    def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
-        """Prepare the streams' tokens (B,) for :meth:`forward`."""
-        return UniqueTokens(tokens)
-
     @torch.no_grad()
-    def forward(
-        self, inputs: UniqueTokens, states: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             states: (1, B, n) for each layer.
 
         Returns:
             The logits of each stream's next token (1, B, V), and the next states.
         """
-        logits, next_states = self.module(inputs.values[None], [state[0] for state in states])
+        logits, next_states = self.module(tokens[None], [state[0] for state in states])
         return logits[None], [state[None] for state in next_states]
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -166,20 +160,20 @@ class BPTTNetwork:
         return functional.cross_entropy(logits[0], targets, reduction="none")[None]
 
     def loss_and_grad(
-        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step and compute the gradients of its loss through the last W steps.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             targets: next tokens (B,).
             states: of :meth:`init_training_state`; no gradient goes further back.
 
         Returns:
             The mean loss over the streams (1,), in nats, and the next states.
         """
-        current = states[: self.layers]
-        start, tokens, window = current, inputs.values[None], []  # tokens: (1, B)
+        current = start = states[: self.layers]
+        tokens, window = tokens[None], []  # (1, B)
         if self._window > 1:
             *past_states, past_tokens, count = states[self.layers :]
             tokens = torch.cat((past_tokens[0], tokens))  # (W, B)
@@ -216,15 +210,20 @@ def _fused_weights(config: NetworkConfig) -> dict[str, list[WeightSlice]]:
     n = config.state_size
     r = n * (config.reads_new_state + config.reads_previous_state + config.residual)
     gates = ["state_gate"] * config.state_gate + ["forget_gate"] * config.forget_gate
-    uzf = enumerate(["candidate", *gates])
-    output_gate = [WeightSlice("output_gate", (n, r), (0, n))] * config.output_gate
+    uzf = [
+        WeightSlice(name, rows=(0, 2 * n), offset=(0, n * column))
+        for column, name in enumerate(["candidate", *gates])
+    ]
+    oy = [WeightSlice("read_out", rows=(0, r))]
+    if config.output_gate:
+        oy.append(WeightSlice("output_gate", rows=(n, r), offset=(0, n)))
     return {
-        "W_i": [WeightSlice("input_gate", (0, 2 * n))],
-        "W_uzf": [WeightSlice(name, (0, 2 * n), (0, n * i)) for i, name in uzf],
-        "W_z_u": [WeightSlice("state_gate", (2 * n, n))],
-        "W_f_u": [WeightSlice("forget_gate", (2 * n, n))],
-        "W_oy": [WeightSlice("read_out", (0, r)), *output_gate],
-        "W_y_o": [WeightSlice("output_gate", (0, n))],
+        "W_i": [WeightSlice("input_gate", rows=(0, 2 * n))],
+        "W_uzf": uzf,
+        "W_z_u": [WeightSlice("state_gate", rows=(2 * n, n))],
+        "W_f_u": [WeightSlice("forget_gate", rows=(2 * n, n))],
+        "W_oy": oy,
+        "W_y_o": [WeightSlice("output_gate", rows=(0, n))],
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
-from rnn.stacked.network import NetworkStack, UniqueTokens
+from rnn.stacked.network import NetworkStack
 
 
 class TrainableNetwork(Protocol):
@@ -46,16 +46,11 @@ class TrainableNetwork(Protocol):
         The first tensors are :meth:`init_state`; all have K as their first axis and are zero.
         """
 
-    def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
-        """Prepare the streams' tokens (B,) for :meth:`forward`."""
-
-    def forward(
-        self, inputs: UniqueTokens, states: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             states: (K, B, n) for each layer.
 
         Returns:
@@ -72,7 +67,7 @@ class TrainableNetwork(Protocol):
         """
 
     def loss_and_grad(
-        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step and compute the gradients of its losses.
 
@@ -80,7 +75,7 @@ class TrainableNetwork(Protocol):
         last ``bptt_steps`` steps; they are written to ``parameters``.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             targets: next tokens (B,).
             states: of :meth:`init_training_state` or the last step.
 

@@ -43,8 +43,9 @@ class GatedLayer(RecurrentLayer):
     g is c' if ``gate_inputs`` is ``"state"``. If it is ``"candidate"``, g is [c' ; u] with u as it
     stands at that point. The output is y, the next state u.
 
-    Weights that multiply the same input are fused in one ``nn.Linear``, as in ``nn.LSTM``. The rows
-    of W_z, W_f and W_y that multiply u or o form modules without bias.
+    Weights that multiply the same input are fused, as in ``nn.LSTM``: W_uzf is W_u, W_z and W_f
+    side by side, W_oy is W_o and W_y. The rows of W_z, W_f and W_y that multiply u or o are the
+    modules W_z_u, W_f_u and W_y_o.
 
     Args:
         config: options and state size of the layer.
@@ -78,10 +79,11 @@ class GatedLayer(RecurrentLayer):
         config, n = self.config, self.config.state_size
         new_states, previous_states = [], []
         for x in xs:
-            c, h_in = torch.cat((x, h), 1), h  # (B, 2n), (B, n)
+            c = torch.cat((x, h), 1)  # (B, 2n)
+            gated_h = h  # (B, n), h'
             if self.W_i is not None:
-                c = self.W_i(c).sigmoid() * c  # (B, 2n)
-                h_in = c[:, n:]  # (B, n)
+                c = self.W_i(c).sigmoid() * c  # (B, 2n), c'
+                gated_h = c[:, n:]  # (B, n)
             u, *gates = self.W_uzf(c).split(n, 1)  # (B, n) each
             u = tanh(u)  # (B, n)
             if config.state_gate:
@@ -90,11 +92,11 @@ class GatedLayer(RecurrentLayer):
             if config.forget_gate:
                 f = _gate(gates[-1], self.W_f_u, u)  # (B, n)
                 u = f * u  # (B, n)
-            h = u
-            new_states.append(u)
-            previous_states.append(h_in)
+            h = u  # (B, n)
+            new_states.append(h)
+            previous_states.append(gated_h)
 
-        # The read-out of all steps is one product.
+        # The states do not depend on the read-out: it is one product for all steps.
         steps = slice(-1 if last_only else 0, None)
         parts = []
         if config.reads_new_state:
@@ -105,9 +107,11 @@ class GatedLayer(RecurrentLayer):
             parts.append(xs[steps])  # (T, B, n)
         r = torch.cat(parts, 2)  # (T, B, n to 3n)
         o, *gates = self.W_oy(r).split(n, 2)  # (T, B, n) each
-        if config.output_gate:
-            return _gate(gates[0], self.W_y_o, o) * o, h
-        return functional.silu(o), h
+        if self.W_y_o is None:
+            y = functional.silu(o)  # (T, B, n), o ⊙ σ(o)
+            return y, h
+        y = _gate(gates[0], self.W_y_o, o) * o  # (T, B, n)
+        return y, h
 
 
 class RecurrentNetwork(nn.Module):
@@ -147,13 +151,15 @@ class RecurrentNetwork(nn.Module):
             The logits (B, V) after the last token, and the state of each layer then.
         """
         # A linear map of a one-hot token is a row of its weights.
-        xs = functional.embedding(tokens, self.embedding.weight.T) + self.embedding.bias
+        xs = functional.embedding(tokens, self.embedding.weight.T)  # (T, B, n)
+        xs = xs + self.embedding.bias  # (T, B, n)
         next_states = []
         for layer, state in zip(self.layers, states, strict=True):
             last_only = layer is self.layers[-1]
             xs, next_state = layer(xs, state, last_only)  # (T, B, n), (B, state_width)
             next_states.append(next_state)
-        return self.head(xs[-1]), next_states  # (B, V)
+        logits = self.head(xs[-1])  # (B, V)
+        return logits, next_states
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -146,23 +146,25 @@ class NetworkStack:
         """Return what training carries from step to step, at a sequence's start: the states."""
         return self.init_state(streams)
 
-    def prepare_inputs(self, tokens: Tensor) -> UniqueTokens:
-        """Prepare the streams' tokens (B,) for :meth:`forward`."""
-        return UniqueTokens(tokens) if self.static_graph else UniqueTokens.from_tokens(tokens)
-
-    def forward(
-        self, inputs: UniqueTokens, states: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advance all networks by one time step of the same text.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             states: (K, B, n) for each layer.
 
         Returns:
             The logits of each stream's next token (K, B, V), and the next states, in buffers that
             the next step reuses.
         """
+        return self._forward(self._find_unique(tokens), states)
+
+    def _find_unique(self, tokens: Tensor) -> UniqueTokens:
+        return UniqueTokens(tokens) if self.static_graph else UniqueTokens.from_tokens(tokens)
+
+    def _forward(
+        self, inputs: UniqueTokens, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         embedding = self._embedding
         shape = (len(self.configs), len(inputs.values), self.state_size)
         values = self._buffers.get("x", shape, like=embedding.weight)
@@ -186,19 +188,20 @@ class NetworkStack:
         return losses
 
     def loss_and_grad(
-        self, inputs: UniqueTokens, targets: Tensor, states: Sequence[Tensor]
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance by one time step and compute the gradients of its losses.
 
         Args:
-            inputs: tokens, of :meth:`prepare_inputs`.
+            tokens: tokens that the streams read (B,).
             targets: next tokens (B,).
             states: (K, B, n) for each layer; no gradient goes further back.
 
         Returns:
             The networks' mean losses over the streams (K,), in nats, and the next states.
         """
-        logits, next_states = self.forward(inputs, states)
+        inputs = self._find_unique(tokens)
+        logits, next_states = self._forward(inputs, states)
         losses, d = self._cross_entropy(logits, targets)
         # The gradient of the mean cross-entropy: (softmax − one-hot) / B.
         index = targets[None, :, None].expand(len(d), -1, 1)

@@ -51,8 +51,7 @@ def compute_eval_losses(
     states = stack.init_state(count)
     total = states[0].new_zeros(len(stack.configs), count)
     for t in range(length - 1):
-        inputs = stack.prepare_inputs(tokens[t])
-        logits, next_states = stack.forward(inputs, states)  # (K, windows, V)
+        logits, next_states = stack.forward(tokens[t], states)  # (K, windows, V)
         total += stack.losses(logits, tokens[t + 1])  # (K, windows)
         for state, next_state in zip(states, next_states, strict=True):
             state.copy_(next_state)

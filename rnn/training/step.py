@@ -66,8 +66,7 @@ class TrainStep:
             self._graph_runner.run(self._step)
 
     def _step(self) -> None:
-        inputs = self.stack.prepare_inputs(self._tokens)
-        losses, next_states = self.stack.loss_and_grad(inputs, self._targets, self.states)
+        losses, next_states = self.stack.loss_and_grad(self._tokens, self._targets, self.states)
         self.optimizer.step()
         self.ema_losses.lerp_(losses, 1 - self._smoothing)
         for state, next_state in zip(self.states, next_states, strict=True):

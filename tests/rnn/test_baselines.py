@@ -36,14 +36,14 @@ def test_losses_and_gradients_equal_those_of_torchs_module(config: BaselineConfi
     expected = outputs @ head[0] + head[1]
     states = network.init_state(STREAMS)
     for t in range(STEPS):
-        logits, states = network.forward(network.prepare_inputs(text[t]), states)
+        logits, states = network.forward(text[t], states)
         torch.testing.assert_close(logits[0], expected[t].detach(), **EXACT)
         losses = nn.functional.cross_entropy(expected[t], text[t + 1], reduction="none")
         torch.testing.assert_close(network.losses(logits, text[t + 1])[0], losses.detach(), **EXACT)
 
     states = network.init_training_state(STREAMS)
     for t in range(STEPS):
-        _, states = network.loss_and_grad(network.prepare_inputs(text[t]), text[t + 1], states)
+        _, states = network.loss_and_grad(text[t], text[t + 1], states)
     losses.mean().backward()
     grads = parameters.extract(0, parameters.grads)
     for layer, (name, suffix) in maps:

@@ -71,8 +71,7 @@ def test_bfloat16_products_change_loss_and_gradient_little(config):
         network = BPTTNetwork([TrialConfig(config, 0, 12)], 3, precision, VOCAB_SIZE)
         states, text = network.init_training_state(STREAMS), random_text(14)
         for t in range(13):
-            inputs = network.prepare_inputs(text[t])
-            loss, states = network.loss_and_grad(inputs, text[t + 1], states)
+            loss, states = network.loss_and_grad(text[t], text[t + 1], states)
         assert loss.dtype == states[0].dtype == network.parameters.values.dtype
         results.append((loss.double(), network.parameters.grads.double()))
     (expected_loss, expected), (loss, grads) = results

@@ -60,8 +60,7 @@ def test_module_computes_the_reference_network(config: NetworkConfig, bptt_steps
 
     expected_states, states = network.init_state(STREAMS), generated.module.init_state(STREAMS)
     for tokens in text[:-1]:
-        inputs = network.prepare_inputs(tokens)
-        expected, expected_states = network.forward(inputs, expected_states)
+        expected, expected_states = network.forward(tokens, expected_states)
         logits, states = generated.module(tokens, states)
         torch.testing.assert_close(logits.detach(), expected[0], rtol=1e-12, atol=1e-12)
         for state, (expected_state,) in zip(states, expected_states, strict=True):
@@ -71,8 +70,7 @@ def test_module_computes_the_reference_network(config: NetworkConfig, bptt_steps
 
     training_states = network.init_training_state(STREAMS)
     for tokens, targets in pairwise(text):
-        inputs = network.prepare_inputs(tokens)
-        loss, training_states = network.loss_and_grad(inputs, targets, training_states)
+        loss, training_states = network.loss_and_grad(tokens, targets, training_states)
     if bptt_steps == 1 and not is_detached:  # the code of baseline cells does not detach
         return
     states = generated.module.init_state(STREAMS)

@@ -25,7 +25,7 @@ def test_losses_are_means_over_evenly_spaced_windows():
         states, total = stack.init_state(1), 0.0
         for t in range(start, start + 19):
             token, target = (torch.tensor([int(TEXT[i])]) for i in (t, t + 1))
-            logits, next_states = stack.forward(stack.prepare_inputs(token), states)
+            logits, next_states = stack.forward(token, states)
             total = total + stack.losses(logits, target)[:, 0]
             for state, next_state in zip(states, next_states, strict=True):
                 state.copy_(next_state)

@@ -88,9 +88,7 @@ def test_export_computes_the_same_logits(exports, name):
     network = build_network([config], 0, "fp32", model.tokenizer.size, None, weights)
     states = network.init_state(1)
     for token, logits in zip(tokens, result["logits"], strict=True):
-        expected, next_states = network.forward(
-            network.prepare_inputs(torch.tensor([token])), states
-        )
+        expected, next_states = network.forward(torch.tensor([token]), states)
         states = [state.clone() for state in next_states]
         torch.testing.assert_close(torch.tensor(logits), expected[0, 0], rtol=1e-5, atol=1e-5)
 

@@ -32,7 +32,7 @@ def predict(model: SavedModel, tokens: list[int]) -> torch.Tensor:
     )
     states = network.init_state(1)
     for token in tokens:
-        logits, next_states = network.forward(network.prepare_inputs(torch.tensor([token])), states)
+        logits, next_states = network.forward(torch.tensor([token]), states)
         states = [state.clone() for state in next_states]
     return logits[0, 0]
 

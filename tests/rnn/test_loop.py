@@ -45,7 +45,7 @@ def train(configs, precision="fp32", train_config=TRAIN_CONFIG):
 
 def advance(stack, tokens, targets, states):
     """Take one step forward, updating the states in place; return the losses (K, B)."""
-    logits, next_states = stack.forward(stack.prepare_inputs(tokens), states)
+    logits, next_states = stack.forward(tokens, states)
     for state, next_state in zip(states, next_states, strict=True):
         state.copy_(next_state)
     return stack.losses(logits, targets)

@@ -16,7 +16,7 @@ ALL = [config for layers in (1, 2, 3) for config in gated_configs(layers, SIZE)]
 
 def advance(network: TrainableNetwork, tokens: Tensor, states: list[Tensor]) -> Tensor:
     """Replace the states by those after one step; return the logits (K, B, V)."""
-    logits, next_states = network.forward(network.prepare_inputs(tokens), states)
+    logits, next_states = network.forward(tokens, states)
     for state, next_state in zip(states, next_states, strict=True):
         state.copy_(next_state)
     return logits
@@ -48,7 +48,7 @@ def test_stack_computes_the_reference_network(config: GatedConfig):
         torch.testing.assert_close(losses, expected, **exact)
 
     (losses, after), (expected, expected_after) = (
-        network.loss_and_grad(network.prepare_inputs(text[2]), text[3], each)
+        network.loss_and_grad(text[2], text[3], each)
         for network, each in zip(networks, states, strict=True)
     )
     torch.testing.assert_close(losses, expected, **exact)
@@ -61,14 +61,14 @@ def test_gradients_are_the_slopes_of_the_loss(config: GatedConfig):
     """By torch's gradcheck, which needs no other backward pass."""
     stack = NetworkStack([TrialConfig(config)], SEED, "fp64", vocab_size=7)
     values = stack.parameters.values
-    inputs, targets = stack.prepare_inputs(torch.tensor([1, 2, 1])), torch.tensor([4, 5, 6])
+    tokens, targets = torch.tensor([1, 2, 1]), torch.tensor([4, 5, 6])
     states = [torch.rand(1, STREAMS, SIZE, dtype=torch.float64) for _ in range(config.layers)]
 
     class Loss(torch.autograd.Function):
         @staticmethod
         def forward(ctx, weights):
             values.copy_(weights)
-            losses, _ = stack.loss_and_grad(inputs, targets, states)
+            losses, _ = stack.loss_and_grad(tokens, targets, states)
             ctx.save_for_backward(stack.parameters.grads.clone())
             return losses.sum()
 
@@ -85,8 +85,8 @@ def test_gradient_reaches_exactly_the_weights_that_affect_the_loss(config: Gated
     """Derived by hand, independently of the equations in code."""
     stack = NetworkStack([TrialConfig(config)], SEED, "fp64")
     states = [torch.rand(1, STREAMS, SIZE, dtype=torch.float64) for _ in range(2)]
-    inputs = stack.prepare_inputs(torch.tensor([1, 2, 3]))
-    stack.loss_and_grad(inputs, torch.tensor([4, 5, 6]), states)
+    tokens = torch.tensor([1, 2, 3])
+    stack.loss_and_grad(tokens, torch.tensor([4, 5, 6]), states)
     reached = {name for name, (weight, _) in grads_of(stack).items() if weight.any()}
 
     reads_new_state = config.state_source != "old"
@@ -131,7 +131,7 @@ def test_bfloat16_products_change_little_and_keep_float32_weights():
     assert not torch.equal(logits, expected)
     torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.02)
     for stack, states in ((full, full_states), (mixed, mixed_states)):
-        stack.loss_and_grad(stack.prepare_inputs(tokens), tokens, states)
+        stack.loss_and_grad(tokens, tokens, states)
     assert mixed.parameters.grads.dtype == torch.float32
     for name, expected_grads in grads_of(full).items():
         for grad, expected in zip(grads_of(mixed)[name], expected_grads, strict=True):
