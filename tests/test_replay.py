@@ -76,7 +76,7 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     head, names, *lines = done.stdout.splitlines()
-    assert head == "curves.csv.gz: 47 trials, 1,000 steps, the best 4, 2 orders"
+    assert head == "curves.csv.gz: 47 trials, 1,000 steps, top 4, 2 orders"
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [
@@ -104,5 +104,4 @@ def test_other_files_are_refused_in_one_line(tmp_path, run):
 def test_curves_of_two_studies_are_refused(sqlite_url, tmp_path, run):
     done = run("-m", "reports", "a", "b", "--storage", sqlite_url, "--curves", f"{tmp_path}/x.csv")
     assert done.returncode == 2
-    assert "--curves" in done.stderr
-    assert "2 studies" in done.stderr
+    assert "--curves expected one study, got 2" in done.stderr
