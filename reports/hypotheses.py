@@ -24,8 +24,9 @@ from reports.formatting import (
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import Finding, Hypothesis, evaluate_hypothesis, read_hypotheses
-from reports.stats.effects import MIN_PAIRS, FactorialTable
+from reports.stats.effects import FactorialTable
 from reports.stats.leaderboard import summarize_study
+from reports.stats.paired_difference import MIN_PAIRS
 from studies.artifacts import atomic_write
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument

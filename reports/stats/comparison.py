@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from reports.stats.effects import CONFIDENCE, Floats
+from reports.stats.paired_difference import CONFIDENCE, Floats
 
 LossesByRun = Mapping[int, Sequence[float]]
 """An architecture's loss on each evaluation window (W,), by replicate; W is 1 for a mean loss."""

@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from reports.errors import ReportError
 from reports.formatting import format_param
-from reports.stats.effects import MIN_PAIRS, Contrast, FactorialTable, PairedDifference
+from reports.stats.effects import Contrast, FactorialTable
+from reports.stats.paired_difference import MIN_PAIRS, PairedDifference
 from studies.space import PARAM_ORDER, StrictModel
 
 

@@ -17,7 +17,7 @@ from reports.stats.comparison import (
     compare_pairwise,
     compute_difference,
 )
-from reports.stats.effects import CONFIDENCE
+from reports.stats.paired_difference import CONFIDENCE
 from rnn.config import BaselineConfig, GatedConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.space import BPTT_STEPS, REPLICATE

@@ -8,7 +8,7 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.formatting import format_param, format_value
-from reports.stats.effects import PairedDifference
+from reports.stats.paired_difference import PairedDifference
 from studies.attributes import SOURCE_TRIALS
 from studies.space import PARAM_ORDER, REPLICATE
 
