@@ -21,6 +21,7 @@ from helpers import ROOT, TINY
 from hooks import HANG_TIMEOUT
 from services import free_port
 
+from reports.stats.decision_rules import read_hypotheses
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
 
@@ -204,6 +205,14 @@ def test_documented_study_file_is_valid(page, number, trials):
 def test_documented_refinement_is_valid():
     _, refinement = blocks("docs/reference/study-file.md", "toml")
     assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
+
+
+def test_documented_hypothesis_is_valid(tmp_path):
+    (hypothesis,) = blocks("docs/how-to/test-hypotheses.md", "toml")
+    path = tmp_path / "hypotheses.toml"
+    path.write_text(hypothesis, encoding="utf-8")
+    (read,) = read_hypotheses(path)
+    assert read.claim == "The forget gate lowers the loss."
 
 
 def setting_names(model) -> set[str]:
