@@ -1,7 +1,7 @@
-"""Charts of the report: a figure with its text alternative, and the colours of all figures.
+"""Charts of the report: a figure with its text alternative, and the colors of all figures.
 
-The colours are close to those of Okabe and Ito (*Color Universal Design*, 2008), which colour-blind
-readers can distinguish, and visible on white and on black. No figure relies on colour alone.
+The colors are close to those of Okabe and Ito (*Color Universal Design*, 2008), which color-blind
+readers can distinguish, and visible on white and on black. No figure relies on color alone.
 """
 
 import math
@@ -17,10 +17,10 @@ from reports.formatting import escape_html
 from reports.stats.baseline_references import BaselineReference
 
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
-"""Colours of an effect that lowers the loss, raises it, or is not significant."""
+"""Colors of an effect that lowers the loss, raises it, or is not significant."""
 
 PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a9099")
-"""Colours of categories without an order."""
+"""Colors of categories without an order."""
 
 ROW_HEIGHT = 28
 """Height in pixels of a row of a category axis."""
@@ -30,11 +30,11 @@ _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 @dataclass(frozen=True)
 class ColorScheme:
-    """Colours of the curves by one of their properties.
+    """Colors of the curves by one of their properties.
 
     Attributes:
         label: name of the property.
-        legend: (meaning, colour) of each colour; inner meanings of a scale may be empty.
+        legend: (meaning, color) of each color; inner meanings of a scale may be empty.
         indices: index into the legend for each curve, in the order of the figure's traces.
     """
 
@@ -53,7 +53,7 @@ class Chart:
         alt_text: text alternative, with the figure's main numbers.
         caption: how to read the figure.
         width: width in pixels below which the figure scrolls instead of shrinking; 0 for none.
-        color_schemes: colour schemes that a reader may choose from, for training curves.
+        color_schemes: color schemes that a reader may choose from, for training curves.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Chart:
 
     @property
     def color_scheme_data(self) -> list[dict[str, Any]]:
-        """Colour schemes in the form that the page's script reads."""
+        """Color schemes in the form that the page's script reads."""
         return [{"legend": each.legend, "of": each.indices} for each in self.color_schemes]
 
     @property
@@ -80,7 +80,7 @@ class Chart:
 
 
 def sequential_colors(count: int) -> list[str]:
-    """Return colours of ordered values, from orange (best or least) to violet."""
+    """Return colors of ordered values, from orange (best or least) to violet."""
     # The ends of the scale are too faint on white or on black.
     places = np.linspace(0.78, 0.3, count) if count > 1 else [0.5]
     return [str(color) for color in sample_colorscale("Plasma", places)]

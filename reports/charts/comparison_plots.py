@@ -85,7 +85,7 @@ def chart_differences(comparison: Comparison) -> Chart | None:
         return None
     caption = (
         "Each cell is the row minus the column, numbered as in the table. Blue: the row is better; "
-        "orange: the column is better; in parentheses and grey: the difference is not significant."
+        "orange: the column is better; in parentheses and gray: the difference is not significant."
     )
     if len(names) < len(comparison.names):
         caption += f" The best {MAX_IN_CHART} of {len(comparison.names)} architectures are shown."
@@ -112,7 +112,7 @@ def plot_differences(comparison: Comparison, names: Sequence[str]) -> go.Figure:
             difference = comparison.between(row, column)
             if difference is None or not difference.runs:
                 continue
-            # Only significant differences are coloured.
+            # Only significant differences are colored.
             means[i, j] = difference.mean if difference.is_significant else 0
             number = format_signed(difference.mean, 4)
             labels[i, j] = number if difference.is_significant else f"({number})"

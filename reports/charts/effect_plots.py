@@ -12,9 +12,9 @@ from reports.formatting import escape_html
 from reports.stats.effects import Effect, Interaction
 from reports.stats.variant_effects import SourceComparison
 
-# Zero is a translucent grey: white or black would stand out on one of the page's two themes.
+# Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
-"""Colour scale of differences in loss, centred at zero."""
+"""Color scale of differences in loss, centered at zero."""
 
 
 def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
@@ -53,14 +53,14 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
 
 
 def effect_color(effect: Effect) -> str:
-    """Return the colour of an effect, by its direction if it is significant."""
+    """Return the color of an effect, by its direction if it is significant."""
     if not effect.is_significant:
         return NEUTRAL
     return IMPROVES if effect.mean < 0 else WORSENS
 
 
 def effect_symbol(effect: Effect) -> str:
-    """Return the marker of an effect, which says the same as its colour."""
+    """Return the marker of an effect, which says the same as its color."""
     if not effect.is_significant:
         return "circle-open"
     return "triangle-left" if effect.mean < 0 else "triangle-right"

@@ -1,4 +1,4 @@
-"""Optuna's figures of a study, with readable names and the colours of the report."""
+"""Optuna's figures of a study, with readable names and the colors of the report."""
 
 from collections.abc import Collection, Container
 
@@ -16,7 +16,7 @@ from reports.data.trial_table import to_python
 from reports.formatting import escape_html, format_param, format_value
 
 TRIAL_COLOR = "#3b7dd8"
-"""Colour of a single trial, visible on white and on black."""
+"""Color of a single trial, visible on white and on black."""
 
 
 class _NoCopyStudy(optuna.Study):
@@ -131,7 +131,7 @@ def plot_ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figu
     values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
     for trace in figure.data:
-        if trace.x is None or len(trace.x) != len(order):  # colour bar
+        if trace.x is None or len(trace.x) != len(order):  # color bar
             continue
         trace.update(
             x=[trace.x[i] for i in order],
@@ -148,7 +148,7 @@ def plot_parallel_coordinates(study: optuna.Study) -> go.Figure:
     figure = visualization.plot_parallel_coordinate(study, target_name="loss")
     *lines, color_bar = figure.data
     lines.sort(key=lambda line: line.y[0], reverse=True)  # the best on top
-    # Optuna's blue lines, white background and grey text suit a white page only.
+    # Optuna's blue lines, white background and gray text suit a white page only.
     scale = sequential_colors(10)
     for line in lines:
         line.line.color = scale[min(9, int(10 * line.y[0]))]

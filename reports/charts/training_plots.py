@@ -1,4 +1,4 @@
-"""Figures of a study's training: every curve with its colour schemes, and the timeline."""
+"""Figures of a study's training: every curve with its color schemes, and the timeline."""
 
 import math
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def select_drawn_curves(results: Results) -> list[int]:
 
 
 def list_color_schemes(results: Results) -> list[ColorScheme]:
-    """List the colour schemes of :func:`plot_curves`: by rank and by each parameter."""
+    """List the color schemes of :func:`plot_curves`: by rank and by each parameter."""
     numbers = list(reversed(select_drawn_curves(results)))
     count = max(1, len(numbers))
     meanings = {0: "best tenth", _RANK_COLORS - 1: "worst tenth, or without a value"}

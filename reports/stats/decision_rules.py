@@ -31,7 +31,7 @@ class Verdict(StrEnum):
     FAILS = "does not hold"
 
 
-_LEAST_FAVOURABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
+_LEAST_FAVORABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Hypothesis(StrictModel):
         contrasts: contrasts that are tested.
         consecutive: parameter of which each value is tested against the next smaller one.
         larger_than: switches against which a contrast is tested.
-        conjunction: whether the claim is about all contrasts at once, so that the least favourable
+        conjunction: whether the claim is about all contrasts at once, so that the least favorable
             one decides. Otherwise each contrast gets a verdict.
         context: contrasts that are estimated without a verdict.
     """
@@ -267,16 +267,16 @@ def evaluate_hypothesis(
     if not tested:
         return []
     if hypothesis.conjunction:
-        tested = [max(tested, key=_unfavourableness)]
+        tested = [max(tested, key=_unfavorableness)]
     context = [
         Finding(number, name, subset, effect, None) for name, effect in estimate(hypothesis.context)
     ]
     return context + tested
 
 
-def _unfavourableness(finding: Finding) -> tuple[int, float]:
+def _unfavorableness(finding: Finding) -> tuple[int, float]:
     assert finding.verdict is not None
-    return _LEAST_FAVOURABLE_LAST.index(finding.verdict), finding.effect.high
+    return _LEAST_FAVORABLE_LAST.index(finding.verdict), finding.effect.high
 
 
 def _require_known(parameters: Iterable[str]) -> None:

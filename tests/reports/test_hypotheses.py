@@ -90,7 +90,7 @@ def test_margin_decides_what_counts_as_no_difference(planned):
     assert verdicts_of(results, margin=0.0001)[2] == "undecided"
 
 
-def test_least_favourable_contrast_decides_a_conjunction(planned):
+def test_least_favorable_contrast_decides_a_conjunction(planned):
     effects = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
     (found,) = (
         f

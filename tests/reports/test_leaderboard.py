@@ -85,7 +85,7 @@ def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sq
     assert "with 100 parameters instead of 200." in words
     assert "over replicates of the same number and over the same evaluation windows" in words
     heat = section.pairwise_chart.figure.data[0]
-    # Differences that are not significant are in parentheses and not coloured.
+    # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
     assert "than 3" in section.pairwise_chart.alt_text
