@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
-from rnn.config import BaselineConfig, GatedConfig
+from rnn.config import NetworkConfig
 from studies.attributes import EARLIER_CODE, EVAL_WINDOWS, SOURCE_TRIALS, Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
@@ -87,7 +87,7 @@ def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.Dat
 
 def decode_architecture(
     row: "pd.Series[Any] | dict[str, Any]", config: StudyConfig
-) -> GatedConfig | BaselineConfig:
+) -> NetworkConfig:
     """Decode the architecture of a table row, whose values may be NumPy scalars."""
     params = {name: to_python(row[name]) for name in ARCHITECTURE_PARAMS if name in row}
     return to_trial_config(params, config).architecture

@@ -18,7 +18,7 @@ from reports.stats.comparison import (
     compute_difference,
 )
 from reports.stats.paired_difference import CONFIDENCE
-from rnn.config import BaselineConfig, GatedConfig
+from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -54,7 +54,7 @@ class LeaderboardEntry:
     """
 
     label: str
-    architecture: GatedConfig | BaselineConfig
+    architecture: NetworkConfig
     bptt_steps: int
     number: int
     losses: list[float]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rnn.config import BaselineConfig, GatedConfig, Precision
+from rnn.config import BaselineConfig, GatedConfig, NetworkConfig, Precision
 from rnn.data.tokenizer import Tokenizer, load_tokenizer
 from rnn.errors import SavedModelError
 from rnn.stacked.flat_parameters import NamedTensors
@@ -34,7 +34,7 @@ class SavedModel:
         metadata: further information (study, trial, …) as text.
     """
 
-    architecture: GatedConfig | BaselineConfig
+    architecture: NetworkConfig
     weights: NamedTensors
     tokenizer: Tokenizer
     precision: Precision
@@ -88,7 +88,7 @@ def deserialize_model(content: bytes) -> SavedModel:
         ) from error
 
 
-def _read_architecture(fields: dict[str, Any]) -> GatedConfig | BaselineConfig:
+def _read_architecture(fields: dict[str, Any]) -> NetworkConfig:
     return (BaselineConfig if "cell" in fields else GatedConfig)(**fields)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig
+from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.flat_parameters import NamedTensors
 
@@ -88,7 +88,7 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
 
 
 def deserialize_checkpoint(
-    architecture: GatedConfig | BaselineConfig,
+    architecture: NetworkConfig,
     identity: str,
     content: bytes,
     vocab_size: int = BYTE_VOCAB_SIZE,

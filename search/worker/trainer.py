@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.config import BaselineConfig, GatedConfig, Precision, TrialConfig
+from rnn.config import NetworkConfig, Precision, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
 from rnn.training import checkpoint as train_checkpoint
@@ -329,5 +329,5 @@ def _earlier_code(trial: FrozenTrial, progress: TrainState | None) -> list[str] 
     return earlier if earlier or EARLIER_CODE in trial.user_attrs else None
 
 
-def _shape(architecture: GatedConfig | BaselineConfig) -> tuple[int, int]:
+def _shape(architecture: NetworkConfig) -> tuple[int, int]:
     return architecture.layers, architecture.state_size
