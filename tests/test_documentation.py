@@ -271,6 +271,21 @@ def test_recipe_for_a_switch_names_every_module_that_lists_switches():
     assert modules <= set(re.findall(r"`([\w/]+\.py)`", recipe))
 
 
+def test_design_lists_every_module():
+    listed = set()
+    for package, table in re.findall(
+        r"^### `(\w+)/`(.*?)(?=^#)", PAGES["docs/design.md"] + "#", re.M | re.S
+    ):
+        listed |= {f"{package}/{module}" for module in re.findall(r"`([\w/]+\.py)`", table)}
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in {"__init__.py", "__main__.py", "errors.py"}
+    }
+    assert listed == modules
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY])
 def test_every_named_file_exists(page):
     named = set(
