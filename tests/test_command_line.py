@@ -188,7 +188,7 @@ def test_unfinished_study_is_refined_only_with_partial(run, sqlite_url, create_o
     page = tmp_path / "page.html"
     done = run("-m", "reports", "quick", "--storage", sqlite_url, "--output", str(page))
     assert done.returncode == 0
-    assert "Unfinished: 2 of 8 points" in page.read_text()
+    assert "Unfinished: 2 of 8 trials" in page.read_text()
 
 
 def test_study_is_joined_with_the_same_settings_only(search, tmp_path, sqlite_url):
@@ -472,7 +472,7 @@ def test_study_with_a_dot_in_its_name_is_found_by_every_command(search, run, sql
     for given in ("v1.2", str(config)):
         for command in (
             ("run_search.py", given, "--status", "--json"),
-            ("-m", "reports", given, "--csv", str(tmp_path / "points.csv")),
+            ("-m", "reports", given, "--csv", str(tmp_path / "trials.csv")),
             ("-m", "search.sample", given),
         ):
             done = run(*command, "--storage", sqlite_url)
