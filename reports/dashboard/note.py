@@ -1,10 +1,9 @@
 """A study's note in Markdown, below anything that users write there."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reports.data.results import Results
 from reports.formatting import (
@@ -121,21 +120,9 @@ def fence_code(code: str, language: str) -> str:
 
 def to_toml(config: StudyConfig) -> str:
     """Return a config as TOML that loads as an equal config."""
-    settings = config.model_dump(mode="json", exclude_none=True)
-    tables = {name: value for name, value in settings.items() if isinstance(value, dict)}
-    lines = [f"{name} = {_toml(v)}" for name, v in settings.items() if name not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-    return "\n".join(lines)
+    import tomli_w
 
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        items = ", ".join(f"{key} = {_toml(item)}" for key, item in value.items())
-        return f"{{ {items} }}" if items else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).strip()
 
 
 _TEMPLATES = load_templates(escaping=False)
