@@ -200,6 +200,7 @@ def add_p_values(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def _adjust_by_holm(p: Floats) -> Floats:
+    # statsmodels.multipletests gives the same, but collects all garbage per call: 60 ms or more.
     order = np.argsort(p)
     steps = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
