@@ -89,7 +89,7 @@ def load_trial_model(
             open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
         )
         trials, ranked = loaded.get_trials(deepcopy=False), rank_trials(loaded)
-    stored = weights.kept()
+    stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)
     content = None if chosen is None else weights.read(chosen.number)

@@ -197,7 +197,7 @@ def test_stopped_worker_requeues_its_trials(held, sqlite_url, tmp_path, number, 
     assert "Traceback" not in search.stderr
     study = optuna.load_study(study_name="quick", storage=sqlite_url)
     assert trial_states(sqlite_url) == {TrialState.WAITING}
-    assert "given back" in search.stdout
+    assert "requeued" in search.stdout
     requeued = [trial for trial in study.trials if trial.intermediate_values]
     assert len(requeued) == lockstep
     assert all(trial.user_attrs["retries"] == {"interrupted": 1} for trial in requeued)

@@ -1,4 +1,4 @@
-"""The weights of a study's best trials, and what these networks write."""
+"""Store of the best trials' weights, and of text samples of their networks."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,84 +11,83 @@ from studies.storage.counts import top_trials
 from studies.text import to_printable
 
 SAMPLE_LENGTH = 300
-"""Symbols of the text that a network writes for the report."""
+"""Tokens of the text sample that a network generates for the report."""
 
 SAMPLE_TEMPERATURE = 0.8
 
 Ranking = list[tuple[int, float]]
-"""Numbers of trials and their values, the best first."""
+"""Numbers and values of trials, the best first."""
 
 
 class BestModelStore:
-    """Keeps the weights of the best trials: as better ones come, worse ones go.
+    """Saves the weights of the best trials, and evicts those of trials that no longer are.
 
-    A trial's weights are written before its end is recorded, and taken away after: whatever ends a
-    process, those of a complete trial that is among the best are there. Nothing that goes wrong
-    with them ends a training.
+    Weights are written before a trial's end is recorded and removed after it, so that those of the
+    best complete trials exist whatever ends a process. No failure here ends a training.
 
     Args:
-        joined: the study.
-        weights: where they lie.
-        consult: reads something of the storage; returns None if it does not answer soon.
-        says: told of what a person should know.
+        handle: the study.
+        weights: store of the weights.
+        query: reads from the storage; returns None if it does not answer soon.
+        on_message: called with messages for the user.
     """
 
     def __init__(
         self,
-        joined: StudyHandle,
+        handle: StudyHandle,
         weights: WeightStore,
-        consult: Callable[[Callable[[], Ranking]], Ranking | None],
-        says: Callable[[str], None],
+        query: Callable[[Callable[[], Ranking]], Ranking | None],
+        on_message: Callable[[str], None],
     ) -> None:
-        self._joined = joined
+        self._handle = handle
         self._weights = weights
-        self._consult = consult
-        self._says = says
-        self._count = joined.config.keep_weights
-        # A worker that keeps fewer than the study says removes none that others keep.
-        self._spared = max(self._count, read_study_record(joined.study).config.keep_weights)
-        self._kept: set[int] = set()
+        self._query = query
+        self._on_message = on_message
+        self._count = handle.config.keep_weights
+        # A worker that keeps fewer than the study's config leaves those of other workers.
+        self._evict_after = max(self._count, read_study_record(handle.study).config.keep_weights)
+        self._saved: set[int] = set()
 
-    def wanted(self, values: Mapping[int, float]) -> set[int]:
-        """Return which trials' weights are to be kept, of some that are about to be complete.
+    def select(self, values: Mapping[int, float]) -> set[int]:
+        """Return which trials, about to be complete, have weights to save.
 
         Args:
-            values: by trial number.
+            values: objective values by trial number.
         """
         if not self._count:
             return set()
-        known = [*(self._best(self._count) or []), *values.items()]
-        ranked = sorted(known, key=lambda trial: (trial[1], trial[0]))
-        return {number for number, _ in ranked[: self._count]} & values.keys()
+        candidates = [*(self._read_ranking(self._count) or []), *values.items()]
+        ranking = sorted(candidates, key=lambda trial: (trial[1], trial[0]))
+        return {number for number, _ in ranking[: self._count]} & values.keys()
 
-    def keep(self, number: int, network: SavedModel) -> str | None:
-        """Write a trial's weights, and return a text that its network writes, if it can."""
+    def save(self, number: int, model: SavedModel) -> str | None:
+        """Write a trial's weights; return a text sample of its network, None if that fails."""
         try:
-            self._weights.write(number, serialize_model(network))
-            self._kept.add(number)
-        except Exception as error:  # a full disk, a bucket that is away
-            self._says(f"warning: the weights of trial {number} could not be kept ({error})")
+            self._weights.write(number, serialize_model(model))
+            self._saved.add(number)
+        except Exception as error:  # such as a full disk or an unreachable bucket
+            self._on_message(f"warning: cannot save the weights of trial {number} ({error})")
         try:
-            written = generate(network, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
-            return to_printable(written)
+            sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
+            return to_printable(sample)
         except Exception as error:
-            self._says(f"warning: the network of trial {number} could not write ({error})")
+            self._on_message(f"warning: cannot generate a sample of trial {number} ({error})")
             return None
 
-    def settle(self, number: int) -> None:
-        """Let go what is not among the best any more, now that a trial's end is recorded."""
+    def evict(self, number: int) -> None:
+        """Remove weights that are no longer among the best, once a trial's end is recorded."""
         try:
-            if number not in self._kept:
-                # What a worker left that died between the weights and the trial's end.
+            if number not in self._saved:
+                # Left by a worker that was killed before it recorded the trial's end.
                 self._weights.remove(number)
                 return
-            self._kept.remove(number)
-            best = self._best(self._spared + self._weights.reach)
-            if best is not None:
-                self._weights.keep_only([number for number, _ in best], self._spared)
+            self._saved.remove(number)
+            ranking = self._read_ranking(self._evict_after + self._weights.eviction_margin)
+            if ranking is not None:
+                self._weights.evict([number for number, _ in ranking], self._evict_after)
         except Exception as error:
-            self._says(f"warning: weights that are not wanted could not be removed ({error})")
+            self._on_message(f"warning: cannot remove weights of surpassed trials ({error})")
 
-    def _best(self, count: int) -> Ranking | None:
-        storage, study_id = self._joined.storage, self._joined.study_id
-        return self._consult(lambda: top_trials(storage, study_id, count))
+    def _read_ranking(self, count: int) -> Ranking | None:
+        storage, study_id = self._handle.storage, self._handle.study_id
+        return self._query(lambda: top_trials(storage, study_id, count))

@@ -1,4 +1,4 @@
-"""Where a trial goes on from: its checkpoint, read, written, set aside and thrown away."""
+"""Checkpoints of interrupted trials: read, written, quarantined and removed."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from rnn.config import TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
-from rnn.training import checkpoint as train_checkpoint
+from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig
 from search.study import StudyHandle
@@ -19,136 +19,142 @@ from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
 
-_SHOWN = 6
-"""How many trials a line names."""
+_MAX_NAMED_TRIALS = 6
 
 
 class CheckpointManager:
-    """What becomes of training that was broken off, for the trials of one study.
-
-    Nothing that goes wrong with a checkpoint ends a training.
+    """Reads and writes the checkpoints of one study's trials; no failure of these ends a training.
 
     Args:
-        joined: the study.
-        checkpoints: of its trials.
-        says: told of what a person should know.
+        handle: the study.
+        checkpoints: store of the checkpoints.
+        on_message: called with messages for the user.
+
+    Attributes:
+        settings: train config of all trials of the study.
     """
 
     def __init__(
-        self, joined: StudyHandle, checkpoints: CheckpointStore, says: Callable[[str], None]
+        self,
+        handle: StudyHandle,
+        checkpoints: CheckpointStore,
+        on_message: Callable[[str], None],
     ) -> None:
-        self.config = joined.config
-        self.corpus = joined.corpus
-        self.vocab_size = joined.token_corpus.tokenizer.size
-        self.checkpoints = checkpoints
-        self.says = says
+        self._config = handle.config
+        self._corpus = handle.corpus
+        self._vocab_size = handle.token_corpus.tokenizer.size
+        self._checkpoints = checkpoints
+        self._on_message = on_message
         self.settings = TrainConfig(
-            **self.config.training.model_dump(exclude={"bptt_steps"}),
-            seed=self.config.seed,
-            average_fraction=self.config.evaluation.average,
+            **handle.config.training.model_dump(exclude={"bptt_steps"}),
+            seed=handle.config.seed,
+            average_fraction=handle.config.evaluation.average,
         )
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
-        """Return where each trial's last worker left it; None where it starts from step 0.
+        """Return the train state of each trial's checkpoint; None where it starts from step 0.
 
-        Each claim begins with the curve that belongs to its progress.
+        Each claim's curve is replaced by that of its train state.
         """
-        begun: dict[Claim, TrainState | None] = {}
+        states: dict[Claim, TrainState | None] = {}
         missing = []
         for claim in claims:
-            written = None
+            content = None
             try:
-                written = _read_patiently(self.checkpoints, claim.trial.number)
-                if written is None and _should_have_checkpoint(claim):
+                content = _read_with_retries(self._checkpoints, claim.trial.number)
+                if content is None and _should_have_checkpoint(claim):
                     missing.append(claim.trial)
             except Exception as error:
-                self.says(
-                    f"warning: the checkpoint of trial {claim.trial.number} could not be read "
-                    f"({error}); it starts afresh"
+                self._on_message(
+                    f"warning: cannot read the checkpoint of trial {claim.trial.number} "
+                    f"({error}); it restarts from step 0"
                 )
-            begun[claim] = self._begin(claim, written)
+            states[claim] = self._restore(claim, content)
         if missing:
-            self._say_missing(missing)
-        self._say_other_code(begun)
-        return begun
+            self._warn_of_missing(missing)
+        self._warn_of_other_code(states)
+        return states
 
-    def _begin(self, claim: Claim, written: bytes | None) -> TrainState | None:
-        """Return the progress in a checkpoint, and have the claim's curve be that of it."""
-        number = claim.trial.number
-        progress = None
-        if written is not None:
-            trial_config = to_trial_config(claim.trial.params, self.config)
-            try:
-                progress = deserialize_checkpoint(
-                    trial_config.architecture, self._identity(claim), written, self.vocab_size
-                )
-            except CheckpointError as error:
-                self._set_aside(number, written, error)
-        curve = progress.curve if progress else {}
-        if claim.trial.intermediate_values != curve or claim.has_reported:
-            claim.replace_curve(curve)
-        was_paused = progress and progress.step == claim.trial.user_attrs.get(RUNG)
-        if progress and progress.step and not was_paused:  # which is nothing to be told of
-            self.says(f"trial {number} goes on from step {progress.step:,}")
-        return progress
-
-    def _say_missing(self, trials: Sequence[FrozenTrial]) -> None:
-        steps = {max(trial.intermediate_values) for trial in trials}
-        reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
-        self.says(
-            f"warning: no checkpoint of {_named(trials)} in {self.checkpoints.place}, though "
-            f"{reached} was recorded: training restarts from step 0; if the database was moved, "
-            "move its checkpoint folder along with it, or name the folder or bucket with "
-            "--artifacts"
-        )
-
-    def _say_other_code(self, begun: Mapping[Claim, TrainState | None]) -> None:
-        current = train_checkpoint.source_hash()
-        other = {
-            claim: progress.source_hashes[-1]
-            for claim, progress in begun.items()
-            if progress and progress.source_hashes and progress.source_hashes[-1] != current
-        }
-        if not other:
-            return
-        trials = [claim.trial for claim in other]
-        resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
-        self.says(
-            f"warning: {_named(trials)} {resume} with training code {current} and {were} trained "
-            f"with {', '.join(sorted(set(other.values())))} so far; to avoid mixing them, stop and "
-            "use the earlier code"
-        )
-
-    def write(self, claim: Claim, progress: TrainState) -> bool:
-        """Write a checkpoint of a trial; tell whether it could be written."""
+    def write(self, claim: Claim, state: TrainState) -> bool:
+        """Write a checkpoint of a trial; return whether that succeeded."""
         number = claim.trial.number
         try:
-            self.checkpoints.write(number, serialize_checkpoint(progress, self._identity(claim)))
+            content = serialize_checkpoint(state, self._identity(claim))
+            self._checkpoints.write(number, content)
             return True
-        except Exception as error:  # a full disk, a bucket that is away: training is not to suffer
-            self.says(
-                f"warning: the checkpoint of trial {number} could not be written ({error}); the "
-                "one before it stands"
+        except Exception as error:  # such as a full disk or an unreachable bucket
+            self._on_message(
+                f"warning: cannot write the checkpoint of trial {number} ({error}); the previous "
+                "one is kept"
             )
             return False
 
-    def forget(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Remove the checkpoint of a finished trial."""
         try:
-            self.checkpoints.remove(number)
+            self._checkpoints.remove(number)
         except Exception as error:
-            self.says(f"warning: the checkpoint of trial {number} could not be removed ({error})")
+            self._on_message(f"warning: cannot remove the checkpoint of trial {number} ({error})")
 
-    def _set_aside(self, number: int, written: bytes, error: CheckpointError) -> None:
+    def _restore(self, claim: Claim, content: bytes | None) -> TrainState | None:
+        """Return the train state in a checkpoint, and have the claim's curve be that of it."""
+        number = claim.trial.number
+        state = None
+        if content is not None:
+            architecture = to_trial_config(claim.trial.params, self._config).architecture
+            try:
+                state = deserialize_checkpoint(
+                    architecture, self._identity(claim), content, self._vocab_size
+                )
+            except CheckpointError as error:
+                self._quarantine(number, content, error)
+        curve = state.curve if state else {}
+        if claim.trial.intermediate_values != curve or claim.has_reported:
+            claim.replace_curve(curve)
+        was_paused = state and state.step == claim.trial.user_attrs.get(RUNG)
+        if state and state.step and not was_paused:  # resuming a paused trial needs no message
+            self._on_message(f"trial {number} resumes from step {state.step:,}")
+        return state
+
+    def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
         try:
-            place = f"it is set aside as {self.checkpoints.set_aside(number, written)}"
+            location = f"moved to {self._checkpoints.quarantine(number, content)}"
         except Exception as failed:
-            place = f"it could not be set aside ({failed})"
-        self.says(f"warning: trial {number}: {error}; {place}, the trial starts afresh")
+            location = f"it cannot be moved away ({failed})"
+        self._on_message(
+            f"warning: trial {number}: {error}; {location}, the trial restarts from step 0"
+        )
+
+    def _warn_of_missing(self, trials: Sequence[FrozenTrial]) -> None:
+        steps = {max(trial.intermediate_values) for trial in trials}
+        reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
+        self._on_message(
+            f"warning: no checkpoint of {_list_trials(trials)} in {self._checkpoints.location}, "
+            f"though {reached} was recorded: training restarts from step 0; if the database was "
+            "moved, move its checkpoint folder along with it, or name the folder or bucket with "
+            "--artifacts"
+        )
+
+    def _warn_of_other_code(self, states: Mapping[Claim, TrainState | None]) -> None:
+        current = checkpoint.source_hash()
+        previous = {
+            claim: state.source_hashes[-1]
+            for claim, state in states.items()
+            if state and state.source_hashes and state.source_hashes[-1] != current
+        }
+        if not previous:
+            return
+        trials = [claim.trial for claim in previous]
+        resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
+        self._on_message(
+            f"warning: {_list_trials(trials)} {resume} with training code {current} and {were} "
+            f"trained with {', '.join(sorted(set(previous.values())))} so far; to avoid mixing "
+            "them, stop and use the earlier code"
+        )
 
     def _identity(self, claim: Claim) -> str:
-        trial_config = to_trial_config(claim.trial.params, self.config)
-        return checkpoint_identity(trial_config, self.config, self.settings, self.corpus)
+        trial_config = to_trial_config(claim.trial.params, self._config)
+        return checkpoint_identity(trial_config, self._config, self.settings, self._corpus)
 
 
 def checkpoint_identity(
@@ -173,9 +179,9 @@ def checkpoint_identity(
 
 
 def _should_have_checkpoint(claim: Claim) -> bool:
-    """Tell whether training was recorded that a checkpoint should hold, as seen when claimed.
+    """Return whether the trial was trained before it was claimed, so that a checkpoint is expected.
 
-    A trial that only errors sent back may have none: a worker writes none after an error.
+    A trial that was only requeued after errors may have none: a worker writes none after an error.
     """
     causes = claim.trial.user_attrs.get(RETRY_COUNTS, {})
     errors = {failure.value for failure in Failure if failure.is_error}
@@ -183,12 +189,13 @@ def _should_have_checkpoint(claim: Claim) -> bool:
     return bool(claim.trial.intermediate_values) and not claim.has_reported and not only_errors
 
 
-def _named(trials: Sequence[FrozenTrial]) -> str:
-    numbers = ", ".join(str(trial.number) for trial in trials[:_SHOWN])
-    more = f" and {len(trials) - _SHOWN} more" if len(trials) > _SHOWN else ""
+def _list_trials(trials: Sequence[FrozenTrial]) -> str:
+    numbers = ", ".join(str(trial.number) for trial in trials[:_MAX_NAMED_TRIALS])
+    rest = len(trials) - _MAX_NAMED_TRIALS
+    more = f" and {rest} more" if rest > 0 else ""
     return f"trial{'s' if len(trials) > 1 else ''} {numbers}{more}"
 
 
 @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)
-def _read_patiently(checkpoints: CheckpointStore, number: int) -> bytes | None:
+def _read_with_retries(checkpoints: CheckpointStore, number: int) -> bytes | None:
     return checkpoints.read(number)

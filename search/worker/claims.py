@@ -145,7 +145,7 @@ class ClaimManager(StorageClient):
         self,
         exclude: Collection[int] = (),
         match_on: Sequence[str] = (),
-        batch_size: Callable[[FrozenTrial], int] = lambda trial: 1,
+        lockstep_size: Callable[[FrozenTrial], int] = lambda trial: 1,
         select_paused: Callable[[], Sequence[int]] = tuple,
     ) -> list[Claim]:
         """Claim the next waiting trial, and others to train in lockstep with it.
@@ -153,7 +153,7 @@ class ClaimManager(StorageClient):
         Args:
             exclude: ids of trials that are claimed only if no other waits, and then alone.
             match_on: parameters that must have equal values, as far as a trial has them.
-            batch_size: returns how many trials to claim in total, given the first one.
+            lockstep_size: returns how many trials to claim in total, given the first one.
             select_paused: called if no other trial waits; returns the paused trial to resume,
                 followed by those that may resume with it; empty for none.
 
@@ -182,7 +182,7 @@ class ClaimManager(StorageClient):
             return first, None
 
         def claim_others(first: Claim, paused_ids: Sequence[int] | None) -> list[int]:
-            limit = batch_size(first.trial) - 1
+            limit = lockstep_size(first.trial) - 1
             if limit < 1 or (paused_ids is not None and not paused_ids):
                 return []
             parameters = [name for name in match_on if name in first.trial.params]

@@ -1,4 +1,4 @@
-"""How networks that are trained to the end are measured: on text that they have not seen."""
+"""Evaluation of trained networks on held-out text."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,16 +14,16 @@ from rnn.training.loop import TrainLoop
 from studies.config import StudyConfig
 
 _DIGITS = 5
-"""Of a lane's bits per character: their error is a thousandth of what lanes scatter by."""
+"""Recorded digits of a window's bits per byte: rounding is a thousandth of the windows' spread."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What a network came to.
+    """Evaluation of one network.
 
     Attributes:
-        value: of its trial, nats a symbol, by the study's objective; None if it is not finite.
-        attributes: of :class:`studies.attributes.TrialRecord`.
+        value: objective value of its trial, nats per token; None if a result is not finite.
+        attributes: fields of :class:`studies.attributes.TrialRecord`.
     """
 
     value: float | None
@@ -31,26 +31,26 @@ class EvalResult:
 
 
 class Evaluator:
-    """Measures networks as a study wants it.
+    """Evaluates networks by the settings of a study.
 
     Args:
-        config: of the study.
-        text: its splits; the test split is read only if the definition says so.
+        config: config of the study.
+        text: its splits; the test split is read only if the config asks for it.
     """
 
     def __init__(self, config: StudyConfig, text: TokenCorpus) -> None:
-        self._definition = config
+        self._config = config
         self._text = text
 
-    def measure(self, run: TrainLoop, on_step: Callable[[], None]) -> list[EvalResult]:
-        """Measure the members of a run that has come to its end, in their order."""
-        curves = list(run.curves)
-        run.swap_in_averaged_weights()
-        lockstep = run.stack  # as it is now, whoever leaves the run meanwhile
-        splits = {"validation": self._held_out(lockstep, "validation", on_step)}
-        if self._definition.eval_split == "test":
-            splits["test"] = self._held_out(lockstep, "test", on_step)
-        found = []
+    def evaluate(self, loop: TrainLoop, on_step: Callable[[], None]) -> list[EvalResult]:
+        """Evaluate the networks of a finished train loop, in their order."""
+        curves = list(loop.curves)
+        loop.swap_in_averaged_weights()
+        stack = loop.stack  # on_step may remove networks from the loop
+        splits = {"validation": self._evaluate_split(stack, "validation", on_step)}
+        if self._config.eval_split == "test":
+            splits["test"] = self._evaluate_split(stack, "test", on_step)
+        results = []
         for k, curve in enumerate(curves):
             training = min(curve.values())
             validation = float(splits["validation"][0][k].mean())
@@ -59,31 +59,31 @@ class Evaluator:
                 "validation_loss": validation,
             }
             for split, (_, bits) in splits.items():
-                attributes |= _of_lanes(split, bits[k])
-            value = training if self._definition.objective == "training" else validation
+                attributes |= _window_stats(split, bits[k])
+            value = training if self._config.objective == "training" else validation
             numbers = (number for number in attributes.values() if isinstance(number, float))
             is_finite = all(map(math.isfinite, numbers))
-            found.append(EvalResult(value if is_finite else None, attributes))
-        return found
+            results.append(EvalResult(value if is_finite else None, attributes))
+        return results
 
-    def _held_out(
-        self, lockstep: TrainableNetwork, split: str, on_step: Callable[[], None]
+    def _evaluate_split(
+        self, stack: TrainableNetwork, split: str, on_step: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of each lane, (K, lanes), in nats a symbol and in bits a character."""
-        evaluation = self._definition.evaluation
+        """Return each window's loss (K, windows) in nats per token and in bits per byte."""
+        evaluation = self._config.evaluation
         tokens: Any = getattr(self._text, split)
-        held_out = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
-        losses = compute_eval_losses(lockstep, held_out, on_step).double()
-        return losses, to_bits_per_byte(losses, held_out, self._text.tokenizer.token_byte_lengths)
+        windows = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
+        losses = compute_eval_losses(stack, windows, on_step).double()
+        return losses, to_bits_per_byte(losses, windows, self._text.tokenizer.token_byte_lengths)
 
 
-def _of_lanes(split: str, bits: Tensor) -> dict[str, Any]:
-    """Return what is recorded of a split's lanes (lanes,)."""
+def _window_stats(split: str, bits: Tensor) -> dict[str, Any]:
+    """Return the attributes of a split, given its windows' bits per byte (windows,)."""
     count = len(bits)
-    found: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         f"{split}_bits_per_byte": float(bits.mean()),
-        f"{split}_windows": [round(lane, _DIGITS) for lane in bits.tolist()],
+        f"{split}_windows": [round(window, _DIGITS) for window in bits.tolist()],
     }
     if count > 1:
-        found[f"{split}_stderr"] = float(bits.std()) / math.sqrt(count)
-    return found
+        attributes[f"{split}_stderr"] = float(bits.std()) / math.sqrt(count)
+    return attributes

@@ -14,12 +14,12 @@ from studies.attributes import Failure
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came of a trial that was run to its end, or put off.
+    """Result of a trial that was trained to its end, pruned or paused.
 
     Attributes:
-        state: COMPLETE, PRUNED or FAIL; WAITING of one that is paused, and written down.
-        value: of a complete trial.
-        attributes: to be recorded with it.
+        state: COMPLETE, PRUNED or FAIL; WAITING for a paused trial, whose checkpoint is written.
+        value: objective value of a complete trial, else None.
+        attributes: user attributes to record with the trial.
         message: description of the outcome.
     """
 
@@ -29,44 +29,44 @@ class TrialResult:
     message: str
 
 
-Judge = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
-"""Told of trials at a rung, tells of those that do not go on."""
+PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
+"""Returns which of these trials, all at a rung, are paused or pruned; absent ones continue."""
 
 
 class Trainer(Protocol):
-    """What a worker has its points trained by."""
+    """Trains the trials that a worker has claimed."""
 
     @property
     def min_keep_probability(self) -> float:
-        """The chance from which a paused point is worth taking along with another."""
+        """Keep probability from which a paused trial resumes together with another."""
 
-    def limit(self, trial: FrozenTrial) -> int:
-        """Return how many trials like this one, itself among them, to train together."""
+    def lockstep_size(self, trial: FrozenTrial) -> int:
+        """Return how many trials like this one, including it, to train together."""
 
     def train(
-        self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
+        self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Run trials to their ends, and say of each what came of it as soon as it is known.
+        """Train trials; yield each one's result as soon as it is known.
 
         Args:
-            claims: of the trials, to which their values are reported; of one that is lost meanwhile
-                (``claim.lost``) nothing more is said, and nothing more done for it.
-            look: to be called often; raises what ends the training before its time, and tells
-                whether it was time to look.
-            judge: to be asked of trials that have come to a rung.
+            claims: claims of the trials, to which values are reported. A trial that is lost
+                (``claim.lost``) is dropped without a result.
+            poll: called often; returns whether the polling interval has passed, raises to end the
+                training.
+            decide: called with the trials that have reached a rung.
         """
 
-    def rest(self) -> None:
-        """Leave the machine to others: for the time being there is nothing to train."""
+    def release_cores(self) -> None:
+        """Leave the cores to other workers until the next training."""
 
-    def keep(self, claims: Sequence[Claim]) -> None:
-        """Write down how far these trials have come, for whoever takes them up."""
+    def save_checkpoints(self, claims: Sequence[Claim]) -> None:
+        """Write checkpoints of these trials at their current step."""
 
-    def forget(self, number: int) -> None:
-        """Throw away what was kept for going on with a trial: it is finished."""
+    def clean_up(self, number: int) -> None:
+        """Remove the files that a finished trial no longer needs."""
 
-    def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
-        """Return the cause of an error, and what to record of a trial that it ends for good."""
+    def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
+        """Return the cause of an error, and the attributes of a trial that fails with it."""
 
 
 @dataclass(frozen=True)

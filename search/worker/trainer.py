@@ -1,6 +1,8 @@
-"""Points of the grid: their networks trained and measured, together, from wherever they are."""
+"""Trainer: trains and evaluates the networks of claimed trials in lockstep."""
 
 import math
+import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import NetworkConfig, Precision, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
-from rnn.training import checkpoint as train_checkpoint
+from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -19,313 +21,337 @@ from search.errors import format_error
 from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
-from search.worker.batch_size import auto_lockstep, min_keep_probability
 from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.evaluator import Evaluator
-from search.worker.protocols import Judge, TrialResult, WorkerCallbacks
+from search.worker.lockstep import auto_lockstep, min_keep_probability
+from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore
-from search.worker.trial_attributes import Recording
-from studies.attributes import EARLIER_CODE, Failure
+from studies.attributes import EARLIER_CODE, Failure, TrialRecord
 from studies.config import to_trial_config
 
 
 class Trainer:
-    """Trains the points of a study, those of one shape in lockstep.
+    """Trains the trials of a study, those of one shape in lockstep.
 
     Args:
-        joined: the study.
-        device: on which to train.
-        budget: of threads, entered.
-        checkpoints: of the study's trials.
+        handle: the study.
+        device: device to train on.
+        budget: entered thread budget.
+        checkpoints: checkpoints of the study's trials.
         callbacks: called at log points and with messages.
-        worker: this worker's name.
-        lockstep: the most networks to train together; None for what is of use on the device.
-        keeping: of the best networks' weights; None to keep none.
+        worker: name of this worker.
+        lockstep: maximum number of networks to train together; None to choose by device.
+        best_models: store for the weights of the best networks; None to save none.
 
     Attributes:
-        has_trained: whether a step was trained since this trainer was made.
+        has_trained: whether at least one step was trained.
+        min_keep_probability: keep probability from which a paused trial resumes with another.
     """
 
     def __init__(
         self,
-        joined: StudyHandle,
+        handle: StudyHandle,
         device: torch.device,
         budget: ThreadBudget,
         checkpoints: CheckpointStore,
         callbacks: WorkerCallbacks,
         worker: str,
         lockstep: int | None = None,
-        keeping: BestModelStore | None = None,
+        best_models: BestModelStore | None = None,
     ) -> None:
-        config = joined.config
-        assert config.precision != "auto", "resolved when the study was made"
-        self.study = joined.study.study_name
+        config = handle.config
+        assert config.precision != "auto", "resolved when the study was created"
         self.config = config
-        self.text = joined.token_corpus
-        self.vocab_size = joined.token_corpus.tokenizer.size
-        self.measuring = Evaluator(config, joined.token_corpus)
-        self.keeping = keeping
-        self.precision: Precision = config.precision
+        self.text = handle.token_corpus
         self.device = device
-        self.budget = budget
-        self.recording = Recording(config, self.vocab_size, device, worker)
-        self.resumption = CheckpointManager(joined, checkpoints, callbacks.on_message)
         self.callbacks = callbacks
-        self.lockstep = lockstep
-        self.settings = self.resumption.settings
         self.has_trained = False
-        self._run: TrainLoop | None = None
-        self._together = 0
-        self._earlier_code: dict[TrialConfig, list[str] | None] = {}
-        self._most: dict[tuple[int, int], int] = {}  # of a shape, after memory was too small
         self.min_keep_probability = min_keep_probability(device)
-        rungs = compute_rungs(self.settings.steps, self.settings.log_every)
+        self._study_name = handle.study.study_name
+        self._worker = worker
+        self._budget = budget
+        self._precision: Precision = config.precision
+        self._vocab_size = handle.token_corpus.tokenizer.size
+        self._evaluator = Evaluator(config, handle.token_corpus)
+        self._best_models = best_models
+        self._checkpointer = CheckpointManager(handle, checkpoints, callbacks.on_message)
+        self._settings = self._checkpointer.settings
+        rungs = compute_rungs(self._settings.steps, self._settings.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
+        self._max_lockstep = lockstep
+        self._max_by_shape: dict[tuple[int, int], int] = {}  # after running out of memory
+        self._loop: TrainLoop | None = None
+        self._lockstep = 0  # of the current loop, when it began
+        self._earlier_code: dict[TrialConfig, list[str] | None] = {}
 
-    def limit(self, trial: FrozenTrial) -> int:
-        """Return how many trials like this one, itself among them, to train together."""
+    def lockstep_size(self, trial: FrozenTrial) -> int:
+        """Return how many trials like this one, including it, to train together."""
         trial_config = to_trial_config(trial.params, self.config)
         if not is_stackable(trial_config):
             return 1
-        streams = max(self.settings.batch_size, self.config.evaluation.windows)
-        limit = self.lockstep or auto_lockstep(
-            trial_config, streams, self.precision, self.device, self.vocab_size
+        streams = max(self._settings.batch_size, self.config.evaluation.windows)
+        limit = self._max_lockstep or auto_lockstep(
+            trial_config, streams, self._precision, self.device, self._vocab_size
         )
-        return min(limit, self._most.get(_shape(trial_config.architecture), limit))
+        return min(limit, self._max_by_shape.get(_shape(trial_config.architecture), limit))
 
     def train(
-        self, claims: Sequence[Claim], look: Callable[[], bool], judge: Judge
+        self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Run trials to their ends; see :class:`search.worker.protocols.Trainer`."""
-        self.budget.apply()
-        begun = self.resumption.resume(claims)
-        # In lockstep are those that have come as far: as a rule all, for they stopped together.
-        for step in sorted({progress.step if progress else 0 for progress in begun.values()}):
-            some = {
-                claim: progress
-                for claim, progress in begun.items()
-                if (progress.step if progress else 0) == step and not claim.lost
+        """Train trials to their ends; see :class:`search.worker.protocols.Trainer`."""
+        self._budget.apply()
+        states = self._checkpointer.resume(claims)
+        # Networks in lockstep are at one step: usually all, for they were interrupted together.
+        for step in sorted({_step(state) for state in states.values()}):
+            group = {
+                claim: state
+                for claim, state in states.items()
+                if _step(state) == step and not claim.lost
             }
-            if some:
-                yield from self._train(some, look, judge)
-        self._run = None  # its memory is the next ones'
+            if group:
+                yield from self._train_group(group, poll, decide)
+        self._loop = None  # frees its memory
 
-    def rest(self) -> None:
-        """Let the other workers of this machine have its cores, until there is something to do."""
-        self.budget.rest()
+    def release_cores(self) -> None:
+        """Leave the cores to the other workers of this machine until the next training."""
+        self._budget.release()
 
-    def keep(self, claims: Sequence[Claim]) -> None:
-        """Write a checkpoint of those trials that are trained now, at whatever step they are."""
-        run = self._run
-        if run is None:
+    def save_checkpoints(self, claims: Sequence[Claim]) -> None:
+        """Write checkpoints of those of these trials that are being trained."""
+        loop = self._loop
+        if loop is None:
             return
         for claim in claims:
             trial_config = to_trial_config(claim.trial.params, self.config)
-            if trial_config in run.configs:
-                self.resumption.write(claim, run.train_state(trial_config))
+            if trial_config in loop.configs:
+                self._checkpointer.write(claim, loop.train_state(trial_config))
 
-    def forget(self, number: int) -> None:
-        """Remove the checkpoint of a finished trial, and weights that are not wanted any more."""
-        self.resumption.forget(number)
-        if self.keeping is not None:
-            self.keeping.settle(number)
+    def clean_up(self, number: int) -> None:
+        """Remove the checkpoint of a finished trial, and weights that are no longer the best."""
+        self._checkpointer.remove(number)
+        if self._best_models is not None:
+            self._best_models.evict(number)
 
-    def failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
-        """Return the cause of an error, and what to record of a trial that it ends for good."""
+    def describe_failure(self, error: Exception, claim: Claim) -> tuple[Failure, Mapping[str, Any]]:
+        """Return the cause of an error, and the attributes of a trial that fails with it."""
         cause = Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.EXCEPTION
         trial_config = to_trial_config(claim.trial.params, self.config)
-        return cause, self._record(trial_config, 0.0, 0.0, failure=cause, error=format_error(error))
+        message = format_error(error)
+        return cause, self._attributes(trial_config, 0.0, 0.0, failure=cause, error=message)
 
-    # ------------------------------------------------------------------ one population
+    # ------------------------------------------------------------------ one lockstep group
 
-    def _train(
-        self, begun: Mapping[Claim, TrainState | None], look: Callable[[], bool], judge: Judge
+    def _train_group(
+        self,
+        states: Mapping[Claim, TrainState | None],
+        poll: Callable[[], bool],
+        decide: PrunerCallback,
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Train networks that have come equally far, together to their ends."""
-        self._run = None
-        self._together = len(begun)
-        claims = {to_trial_config(claim.trial.params, self.config): claim for claim in begun}
-        progress = {trial_config: begun[claim] for trial_config, claim in claims.items()}
-        known = {trial_config: own for trial_config, own in progress.items() if own is not None}
+        """Train networks that are at the same step together."""
+        self._loop = None
+        self._lockstep = len(states)
+        claims = {to_trial_config(claim.trial.params, self.config): claim for claim in states}
+        resumed = {
+            trial_config: state
+            for trial_config, claim in claims.items()
+            if (state := states[claim]) is not None
+        }
         self._earlier_code = {
-            trial_config: _earlier_code(claim.trial, progress[trial_config])
+            trial_config: _earlier_code(claim.trial, states[claim])
             for trial_config, claim in claims.items()
         }
         try:
             network = build_network(
                 list(claims),
                 self.config.seed,
-                self.precision,
-                self.vocab_size,
+                self._precision,
+                self._vocab_size,
                 self.device,
-                {trial_config: own.weights for trial_config, own in known.items()},
+                {trial_config: state.weights for trial_config, state in resumed.items()},
             )
-            self._run = run = TrainLoop(network, self.text.train, self.settings, known)
-            yield from self._train_and_measure(run, claims, look, judge)
+            self._loop = loop = TrainLoop(network, self.text.train, self._settings, resumed)
+            yield from self._train_and_evaluate(loop, claims, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
                 shape = _shape(next(iter(claims)).architecture)
-                self._most[shape] = max(1, len(claims) // 2)
+                self._max_by_shape[shape] = max(1, len(claims) // 2)
             raise
 
-    def _train_and_measure(
+    def _train_and_evaluate(
         self,
-        run: TrainLoop,
+        loop: TrainLoop,
         claims: Mapping[TrialConfig, Claim],
-        look: Callable[[], bool],
-        judge: Judge,
+        poll: Callable[[], bool],
+        decide: PrunerCallback,
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        written = time.monotonic()
-
-        def held() -> list[Claim]:
-            return [claims[trial_config] for trial_config in run.configs]
+        saved_at = time.monotonic()
 
         def on_step() -> None:
-            nonlocal written
-            if not look():
+            nonlocal saved_at
+            if not poll():
                 return
-            self.budget.apply()
-            if any(claim.lost for claim in held()):
-                run.remove_configs(
-                    [trial_config for trial_config in run.configs if claims[trial_config].lost]
-                )
-            if time.monotonic() - written >= self.config.checkpoint.seconds:
-                self.keep(held())
-                written = time.monotonic()
+            self._budget.apply()
+            if lost := [config for config in loop.configs if claims[config].lost]:
+                loop.remove_configs(lost)
+            if time.monotonic() - saved_at >= self.config.checkpoint.seconds:
+                self.save_checkpoints([claims[config] for config in loop.configs])
+                saved_at = time.monotonic()
 
-        def after_step() -> None:
+        def on_train_step() -> None:
             self.has_trained = True
             on_step()
 
-        # Whom the last worker saw diverge, and could not record, is not trained again.
-        yield from self._diverged(run, claims)
-        for point in run.train(after_step):
+        # A checkpoint may be of a trial that diverged while the storage was unavailable.
+        yield from self._remove_diverged(loop, claims)
+        for point in loop.train(on_train_step):
             running = []
-            for trial_config, smoothed in zip(run.configs, point.ema_losses, strict=True):
-                claims[trial_config].report(point.step, smoothed)
+            for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
+                claims[trial_config].report(point.step, loss)
                 number = claims[trial_config].trial.number
                 running.append(
-                    RunningTrial(number, trial_config, point.step, self.settings.steps, smoothed)
+                    RunningTrial(number, trial_config, point.step, self._settings.steps, loss)
                 )
             self.callbacks.on_log(running)
-            yield from self._diverged(run, claims)
-            if run.step in self._rungs:
-                yield from self._put_off(run, claims, judge)
-        if run.configs:
-            yield from self._measure(run, claims, on_step)
+            yield from self._remove_diverged(loop, claims)
+            if loop.step in self._rungs:
+                yield from self._pause_or_prune(loop, claims, decide)
+        if loop.configs:
+            yield from self._evaluate(loop, claims, on_step)
 
-    def _measure(
-        self, run: TrainLoop, claims: Mapping[TrialConfig, Claim], on_step: Callable[[], None]
+    def _evaluate(
+        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], on_step: Callable[[], None]
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Measure on held-out text what is trained to the end."""
-        began = time.monotonic()
-        # As they are now: whoever is lost meanwhile is measured with the others, and not told of.
-        trial_configs, seconds = run.configs, list(run.seconds)
-        measured = self.measuring.measure(run, on_step)
-        found = {
-            claims[trial_config].trial.number: each.value
-            for trial_config, each in zip(trial_configs, measured, strict=True)
-            if each.value is not None and not claims[trial_config].lost
+        """Evaluate the trained networks on held-out text."""
+        started_at = time.monotonic()
+        # Copies: on_step may drop networks, which are evaluated but not reported.
+        trial_configs, train_seconds = loop.configs, list(loop.seconds)
+        evaluations = self._evaluator.evaluate(loop, on_step)
+        values = {
+            claims[trial_config].trial.number: evaluation.value
+            for trial_config, evaluation in zip(trial_configs, evaluations, strict=True)
+            if evaluation.value is not None and not claims[trial_config].lost
         }
-        wanted = self.keeping.wanted(found) if self.keeping else set()
-        share = (time.monotonic() - began) / len(trial_configs)
-        for k, (trial_config, each) in enumerate(zip(trial_configs, measured, strict=True)):
-            claim, rate = claims[trial_config], self.settings.steps / seconds[k]
+        selected = self._best_models.select(values) if self._best_models else set()
+        eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
+        for trial_config, evaluation, seconds in zip(
+            trial_configs, evaluations, train_seconds, strict=True
+        ):
+            claim, rate = claims[trial_config], self._settings.steps / seconds
             if claim.lost:
                 continue
-            if each.value is None:  # after the last log point, or on other text
-                yield claim, self._divergence(trial_config, rate, seconds[k])
+            if evaluation.value is None:  # after the last log point, or on held-out text
+                yield claim, self._diverged_result(trial_config, rate, seconds)
                 continue
-            kept = {}
-            if claim.trial.number in wanted:
-                kept["sample"] = self._keep(claim, run, trial_config, each.value)
-            attributes = self._record(
-                trial_config, rate, seconds[k] + share, **each.attributes, **kept
-            )
-            yield claim, TrialResult(TrialState.COMPLETE, each.value, attributes, "complete")
+            results = dict(evaluation.attributes)
+            if claim.trial.number in selected:
+                results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
+            attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
+            yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
 
-    def _keep(
-        self, claim: Claim, run: TrainLoop, trial_config: TrialConfig, value: float
+    def _save_weights(
+        self, claim: Claim, loop: TrainLoop, trial_config: TrialConfig, value: float
     ) -> str | None:
-        """Keep a trial's weights; return what its network writes."""
-        assert self.keeping is not None
-        parameters = run.stack.parameters
-        network = SavedModel(
+        """Save a trial's weights; return a text sample of its network."""
+        assert self._best_models is not None
+        parameters = loop.stack.parameters
+        model = SavedModel(
             trial_config.architecture,
-            parameters.extract(run.configs.index(trial_config), parameters.values),
+            parameters.extract(loop.configs.index(trial_config), parameters.values),
             self.text.tokenizer,
-            self.precision,
-            {"study": self.study, "trial": str(claim.trial.number), "value": repr(value)},
+            self._precision,
+            {"study": self._study_name, "trial": str(claim.trial.number), "value": repr(value)},
         )
-        return self.keeping.keep(claim.trial.number, network)
+        return self._best_models.save(claim.trial.number, model)
 
-    def _diverged(
-        self, run: TrainLoop, claims: Mapping[TrialConfig, Claim]
+    def _remove_diverged(
+        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim]
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Go on without those that have diverged."""
-        gone = {
+        diverged = {
             trial_config: seconds
             for trial_config, curve, seconds in zip(
-                run.configs, run.curves, run.seconds, strict=True
+                loop.configs, loop.curves, loop.seconds, strict=True
             )
             if not all(map(math.isfinite, curve.values()))
         }
-        # They leave when it is recorded: until then they can be written down.
-        for trial_config, seconds in gone.items():
-            yield claims[trial_config], self._divergence(trial_config, run.step / seconds, seconds)
-        if gone:
-            run.remove_configs(gone)
+        for trial_config, seconds in diverged.items():
+            result = self._diverged_result(trial_config, loop.step / seconds, seconds)
+            yield claims[trial_config], result
+        # Only after their results are recorded: until then they may need a checkpoint.
+        if diverged:
+            loop.remove_configs(diverged)
 
-    def _put_off(
-        self, run: TrainLoop, claims: Mapping[TrialConfig, Claim], judge: Judge
+    def _pause_or_prune(
+        self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Go on without those that are not wanted at this rung, for now or at all."""
-        # Who was further before, and lost its checkpoint, is not put off again until it is there.
-        asked = {
-            claims[trial_config]: k
-            for k, trial_config in enumerate(run.configs)
-            if max(claims[trial_config].trial.intermediate_values, default=0) < run.step
+        """Remove the networks that are paused or pruned at this rung."""
+        # A trial that lost its checkpoint trains to where it was before it can be paused again.
+        indices = {
+            claims[trial_config]: index
+            for index, trial_config in enumerate(loop.configs)
+            if max(claims[trial_config].trial.intermediate_values, default=0) < loop.step
         }
-        trial_configs, seconds, leaving = run.configs, list(run.seconds), []
-        for claim, verdict in judge(list(asked)).items():
-            k = asked[claim]
-            found = self._record(trial_configs[k], run.step / seconds[k], seconds[k])
-            attributes = {**found, **verdict.attributes}
-            if verdict.is_final:
-                words = f"pruned at step {run.step:,}"
-                yield claim, TrialResult(TrialState.PRUNED, None, attributes, words)
-            elif self.resumption.write(claim, run.train_state(trial_configs[k])):
-                words = f"paused at step {run.step:,}"
-                yield claim, TrialResult(TrialState.WAITING, None, attributes, words)
+        trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
+        for claim, decision in decide(list(indices)).items():
+            index = indices[claim]
+            trial_config = trial_configs[index]
+            attributes = {
+                **self._attributes(trial_config, loop.step / seconds[index], seconds[index]),
+                **decision.attributes,
+            }
+            if decision.is_final:
+                state, message = TrialState.PRUNED, f"pruned at step {loop.step:,}"
+            elif self._checkpointer.write(claim, loop.train_state(trial_config)):
+                state, message = TrialState.WAITING, f"paused at step {loop.step:,}"
             else:
-                continue  # nobody could go on with it
-            leaving.append(trial_configs[k])
-        if leaving:
-            run.remove_configs(leaving)
+                continue  # without a checkpoint it could not resume
+            yield claim, TrialResult(state, None, attributes, message)
+            removed.append(trial_config)
+        if removed:
+            loop.remove_configs(removed)
 
-    def _divergence(
+    def _diverged_result(
         self, trial_config: TrialConfig, steps_per_second: float, seconds: float
     ) -> TrialResult:
-        attributes = self._record(trial_config, steps_per_second, seconds, failure=Failure.DIVERGED)
+        attributes = self._attributes(
+            trial_config, steps_per_second, seconds, failure=Failure.DIVERGED
+        )
         return TrialResult(TrialState.FAIL, None, attributes, "diverged")
 
-    def _record(
-        self, trial_config: TrialConfig, steps_per_second: float, seconds: float, **found: object
+    def _attributes(
+        self, trial_config: TrialConfig, steps_per_second: float, seconds: float, **results: Any
     ) -> Mapping[str, Any]:
-        found[EARLIER_CODE] = self._earlier_code.get(trial_config)
-        return self.recording.attributes(
-            trial_config, self._together, steps_per_second, seconds, **found
-        )
+        """Return a trial's user attributes; see :class:`studies.attributes.TrialRecord`."""
+        return TrialRecord(
+            parameter_count=trial_config.architecture.parameter_count(self._vocab_size),
+            steps_per_second=steps_per_second,
+            seconds=seconds,
+            host=socket.gethostname(),
+            worker=self._worker,
+            device=str(self.device),
+            threads=torch.get_num_threads(),
+            lockstep=self._lockstep,
+            precision=self._precision,
+            seed=self.config.seed,
+            replicate=trial_config.replicate,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            code=checkpoint.source_hash(),
+            **{EARLIER_CODE: self._earlier_code.get(trial_config), **results},
+        ).attributes()
 
 
-def _earlier_code(trial: FrozenTrial, progress: TrainState | None) -> list[str] | None:
-    """Return the other code that trained what a trial resumes; None if there is none to record."""
-    code = progress.source_hashes if progress else ()
-    earlier = [each for each in code if each != train_checkpoint.source_hash()]
-    # An empty list replaces what was recorded before a trial restarted from step 0.
+def _step(state: TrainState | None) -> int:
+    return state.step if state else 0
+
+
+def _earlier_code(trial: FrozenTrial, state: TrainState | None) -> list[str] | None:
+    """Return the other code that trained a resumed trial; None if there is none to record."""
+    hashes = state.source_hashes if state else ()
+    earlier = [code for code in hashes if code != checkpoint.source_hash()]
+    # An empty list replaces the record of a trial that has restarted from step 0.
     return earlier if earlier or EARLIER_CODE in trial.user_attrs else None
 
 

@@ -1,6 +1,4 @@
-"""A file for each of a study's trials, in the study's own folder of a store."""
-# TODO-MERGE The checkpoints of a study's running trials.
-# TODO-MERGE The weights of a study's best trials.
+"""Files of a study's trials: checkpoints of unfinished ones, weights of the best."""
 
 import contextlib
 import io
@@ -13,14 +11,14 @@ from studies.artifacts import AtomicFileStore, Store, list_files, store_location
 
 
 class TrialArtifacts:
-    """Files of one kind, by trial number.
+    """Files of one kind, one for each trial.
 
     Args:
-        store: where they lie.
-        folder: the study's own, in it.
+        store: artifact store.
+        folder: folder of the study in the store.
 
     Attributes:
-        suffix: of their names.
+        suffix: suffix of the file names.
     """
 
     suffix: str
@@ -30,20 +28,20 @@ class TrialArtifacts:
         self._folder = folder
 
     @property
-    def place(self) -> str:
-        """The folder that they lie in, as a path or as a part of a bucket."""
+    def location(self) -> str:
+        """Folder of the files, as a path or as part of a bucket."""
         return store_location(self._store, self._folder)
 
     def write(self, number: int, content: bytes) -> None:
-        """Write a trial's file in place of its last one.
+        """Write or replace a trial's file.
 
         Raises:
-            OSError, Exception: whatever the place raises; the last one stays as it was.
+            OSError, Exception: error of the store; the previous file is kept.
         """
         self._store.write(self._name(number), io.BytesIO(content))
 
     def read(self, number: int) -> bytes | None:
-        """Return what a trial's file holds; None if there is none."""
+        """Return the content of a trial's file; None if there is none."""
         try:
             with contextlib.closing(self._store.open_reader(self._name(number))) as reader:
                 return reader.read()
@@ -60,48 +58,48 @@ class TrialArtifacts:
 
 
 class CheckpointStore(TrialArtifacts):
-    """The checkpoints of one study's trials, by trial number."""
+    """Checkpoints of the trials of one study."""
 
     suffix = ".checkpoint"
 
-    def set_aside(self, number: int, content: bytes) -> str:
-        """Put a checkpoint where nobody reads it again; return the name that it has there."""
-        aside = f"{self._folder}/trial-{number}.set-aside"
-        self._store.write(aside, io.BytesIO(content))
+    def quarantine(self, number: int, content: bytes) -> str:
+        """Move a checkpoint to a name that is never read; return that name."""
+        name = f"{self._folder}/trial-{number}.quarantined"
+        self._store.write(name, io.BytesIO(content))
         self.remove(number)
-        return aside
+        return name
 
     def clear(self) -> None:
-        """Remove what is left when all trials are finished; in a bucket that is nothing."""
+        """Remove the files left when all trials are finished; a bucket has none."""
         if isinstance(self._store, AtomicFileStore):
             self._store.purge(self._folder, self.suffix)
 
 
-_NAME = re.compile(r"trial-(\d+)\.safetensors")
+_WEIGHTS_NAME = re.compile(r"trial-(\d+)\.safetensors")
 
 
 class WeightStore(TrialArtifacts):
-    """The weights of one study's best trials, by trial number.
+    """Weights of the best trials of one study.
 
     Attributes:
-        reach: how many trials after those that are kept :meth:`keep_only` need be told of, if no
-            other's weights are written: as many as may end at the same time.
+        eviction_margin: number of trials ranked after those that are kept that suffices for
+            :meth:`evict`: as many as may end at the same time.
     """
 
     suffix = ".safetensors"
-    reach = 32
+    eviction_margin = 32
 
-    def kept(self) -> set[int]:
-        """Return the numbers of the trials whose weights are there."""
-        found = map(_NAME.fullmatch, list_files(self._store, self._folder))
-        return {int(name[1]) for name in found if name}
+    def list_trials(self) -> set[int]:
+        """Return the numbers of the trials that have weights."""
+        names = map(_WEIGHTS_NAME.fullmatch, list_files(self._store, self._folder))
+        return {int(name[1]) for name in names if name}
 
-    def keep_only(self, best: Sequence[int], keep: int) -> None:
-        """Remove the weights of those that are named after the best.
+    def evict(self, ranking: Sequence[int], count: int) -> None:
+        """Remove the weights of ranked trials after the best ones.
 
         Args:
-            best: numbers of trials, the best first; others' weights stay.
-            keep: how many of them to keep.
+            ranking: numbers of trials, the best first; weights of other trials are kept.
+            count: number of trials whose weights are kept.
         """
-        for number in self.kept().intersection(best[keep:]):
+        for number in self.list_trials().intersection(ranking[count:]):
             self.remove(number)

@@ -1,4 +1,4 @@
-"""A worker: claim points → have them trained → record what came of each, until none is left."""
+"""Worker: claims trials, has them trained and records their results until none is left."""
 
 import random
 import time
@@ -19,252 +19,251 @@ from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.space import COST_PARAMS, REPLICATE
 from studies.storage.counts import TrialCounts
 
-LOOK_SECONDS = 0.25
-"""Between two looks, in the midst of training, at how things stand and what signals ask."""
+POLL_INTERVAL = 0.25
+"""Seconds between two checks for lost claims, outages and shutdown during training."""
 
-POLL_SECONDS = (1.0, 10.0)
-"""Between two looks for a point, while the last ones are in other workers' hands: at first, and
-when it has taken long."""
+CLAIM_INTERVALS = (1.0, 10.0)
+"""Shortest and longest time in seconds between two attempts to claim while others run the rest."""
 
-PATIENCE_SECONDS = 600.0
-"""How long a worker waits for what those that run will tell, before it goes on with paused points
-all the same."""
+PRUNER_WAIT_TIMEOUT = 600.0
+"""Seconds to wait for results of running trials before paused trials resume without them."""
 
-LEAVE_SECONDS = 1.0
-"""How long giving a point back may take a worker that is to leave at once."""
+REQUEUE_TIMEOUT = 1.0
+"""Seconds for requeuing trials when the worker has to exit at once."""
 
-ALIKE = (*COST_PARAMS, REPLICATE)
-"""The parameters in which networks that are trained together are the same: those of their shape,
-and the replicate's number, for each replicate reads another text."""
+LOCKSTEP_PARAMS = (*COST_PARAMS, REPLICATE)
+"""Parameters that trials trained in lockstep share: their shape, and the replicate, which
+determines the order of the text."""
 
-RETRIES = 3
-"""How often a point is run again after an error."""
+MAX_RETRIES = 3
+"""How often a trial is retried after errors."""
+
+_STORAGE_ERRORS = (
+    ShutdownRequestedError,
+    LeaseLostError,
+    StorageUnavailableError,
+    SQLAlchemyError,
+    OptunaError,
+)
 
 
 class Worker:
-    """Works on a study until all its points are finished.
+    """Works on a study until all its trials are finished.
 
     Args:
-        keeper: of the claims, entered.
-        trainer: trains the points.
-        count: reads the study's accounting.
-        stop: looked at between steps.
+        manager: entered claim manager.
+        trainer: trains the trials.
+        count_trials: reads the study's trial counts.
+        stop: checked between steps.
         callbacks: called at the worker's events.
-        wait: stay until the points that others hold are finished too.
-        pausing: decides which points are put off, and when they are gone on with; None where every
-            point is run to its end.
+        wait: whether to stay until the trials that others run are finished too.
+        scheduler: decides which trials are paused, resumed and pruned; None to train every trial to
+            its end.
     """
 
     def __init__(
         self,
-        keeper: ClaimManager,
+        manager: ClaimManager,
         trainer: Trainer,
-        count: Callable[[], TrialCounts],
+        count_trials: Callable[[], TrialCounts],
         stop: ShutdownSignal,
         callbacks: WorkerCallbacks,
         wait: bool = True,
-        pausing: PauseResumeScheduler | None = None,
+        scheduler: PauseResumeScheduler | None = None,
     ) -> None:
-        self.keeper = keeper
+        self.manager = manager
         self.trainer = trainer
-        self.count = count
+        self.count_trials = count_trials
         self.stop = stop
         self.callbacks = callbacks
         self.wait = wait
-        self.pausing = pausing
-        self._failed_here: set[int] = set()
-        self._looked = 0.0
-        self._idle = 0.0  # seconds, waited for others
-        self._in_hand: list[Claim] = []
-        self._began = 0.0
+        self.scheduler = scheduler
+        self._active: list[Claim] = []
+        self._failed_ids: set[int] = set()  # claimed again only if no other trial waits
+        self._batch_started_at = 0.0
+        self._polled_at = 0.0
+        self._idle_seconds = 0.0
 
     def run(self) -> None:
-        """Work. Returns when a stop is asked for, or no point is left.
+        """Work until no trial is left or a shutdown is requested.
 
         Raises:
-            StorageUnavailableError: if the storage has been away for too long.
+            StorageUnavailableError: if the storage was unavailable for too long.
         """
         while not self.stop.requested:
             try:
-                claims = self.keeper.claim(
-                    self._failed_here, ALIKE, self.trainer.limit, self._choose
+                claims = self.manager.claim(
+                    self._failed_ids,
+                    LOCKSTEP_PARAMS,
+                    self.trainer.lockstep_size,
+                    self._select_paused,
                 )
                 if claims:
-                    self._work_on(claims)
-                    self._idle = 0.0
+                    self._run_batch(claims)
+                    self._idle_seconds = 0.0
                     continue
-                self._conclude()
-                counts = self.keeper.read(self.count)
+                self._prune_paused()
+                counts = self.manager.read(self.count_trials)
             except ShutdownRequestedError:
                 return
             if not self.wait or counts.finished == counts.planned:
                 return
-            self.trainer.rest()
+            self.trainer.release_cores()
             self.callbacks.on_wait()
-            shortest, longest = POLL_SECONDS
-            pause = min(shortest + self._idle / 10, longest) * random.uniform(0.5, 1)
-            self._idle += pause
-            self.stop.wait(pause)
+            shortest, longest = CLAIM_INTERVALS
+            seconds = min(shortest + self._idle_seconds / 10, longest) * random.uniform(0.5, 1)
+            self._idle_seconds += seconds
+            self.stop.wait(seconds)
 
-    def _choose(self) -> list[int]:
-        """Read which paused trials to go on with."""
-        if self.pausing is None:
+    def _select_paused(self) -> list[int]:
+        if self.scheduler is None:
             return []
-        # One that runs for ever, as of a process that hangs, is not to hold all others up.
-        at_any_rate = self._idle > PATIENCE_SECONDS
-        return self.pausing.select_to_resume(
-            self.trainer.min_keep_probability, self._failed_here, at_any_rate
+        # A trial of a hanging process must not block the others for ever.
+        ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
+        return self.scheduler.select_to_resume(
+            self.trainer.min_keep_probability, self._failed_ids, ignore_running
         )
 
-    def _judge(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
-        """Read what is to become of trials at a rung; while the storage is away, they go on."""
-        pausing, by_id = self.pausing, {claim.trial_id: claim for claim in claims}
-        if pausing is None or not claims:
+    def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
+        """Return which trials at a rung are paused or pruned; none during an outage."""
+        scheduler, by_id = self.scheduler, {claim.trial_id: claim for claim in claims}
+        if scheduler is None or not claims:
             return {}
         try:
-            found = (
-                self.keeper.query_after_flush(lambda: pausing.decide(by_id, self._failed_here))
-                or {}
+            decisions = self.manager.query_after_flush(
+                lambda: scheduler.decide(by_id, self._failed_ids)
             )
-        except (ShutdownRequestedError, StorageUnavailableError, SQLAlchemyError, OptunaError):
+        except _STORAGE_ERRORS:
             raise
-        except Exception as error:  # which is none of the training's, and must not count as such
-            self.callbacks.on_message(f"warning: nothing could be decided ({format_error(error)})")
+        except Exception as error:  # must not count as a failure of the training
+            self.callbacks.on_message(
+                f"warning: pruning decision failed ({format_error(error)}); the trials continue"
+            )
             return {}
-        return {by_id[trial_id]: verdict for trial_id, verdict in (found or {}).items()}
+        return {by_id[trial_id]: decision for trial_id, decision in (decisions or {}).items()}
 
-    def _conclude(self) -> None:
-        """Prune what is paused, if that is final."""
-        if self.pausing is None:
+    def _prune_paused(self) -> None:
+        """Prune the paused trials if none of them will resume."""
+        if self.scheduler is None:
             return
-        pruned = self.keeper.read(self.pausing.prune_paused)
+        pruned = self.manager.read(self.scheduler.prune_paused)
         for number in pruned:
-            self.trainer.forget(number)
+            self.trainer.clean_up(number)
         if pruned:
             self.callbacks.on_message(f"pruned {len(pruned)} paused trials")
 
-    def _work_on(self, claims: list[Claim]) -> None:
-        """Run trials to their ends; whatever happens, none of them stays in hand."""
-        self._in_hand, self._began = claims, time.monotonic()
+    def _run_batch(self, claims: list[Claim]) -> None:
+        """Train trials together; requeue on any exception those that are not finished."""
+        self._active, self._batch_started_at = claims, time.monotonic()
         try:
             self._train(claims)
         except ShutdownRequestedError:
-            self.trainer.keep(self._held())
-            for claim, is_back in self._give_all_back(SHUTDOWN_GRACE):
-                self._done(
+            self.trainer.save_checkpoints(self._drop_lost())
+            for claim, is_requeued in self._requeue_all(SHUTDOWN_GRACE):
+                self._end(
                     claim,
-                    "given back" if is_back else "left to who finds that its lease has run out",
+                    "requeued" if is_requeued else "not requeued in time; waits for lease expiry",
                 )
         except StorageUnavailableError:
-            self.trainer.keep(self._held())
+            self.trainer.save_checkpoints(self._drop_lost())
             raise
-        except BaseException:  # a closed pipe, a second Ctrl-C: the points are not lost
-            for _ in self._give_all_back(LEAVE_SECONDS):
-                pass  # nobody may be there to be told
+        except BaseException:  # such as a closed pipe or a second Ctrl-C
+            for _ in self._requeue_all(REQUEUE_TIMEOUT):
+                pass  # without a message: the output may be closed
             raise
 
-    def _give_all_back(self, within: float) -> Iterator[tuple[Claim, bool]]:
-        """Give back what is in hand; say of each if that was done in so many seconds for all."""
-        end = time.monotonic() + within
-        for claim in self._held():
-            left = end - time.monotonic()
-            yield claim, left > 0 and self._try_to_give_back(claim, left)
+    def _requeue_all(self, timeout: float) -> Iterator[tuple[Claim, bool]]:
+        """Requeue the active trials within a time for all; yield whether each one was requeued."""
+        deadline = time.monotonic() + timeout
+        for claim in self._drop_lost():
+            seconds_left = deadline - time.monotonic()
+            yield claim, seconds_left > 0 and self._try_to_requeue(claim, seconds_left)
 
-    def _train(self, claims: Sequence[Claim]) -> None:
-        """Train trials together; after an error in halves, until it is known whose it is."""
+    def _try_to_requeue(self, claim: Claim, timeout: float) -> bool:
         try:
-            for claim, outcome in self.trainer.train(claims, self._look, self._judge):
-                self._finish(claim, outcome)
-            self._held()
-            return
-        except (
-            ShutdownRequestedError,
-            LeaseLostError,
-            StorageUnavailableError,
-            SQLAlchemyError,
-            OptunaError,
-        ):
-            raise
-        except Exception as raised:  # whatever it is, it is a point's own, and others may do well
-            # Without what it was raised in, which would keep all of that one's memory.
-            error = raised.with_traceback(None)
-        held = self._held()
-        left = [claim for claim in claims if claim in held]
-        if len(left) > 1:
-            self.callbacks.on_message(
-                f"{len(left)} trials that are trained together failed ({format_error(error)}); "
-                "they go on in halves"
-            )
-            middle = len(left) // 2
-            self._train(left[:middle])
-            self._train(left[middle:])
-        elif left:
-            self._fail(left[0], error)
-
-    def _fail(self, claim: Claim, error: Exception) -> None:
-        """Give a trial back to be run again, or up."""
-        line = format_error(error)
-        cause, attributes = self.trainer.failure(error, claim)
-        retries = claim.trial.user_attrs.get(RETRY_COUNTS, {})
-        if sum(retries.get(failure, 0) for failure in Failure if failure.is_error) >= RETRIES:
-            words = f"failed for good ({line})"
-            self._finish(claim, TrialResult(TrialState.FAIL, None, attributes, words))
-            return
-        self._failed_here.add(claim.trial_id)
-        try:
-            self.keeper.requeue(claim, cause, line)
-        except LeaseLostError:
-            self._held()
-            return
-        self._done(claim, "failed, and waits to be run again")
-
-    def _finish(self, claim: Claim, outcome: TrialResult) -> None:
-        """Record a trial's end, or that it is put off."""
-        is_paused = outcome.state is TrialState.WAITING
-        try:
-            if is_paused:
-                self.keeper.pause(claim, outcome.attributes)
-            else:
-                self.keeper.finish(claim, outcome.state, outcome.value, outcome.attributes)
-        except LeaseLostError:
-            self._held()
-            return
-        if not is_paused:
-            self.trainer.forget(claim.trial.number)
-        self._done(claim, outcome.message, outcome.value, is_paused)
-
-    def _done(
-        self, claim: Claim, words: str, value: float | None = None, is_paused: bool = False
-    ) -> None:
-        self._in_hand.remove(claim)
-        seconds = time.monotonic() - self._began
-        self.callbacks.on_trial_end(TrialEvent(claim.trial, words, value, seconds, is_paused))
-
-    def _held(self) -> list[Claim]:
-        """Return the claims in hand; those that are lost meanwhile are dropped."""
-        for claim in [claim for claim in self._in_hand if claim.lost]:
-            self._done(claim, "dropped: another worker has taken it over")
-        return list(self._in_hand)
-
-    def _look(self) -> bool:
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+            self.manager.requeue(claim, Failure.INTERRUPTED, timeout=timeout)
+        except _STORAGE_ERRORS:
             return False
-        self._looked = now
-        self.keeper.check()
-        if self.stop.requested:
-            raise ShutdownRequestedError
         return True
 
-    def _try_to_give_back(self, claim: Claim, within: float) -> bool:
+    def _train(self, claims: Sequence[Claim]) -> None:
+        """Train trials together; bisect after an error to find the trial that caused it."""
         try:
-            self.keeper.requeue(claim, Failure.INTERRUPTED, timeout=within)
-        except (
-            SQLAlchemyError,
-            OptunaError,
-            ShutdownRequestedError,
-            LeaseLostError,
-            StorageUnavailableError,
-        ):
+            for claim, result in self.trainer.train(claims, self._poll, self._decide):
+                self._record(claim, result)
+            self._drop_lost()
+            return
+        except _STORAGE_ERRORS:
+            raise
+        except Exception as raised:
+            # The traceback would keep the memory of the failed training alive.
+            error = raised.with_traceback(None)
+        active = self._drop_lost()
+        unfinished = [claim for claim in claims if claim in active]
+        if len(unfinished) > 1:
+            self.callbacks.on_message(
+                f"{len(unfinished)} trials trained in lockstep failed ({format_error(error)}); "
+                "retrying in halves"
+            )
+            middle = len(unfinished) // 2
+            self._train(unfinished[:middle])
+            self._train(unfinished[middle:])
+        elif unfinished:
+            self._handle_error(unfinished[0], error)
+
+    def _handle_error(self, claim: Claim, error: Exception) -> None:
+        """Requeue a trial for a retry, or fail it after the last one."""
+        message = format_error(error)
+        cause, attributes = self.trainer.describe_failure(error, claim)
+        counts = claim.trial.user_attrs.get(RETRY_COUNTS, {})
+        retries = sum(counts.get(failure, 0) for failure in Failure if failure.is_error)
+        if retries >= MAX_RETRIES:
+            message = f"failed after {retries} retries ({message})"
+            self._record(claim, TrialResult(TrialState.FAIL, None, attributes, message))
+            return
+        self._failed_ids.add(claim.trial_id)
+        try:
+            self.manager.requeue(claim, cause, message)
+        except LeaseLostError:
+            self._drop_lost()
+            return
+        self._end(claim, "failed, requeued for a retry")
+
+    def _record(self, claim: Claim, result: TrialResult) -> None:
+        """Record that a trial is finished or paused."""
+        is_paused = result.state is TrialState.WAITING
+        try:
+            if is_paused:
+                self.manager.pause(claim, result.attributes)
+            else:
+                self.manager.finish(claim, result.state, result.value, result.attributes)
+        except LeaseLostError:
+            self._drop_lost()
+            return
+        if not is_paused:
+            self.trainer.clean_up(claim.trial.number)
+        self._end(claim, result.message, result.value, is_paused)
+
+    def _drop_lost(self) -> list[Claim]:
+        """Drop the trials that another worker has claimed; return the active ones."""
+        for claim in [claim for claim in self._active if claim.lost]:
+            self._end(claim, "dropped: claimed by another worker after its lease expired")
+        return list(self._active)
+
+    def _end(
+        self, claim: Claim, message: str, value: float | None = None, is_paused: bool = False
+    ) -> None:
+        self._active.remove(claim)
+        seconds = time.monotonic() - self._batch_started_at
+        self.callbacks.on_trial_end(TrialEvent(claim.trial, message, value, seconds, is_paused))
+
+    def _poll(self) -> bool:
+        """Check claims, storage and shutdown if the interval has passed; return whether it has."""
+        now = time.monotonic()
+        if now - self._polled_at < POLL_INTERVAL:
             return False
+        self._polled_at = now
+        self.manager.check()
+        if self.stop.requested:
+            raise ShutdownRequestedError
         return True

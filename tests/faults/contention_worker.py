@@ -50,30 +50,30 @@ class Stub:
         self._folder = folder
         self._crowd = crowd
 
-    def limit(self, trial) -> int:
+    def lockstep_size(self, trial) -> int:
         return 1
 
-    def train(self, claims: Sequence[Claim], look, judge) -> Iterator[tuple[Claim, TrialResult]]:
+    def train(self, claims: Sequence[Claim], poll, decide) -> Iterator[tuple[Claim, TrialResult]]:
         for claim in claims:
             self.numbers.append(claim.trial.number)
             claim.report(1, 1.0)
             (self._folder / f"claimed-{os.getpid()}").touch()
             while len(list(self._folder.glob("claimed-*"))) < self._crowd:
-                look()
+                poll()
                 time.sleep(0.01)
-            look()
+            poll()
             yield claim, TrialResult(TrialState.COMPLETE, 1.0, {}, "complete")
 
-    def rest(self) -> None:
+    def release_cores(self) -> None:
         return
 
-    def keep(self, claims: Sequence[Claim]) -> None:
+    def save_checkpoints(self, claims: Sequence[Claim]) -> None:
         return
 
-    def forget(self, number: int) -> None:
+    def clean_up(self, number: int) -> None:
         return
 
-    def failure(self, error, claim):
+    def describe_failure(self, error, claim):
         raise error
 
 
@@ -82,8 +82,10 @@ def work(url: str, trials: int, folder: Path, crowd: int) -> list[int]:
     storage = open_storage(url)
     study_id = create_small_study(storage, trials)
     stop, stub = ShutdownSignal(), Stub(folder, crowd)
-    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as keeper:
-        Worker(keeper, stub, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()).run()
+    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as manager:
+        Worker(
+            manager, stub, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()
+        ).run()
     return stub.numbers
 
 

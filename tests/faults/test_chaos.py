@@ -143,6 +143,6 @@ def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
     assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
     retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
     print(f"{kind}: retries {[value for (value,) in retries]}")
-    resumed = sum("goes on from step" in worker.output for worker in crew.everyone)
+    resumed = sum("resumes from step" in worker.output for worker in crew.everyone)
     print(f"{kind}: {resumed} workers resumed a trial")
     assert retries, "nothing has happened to any trial"

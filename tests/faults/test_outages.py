@@ -100,7 +100,7 @@ def resumed(runner, text, tmp_path):
         search = search_starter(runner, url, text)
         command = search(f"--artifacts={tmp_path}/artifacts", **settings)
         assert command.wait() == 0
-        assert f"trial 0 goes on from step {step}" in command.output
+        assert f"trial 0 resumes from step {step}" in command.output
 
     return run
 
@@ -305,7 +305,7 @@ def test_a_full_disk(held, gate, small_disk, undisturbed):
     (worker,) = held(url, **ONE)
     filler = fill(small_disk)
     until_said("storage unavailable", worker)
-    until_said("could not be written", worker)
+    until_said("cannot write the checkpoint", worker)
     filler.unlink()
     until_said("storage available again", worker)
     gate.open()

@@ -92,7 +92,7 @@ def test_a_stopped_trial_resumes_where_it_was(
     first = held(**ONE | {"checkpoint_seconds": 1000})
     first.send(number)
     assert first.wait() == code
-    assert "given back" in first.output
+    assert "requeued" in first.output
     assert "Traceback" not in first.output
     assert query(sqlite_url, "SELECT state FROM trials") == [("WAITING",)]
     assert max(step for _, step, _ in query(sqlite_url, CURVES)) == STEP
@@ -103,7 +103,7 @@ def test_a_stopped_trial_resumes_where_it_was(
     assert "run again 1 interrupted\n" in told.output
     second = search(**ONE)
     assert second.wait() == 0
-    assert f"trial 0 goes on from step {STEP}" in second.output
+    assert f"trial 0 resumes from step {STEP}" in second.output
     assert files(tmp_path) == []
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     ((retries,),) = query(
@@ -123,7 +123,7 @@ def test_a_trial_resumes_from_a_bucket(held, search, sqlite_url, undisturbed, bu
     assert [entry["Key"].split("/")[1] for entry in kept] == ["trial-0.checkpoint"]
     second = search(f"--artifacts={bucket}", environment=aws, **ONE)
     assert second.wait() == 0
-    assert "trial 0 goes on from step" in second.output
+    assert "trial 0 resumes from step" in second.output
     assert "s3cret" not in first.output + second.output
     left = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
     assert not any("checkpoint" in entry["Key"] for entry in left)
@@ -159,7 +159,7 @@ def test_a_worker_that_waits_resumes_the_trial_of_a_killed_one(
     first.send(signal.SIGKILL)
     assert waiting.wait() == 0
     assert "lease expired, its worker sent no heartbeat" in waiting.output
-    assert f"trial 0 goes on from step {STEP}" in waiting.output
+    assert f"trial 0 resumes from step {STEP}" in waiting.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     assert list(tmp_path.glob("*.checkpoints")) == []
 
@@ -176,7 +176,7 @@ def test_trials_that_were_trained_together_are_resumed(
     first.wait()
     second = search(lockstep="5", **five)
     assert second.wait() == 0
-    assert second.output.count("goes on from step") == 4
+    assert second.output.count("resumes from step") == 4
     found, expected = query(sqlite_url, CURVES), undisturbed(**five)
     assert [row[:2] for row in found] == [row[:2] for row in expected]
     losses = [row[2] for row in expected]
@@ -195,7 +195,9 @@ def test_a_worker_that_wakes_up_after_its_lease_drops_its_trial(
     heir = search(gate=later, **TWO)
     wait_until(lambda: "lease expired" in heir.output and heir.pid in later.held)
     frozen.send(signal.SIGCONT)
-    wait_until(lambda: "dropped: another worker has taken it over" in frozen.output)
+    wait_until(
+        lambda: "dropped: claimed by another worker after its lease expired" in frozen.output
+    )
     gate.open()
     later.open()
     assert heir.wait() == 0
@@ -212,7 +214,7 @@ def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
     before = query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values")
     frozen.send(signal.SIGCONT)
     assert frozen.wait() == 0
-    assert "dropped: another worker has taken it over" in frozen.output
+    assert "dropped: claimed by another worker after its lease expired" in frozen.output
     assert query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values") == before
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
     assert files(tmp_path) == []
@@ -262,7 +264,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty])
-def test_a_damaged_checkpoint_is_set_aside(
+def test_a_damaged_checkpoint_is_quarantined(
     search, sqlite_url, tmp_path, undisturbed, stopped, damage
 ):
     damage(stopped)
@@ -270,14 +272,14 @@ def test_a_damaged_checkpoint_is_set_aside(
     second = search(**ONE)
     assert second.wait() == 0
     assert "warning: trial 0: checkpoint is damaged" in second.output
-    assert "the trial starts afresh" in second.output
+    assert "the trial restarts from step 0" in second.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    (aside,) = files(tmp_path)
-    assert aside.name == "trial-0.set-aside"
-    assert aside.read_bytes() == damaged
+    (quarantined,) = files(tmp_path)
+    assert quarantined.name == "trial-0.quarantined"
+    assert quarantined.read_bytes() == damaged
 
 
-def test_checkpoint_of_an_older_format_is_set_aside_and_its_trial_restarts(
+def test_checkpoint_of_an_older_format_is_quarantined_and_its_trial_restarts(
     search, sqlite_url, tmp_path, undisturbed, stopped
 ):
     content = stopped.read_bytes()[32:]
@@ -288,10 +290,10 @@ def test_checkpoint_of_an_older_format_is_set_aside_and_its_trial_restarts(
     assert second.wait() == 0
     assert "warning: trial 0: checkpoint was written by another version" in second.output
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    assert [path.name for path in files(tmp_path)] == ["trial-0.set-aside"]
+    assert [path.name for path in files(tmp_path)] == ["trial-0.quarantined"]
 
 
-def test_a_checkpoint_of_another_architecture_is_set_aside(
+def test_a_checkpoint_of_another_architecture_is_quarantined(
     held, search, sqlite_url, tmp_path, undisturbed
 ):
     first = held(**TWO)
@@ -312,7 +314,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_a_search(
     """A file stands where the folder should be made: as on a full or a read-only disk."""
     (tmp_path / "studies.db.checkpoints").write_text("in the way")
     first = held(**ONE)
-    wait_until(lambda: "warning: the checkpoint of trial 0 could not be written" in first.output)
+    wait_until(lambda: "warning: cannot write the checkpoint of trial 0" in first.output)
     gate.open()
     assert first.wait() == 0
     finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)

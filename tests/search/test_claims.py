@@ -406,7 +406,7 @@ def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
         with monkeypatch.context() as patch:
             patch.setattr(manager, "_require_available", give_up)
             try:
-                claims = manager.claim(batch_size=lambda trial: 2)
+                claims = manager.claim(lockstep_size=lambda trial: 2)
             except error:
                 claims = []
         gate.let_the_claim_complete()
@@ -461,7 +461,7 @@ def abandon_a_claim(manager, gate, monkeypatch, count=1):
     with monkeypatch.context() as patch:
         patch.setattr(manager, "_require_available", lambda: gate.entered.wait(600) and stopped())
         with pytest.raises(ShutdownRequestedError):
-            manager.claim(batch_size=lambda trial: count)
+            manager.claim(lockstep_size=lambda trial: count)
 
 
 def stopped():
@@ -624,7 +624,7 @@ def test_the_thread_ends_with_its_manager(study):
 def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
     study = each_study
     with study.manager() as manager:
-        first, second, third = manager.claim(batch_size=lambda trial: 3)
+        first, second, third = manager.claim(lockstep_size=lambda trial: 3)
         study.storage.requeue(second.trial_id, second.claim_token, Failure.LEASE_EXPIRED)
         for claim in (first, second, third):
             claim.report(1, 2.0)
@@ -661,9 +661,9 @@ def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, m
 def test_a_trial_that_failed_here_is_taken_alone(study):
     with study.manager() as manager:
         ids = [trial._trial_id for trial in study.storage.get_all_trials(study.study_id)]
-        (only,) = manager.claim(exclude=ids[1:], batch_size=lambda trial: 3)
+        (only,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
         assert only.trial_id == ids[0]
-        (alone,) = manager.claim(exclude=ids[1:], batch_size=lambda trial: 3)
+        (alone,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
         assert alone.trial_id == ids[1]
 
 
@@ -671,7 +671,7 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
     storage, state = broken
     with study.manager(storage=storage) as manager:
         state["after"] = True
-        claims = manager.claim(batch_size=lambda trial: 2)
+        claims = manager.claim(lockstep_size=lambda trial: 2)
         assert claims[0].trial.number == 0
         owners = {
             lease.claim_token for lease in study.storage.running_leases(study.study_id).values()

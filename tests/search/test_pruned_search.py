@@ -120,7 +120,7 @@ def check_pruning(folder, joined, messages, unpruned, tolerance):
     # Paused trials resumed from their checkpoints, and no checkpoint is left.
     assert any("paused at step" in line for line in messages)
     assert "complete" in messages
-    assert not any("starts afresh" in line for line in messages)
+    assert not any("restarts from step 0" in line for line in messages)
     assert list(folder.glob("*.checkpoints/*/*")) == []
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == counts.planned == len(kept)
@@ -155,7 +155,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     joined, messages = search(sqlite_url, text, lockstep=1)
     check_curves(joined, unpruned, 0)
     assert not any("paused" in line for line in messages)
-    assert any("could not be written (no room)" in line for line in messages)
+    assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
 def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
@@ -172,7 +172,7 @@ def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monk
     monkeypatch.setattr(PauseResumeScheduler, "decide", fail)
     joined, messages = search(sqlite_url, text, lockstep=8)
     assert count_trials(joined.storage, joined.study_id).complete == TRIALS
-    assert "warning: nothing could be decided (IndexError: no such thing)" in messages
+    assert any("pruning decision failed (IndexError: no such thing)" in line for line in messages)
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
@@ -185,10 +185,10 @@ def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch)
             raise RuntimeError("once")
         return plain(self, trial_config, *rest, **found)
 
-    plain = Trainer._record
-    monkeypatch.setattr(Trainer, "_record", record)
+    plain = Trainer._attributes
+    monkeypatch.setattr(Trainer, "_attributes", record)
     joined, messages = search(sqlite_url, text, lockstep=1)
-    failed = messages.index("failed, and waits to be run again")
+    failed = messages.index("failed, requeued for a retry")
     assert sum("paused" in line or line == "complete" for line in messages[failed:]) > 5
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == TRIALS
@@ -221,8 +221,8 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     assert joined.storage.claim(joined.study_id, "hangs/1") is not None
     waits = []
-    monkeypatch.setattr("search.worker.worker.PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("search.worker.worker.POLL_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("search.worker.worker.PRUNER_WAIT_TIMEOUT", 0.0)
+    monkeypatch.setattr("search.worker.worker.CLAIM_INTERVALS", (0.01, 0.01))
     monkeypatch.setattr(
         RecordingCallbacks, "on_wait", lambda self: waits.append(len(self.messages))
     )
@@ -268,7 +268,7 @@ def test_paused_trials_without_checkpoints_restart_and_finish(
     monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end_again)
     joined, messages = search(sqlite_url, text, lockstep=1)
     check_curves(joined, unpruned, 0)
-    assert not any("goes on from" in line for line in messages)
+    assert not any("resumes from" in line for line in messages)
     assert any(before for before, _ in pauses)
     assert all(before < step for before, step in pauses)
 

@@ -84,15 +84,19 @@ def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artif
     with (
         ShutdownSignal() as stop,
         ThreadBudget(threads) as budget,
-        ClaimManager(joined.storage, joined.study_id, "me", stop, callbacks.on_message) as keeper,
+        ClaimManager(joined.storage, joined.study_id, "me", stop, callbacks.on_message) as manager,
     ):
         device = torch.device("cpu")
-        keeping = BestModelStore(joined, weights, keeper.query_after_flush, callbacks.on_message)
-        trainer = Trainer(joined, device, budget, checkpoints, callbacks, "me", lockstep, keeping)
-        pausing = None
+        best_models = BestModelStore(
+            joined, weights, manager.query_after_flush, callbacks.on_message
+        )
+        trainer = Trainer(
+            joined, device, budget, checkpoints, callbacks, "me", lockstep, best_models
+        )
+        scheduler = None
         if joined.config.pruning.enabled:
-            pausing = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-        Worker(keeper, trainer, reader.count_trials, stop, callbacks, pausing=pausing).run()
+            scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+        Worker(manager, trainer, reader.count_trials, stop, callbacks, scheduler=scheduler).run()
     return joined, callbacks.messages
 
 
@@ -212,7 +216,7 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
-    assert weights.kept() == {trial.number for trial in best[:2]}
+    assert weights.list_trials() == {trial.number for trial in best[:2]}
     held_out = select_eval_windows(joined.corpus.validation, 3, 9)
     for trial in best[:2]:
         network = deserialize_model(weights.read(trial.number))
@@ -225,8 +229,8 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
         assert trial.user_attrs["sample"]
     nothing, _ = work(sqlite_url, text, ["keep_weights=0"], name="nothing")
     assert not any("sample" in trial.user_attrs for trial in nothing.study.trials)
-    folder = WeightStore(open_store(None, sqlite_url, "weights"), nothing.folder)
-    assert folder.kept() == set()
+    folder = WeightStore(open_store(None, sqlite_url, "weights"), nothing.artifact_folder)
+    assert folder.list_trials() == set()
 
 
 def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers(
@@ -240,14 +244,16 @@ def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers
     trials = joined.study.trials
     held = [joined.storage.claim(joined.study_id, "you/1") for _ in trials[3:]]
     work(sqlite_url, text, ["keep_weights=3"])
-    assert weights.kept() == {trial.number for trial in trials if trial._trial_id not in held}
+    assert weights.list_trials() == {
+        trial.number for trial in trials if trial._trial_id not in held
+    }
     for trial_id in held:
         joined.storage.requeue(trial_id, "you/1", Failure.INTERRUPTED)
     work(sqlite_url, text, ["keep_weights=1"])
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    assert weights.kept() >= {best[0].number}
+    assert weights.list_trials() >= {best[0].number}
     first = {trial.number for trial in trials if trial._trial_id not in held}
-    assert first.intersection(trial.number for trial in best[:3]) <= weights.kept()
+    assert first.intersection(trial.number for trial in best[:3]) <= weights.list_trials()
     assert joined.study.user_attrs["config"]["keep_weights"] == 3
 
 
@@ -261,7 +267,7 @@ def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values
     def measured(leaves):
         run = TrainLoop(NetworkStack(trial_configs, 0), whole.train, settings)
         list(run.train())
-        found = Evaluator(config, whole).measure(
+        found = Evaluator(config, whole).evaluate(
             run, lambda: leaves and run.remove_configs(trial_configs[:1])
         )
         return [each.attributes for each in found]
@@ -273,9 +279,9 @@ def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
     joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     weights.write(0, b"of a worker that died")
-    keeping = BestModelStore(joined, weights, lambda query: query(), print)
-    keeping.settle(0)
-    assert 0 not in weights.kept()
+    best_models = BestModelStore(joined, weights, lambda query: query(), print)
+    best_models.evict(0)
+    assert 0 not in weights.list_trials()
 
 
 def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypatch):
@@ -285,7 +291,10 @@ def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypat
     monkeypatch.setattr(WeightStore, "write", write)
     joined, messages = work(sqlite_url, text, ["keep_weights=10"])
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
-    assert sum("could not be kept (no space left)" in line for line in messages) == 6
+    assert (
+        sum("cannot save the weights" in line and "(no space left)" in line for line in messages)
+        == 6
+    )
 
 
 def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_path):
@@ -323,8 +332,8 @@ def test_the_number_of_threads_is_recorded(sqlite_url, text):
 
 def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
     shares = iter([1, 1, 2, 2, 1] * 1000)
-    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
-    monkeypatch.setattr(ThreadBudget, "share", lambda self: next(shares))
+    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
+    monkeypatch.setattr(ThreadBudget, "thread_count", lambda self: next(shares))
     before = torch.get_num_threads()
     joined, _ = work(sqlite_url, text, ["space.forget_gate=[false]"], lockstep=1)
     torch.set_num_threads(before)
@@ -336,12 +345,12 @@ def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch)
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     joined.storage.claim(joined.study_id, "you/1")
     seen = []
-    monkeypatch.setattr(ThreadBudget, "rest", lambda self: seen.append("rests"))
-    monkeypatch.setattr(RecordingCallbacks, "on_wait", lambda self: seen.append("waits"))
-    monkeypatch.setattr(ShutdownSignal, "requested", property(lambda self: "waits" in seen))
+    monkeypatch.setattr(ThreadBudget, "release", lambda self: seen.append("release"))
+    monkeypatch.setattr(RecordingCallbacks, "on_wait", lambda self: seen.append("wait"))
+    monkeypatch.setattr(ShutdownSignal, "requested", property(lambda self: "wait" in seen))
     _, messages = work(sqlite_url, text)
     assert messages == ["complete"] * 5
-    assert seen[:2] == ["rests", "waits"]
+    assert seen[:2] == ["release", "wait"]
 
 
 def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
@@ -388,7 +397,7 @@ def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=
 
     with monkeypatch.context() as patch:
         patch.setattr(RecordingCallbacks, "on_log", on_log)
-        patch.setattr("search.worker.worker.LOOK_SECONDS", 0)
+        patch.setattr("search.worker.worker.POLL_INTERVAL", 0)
         patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(reached)))
         return work(url, text, overrides, lockstep=lockstep)
 
@@ -425,7 +434,7 @@ def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
     stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     _, said = work(sqlite_url, text, overrides, lockstep=6)
     assert not any("checkpoint" in line for line in said)
-    assert sum("goes on from step 4" in line for line in said) == 2
+    assert sum("resumes from step 4" in line for line in said) == 2
 
 
 def test_trials_resumed_by_other_training_code_say_so_and_record_both(
@@ -498,7 +507,7 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
     overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
     joined, messages = work(sqlite_url, text, overrides, lockstep=4)
     assert max(map(len, tries)) == 4
-    assert any("trained together failed (RuntimeError: no)" in line for line in messages)
+    assert any("trained in lockstep failed (RuntimeError: no)" in line for line in messages)
     for trial, same in zip(joined.study.trials, alone, strict=True):
         assert trial.params == same.params
         if trial.params["forget_gate"]:
@@ -549,10 +558,10 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
 
     monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     joined, messages = work(sqlite_url, text, overrides, lockstep=6)
-    assert messages.count("dropped: another worker has taken it over") == 1
+    assert messages.count("dropped: claimed by another worker after its lease expired") == 1
     assert messages.count("complete") == 5
     assert sizes == [6] * 2 + [5] * 18
     for trial, same in zip(joined.study.trials, alone.study.trials, strict=True):
@@ -565,16 +574,16 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
 def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
     sqlite_url, text, alone, monkeypatch
 ):
-    measure, gone = Trainer._measure, []
+    evaluate, gone = Trainer._evaluate, []
 
     def losing(self, run, claims, on_step):
         first = claims[run.configs[0]]
         first.lost = LeaseLostError("gone")
         gone.append(first.trial_id)
-        yield from measure(self, run, claims, on_step)
+        yield from evaluate(self, run, claims, on_step)
 
-    monkeypatch.setattr(Trainer, "_measure", losing)
-    monkeypatch.setattr("search.worker.worker.LOOK_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "_evaluate", losing)
+    monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     joined, messages = work(sqlite_url, text, ["precision='fp32'"], lockstep=6)
     assert messages.count("complete") == 5
@@ -621,7 +630,7 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
 
 
 def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, monkeypatch):
-    """Some were given back in the midst of it, and some never begun."""
+    """Some were requeued in the midst of it, and some never begun."""
     overrides = ["training.log_every=2"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
     file = load_config_file("quick", [*SETTINGS, *overrides])
@@ -659,8 +668,8 @@ def test_a_point_is_run_again_three_times_after_an_error(
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     assert sorted(messages) == sorted(
         ["complete"] * 3
-        + ["failed, and waits to be run again"] * 9
-        + [f"failed for good ({line})"] * 3
+        + ["failed, requeued for a retry"] * 9
+        + [f"failed after 3 retries ({line})"] * 3
     )
     assert len(tries) == 12
     # Others first: what is wrong may pass.
@@ -685,7 +694,7 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
         raise error
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
-    monkeypatch.setattr("search.worker.worker.LEAVE_SECONDS", HANG_TIMEOUT)
+    monkeypatch.setattr("search.worker.worker.REQUEUE_TIMEOUT", HANG_TIMEOUT)
     if error is BrokenPipeError:  # which rich turns into an exit
         error = SystemExit
         monkeypatch.setattr(RecordingCallbacks, "on_log", lambda self, running: exit(1))

@@ -11,8 +11,8 @@ from rnn.models.bptt_network import BPTTNetwork
 from rnn.stacked.network import NetworkStack, estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep
-from search.worker import batch_size as populations
-from search.worker.batch_size import auto_lockstep
+from search.worker import lockstep
+from search.worker.lockstep import auto_lockstep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -42,15 +42,15 @@ def test_a_processors_worker_takes_no_more_memory_for_many_than_for_a_large_one(
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_no_more_are_trained_together_than_memory_has_room_for(monkeypatch, device):
     size = estimate_memory(TrialConfig(everything(32, 3)), 256, "fp32")
-    monkeypatch.setattr(populations, "available_memory", lambda device: 10 * size)
+    monkeypatch.setattr(lockstep, "available_memory", lambda device: 10 * size)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 8
-    monkeypatch.setattr(populations, "available_memory", lambda device: 1)
+    monkeypatch.setattr(lockstep, "available_memory", lambda device: 1)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 1
 
 
 def test_a_card_takes_a_whole_shape_group(monkeypatch):
     """96 networks of three layers and 256 states, on a card of 24 GB."""
-    monkeypatch.setattr(populations, "available_memory", lambda device: 24 * 10**9)
+    monkeypatch.setattr(lockstep, "available_memory", lambda device: 24 * 10**9)
     assert auto_lockstep(TrialConfig(everything(256, 3)), 256, "bf16", CUDA) >= 96
 
 

@@ -12,7 +12,7 @@ from rnn.config import GatedConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.checkpointing import checkpoint_identity
-from search.worker.trial_artifacts import CheckpointStore
+from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
@@ -40,10 +40,10 @@ def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
     assert others.read(3) == b"of another study"
 
 
-def test_a_checkpoint_that_is_set_aside_is_kept_and_not_read_again(store):
+def test_a_checkpoint_that_is_quarantined_is_kept_and_not_read_again(store):
     checkpoints = CheckpointStore(store, "quick-1")
     checkpoints.write(3, b"damaged")
-    place = checkpoints.set_aside(3, b"damaged")
+    place = checkpoints.quarantine(3, b"damaged")
     assert checkpoints.read(3) is None
     assert store.open_reader(place).read() == b"damaged"
 
@@ -61,18 +61,18 @@ def test_nothing_is_left_of_a_finished_study(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_ours_or_set_aside_stays(tmp_path):
+def test_what_is_not_ours_or_quarantined_stays(tmp_path):
     folder = tmp_path / "artifacts"
     checkpoints = CheckpointStore(
         open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
     )
     checkpoints.write(3, b"one")
-    checkpoints.set_aside(3, b"one")
+    checkpoints.quarantine(3, b"one")
     checkpoints.write(5, b"two")
     (folder / "quick-1" / "notes.txt").write_text("mine")
     checkpoints.clear()
     names = {path.name for path in (folder / "quick-1").iterdir()}
-    assert names == {"trial-3.set-aside", "notes.txt"}
+    assert names == {"trial-3.quarantined", "notes.txt"}
 
 
 def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
@@ -152,3 +152,32 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
 
 
 SPACE = {"layers": [2], "state_size": [8]}
+
+
+def test_only_the_weights_of_the_best_are_kept(store):
+    weights, others = WeightStore(store, "quick-1"), WeightStore(store, "quick-10")
+    assert weights.list_trials() == set()
+    assert weights.read(3) is None
+    weights.evict([3, 1], 1)  # where there is nothing
+    for number in (1, 2, 3, 11, 12):
+        weights.write(number, f"of {number}".encode())
+    weights.write(3, b"again")
+    others.write(1, b"of another study")
+    weights.evict([12, 3, 7, 2, 11], 2)
+    assert weights.list_trials() == {1, 3, 12}  # 1 was not named: its trial may not be recorded yet
+    assert (weights.read(3), weights.read(2)) == (b"again", None)
+    weights.evict([12, 3, 1], 0)
+    assert weights.list_trials() == set()
+    assert others.list_trials() == {1}
+
+
+def test_what_else_lies_there_stays(tmp_path):
+    weights = WeightStore(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
+    weights.write(1, b"one")
+    folder = tmp_path / "studies.db.weights" / "s-1"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "trial-2.safetensors.0123.part").write_bytes(b"of a killed worker")
+    assert weights.list_trials() == {1}
+    weights.evict([1, 2], 0)
+    assert {path.name for path in folder.iterdir()} >= {"notes.txt"}
+    assert not (folder / "trial-1.safetensors").exists()

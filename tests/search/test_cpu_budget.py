@@ -8,13 +8,13 @@ import pytest
 import torch
 from hooks import HANG_TIMEOUT
 
-from search.worker import cpu_budget as threads
+from search.worker import cpu_budget
 from search.worker.cpu_budget import ThreadBudget
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch):
-    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(cpu_budget, "cores", lambda: 8)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -28,25 +28,25 @@ def test_a_temporary_folder_that_is_cleared_changes_nothing(tmp_path):
 
 def test_one_worker_alone_uses_the_whole_machine(tmp_path):
     with ThreadBudget(folder=tmp_path) as budget:
-        assert budget.share() == 8
+        assert budget.thread_count() == 8
         assert torch.get_num_threads() == 8
 
 
 def test_workers_share_every_core_and_take_back_what_others_leave(tmp_path):
     with ThreadBudget(folder=tmp_path) as one:
         with ThreadBudget(folder=tmp_path) as two, ThreadBudget(folder=tmp_path) as three:
-            assert sorted(w.share() for w in (one, two, three)) == [2, 3, 3]
-        assert one.share() == 8
+            assert sorted(w.thread_count() for w in (one, two, three)) == [2, 3, 3]
+        assert one.thread_count() == 8
 
 
 def test_a_fixed_number_is_kept_and_left_alone_by_the_others(tmp_path):
     with ThreadBudget(folder=tmp_path) as one, ThreadBudget(3, folder=tmp_path) as fixed:
-        assert (one.share(), fixed.share()) == (5, 3)
+        assert (one.thread_count(), fixed.thread_count()) == (5, 3)
 
 
 def test_there_is_always_one_thread(tmp_path):
     with ThreadBudget(20, folder=tmp_path), ThreadBudget(folder=tmp_path) as one:
-        assert one.share() == 1
+        assert one.thread_count() == 1
 
 
 def hold(folder, ready) -> None:
@@ -62,10 +62,10 @@ def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
     other.start()
     assert ready.wait(HANG_TIMEOUT)
     with ThreadBudget(folder=tmp_path) as one:
-        assert one.share() == 4
+        assert one.thread_count() == 4
         other.kill()
         other.join()
-        assert one.share() == 8
+        assert one.thread_count() == 8
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -76,10 +76,10 @@ def test_nothing_is_left_behind(tmp_path):
 
 def test_who_rests_leaves_its_cores_until_there_is_something_to_do(tmp_path):
     with ThreadBudget(folder=tmp_path) as one, ThreadBudget(folder=tmp_path) as two:
-        two.rest()
+        two.release()
         assert one.apply() == 8
-        two.rest()
+        two.release()
         assert two.apply() == 4
         assert one.apply() == 4
-        two.rest()
+        two.release()
     assert list(tmp_path.iterdir()) == []

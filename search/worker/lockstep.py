@@ -1,0 +1,77 @@
+"""Number of networks to train in lockstep if the user sets none."""
+
+from dataclasses import replace
+
+import torch
+
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.models.factory import is_stackable
+from rnn.stacked.network import estimate_memory
+from rnn.training.devices import available_memory
+from search.pruning.policy import ALWAYS_CONTINUE
+
+_MAX_CPU_LAYER_STATE = 256 * 48
+"""Layer state of all streams, in numbers, up to which lockstep pays on a CPU: overhead other than
+matrix products dominates such short steps."""
+
+_MAX_CPU_LOCKSTEP = 32
+"""Networks in lockstep on a CPU: more would gain little, and all of them would end at once."""
+
+_MAX_CPU_BYTES = 256 * 2**20
+"""Memory of networks in lockstep on a CPU: at most twice that of one large network."""
+
+_MEMORY_FRACTION = 0.8
+
+_MIN_GPU_KEEP_PROBABILITY = 0.01
+
+
+def auto_lockstep(
+    trial_config: TrialConfig,
+    streams: int,
+    precision: Precision,
+    device: torch.device,
+    vocab_size: int = BYTE_VOCAB_SIZE,
+) -> int:
+    """Return how many networks of one shape are best trained together.
+
+    Args:
+        trial_config: one of the networks; 1 is returned if it cannot be stacked.
+        streams: B.
+        precision: precision of matrix products.
+        device: device to train on; a GPU trains as many networks as fit into its memory.
+        vocab_size: V.
+    """
+    if not is_stackable(trial_config):
+        return 1
+    architecture = trial_config.architecture
+    assert isinstance(architecture, GatedConfig)
+    is_cpu = device.type == "cpu"
+    if is_cpu and streams * architecture.state_size > _MAX_CPU_LAYER_STATE:
+        return 1
+    # The other networks may have every option.
+    largest = replace(
+        architecture,
+        input_gate=True,
+        forget_gate=True,
+        output_gate=True,
+        state_gate=True,
+        residual=True,
+        state_source="both",
+    )
+    memory = available_memory(device) * _MEMORY_FRACTION
+    if is_cpu:
+        memory = min(memory, _MAX_CPU_BYTES)
+    size = estimate_memory(
+        trial_config._replace(architecture=largest), streams, precision, vocab_size
+    )
+    count = max(1, int(memory / size))
+    return min(count, _MAX_CPU_LOCKSTEP) if is_cpu else count
+
+
+def min_keep_probability(device: torch.device) -> float:
+    """Return the keep probability from which a paused network resumes together with another.
+
+    On a CPU each network costs training time. On a GPU, whose steps are bound by kernel launches,
+    another network in lockstep costs next to nothing.
+    """
+    return ALWAYS_CONTINUE if device.type == "cpu" else _MIN_GPU_KEEP_PROBABILITY
