@@ -100,7 +100,7 @@ def test_a_stopped_trial_resumes_where_it_was(
     told = search("--status")
     assert told.wait() == 0
     assert "waiting   1\n" in told.output
-    assert "run again 1 interrupted\n" in told.output
+    assert "requeued  1 interrupted\n" in told.output
     second = search(**ONE)
     assert second.wait() == 0
     assert f"trial 0 resumes from step {STEP}" in second.output
