@@ -1,4 +1,4 @@
-"""The lease that a worker holds a running trial by, and the judgement that it has run out."""
+"""Leases of running trials, and the detection of expired ones."""
 
 import json
 from collections.abc import Iterable
@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 LEASE = "lease"
-"""The system attribute of a running trial that holds its lease."""
+"""System attribute of a running trial: its lease."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a worker has said of a trial that it holds.
+    """A worker's temporary hold on a trial.
 
     Attributes:
-        claim_token: the worker's name, a slash, and a token of this claim alone.
-        seconds: without a renewal, after which the trial is anybody's.
-        heartbeats: how often the worker has said that it lives.
+        claim_token: name of the worker, a slash, and a token unique to the claim.
+        seconds: time without a heartbeat after which the lease expires.
+        heartbeats: number of heartbeats since the claim.
     """
 
     claim_token: str
@@ -25,21 +25,21 @@ class Lease:
 
     @classmethod
     def parse(cls, stored: str) -> Self:
-        """Return the lease that a stored attribute holds."""
+        """Parse a stored attribute."""
         return cls(**json.loads(stored))
 
     @property
     def stored(self) -> str:
-        """The lease as it is stored."""
+        """The lease as a stored attribute."""
         return json.dumps(asdict(self))
 
     @property
     def worker(self) -> str:
-        """The name of the worker, whatever it has claimed."""
+        """Name of the worker, the same for all of its claims."""
         return self.claim_token.rpartition("/")[0] or self.claim_token
 
     def with_heartbeat(self) -> "Lease":
-        """Return the lease with one more renewal."""
+        """Return the lease with one more heartbeat."""
         return replace(self, heartbeats=self.heartbeats + 1)
 
 
@@ -50,49 +50,45 @@ class _Observation:
 
 
 class LeaseMonitor:
-    """Judges which leases have run out, by the observer's own monotonic clock alone.
+    """Detects expired leases by the observer's own monotonic clock.
 
-    A lease has run out when the observer has seen it unchanged, in one look after another, for the
-    lease's length. Clocks of other machines do not count, nor does the time of day. The time
-    between two looks counts up to a limit: an observer that was itself held up (by a signal, a
-    closed lid, a database that did not answer) has not watched meanwhile, and those who were held
-    up with it get the time to renew.
+    A lease has expired when it was unchanged in consecutive observations that span its duration.
+    The time between two observations counts up to half a duration: an observer that was suspended
+    itself (by a signal, a closed lid, a database that did not answer) has observed nothing, and
+    workers that were suspended with it get time for a heartbeat.
     """
 
     def __init__(self) -> None:
-        self._watched: dict[int, _Observation] = {}
-        self._looked: float | None = None
+        self._observations: dict[int, _Observation] = {}
+        self._observed_at: float | None = None
 
     def observe(self, leases: Iterable[tuple[int, Lease]], now: float) -> list[int]:
-        """Take in what is stored now.
+        """Record the stored leases and return the ids of trials whose leases have expired.
 
         Args:
-            leases: of the running trials, by trial id.
+            leases: trial ids and leases of the running trials.
             now: seconds of a monotonic clock.
-
-        Returns:
-            The trials whose leases have run out.
         """
-        elapsed = 0.0 if self._looked is None else now - self._looked
-        self._looked = now
-        before, self._watched = self._watched, {}
-        stale = []
+        elapsed = 0.0 if self._observed_at is None else now - self._observed_at
+        self._observed_at = now
+        previous, self._observations = self._observations, {}
+        expired = []
         for trial_id, lease in leases:
-            watched = before.get(trial_id)
-            if watched is None or watched.lease != lease:
-                watched = _Observation(lease)
+            observation = previous.get(trial_id)
+            if observation is None or observation.lease != lease:
+                observation = _Observation(lease)
             else:
-                watched.unchanged_for += min(elapsed, lease.seconds / 2)
-            self._watched[trial_id] = watched
-            if watched.unchanged_for >= lease.seconds:
-                stale.append(trial_id)
-        return stale
+                observation.unchanged_for += min(elapsed, lease.seconds / 2)
+            self._observations[trial_id] = observation
+            if observation.unchanged_for >= lease.seconds:
+                expired.append(trial_id)
+        return expired
 
     def durations(self) -> list[float]:
-        """Return the lengths of the leases that were last seen, in seconds."""
-        return [watched.lease.seconds for watched in self._watched.values()]
+        """Return the durations of the leases last observed, in seconds."""
+        return [observation.lease.seconds for observation in self._observations.values()]
 
     def reset(self) -> None:
-        """Begin anew: the storage could not be reached, and nobody could renew."""
-        self._watched.clear()
-        self._looked = None
+        """Forget all observations, after an outage in which no worker could send a heartbeat."""
+        self._observations.clear()
+        self._observed_at = None

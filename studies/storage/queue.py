@@ -1,4 +1,4 @@
-"""Which points a worker takes, and what it says of several at once, within one transaction."""
+"""The queue of waiting trials: claiming, and batched writes to claimed trials."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +24,19 @@ from studies.storage.trial_rows import (
 )
 
 TrialQuery = sa.Select[int]
-"""A query for the ids of trials."""
+"""Query for trial ids."""
 
 
 @dataclass(frozen=True)
 class PendingWrite:
-    """What is to be recorded of a trial that a worker holds.
+    """A write to a claimed trial.
 
     Attributes:
-        trial_id: of the trial.
-        claim_token: the token that it was claimed with.
-        curve: intermediate values, by step, which take the place of those of the same steps.
-        replace_all: of all others too.
-        heartbeat: say too that the worker lives.
+        trial_id: id of the trial.
+        claim_token: token of the claim.
+        curve: intermediate values by step; they replace stored values of the same steps.
+        replace_all: whether they replace all stored values.
+        heartbeat: whether to send a heartbeat as well.
     """
 
     trial_id: int
@@ -49,11 +49,11 @@ class PendingWrite:
 def waiting_query(
     study_id: int, exclude: Collection[int] = (), paused_ids: Sequence[int] | None = None
 ) -> TrialQuery:
-    """Return the query for a study's waiting points, in the order in which they are to be run.
+    """Return the query for a study's waiting grid trials, in the order in which to run them.
 
     Args:
-        study_id: of the study.
-        exclude: the ids of trials that are left out.
+        study_id: id of the study.
+        exclude: ids of trials to leave out.
         paused_ids: ids of paused trials, in the order in which to resume them; None for trials
             that are not paused.
     """
@@ -71,10 +71,9 @@ def waiting_query(
 
 
 def dequeue(connection: Connection, waiting: TrialQuery, lease: Lease, limit: int = 1) -> list[int]:
-    """Set the first so many of the waiting points running, under this lease; return their ids."""
+    """Set the first ``limit`` waiting trials running under a lease; return their ids."""
     first = waiting.limit(limit)
-    # Nobody waits for another: what somebody else is just taking is passed over. On SQLite the
-    # writer is alone.
+    # Skip rows that another worker is claiming now; on SQLite there is one writer at a time.
     chosen = list(connection.scalars(first.with_for_update(skip_locked=True)))
     if chosen:
         connection.execute(
@@ -101,7 +100,7 @@ def dequeue_matching(
     exclude: Collection[int],
     paused_ids: Sequence[int] | None = None,
 ) -> list[int]:
-    """Take waiting points like one that a worker holds; see ``LeasedRDBStorage.claim_matching``."""
+    """Dequeue trials that match a claimed one; see ``LeasedRDBStorage.claim_matching``."""
     study_id = connection.scalar(sa.select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id))
     assert study_id is not None
     waiting = waiting_query(study_id, exclude, paused_ids)
@@ -109,58 +108,61 @@ def dequeue_matching(
         waiting = waiting.where(_same_value(parameter, trial_id))
     count = connection.scalar(sa.select(sa.func.count()).select_from(waiting.subquery())) or 0
     workers = {other.worker for other in running_leases(connection, study_id).values()}
-    share = -(-(count + 1) // len(workers)) - 1  # the one that is held counts as taken
+    share = -(-(count + 1) // len(workers)) - 1  # the claimed trial counts
     return dequeue(
         connection, waiting, Lease(lease.claim_token, lease.seconds), max(0, min(limit, share))
     )
 
 
 def all_finished_or_paused(connection: Connection, study_id: int, planned: int) -> bool:
-    """Tell whether a study has so many points, each finished or paused; nobody extends it now."""
+    """Return whether a study has ``planned`` grid trials, each finished or paused.
+
+    The study's row stays locked until the transaction ends, so it is not extended meanwhile.
+    """
     connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
-    points = sa.and_(TRIALS.c.study_id == study_id, is_grid_trial())
-    open_ones = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~(
+    grid_trials = sa.and_(TRIALS.c.study_id == study_id, is_grid_trial())
+    unfinished = TRIALS.c.state.in_([TrialState.RUNNING, TrialState.WAITING]) & ~(
         (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
     )
     count = sa.select(sa.func.count()).select_from(TRIALS)
     return (
-        connection.scalar(count.where(points)) == planned
-        and connection.scalar(count.where(points, open_ones)) == 0
+        connection.scalar(count.where(grid_trials)) == planned
+        and connection.scalar(count.where(grid_trials, unfinished)) == 0
     )
 
 
 def check_lease(connection: Connection, trial_id: int, claim_token: str) -> Lease | None:
-    """Return the lease of a trial, if it runs and is the owner's."""
+    """Return a trial's lease if the trial runs under this claim token."""
     state, lease = read_state_and_lease(connection, trial_id)
     held = state is TrialState.RUNNING and lease is not None and lease.claim_token == claim_token
     return lease if held else None
 
 
 def write_pending(connection: Connection, trials: Iterable[PendingWrite]) -> list[int]:
-    """Record what there is of trials; return the ids of those that their owner no longer holds."""
+    """Write to claimed trials; return the ids of those whose lease is lost."""
     lost = []
-    # Whoever locks several does so in the same order.
-    for held in sorted(trials, key=lambda held: held.trial_id):
-        lease = check_lease(connection, held.trial_id, held.claim_token)
+    # All writers lock trials in the order of their ids, to avoid deadlocks.
+    for write in sorted(trials, key=lambda write: write.trial_id):
+        lease = check_lease(connection, write.trial_id, write.claim_token)
         if lease is None:
-            lost.append(held.trial_id)
+            lost.append(write.trial_id)
             continue
-        if held.heartbeat:
-            write_lease(connection, held.trial_id, lease.with_heartbeat())
-        if held.curve or held.replace_all:
-            write_intermediate_values(connection, held.trial_id, held.curve, held.replace_all)
+        if write.heartbeat:
+            write_lease(connection, write.trial_id, lease.with_heartbeat())
+        if write.curve or write.replace_all:
+            write_intermediate_values(connection, write.trial_id, write.curve, write.replace_all)
     return lost
 
 
 def _same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:
-    """Return the condition that a trial has the value of a parameter that another one has."""
-    own, other = TRIAL_PARAMS.alias(), TRIAL_PARAMS.alias()
-    pairs = sa.select(own.c.trial_id).join(other, own.c.param_value == other.c.param_value)
+    """Return the condition that a trial has the same value of a parameter as another trial."""
+    this, other = TRIAL_PARAMS.alias(), TRIAL_PARAMS.alias()
+    pairs = sa.select(this.c.trial_id).join(other, this.c.param_value == other.c.param_value)
     return sa.exists(
         pairs.where(
-            own.c.param_name == parameter,
+            this.c.param_name == parameter,
             other.c.param_name == parameter,
             other.c.trial_id == trial_id,
-            own.c.trial_id == TRIALS.c.trial_id,
+            this.c.trial_id == TRIALS.c.trial_id,
         ).correlate(TRIALS)
     )

@@ -1,5 +1,4 @@
-"""What is read and written of one trial, within a transaction of :mod:`studies.storage.storage`."""
-# TODO-MERGE Optuna's tables, and the few ways in which this package writes them.
+"""Optuna's tables, and reads and writes of single trials within a transaction."""
 
 import json
 from collections import Counter
@@ -16,13 +15,13 @@ from studies.attributes import ERROR, EVAL_WINDOWS, IS_GRID_TRIAL, PAUSED, RETRY
 from studies.storage.leases import LEASE, Lease
 
 _STEPS = 1000
-"""Of a curve in one statement: databases take so many parameters and no more."""
+"""Maximum number of steps in one statement; databases limit the number of parameters."""
 
 
 def read_state_and_lease(
     connection: Connection, trial_id: int
 ) -> tuple[TrialState | None, Lease | None]:
-    """Read a trial's state and lease, and keep others from changing them in this transaction."""
+    """Read a trial's state and lease; lock the trial until the transaction ends."""
     state = connection.scalar(
         sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id).with_for_update()
     )
@@ -44,7 +43,7 @@ def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
             TRIALS.c.state == TrialState.RUNNING,
             TRIAL_SYSTEM_ATTRS.c.key == LEASE,
         )
-        .order_by(TRIALS.c.trial_id)  # who locks several of them does so in the same order
+        .order_by(TRIALS.c.trial_id)  # the order in which all writers lock trials
     )
     return {trial_id: Lease.parse(stored) for trial_id, stored in connection.execute(query)}
 
@@ -57,10 +56,10 @@ def write_lease(connection: Connection, trial_id: int, lease: Lease) -> None:
 
 
 def write_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Write attributes, in place of those of the same keys: a user's, but for the lanes."""
+    """Write user attributes; losses of evaluation windows become system attributes."""
     windows = set(EVAL_WINDOWS.values())
-    theirs, ours = attributes.keys() - windows, attributes.keys() & windows
-    for table, keys in ((TRIAL_USER_ATTRS, theirs), (TRIAL_SYSTEM_ATTRS, ours)):
+    user, system = attributes.keys() - windows, attributes.keys() & windows
+    for table, keys in ((TRIAL_USER_ATTRS, user), (TRIAL_SYSTEM_ATTRS, system)):
         if keys:
             connection.execute(delete_attrs(trial_id, table, *keys))
             rows = [attr_row("trial_id", trial_id, key, attributes[key]) for key in sorted(keys)]
@@ -70,7 +69,7 @@ def write_attributes(connection: Connection, trial_id: int, attributes: Mapping[
 def write_intermediate_values(
     connection: Connection, trial_id: int, curve: Mapping[int, float], replace_all: bool = False
 ) -> None:
-    """Write intermediate values, in place of those of the same steps, or ``replace_all`` of all."""
+    """Write intermediate values; they replace those of the same steps, or all of them."""
     of_trial = INTERMEDIATE_VALUES.c.trial_id == trial_id
     if replace_all:
         connection.execute(sa.delete(INTERMEDIATE_VALUES).where(of_trial))
@@ -99,7 +98,7 @@ def write_intermediate_values(
 def requeue(
     connection: Connection, trial_id: int, cause: Failure, error: str | None = None
 ) -> None:
-    """Let a trial wait again, with a note of the cause among its setbacks."""
+    """Set a trial waiting again, and count the cause among its retries."""
     stored = connection.scalar(
         sa.select(TRIAL_USER_ATTRS.c.value_json).where(
             TRIAL_USER_ATTRS.c.trial_id == trial_id, TRIAL_USER_ATTRS.c.key == RETRY_COUNTS
@@ -107,23 +106,23 @@ def requeue(
     )
     retries = Counter(json.loads(stored) if stored else {})
     retries[cause] += 1
-    noted: dict[str, Any] = {RETRY_COUNTS: retries}
+    attributes: dict[str, Any] = {RETRY_COUNTS: retries}
     if error is not None:
-        noted[ERROR] = error
-    write_attributes(connection, trial_id, noted)
+        attributes[ERROR] = error
+    write_attributes(connection, trial_id, attributes)
     _clear_claim(connection, trial_id, state=TrialState.WAITING, datetime_start=None)
 
 
 def pause(connection: Connection, trial_id: int) -> None:
-    """Let a trial wait until the pruner wants it."""
+    """Set a trial waiting until the pruner resumes it."""
     since = utcnow().isoformat()
     insert(connection, TRIAL_SYSTEM_ATTRS, [attr_row("trial_id", trial_id, PAUSED, since)])
-    # When it began is kept: should it be pruned, it was trained from then until now.
+    # The start time stays: a trial that is pruned later ran from then until now.
     _clear_claim(connection, trial_id, state=TrialState.WAITING)
 
 
 def prune_paused(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> bool:
-    """Prune a trial, if it is paused; it ended when it was paused. Tell whether it was."""
+    """Prune a trial if it is paused, as of the time of its pause; return whether it was."""
     state, _ = read_state_and_lease(connection, trial_id)
     since = connection.scalar(
         sa.select(TRIAL_SYSTEM_ATTRS.c.value_json).where(
@@ -163,13 +162,20 @@ INTERMEDIATE_VALUES = _table(models.TrialIntermediateValueModel)
 
 
 def insert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, which may be none."""
+    """Insert rows, possibly none."""
     if rows:
         connection.execute(sa.insert(table), rows)
 
 
 def attr_row(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
-    """Return an attribute's row, which belongs to the study or trial that the column names."""
+    """Return the row of an attribute.
+
+    Args:
+        column: ``study_id`` or ``trial_id``.
+        row_id: id of the study or trial.
+        key: name of the attribute.
+        value: any value that JSON represents.
+    """
     return {column: row_id, "key": key, "value_json": json.dumps(value)}
 
 
@@ -182,15 +188,15 @@ def has_system_attr(key: str) -> sa.ColumnElement[bool]:
 
 
 def is_grid_trial() -> sa.ColumnElement[bool]:
-    """Return the condition that a trial is a point of its study."""
+    """Return the condition that a trial belongs to the grid."""
     return has_system_attr(IS_GRID_TRIAL)
 
 
 def delete_attrs(trial_id: int, table: sa.Table, *keys: str) -> sa.Delete:
-    """Return the statement that removes a trial's attributes of these keys."""
+    """Return the statement that deletes a trial's attributes of these keys."""
     return sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(keys))
 
 
 def utcnow() -> datetime:
-    """Return the time as Optuna stores it: UTC, without a zone."""
+    """Return the time as Optuna stores it: UTC, naive."""
     return datetime.now(UTC).replace(tzinfo=None)
