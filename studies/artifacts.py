@@ -1,9 +1,7 @@
-"""Where files lie that belong to a study: in a folder, or in an S3-compatible bucket."""
-# TODO-MERGE Files that are there as a whole or not at all.
+"""Artifact stores of a study, in a folder or an S3-compatible bucket, and atomic file writes."""
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -16,21 +14,21 @@ from studies.errors import ArtifactsError
 from studies.storage.engine import parse_url
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights"]
-"""Of files: those of running trials, which go when all is finished; those that are to be looked at;
-and the best networks."""
+"""Kind of file: checkpoints of running trials, files for the dashboard, or weights of the best
+networks."""
 
 DEFAULT_PARENT = Path("studies")
-"""Of the folders of studies on a server, as seen from where the command is run."""
+"""Parent of the default folders of studies on a server, relative to the working directory."""
 
-_BESIDE = ".part"
+_TMP_SUFFIX = ".part"
 
 
 class AtomicFileStore(FileSystemArtifactStore):
-    """Optuna's artifacts in a folder, each of them there as a whole or not at all.
+    """Optuna's file system store with atomic writes.
 
     Args:
-        path: of the folder; it is made when something is written.
-        remove_when_empty: whether to remove it when it is empty.
+        path: folder of the store; created by the first write.
+        remove_when_empty: whether to remove the folder when it becomes empty.
     """
 
     def __init__(self, path: Path, remove_when_empty: bool = False) -> None:
@@ -39,44 +37,34 @@ class AtomicFileStore(FileSystemArtifactStore):
         self.remove_when_empty = remove_when_empty
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact beside its place, and put it there when it is on the disk."""
-        place = Path(self._get_filepath(artifact_id))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f"{place.name}.{uuid4().hex}{_BESIDE}")
-        try:
-            with beside.open("xb") as file:
-                shutil.copyfileobj(content_body, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
+        """Write an artifact atomically."""
+        atomic_write(Path(self._get_filepath(artifact_id)), content_body)
 
     def remove(self, artifact_id: str) -> None:
-        """Remove an artifact, and what killed writers have left beside it."""
-        place = Path(self._get_filepath(artifact_id))
-        for beside in place.parent.glob(f"{place.name}.*{_BESIDE}"):
-            beside.unlink(missing_ok=True)
+        """Remove an artifact and the temporary files that killed writers left."""
+        path = Path(self._get_filepath(artifact_id))
+        for temporary in path.parent.glob(f"{path.name}.*{_TMP_SUFFIX}"):
+            temporary.unlink(missing_ok=True)
         super().remove(artifact_id)
 
     def purge(self, folder: str, suffix: str) -> None:
-        """Remove what ends so in a folder of this one, and the folder if nothing else is in it."""
+        """Remove files with a suffix from a subfolder, and the subfolder if it becomes empty."""
         inside = self.path / folder
-        for pattern in (f"*{suffix}", f"*{suffix}.*{_BESIDE}"):
+        for pattern in (f"*{suffix}", f"*{suffix}.*{_TMP_SUFFIX}"):
             for path in inside.glob(pattern):
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or something else is in it
+        with contextlib.suppress(OSError):  # missing or not empty
             inside.rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
 
 
 Store = AtomicFileStore | Boto3ArtifactStore
-"""What Optuna, its dashboard and this project alike read and write files through."""
+"""An artifact store, also usable by Optuna and its dashboard."""
 
 
 def list_files(store: Store, folder: str) -> list[str]:
-    """Return the names of the files that lie in a folder of a store."""
+    """Return the names of the files in a folder of a store."""
     if isinstance(store, AtomicFileStore):
         inside = store.path / folder
         return [path.name for path in inside.iterdir()] if inside.is_dir() else []
@@ -87,7 +75,7 @@ def list_files(store: Store, folder: str) -> list[str]:
 
 
 def store_location(store: Store, folder: str) -> str:
-    """Return where a folder of a store is, as a path or as ``s3://BUCKET/FOLDER``."""
+    """Return the location of a folder of a store: a path or ``s3://BUCKET/FOLDER``."""
     if isinstance(store, AtomicFileStore):
         return str(store.path / folder)
     return f"s3://{store.bucket}/{folder}"
@@ -96,14 +84,14 @@ def store_location(store: Store, folder: str) -> str:
 def open_store(
     artifacts: str | None, storage: str, kind: ArtifactKind, read_only: bool = False
 ) -> Store:
-    """Return the place for files of a kind; nothing is made there yet.
+    """Open the artifact store for files of a kind, without creating anything.
 
     Args:
-        artifacts: a folder, or ``s3://BUCKET``, for all kinds; None for a folder of each kind
-            beside the SQLite file, or in :data:`DEFAULT_PARENT` where the studies are on a server.
-        storage: the storage's URL.
-        kind: of the files.
-        read_only: whether nothing is to be written there.
+        artifacts: a folder or ``s3://BUCKET`` for all kinds; None for one folder per kind, next to
+            the SQLite file, or in :data:`DEFAULT_PARENT` for studies on a server.
+        storage: URL of the storage.
+        kind: kind of the files.
+        read_only: whether the store need not be writable.
 
     Raises:
         ArtifactsError: if it cannot be used.
@@ -120,21 +108,19 @@ def open_store(
     try:
         existing = path if path.exists() else path.parent
         is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
-    except OSError:  # a name that is too long, a folder that may not be looked into
+    except OSError:  # a name too long, a folder without permission
         is_writable = False
     if "://" in artifacts or not is_writable:
         raise ArtifactsError(
-            f"--artifacts {artifacts} cannot be written to; allowed: a folder, one that can be "
-            "made in an existing folder, or s3://BUCKET; name another"
+            f"--artifacts {artifacts} is not writable: expected a folder, a new folder in an "
+            "existing one, or s3://BUCKET"
         )
     return AtomicFileStore(path)
 
 
 def _open_bucket(artifacts: str, bucket: str, path: str) -> Boto3ArtifactStore:
     if not bucket or path.strip("/"):
-        raise ArtifactsError(
-            f"--artifacts {artifacts} is no bucket; allowed: s3://BUCKET; correct it"
-        )
+        raise ArtifactsError(f"--artifacts {artifacts} is not a bucket: expected s3://BUCKET")
     try:
         import boto3
         from botocore.config import Config
@@ -143,34 +129,36 @@ def _open_bucket(artifacts: str, bucket: str, path: str) -> Boto3ArtifactStore:
         raise ArtifactsError(
             f"--artifacts {artifacts} needs boto3; install it with pip install boto3"
         ) from error
-    # Short: what cannot be written is not waited for, and a stop is.
+    # Short timeouts, so that a worker can shut down while the bucket does not answer.
     config = Config(connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 1})
     try:
         client = boto3.client("s3", config=config)
         client.head_bucket(Bucket=bucket)
     except (BotoCoreError, ClientError) as error:
         raise ArtifactsError(
-            f"--artifacts {artifacts} cannot be used ({error}); allowed: a bucket that exists and "
-            "that you may write to; check the name, AWS_ENDPOINT_URL and the credentials"
+            f"--artifacts {artifacts} cannot be used ({error}): expected an existing, writable "
+            "bucket; check the name, AWS_ENDPOINT_URL and the credentials"
         ) from error
     return Boto3ArtifactStore(bucket, client)
 
 
 def atomic_write(path: Path, content: Iterable[bytes]) -> None:
-    """Write a file beside its place and put it there: who reads it never reads half of it.
+    """Write a file atomically: readers see the old or the new content, never a part.
 
     Args:
-        path: its place.
-        content: all that is to be in it, piece by piece.
+        path: file to write; its folder is created.
+        content: the new content, in chunks.
 
     Raises:
-        OSError: if it cannot be written; what was there stays as it was.
+        OSError: if it cannot be written; an existing file stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name[:200]}.{uuid4().hex}{_TMP_SUFFIX}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("xb") as file:
             file.writelines(content)
-        beside.replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

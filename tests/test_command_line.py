@@ -96,9 +96,9 @@ INVALID = [
     ),
     (["run_search.py", "quick", "--status", "--storage", "sqlite:///" + 300 * "x"], "too long"),
     (["run_search.py", "quick", "--threads", "99999999999"], "--threads"),
-    (["run_search.py", "quick", "--artifacts", 300 * "x"], "cannot be written to"),
-    (["run_search.py", "quick", "--artifacts", "{tmp}/no/folder"], "cannot be written to"),
-    (["run_search.py", "quick", "--artifacts", "s3://"], "is no bucket"),
+    (["run_search.py", "quick", "--artifacts", 300 * "x"], "is not writable"),
+    (["run_search.py", "quick", "--artifacts", "{tmp}/no/folder"], "is not writable"),
+    (["run_search.py", "quick", "--artifacts", "s3://"], "is not a bucket"),
     (["run_search.py", "quick", "--until", "soon"], "expected a duration such as 45m, 3h or 1h30m"),
     (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
     (["refine.py", "quick-refined"], "is not there"),
@@ -308,7 +308,7 @@ def test_extension_is_rejected_while_workers_hold_grid_trials(search, create_onl
     wider = ("--set=space.layers=[1, 2, 3]", "--extend")
     done = search(*wider)
     assert done.returncode == 2
-    assert "grid trials held by workers: 1;" in done.stderr
+    assert "1 grid trials are held by workers" in done.stderr
     assert len(study.trials) == 2
     storage.requeue(held, "other/1", Failure.INTERRUPTED)
     assert search(*wider).returncode == 0

@@ -1,4 +1,4 @@
-"""How many points of a study are in which state, and what they took, without reading the trials."""
+"""Counts, rankings and timings of a study's trials, computed by the database."""
 
 import json
 from collections import Counter
@@ -23,10 +23,10 @@ from studies.storage.trial_rows import (
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """How many of a study's points are in which state; together they are all of them.
+    """Number of a study's grid trials in each state.
 
     Attributes:
-        paused: of those waiting, how many wait until the pruner wants them.
+        paused: number of waiting trials that the pruner has paused.
     """
 
     complete: int = 0
@@ -39,21 +39,21 @@ class TrialCounts:
 
     @property
     def planned(self) -> int:
-        """All points."""
+        """Number of all grid trials."""
         return self.finished + self.running + self.waiting
 
     @property
     def finished(self) -> int:
-        """The points that will not be run again."""
+        """Number of trials that will not run again."""
         return self.complete + self.pruned + self.diverged + self.failed
 
 
 @dataclass(frozen=True)
 class TimingStats:
-    """What the points of one layers and state size took, and how many are still to be run.
+    """Number and mean duration of the trials of one shape.
 
     Attributes:
-        seconds: mean of those complete.
+        seconds: mean duration of the complete trials.
     """
 
     complete: int = 0
@@ -63,7 +63,7 @@ class TimingStats:
 
 
 def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
-    """Count a study's points by state, without reading the trials themselves."""
+    """Count a study's grid trials by state."""
     failure = (
         sa.select(TRIAL_USER_ATTRS.c.value_json)
         .where(TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE)
@@ -92,7 +92,7 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
 
 
 def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int]:
-    """Count how often a study's points came back to be run again, by reason."""
+    """Count how often a study's grid trials were requeued, by reason."""
     query = (
         sa.select(TRIAL_USER_ATTRS.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
@@ -108,21 +108,21 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
 
 
 def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
-    """Return the id of a study's best point, of equals the first; None if none is complete."""
+    """Return the id of a study's best trial, the first of equals; None if none is complete."""
     with storage.engine.begin() as connection:
         best: int | None = connection.scalar(_ranked(study_id, TRIALS.c.trial_id).limit(1))
     return best
 
 
 def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
-    """Return the numbers and values of a study's best points, at most so many, the best first."""
+    """Return the numbers and values of at most ``limit`` best trials, best first."""
     query = _ranked(study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
     with storage.engine.begin() as connection:
         return [(number, value) for number, value in connection.execute(query)]
 
 
 def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
-    """Sum up what the points of each kind took: cell, layers, state size and gradient window."""
+    """Return timings by cell, layers, state size and bptt_steps."""
     kinds = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
     values = [kind.c.param_value for kind in kinds.values()]
     points: sa.FromClause = TRIALS
@@ -160,7 +160,7 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
 
 
 def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query for columns of the complete points, the best first, of equals the first."""
+    """Return the query for columns of the complete trials, by value and number."""
     return (
         sa.select(*columns)
         .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)

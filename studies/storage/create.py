@@ -1,4 +1,4 @@
-"""A study and all its points, stored at one stroke: never half a study, however a process ends."""
+"""Creation and extension of studies, each in one transaction."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from studies.storage.trial_rows import (
 )
 
 METRIC_NAMES = "study:metric_names"
-"""The system attribute in which Optuna keeps what its ``set_metric_names`` was given."""
+"""System attribute that Optuna's ``set_metric_names`` writes."""
 
 
 class PlannedTrial(NamedTuple):
-    """A point to be stored: its parameters, and what is known of it before it runs."""
+    """Parameters and user attributes of a grid trial to create."""
 
     params: Params
     attributes: Mapping[str, Any] = {}
@@ -47,18 +47,18 @@ def create_study(
     distributions: Mapping[str, CategoricalDistribution],
     points: Sequence[PlannedTrial],
 ) -> bool:
-    """Store a study with all its points waiting, in one transaction.
+    """Store a study with all its grid trials waiting, in one transaction.
 
     Args:
-        storage: to make it in.
-        name: of the study.
-        metric_name: of its value, which is minimized.
-        attributes: of the study.
-        distributions: of every parameter.
-        points: in the order in which they are to be run.
+        storage: storage to create it in.
+        name: name of the study.
+        metric_name: name of the value to minimize.
+        attributes: user attributes of the study.
+        distributions: distribution of every parameter.
+        points: grid trials, in the order in which to run them.
 
     Returns:
-        Whether it was stored now; False if a study of that name was there, which stays as it is.
+        False if a study of that name exists, which is left unchanged.
     """
     try:
         with storage.transaction() as connection:
@@ -91,22 +91,22 @@ def extend_study(
     distributions: Mapping[str, CategoricalDistribution],
     points: Sequence[PlannedTrial],
 ) -> bool:
-    """Append points to a study, and values to the ends of its parameters' choices.
+    """Append grid trials to a study, and values to the choices of its parameters.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
-        before: those of the study's attributes from which the new points were worked out.
-        attributes: of the study, in place of those that it has under the same names.
-        distributions: of every parameter; those stored must be beginnings of these.
-        points: the new ones.
+        storage: storage that holds the study.
+        study_id: id of the study.
+        before: expected current values of the attributes that the new trials depend on.
+        attributes: user attributes of the study to replace.
+        distributions: distribution of every parameter; each extends the stored one.
+        points: grid trials to add.
 
     Returns:
-        False, and nothing is done, if somebody has changed those attributes meanwhile.
+        False, without any change, if the expected attributes have changed.
 
     Raises:
-        StudiesError: if a worker holds a grid trial, for it would go on with the old choices; or if
-            points are pruned, for they were given up against those that there were.
+        StudiesError: if a worker holds a grid trial, because it would continue with the old
+            choices, or if trials are pruned, because they were compared with the old grid only.
     """
     with storage.transaction() as connection:
         connection.execute(
@@ -123,15 +123,14 @@ def extend_study(
         )
         if pruned:
             raise StudiesError(
-                f"{pruned} points are pruned, as none of the best of those that there were; "
-                "allowed with --extend: studies without pruned points; begin the wider one under "
-                "another --name"
+                f"{pruned} trials are pruned, compared with the old grid only: --extend expects a "
+                "study without pruned trials; start a wider study under another --name"
             )
         held = connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING, is_grid_trial()))
         if held:
             raise StudiesError(
-                f"grid trials held by workers: {held}; allowed with --extend: none; stop the "
-                "workers first"
+                f"{held} grid trials are held by workers: --extend expects none; stop the workers "
+                "first"
             )
         own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         for name, distribution in distributions.items():
@@ -153,13 +152,12 @@ def extend_study(
 def update_system_attributes(
     storage: LeasedRDBStorage, study_id: int, compose: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
-    """Renew system attributes of a study in one transaction, in which nobody else does so.
+    """Update system attributes of a study in one transaction.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study; where it is gone, nothing is done.
-        compose: given all that the study has, returns those that are to take the place of the
-            attributes of the same names.
+        storage: storage that holds the study.
+        study_id: id of the study; if it no longer exists, nothing is done.
+        compose: maps the current system attributes to those to write.
     """
     of_study = STUDY_SYSTEM_ATTRS.c.study_id == study_id
     with storage.transaction() as connection:

@@ -1,5 +1,4 @@
-"""A study's points and curves in a few plain queries: a tenth of what Optuna's objects cost."""
-# TODO-MERGE Where the points of a study stand, in the few numbers that a pruner looks at.
+"""Plain queries for trials, curves and progress, ten times as fast as Optuna's objects."""
 
 import json
 import math

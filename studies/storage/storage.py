@@ -1,9 +1,4 @@
-"""Optuna's relational storage, made safe for many processes that share one study.
-
-A point of a study is one trial for its whole life. It waits with its parameters fixed; a worker
-claims it, and every later write of that worker holds only while its claim stands. The tables are
-Optuna's own: plain Optuna reads such a study, and can drive it.
-"""
+"""Optuna's RDB storage with leases: claims, and writes that hold only under a claim token."""
 
 import contextlib
 import math
@@ -57,25 +52,25 @@ def _as_writer(
         with write_transaction():
             return method(self, *args, **kwargs)
 
-    return write  # type: ignore[return-value]  # that self is named makes the difference
+    return write  # type: ignore[return-value]  # Concatenate names self
 
 
 class LeasedRDBStorage(RDBStorage):
     """Optuna's RDB storage with leases; open it with :func:`studies.storage.open.open_storage`.
 
-    Optuna's own writing methods are kept as they are, but begin as writers, so that on SQLite too
-    only one worker's claim of a waiting trial succeeds.
+    Optuna's writing methods are unchanged but begin as writers, so that on SQLite too only one
+    worker claims a waiting trial.
     """
 
     def __init__(self, url: str, engine_options: dict[str, Any]) -> None:
-        # Optuna fills a URL in as a template: a brace in it, as of a password, is to stay one.
+        # Optuna formats the URL as a template; escape braces, as in a password.
         template = url.replace("{", "{{").replace("}", "}}")
         super().__init__(
             template, engine_options, skip_compatibility_check=True, skip_table_creation=True
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # However Optuna comes to its engine, here or when it is unpickled: before it connects.
+        # Optuna sets the engine here and when unpickled: configure it before it connects.
         if name == "engine":
             configure(value)
         super().__setattr__(name, value)
@@ -83,8 +78,8 @@ class LeasedRDBStorage(RDBStorage):
     def close(self) -> None:
         """Close all connections.
 
-        The last to close an SQLite file clears up beside it, which who only reads cannot: let a
-        writer outlive the readers of its process.
+        The last connection to an SQLite file removes its WAL files, which a read-only one cannot
+        do: close readers before the writer of the same process.
         """
         self.engine.dispose()
 
@@ -100,7 +95,7 @@ class LeasedRDBStorage(RDBStorage):
     set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
     record_heartbeat = _as_writer(RDBStorage.record_heartbeat)
 
-    # ------------------------------------------------------------------ one point's life
+    # ------------------------------------------------------------------ one trial's life
 
     def claim(
         self,
@@ -110,18 +105,18 @@ class LeasedRDBStorage(RDBStorage):
         exclude: Collection[int] = (),
         paused_ids: Sequence[int] | None = None,
     ) -> int | None:
-        """Take the next waiting point for a worker.
+        """Claim the next waiting trial for a worker.
 
         Args:
-            study_id: of the study.
-            claim_token: the worker's token, of this claim alone.
-            lease_seconds: without a renewal, after which the trial is anybody's.
-            exclude: the ids of trials that are not taken.
+            study_id: id of the study.
+            claim_token: token unique to this claim.
+            lease_seconds: time without a heartbeat after which the lease expires.
+            exclude: ids of trials that are not claimed.
             paused_ids: ids of paused trials, the first of which is claimed; None for the first
                 trial that is not paused.
 
         Returns:
-            The trial's id; None if no such point waits.
+            The trial's id; None if no such trial waits.
         """
         waiting = waiting_query(study_id, exclude, paused_ids)
         with self.transaction() as connection:
@@ -137,24 +132,24 @@ class LeasedRDBStorage(RDBStorage):
         exclude: Collection[int] = (),
         paused_ids: Sequence[int] | None = None,
     ) -> list[int]:
-        """Take waiting points that are like one that a worker has just claimed, in their order.
+        """Claim more waiting trials that match a claimed one.
 
-        Of those that wait it takes no more than its share: as many as each worker that runs trials
-        of the study would get.
+        At most an equal share of them is claimed: their number divided by the number of workers
+        that run trials of the study.
 
         Args:
-            trial_id: of the claimed one.
-            claim_token: the token that it was claimed with, and the others will be.
-            limit: the most to take.
-            parameters: those that must have the same values.
-            exclude: the ids of trials that are not taken.
-            paused_ids: the ids of paused trials to take; None for trials that are not paused.
+            trial_id: id of the claimed trial.
+            claim_token: token of its claim, which becomes that of the others.
+            limit: maximum number to claim.
+            parameters: names of the parameters whose values must match.
+            exclude: ids of trials that are not claimed.
+            paused_ids: ids of paused trials to claim; None for trials that are not paused.
 
         Returns:
             The trials' ids.
 
         Raises:
-            LeaseLostError: if the worker does not hold that one; nothing is taken then.
+            LeaseLostError: if the lease of the claimed trial is lost.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, lease):
             return dequeue_matching(
@@ -162,10 +157,10 @@ class LeasedRDBStorage(RDBStorage):
             )
 
     def heartbeat(self, trial_id: int, claim_token: str) -> None:
-        """Say that the trial's worker lives.
+        """Send a heartbeat of a claimed trial.
 
         Raises:
-            LeaseLostError: if the worker no longer holds the trial; nothing is written then.
+            LeaseLostError: if the lease is lost; nothing is written.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, lease):
             write_lease(connection, trial_id, lease.with_heartbeat())
@@ -173,25 +168,25 @@ class LeasedRDBStorage(RDBStorage):
     def report(
         self, trial_id: int, claim_token: str, curve: Mapping[int, float], replace_all: bool = False
     ) -> None:
-        """Record intermediate values, by step.
+        """Write intermediate values.
 
         Args:
-            trial_id: of the trial.
-            claim_token: the token that it was claimed with.
-            curve: values, which take the place of those of the same steps.
-            replace_all: of all others too.
+            trial_id: id of the trial.
+            claim_token: token of the claim.
+            curve: values by step; they replace stored values of the same steps.
+            replace_all: whether they replace all stored values.
 
         Raises:
-            LeaseLostError: if the worker no longer holds the trial; nothing is written then.
+            LeaseLostError: if the lease is lost; nothing is written.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, _):
             write_intermediate_values(connection, trial_id, curve, replace_all)
 
     def flush(self, trials: Iterable[PendingWrite]) -> list[int]:
-        """Record what there is of several trials that a worker holds, in one transaction.
+        """Write to several claimed trials in one transaction.
 
         Returns:
-            The ids of those that the worker no longer holds; of them nothing is written.
+            Ids of the trials whose lease is lost; nothing is written to them.
         """
         with self.transaction() as connection:
             return write_pending(connection, trials)
@@ -205,18 +200,18 @@ class LeasedRDBStorage(RDBStorage):
         attributes: Mapping[str, Any],
         curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
-        """Record a trial's end, with what is known of it, in one transaction.
+        """Finish a claimed trial in one transaction.
 
         Args:
-            trial_id: of the trial.
-            claim_token: the token that it was claimed with.
+            trial_id: id of the trial.
+            claim_token: token of the claim.
             state: COMPLETE, PRUNED or FAIL.
-            value: of a complete trial, finite.
-            attributes: the trial's user attributes.
-            curve: its last intermediate values, by step.
+            value: value of a complete trial, finite.
+            attributes: user attributes to write.
+            curve: remaining intermediate values by step.
 
         Raises:
-            LeaseLostError: if the worker no longer holds the trial; nothing is written then.
+            LeaseLostError: if the lease is lost; nothing is written.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, _):
             write_intermediate_values(connection, trial_id, curve)
@@ -238,9 +233,9 @@ class LeasedRDBStorage(RDBStorage):
             )
 
     def is_finished_by(self, trial_id: int, claim_token: str) -> bool:
-        """Tell whether a trial is finished, and by this owner.
+        """Return whether a trial was finished under this claim token.
 
-        A connection that is lost while a transaction is committed leaves open whether it was.
+        Answers whether a commit succeeded whose connection was lost.
         """
         with self.engine.begin() as connection:
             state, lease = read_state_and_lease(connection, trial_id)
@@ -259,17 +254,17 @@ class LeasedRDBStorage(RDBStorage):
         error: str | None = None,
         curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
-        """Let a trial wait again, with the curve that it has and a note of the cause.
+        """Set a claimed trial waiting again, with its curve and the cause.
 
         Args:
-            trial_id: of the trial.
-            claim_token: the token that it was claimed with.
-            cause: counted among the trial's setbacks.
-            error: the exception, in one line.
-            curve: its last intermediate values, by step.
+            trial_id: id of the trial.
+            claim_token: token of the claim.
+            cause: reason, counted among the trial's retries.
+            error: exception in one line.
+            curve: remaining intermediate values by step.
 
         Raises:
-            LeaseLostError: if the worker no longer holds the trial; nothing is written then.
+            LeaseLostError: if the lease is lost; nothing is written.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, _):
             write_intermediate_values(connection, trial_id, curve)
@@ -282,16 +277,16 @@ class LeasedRDBStorage(RDBStorage):
         attributes: Mapping[str, Any],
         curve: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
-        """Let a trial wait until the pruner wants it; nobody takes it who does not name it.
+        """Pause a claimed trial; only claims that name it resume it.
 
         Args:
-            trial_id: of the trial.
-            claim_token: the token that it was claimed with.
-            attributes: the trial's user attributes.
-            curve: its last intermediate values, by step.
+            trial_id: id of the trial.
+            claim_token: token of the claim.
+            attributes: user attributes to write.
+            curve: remaining intermediate values by step.
 
         Raises:
-            LeaseLostError: if the worker no longer holds the trial; nothing is written then.
+            LeaseLostError: if the lease is lost; nothing is written.
         """
         with self._leased_transaction(trial_id, claim_token) as (connection, _):
             write_intermediate_values(connection, trial_id, curve)
@@ -301,27 +296,27 @@ class LeasedRDBStorage(RDBStorage):
     def prune_paused(
         self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
     ) -> list[int]:
-        """Prune paused trials for good, in one transaction, if no other point is unfinished.
+        """Prune paused trials in one transaction, if every other grid trial is finished.
 
         Args:
-            study_id: of the study.
-            planned: how many points it has: if it has more by now, nothing is done.
-            trials: their user attributes, by the trials' ids.
+            study_id: id of the study.
+            planned: expected number of grid trials; with any other number nothing is done.
+            trials: user attributes to write, by trial id.
 
         Returns:
-            The ids of those that were paused, and are pruned now.
+            Ids of the trials that were pruned.
         """
         with self.transaction() as connection:
             if not all_finished_or_paused(connection, study_id, planned):
                 return []
-            # Whoever locks several does so in the same order.
+            # All writers lock trials in the order of their ids, to avoid deadlocks.
             return [
                 trial_id
                 for trial_id in sorted(trials)
                 if prune_paused(connection, trial_id, trials[trial_id])
             ]
 
-    # ------------------------------------------------------------------ others' leases
+    # ------------------------------------------------------------------ leases of other workers
 
     def running_leases(self, study_id: int) -> dict[int, Lease]:
         """Return the leases of a study's running trials, by trial id.
@@ -334,25 +329,25 @@ class LeasedRDBStorage(RDBStorage):
     def expire_leases(
         self, study_id: int, watch: LeaseMonitor, clock: Callable[[], float]
     ) -> list[int]:
-        """Let those trials wait again whose leases an observer has seen run out.
+        """Requeue the trials whose leases have expired.
 
-        It is seen and done in one transaction that writes: who cannot write judges nobody, for
-        then nobody can renew.
+        Observation and requeue share one writing transaction: while an observer cannot write,
+        other workers may be unable to send heartbeats.
 
         Args:
-            study_id: of the study.
-            watch: the observer's.
-            clock: monotonic, in seconds.
+            study_id: id of the study.
+            watch: monitor of the observer.
+            clock: monotonic clock, in seconds.
 
         Returns:
-            The ids of the trials that wait again.
+            Ids of the requeued trials.
         """
         released = []
         with self.transaction() as connection:
             seen = running_leases(connection, study_id)
             for trial_id in watch.observe(seen.items(), clock()):
                 state, lease = read_state_and_lease(connection, trial_id)
-                # On PostgreSQL its worker, or another observer, may have been quicker.
+                # On PostgreSQL its worker or another observer may have written meanwhile.
                 if state is TrialState.RUNNING and lease == seen[trial_id]:
                     requeue(connection, trial_id, Failure.LEASE_EXPIRED)
                     released.append(trial_id)
@@ -362,14 +357,14 @@ class LeasedRDBStorage(RDBStorage):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Open a transaction that writes; it is all done, or nothing of it."""
+        """Open a writing transaction."""
         with write_transaction(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """Open a transaction that reads, all of it as of one instant."""
-        # An SQLite transaction is so by itself.
+        """Open a reading transaction on a consistent snapshot."""
+        # SQLite transactions are snapshots by default.
         is_file = self.engine.dialect.name == "sqlite"
         level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
         connection = self.engine.connect().execution_options(**level)
@@ -380,7 +375,7 @@ class LeasedRDBStorage(RDBStorage):
     def _leased_transaction(
         self, trial_id: int, claim_token: str
     ) -> Iterator[tuple[Connection, Lease]]:
-        """Open a transaction in which the trial runs and is the owner's."""
+        """Open a writing transaction under a claim token."""
         with self.transaction() as connection:
             lease = check_lease(connection, trial_id, claim_token)
             if lease is None:

@@ -131,7 +131,7 @@ def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place
 
 
 def test_a_bucket_that_is_not_there_is_refused(bucket):
-    with pytest.raises(ArtifactsError, match=r"other-networks.*allowed: a bucket") as refused:
+    with pytest.raises(ArtifactsError, match=r"other-networks.*expected an existing") as refused:
         open_store("s3://other-networks", "sqlite:///none.db", "checkpoints")
     assert "s3cret" not in str(refused.value)
 
