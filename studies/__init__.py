@@ -1,1 +1,1 @@
-"""What a study is, as data: definitions, their storage, and the names of what a trial records."""
+"""Studies as data: configs, search spaces, stored attributes, storage and artifacts."""

@@ -1,4 +1,4 @@
-"""What makes the results of a study comparable, and whether two workers agree on it."""
+"""Compatibility of a worker's config and corpus with those of its study."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,19 +7,18 @@ from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
-"""The settings of a definition that each worker chooses for itself."""
+"""Settings that each worker chooses independently."""
 
-_NOT_IDENTITY = {"question", "report_threshold", "corpus", *PER_WORKER}
-"""Beside that, what it says about reading the results, or where the text was found; the text itself
-counts by its fingerprint."""
+_IGNORED = {"question", "report_threshold", "corpus", *PER_WORKER}
+"""Settings that do not affect results; the corpus is compared by its hash."""
 
 
 def diff_configs(
     stored: StudyConfig, stored_corpus: CorpusRecord, own: StudyConfig, own_corpus: CorpusRecord
 ) -> list[str]:
-    """List what a worker's definition and text have other than the study's.
+    """List the differences between a worker's config and corpus and its study's.
 
-    A precision of ``auto`` agrees with whatever the study was made with.
+    A precision of ``auto`` matches any precision.
 
     Returns:
         A line for each setting: its name, the study's value, the worker's.
@@ -36,8 +35,8 @@ def diff_configs(
 
 
 def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude=_NOT_IDENTITY)
-    if settings["space"]:  # what is left out is left out in any order
+    settings = config.model_dump(mode="json", exclude=_IGNORED)
+    if settings["space"]:  # the order of exclusions is irrelevant
         settings["space"]["exclude"].sort(
             key=lambda exclusion: sorted(map(repr, exclusion.items()))
         )
