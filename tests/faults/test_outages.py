@@ -190,7 +190,7 @@ def test_the_final_report_waits_for_a_server_that_is_away(
 
     def echo(line):
         said.append(line)
-        if "the storage is away" in line:
+        if "waiting for the storage" in line:
             server.start()
 
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
