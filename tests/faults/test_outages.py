@@ -56,7 +56,7 @@ def stoppable():
 
 @pytest.fixture
 def server(stoppable):
-    """A server that nobody else uses, and that may be stopped."""
+    """A server for this test alone, which may be stopped."""
     yield stoppable
     stoppable.restore()
 

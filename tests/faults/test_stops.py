@@ -141,10 +141,10 @@ def test_a_worker_whose_time_is_over_requeues_its_trial(search, gate, sqlite_url
 
 
 @pytest.mark.parametrize("duration", ["3", "h", "-1h", "0s", "3 hours", ""])
-def test_a_duration_that_is_none_is_refused(search, duration, tmp_path):
+def test_invalid_duration_is_refused(search, duration, tmp_path):
     refused = search("--until", duration)
     assert refused.wait() == 2
-    assert "allowed: a number with d, h, m or s" in refused.output
+    assert "expected a duration such as 45m, 3h or 1h30m" in refused.output
     assert refused.output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What a worker's claims go through: storages that are away, silent, locked; and other workers."""
+"""Claims of a worker: outages, silent and locked storages, and other workers."""
 
 import contextlib
 import sqlite3
@@ -23,7 +23,7 @@ from studies.storage.open import open_storage
 
 
 class Study:
-    """A small study, and managers that work on it."""
+    """A small study, and claim managers that work on it."""
 
     def __init__(self, url, count=3):
         self.url = url
@@ -121,7 +121,7 @@ def test_values_are_recorded_while_it_trains(study):
         wait_until(lambda: study.trial(claim).intermediate_values == {1: 2.0, 2: 1.0})
 
 
-def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
+def test_resumed_trial_replaces_its_curve(study):
     with study.manager() as manager:
         (first,) = manager.claim()
         first.report(1, 3.0)
@@ -135,7 +135,7 @@ def test_a_curve_is_begun_anew_from_where_it_is_gone_on(study):
     assert study.trial(claim).intermediate_values == {1: 2.75}
 
 
-def test_a_lease_is_kept_alive_whatever_a_step_takes(study, clock):
+def test_lease_is_renewed_during_a_long_step(study, clock):
     """The training thread does nothing at all for some lengths of the lease."""
     with study.manager() as manager, study.manager("observer") as observer:
         (claim,) = manager.claim()
@@ -146,7 +146,7 @@ def test_a_lease_is_kept_alive_whatever_a_step_takes(study, clock):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
+def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock):
     with study.manager("gone") as manager:
         manager.claim()
     with study.manager("heir") as heir:
@@ -163,7 +163,7 @@ def test_who_is_gone_loses_its_trial_to_others_who_say_so(study, clock):
         assert claim.trial.user_attrs == {"retries": {"lease_expired": 1}}
 
 
-def test_who_has_lost_its_trial_is_told_at_the_next_look(study, clock):
+def test_worker_learns_of_a_lost_trial_at_the_next_check(study, clock):
     with study.manager() as manager:
         (claim,) = manager.claim()
         study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
@@ -248,7 +248,7 @@ def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_an_answer_that_is_lost_changes_nothing(study, broken):
+def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
     """A connection breaks when the transaction is committed: it was done, and is not done twice."""
     storage, state = broken
     with study.manager(storage=storage) as manager:
@@ -272,7 +272,7 @@ def test_an_answer_that_is_lost_changes_nothing(study, broken):
     assert study.trial(claim).intermediate_values == {1: 2.0}
 
 
-def test_a_storage_is_waited_for_and_no_longer(study, broken):
+def test_outage_is_waited_for_up_to_its_limit(study, broken):
     storage, state = broken
     with study.manager(storage=storage, outage=0.5) as manager:
         (claim,) = manager.claim()
@@ -305,8 +305,8 @@ def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, monkeypa
             manager.requeue(claim, Failure.INTERRUPTED, timeout=timeout)
 
 
-def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypatch):
-    """The observer's looks fail too: it judges nobody, and the worker renews when it can."""
+def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock, monkeypatch):
+    """The observer's looks fail too: it expires no lease, and the worker sends a heartbeat when it can."""
     storage, state = broken
     monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
     with (
@@ -328,7 +328,7 @@ def test_a_lease_outlives_an_outage_that_all_have(study, broken, clock, monkeypa
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
-def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypatch):
+def test_time_in_which_a_worker_was_frozen_is_no_outage(study, clock, monkeypatch):
     """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
     monkeypatch.setattr("search.worker.storage_client.NO_RESPONSE_TIMEOUT", 5.0)
     with study.manager(outage=HANG_TIMEOUT) as manager:
@@ -350,7 +350,7 @@ def test_a_worker_that_was_frozen_has_not_seen_an_outage(study, clock, monkeypat
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_a_claim_that_nobody_waits_for_any_more_is_given_back(study, broken, monkeypatch):
+def test_abandoned_claim_is_requeued(study, broken, monkeypatch):
     storage, state = broken
     stop = ShutdownSignal()
     monkeypatch.setattr("search.worker.storage_client.SHUTDOWN_GRACE", 0.3)
@@ -551,7 +551,7 @@ def test_an_outage_may_last_for_any_number_of_values(each_study):
     assert len(study.trial(claim).intermediate_values) == 70_000
 
 
-def test_a_mistake_is_not_waited_for(each_study):
+def test_permanent_error_is_raised_at_once(each_study):
     study = each_study
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -562,7 +562,7 @@ def test_a_mistake_is_not_waited_for(each_study):
             wait_until(lambda: manager.check())
 
 
-def test_an_unexpected_error_is_the_callers(study):
+def test_unexpected_error_is_raised_to_the_caller(study):
     with study.manager() as manager:
         (claim,) = manager.claim()
         with pytest.raises(AssertionError):
@@ -571,7 +571,7 @@ def test_an_unexpected_error_is_the_callers(study):
 
 
 def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
-    """Another program holds the file; whoever trains is not held up for an instant."""
+    """Another program locks the file; the training thread never waits for it."""
     monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
     study = Study(sqlite_url)
     with study.manager() as manager:
@@ -621,7 +621,7 @@ def test_the_thread_ends_with_its_manager(study):
     assert not manager._thread.is_alive()
 
 
-def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
+def test_one_of_several_claims_is_lost_alone(each_study):
     study = each_study
     with study.manager() as manager:
         first, second, third = manager.claim(lockstep_size=lambda trial: 3)
@@ -638,7 +638,7 @@ def test_several_trials_are_claimed_kept_and_lost_each_on_its_own(each_study):
         assert study.trial(third).state is TrialState.WAITING
 
 
-def test_a_curve_that_begins_anew_while_it_is_recorded_is_recorded_anew(study, monkeypatch):
+def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
     """As when training in company has failed, and goes on in halves."""
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -680,7 +680,7 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
         assert len(study.storage.running_leases(study.study_id)) == len(claims)
 
 
-def test_what_was_read_for_nobody_any_more_is_no_claim(study):
+def test_abandoned_query_is_not_taken_for_a_claim(study):
     """As when a display asks for a list of trials, and the server answers too late."""
     late = threading.Event()
 

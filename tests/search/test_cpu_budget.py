@@ -68,13 +68,13 @@ def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
         assert one.thread_count() == 8
 
 
-def test_nothing_is_left_behind(tmp_path):
+def test_lock_file_is_removed(tmp_path):
     with ThreadBudget(folder=tmp_path):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_rests_leaves_its_cores_until_there_is_something_to_do(tmp_path):
+def test_released_cores_go_to_others_until_the_share_is_applied(tmp_path):
     with ThreadBudget(folder=tmp_path) as one, ThreadBudget(folder=tmp_path) as two:
         two.release()
         assert one.apply() == 8

@@ -1,4 +1,4 @@
-"""How many networks a worker trains together, where nobody has said; which device each takes."""
+"""Number of networks in lockstep, their memory, and the device of each worker."""
 
 import gc
 import itertools
@@ -109,7 +109,7 @@ def test_one_with_a_window_takes_no_more_memory_than_is_said(architecture, windo
     del program
 
 
-def test_what_is_not_trained_in_lockstep_is_alone():
+def test_network_that_cannot_be_stacked_trains_alone():
     for trial_config in (
         TrialConfig(BaselineConfig("gru", 1, 8)),
         TrialConfig(everything(8), 0, 2),

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: whole or not at all, in a folder or in a bucket, and gone in the end."""
+"""Checkpoints and weights in folders and buckets: atomic writes, quarantine, eviction, removal."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def test_nothing_is_left_of_a_finished_study(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_ours_or_quarantined_stays(tmp_path):
+def test_foreign_and_quarantined_files_stay(tmp_path):
     folder = tmp_path / "artifacts"
     checkpoints = CheckpointStore(
         open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
@@ -171,7 +171,7 @@ def test_only_the_weights_of_the_best_are_kept(store):
     assert others.list_trials() == {1}
 
 
-def test_what_else_lies_there_stays(tmp_path):
+def test_eviction_leaves_other_files(tmp_path):
     weights = WeightStore(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
     weights.write(1, b"one")
     folder = tmp_path / "studies.db.weights" / "s-1"

@@ -209,9 +209,7 @@ def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
         assert len(trial.system_attrs["test_windows"]) == 3
 
 
-def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measured(
-    sqlite_url, text, tmp_path
-):
+def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, tmp_path):
     joined, messages = work(sqlite_url, text, ["keep_weights=2"], lockstep=4)
     assert messages == ["complete"] * 6
     best = sorted(joined.study.trials, key=lambda trial: trial.value)
@@ -233,9 +231,7 @@ def test_the_weights_of_the_best_are_kept_and_are_the_networks_that_were_measure
     assert folder.list_trials() == set()
 
 
-def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers(
-    sqlite_url, text, monkeypatch
-):
+def test_worker_saves_its_number_of_models_and_keeps_those_of_others(sqlite_url, text, monkeypatch):
     """The study says 3. A worker that keeps one removes none of the three best."""
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     file = load_config_file("quick", [*SETTINGS, "keep_weights=3"])
@@ -257,7 +253,7 @@ def test_a_worker_keeps_as_many_networks_as_it_says_and_removes_no_other_workers
     assert joined.study.user_attrs["config"]["keep_weights"] == 3
 
 
-def test_who_leaves_while_two_splits_are_measured_leaves_the_others_their_values(text):
+def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
     config = load_config_file("quick", SETTINGS).resolve()
     config = config.model_copy(update={"eval_split": "test"})
     whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
@@ -340,7 +336,7 @@ def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {1, 2}
 
 
-def test_who_waits_for_the_points_of_others_rests(sqlite_url, text, monkeypatch):
+def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
     file = load_config_file("quick", SETTINGS)
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     joined.storage.claim(joined.study_id, "you/1")
@@ -537,7 +533,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
 
 
 def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monkeypatch):
-    """Another has given it back meanwhile, and it is nobody's in the end."""
+    """Another worker has requeued it meanwhile, and it waits in the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
     sizes, held, lost = [], {}, []
@@ -571,7 +567,7 @@ def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monk
             assert trial.value == pytest.approx(same.value, rel=1e-4)
 
 
-def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
+def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
     sqlite_url, text, alone, monkeypatch
 ):
     evaluate, gone = Trainer._evaluate, []
@@ -595,7 +591,7 @@ def test_who_is_lost_while_it_is_measured_leaves_the_others_their_values(
 
 
 def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url, text, monkeypatch):
-    """Nor by who says nothing of precision, and so agrees with what the study has."""
+    """Also if the command names no precision and so adopts that of the study."""
     with monkeypatch.context() as patch:
         patch.setattr("search.study.check_precision", lambda precision, device: None)
         work(sqlite_url, text, precision="tf32")
@@ -660,9 +656,7 @@ def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, mon
         (torch.OutOfMemoryError("no"), "out of memory"),
     ],
 )
-def test_a_point_is_run_again_three_times_after_an_error(
-    sqlite_url, text, monkeypatch, error, cause
-):
+def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch, error, cause):
     tries = fail_with_a_forget_gate(monkeypatch, error)
     joined, messages = work(sqlite_url, text, lockstep=1)
     line = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -689,7 +683,7 @@ def test_a_point_is_run_again_three_times_after_an_error(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError])
-def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkeypatch, error):
+def test_trial_is_requeued_whatever_ends_its_worker(sqlite_url, text, monkeypatch, error):
     def end(self, running):
         raise error
 
@@ -704,7 +698,7 @@ def test_whatever_ends_a_worker_its_point_is_given_back(sqlite_url, text, monkey
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
 
 
-def test_trials_that_plain_optuna_added_disturb_nobody(sqlite_url, text):
+def test_trials_added_by_plain_optuna_are_ignored(sqlite_url, text):
     file = load_config_file("quick", SETTINGS)
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     plain = optuna.load_study(study_name="quick", storage=sqlite_url)
