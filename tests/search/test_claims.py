@@ -306,7 +306,7 @@ def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, monkeypa
 
 
 def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock, monkeypatch):
-    """The observer's looks fail too: it expires no lease, and the worker sends a heartbeat when it can."""
+    """The observer expires no lease, and the worker sends a heartbeat as soon as it can."""
     storage, state = broken
     monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
     with (
