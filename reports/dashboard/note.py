@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import tomli_w
+
 from reports.data.results import Results
 from reports.formatting import (
     effects_title,
@@ -120,8 +122,6 @@ def fence_code(code: str, language: str) -> str:
 
 def to_toml(config: StudyConfig) -> str:
     """Return a config as TOML that loads as an equal config."""
-    import tomli_w
-
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).strip()
 
 
