@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from reports.dashboard.view import DashboardView
+from reports.dashboard.launcher import DashboardView
 from reports.errors import ReportError
 from search.cli import STUDY_HELP, run, search_options
 from search.errors import USER_ERRORS

@@ -11,10 +11,10 @@ from benchmarks import (
     claiming,
     core_sharing,
     end_to_end,
-    objectives,
+    objective_comparison,
     overhead,
     precision,
-    reporting,
+    report_time,
     training_step,
 )
 from search.worker.cpu_budget import cores
@@ -25,10 +25,10 @@ BENCHMARKS = {
     "end-to-end": end_to_end.measure,
     "overhead": overhead.measure,
     "precision": precision.measure,
-    "objectives": objectives.measure,
+    "objectives": objective_comparison.measure,
     "core-sharing": core_sharing.measure,
     "claiming": claiming.measure,
-    "reporting": reporting.measure,
+    "reporting": report_time.measure,
 }
 
 

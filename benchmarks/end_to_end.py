@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 
-from benchmarks.sampling import sample_stratified
+from benchmarks.stratified_sample import sample_stratified
 from search.study import StudyOptions, create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file

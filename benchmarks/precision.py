@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.sampling import sample_stratified
+from benchmarks.stratified_sample import sample_stratified
 from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.stacked.network import NetworkStack

@@ -141,9 +141,9 @@ def install() -> None:
 
 
 def _disable_reports() -> None:
-    import reports.dashboard.view
+    import reports.dashboard.launcher
 
-    reports.dashboard.view.DashboardView.finalize = lambda self, *study: None
+    reports.dashboard.launcher.DashboardView.finalize = lambda self, *study: None
 
 
 def _hold_trainings(folder: Path, step: int) -> None:

@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 
 from reports.data.results import Metric, Results
 from reports.formatting import format_count, format_param, format_signed, format_value
-from reports.stats.comparison import Comparison, Difference
 from reports.stats.effects import Effect, Interaction
 from reports.stats.leaderboard import LeaderboardEntry
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.variant_effects import SourceComparison
+from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.refinement_effects import SourceComparison
 
 _MAX_ITEMS = 5
 """Items that are listed of a long list."""

@@ -10,7 +10,7 @@ from reports.charts.alt_text import format_effect, format_interaction
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
 from reports.formatting import escape_html
 from reports.stats.effects import Effect, Interaction
-from reports.stats.variant_effects import SourceComparison
+from reports.stats.refinement_effects import SourceComparison
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]

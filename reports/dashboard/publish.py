@@ -17,7 +17,7 @@ import optuna
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports.charts.effect_plots import plot_effects
-from reports.dashboard.artifacts import artifact_id, build_files
+from reports.dashboard.best_trial_files import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit

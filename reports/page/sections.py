@@ -9,7 +9,7 @@ from reports.charts import alt_text
 from reports.charts.chart import Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
 from reports.charts.effect_plots import plot_variants
-from reports.charts.effect_subsets import (
+from reports.charts.filtered_effects import (
     EffectSubset,
     SubsetFilter,
     chart_interactions,
@@ -36,7 +36,7 @@ from reports.stats.baseline_references import (
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
-from reports.stats.variant_effects import (
+from reports.stats.refinement_effects import (
     VariantEffect,
     compare_with_source,
     compute_variant_effects,

@@ -10,14 +10,14 @@ from scipy import stats
 
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture
-from reports.stats.comparison import (
+from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.pairwise_comparison import (
     Comparison,
     Difference,
     LossesByRun,
     compare_pairwise,
     compute_difference,
 )
-from reports.stats.paired_difference import CONFIDENCE
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.space import BPTT_STEPS, REPLICATE

@@ -27,10 +27,10 @@ from services import free_port
 from sqlalchemy import Engine, event
 
 from reports.dashboard import note, publish, server, view
-from reports.dashboard.artifacts import SAMPLES_FILE
+from reports.dashboard.best_trial_files import SAMPLES_FILE
+from reports.dashboard.launcher import DashboardView
 from reports.dashboard.publish import STATE_ATTR, publish_study
 from reports.dashboard.server import PublishOnView, local_only, open_listener
-from reports.dashboard.view import DashboardView
 from reports.data.results import read_results
 from reports.errors import DashboardError
 from studies.artifacts import open_store

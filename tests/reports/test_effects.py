@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from benchmarks.published import VARIABLE, load_published, published_file
+from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.stats.effects import Contrast, FactorialTable, find_full_factorial_blocks
 from reports.stats.paired_difference import bootstrap_interval

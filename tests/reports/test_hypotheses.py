@@ -9,7 +9,7 @@ from factories import distributions_of, make_baselines, make_replicates, make_st
 from helpers import study_attributes
 from optuna.trial import TrialState
 
-from benchmarks.published import VARIABLE, load_published, published_file
+from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, evaluate_hypotheses, render_page, write_hypotheses
@@ -302,7 +302,7 @@ def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
     ]
     file = tmp_path / "runs.csv"
     pd.DataFrame(rows).to_csv(file, index=False)
-    command = ("-m", "benchmarks.published", str(file), sqlite_url)
+    command = ("-m", "benchmarks.published_runs", str(file), sqlite_url)
     assert run(*command).stdout == "published\n"
     done = run(*command)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -25,7 +25,7 @@ from search.study import StudyOptions, create_or_join
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.evaluator import Evaluator
+from search.worker.model_evaluation import Evaluator
 from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
@@ -493,7 +493,7 @@ def fail_with_a_forget_gate(monkeypatch, error):
         return compute_eval_losses(lockstep, *rest)
 
     tries: list[tuple[TrialConfig, ...]] = []
-    monkeypatch.setattr("search.worker.evaluator.compute_eval_losses", measure)
+    monkeypatch.setattr("search.worker.model_evaluation.compute_eval_losses", measure)
     return tries
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.stats.comparison import add_p_values, compare_pairwise, compute_difference
+from reports.stats.pairwise_comparison import add_p_values, compare_pairwise, compute_difference
 
 
 def as_runs(losses):

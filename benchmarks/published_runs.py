@@ -1,4 +1,4 @@
-"""``python -m benchmarks.published FILE URL``: store a table of published results as a study.
+"""``python -m benchmarks.published_runs FILE URL``: store a table of published results as a study.
 
 The file is not part of the project: a CSV, compressed or not, with one row per architecture, a
 column for each parameter (switches as 0 and 1), ``seconds``, ``min_loss``, and the curve as

@@ -6,7 +6,7 @@ from factories import gated_params, make_replicates, make_runs
 from reports.data.results import read_results
 from reports.page.page import write_report
 from reports.page.sections import build_section
-from reports.stats.variant_effects import compare_with_source, compute_variant_effects
+from reports.stats.refinement_effects import compare_with_source, compute_variant_effects
 from studies.storage.open import open_storage, read_storage
 
 
