@@ -1,4 +1,4 @@
-"""The words that all commands share, and how a command ends when it cannot do what it is asked."""
+"""Options, arguments and error handling that all commands share."""
 
 import sys
 import traceback
@@ -16,19 +16,19 @@ from studies.storage.open import DEFAULT_STORAGE
 from studies.storage.retry import error_message
 
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
-"""The environment variable that stands in for ``--storage``: it shows in no process list."""
+"""Environment variable for ``--storage``; unlike the option, it is hidden from process lists."""
 
 ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
-"""The environment variable that stands in for ``--artifacts``."""
+"""Environment variable for ``--artifacts``."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 EXIT_USAGE, EXIT_FAILURE = 2, 1
-"""Exit codes: what was asked for cannot be done; something gave way while it was done."""
+"""Exit codes for invalid input and for failures at run time."""
 
 
 def storage_options(command: _F) -> _F:
-    """Give a command ``--storage`` and ``--debug``."""
+    """Add the options ``--storage`` and ``--debug`` to a command."""
     command = click.option(
         "--debug", is_flag=True, help="Show the traceback of an error instead of one line."
     )(command)
@@ -39,22 +39,22 @@ def storage_options(command: _F) -> _F:
         envvar=STORAGE_VARIABLE,
         show_default=True,
         show_envvar=True,
-        help="Where studies are kept: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
+        help="Storage of the studies: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE.",
     )(command)
 
 
-def study_name(given: str) -> str:
-    """Return the name of a study that is given by its name or by the path of its TOML file."""
-    return Path(given).stem if given.endswith(".toml") else given
+def study_name(value: str) -> str:
+    """Return the name of a study, given its name or the path of its TOML file."""
+    return Path(value).stem if value.endswith(".toml") else value
 
 
 class _StudyName(click.ParamType[str]):
-    """Convert the name of a study, or the path of its TOML file, to the name."""
+    """Name of a study, or path of its TOML file."""
 
     name = "study"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name."""
+        """Convert to the name."""
         return study_name(value)
 
 
@@ -69,8 +69,8 @@ artifacts_option = click.option(
     metavar="FOLDER|s3://BUCKET",
     envvar=ARTIFACTS_VARIABLE,
     show_envvar=True,
-    help="Where the files of a study lie: how far running trials have come, and what the dashboard "
-    "shows; by default beside the SQLite file, or in studies/ where the studies are on a server.",
+    help="Folder or bucket for checkpoints, weights and files of the dashboard; by default next to "
+    "the SQLite file, or in studies/ if the storage is a server.",
 )
 
 dashboard_port_option = click.option(
@@ -78,51 +78,51 @@ dashboard_port_option = click.option(
     type=click.IntRange(1, 65535),
     default=8080,
     show_default=True,
-    help="Of optuna-dashboard.",
+    help="Port of optuna-dashboard.",
 )
 
 
 def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
-    """Run a command and leave the process with the exit code that it returns.
+    """Run a command and exit the process with the exit code that it returns.
 
     Args:
-        command: returns its exit code.
-        bad_input: the exceptions whose message is the one line that a person is to read.
+        command: command that returns its exit code.
+        bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
 
 
-def run_with_exit_code(work: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
-    """Work, and leave the process with the exit code that is returned, or with one line.
+def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
+    """Call a function and exit the process with its exit code, or with an error in one line.
 
     Args:
-        work: returns its exit code.
-        bad_input: the exceptions whose message is the one line that a person is to read.
+        main: function that returns an exit code.
+        bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
-        code = work()
+        code = main()
     except click.ClickException as error:
-        _leave(error.format_message().replace("\n", " "), EXIT_USAGE)
+        _exit(error.format_message().replace("\n", " "), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted", 130)
+        _exit("interrupted", 130)
     except expected as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if isinstance(error, StorageUnavailableError):
-            _leave(str(error), EXIT_FAILURE)
+            _exit(str(error), EXIT_FAILURE)
         if isinstance(error, bad_input):
-            _leave(str(error), EXIT_USAGE)
+            _exit(str(error), EXIT_USAGE)
         if isinstance(error, OSError):
-            _leave(f"{error}; what is recorded is kept; mend it and run again", EXIT_FAILURE)
-        _leave(
-            f"the storage failed ({error_message(error)}); what is recorded is kept; run again",
+            _exit(f"{error}; recorded results are kept: fix this and run again", EXIT_FAILURE)
+        _exit(
+            f"storage failed ({error_message(error)}); recorded results are kept: run again",
             EXIT_FAILURE,
         )
     sys.exit(code)
 
 
-def _leave(line: str, code: int) -> NoReturn:
-    click.echo(f"error: {line}", err=True)
+def _exit(message: str, code: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
     sys.exit(code)

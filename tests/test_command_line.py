@@ -78,7 +78,7 @@ INVALID = [
     (["run_search.py", "quick", "--threads", "0"], "--threads"),
     (["run_search.py", "quick", "--json"], "--json requires --status"),
     (["run_search.py", "quick", "--frobnicate"], "--frobnicate"),
-    (["run_search.py", "quick", "--status"], "is not there"),
+    (["run_search.py", "quick", "--status"], "does not exist: run a search first"),
     (["run_search.py", "quick", "--storage", "sqlite:////no/folder/s.db"], "/no/folder"),
     (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/notes.db"], "cannot be opened"),
     (["run_search.py", "quick", "--storage", "mysql://me:s3cret@host/db"], "mysql://me:***@host"),
@@ -88,7 +88,7 @@ INVALID = [
     ),
     (
         ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:p@s3cret@host/db"],
-        "allowed: %40 in its place",
+        "expected %40 instead",
     ),
     (
         ["run_search.py", "quick", "--storage", "postgresql://me@127.0.0.1:1/d?sslpassword=s3cret"],
@@ -101,10 +101,10 @@ INVALID = [
     (["run_search.py", "quick", "--artifacts", "s3://"], "is not a bucket"),
     (["run_search.py", "quick", "--until", "soon"], "expected a duration such as 45m, 3h or 1h30m"),
     (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
-    (["refine.py", "quick-refined"], "is not there"),
+    (["refine.py", "quick-refined"], "does not exist: run a search first"),
     (["refine.py", "quick"], "'quick' has no [refinement]"),
     (["refine.py", "stage-three"], "study 'stage-three' not found"),
-    (["-m", "reports", "quick"], "is not there"),
+    (["-m", "reports", "quick"], "does not exist: run a search first"),
     (["-m", "reports"], "STUDY"),
 ]
 
@@ -143,7 +143,7 @@ def test_refinement_of_a_missing_study_is_rejected(search, run, sqlite_url, tmp_
     done = run("refine.py", "quick-refined", "--storage", sqlite_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "study 'quick' is not in" in done.stderr
-    assert "there: other" in done.stderr
+    assert "existing studies: other" in done.stderr
     assert read_files(tmp_path) == before
 
 

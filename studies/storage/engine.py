@@ -1,4 +1,4 @@
-"""How each kind of database is spoken to, so that many processes may do it at once."""
+"""Storage URLs, and engines for concurrent access to SQLite and PostgreSQL."""
 
 import contextlib
 import contextvars
@@ -22,26 +22,26 @@ from studies.storage.retry import retry_on_connection_limit
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 SQLITE_BUSY_SECONDS = 60
-"""How long a write waits for the other writers of an SQLite file."""
+"""Time that a write to an SQLite file waits for other writers."""
 
 _SERVER_OPTIONS = {
-    # A server that does not answer is noticed, however the network was cut.
+    # Detect a server that does not answer, however the network was cut.
     "connect_timeout": 10,
     "tcp_user_timeout": 20_000,
-    # A worker that is frozen in the midst of a transaction keeps its locks from nobody for long.
+    # Release the locks of a worker that is suspended during a transaction.
     "options": "-c idle_in_transaction_session_timeout=30s",
 }
-"""What a connection to PostgreSQL is given where the URL's query does not say it."""
+"""Connection options for PostgreSQL, unless the query of the URL sets them."""
 
 _writing: contextvars.ContextVar[bool] = contextvars.ContextVar("writing", default=False)
 
 
 @contextlib.contextmanager
 def write_transaction() -> Iterator[None]:
-    """Begin the transactions inside as writers: on SQLite ``BEGIN IMMEDIATE``.
+    """Begin the enclosed transactions as writers, on SQLite with ``BEGIN IMMEDIATE``.
 
-    SQLite ignores ``SELECT … FOR UPDATE``: two transactions that begin as readers may both read a
-    row as free, and both write it. Readers stay deferred, so that a long read holds nobody up.
+    SQLite ignores ``SELECT … FOR UPDATE``: two deferred transactions may both read a row as free
+    and both write it. Reading transactions stay deferred, so a long read blocks no writer.
     """
     token = _writing.set(True)
     try:
@@ -54,29 +54,29 @@ def parse_url(url: str) -> URL:
     """Parse a storage URL.
 
     Raises:
-        StorageError: if it is malformed or names another kind of database.
+        StorageError: if the URL is malformed or names an unsupported database.
     """
-    allowed = "allowed: sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; correct it"
+    expected = "expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
     try:
         parsed = sqlalchemy.make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError) as error:
-        # Not shown: what cannot be parsed may still hold a password.
-        raise StorageError(f"the storage URL cannot be read; {allowed}") from error
-    if "@" in (parsed.host or ""):  # the rest of a password that holds one
+        # A URL that cannot be parsed may contain a password: do not show it.
+        raise StorageError(f"storage URL cannot be parsed: {expected}") from error
+    if "@" in (parsed.host or ""):  # the rest of a password that contains an @
         raise StorageError(
-            "the storage URL has a password with an @ in it; allowed: %40 in its place; better is "
-            "a URL without a password, and PGPASSWORD or ~/.pgpass"
+            "storage URL has an @ in its password: expected %40 instead, or better no password and "
+            "PGPASSWORD or ~/.pgpass"
         )
     if backend not in DRIVERS:
-        raise StorageError(f"storage {redact(parsed)} is of an unknown kind; {allowed}")
+        raise StorageError(f"storage {redact(parsed)} is not supported: {expected}")
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StorageError(f"storage {redact(parsed)} names no file; {allowed}")
+        raise StorageError(f"storage {redact(parsed)} has no file: {expected}")
     return parsed.set(drivername=DRIVERS[backend])
 
 
 def redact(url: URL) -> str:
-    """Return a URL as it may be shown: without its password, and as it was given."""
+    """Format a URL for display: without its password, and without options for reading."""
     if str(url.database).startswith("file:"):
         url = url.set(database=unquote(str(url.database).removeprefix("file:")), query={})
     secret = {key: "***" for key in url.query if "pass" in key.lower()}
@@ -86,24 +86,24 @@ def redact(url: URL) -> str:
 
 
 def read_only_url(url: URL) -> URL:
-    """Return the URL of an SQLite file that makes its connections read-only.
+    """Return the URL of an SQLite file for read-only connections.
 
-    A read-only connection to a file in WAL mode that nobody else has open would leave two files
-    beside it. Nobody writes then, so that the file may be read as one that does not change.
+    If no other process has a file in WAL mode open, a read-only connection would leave a ``-wal``
+    and a ``-shm`` file. There is no writer then, so the file is opened as immutable.
     """
     path = Path(str(url.database))
     with path.open("rb") as file:
         is_wal = file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
-    quiet = is_wal and not path.with_name(path.name + "-wal").exists()
-    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if quiet else {})
+    is_closed = is_wal and not path.with_name(path.name + "-wal").exists()
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_closed else {})
     return url.set(database=f"file:{quote(str(path))}").update_query_dict(query)
 
 
 def engine_options(url: URL) -> dict[str, Any]:
-    """Return what ``sqlalchemy.create_engine`` is to be given for a database of this kind."""
+    """Return the arguments of ``sqlalchemy.create_engine`` for a database."""
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_BUSY_SECONDS}}
-    # No connection is held while a network trains: a server's connections are few.
+    # A server's connections are few: hold none while a network trains.
     return {
         "poolclass": NullPool,
         "connect_args": {
@@ -113,38 +113,38 @@ def engine_options(url: URL) -> dict[str, Any]:
 
 
 def connect(url: URL) -> Engine:
-    """Return an engine for a database, each of its connections set up."""
+    """Create an engine for a database, and configure its connections."""
     engine = sqlalchemy.create_engine(url, **engine_options(url))
     configure(engine)
     return engine
 
 
 def configure(engine: Engine) -> None:
-    """Set up every connection that an engine will open."""
+    """Configure the connections that an engine will open."""
     if engine.dialect.name != "sqlite":
 
         @event.listens_for(engine, "do_connect")
-        def patiently(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
+        def connect_with_retries(dialect: Dialect, _: object, args: Any, kwargs: Any) -> Any:
             return retry_on_connection_limit(dialect.connect)(*args, **kwargs)
 
         return
 
     @event.listens_for(engine, "connect")
-    def connected(connection: DBAPIConnection, _: object) -> None:
-        # The driver's own transactions begin too late and always deferred.
+    def configure_connection(connection: DBAPIConnection, _: object) -> None:
+        # Without this the driver begins transactions itself: too late, and always deferred.
         connection.isolation_level = None
-        # In WAL mode a commit is safe against the end of any process without a sync of its own.
+        # In WAL mode a commit survives the end of any process without a sync.
         connection.cursor().execute("PRAGMA synchronous = NORMAL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if _writing.get() else "BEGIN")
 
-    # SQLite's connections must not be carried across a fork.
+    # SQLite connections must not be used across a fork.
     reference = weakref.ref(engine)
 
-    def forget() -> None:
+    def drop_inherited_connections() -> None:
         if (inherited := reference()) is not None:
             inherited.dispose(close=False)
 
-    os.register_at_fork(after_in_child=forget)
+    os.register_at_fork(after_in_child=drop_inherited_connections)

@@ -1,4 +1,4 @@
-"""A storage's URL → a storage that is safe for many processes."""
+"""Opening and creation of storages, safe for concurrent processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,28 +24,29 @@ from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import TRIALS
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
-"""Relative to the working directory. Only for this storage is a missing folder created."""
+"""Default storage, relative to the working directory. Only its folder is created if missing."""
 
 _VERSION_TABLE = "alembic_version"
 _OPTUNA_TABLES = {*models.BaseModel.metadata.tables, _VERSION_TABLE}
 _REQUIRED_TABLES = {"studies", "trials", "trial_params", "version_info", _VERSION_TABLE}
 CLAIM_INDEX = "ix_trials_study_id_state_number"
-"""The one thing that is added to Optuna's tables; nothing means anything else for it."""
+"""Index added to Optuna's tables, to find the next waiting trial; claims work without it."""
 
-_CREATION_LOCK = 0x524E4E  # of PostgreSQL's advisory locks; any number that others do not take
+_CREATION_LOCK = 0x524E4E  # arbitrary key of a PostgreSQL advisory lock
 
 
 def open_storage(url: str) -> LeasedRDBStorage:
-    """Open a storage to work on, and make it if it is not there.
+    """Open a storage for writing, and create it if it does not exist.
 
-    Any number of processes may do so at the same instant.
+    Any number of processes may do so at the same time.
 
     Args:
-        url: ``sqlite:///FILE`` or ``postgresql+psycopg://USER@HOST/DATABASE``.
+        url: URL of the form ``sqlite:///FILE`` or ``postgresql+psycopg://USER@HOST/DATABASE``.
 
     Raises:
-        StorageError: if it cannot be opened, holds another program's data, or is of a schema that
-            the installed Optuna does not know; it is left as it was. Passwords are not shown.
+        StorageError: if the storage cannot be opened, holds another program's data, or has a
+            schema that the installed Optuna does not know; it is left unchanged. The message
+            contains no password.
     """
     parsed = parse_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
@@ -54,35 +55,35 @@ def open_storage(url: str) -> LeasedRDBStorage:
             _create_sqlite(parsed)
         else:
             _create_on_server(parsed)
-        found = _inspect(parsed)
-        _check_schema(found, parsed)
+        schema = _inspect(parsed)
+        _check_schema(schema, parsed)
         storage = LeasedRDBStorage(
             parsed.render_as_string(hide_password=False), engine_options(parsed)
         )
         if is_file:
-            # One that plain Optuna made: readers and the writer would hold each other up.
+            # Optuna creates files in another mode, in which readers and writers block each other.
             with contextlib.closing(storage.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA journal_mode = WAL")
             with storage.transaction() as transaction:
-                # A file that is read-only refuses what could write, and nothing sooner.
+                # Write nothing: only a statement that could write fails on a read-only file.
                 transaction.execute(sa.delete(TRIALS).where(sa.false()))
-        if not found.is_indexed:
+        if not schema.is_indexed:
             _create_claim_index(storage)
         return storage
 
 
 def read_storage(url: str) -> LeasedRDBStorage:
-    """Open a storage to read from. No file and no table is made, and nothing is changed.
+    """Open a storage for reading, without creating or changing anything.
 
     Raises:
-        StorageError: as :func:`open_storage` does, and if there is no such storage.
+        StorageError: as for :func:`open_storage`, or if the storage does not exist.
     """
     parsed = parse_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
     with _translate_errors(parsed):
         if is_file and not Path(str(parsed.database)).exists():
             raise StorageNotFoundError(
-                f"storage {redact(parsed)} is not there; run a search first, or check --storage"
+                f"storage {redact(parsed)} does not exist: run a search first, or check --storage"
             )
         if is_file:
             parsed = read_only_url(parsed)
@@ -96,21 +97,21 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
     """Load a study by its name.
 
     Raises:
-        StudyNotFoundError: with the names of those that are there.
+        StudyNotFoundError: if it does not exist; the message lists the studies that do.
     """
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
-        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none yet"
+        names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
         raise StudyNotFoundError(
-            f"study {name!r} is not in {redact(storage.engine.url)}; there: {known}; run it first, "
-            "or check the name"
+            f"study {name!r} is not in {redact(storage.engine.url)}: run it first, or check the "
+            f"name (existing studies: {names})"
         ) from error
 
 
 @dataclass(frozen=True)
 class _SchemaInfo:
-    """What is in a database: tables, the version of Optuna's, and if claims are indexed."""
+    """Tables of a database, the version of Optuna's schema, and whether the claim index exists."""
 
     tables: set[str]
     version: str | None
@@ -140,25 +141,25 @@ def _inspect_connection(connection: Connection) -> _SchemaInfo:
     return _SchemaInfo(tables, version, any(index["name"] == CLAIM_INDEX for index in indexes))
 
 
-def _check_schema(found: _SchemaInfo, url: URL) -> None:
-    if not found.tables and url.get_backend_name() != "sqlite":
-        raise StorageNotFoundError(f"storage {redact(url)} holds no study yet; run a search first")
-    if not found.tables >= _REQUIRED_TABLES:
+def _check_schema(schema: _SchemaInfo, url: URL) -> None:
+    if not schema.tables and url.get_backend_name() != "sqlite":
+        raise StorageNotFoundError(f"storage {redact(url)} holds no study yet: run a search first")
+    if not schema.tables >= _REQUIRED_TABLES:
         raise StorageError(
-            f"storage {redact(url)} is not a database of studies; it was left as it is; "
-            "name another file or database"
+            f"storage {redact(url)} is not a database of studies and was left unchanged: expected "
+            "a new database, or one that Optuna created"
         )
-    known = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
-    if found.version != known:
+    expected = ScriptDirectory(str(Path(rdb.__file__).parent / "alembic")).get_current_head()
+    if schema.version != expected:
         raise StorageError(
-            f"storage {redact(url)} is of schema {found.version}; allowed: {known}, which Optuna "
-            f"{optuna.__version__} knows; it was left as it is; name another, or install the "
-            "Optuna that made it"
+            f"storage {redact(url)} has schema {schema.version} and was left unchanged: Optuna "
+            f"{optuna.__version__} expected {expected}; install the version that created it, or "
+            "use another storage"
         )
 
 
 def _create_sqlite(url: URL) -> None:
-    """Make an SQLite file that is complete from the instant in which it is there."""
+    """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
     if path.exists():
         return
@@ -166,66 +167,66 @@ def _create_sqlite(url: URL) -> None:
         path.parent.mkdir(exist_ok=True)
     if not path.parent.is_dir():
         raise StorageError(
-            f"storage {redact(url)}: the folder {path.parent} is not there; make it, or name "
+            f"storage {redact(url)}: folder {path.parent} does not exist: create it, or use "
             "another file"
         )
-    beside = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        made = RDBStorage(url.set(database=str(beside)).render_as_string(hide_password=False))
-        with made.engine.connect() as connection:
+        temporary_url = url.set(database=str(temporary))
+        storage = RDBStorage(temporary_url.render_as_string(hide_password=False))
+        with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        made.engine.dispose()
-        # Another process may have been quicker: then its file is the one.
+        storage.engine.dispose()
+        # Another process may have been faster: use its file.
         with contextlib.suppress(FileExistsError):
-            path.hardlink_to(beside)
+            path.hardlink_to(temporary)
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
-            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
 
 
 def _create_on_server(url: URL) -> None:
-    """Make Optuna's tables in a database that has no others.
+    """Create Optuna's tables in an empty database.
 
-    One process at a time: of two that create the same table one would fail, and who comes in
-    between would find half of them.
+    A lock admits one process at a time: of two that create the same table one would fail, and a
+    third could see some of the tables only.
     """
     engine = connect(url)
     for attempt in _retry_until_locked():
         with attempt, engine.connect() as connection:
-            # A transaction that is open while others are waited for would be ended by the server.
+            # The server would end a transaction that stays open during the waits.
             connection.execution_options(isolation_level="AUTOCOMMIT")
             if _inspect_connection(connection).is_complete:
                 return
             if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_CREATION_LOCK))):
                 raise _LockHeldError
             try:
-                found = _inspect_connection(connection)
-                # Without a version they are not there yet, or who made them was killed meanwhile.
-                if found.tables <= _OPTUNA_TABLES and found.version is None:
-                    make = retry_on_connection_limit(RDBStorage)
-                    make(url.render_as_string(hide_password=False), engine_options(url))
+                schema = _inspect_connection(connection)
+                # Tables without a version were left by a process that was killed: complete them.
+                if schema.tables <= _OPTUNA_TABLES and schema.version is None:
+                    create = retry_on_connection_limit(RDBStorage)
+                    create(url.render_as_string(hide_password=False), engine_options(url))
             finally:
                 connection.execute(sa.select(sa.func.pg_advisory_unlock(_CREATION_LOCK)))
 
 
 class _LockHeldError(Exception):
-    """Another process makes tables or the index now."""
+    """Another process is creating the tables or the index."""
 
 
 def _retry_until_locked() -> tenacity.Retrying:
-    """Return the attempts at something that one process at a time does, and the others wait for.
+    """Return attempts that are repeated, after a random wait, until a lock is acquired.
 
-    They try its lock, and do not wait for it: they would hold a connection each meanwhile, and the
-    one at work needs some more of its own.
+    Waiting for the lock in the database would hold connections that its holder may need.
     """
     wait = tenacity.wait_random_exponential(multiplier=0.2, max=5)
     return tenacity.Retrying(wait=wait, retry=tenacity.retry_if_exception_type(_LockHeldError))
 
 
 def _create_claim_index(storage: LeasedRDBStorage) -> None:
-    """Let the next waiting point be found at once, however many there are."""
+    """Create the index with which a claim finds the next waiting trial in logarithmic time."""
     for attempt in _retry_until_locked():
-        # Who may not make an index in somebody's database claims without it.
+        # Without the privilege to create an index, claims work without it.
         with (
             attempt,
             contextlib.suppress(sa.exc.ProgrammingError),
@@ -234,8 +235,8 @@ def _create_claim_index(storage: LeasedRDBStorage) -> None:
             if connection.dialect.name != "sqlite":
                 if _inspect_connection(connection).is_indexed:
                     return
-                own = sa.select(sa.func.pg_try_advisory_xact_lock(_CREATION_LOCK))
-                if not connection.scalar(own):
+                lock = sa.select(sa.func.pg_try_advisory_xact_lock(_CREATION_LOCK))
+                if not connection.scalar(lock):
                     raise _LockHeldError
             columns = "study_id, state, number"
             connection.execute(
@@ -245,19 +246,18 @@ def _create_claim_index(storage: LeasedRDBStorage) -> None:
 
 @contextlib.contextmanager
 def _translate_errors(url: URL) -> Iterator[None]:
-    """Turn whatever a database raises while it is opened into one line without a password."""
+    """Raise database errors as a StorageError: one line, without a password."""
     try:
         yield
     except (SQLAlchemyError, OptunaError, OSError) as error:
         cause = error.__cause__ or error
-        error_message = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        summary = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
         raise StorageError(
-            f"storage {redact(url)} cannot be opened ({error_message}); "
-            "check the address and that you may "
-            "write there"
+            f"storage {redact(url)} cannot be opened ({summary}): check the address and that you "
+            "may write there"
         ) from error
     except ImportError as error:
         raise StorageError(
-            f"storage {redact(url)} needs the driver for PostgreSQL; install it with "
+            f"storage {redact(url)} needs the driver for PostgreSQL: install it with "
             "pip install 'psycopg[binary]'"
         ) from error

@@ -31,7 +31,7 @@ def test_best_trial_with_stored_weights_is_loaded(sqlite_url, tmp_path, capsys):
         with pytest.raises(WeightsNotFoundError, match=message) as raised:
             load_trial_model("made", number, sqlite_url, None)
         assert "one of the trials 3, 4, 0, 2" in str(raised.value)
-    with pytest.raises(StudyNotFoundError, match="there: made"):
+    with pytest.raises(StudyNotFoundError, match="existing studies: made"):
         load_trial_model("other", None, sqlite_url, None)
     with pytest.raises(WeightsNotFoundError, match=r"has no trial.*check --artifacts"):
         load_trial_model("made", None, sqlite_url, str(tmp_path / "elsewhere"))

@@ -302,7 +302,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_reading_makes_no_file_and_changes_none(sqlite_url, tmp_path):
-    with pytest.raises(StorageError, match="not there"):
+    with pytest.raises(StorageError, match="does not exist: run a search first"):
         read_storage(sqlite_url)
     assert files(tmp_path) == {}
     storage = open_storage(sqlite_url)
@@ -342,7 +342,7 @@ def test_tables_whose_maker_was_killed_are_completed(postgresql_url):
 
 
 def test_a_server_without_studies_is_read_as_such(postgresql_url):
-    with pytest.raises(StorageError, match="holds no study yet; run a search first"):
+    with pytest.raises(StorageError, match="holds no study yet: run a search first"):
         read_storage(postgresql_url)
 
 
@@ -415,5 +415,5 @@ def test_a_url_that_cannot_be_opened_is_one_line_without_its_password(bad):
 def test_an_unknown_study_is_answered_with_those_that_are_there(sqlite_url):
     storage = open_storage(sqlite_url)
     create_small_study(storage, 1)
-    with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*there: small"):
+    with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*existing studies: small"):
         load_study(storage, "large")
