@@ -60,12 +60,12 @@ def study(sqlite_url):
 
 @pytest.fixture
 def each_study(url):
-    """A study on each kind of database, for what depends on the database."""
+    """A study on each kind of database."""
     return Study(url)
 
 
 class Clock:
-    """The monotonic clock that managers read; a test can move it forward."""
+    """Monotonic clock of the managers, which a test can advance."""
 
     def __init__(self):
         self._ahead = 0.0
@@ -74,7 +74,7 @@ class Clock:
         return time.monotonic() + self._ahead
 
     def advance(self, seconds, *managers):
-        """Let time pass; return once each of these managers has done what is due by then."""
+        """Advance time, and return once each manager has done what is due by then."""
         self._ahead += seconds
         for manager in managers:
             wait_until(lambda manager=manager: manager._next_maintenance() > self.monotonic())
@@ -93,11 +93,11 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _ends_its_thread(monkeypatch):
-    """Let a manager's context end only after its thread has, however slow the machine is."""
+    """Give a manager's thread enough time to end on a slow machine."""
     monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", HANG_TIMEOUT)
 
 
-def test_a_trial_from_its_claim_to_its_end(each_study):
+def test_trial_from_claim_to_completion(each_study):
     study = each_study
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -112,7 +112,7 @@ def test_a_trial_from_its_claim_to_its_end(each_study):
     assert study.messages == []
 
 
-def test_values_are_recorded_while_it_trains(study):
+def test_values_are_recorded_during_training(study):
     with study.manager() as manager:
         (claim,) = manager.claim()
         claim.report(1, 2.0)
@@ -136,7 +136,7 @@ def test_resumed_trial_replaces_its_curve(study):
 
 
 def test_lease_is_renewed_during_a_long_step(study, clock):
-    """The training thread does nothing at all for some lengths of the lease."""
+    """The training thread is busy for several lease durations."""
     with study.manager() as manager, study.manager("observer") as observer:
         (claim,) = manager.claim()
         for _ in range(10):
@@ -180,7 +180,7 @@ def test_worker_learns_of_a_lost_trial_at_the_next_check(study, clock):
     assert study.trial(claim).user_attrs == {"retries": {"lease_expired": 1}}
 
 
-def test_trials_that_failed_here_are_taken_last(study):
+def test_locally_failed_trials_are_claimed_last(study):
     with study.manager() as manager:
         (first,) = manager.claim()
         manager.requeue(first, Failure.EXCEPTION, "ValueError: no")
@@ -193,12 +193,12 @@ def test_trials_that_failed_here_are_taken_last(study):
 
 
 class AwayError(Exception):
-    """What a database raises."""
+    """Error of a database driver."""
 
 
 @pytest.fixture
 def broken(study, monkeypatch):
-    """A switch that makes the storage fail: before a transaction, or after it was committed."""
+    """Switch that makes the storage fail before a transaction or after its commit."""
     storage = open_storage(study.url)
     state = {"before": False, "after": False, "attempts": 0, "failed": set()}
     transaction = type(storage).transaction
@@ -219,14 +219,14 @@ def broken(study, monkeypatch):
         with transaction(self) as connection:
             yield connection
         if state["after"]:
-            state["after"] = False  # the answer of this one is lost
+            state["after"] = False  # the response to this commit is lost
             fail()
 
     monkeypatch.setattr(type(storage), "transaction", unreliable)
     return storage, state
 
 
-def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
+def test_no_value_is_lost_during_an_outage(study, broken, monkeypatch):
     storage, state = broken
     forgotten = []
     monkeypatch.setattr(LeaseMonitor, "reset", lambda self: forgotten.append(self))
@@ -249,7 +249,7 @@ def test_no_value_is_lost_while_the_storage_is_away(study, broken, monkeypatch):
 
 
 def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
-    """A connection breaks when the transaction is committed: it was done, and is not done twice."""
+    """The connection breaks after a commit: the transaction is not repeated."""
     storage, state = broken
     with study.manager(storage=storage) as manager:
         wait_until(lambda: manager._observe_at)  # its first look at the others is done
@@ -292,7 +292,7 @@ def test_outage_is_waited_for_up_to_its_limit(study, broken):
 
 
 @pytest.mark.parametrize("timeout", [None, 0.3])
-def test_a_stop_does_not_wait_for_a_storage_that_is_away(study, broken, monkeypatch, timeout):
+def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkeypatch, timeout):
     storage, state = broken
     stop = ShutdownSignal()
     if timeout is None:
@@ -329,7 +329,7 @@ def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock,
 
 
 def test_time_in_which_a_worker_was_frozen_is_no_outage(study, clock, monkeypatch):
-    """Frozen for an hour in the midst of a transaction: the storage is there when it wakes."""
+    """Suspended for an hour during a transaction; the storage is available afterwards."""
     monkeypatch.setattr("search.worker.storage_client.NO_RESPONSE_TIMEOUT", 5.0)
     with study.manager(outage=HANG_TIMEOUT) as manager:
         (claim,) = manager.claim()
@@ -392,7 +392,7 @@ class Gate:
     "error", [ShutdownRequestedError, StorageUnavailableError, KeyboardInterrupt]
 )
 def test_claim_is_either_returned_or_undone(study, monkeypatch, error, moment):
-    """The caller stops waiting before, or at the very moment at which, the claim completes."""
+    """The caller stops waiting before, or at the moment when, the claim completes."""
     with study.manager() as manager:
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
@@ -499,7 +499,7 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
         assert manager._active == []
 
 
-def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
+def test_undo_releases_the_remaining_claims(study, monkeypatch):
     """Another worker has taken over the first of them meanwhile."""
     with study.manager() as manager:
         wait_until(lambda: manager._observe_at)
@@ -519,8 +519,8 @@ def test_undo_releases_what_is_left_of_several_claims(study, monkeypatch):
         wait_until(lambda: taken and running(study) == set(taken))
 
 
-def test_no_statement_takes_more_parameters_for_more_values(each_study):
-    """After a long outage there may be more values than a database takes parameters."""
+def test_number_of_statement_parameters_is_limited(each_study):
+    """A long outage may leave more values than a database accepts parameters."""
     study, counts = each_study, []
     storage = open_storage(study.url)
 
@@ -542,7 +542,7 @@ def test_no_statement_takes_more_parameters_for_more_values(each_study):
 
 
 @pytest.mark.extended
-def test_an_outage_may_last_for_any_number_of_values(each_study):
+def test_any_number_of_values_is_recorded_after_an_outage(each_study):
     study = each_study
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -570,7 +570,7 @@ def test_unexpected_error_is_raised_to_the_caller(study):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
+def test_training_continues_while_the_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
     """Another program locks the file; the training thread never waits for it."""
     monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
     study = Study(sqlite_url)
@@ -595,7 +595,7 @@ def test_training_goes_on_while_a_file_is_locked(sqlite_url, tmp_path, clock, mo
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_no_connection_is_held_while_a_network_trains(postgresql_url):
+def test_no_connection_is_held_during_training(postgresql_url):
     study = Study(postgresql_url)
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -615,7 +615,7 @@ def test_no_connection_is_held_while_a_network_trains(postgresql_url):
         assert not claim.lost
 
 
-def test_the_thread_ends_with_its_manager(study):
+def test_thread_ends_with_its_manager(study):
     with study.manager() as manager:
         assert manager._thread.is_alive()
     assert not manager._thread.is_alive()
@@ -639,7 +639,7 @@ def test_one_of_several_claims_is_lost_alone(each_study):
 
 
 def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
-    """As when training in company has failed, and goes on in halves."""
+    """As when lockstep training failed and is resumed in halves."""
     with study.manager() as manager:
         (claim,) = manager.claim()
         record, begun = manager._storage.flush, []
@@ -658,7 +658,7 @@ def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
     assert study.trial(claim).intermediate_values == {5: 5.0}
 
 
-def test_a_trial_that_failed_here_is_taken_alone(study):
+def test_locally_failed_trial_is_trained_alone(study):
     with study.manager() as manager:
         ids = [trial._trial_id for trial in study.storage.get_all_trials(study.study_id)]
         (only,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
@@ -667,7 +667,7 @@ def test_a_trial_that_failed_here_is_taken_alone(study):
         assert alone.trial_id == ids[1]
 
 
-def test_claims_whose_answer_was_lost_are_found_again(broken, study):
+def test_claims_with_a_lost_response_are_recovered(broken, study):
     storage, state = broken
     with study.manager(storage=storage) as manager:
         state["after"] = True
@@ -681,7 +681,7 @@ def test_claims_whose_answer_was_lost_are_found_again(broken, study):
 
 
 def test_abandoned_query_is_not_taken_for_a_claim(study):
-    """As when a display asks for a list of trials, and the server answers too late."""
+    """As when a display queries a list of trials and the server answers too late."""
     late = threading.Event()
 
     def query():

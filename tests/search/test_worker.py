@@ -102,7 +102,7 @@ def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artif
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The trials of a study in float32 whose networks are trained one by one."""
+    """Trials of a float32 study whose networks are trained one by one."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "text").write_bytes(TEXT)
     url = f"sqlite:///{folder}/studies.db"
@@ -111,8 +111,8 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
-def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs):
-    """Each number is worked out anew from what the study and the trial say of themselves."""
+def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text, gate_inputs):
+    """Recompute every stored number from the stored config and parameters."""
     work(sqlite_url, text, [f"gate_inputs='{gate_inputs}'"], precision="bf16")
     refine = [
         "refinement.top=1",
@@ -158,7 +158,7 @@ def test_a_trials_record_is_what_its_settings_give(sqlite_url, text, gate_inputs
 
 
 def trained(config, trial_config, text):
-    """A run of a network alone, trained to its end as a study wants it."""
+    """Train a network by itself, with the settings of a study."""
     settings = TrainConfig(
         **config.training.model_dump(exclude={"bptt_steps"}),
         seed=config.seed,
@@ -169,7 +169,7 @@ def trained(config, trial_config, text):
     return run
 
 
-def test_the_value_is_what_the_objective_says(sqlite_url, text):
+def test_value_is_that_of_the_objective(sqlite_url, text):
     joined, _ = work(sqlite_url, text, ["objective='training'"])
     for trial in joined.study.trials:
         assert trial.value == min(trial.intermediate_values.values())
@@ -179,7 +179,7 @@ def test_the_value_is_what_the_objective_says(sqlite_url, text):
     assert other.study.metric_names == ["validation loss"]
 
 
-def test_only_replicates_look_at_the_test_split_and_each_has_its_own_order(
+def test_only_replicates_use_the_test_split_and_each_has_a_different_order(
     sqlite_url, text, monkeypatch
 ):
     read = []
@@ -232,7 +232,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, tmp_pa
 
 
 def test_worker_saves_its_number_of_models_and_keeps_those_of_others(sqlite_url, text, monkeypatch):
-    """The study says 3. A worker that keeps one removes none of the three best."""
+    """The study keeps three: a worker that keeps one removes none of the best three."""
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
     file = load_config_file("quick", [*SETTINGS, "keep_weights=3"])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
@@ -271,7 +271,7 @@ def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
     assert measured(leaves=True) == measured(leaves=False)
 
 
-def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
+def test_weights_of_an_unrecorded_run_are_removed(sqlite_url, text):
     joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     weights.write(0, b"of a worker that died")
@@ -280,7 +280,7 @@ def test_weights_of_a_run_that_was_never_recorded_go(sqlite_url, text):
     assert 0 not in weights.list_trials()
 
 
-def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypatch):
+def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monkeypatch):
     def write(self, number, content):
         raise OSError("no space left")
 
@@ -293,7 +293,7 @@ def test_weights_that_cannot_be_kept_end_no_training(sqlite_url, text, monkeypat
     )
 
 
-def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_path):
+def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url, tmp_path):
     text = tmp_path / "text"
     text.write_bytes(b"the cat sat on the mat, and the dog sat on the cat. " * 100)
     settings = [setting for setting in SETTINGS if not setting.startswith("space.")]
@@ -319,14 +319,14 @@ def test_known_cells_windows_and_tokens_are_points_like_others(sqlite_url, tmp_p
     assert [t.value for t in again.study.trials] == [t.value for t in joined.study.trials]
 
 
-def test_the_number_of_threads_is_recorded(sqlite_url, text):
+def test_number_of_threads_is_recorded(sqlite_url, text):
     before = torch.get_num_threads()
     joined, _ = work(sqlite_url, text, ONE_NETWORK, threads=2)
     torch.set_num_threads(before)
     assert {trial.user_attrs["threads"] for trial in joined.study.trials} == {2}
 
 
-def test_a_worker_looks_at_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
+def test_worker_updates_its_share_of_the_cores_between_steps(sqlite_url, text, monkeypatch):
     shares = iter([1, 1, 2, 2, 1] * 1000)
     monkeypatch.setattr("search.worker.worker.POLL_INTERVAL", 0)
     monkeypatch.setattr(ThreadBudget, "thread_count", lambda self: next(shares))
@@ -349,7 +349,7 @@ def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
     assert seen[:2] == ["release", "wait"]
 
 
-def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
+def test_order_of_the_trials_depends_on_the_seed_of_the_study(sqlite_url, text):
     def order(seed):
         file = load_config_file(
             "quick", [f"seed={seed}", "evaluation.window_length=8", "training.sequence_length=8"]
@@ -363,7 +363,7 @@ def test_the_order_of_the_points_follows_from_the_studys_seed(sqlite_url, text):
     assert sorted(order(1), key=repr) == sorted(order(2), key=repr)
 
 
-def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_url, text):
+def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
     overrides = ["training.learning_rate=1e30", "training.steps=1", "training.log_every=1"]
     joined, messages = work(sqlite_url, text, overrides)
     assert set(messages) == {"diverged"}
@@ -372,8 +372,8 @@ def test_a_network_that_diverges_after_the_last_log_point_has_diverged(sqlite_ur
         assert trial.user_attrs["failure"] == "diverged"
 
 
-def test_a_trial_that_starts_afresh_does_so_with_its_curve(sqlite_url, text):
-    """Its last worker left values, and no checkpoint that they could be gone on from."""
+def test_restarted_trial_replaces_its_curve(sqlite_url, text):
+    """Its last worker recorded values but left no checkpoint to resume from."""
     joined = create_or_join(
         load_config_file("quick", SETTINGS), sqlite_url, StudyOptions(corpus=str(text))
     )
@@ -385,7 +385,7 @@ def test_a_trial_that_starts_afresh_does_so_with_its_curve(sqlite_url, text):
 
 
 def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=4):
-    """Work on a study, and stop in an orderly way once its first trials are at a step."""
+    """Work on a study, and shut down when its first trials reach a step."""
     reached = []
 
     def on_log(self, running):
@@ -399,7 +399,7 @@ def stop_in_the_midst(url, text, monkeypatch, overrides=(), lockstep=None, step=
 
 
 @pytest.mark.parametrize("artifacts", [None, "bucket"])
-def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
+def test_missing_checkpoints_of_a_moved_database_are_reported_in_one_line(
     sqlite_url, text, tmp_path, monkeypatch, artifacts, request
 ):
     if artifacts:  # only the database is known to the second worker, the bucket is empty
@@ -425,7 +425,7 @@ def test_checkpoints_left_behind_by_a_moved_database_are_missed_in_one_line(
     assert said.count("complete") == 6
 
 
-def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
+def test_existing_checkpoint_is_not_reported_missing(sqlite_url, text, monkeypatch):
     overrides = ["precision='fp32'", "training.steps=12"]
     stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
     _, said = work(sqlite_url, text, overrides, lockstep=6)
@@ -433,7 +433,7 @@ def test_checkpoint_that_is_there_is_not_missed(sqlite_url, text, monkeypatch):
     assert sum("resumes from step 4" in line for line in said) == 2
 
 
-def test_trials_resumed_by_other_training_code_say_so_and_record_both(
+def test_trials_resumed_by_other_training_code_warn_and_record_both_versions(
     sqlite_url, text, tmp_path, monkeypatch
 ):
     overrides = ["precision='fp32'", "training.steps=12"]
@@ -458,10 +458,10 @@ def test_trials_resumed_by_other_training_code_say_so_and_record_both(
         TrialRecord.model_validate(trial.user_attrs)
 
 
-def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
+def test_unrecorded_divergence_is_recorded_by_the_next_worker(
     sqlite_url, text, tmp_path, monkeypatch
 ):
-    """Its checkpoint is that of a curve that has come to its end."""
+    """Its checkpoint contains a complete curve."""
 
     def away(self, claim, *rest):
         raise StorageUnavailableError("away")
@@ -484,7 +484,7 @@ def test_a_divergence_that_could_not_be_recorded_is_recorded_by_the_next(
 
 
 def fail_with_a_forget_gate(monkeypatch, error):
-    """Have whatever has such a member fail at its end; what did is returned as it comes."""
+    """Fail the evaluation of stacks with a forget gate; return the list of failed attempts."""
 
     def measure(lockstep, *rest):
         if any(trial_config.architecture.forget_gate for trial_config in lockstep.configs):
@@ -497,8 +497,8 @@ def fail_with_a_forget_gate(monkeypatch, error):
     return tries
 
 
-def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, alone, monkeypatch):
-    """Halves are tried until it is known whose the error is; only its own setbacks count."""
+def test_failing_network_does_not_affect_others_in_its_stack(sqlite_url, text, alone, monkeypatch):
+    """The stack is halved until the failing network is found; only its retries are counted."""
     tries = fail_with_a_forget_gate(monkeypatch, RuntimeError("no"))
     overrides = ["precision='fp32'", "space.forget_gate=[false, true]"]
     joined, messages = work(sqlite_url, text, overrides, lockstep=4)
@@ -515,7 +515,9 @@ def test_who_is_trained_with_one_that_fails_does_not_suffer(sqlite_url, text, al
             assert list(trial.intermediate_values) == [4, 8]
 
 
-def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text, monkeypatch):
+def test_out_of_memory_reduces_the_number_of_networks_trained_together(
+    sqlite_url, text, monkeypatch
+):
     sizes = []
 
     class Spied(NetworkStack):
@@ -532,7 +534,7 @@ def test_where_memory_was_not_enough_fewer_are_trained_together(sqlite_url, text
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
-def test_who_loses_one_of_several_goes_on_with_the_others(sqlite_url, text, monkeypatch):
+def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text, monkeypatch):
     """Another worker has requeued it meanwhile, and it waits in the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
@@ -590,7 +592,7 @@ def test_trial_lost_during_evaluation_leaves_other_values_unchanged(
             assert trial.user_attrs[bits] == pytest.approx(same.user_attrs[bits], rel=1e-5)
 
 
-def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url, text, monkeypatch):
+def test_precision_that_the_device_lacks_is_rejected(sqlite_url, text, monkeypatch):
     """Also if the command names no precision and so adopts that of the study."""
     with monkeypatch.context() as patch:
         patch.setattr("search.study.check_precision", lambda precision, device: None)
@@ -600,7 +602,7 @@ def test_a_study_of_a_precision_that_a_device_lacks_is_not_worked_on(sqlite_url,
 
 
 @pytest.mark.parametrize("lockstep", [1, 3, 100])
-def test_in_company_or_alone_a_study_is_the_same(sqlite_url, text, alone, lockstep):
+def test_lockstep_and_single_training_give_the_same_study(sqlite_url, text, alone, lockstep):
     joined, _ = work(sqlite_url, text, ["precision='fp32'"], lockstep=lockstep)
     trials = joined.study.trials
     for trial, same in zip(trials, alone, strict=True):
@@ -625,8 +627,8 @@ def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monke
     assert sorted(map(len, seen)) == [6, 6, 6, 6]
 
 
-def test_members_that_have_come_equally_far_go_on_together(sqlite_url, text, monkeypatch):
-    """Some were requeued in the midst of it, and some never begun."""
+def test_trials_at_the_same_step_are_resumed_together(sqlite_url, text, monkeypatch):
+    """Some were requeued during training, others never started."""
     overrides = ["training.log_every=2"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
     file = load_config_file("quick", [*SETTINGS, *overrides])
@@ -718,7 +720,7 @@ def extend(url: str, text: str) -> int:
     return len(create_or_join(file, url, StudyOptions(corpus=text, extend=True)).study.trials)
 
 
-def test_who_extends_at_the_same_moment_extends_once(url, text):
+def test_concurrent_extensions_extend_the_study_once(url, text):
     create_or_join(load_config_file("quick", SETTINGS), url, StudyOptions(corpus=str(text)))
     run_simultaneously(extend, [(url, str(text))] * 3)
     trials = optuna.load_study(study_name="quick", storage=url).trials
@@ -726,7 +728,7 @@ def test_who_extends_at_the_same_moment_extends_once(url, text):
     assert len({tuple(trial.params.values()) for trial in trials}) == 12
 
 
-def test_the_time_left_is_that_of_each_shape():
+def test_remaining_time_is_estimated_by_shape():
     shapes = [
         TimingStats(complete=2, waiting=3, running=1, seconds=10.0),
         TimingStats(complete=1, waiting=2, seconds=40.0),
@@ -744,7 +746,7 @@ def test_the_time_left_is_that_of_each_shape():
     )
 
 
-def test_a_member_is_an_architecture_and_a_replicate():
+def test_trial_config_consists_of_an_architecture_and_a_replicate():
     config = load_config_file("quick", SETTINGS).resolve()
     point = next(config.space.combinations())
     assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
