@@ -69,9 +69,9 @@ def list_files(store: Store, folder: str) -> list[str]:
         inside = store.path / folder
         return [path.name for path in inside.iterdir()] if inside.is_dir() else []
     prefix = f"{folder}/"
-    pages = store.client.get_paginator("list_objects_v2")
-    found = pages.paginate(Bucket=store.bucket, Prefix=prefix)
-    return [file["Key"].removeprefix(prefix) for page in found for file in page.get("Contents", ())]
+    paginator = store.client.get_paginator("list_objects_v2")
+    pages = paginator.paginate(Bucket=store.bucket, Prefix=prefix)
+    return [file["Key"].removeprefix(prefix) for page in pages for file in page.get("Contents", ())]
 
 
 def store_location(store: Store, folder: str) -> str:

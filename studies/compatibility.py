@@ -14,7 +14,7 @@ _IGNORED = {"question", "report_threshold", "corpus", *PER_WORKER}
 
 
 def diff_configs(
-    stored: StudyConfig, stored_corpus: CorpusRecord, own: StudyConfig, own_corpus: CorpusRecord
+    stored: StudyConfig, stored_corpus: CorpusRecord, local: StudyConfig, local_corpus: CorpusRecord
 ) -> list[str]:
     """List the differences between a worker's config and corpus and its study's.
 
@@ -23,14 +23,14 @@ def diff_configs(
     Returns:
         A line for each setting: its name, the study's value, the worker's.
     """
-    theirs = dict(_flat(_identity(stored, stored_corpus)))
-    ours = dict(_flat(_identity(own, own_corpus)))
-    if own.precision == "auto":
-        ours["precision"] = theirs["precision"]
+    expected = dict(_flat(_identity(stored, stored_corpus)))
+    actual = dict(_flat(_identity(local, local_corpus)))
+    if local.precision == "auto":
+        actual["precision"] = expected["precision"]
     return [
-        f"{key}: {theirs.get(key)!r} in the study, {ours.get(key)!r} here"
-        for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key)
+        f"{key}: {expected.get(key)!r} in the study, {actual.get(key)!r} here"
+        for key in sorted(expected.keys() | actual.keys())
+        if expected.get(key) != actual.get(key)
     ]
 
 

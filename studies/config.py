@@ -178,8 +178,8 @@ class StudyConfig(StrictModel):
     @model_validator(mode="after")
     def _check_space_or_refinement(self) -> "StudyConfig":
         if (self.space is None) == (self.refinement is None):
-            found = "neither" if self.space is None else "both"
-            raise ValueError(f"has {found} of [space] and [refinement]: expected one of them")
+            given = "neither" if self.space is None else "both"
+            raise ValueError(f"has {given} of [space] and [refinement]: expected one of them")
         return self
 
     @model_validator(mode="after")

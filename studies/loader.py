@@ -17,7 +17,7 @@ from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
 
 CONFIG_DIR = Path(__file__).parent
-"""Folder in which configs are found by name."""
+"""Folder of the configs that can be given by name."""
 
 
 class ConfigFile(BaseModel):
@@ -246,9 +246,9 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
     stored, name = study.user_attrs, study.study_name
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
-        found = "no schema version" if version is None else f"schema version {version!r}"
+        actual = "no schema version" if version is None else f"schema version {version!r}"
         raise StudyFormatError(
-            f"study {name!r} has {found}, expected {SCHEMA_VERSION}: another program or another "
+            f"study {name!r} has {actual}, expected {SCHEMA_VERSION}: another program or another "
             "version of this one created it; use that one, or choose another study or --name"
         )
     try:

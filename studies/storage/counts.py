@@ -123,12 +123,12 @@ def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tup
 
 def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
     """Return timings by cell, layers, state size and bptt_steps."""
-    kinds = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
-    values = [kind.c.param_value for kind in kinds.values()]
-    points: sa.FromClause = TRIALS
-    for name, kind in kinds.items():
-        is_own = (kind.c.trial_id == TRIALS.c.trial_id) & (kind.c.param_name == name)
-        points = points.outerjoin(kind, is_own)
+    params = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
+    values = [param.c.param_value for param in params.values()]
+    trials: sa.FromClause = TRIALS
+    for name, param in params.items():
+        is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
+        trials = trials.outerjoin(param, is_param)
     query = (
         sa.select(
             *values,
@@ -136,7 +136,7 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
             sa.func.count(),
             sa.func.avg(sa.cast(TRIAL_USER_ATTRS.c.value_json, sa.Float)),
         )
-        .select_from(points)
+        .select_from(trials)
         .outerjoin(
             TRIAL_USER_ATTRS,
             (TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id)
@@ -148,15 +148,15 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
         )
         .group_by(*values, TRIALS.c.state)
     )
-    found: dict[tuple[float, ...], dict[str, float]] = {}
+    by_shape: dict[tuple[float, ...], dict[str, float]] = {}
     with storage.engine.begin() as connection:
-        for *own, state, count, seconds in connection.execute(query):
-            durations = found.setdefault(tuple(own), {})
+        for *shape, state, count, seconds in connection.execute(query):
+            durations = by_shape.setdefault(tuple(shape), {})
             if state is TrialState.COMPLETE:
                 durations |= {"complete": count, "seconds": seconds or 0.0}
             elif not state.is_finished():
                 durations[state.name.lower()] = count
-    return [TimingStats(**durations) for durations in found.values()]  # type: ignore[arg-type]
+    return [TimingStats(**durations) for durations in by_shape.values()]  # type: ignore[arg-type]
 
 
 def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:

@@ -45,7 +45,7 @@ def create_study(
     metric_name: str,
     attributes: Mapping[str, Any],
     distributions: Mapping[str, CategoricalDistribution],
-    points: Sequence[PlannedTrial],
+    trials: Sequence[PlannedTrial],
 ) -> bool:
     """Store a study with all its grid trials waiting, in one transaction.
 
@@ -55,7 +55,7 @@ def create_study(
         metric_name: name of the value to minimize.
         attributes: user attributes of the study.
         distributions: distribution of every parameter.
-        points: grid trials, in the order in which to run them.
+        trials: grid trials, in the order in which to run them.
 
     Returns:
         False if a study of that name exists, which is left unchanged.
@@ -77,7 +77,7 @@ def create_study(
             )
             rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
             insert(connection, STUDY_USER_ATTRS, rows)
-            _insert_trials(connection, study_id, distributions, points)
+            _insert_trials(connection, study_id, distributions, trials)
     except sa.exc.IntegrityError:
         return False
     return True
@@ -86,20 +86,20 @@ def create_study(
 def extend_study(
     storage: LeasedRDBStorage,
     study_id: int,
-    before: Mapping[str, Any],
+    expected: Mapping[str, Any],
     attributes: Mapping[str, Any],
     distributions: Mapping[str, CategoricalDistribution],
-    points: Sequence[PlannedTrial],
+    trials: Sequence[PlannedTrial],
 ) -> bool:
     """Append grid trials to a study, and values to the choices of its parameters.
 
     Args:
         storage: storage that holds the study.
         study_id: id of the study.
-        before: expected current values of the attributes that the new trials depend on.
+        expected: expected values of the user attributes that the new trials depend on.
         attributes: user attributes of the study to replace.
         distributions: distribution of every parameter; each extends the stored one.
-        points: grid trials to add.
+        trials: grid trials to add.
 
     Returns:
         False, without any change, if the expected attributes have changed.
@@ -112,10 +112,10 @@ def extend_study(
         connection.execute(
             sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
         )
-        found = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
-            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(before)
+        query = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
+            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(expected)
         )
-        if {key: json.loads(value) for key, value in connection.execute(found)} != before:
+        if {key: json.loads(value) for key, value in connection.execute(query)} != expected:
             return False
         count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
         pruned = connection.scalar(
@@ -126,17 +126,19 @@ def extend_study(
                 f"{pruned} trials are pruned, compared with the old grid only: --extend expects a "
                 "study without pruned trials; start a wider study under another --name"
             )
-        held = connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING, is_grid_trial()))
-        if held:
+        running = connection.scalar(
+            count.where(TRIALS.c.state == TrialState.RUNNING, is_grid_trial())
+        )
+        if running:
             raise StudiesError(
-                f"{held} grid trials are held by workers: --extend expects none; stop the workers "
-                "first"
+                f"{running} grid trials are held by workers: --extend expects none; stop the "
+                "workers first"
             )
-        own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+        trial_ids = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         for name, distribution in distributions.items():
             connection.execute(
                 sa.update(TRIAL_PARAMS)
-                .where(TRIAL_PARAMS.c.param_name == name, TRIAL_PARAMS.c.trial_id.in_(own))
+                .where(TRIAL_PARAMS.c.param_name == name, TRIAL_PARAMS.c.trial_id.in_(trial_ids))
                 .values(distribution_json=distribution_to_json(distribution))
             )
         for key, value in attributes.items():
@@ -145,19 +147,19 @@ def extend_study(
                 .where(STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key == key)
                 .values(value_json=json.dumps(value))
             )
-        _insert_trials(connection, study_id, distributions, points)
+        _insert_trials(connection, study_id, distributions, trials)
     return True
 
 
 def update_system_attributes(
-    storage: LeasedRDBStorage, study_id: int, compose: Callable[[dict[str, Any]], Mapping[str, Any]]
+    storage: LeasedRDBStorage, study_id: int, update: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> None:
     """Update system attributes of a study in one transaction.
 
     Args:
         storage: storage that holds the study.
         study_id: id of the study; if it no longer exists, nothing is done.
-        compose: maps the current system attributes to those to write.
+        update: function that maps the current system attributes to those to write.
     """
     of_study = STUDY_SYSTEM_ATTRS.c.study_id == study_id
     with storage.transaction() as connection:
@@ -165,8 +167,7 @@ def update_system_attributes(
         if connection.scalar(study.with_for_update()) is None:
             return
         query = sa.select(STUDY_SYSTEM_ATTRS.c.key, STUDY_SYSTEM_ATTRS.c.value_json).where(of_study)
-        found = {key: json.loads(value) for key, value in connection.execute(query)}
-        changed = compose(found)
+        changed = update({key: json.loads(value) for key, value in connection.execute(query)})
         connection.execute(
             sa.delete(STUDY_SYSTEM_ATTRS).where(of_study, STUDY_SYSTEM_ATTRS.c.key.in_(changed))
         )
@@ -178,14 +179,14 @@ def _insert_trials(
     connection: Connection,
     study_id: int,
     distributions: Mapping[str, CategoricalDistribution],
-    points: Sequence[PlannedTrial],
+    trials: Sequence[PlannedTrial],
 ) -> None:
     stored = {name: distribution_to_json(d) for name, d in distributions.items()}
     first = connection.scalar(
         sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
     )
     assert first is not None
-    for number, point in enumerate(points, first):
+    for number, trial in enumerate(trials, first):
         (trial_id,) = connection.execute(
             sa.insert(TRIALS)
             .values(study_id=study_id, number=number, state=TrialState.WAITING)
@@ -200,10 +201,10 @@ def _insert_trials(
                     "param_value": distributions[name].to_internal_repr(value),
                     "distribution_json": stored[name],
                 }
-                for name, value in point.params.items()
+                for name, value in trial.params.items()
             ],
         )
-        rows = [attr_row("trial_id", trial_id, *item) for item in point.attributes.items()]
+        rows = [attr_row("trial_id", trial_id, *item) for item in trial.attributes.items()]
         insert(connection, TRIAL_USER_ATTRS, rows)
         insert(
             connection, TRIAL_SYSTEM_ATTRS, [attr_row("trial_id", trial_id, IS_GRID_TRIAL, True)]

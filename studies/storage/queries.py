@@ -1,4 +1,4 @@
-"""Plain queries for trials, curves and progress, ten times as fast as Optuna's objects."""
+"""Queries for trials, curves and progress, ten times as fast as Optuna's objects."""
 
 import json
 import math
@@ -29,17 +29,17 @@ from studies.storage.trial_rows import (
 
 @dataclass
 class TrialRow:
-    """A point of a study as it is stored, its curve apart.
+    """A stored grid trial, without its curve.
 
     Attributes:
-        number: of its trial.
-        state: of its trial.
-        params: a value for each parameter.
-        attributes: its user attributes.
-        value: of a complete one.
-        started: when its last worker claimed it, UTC.
-        completed: when it was finished, UTC.
-        is_paused: whether it waits until the pruner wants it.
+        number: number of the trial.
+        state: state of the trial.
+        params: parameter values by name.
+        attributes: user attributes.
+        value: value of a complete trial.
+        started: time of the last claim, UTC.
+        completed: time at which it finished, UTC.
+        is_paused: whether it waits for the pruner to resume it.
     """
 
     number: int
@@ -53,10 +53,9 @@ class TrialRow:
 
 
 def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
-    """Read all points of a study, by number, without their curves."""
-    own = _trial_ids(study_id)
+    """Read all grid trials of a study, by number, without their curves."""
     with storage.engine.begin() as connection:
-        points = {
+        trials = {
             row.trial_id: TrialRow(
                 row.number,
                 row.state,
@@ -84,34 +83,37 @@ def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
             (TRIAL_USER_ATTRS, (TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)),
             (TRIAL_VALUES, (TRIAL_VALUES.c.value,)),
         ):
-            query = sa.select(table.c.trial_id, *columns).where(table.c.trial_id.in_(own))
-            for trial_id, *found in connection.execute(query):
-                point = points.get(trial_id)
-                if point is None:  # added between two of these queries
+            query = sa.select(table.c.trial_id, *columns).where(
+                table.c.trial_id.in_(_trial_ids(study_id))
+            )
+            for trial_id, *values in connection.execute(query):
+                trial = trials.get(trial_id)
+                if trial is None:  # created between two of these queries
                     continue
                 if table is TRIAL_PARAMS:
-                    name, stored, distribution = found
-                    point.params[name] = _distribution(distribution).to_external_repr(stored)
+                    name, stored, distribution = values
+                    trial.params[name] = _distribution(distribution).to_external_repr(stored)
                 elif table is TRIAL_USER_ATTRS:
-                    key, stored = found
-                    point.attributes[key] = json.loads(stored)
-                elif point.state is TrialState.COMPLETE:
-                    (point.value,) = found
-    return list(points.values())
+                    key, stored = values
+                    trial.attributes[key] = json.loads(stored)
+                elif trial.state is TrialState.COMPLETE:
+                    (trial.value,) = values
+    return list(trials.values())
 
 
 def read_curves(
     storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None = None
 ) -> list[tuple[int, int, float]]:
-    """Read the points' intermediate values.
+    """Read the intermediate values of grid trials.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
-        numbers: of the trials; None for all.
+        storage: storage that holds the study.
+        study_id: id of the study.
+        numbers: numbers of the trials; None for all.
 
     Returns:
-        (number, step, value) by number and step; a value that is not finite is NaN.
+        Tuples (number, step, value), ordered by number and step; values that are not finite are
+        NaN.
     """
     query = (
         sa.select(
@@ -137,11 +139,11 @@ def read_curves(
 def read_eval_windows(
     storage: LeasedRDBStorage, study_id: int, split: str
 ) -> dict[int, list[float]]:
-    """Read the points' bits per character on each lane of a held-out split, by trial number.
+    """Read the bits per byte of each evaluation window of a held-out split, by trial number.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
+        storage: storage that holds the study.
+        study_id: id of the study.
         split: ``validation`` or ``test``.
     """
     query = (
@@ -166,28 +168,28 @@ def _distribution(stored: str) -> CategoricalDistribution:
 
 
 class Rung(Protocol):
-    """A step at which points are looked at; their loss there is a mean over the last log points."""
+    """A step at which the pruner compares trials, by the mean loss of the last log points."""
 
     @property
     def step(self) -> int:
-        """Of the rung, the last of those log points."""
+        """Step of the rung: the last of those log points."""
 
     @property
     def after(self) -> int:
-        """The step after which the first of them comes."""
+        """Step before the first of those log points (exclusive bound)."""
 
 
 @dataclass
 class TrialProgress:
-    """Where a point stands.
+    """Progress of a grid trial.
 
     Attributes:
-        trial_id: of its trial.
-        number: of its trial.
-        state: of its trial.
-        is_paused: whether it waits until the pruner wants it.
-        value: of a complete one; else NaN.
-        losses: at each rung; NaN where it has not come to it.
+        trial_id: id of the trial.
+        number: number of the trial.
+        state: state of the trial.
+        is_paused: whether it waits for the pruner to resume it.
+        value: value of a complete trial; otherwise NaN.
+        losses: loss at each rung; NaN if the trial has not reached it.
     """
 
     trial_id: int
@@ -201,14 +203,14 @@ class TrialProgress:
 def read_progress(
     storage: LeasedRDBStorage, study_id: int, rungs: Sequence[Rung]
 ) -> list[TrialProgress]:
-    """Read where a study's points stand, by number, as of one instant.
+    """Read the progress of a study's grid trials, by number, from one snapshot.
 
     Args:
-        storage: that holds the study.
-        study_id: of the study.
-        rungs: in their order; what is averaged for one ends before what is for the next.
+        storage: storage that holds the study.
+        study_id: id of the study.
+        rungs: rungs in ascending order; their ranges of log points do not overlap.
     """
-    points = (
+    query = (
         sa.select(
             TRIALS.c.trial_id,
             TRIALS.c.number,
@@ -221,7 +223,7 @@ def read_progress(
         .order_by(TRIALS.c.number)
     )
     with storage.snapshot() as connection:
-        found = {
+        progress = {
             trial_id: TrialProgress(
                 trial_id,
                 number,
@@ -230,39 +232,38 @@ def read_progress(
                 math.nan if value is None or state is not TrialState.COMPLETE else value,
                 [math.nan] * len(rungs),
             )
-            for trial_id, number, state, is_paused, value in connection.execute(points)
+            for trial_id, number, state, is_paused, value in connection.execute(query)
         }
         if rungs:
-            for trial_id, place, loss, last in connection.execute(_losses(study_id, rungs)):
-                if trial_id in found and last == rungs[place].step and loss is not None:
-                    found[trial_id].losses[place] = loss
-    for point in found.values():
-        _truncate_at_gap(point.losses)
-    return list(found.values())
+            for trial_id, rung, loss, last in connection.execute(_rung_losses(study_id, rungs)):
+                if trial_id in progress and last == rungs[rung].step and loss is not None:
+                    progress[trial_id].losses[rung] = loss
+    for trial in progress.values():
+        _truncate_at_gap(trial.losses)
+    return list(progress.values())
 
 
-def _losses(study_id: int, rungs: Iterable[Rung]) -> sa.Select[Any]:
-    """Return the query for each point's loss at each rung, and the last step that is in it."""
-    steps = [
+def _rung_losses(study_id: int, rungs: Iterable[Rung]) -> sa.Select[Any]:
+    """Return the query for (trial id, rung index, mean loss, last step of the mean)."""
+    ranges = [
         (INTERMEDIATE_VALUES.c.step > rung.after) & (INTERMEDIATE_VALUES.c.step <= rung.step)
         for rung in rungs
     ]
-    place = sa.case(*((step, number) for number, step in enumerate(steps))).label("place")
-    own = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+    rung_index = sa.case(*((steps, index) for index, steps in enumerate(ranges))).label("rung")
     return (
         sa.select(
             INTERMEDIATE_VALUES.c.trial_id,
-            place,
+            rung_index,
             sa.func.avg(INTERMEDIATE_VALUES.c.intermediate_value),
             sa.func.max(INTERMEDIATE_VALUES.c.step),
         )
-        .where(INTERMEDIATE_VALUES.c.trial_id.in_(own), sa.or_(*steps))
-        .group_by(INTERMEDIATE_VALUES.c.trial_id, place)
+        .where(INTERMEDIATE_VALUES.c.trial_id.in_(_trial_ids(study_id)), sa.or_(*ranges))
+        .group_by(INTERMEDIATE_VALUES.c.trial_id, rung_index)
     )
 
 
 def _truncate_at_gap(losses: list[float]) -> None:
-    """Take a curve for no longer than it is without a gap."""
-    for place in range(1, len(losses)):
-        if math.isnan(losses[place - 1]):
-            losses[place] = math.nan
+    """Set all losses after the first NaN to NaN."""
+    for rung in range(1, len(losses)):
+        if math.isnan(losses[rung - 1]):
+            losses[rung] = math.nan

@@ -134,8 +134,9 @@ def all_finished_or_paused(connection: Connection, study_id: int, planned: int) 
 def check_lease(connection: Connection, trial_id: int, claim_token: str) -> Lease | None:
     """Return a trial's lease if the trial runs under this claim token."""
     state, lease = read_state_and_lease(connection, trial_id)
-    held = state is TrialState.RUNNING and lease is not None and lease.claim_token == claim_token
-    return lease if held else None
+    if state is TrialState.RUNNING and lease is not None and lease.claim_token == claim_token:
+        return lease
+    return None
 
 
 def write_pending(connection: Connection, trials: Iterable[PendingWrite]) -> list[int]:

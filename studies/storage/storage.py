@@ -120,8 +120,8 @@ class LeasedRDBStorage(RDBStorage):
         """
         waiting = waiting_query(study_id, exclude, paused_ids)
         with self.transaction() as connection:
-            taken = dequeue(connection, waiting, Lease(claim_token, lease_seconds))
-        return taken[0] if taken else None
+            claimed = dequeue(connection, waiting, Lease(claim_token, lease_seconds))
+        return claimed[0] if claimed else None
 
     def claim_matching(
         self,
@@ -327,7 +327,7 @@ class LeasedRDBStorage(RDBStorage):
             return running_leases(connection, study_id)
 
     def expire_leases(
-        self, study_id: int, watch: LeaseMonitor, clock: Callable[[], float]
+        self, study_id: int, monitor: LeaseMonitor, clock: Callable[[], float]
     ) -> list[int]:
         """Requeue the trials whose leases have expired.
 
@@ -336,22 +336,22 @@ class LeasedRDBStorage(RDBStorage):
 
         Args:
             study_id: id of the study.
-            watch: monitor of the observer.
+            monitor: monitor of the observer.
             clock: monotonic clock, in seconds.
 
         Returns:
             Ids of the requeued trials.
         """
-        released = []
+        requeued = []
         with self.transaction() as connection:
-            seen = running_leases(connection, study_id)
-            for trial_id in watch.observe(seen.items(), clock()):
+            leases = running_leases(connection, study_id)
+            for trial_id in monitor.observe(leases.items(), clock()):
                 state, lease = read_state_and_lease(connection, trial_id)
                 # On PostgreSQL its worker or another observer may have written meanwhile.
-                if state is TrialState.RUNNING and lease == seen[trial_id]:
+                if state is TrialState.RUNNING and lease == leases[trial_id]:
                     requeue(connection, trial_id, Failure.LEASE_EXPIRED)
-                    released.append(trial_id)
-        return released
+                    requeued.append(trial_id)
+        return requeued
 
     # ------------------------------------------------------------------ transactions
 

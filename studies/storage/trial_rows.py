@@ -69,15 +69,15 @@ def write_attributes(connection: Connection, trial_id: int, attributes: Mapping[
 def write_intermediate_values(
     connection: Connection, trial_id: int, curve: Mapping[int, float], replace_all: bool = False
 ) -> None:
-    """Write intermediate values; they replace those of the same steps, or all of them."""
+    """Write intermediate values; they replace the values at the same steps, or all."""
     of_trial = INTERMEDIATE_VALUES.c.trial_id == trial_id
     if replace_all:
         connection.execute(sa.delete(INTERMEDIATE_VALUES).where(of_trial))
     steps = list(curve)
     for first in range(0, len(steps), _STEPS):
-        some = steps[first : first + _STEPS]
+        batch = steps[first : first + _STEPS]
         connection.execute(
-            sa.delete(INTERMEDIATE_VALUES).where(of_trial & INTERMEDIATE_VALUES.c.step.in_(some))
+            sa.delete(INTERMEDIATE_VALUES).where(of_trial & INTERMEDIATE_VALUES.c.step.in_(batch))
         )
     rows = []
     for step, value in curve.items():
@@ -181,9 +181,9 @@ def attr_row(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
 
 def has_system_attr(key: str) -> sa.ColumnElement[bool]:
     """Return the condition that a trial has a system attribute."""
-    marks = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(TRIAL_SYSTEM_ATTRS.c.key == key)
+    rows = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(TRIAL_SYSTEM_ATTRS.c.key == key)
     return sa.exists(
-        marks.where(TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS)
+        rows.where(TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS)
     )
 
 
