@@ -1,8 +1,8 @@
-"""Changes to the processes that tests start, so that no outcome depends on speed.
+"""Hooks in the processes that tests start, so that no outcome depends on speed.
 
 A :class:`Gate` holds a training at a step until the test opens it. A test that needs a lease to
-expire uses leases of different lengths, or moves a :class:`Clock`. Workers wait for
-:data:`HANG_TIMEOUT` wherever they would otherwise give up on a slow machine earlier.
+expire uses leases of different lengths, or moves a :class:`Clock`. Workers wait up to
+:data:`HANG_TIMEOUT` where a shorter timeout could expire on a slow machine.
 
 The hooks are passed in an environment variable. :func:`install` applies them in the process of a
 command; worker processes that this command spawns import this module first and apply them too.
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 VARIABLE = "RNN_SEARCH_TEST_HOOKS"
 
 HANG_TIMEOUT = 600.0
-"""Limit of a hang, in seconds; no test depends on its value."""
+"""Seconds after which a wait counts as a hang; no test depends on the value."""
 
 TIMEOUTS = {
     "search.worker.claims": ("QUERY_TIMEOUT",),
@@ -46,12 +46,12 @@ def make_patient(patch=setattr):
 class Gate:
     """Gate that holds the trainings of commands at a step until it is opened.
 
-    A held training checks its claims and signals and writes checkpoints, as between two steps. One
-    that resumes after the step is not held.
+    A held training checks claims and signals and writes checkpoints, as between two steps. A
+    training that resumes after the step is not held.
 
     Args:
         folder: new folder for the gate.
-        step: step at which to hold; its log point is reported before.
+        step: step at which to hold, after its loss is reported.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -61,7 +61,7 @@ class Gate:
 
     @property
     def held(self) -> set[int]:
-        """Process ids whose training is held, or was held when they were killed."""
+        """Ids of processes whose training is held, or was held when they were killed."""
         return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
 
     def open(self) -> None:
@@ -134,7 +134,7 @@ def install() -> None:
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
-        # Instead of the program, which a worker process does not need.
+        # Replaces the main program, which a worker process does not need.
         return prepare(name) | {"init_main_from_path": __file__}
 
     spawn.get_preparation_data = with_hooks
@@ -185,7 +185,7 @@ def main() -> None:
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
 
 
-if __name__ == "__mp_main__":  # in a worker process, before it works
+if __name__ == "__mp_main__":  # in a spawned worker process
     install()
 elif __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Services for tests: a PostgreSQL server from the system's packages, free ports."""
+"""Services for tests: a PostgreSQL server from system packages, and free ports."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ REQUIRED = bool(os.environ.get("RNN_SEARCH_REQUIRE_SERVICES"))
 
 
 def report_missing(service: str) -> None:
-    """Skip a test whose service is not installed, or fail it where the service is required."""
+    """Skip a test whose service is not installed, or fail it if services are required."""
     if REQUIRED:
         pytest.fail(f"{service} is required here and not installed")
     pytest.skip(f"{service} is not installed")
@@ -81,7 +81,7 @@ class PostgreSQL:
         self._control("-m", mode, "-w", "stop")
 
     def restore(self) -> None:
-        """Make the server answer again, in whatever state a failed test left it."""
+        """Start or resume the server, in whatever state a failed test left it."""
         if (self._data / "postmaster.pid").exists():
             self.signal(signal.SIGCONT)
         else:
@@ -89,7 +89,7 @@ class PostgreSQL:
 
     @property
     def log(self) -> str:
-        """Content of its log file."""
+        """Content of the server's log file."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")
 
     def signal(self, number: int) -> None:

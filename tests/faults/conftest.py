@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Fixtures of the fault tests."""
 
 import hashlib
 
@@ -10,21 +10,21 @@ from process_runner import CURVES, query, search_starter
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
-    """A text, which is the same for all tests, as are the curves of what is trained on it."""
+    """Return a corpus that is the same for all tests, so that curves are comparable."""
     path = tmp_path_factory.mktemp("text") / "text"
     path.write_bytes(TEXT)
     return path
 
 
 @pytest.fixture(scope="session")
-def undisturbed(runner, text, tmp_path_factory, worker_id):
-    """Return the curves of a search that nothing happened to, which is run once in all."""
+def reference_curves(runner, text, tmp_path_factory, worker_id):
+    """Return a function that gives the curves of a search without faults, run once per session."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
 
     def curves(**settings):
         key = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-        folder = shared / f"undisturbed-{key}"
+        folder = shared / f"reference-{key}"
         folder.mkdir(exist_ok=True)
         url = f"sqlite:///{folder}/studies.db"
         with FileLock(folder / "lock"):

@@ -1,9 +1,8 @@
-"""A crowd of workers that all start at the same moment, with a trainer that trains nothing.
+"""Start many workers at the same moment, with a stub instead of a trainer.
 
-``python tests/faults/contention_worker.py URL WORKERS TRIALS``: prints, as JSON, the exit code of
-each worker
-and the trials that it had. The workers are the project's own; what they import is imported once,
-and none of it is torch.
+``python tests/faults/contention_worker.py URL WORKERS TRIALS`` prints, as JSON, the exit code of
+each worker and the numbers of the trials that it claimed. Apart from the stub, the workers run the
+code of a search. They are forked after all imports, which do not include torch.
 """
 
 import importlib
@@ -33,22 +32,22 @@ from studies.storage.open import open_storage
 assert "torch" not in sys.modules
 
 
-class Stub:
-    """Trains nothing, and keeps the numbers of its trials.
+class StubTrainer:
+    """Trainer that only records the numbers of its trials.
 
-    Its first trial ends when another worker has one too: one worker alone would test nothing.
+    The first trial ends once enough workers have claimed one, so that claims do compete.
 
     Args:
-        folder: where each worker that has a trial leaves a file.
-        crowd: how many workers must have one.
+        folder: folder in which each worker with a trial creates a file.
+        quorum: number of workers that must have claimed a trial.
     """
 
     min_keep_probability = 0.5
 
-    def __init__(self, folder: Path, crowd: int) -> None:
+    def __init__(self, folder: Path, quorum: int) -> None:
         self.numbers: list[int] = []
         self._folder = folder
-        self._crowd = crowd
+        self._quorum = quorum
 
     def lockstep_size(self, trial) -> int:
         return 1
@@ -58,7 +57,7 @@ class Stub:
             self.numbers.append(claim.trial.number)
             claim.report(1, 1.0)
             (self._folder / f"claimed-{os.getpid()}").touch()
-            while len(list(self._folder.glob("claimed-*"))) < self._crowd:
+            while len(list(self._folder.glob("claimed-*"))) < self._quorum:
                 poll()
                 time.sleep(0.01)
             poll()
@@ -77,20 +76,20 @@ class Stub:
         raise error
 
 
-def work(url: str, trials: int, folder: Path, crowd: int) -> list[int]:
-    """Work on a study that may not exist yet, nor its storage; return the trials' numbers."""
+def work(url: str, trials: int, folder: Path, quorum: int) -> list[int]:
+    """Create storage and study unless they exist; return the numbers of the claimed trials."""
     storage = open_storage(url)
     study_id = create_small_study(storage, trials)
-    stop, stub = ShutdownSignal(), Stub(folder, crowd)
+    stop, trainer = ShutdownSignal(), StubTrainer(folder, quorum)
     with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as manager:
         Worker(
-            manager, stub, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()
+            manager, trainer, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()
         ).run()
-    return stub.numbers
+    return trainer.numbers
 
 
 def main(url: str, workers: int, trials: int) -> None:
-    """Start the crowd, and print what became of it."""
+    """Start the workers and print exit codes and claimed trials."""
     hooks.make_patient()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url.startswith("postgresql"):
@@ -98,7 +97,7 @@ def main(url: str, workers: int, trials: int) -> None:
     gate, release = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         with tempfile.TemporaryDirectory() as other:
-            # Also what is imported late is imported once.
+            # Perform late imports before the fork.
             work(f"sqlite:///{other}/studies.db", 1, Path(other), 1)
         pids = []
         for _ in range(workers):
@@ -107,9 +106,9 @@ def main(url: str, workers: int, trials: int) -> None:
                 code = 1
                 try:
                     os.close(release)
-                    os.read(gate, 1)  # until the other end is closed: by all at once
+                    os.read(gate, 1)  # returns in all workers once the writer is closed
                     numbers = work(url, trials, Path(folder), min(2, workers, trials))
-                    Path(folder, f"had-{os.getpid()}").write_text(json.dumps(numbers))
+                    Path(folder, f"numbers-{os.getpid()}").write_text(json.dumps(numbers))
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -118,7 +117,7 @@ def main(url: str, workers: int, trials: int) -> None:
             pids.append(pid)
         os.close(release)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        claimed = [json.loads(path.read_text()) for path in Path(folder).glob("had-*")]
+        claimed = [json.loads(path.read_text()) for path in Path(folder).glob("numbers-*")]
     print(json.dumps({"codes": codes, "claimed": claimed}))
 
 

@@ -1,6 +1,6 @@
-"""Workers are killed, frozen, woken and stopped at random; each trial is finished once.
+"""Chaos test: kill, freeze, resume and stop workers at random; each trial finishes once.
 
-``make chaos`` disturbs eight workers on 144 trials two hundred times.
+``make chaos`` sends two hundred signals to eight workers on 144 trials.
 """
 
 import os
@@ -14,7 +14,7 @@ from process_runner import CURVES, FINISHED, query, search_starter, wait_until
 
 pytestmark = pytest.mark.extended
 
-DISTURBANCES = int(os.environ.get("RNN_SEARCH_CHAOS_DISTURBANCES", "14"))
+SIGNALS = int(os.environ.get("RNN_SEARCH_CHAOS_DISTURBANCES", "14"))
 WORKERS = int(os.environ.get("RNN_SEARCH_CHAOS_WORKERS", "4"))
 TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
 STEPS = int(os.environ.get("RNN_SEARCH_CHAOS_STEPS", "400"))
@@ -31,24 +31,29 @@ SPACE = {
     "space_residual": "[true]",
     "space_exclude": "[]",
 }
-"""Two switches and three sources: twelve trials a state size."""
+"""Two switches and three state sources: twelve trials per state size."""
 
 
-class Crew:
-    """Workers that are disturbed, and replaced when that ends them.
+class ChaosMonkey:
+    """Workers that receive random signals and are replaced when a signal ends them.
 
     Args:
-        start: starts a worker.
-        random: chooses what is done, to which worker, and when.
+        start: function that starts a worker.
+        random: generator that selects signals, workers and delays.
+
+    Attributes:
+        workers: workers that have not been replaced.
+        started: all workers, replaced ones included.
+        sent: number of signals sent, by signal name.
     """
 
     def __init__(self, start, random):
         self._start = start
         self._random = random
-        self._frozen = []  # (when to wake it, worker)
+        self._frozen = []  # (time to resume, worker)
         self.workers = [start() for _ in range(WORKERS)]
-        self.everyone = list(self.workers)
-        self.done = {}
+        self.started = list(self.workers)
+        self.sent = {}
 
     @property
     def has_ended(self):
@@ -57,27 +62,27 @@ class Crew:
     def kill(self, victim):
         self._send(victim, signal.SIGKILL)
 
-    def disturb(self):
-        """Do something to a worker that is not frozen, and wake those whose time has come."""
+    def send_random_signal(self):
+        """Send a signal to a worker that is not frozen; resume those whose freeze is over."""
         awake = [worker for worker in self.workers if worker not in dict(self._frozen).values()]
         if awake:
             number = self._random.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
             self._send(self._random.choice(awake), number)
         time.sleep(self._random.uniform(0.1, 0.5))
-        self.wake(time.monotonic())
+        self.resume(time.monotonic())
 
-    def wake(self, until_time=float("inf")):
-        for at, worker in [each for each in self._frozen if each[0] <= until_time]:
+    def resume(self, until=float("inf")):
+        for at, worker in [entry for entry in self._frozen if entry[0] <= until]:
             worker.send(signal.SIGCONT)
             self._frozen.remove((at, worker))
 
     def add(self):
-        self.everyone.append(self._start())
-        return self.everyone[-1]
+        self.started.append(self._start())
+        return self.started[-1]
 
     def _send(self, victim, number):
         victim.send(number)
-        self.done[number.name] = self.done.get(number.name, 0) + 1
+        self.sent[number.name] = self.sent.get(number.name, 0) + 1
         if number == signal.SIGSTOP:  # for less than its lease, or for longer
             self._frozen.append((time.monotonic() + self._random.choice([0.5, 4.0]), victim))
         else:
@@ -85,64 +90,64 @@ class Crew:
 
 
 PRUNED = ("--prune", "--set=pruning.keep=0.25", "--set=pruning.confidence=0.6")
-"""With pauses, each with a checkpoint, and trials that other workers resume."""
+"""Arguments for a search that pauses trials, to be resumed by any worker."""
 
 
 @pytest.mark.parametrize(
-    ("kind", "lockstep", "words"),
+    ("kind", "lockstep", "options"),
     [("sqlite", "5", ()), ("postgresql", "1", ()), ("sqlite", "1", PRUNED)],
     ids=["sqlite", "postgresql", "pruned"],
 )
-def test_each_trial_is_finished_once_with_the_curve_of_an_undisturbed_one(
-    runner, text, undisturbed, tmp_path, tmp_path_factory, kind, lockstep, words, request
+def test_each_trial_finishes_once_with_the_curve_of_a_search_without_faults(
+    runner, text, reference_curves, tmp_path, tmp_path_factory, kind, lockstep, options, request
 ):
     url = request.getfixturevalue(f"{kind}_url")
     search = search_starter(runner, url, text)
     seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
     print(f"RNN_SEARCH_CHAOS_SEED={seed}")
-    # Holds each training that was not resumed: no search ends before it was disturbed.
+    # Hold each training from the start, so that no search ends before a signal was sent.
     gate = Gate(tmp_path_factory.mktemp("gate") / "gate", STEPS // 2)
 
     def start():
-        own = f"--artifacts={tmp_path}/artifacts"
-        return search(own, *words, lockstep=lockstep, gate=gate, **SPACE)
+        artifacts = f"--artifacts={tmp_path}/artifacts"
+        return search(artifacts, *options, lockstep=lockstep, gate=gate, **SPACE)
 
-    crew = Crew(start, random.Random(seed))
+    monkey = ChaosMonkey(start, random.Random(seed))
     wait_until(lambda: gate.held)
-    crew.kill(next(worker for worker in crew.workers if worker.pid in gate.held))
-    while sum(crew.done.values()) < DISTURBANCES and not crew.has_ended:
-        crew.disturb()
-    crew.wake()
+    monkey.kill(next(worker for worker in monkey.workers if worker.pid in gate.held))
+    while sum(monkey.sent.values()) < SIGNALS and not monkey.has_ended:
+        monkey.send_random_signal()
+    monkey.resume()
     gate.open()
-    if crew.has_ended:
-        crew.add()
-    print(f"{kind}: {len(crew.everyone)} workers, {crew.done}")
+    if monkey.has_ended:
+        monkey.add()
+    print(f"{kind}: {len(monkey.started)} workers, {monkey.sent}")
 
-    # Every worker ended as it was asked to (some before they could listen), none with an error.
-    codes = {worker.wait(): worker.output for worker in crew.everyone}
+    # Every worker exits with 0 or by its signal (some before the handler is installed).
+    codes = {worker.wait(): worker.output for worker in monkey.started}
     assert codes.keys() <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, codes
 
-    # By plain SQL: every trial is finished once, and none runs.
+    # By plain SQL: every trial is finished once and none is running.
     finished = query(url, FINISHED)
     pruned = {number for number, state, values in finished if (state, values) == ("PRUNED", 0)}
     assert finished == [
         (number, "PRUNED", 0) if number in pruned else (number, "COMPLETE", 1)
         for number in range(TRIALS)
     ]
-    assert bool(pruned) == bool(words)
+    assert bool(pruned) == bool(options)
 
-    # Every curve is that of an undisturbed search: of networks that are trained alone bit for bit,
-    # of others up to rounding, for their network stack has changed.
-    found, expected = query(url, CURVES), undisturbed(**SPACE)
-    last = {number: step for number, step, _ in found}
+    # Every curve equals that of a search without faults: bit for bit for networks trained alone,
+    # up to rounding in lockstep, since resumed networks join other stacks.
+    curves, expected = query(url, CURVES), reference_curves(**SPACE)
+    last = {number: step for number, step, _ in curves}
     expected = [row for row in expected if row[0] not in pruned or row[1] <= last[row[0]]]
-    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert [row[:2] for row in curves] == [row[:2] for row in expected]
     tolerance = 0 if lockstep == "1" else 1e-3
     losses = [row[2] for row in expected]
-    assert [row[2] for row in found] == pytest.approx(losses, rel=tolerance, abs=0)
-    assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints are left"
+    assert [row[2] for row in curves] == pytest.approx(losses, rel=tolerance, abs=0)
+    assert list((tmp_path / "artifacts").rglob("*checkpoint*")) == [], "checkpoints remain"
     retries = query(url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'")
     print(f"{kind}: retries {[value for (value,) in retries]}")
-    resumed = sum("resumes from step" in worker.output for worker in crew.everyone)
+    resumed = sum("resumes from step" in worker.output for worker in monkey.started)
     print(f"{kind}: {resumed} workers resumed a trial")
-    assert retries, "nothing has happened to any trial"
+    assert retries, "no trial was interrupted"

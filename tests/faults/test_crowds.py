@@ -1,7 +1,7 @@
-"""Many workers at the same moment: no trial goes to two, and none is turned away for good.
+"""Contention: many workers that start at the same moment claim each trial once.
 
-Bounded here; a default server has 100 connections, and 190 workers were let loose on it with
-``RNN_SEARCH_CROWD_WORKERS=190 RNN_SEARCH_CROWD_CONNECTIONS=100``.
+The numbers are small by default. ``RNN_SEARCH_CROWD_WORKERS=190 RNN_SEARCH_CROWD_CONNECTIONS=100``
+starts 190 workers on a server with PostgreSQL's default limit of 100 connections.
 """
 
 import json
@@ -32,7 +32,7 @@ CONNECTIONS = int(os.environ.get("RNN_SEARCH_CROWD_CONNECTIONS", "15"))
 
 
 def start_crowd(url, workers, trials):
-    """Start so many stub workers on so many trials."""
+    """Start a number of workers with stub trainers on a number of trials."""
     command = [sys.executable, str(Path(__file__).with_name("contention_worker.py")), url]
     return subprocess.Popen(
         [*command, str(workers), str(trials)],
@@ -42,8 +42,8 @@ def start_crowd(url, workers, trials):
     )
 
 
-def claimed_by(crowd, workers):
-    """Wait for a crowd; return the trials that each of its workers had."""
+def read_claims(crowd, workers):
+    """Wait for a crowd to end; return the numbers of the trials that each worker claimed."""
     out, error = crowd.communicate(timeout=HANG_TIMEOUT)
     assert crowd.returncode == 0, error
     answer = json.loads(out)
@@ -54,7 +54,7 @@ def claimed_by(crowd, workers):
 @pytest.mark.parametrize(("kind", "workers"), [("sqlite", 16), ("postgresql", 64)])
 def test_each_trial_is_claimed_once_by_a_crowd(kind, workers, request):
     url = request.getfixturevalue(f"{kind}_url")
-    claimed = claimed_by(start_crowd(url, workers, CLAIMS), workers)
+    claimed = read_claims(start_crowd(url, workers, CLAIMS), workers)
     assert Counter(chain(*claimed)) == Counter(range(CLAIMS))
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(CLAIMS)]
     assert sum(map(bool, claimed)) > 1
@@ -67,37 +67,37 @@ def small_server():
         yield server
 
 
-def test_a_worker_that_waits_for_the_tables_holds_no_connection(postgresql_url):
-    """They exist already, but the process that makes them may need another connection."""
+def test_worker_waiting_for_the_tables_holds_no_connection(postgresql_url):
+    """Otherwise the process that creates the tables might get no further connection."""
     open_storage(postgresql_url).engine.dispose()
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
     waiting += " AND datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as maker:
-        maker.execute(f"DROP INDEX {CLAIM_INDEX}")
-        maker.execute("SELECT pg_advisory_lock(%s)", [_CREATION_LOCK])
+    with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as creator:
+        creator.execute(f"DROP INDEX {CLAIM_INDEX}")
+        creator.execute("SELECT pg_advisory_lock(%s)", [_CREATION_LOCK])
         opening = threading.Thread(target=open_storage, args=(postgresql_url,))
         opening.start()
         for _ in range(20):
             time.sleep(0.1)
-            assert maker.execute(waiting).fetchone() == (0,)
+            assert creator.execute(waiting).fetchone() == (0,)
         assert opening.is_alive()
-        maker.execute("SELECT pg_advisory_unlock(%s)", [_CREATION_LOCK])
+        creator.execute("SELECT pg_advisory_unlock(%s)", [_CREATION_LOCK])
         opening.join(HANG_TIMEOUT)
         assert not opening.is_alive()
         indexes = "SELECT count(*) FROM pg_indexes WHERE indexname = %s"
-        assert maker.execute(indexes, [CLAIM_INDEX]).fetchone() == (1,)
+        assert creator.execute(indexes, [CLAIM_INDEX]).fetchone() == (1,)
 
 
-def test_more_workers_than_a_server_has_connections(small_server):
-    """All start at once, when the tables do not exist and every connection is taken."""
+def test_more_workers_than_connections_finish_all_trials(small_server):
+    """All start at once, while no tables exist and every connection is in use."""
     url = small_server.new_database()
-    with ExitStack() as taken:
+    with ExitStack() as connections:
         with suppress(psycopg.OperationalError):
             while True:
-                taken.enter_context(psycopg.connect(url.replace("+psycopg", "")))
+                connections.enter_context(psycopg.connect(url.replace("+psycopg", "")))
         before = small_server.log.count("too many clients")
         crowd = start_crowd(url, WORKERS, WORKERS)
         wait_until(lambda: small_server.log.count("too many clients") > before + WORKERS)
-    claimed = claimed_by(crowd, WORKERS)
+    claimed = read_claims(crowd, WORKERS)
     assert Counter(chain(*claimed)) == Counter(range(WORKERS))
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(WORKERS)]

@@ -1,4 +1,4 @@
-"""The storage goes away in mid-search, and comes back or does not: no value is lost."""
+"""Storage outages during a search, temporary or permanent, lose no value."""
 
 import contextlib
 import signal
@@ -32,33 +32,33 @@ FOUR = {
 """Four trials."""
 
 ONE = FOUR | {"space_state_size": "[6]", "space_state_source": "['new']", "lease_seconds": 4}
-"""One trial, of which a single worker says four times in four seconds that it holds it."""
+"""One trial, with a lease so short that its worker sends a heartbeat every second."""
 
 STEP = 100
-"""At which trainings are held."""
+"""Step at which the gate holds trainings."""
 
 
-def finished_as_if_nothing_had_been(url, undisturbed, settings=FOUR):
-    trials = len({number for number, *_ in undisturbed(**settings)})
+def assert_all_trials_match(url, reference_curves, settings=FOUR):
+    trials = len({number for number, *_ in reference_curves(**settings)})
     assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
-    assert query(url, CURVES) == undisturbed(**settings)
+    assert query(url, CURVES) == reference_curves(**settings)
 
 
-def no_retries(url):
+def has_no_retries(url):
     return not query(url, "SELECT * FROM trial_user_attributes WHERE key = 'retries'")
 
 
 @pytest.fixture(scope="module")
-def stoppable():
+def module_server():
     with PostgreSQL(NO_SYNC) as server:
         yield server
 
 
 @pytest.fixture
-def server(stoppable):
-    """A server for this test alone, which may be stopped."""
-    yield stoppable
-    stoppable.restore()
+def server(module_server):
+    """PostgreSQL server that a test may stop; it runs again afterwards."""
+    yield module_server
+    module_server.restore()
 
 
 @pytest.fixture
@@ -73,28 +73,28 @@ def clock(tmp_path_factory):
 
 @pytest.fixture
 def held(runner, text, gate, tmp_path):
-    """Start searches; return them when their trainings are held by a gate."""
+    """Return a function that starts searches and waits until the gate holds their trainings."""
 
     def start(url, workers=1, gate=gate, **settings):
         search = search_starter(runner, url, text)
-        words = () if url.startswith("sqlite") else (f"--artifacts={tmp_path}/artifacts",)
-        commands = [search(*words, gate=gate, **settings) for _ in range(workers)]
+        options = () if url.startswith("sqlite") else (f"--artifacts={tmp_path}/artifacts",)
+        commands = [search(*options, gate=gate, **settings) for _ in range(workers)]
         wait_until_running(commands, lambda: gate.held >= {command.pid for command in commands})
         return commands
 
     return start
 
 
-def until_said(words, *workers, times=1):
-    """Wait until each worker has said something so many times."""
+def wait_for_message(message, *workers, times=1):
+    """Wait until each worker has printed a message a number of times."""
     wait_until_running(
-        workers, lambda: all(worker.output.count(words) >= times for worker in workers)
+        workers, lambda: all(worker.output.count(message) >= times for worker in workers)
     )
 
 
 @pytest.fixture
-def resumed(runner, text, tmp_path):
-    """Run a search to its end, and see that it resumes a trial."""
+def resume(runner, text, tmp_path):
+    """Return a function that runs a search and asserts that it resumes trial 0."""
 
     def run(url, step=STEP, **settings):
         search = search_starter(runner, url, text)
@@ -105,40 +105,46 @@ def resumed(runner, text, tmp_path):
     return run
 
 
-def test_postgresql_that_is_stopped_for_two_leases(server, held, gate, clock, undisturbed):
+def test_training_continues_while_postgresql_is_stopped_for_two_leases(
+    server, held, gate, clock, reference_curves
+):
     url = server.new_database()
     workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
     server.stop()
-    clock.advance(700)  # both have something to say, and find that they cannot
-    until_said("storage unavailable", *workers)
+    clock.advance(700)  # makes a heartbeat of both due, which fails
+    wait_for_message("storage unavailable", *workers)
     clock.advance(700)
     server.start()
-    until_said("storage available again", *workers)
+    wait_for_message("storage available again", *workers)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed)
-    assert no_retries(url), "a worker that trained was taken for dead"
+    assert_all_trials_match(url, reference_curves)
+    assert has_no_retries(url), "the lease of a live worker expired"
 
 
-def test_postgresql_that_breaks_down_again_and_again(server, held, gate, clock, undisturbed):
+def test_training_continues_through_repeated_crashes_of_postgresql(
+    server, held, gate, clock, reference_curves
+):
     url = server.new_database()
     workers = held(url, workers=2, clock=clock, patient=False, **FOUR)
     for times in range(1, 4):
         server.stop("immediate")
         clock.advance(200)
-        until_said("storage unavailable", *workers, times=times)
+        wait_for_message("storage unavailable", *workers, times=times)
         server.start()
-        until_said("storage available again", *workers, times=times)
+        wait_for_message("storage available again", *workers, times=times)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed)
-    assert no_retries(url), "a worker that trained was taken for dead"
+    assert_all_trials_match(url, reference_curves)
+    assert has_no_retries(url), "the lease of a live worker expired"
 
 
-def test_postgresql_that_does_not_come_back_for_long(server, held, resumed, undisturbed, tmp_path):
-    """The worker writes a checkpoint, says what is wrong, and leaves; the next one resumes."""
+def test_worker_exits_with_a_checkpoint_after_the_outage_limit(
+    server, held, resume, reference_curves, tmp_path
+):
+    """The next worker resumes the trial."""
     url = server.new_database()
     settings = {"outage_seconds": 2, "checkpoint_seconds": 1000}
     (first,) = held(url, patient=False, **ONE | settings)
@@ -153,14 +159,14 @@ def test_postgresql_that_does_not_come_back_for_long(server, held, resumed, undi
     assert "Traceback" not in first.output
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
     server.start()
-    resumed(url, **ONE)
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    resume(url, **ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_trial_that_is_trained_when_the_server_goes_away(
-    server, held, resumed, undisturbed, tmp_path, tmp_path_factory
+def test_finished_training_is_kept_if_its_result_cannot_be_recorded(
+    server, held, resume, reference_curves, tmp_path, tmp_path_factory
 ):
-    """Its last step is done: the result cannot be recorded, and is not lost."""
+    """The server stops after the last step; the next worker only evaluates and records."""
     url, last = server.new_database(), ONE["training_steps"]
     gate = Gate(tmp_path_factory.mktemp("last") / "gate", last)
     settings = {"outage_seconds": 2, "checkpoint_seconds": 1000}
@@ -170,11 +176,11 @@ def test_a_trial_that_is_trained_when_the_server_goes_away(
     assert first.wait() == 1
     assert len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 1
     server.start()
-    resumed(url, last, **ONE)
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    resume(url, last, **ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_the_final_report_waits_for_a_server_that_is_away(
+def test_final_report_waits_for_an_unavailable_server(
     server, runner, text, tmp_path, capsys, monkeypatch
 ):
     url = server.new_database()
@@ -186,64 +192,68 @@ def test_the_final_report_waits_for_a_server_that_is_away(
     write_final_report(url, ["quick"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("no report: storage postgresql")
 
-    said = []
+    printed = []
 
     def echo(line):
-        said.append(line)
+        printed.append(line)
         if "waiting for the storage" in line:
             server.start()
 
     monkeypatch.setattr(command_line, "OUTAGE_SECONDS", 600)
     monkeypatch.setattr("reports.cli.click.echo", echo)
     write_final_report(url, ["quick"])
-    assert said[0] == "waiting for the storage to write the report"
-    assert said[1].startswith("report: ")
+    assert printed[0] == "waiting for the storage to write the report"
+    assert printed[1].startswith("report: ")
 
 
-def test_a_server_that_takes_no_writes_for_a_while(server, held, gate, undisturbed):
-    """As one does that has become a stand-by of another."""
+def test_training_continues_while_the_server_is_read_only(server, held, gate, reference_curves):
+    """A server is read-only, for example, after it became a standby."""
     url = server.new_database()
     (worker,) = held(url, **ONE)
     server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     try:
         server.execute("SELECT pg_reload_conf()")
-        until_said("read-only transaction", worker)
+        wait_for_message("read-only transaction", worker)
         gate.open()
     finally:
         server.execute("ALTER SYSTEM RESET default_transaction_read_only")
         server.execute("SELECT pg_reload_conf()")
     assert worker.wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_stop_while_the_server_is_away(server, held, resumed, undisturbed):
+def test_sigterm_exits_with_a_checkpoint_while_the_server_is_stopped(
+    server, held, resume, reference_curves
+):
     url = server.new_database()
     (first,) = held(url, patient=False, **ONE)
     server.stop()
-    until_said("storage unavailable", first)
+    wait_for_message("storage unavailable", first)
     first.send(signal.SIGTERM)
     assert first.wait() == 143
     assert "Traceback" not in first.output
     server.start()
-    resumed(url, **ONE)
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    resume(url, **ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_server_that_has_stopped_to_answer(server, held, gate, undisturbed):
-    """All its processes are frozen: connections are taken, and nothing comes back."""
+def test_training_continues_while_the_server_is_frozen(server, held, gate, reference_curves):
+    """A frozen server accepts connections but does not answer."""
     url = server.new_database()
     (worker,) = held(url, patient=False, **ONE)
     server.signal(signal.SIGSTOP)
     try:
-        until_said("storage unavailable", worker)
+        wait_for_message("storage unavailable", worker)
     finally:
         server.signal(signal.SIGCONT)
     gate.open()
     assert worker.wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_stop_while_the_server_does_not_answer(server, held, resumed, undisturbed):
+def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
+    server, held, resume, reference_curves
+):
     url = server.new_database()
     (first,) = held(url, patient=False, **ONE)
     server.signal(signal.SIGSTOP)
@@ -253,45 +263,45 @@ def test_a_stop_while_the_server_does_not_answer(server, held, resumed, undistur
     finally:
         server.signal(signal.SIGCONT)
     assert "its lease has run out" in first.output
-    resumed(url, **ONE)
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    resume(url, **ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_file_that_another_program_has_locked(
-    sqlite_url, held, gate, clock, undisturbed, tmp_path
+def test_training_continues_while_another_program_locks_the_file(
+    sqlite_url, held, gate, clock, reference_curves, tmp_path
 ):
     workers = held(sqlite_url, workers=2, clock=clock, patient=False, **FOUR)
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=600)
     other.execute("BEGIN IMMEDIATE")
     clock.advance(700)
-    until_said("storage unavailable (it does not answer)", *workers)
+    wait_for_message("storage unavailable (it does not answer)", *workers)
     clock.advance(700)
     other.execute("ROLLBACK")
     other.close()
-    until_said("storage available again", *workers)
+    wait_for_message("storage available again", *workers)
     gate.open()
     for worker in workers:
         assert worker.wait() == 0
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed)
-    assert no_retries(sqlite_url)
+    assert_all_trials_match(sqlite_url, reference_curves)
+    assert has_no_retries(sqlite_url)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of two megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """File system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("a file system cannot be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk):
-    """Fill a disk to the last byte; return what is to be removed."""
+    """Fill a disk to the last byte; return the file that fills it."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -299,21 +309,21 @@ def fill(disk):
     return filler
 
 
-def test_a_full_disk(held, gate, small_disk, undisturbed):
-    """Neither the database nor a checkpoint can grow; both can when there is room again."""
+def test_full_disk_is_reported_and_training_continues(held, gate, small_disk, reference_curves):
+    """Neither database nor checkpoints can be written until space is freed."""
     url = f"sqlite:///{small_disk}/studies.db"
     (worker,) = held(url, **ONE)
     filler = fill(small_disk)
-    until_said("storage unavailable", worker)
-    until_said("cannot write the checkpoint", worker)
+    wait_for_message("storage unavailable", worker)
+    wait_for_message("cannot write the checkpoint", worker)
     filler.unlink()
-    until_said("storage available again", worker)
+    wait_for_message("storage available again", worker)
     gate.open()
     assert worker.wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_full_disk_that_is_not_cleared(held, runner, small_disk, text, undisturbed):
+def test_worker_exits_if_a_full_disk_is_not_freed(held, runner, small_disk, text, reference_curves):
     url = f"sqlite:///{small_disk}/studies.db"
     (worker,) = held(url, patient=False, outage_seconds=1, **ONE)
     filler = fill(small_disk)
@@ -323,10 +333,10 @@ def test_a_full_disk_that_is_not_cleared(held, runner, small_disk, text, undistu
     assert "Traceback" not in worker.output
     filler.unlink()
     assert search_starter(runner, url, text)(**ONE).wait() == 0
-    finished_as_if_nothing_had_been(url, undisturbed, ONE)
+    assert_all_trials_match(url, reference_curves, ONE)
 
 
-def test_a_read_only_disk_is_refused_and_left_as_it_is(runner, small_disk, text):
+def test_read_only_disk_is_refused_and_left_unchanged(runner, small_disk, text):
     url = f"sqlite:///{small_disk}/studies.db"
     search = search_starter(runner, url, text)
     assert search(**ONE).wait() == 0
@@ -337,16 +347,15 @@ def test_a_read_only_disk_is_refused_and_left_as_it_is(runner, small_disk, text)
     assert refused.output.startswith("error: storage sqlite:")
     assert "check the address and that you may write there" in refused.output
     assert refused.output.count("\n") == 1
-    told = search("--status")
-    assert told.wait() == 0
-    assert "complete  1" in told.output
-    left = sorted(path.name for path in small_disk.iterdir())
-    assert left == ["studies.db"]
+    status = search("--status")
+    assert status.wait() == 0
+    assert "complete  1" in status.output
+    assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before
 
 
-def test_a_read_only_file_is_refused_and_left_as_it_is(runner, small_disk, text):
-    """The folder can be written to, the file cannot, not even by its owner."""
+def test_read_only_file_is_refused_and_left_unchanged(runner, small_disk, text):
+    """The folder is writable; the file is not, even for its owner."""
     file = small_disk / "studies.db"
     search = search_starter(runner, f"sqlite:///{file}", text)
     assert search(**ONE).wait() == 0

@@ -1,4 +1,4 @@
-"""A worker that is stopped, killed or frozen loses nothing; the next resumes bit for bit."""
+"""Trials of stopped, killed or frozen workers are resumed by others, bit for bit."""
 
 import hashlib
 import json
@@ -34,16 +34,17 @@ ONE = {
     "space_residual": "[true]",
     "space_state_source": "['both']",
 }
-"""One trial. Its lease does not expire, unless a test says so."""
+"""One trial, with a lease that does not expire during a test."""
 
 STEP = 100
-"""At which trainings are held."""
+"""Step at which the gate holds trainings."""
 
 TWO = ONE | {"space_residual": "[true, false]"}
 
-
-FIVE = "[{residual=false, state_source='old'}]"
-"""What to leave out of six points."""
+FIVE = TWO | {
+    "space_state_source": "['new', 'old', 'both']",
+    "space_exclude": "[{residual=false, state_source='old'}]",
+}
 
 
 @pytest.fixture
@@ -58,36 +59,36 @@ def gate(tmp_path_factory):
 
 @pytest.fixture
 def held(search, gate):
-    """Start a search, and return it when its training is held by the gate."""
+    """Return a function that starts a search and waits until the gate holds its training."""
 
-    def start(*words, **settings):
-        command = search(*words, gate=gate, **settings)
+    def start(*options, **settings):
+        command = search(*options, gate=gate, **settings)
         wait_until_running([command], lambda: command.pid in gate.held)
         return command
 
     return start
 
 
-def files(tmp_path):
+def list_files(tmp_path):
     return list(tmp_path.glob("studies.db.checkpoints/*/*"))
 
 
-def checkpoints(tmp_path):
-    """Those that are complete: one that is being written has another name."""
-    return [path for path in files(tmp_path) if path.suffix == ".checkpoint"]
+def list_checkpoints(tmp_path):
+    """List complete checkpoints: one that is being written has another suffix."""
+    return [path for path in list_files(tmp_path) if path.suffix == ".checkpoint"]
 
 
-def finished_as_if_nothing_had_been(url, undisturbed, settings):
-    points = len({number for number, *_ in undisturbed(**settings)})
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(points)]
-    assert query(url, CURVES) == undisturbed(**settings)
+def assert_all_trials_match(url, reference_curves, settings):
+    trials = len({number for number, *_ in reference_curves(**settings)})
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(trials)]
+    assert query(url, CURVES) == reference_curves(**settings)
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
 )
-def test_a_stopped_trial_resumes_where_it_was(
-    held, search, sqlite_url, tmp_path, undisturbed, number, code
+def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
+    held, search, sqlite_url, tmp_path, reference_curves, number, code
 ):
     first = held(**ONE | {"checkpoint_seconds": 1000})
     first.send(number)
@@ -96,48 +97,50 @@ def test_a_stopped_trial_resumes_where_it_was(
     assert "Traceback" not in first.output
     assert query(sqlite_url, "SELECT state FROM trials") == [("WAITING",)]
     assert max(step for _, step, _ in query(sqlite_url, CURVES)) == STEP
-    assert len(files(tmp_path)) == 1
-    told = search("--status")
-    assert told.wait() == 0
-    assert "waiting   1\n" in told.output
-    assert "requeued  1 interrupted\n" in told.output
+    assert len(list_files(tmp_path)) == 1
+    status = search("--status")
+    assert status.wait() == 0
+    assert "waiting   1\n" in status.output
+    assert "requeued  1 interrupted\n" in status.output
     second = search(**ONE)
     assert second.wait() == 0
     assert f"trial 0 resumes from step {STEP}" in second.output
-    assert files(tmp_path) == []
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert list_files(tmp_path) == []
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
     ((retries,),) = query(
         sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
     )
     assert json.loads(retries) == {"interrupted": 1}
 
 
-def test_a_trial_resumes_from_a_bucket(held, search, sqlite_url, undisturbed, bucket):
+def test_trial_resumes_from_a_checkpoint_in_a_bucket(
+    held, search, sqlite_url, reference_curves, bucket
+):
     import boto3
 
     aws = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
     first = held(f"--artifacts={bucket}", environment=aws, **ONE)
     first.send(signal.SIGTERM)
     assert first.wait() == 143
-    kept = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
-    assert [entry["Key"].split("/")[1] for entry in kept] == ["trial-0.checkpoint"]
+    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
+    assert [entry["Key"].split("/")[1] for entry in stored] == ["trial-0.checkpoint"]
     second = search(f"--artifacts={bucket}", environment=aws, **ONE)
     assert second.wait() == 0
     assert "trial 0 resumes from step" in second.output
     assert "s3cret" not in first.output + second.output
-    left = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
-    assert not any("checkpoint" in entry["Key"] for entry in left)
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    remaining = boto3.client("s3").list_objects(Bucket="networks").get("Contents", ())
+    assert not any("checkpoint" in entry["Key"] for entry in remaining)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
 
 
-def test_a_worker_whose_time_is_over_requeues_its_trial(search, gate, sqlite_url, undisturbed):
+def test_worker_requeues_its_trial_at_its_time_limit(search, gate, sqlite_url, reference_curves):
     first = search("--until", "2s", gate=gate, **ONE)
     assert first.wait() == 0
     assert "stopped" in first.output
     assert "0 of 1 finished" in first.output
     assert query(sqlite_url, "SELECT state FROM trials") == [("WAITING",)]
     assert search("--until", "10h", **ONE).wait() == 0
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
 
 
 @pytest.mark.parametrize("duration", ["3", "h", "-1h", "0s", "3 hours", ""])
@@ -149,64 +152,63 @@ def test_invalid_duration_is_refused(search, duration, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_waits_resumes_the_trial_of_a_killed_one(
-    held, search, sqlite_url, tmp_path, undisturbed
+def test_waiting_worker_resumes_the_trial_of_a_killed_worker(
+    held, search, sqlite_url, tmp_path, reference_curves
 ):
     first = held(**ONE | {"lease_seconds": 1})
-    wait_until(lambda: checkpoints(tmp_path))
+    wait_until(lambda: list_checkpoints(tmp_path))
     waiting = search(**ONE)
     wait_until(lambda: "waiting for them" in waiting.output)
     first.send(signal.SIGKILL)
     assert waiting.wait() == 0
     assert "lease expired, its worker sent no heartbeat" in waiting.output
     assert f"trial 0 resumes from step {STEP}" in waiting.output
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
     assert list(tmp_path.glob("*.checkpoints")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_trials_that_were_trained_together_are_resumed(
-    held, search, sqlite_url, tmp_path, undisturbed, number
+def test_trials_trained_in_lockstep_are_resumed(
+    held, search, sqlite_url, tmp_path, reference_curves, number
 ):
-    """Up to rounding: they are trained in another network stack, with a fifth trial."""
-    five = TWO | {"space_state_source": "['new', 'old', 'both']", "space_exclude": FIVE}
-    first = held(lockstep="4", **five | {"lease_seconds": 1})
-    wait_until(lambda: len(checkpoints(tmp_path)) == 4)
+    """Curves match up to rounding, since the second stack has a fifth network."""
+    first = held(lockstep="4", **FIVE | {"lease_seconds": 1})
+    wait_until(lambda: len(list_checkpoints(tmp_path)) == 4)
     first.send(number)
     first.wait()
-    second = search(lockstep="5", **five)
+    second = search(lockstep="5", **FIVE)
     assert second.wait() == 0
     assert second.output.count("resumes from step") == 4
-    found, expected = query(sqlite_url, CURVES), undisturbed(**five)
-    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    curves, expected = query(sqlite_url, CURVES), reference_curves(**FIVE)
+    assert [row[:2] for row in curves] == [row[:2] for row in expected]
     losses = [row[2] for row in expected]
-    assert [row[2] for row in found] == pytest.approx(losses, rel=1e-3)
+    assert [row[2] for row in curves] == pytest.approx(losses, rel=1e-3)
     states = query(sqlite_url, FINISHED)
     assert states == [(number, "COMPLETE", 1) for number in range(5)]
 
 
-def test_a_worker_that_wakes_up_after_its_lease_drops_its_trial(
-    held, gate, search, sqlite_url, undisturbed, tmp_path_factory
+def test_frozen_worker_drops_its_trial_when_resumed_after_its_lease(
+    held, gate, search, sqlite_url, reference_curves, tmp_path_factory
 ):
-    """Frozen, taken over, woken while another worker trains: its first write is refused."""
+    """Another worker trains the trial by then; the first write of the resumed one is refused."""
     frozen = held(**TWO | {"lease_seconds": 1})
     freeze_process(frozen, sqlite_url)
     later = Gate(tmp_path_factory.mktemp("later") / "gate", STEP + 50)
-    heir = search(gate=later, **TWO)
-    wait_until(lambda: "lease expired" in heir.output and heir.pid in later.held)
+    successor = search(gate=later, **TWO)
+    wait_until(lambda: "lease expired" in successor.output and successor.pid in later.held)
     frozen.send(signal.SIGCONT)
     wait_until(
         lambda: "dropped: claimed by another worker after its lease expired" in frozen.output
     )
     gate.open()
     later.open()
-    assert heir.wait() == 0
+    assert successor.wait() == 0
     assert frozen.wait() == 0
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, TWO)
+    assert_all_trials_match(sqlite_url, reference_curves, TWO)
 
 
-def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
-    held, search, sqlite_url, tmp_path, undisturbed
+def test_frozen_worker_overwrites_nothing_when_resumed_after_the_search(
+    held, search, sqlite_url, tmp_path, reference_curves
 ):
     frozen = held(**ONE | {"lease_seconds": 1})
     freeze_process(frozen, sqlite_url)
@@ -216,40 +218,40 @@ def test_a_worker_that_wakes_up_after_the_search_overwrites_nothing(
     assert frozen.wait() == 0
     assert "dropped: claimed by another worker after its lease expired" in frozen.output
     assert query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values") == before
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    assert files(tmp_path) == []
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+    assert list_files(tmp_path) == []
 
 
-def test_a_second_interrupt_leaves_at_once(held, search, sqlite_url, tmp_path, undisturbed):
-    """After the first one, the worker waits for a file that another program has locked."""
+def test_second_interrupt_exits_at_once(held, search, sqlite_url, tmp_path, reference_curves):
+    """After the first interrupt, the worker waits for a file locked by another program."""
     first = held(**ONE | {"checkpoint_seconds": 1000, "lease_seconds": 1})
     other = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, timeout=HANG_TIMEOUT)
     other.execute("BEGIN IMMEDIATE")
     first.send(signal.SIGINT)
-    wait_until(lambda: checkpoints(tmp_path))
+    wait_until(lambda: list_checkpoints(tmp_path))
     first.send(signal.SIGINT)
     assert first.wait() == 130
     assert "Traceback" not in first.output
     other.execute("ROLLBACK")
     other.close()
     assert search(**ONE).wait() == 0
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
 
 
-# ------------------------------------------------------------------ checkpoints that are not right
+# --------------------------------------------- damaged, foreign and unwritable checkpoints
 
 
 @pytest.fixture
 def stopped(held, tmp_path) -> Path:
-    """The checkpoint of a trial that was stopped."""
+    """Checkpoint of a stopped trial."""
     first = held(**ONE)
     first.send(signal.SIGTERM)
     assert first.wait() == 143
-    (checkpoint,) = files(tmp_path)
+    (checkpoint,) = list_files(tmp_path)
     return checkpoint
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
@@ -263,9 +265,9 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty])
-def test_a_damaged_checkpoint_is_quarantined(
-    search, sqlite_url, tmp_path, undisturbed, stopped, damage
+@pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
+def test_damaged_checkpoint_is_quarantined(
+    search, sqlite_url, tmp_path, reference_curves, stopped, damage
 ):
     damage(stopped)
     damaged = stopped.read_bytes()
@@ -273,14 +275,14 @@ def test_a_damaged_checkpoint_is_quarantined(
     assert second.wait() == 0
     assert "warning: trial 0: checkpoint is damaged" in second.output
     assert "the trial restarts from step 0" in second.output
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    (quarantined,) = files(tmp_path)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+    (quarantined,) = list_files(tmp_path)
     assert quarantined.name == "trial-0.quarantined"
     assert quarantined.read_bytes() == damaged
 
 
 def test_checkpoint_of_an_older_format_is_quarantined_and_its_trial_restarts(
-    search, sqlite_url, tmp_path, undisturbed, stopped
+    search, sqlite_url, tmp_path, reference_curves, stopped
 ):
     content = stopped.read_bytes()[32:]
     older = content.replace(b'"format_version":"4"', b'"format_version":"3"')
@@ -289,32 +291,32 @@ def test_checkpoint_of_an_older_format_is_quarantined_and_its_trial_restarts(
     second = search(**ONE)
     assert second.wait() == 0
     assert "warning: trial 0: checkpoint was written by another version" in second.output
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
-    assert [path.name for path in files(tmp_path)] == ["trial-0.quarantined"]
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+    assert [path.name for path in list_files(tmp_path)] == ["trial-0.quarantined"]
 
 
-def test_a_checkpoint_of_another_architecture_is_quarantined(
-    held, search, sqlite_url, tmp_path, undisturbed
+def test_checkpoint_of_another_architecture_is_quarantined(
+    held, search, sqlite_url, tmp_path, reference_curves
 ):
     first = held(**TWO)
     first.send(signal.SIGTERM)
     assert first.wait() == 143
-    (checkpoint,) = checkpoints(tmp_path)
+    (checkpoint,) = list_checkpoints(tmp_path)
     other = {"trial-0": "trial-1", "trial-1": "trial-0"}[checkpoint.stem]
     checkpoint.rename(checkpoint.with_name(f"{other}.checkpoint"))
     second = search(**TWO)
     assert second.wait() == 0
     assert "checkpoint belongs to another training" in second.output
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, TWO)
+    assert_all_trials_match(sqlite_url, reference_curves, TWO)
 
 
-def test_a_checkpoint_that_cannot_be_written_does_not_end_a_search(
-    held, gate, sqlite_url, tmp_path, undisturbed
+def test_search_continues_if_a_checkpoint_cannot_be_written(
+    held, gate, sqlite_url, tmp_path, reference_curves
 ):
-    """A file stands where the folder should be made: as on a full or a read-only disk."""
-    (tmp_path / "studies.db.checkpoints").write_text("in the way")
+    """A file in place of the folder acts as a full or read-only disk."""
+    (tmp_path / "studies.db.checkpoints").write_text("not a folder")
     first = held(**ONE)
     wait_until(lambda: "warning: cannot write the checkpoint of trial 0" in first.output)
     gate.open()
     assert first.wait() == 0
-    finished_as_if_nothing_had_been(sqlite_url, undisturbed, ONE)
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
