@@ -262,7 +262,7 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
         assert first.wait() == 143
     finally:
         server.signal(signal.SIGCONT)
-    assert "its lease has run out" in first.output
+    assert "not requeued in time; waits for lease expiry" in first.output
     resume(url, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)
 
