@@ -380,6 +380,6 @@ class LeasedRDBStorage(RDBStorage):
             lease = check_lease(connection, trial_id, claim_token)
             if lease is None:
                 raise LeaseLostError(
-                    f"trial id {trial_id} is no longer held by {claim_token}; it is dropped"
+                    f"trial id {trial_id} is no longer held by {claim_token}: nothing was written"
                 )
             yield connection, lease

@@ -1,4 +1,4 @@
-"""Which differences between two configs make their results incomparable."""
+"""Config differences that make results incomparable."""
 
 import pytest
 

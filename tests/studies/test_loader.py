@@ -12,7 +12,7 @@ from studies.storage.create import create_study
 from studies.storage.open import open_storage
 
 
-def test_every_mistake_is_named_with_its_origin(tmp_path: Path):
+def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(
         "seed = -1\nobjektive = 'training'\n[space]\nlayers = [1, 'two']\nstate_size = [8]\n"
@@ -53,7 +53,7 @@ def test_unknown_study_lists_known_ones():
         load_config_file("stage-three")
 
 
-def test_file_is_found_by_its_path_and_names_the_study(tmp_path: Path):
+def test_file_is_loaded_by_its_path_and_names_the_study(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text("[space]\nlayers = [1]\nstate_size = [8]\n")
     file = load_config_file(str(path), ["training.steps=99"])
@@ -69,7 +69,7 @@ def test_invalid_toml_is_refused_with_its_path(tmp_path: Path, content: bytes):
         load_config_file(str(path))
 
 
-def test_derived_config_inherits_what_it_does_not_state():
+def test_derived_config_inherits_unspecified_settings():
     overrides = ["seed=5", 'gate_inputs="candidate"', "training.batch_size=7"]
     source = load_config_file("stage-one", overrides).resolve()
     file = load_config_file("stage-two", ["training.sequence_length=10"])
@@ -82,7 +82,7 @@ def test_derived_config_inherits_what_it_does_not_state():
     assert derived.space is None
 
 
-def test_stored_study_is_found_by_its_name_without_creating_anything(url, tmp_path):
+def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"stage-two, or the path of a TOML file$"):
         load_config_file("mine", storage=url)
@@ -90,8 +90,8 @@ def test_stored_study_is_found_by_its_name_without_creating_anything(url, tmp_pa
     with closing(open_storage(url)) as storage:
         config = load_config_file("stage-one", ["seed=7"]).resolve()
         create_study(storage, "mine", "loss", study_attributes(config), {}, [])
-    found = load_config_file("mine", storage=url)
-    assert found.resolve() == config
+    stored = load_config_file("mine", storage=url)
+    assert stored.resolve() == config
     changed = load_config_file("mine", ["training.steps=60"], url).resolve()
     assert (changed.training.steps, changed.seed) == (60, 7)
     with pytest.raises(ConfigError, match=r"or a study in .* \(mine\)$"):

@@ -1,4 +1,4 @@
-"""A paused trial waits until it is named; what is pruned then is final; on both databases."""
+"""Paused trials: resumed by id only, or pruned for good; on both kinds of database."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def claim_and_pause(storage, study_id, step=20, claim_token="me/1"):
     return trial_id
 
 
-def test_a_paused_trial_is_taken_by_who_names_it_and_by_nobody_else(study):
+def test_paused_trial_is_claimed_only_by_id(study):
     storage, study_id = study
     first, second = (claim_and_pause(storage, study_id) for _ in range(2))
     third, fourth = storage.claim(study_id, "me/2"), storage.claim(study_id, "me/2")
@@ -37,30 +37,32 @@ def test_a_paused_trial_is_taken_by_who_names_it_and_by_nobody_else(study):
     assert storage.claim(study_id, "me/2", exclude=[first]) is None
     assert storage.claim(study_id, "me/2", paused_ids=[]) is None
     assert storage.claim(study_id, "me/2", paused_ids=[third, second, first]) == second, (
-        "in that order"
+        "first paused trial of the list"
     )
     trial = storage.get_trial(second)
     assert trial.state is TrialState.RUNNING
     assert trial.intermediate_values == {10: 3.0, 20: 2.0}
-    # It runs as any other: who loses it leaves it to anybody.
+    # A resumed trial is like any other: once requeued, it may be claimed without its id.
     storage.requeue(second, "me/2", Failure.LEASE_EXPIRED)
-    assert storage.claim(study_id, "me/3", paused_ids=[second]) is None, "it is not paused any more"
+    assert storage.claim(study_id, "me/3", paused_ids=[second]) is None, "no longer paused"
     assert storage.claim(study_id, "me/3") == second
 
 
-def test_paused_trials_that_are_named_are_taken_along_in_their_order(study):
+def test_matching_paused_trials_are_claimed_in_the_given_order(study):
     storage, study_id = study
     paused = [claim_and_pause(storage, study_id) for _ in range(4)]
     first = storage.claim(study_id, "me/2", paused_ids=paused[3:])
     assert first == paused[3]
-    taken = storage.claim_matching(
+    claimed = storage.claim_matching(
         first, "me/2", 2, [], paused_ids=[paused[2], paused[0], paused[1]]
     )
-    assert sorted(taken) == sorted([paused[2], paused[0]])
-    assert storage.claim_matching(first, "me/2", 9, []) == [], "those that are not named wait"
+    assert sorted(claimed) == sorted([paused[2], paused[0]])
+    assert storage.claim_matching(first, "me/2", 9, []) == [], (
+        "unnamed paused trials are not claimed"
+    )
 
 
-def test_who_has_lost_a_trial_does_not_pause_it(study):
+def test_worker_that_lost_its_trial_cannot_pause_it(study):
     storage, study_id = study
     trial_id = storage.claim(study_id, "me/1")
     storage.requeue(trial_id, "me/1", Failure.LEASE_EXPIRED)
@@ -72,27 +74,27 @@ def test_who_has_lost_a_trial_does_not_pause_it(study):
     assert "rung" not in trial.user_attrs
 
 
-def test_only_what_is_paused_is_pruned_and_that_for_good(study):
+def test_only_paused_trials_are_pruned_for_good(study):
     storage, study_id = study
-    paused, taken, *others = (claim_and_pause(storage, study_id) for _ in range(4))
-    for trial_id in (taken, *others):
+    paused, resumed, *others = (claim_and_pause(storage, study_id) for _ in range(4))
+    for trial_id in (resumed, *others):
         assert storage.claim(study_id, "you/1", paused_ids=[trial_id]) == trial_id
-    reasons = {key: {"reason": "far off"} for key in (taken, paused)}
-    assert storage.prune_paused(study_id, 4, reasons) == [], "others run, and may tell otherwise"
+    reasons = {key: {"reason": "far off"} for key in (resumed, paused)}
+    assert storage.prune_paused(study_id, 4, reasons) == [], "other trials are still running"
     for trial_id in others:
         storage.finish(trial_id, "you/1", TrialState.COMPLETE, 1.0, {})
-    storage.requeue(taken, "you/1", Failure.LEASE_EXPIRED)
-    assert storage.prune_paused(study_id, 4, reasons) == [], "one waits that was not paused"
-    assert storage.claim(study_id, "you/1") == taken
-    storage.finish(taken, "you/1", TrialState.COMPLETE, 1.0, {})
-    assert storage.prune_paused(study_id, 3, reasons) == [], "there are more by now"
+    storage.requeue(resumed, "you/1", Failure.LEASE_EXPIRED)
+    assert storage.prune_paused(study_id, 4, reasons) == [], "a trial waits that is not paused"
+    assert storage.claim(study_id, "you/1") == resumed
+    storage.finish(resumed, "you/1", TrialState.COMPLETE, 1.0, {})
+    assert storage.prune_paused(study_id, 3, reasons) == [], "the study has more trials"
     assert storage.prune_paused(study_id, 4, reasons) == [paused]
     assert storage.prune_paused(study_id, 4, reasons) == []
     counts = count_trials(storage, study_id)
     assert (counts.pruned, counts.complete, counts.waiting) == (1, 3, 0)
     assert (counts.paused, counts.planned, counts.finished) == (0, 4, 4)
     assert storage.claim(study_id, "me/2", paused_ids=[paused]) is None
-    # Plain Optuna reads it as any trial that was pruned, which ended when it was paused.
+    # For plain Optuna it is an ordinary pruned trial, which ended when it was paused.
     (trial,) = load_study(storage, "small").get_trials(states=(TrialState.PRUNED,))
     assert trial.user_attrs == {"rung": 20, "reason": "far off"}
     assert trial.value is None
@@ -102,14 +104,14 @@ def test_only_what_is_paused_is_pruned_and_that_for_good(study):
     assert other.trials[0].state is TrialState.PRUNED
 
 
-def test_paused_trials_are_counted_among_those_that_wait(study):
+def test_paused_trials_count_as_waiting(study):
     storage, study_id = study
     claim_and_pause(storage, study_id)
     counts = count_trials(storage, study_id)
     assert (counts.waiting, counts.paused, counts.planned) == (4, 1, 4)
 
 
-def test_where_the_points_stand_is_read_at_the_rungs(study):
+def test_progress_contains_the_mean_losses_at_the_rungs(study):
     storage, study_id = study
     rungs = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
     done, paused, lost = (storage.claim(study_id, "me/1") for _ in range(3))
@@ -117,35 +119,35 @@ def test_where_the_points_stand_is_read_at_the_rungs(study):
     storage.finish(done, "me/1", TrialState.COMPLETE, 1.0, {}, curve)
     storage.pause(paused, "me/1", {}, {10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0, 70: 2.0})
     storage.report(lost, "me/1", {10: 9.0, 20: math.nan})
-    points = {point.trial_id: point for point in read_progress(storage, study_id, rungs)}
-    assert [point.number for point in points.values()] == [0, 1, 2, 3]
-    assert points[done].losses == pytest.approx([7.5, 2.5, (100 / 70 + 100 / 80) / 2])
-    assert (points[done].value, points[done].state) == (1.0, TrialState.COMPLETE)
-    assert points[paused].losses == pytest.approx([8.0, 3.5, math.nan], nan_ok=True)
-    assert [point.is_paused for point in points.values()] == [False, True, False, False]
-    assert math.isnan(points[paused].value)
-    # What is not finite is no number to go by, but the rung is reached.
-    assert points[lost].losses == pytest.approx([9.0, math.nan, math.nan], nan_ok=True)
+    trials = {trial.trial_id: trial for trial in read_progress(storage, study_id, rungs)}
+    assert [trial.number for trial in trials.values()] == [0, 1, 2, 3]
+    assert trials[done].losses == pytest.approx([7.5, 2.5, (100 / 70 + 100 / 80) / 2])
+    assert (trials[done].value, trials[done].state) == (1.0, TrialState.COMPLETE)
+    assert trials[paused].losses == pytest.approx([8.0, 3.5, math.nan], nan_ok=True)
+    assert [trial.is_paused for trial in trials.values()] == [False, True, False, False]
+    assert math.isnan(trials[paused].value)
+    # Values that are not finite are left out of the mean, but the rung is reached.
+    assert trials[lost].losses == pytest.approx([9.0, math.nan, math.nan], nan_ok=True)
     # A curve with a gap ends before it.
     storage.report(lost, "me/1", dict.fromkeys(range(50, 81, 10), 1.0), replace_all=True)
     assert all(map(math.isnan, read_progress(storage, study_id, rungs)[2].losses))
-    assert [point.losses for point in read_progress(storage, study_id, [])] == [[]] * 4
+    assert [trial.losses for trial in read_progress(storage, study_id, [])] == [[]] * 4
 
 
-def take_them_all(url, study_id, claim_token, trial_ids):
+def claim_all_paused(url, study_id, claim_token, trial_ids):
     storage = open_storage(url)
-    taken = [storage.claim(study_id, claim_token, paused_ids=trial_ids)]
-    wait_for_others()  # each has one, and there are others left for all
+    claimed = [storage.claim(study_id, claim_token, paused_ids=trial_ids)]
+    wait_for_others()  # each worker has claimed one, and others remain
     while (trial_id := storage.claim(study_id, claim_token, paused_ids=trial_ids)) is not None:
-        taken.append(trial_id)
-    return taken
+        claimed.append(trial_id)
+    return claimed
 
 
-def test_no_paused_trial_goes_to_two(url):
+def test_concurrent_workers_claim_each_paused_trial_once(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 24)
     paused = [claim_and_pause(storage, study_id) for _ in range(24)]
-    taken = run_simultaneously(
-        take_them_all, [(url, study_id, f"w{i}/1", paused) for i in range(4)]
+    claimed = run_simultaneously(
+        claim_all_paused, [(url, study_id, f"w{i}/1", paused) for i in range(4)]
     )
-    assert sorted(itertools.chain(*taken)) == sorted(paused)
+    assert sorted(itertools.chain(*claimed)) == sorted(paused)

@@ -1,4 +1,4 @@
-"""Several points claimed, kept and recorded at once, on both kinds of database."""
+"""Claims of several trials and batched writes, on both kinds of database."""
 
 import itertools
 
@@ -17,27 +17,27 @@ from studies.storage.queue import PendingWrite
 SIZES = (32, 256)
 
 
-def two_sizes(url, count=12):
-    """A study of points that are of the one size and the other in turn; its storage and id."""
+def create_two_sizes(url, count=12):
+    """Create a study whose trials alternate between two sizes; return its storage and id."""
     storage = open_storage(url)
     distributions = {
         "x": CategoricalDistribution(tuple(range(count))),
         "size": CategoricalDistribution(SIZES),
     }
-    points = [PlannedTrial({"x": x, "size": SIZES[x % 2]}) for x in range(count)]
-    create_study(storage, "two sizes", "loss", {}, distributions, points)
+    trials = [PlannedTrial({"x": x, "size": SIZES[x % 2]}) for x in range(count)]
+    create_study(storage, "two sizes", "loss", {}, distributions, trials)
     return storage, load_study(storage, "two sizes")._study_id
 
 
-def xs(storage, trial_ids):
+def read_x(storage, trial_ids):
     return [storage.get_trial(trial_id).params["x"] for trial_id in trial_ids]
 
 
-def test_points_of_the_same_values_are_claimed_in_their_order(url):
-    storage, study_id = two_sizes(url)
+def test_matching_trials_are_claimed_in_order(url):
+    storage, study_id = create_two_sizes(url)
     first = storage.claim(study_id, "me/1")
     more = storage.claim_matching(first, "me/1", 3, ["size"])
-    assert xs(storage, [first, *more]) == [0, 2, 4, 6]
+    assert read_x(storage, [first, *more]) == [0, 2, 4, 6]
     assert storage.running_leases(study_id).keys() == {first, *more}
     assert {lease.claim_token for lease in storage.running_leases(study_id).values()} == {"me/1"}
     for trial_id in more:
@@ -45,10 +45,10 @@ def test_points_of_the_same_values_are_claimed_in_their_order(url):
         assert trial.state is TrialState.RUNNING
         assert trial.datetime_start is not None
         storage.finish(trial_id, "me/1", TrialState.COMPLETE, 1.0, {})
-    assert xs(storage, storage.claim_matching(first, "me/1", 99, ["size"])) == [8, 10]
+    assert read_x(storage, storage.claim_matching(first, "me/1", 99, ["size"])) == [8, 10]
     assert storage.claim_matching(first, "me/1", 99, ["size"]) == []
     assert storage.claim_matching(first, "me/1", 0, []) == []
-    assert xs(storage, storage.claim_matching(first, "me/1", 99, [], exclude=[])) == [
+    assert read_x(storage, storage.claim_matching(first, "me/1", 99, [], exclude=[])) == [
         1,
         3,
         5,
@@ -58,25 +58,25 @@ def test_points_of_the_same_values_are_claimed_in_their_order(url):
     ]
 
 
-def test_points_that_are_to_be_avoided_are_left(url):
-    storage, study_id = two_sizes(url)
+def test_excluded_trials_are_not_claimed(url):
+    storage, study_id = create_two_sizes(url)
     first = storage.claim(study_id, "me/1")
     exclude = [first + 2, first + 4]
-    assert xs(storage, storage.claim_matching(first, "me/1", 2, ["size"], exclude)) == [6, 8]
+    assert read_x(storage, storage.claim_matching(first, "me/1", 2, ["size"], exclude)) == [6, 8]
 
 
-def test_no_worker_takes_the_others_share(url):
-    """Two run trials: each may have half of what waits, and the last is for the second."""
-    storage, study_id = two_sizes(url, 13)
-    mine, yours = storage.claim(study_id, "me/1"), storage.claim(study_id, "you/1")
-    assert len(storage.claim_matching(mine, "me/1", 99, [])) == 5  # of eleven, with its own six
-    assert len(storage.claim_matching(yours, "you/1", 99, [])) == 3
-    # Whose claims are many is one worker all the same.
+def test_worker_claims_at_most_its_share(url):
+    """Each of two workers may claim half of the matching trials."""
+    storage, study_id = create_two_sizes(url, 13)
+    first, second = storage.claim(study_id, "me/1"), storage.claim(study_id, "you/1")
+    assert len(storage.claim_matching(first, "me/1", 99, [])) == 5  # of eleven; six with the first
+    assert len(storage.claim_matching(second, "you/1", 99, [])) == 3
+    # Several claims count as one worker.
     assert {lease.worker for lease in storage.running_leases(study_id).values()} == {"me", "you"}
 
 
-def test_who_has_lost_its_trial_gets_no_others(url):
-    storage, study_id = two_sizes(url)
+def test_worker_that_lost_its_trial_cannot_claim_matching_trials(url):
+    storage, study_id = create_two_sizes(url)
     first = storage.claim(study_id, "me/1")
     storage.requeue(first, "me/1", Failure.LEASE_EXPIRED)
     with pytest.raises(LeaseLostError):
@@ -88,19 +88,19 @@ def claim_many(url, worker):
     storage = open_storage(url)
     study_id = load_study(storage, "two sizes")._study_id
     claimed = []
-    owners = (f"worker {worker}/{turn}" for turn in itertools.count())
-    claim_token = next(owners)
+    tokens = (f"worker {worker}/{turn}" for turn in itertools.count())
+    claim_token = next(tokens)
     while (first := storage.claim(study_id, claim_token)) is not None:
-        alone = not claimed
+        is_first = not claimed
         claimed += [first, *storage.claim_matching(first, claim_token, 5, ["size"])]
-        claim_token = next(owners)
-        if alone:
-            wait_for_others()  # each has some, and there are others left for all
+        claim_token = next(tokens)
+        if is_first:
+            wait_for_others()  # each worker has claimed trials, and others remain
     return claimed
 
 
-def test_no_point_is_claimed_twice_by_many_that_claim_several(url):
-    two_sizes(url, 80)
+def test_concurrent_workers_claim_batches_of_distinct_trials(url):
+    create_two_sizes(url, 80)
     claimed = run_simultaneously(claim_many, [(url, worker) for worker in range(5)])
     assert sorted(itertools.chain.from_iterable(claimed)) == sorted(
         trial._trial_id for trial in load_study(open_storage(url), "two sizes").trials
@@ -108,8 +108,8 @@ def test_no_point_is_claimed_twice_by_many_that_claim_several(url):
     assert all(len(ids) > 1 for ids in claimed)
 
 
-def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
-    storage, study_id = two_sizes(url)
+def test_pending_writes_are_flushed_in_one_transaction(url):
+    storage, study_id = create_two_sizes(url)
     first = storage.claim(study_id, "me/1")
     trials = [first, *storage.claim_matching(first, "me/1", 3, ["size"])]
     storage.requeue(trials[1], "me/1", Failure.LEASE_EXPIRED)
@@ -128,6 +128,6 @@ def test_what_there_is_of_several_is_recorded_in_one_transaction(url):
     assert lost == [trials[1]]
     curves = [storage.get_trial(trial_id).intermediate_values for trial_id in trials]
     assert curves == [{1: 3.0, 2: 2.0}, {}, {}, {2: 4.0}]
-    renewals = {key: lease.heartbeats for key, lease in storage.running_leases(study_id).items()}
-    assert renewals == {trials[0]: 1, trials[2]: 1, trials[3]: 0}
+    heartbeats = {key: lease.heartbeats for key, lease in storage.running_leases(study_id).items()}
+    assert heartbeats == {trials[0]: 1, trials[2]: 1, trials[3]: 0}
     assert storage.flush([]) == []

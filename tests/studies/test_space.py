@@ -114,8 +114,10 @@ def test_baseline_cells_have_no_switches():
 def test_bptt_steps_comes_from_the_trial_or_else_from_the_study():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = study_config(space | {"bptt_steps": [1, 16]})
-    found = [to_trial_config(params, varied).bptt_steps for params in varied.space.combinations()]
-    assert found == [1, 16]
+    bptt_steps = [
+        to_trial_config(params, varied).bptt_steps for params in varied.space.combinations()
+    ]
+    assert bptt_steps == [1, 16]
     fixed = StudyConfig.model_validate({"space": space, "training": {"bptt_steps": 4}})
     (params,) = fixed.space.combinations()
     assert to_trial_config(params, fixed).bptt_steps == 4

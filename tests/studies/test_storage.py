@@ -1,4 +1,4 @@
-"""The storage: claims that hold, for many processes, on both kinds of database."""
+"""The storage: concurrent creation, claims and writes, on both kinds of database."""
 
 import contextlib
 import itertools
@@ -28,22 +28,22 @@ def claim_all(url: str, worker: int) -> list[int]:
     storage = open_storage(url)
     study_id = load_study(storage, "small")._study_id
     claimed = [storage.claim(study_id, f"worker {worker}")]
-    wait_for_others()  # each has one, and there are others left for all
+    wait_for_others()  # each worker has claimed one, and others remain
     while (trial_id := storage.claim(study_id, f"worker {worker}")) is not None:
         claimed.append(trial_id)
     return claimed
 
 
-def test_every_point_is_claimed_by_one_of_many_processes(url):
+def test_concurrent_workers_claim_each_trial_once(url):
     create_small_study(open_storage(url), 90)
     claimed = run_simultaneously(claim_all, [(url, worker) for worker in range(6)])
-    together = [trial_id for ids in claimed for trial_id in ids]
-    assert len(together) == 90
-    assert len(set(together)) == 90
-    assert all(ids for ids in claimed)
+    trial_ids = list(itertools.chain.from_iterable(claimed))
+    assert len(trial_ids) == 90
+    assert len(set(trial_ids)) == 90
+    assert all(claimed)
 
 
-def ask_together(url: str, times: int) -> list[int]:
+def ask_and_tell(url: str, times: int) -> list[int]:
     study = load_study(open_storage(url), "small")
     numbers = []
     for _ in range(times):
@@ -54,48 +54,48 @@ def ask_together(url: str, times: int) -> list[int]:
     return numbers
 
 
-def test_plain_optunas_claims_hold_too(url):
-    """On SQLite as it comes, some waiting trials go to two processes."""
+def test_plain_optuna_claims_each_trial_once(url):
+    """Unmodified Optuna gives some waiting trials to two processes on SQLite."""
     create_small_study(open_storage(url), 24)
-    asked = run_simultaneously(ask_together, [(url, 6)] * 4)
+    asked = run_simultaneously(ask_and_tell, [(url, 6)] * 4)
     assert sorted(itertools.chain.from_iterable(asked)) == list(range(24))
 
 
-def test_any_number_of_processes_may_make_the_same_storage(url):
+def test_storage_is_created_by_concurrent_processes(url):
     assert run_simultaneously(open_and_count, [(url,)] * 4) == [0] * 4
-    study = optuna.create_study(storage=url)  # and it is one that plain Optuna takes
+    study = optuna.create_study(storage=url)  # plain Optuna accepts it
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
 
 
-def test_a_process_that_comes_later_finds_no_half_made_storage(url, monkeypatch):
-    """It comes when there are tables, but no version: it makes another file, or it waits."""
-    found, settled = [], threading.Event()
+def test_incomplete_storage_is_never_used_by_a_second_process(url, monkeypatch):
+    """The second arrives when tables exist, but no version: it creates another file, or waits."""
+    counts, second_settled = [], threading.Event()
 
     def open_second():
-        found.append(open_and_count(url))
-        settled.set()
+        counts.append(open_and_count(url))
+        second_settled.set()
 
     second = threading.Thread(target=open_second)
-    make_version, busy = _VersionManager.__init__, _LockHeldError.__init__
+    init_version, init_error = _VersionManager.__init__, _LockHeldError.__init__
 
-    def let_the_second_come(self, *args):
+    def start_second(self, *args):
         if not second.ident:
             second.start()
-            assert settled.wait(HANG_TIMEOUT)
-        make_version(self, *args)
+            assert second_settled.wait(HANG_TIMEOUT)
+        init_version(self, *args)
 
-    def wait_busily(self):
-        settled.set()
-        busy(self)
+    def report_wait(self):
+        second_settled.set()
+        init_error(self)
 
-    monkeypatch.setattr(_VersionManager, "__init__", let_the_second_come)
-    monkeypatch.setattr(_LockHeldError, "__init__", wait_busily)
+    monkeypatch.setattr(_VersionManager, "__init__", start_second)
+    monkeypatch.setattr(_LockHeldError, "__init__", report_wait)
     first = open_and_count(url)
     second.join(HANG_TIMEOUT)
-    assert (first, found) == (0, [0])
+    assert (first, counts) == (0, [0])
 
 
-def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
+def test_trials_are_claimed_in_order_with_their_parameters(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 3)
     for number in range(3):
@@ -106,7 +106,7 @@ def test_points_are_claimed_in_their_order_and_carry_their_parameters(url):
     assert storage.claim(study_id, "me") is None
 
 
-def test_a_finished_trial_is_read_by_plain_optuna(url):
+def test_plain_optuna_reads_a_finished_trial(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "me")
@@ -121,7 +121,7 @@ def test_a_finished_trial_is_read_by_plain_optuna(url):
     assert trial.intermediate_values[1] == 2.25
     assert trial.intermediate_values[2] != trial.intermediate_values[2]
     assert trial.intermediate_values[3] == float("inf")
-    assert trial.datetime_start <= before <= trial.datetime_complete <= after, "as Optuna has it"
+    assert trial.datetime_start <= before <= trial.datetime_complete <= after, "naive UTC"
 
 
 WRITES = [
@@ -135,19 +135,19 @@ WRITES = [
 ]
 
 
-@pytest.mark.parametrize("write", WRITES, ids=["report", "finish", "give back"])
-def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
+@pytest.mark.parametrize("write", WRITES, ids=["report", "finish", "requeue"])
+def test_worker_that_lost_its_lease_writes_nothing(url, write):
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
     trial_id = storage.claim(study_id, "old")
     storage.requeue(trial_id, "old", Failure.INTERRUPTED)
-    with pytest.raises(LeaseLostError):  # while it waits
+    with pytest.raises(LeaseLostError):  # the trial waits
         write(storage, trial_id, "old")
     assert storage.claim(study_id, "new") == trial_id
-    with pytest.raises(LeaseLostError):  # while another has it
+    with pytest.raises(LeaseLostError):  # another worker runs it
         write(storage, trial_id, "old")
     storage.finish(trial_id, "new", TrialState.COMPLETE, 0.5, {})
-    for claim_token in ("old", "new"):  # when it is done
+    for claim_token in ("old", "new"):  # it is finished
         with pytest.raises(LeaseLostError):
             write(storage, trial_id, claim_token)
     trial = storage.get_trial(trial_id)
@@ -155,7 +155,7 @@ def test_a_worker_that_lost_its_claim_writes_nothing(url, write):
     assert trial.user_attrs == {"retries": {"interrupted": 1}}
 
 
-def test_a_point_given_back_waits_with_what_is_known_of_it(url):
+def test_requeued_trial_keeps_its_curve_and_attributes(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 2)
     for cause in (Failure.INTERRUPTED, Failure.EXCEPTION, Failure.INTERRUPTED):
@@ -172,14 +172,14 @@ def test_a_point_given_back_waits_with_what_is_known_of_it(url):
     }
     assert trial.system_attrs == {"grid_trial": True}
     assert count_retries(storage, study_id) == {"exception": 1, "interrupted": 2}
-    # Who goes on from an earlier place says so.
+    # A worker that resumes from an earlier step replaces the curve.
     assert storage.claim(study_id, "you") == trial_id
     storage.report(trial_id, "you", {1: 2.0}, replace_all=True)
     storage.finish(trial_id, "you", TrialState.COMPLETE, 1.0, {}, {2: 1.0})
     assert storage.get_trial(trial_id).intermediate_values == {1: 2.0, 2: 1.0}
 
 
-def test_all_points_are_accounted_for(url):
+def test_trials_are_counted_by_state(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 7)
     ends = [
@@ -192,37 +192,37 @@ def test_all_points_are_accounted_for(url):
     for state, value, attributes in ends:
         storage.finish(storage.claim(study_id, "me"), "me", state, value, attributes)
     storage.claim(study_id, "me")
-    found = count_trials(storage, study_id)
-    assert (found.complete, found.pruned, found.diverged, found.failed) == (2, 1, 1, 1)
-    assert (found.running, found.waiting) == (1, 1)
-    assert (found.planned, found.finished) == (7, 5)
+    counts = count_trials(storage, study_id)
+    assert (counts.complete, counts.pruned, counts.diverged, counts.failed) == (2, 1, 1, 1)
+    assert (counts.running, counts.waiting) == (1, 1)
+    assert (counts.planned, counts.finished) == (7, 5)
 
 
-def test_a_pickled_storage_is_as_safe_as_the_first(sqlite_url):
+def test_unpickled_storage_begins_as_a_writer(sqlite_url):
     storage = pickle.loads(pickle.dumps(open_storage(sqlite_url)))
     study_id = create_small_study(storage, 1)
-    began = []
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: began.append(a[2]))
+    statements = []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     assert storage.claim(study_id, "me") is not None
-    assert began[0] == "BEGIN IMMEDIATE"
+    assert statements[0] == "BEGIN IMMEDIATE"
 
 
-def test_who_is_turned_away_by_a_full_server_comes_again(postgresql_url, monkeypatch):
+def test_connection_is_retried_while_the_server_has_too_many(postgresql_url, monkeypatch):
     psycopg = pytest.importorskip("psycopg")
     first = open_storage(postgresql_url)
     study_id = create_small_study(first, 2)
     for storage in (first, pickle.loads(pickle.dumps(first))):
-        connect, answers = storage.engine.dialect.connect, [1, 2, 3]
+        connect, refusals = storage.engine.dialect.connect, [1, 2, 3]
 
-        def crowded(*args, connect=connect, answers=answers, **kwargs):
-            if answers:
-                answers.pop()
+        def connect_to_full_server(*args, connect=connect, refusals=refusals, **kwargs):
+            if refusals:
+                refusals.pop()
                 raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
             return connect(*args, **kwargs)
 
-        monkeypatch.setattr(storage.engine.dialect, "connect", crowded)
+        monkeypatch.setattr(storage.engine.dialect, "connect", connect_to_full_server)
         assert storage.claim(study_id, "me") is not None
-        assert not answers
+        assert not refusals
 
 
 def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
@@ -233,26 +233,26 @@ def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
     for child in range(4):
         if not os.fork():
             with contextlib.suppress(BaseException):
-                mine = [storage.claim(study_id, f"child {child}") for _ in range(10)]
-                os.write(writer, (json.dumps(mine) + "\n").encode())
+                trial_ids = [storage.claim(study_id, f"child {child}") for _ in range(10)]
+                os.write(writer, (json.dumps(trial_ids) + "\n").encode())
                 os._exit(0)
             os._exit(1)
     claimed += [storage.claim(study_id, "parent") for _ in range(9)]
     codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)]
     os.close(writer)
-    with os.fdopen(reader) as answers:
-        claimed += itertools.chain.from_iterable(map(json.loads, answers))
+    with os.fdopen(reader) as lines:
+        claimed += itertools.chain.from_iterable(map(json.loads, lines))
     return codes, claimed
 
 
-def test_a_forked_storage_is_as_safe_as_the_first(url):
-    """Children use the very object that their parent has used, and goes on using."""
+def test_forked_processes_claim_each_trial_once(url):
+    """Children use the object that their parent used before and continues to use."""
     ((codes, claimed),) = run_simultaneously(claim_in_forks, [(url,)])
     assert codes == [0] * 4
     assert len(claimed) == len(set(claimed)) == 50
 
 
-def test_reads_do_not_hold_up_writers(sqlite_url):
+def test_readers_do_not_block_writers(sqlite_url):
     storage = open_storage(sqlite_url)
     study_id = create_small_study(storage, 2)
     with storage.engine.begin() as reader:
@@ -261,7 +261,7 @@ def test_reads_do_not_hold_up_writers(sqlite_url):
 
 
 @pytest.mark.parametrize("name", ["a{b}.db", "h#1.db", "50%.db", "ä b.db"])
-def test_a_file_name_may_hold_what_file_names_may_hold(tmp_path, name):
+def test_file_name_may_contain_special_characters(tmp_path, name):
     create_small_study(open_storage(f"sqlite:///{tmp_path}/{name}"), 1)
     assert len(load_study(read_storage(f"sqlite:///{tmp_path}/{name}"), "small").trials) == 1
     assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {
@@ -269,54 +269,54 @@ def test_a_file_name_may_hold_what_file_names_may_hold(tmp_path, name):
     }
 
 
-def test_trials_that_somebody_added_are_nobodys_and_count_in_nothing(url):
+def test_trials_outside_the_grid_are_ignored(url):
     storage = open_storage(url)
     study_id = create_small_study(storage, 1)
     study = load_study(storage, "small")
     study.enqueue_trial({"x": 0})
     study.add_trial(optuna.trial.create_trial(value=-1.0))
-    mine = storage.claim(study_id, "me")
-    assert storage.get_trial(mine).number == 0
+    trial_id = storage.claim(study_id, "me")
+    assert storage.get_trial(trial_id).number == 0
     assert storage.claim(study_id, "me") is None
     assert best_trial_id(storage, study_id) is None
-    storage.finish(mine, "me", TrialState.COMPLETE, 1.0, {})
-    assert best_trial_id(storage, study_id) == mine
+    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
+    assert best_trial_id(storage, study_id) == trial_id
     assert count_trials(storage, study_id).planned == 1
 
 
-def test_reading_a_file_that_is_not_in_wal_mode_sees_what_is_written(sqlite_url):
+def test_reader_of_a_file_without_wal_mode_sees_new_trials(sqlite_url):
     study = optuna.create_study(storage=sqlite_url, study_name="plain")
     for count in range(3):
         with contextlib.closing(read_storage(sqlite_url)) as reader:
             assert len(load_study(reader, "plain").trials) == count
-            # Which would not see that a writer, in this mode, changes the file itself.
+            # An immutable connection would not see the changes of a writer.
             assert "immutable" not in str(reader.engine.url)
         study.optimize(lambda trial: 1.0, 1)
 
 
-# ------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------ reading and invalid storages
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_reading_makes_no_file_and_changes_none(sqlite_url, tmp_path):
+def test_reading_creates_and_changes_no_file(sqlite_url, tmp_path):
     with pytest.raises(StorageError, match="does not exist: run a search first"):
         read_storage(sqlite_url)
-    assert files(tmp_path) == {}
+    assert read_files(tmp_path) == {}
     storage = open_storage(sqlite_url)
     create_small_study(storage, 2)
     storage.engine.dispose()
-    before = files(tmp_path)
+    before = read_files(tmp_path)
     assert list(before) == ["studies.db"]
     reader = read_storage(sqlite_url)
     assert len(load_study(reader, "small").trials) == 2
     reader.engine.dispose()
-    assert files(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
+def test_reader_sees_the_writes_of_a_running_worker(sqlite_url):
     storage = open_storage(sqlite_url)
     study_id = create_small_study(storage, 2)
     storage.claim(study_id, "me")
@@ -326,7 +326,7 @@ def test_reading_sees_what_a_worker_at_work_has_written(sqlite_url):
         reader.claim(study_id, "you")
 
 
-def test_a_database_that_plain_optuna_made_is_taken_and_put_into_wal_mode(sqlite_url, tmp_path):
+def test_file_of_plain_optuna_is_switched_to_wal_mode(sqlite_url, tmp_path):
     optuna.create_study(storage=sqlite_url, study_name="plain").optimize(lambda trial: 1.0, 1)
     with contextlib.closing(open_storage(sqlite_url)) as storage:
         assert len(load_study(storage, "plain").trials) == 1
@@ -334,31 +334,31 @@ def test_a_database_that_plain_optuna_made_is_taken_and_put_into_wal_mode(sqlite
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_tables_whose_maker_was_killed_are_completed(postgresql_url):
+def test_incomplete_tables_of_a_killed_process_are_completed(postgresql_url):
     engine = sa.create_engine(postgresql_url)
     models.StudyModel.__table__.create(engine)
     engine.dispose()
     create_small_study(open_storage(postgresql_url), 1)
 
 
-def test_a_server_without_studies_is_read_as_such(postgresql_url):
+def test_reading_an_empty_server_is_rejected(postgresql_url):
     with pytest.raises(StorageError, match="holds no study yet: run a search first"):
         read_storage(postgresql_url)
 
 
-def test_another_programs_database_is_left_as_it_is(tmp_path):
+def test_file_of_another_program_is_left_unchanged(tmp_path):
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE songs (name TEXT)")
     other.close()
-    before = files(tmp_path)
+    before = read_files(tmp_path)
     for opener in (open_storage, read_storage):
         with pytest.raises(StorageError, match="not a database of studies"):
             opener(f"sqlite:///{path}")
-    assert files(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-def test_another_programs_server_database_is_left_as_it_is(postgresql_url):
+def test_server_database_of_another_program_is_left_unchanged(postgresql_url):
     engine = sa.create_engine(postgresql_url)
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE songs (name TEXT)"))
@@ -369,25 +369,25 @@ def test_another_programs_server_database_is_left_as_it_is(postgresql_url):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no database at all, but a text of some length\n" * 99], ids=["empty", "text"]
+    "content", [b"", b"a text that is not a database\n" * 99], ids=["empty", "text"]
 )
-def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path, content):
+def test_file_that_is_not_a_database_is_left_unchanged(tmp_path, content):
     path = tmp_path / "notes.db"
     path.write_bytes(content)
     with pytest.raises(StorageError):
         open_storage(f"sqlite:///{path}")
-    assert files(tmp_path) == {"notes.db": content}
+    assert read_files(tmp_path) == {"notes.db": content}
 
 
-def test_an_unknown_schema_is_left_as_it_is(sqlite_url, tmp_path):
+def test_storage_of_an_unknown_schema_is_left_unchanged(sqlite_url, tmp_path):
     open_storage(sqlite_url).engine.dispose()
     with sqlite3.connect(tmp_path / "studies.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
     database.close()
-    before = files(tmp_path)
+    before = read_files(tmp_path)
     with pytest.raises(StorageError, match="schema"):
         open_storage(sqlite_url)
-    assert files(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -404,15 +404,15 @@ def test_an_unknown_schema_is_left_as_it_is(sqlite_url, tmp_path):
         "studies.db",
     ],
 )
-def test_a_url_that_cannot_be_opened_is_one_line_without_its_password(bad):
+def test_invalid_url_is_reported_in_one_line_without_its_password(bad):
     for opener in (open_storage, read_storage):
-        with pytest.raises(StorageError) as refused:
+        with pytest.raises(StorageError) as raised:
             opener(bad)
-        assert "s3cret" not in str(refused.value)
-        assert "\n" not in str(refused.value)
+        assert "s3cret" not in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_study_is_answered_with_those_that_are_there(sqlite_url):
+def test_unknown_study_error_lists_the_existing_studies(sqlite_url):
     storage = open_storage(sqlite_url)
     create_small_study(storage, 1)
     with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*existing studies: small"):
