@@ -96,7 +96,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A copy of the files that git knows, with the environment of the tests."""
+    """Copy of the tracked and untracked files, with the virtual environment of the tests."""
     folder = tmp_path / "checkout"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -117,7 +117,7 @@ def checkout(tmp_path) -> Path:
 
 @pytest.fixture
 def environment(sqlite_url, tmp_path):
-    """The variables after ``. .venv/bin/activate``, with a storage for the test alone."""
+    """Environment variables as after ``. .venv/bin/activate``, with an empty storage."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # The tests that `make test` runs must not clean the temporary folders of this one.

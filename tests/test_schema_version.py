@@ -1,4 +1,4 @@
-"""A study of another schema version is refused by every command, and left as it is."""
+"""Every command refuses a study of another schema version and leaves it unchanged."""
 
 import contextlib
 import sqlite3
@@ -23,7 +23,7 @@ WITHOUT_VERSION = {
     "commands": ["python run_search.py quick"],
     "checkpoints": "quick-0123",
 }
-"""The attributes before there was a schema version."""
+"""Attributes from before schema versions were introduced."""
 
 NEWER = study_attributes(StudyConfig.model_validate(CONFIG)) | {
     "schema_version": SCHEMA_VERSION + 1
@@ -46,7 +46,7 @@ COMMANDS = [
 
 @pytest.fixture(params=[WITHOUT_VERSION, NEWER], ids=["no version", "newer version"])
 def other_version(request, sqlite_url, text):
-    """The URL of a storage with two such studies, each with one complete trial."""
+    """URL of a storage with two such studies, each with one complete trial."""
     with contextlib.closing(open_storage(sqlite_url)) as storage:
         for name in ("quick", "old"):
             planned = [PlannedTrial({"layers": layers}) for layers in (1, 2)]

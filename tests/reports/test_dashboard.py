@@ -1,4 +1,4 @@
-"""What optuna-dashboard shows of a study during a search and afterwards."""
+"""optuna-dashboard during a search and afterwards: note, figure and files of a study."""
 
 import dataclasses
 import json
@@ -84,8 +84,8 @@ def is_published(url):
 
 
 def artifacts_of(url, name="made"):
-    told = [value for key, value in attributes(url, name).items() if key.startswith("artifacts:")]
-    return {each["artifact_id"]: each for each in map(json.loads, told)}
+    values = [value for key, value in attributes(url, name).items() if key.startswith("artifacts:")]
+    return {artifact["artifact_id"]: artifact for artifact in map(json.loads, values)}
 
 
 # ------------------------------------------------------------------ what is stored
@@ -441,7 +441,7 @@ def request(application, path):
 
 @pytest.fixture
 def viewed(sqlite_url, tmp_path, monkeypatch):
-    """The middleware over one study, and the calls of the function that publishes it."""
+    """Middleware over one study, and the calls of the function that publishes it."""
     make_study(sqlite_url)
     calls = []
 
@@ -549,7 +549,7 @@ def test_only_requests_to_a_local_name_are_answered(headers, status):
     assert (list(body) == [b"all studies"]) == (status == "200")
 
 
-def test_taken_port_is_reported_and_the_search_continues(sqlite_url, capsys, run):
+def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with DashboardView().serve_dashboard(sqlite_url, None, port):

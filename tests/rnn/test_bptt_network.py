@@ -41,8 +41,8 @@ def weights_of(network: TrainableNetwork) -> NamedTensors:
 
 
 @each_of_some
-def test_gradient_passes_through_the_window_and_no_further(config):
-    """In whole windows, in shorter ones at a sequence's start, with weights that change."""
+def test_gradient_passes_through_bptt_steps_and_no_further(config):
+    """Also at the start of a sequence, with fewer steps, and with changing weights."""
     window = 3
     network = BPTTNetwork([TrialConfig(config, 0, window)], 3, "fp64", VOCAB_SIZE)
     generated = GeneratedNetwork(config, VOCAB_SIZE, window)
@@ -99,7 +99,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("stop", [2, 9, 12, 14])
 @pytest.mark.parametrize("config", [GATED[-1], BASELINES[-1]], ids=label)
 def test_resumed_run_equals_the_uninterrupted_run(config, stop):
-    """Stopped in a short window, in a whole one, and where the next sequence begins."""
+    """Stopped with fewer than bptt_steps steps, with all of them, and between sequences."""
     trial_config = TrialConfig(config, 1, 4)
 
     def start(weights=None, train_states=None):

@@ -61,7 +61,7 @@ def make_model(name: str) -> SavedModel:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
-    """The folder of each export, used by a process that imports nothing of the project."""
+    """Folder of each export, run by a process that cannot import the project."""
     folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
         for file, content in (export_files(make_model(name)) | {"text": TEXT}).items():

@@ -171,7 +171,7 @@ def test_test_split_is_encoded_only_on_request():
     assert tokenizer.bytes_read == 200
 
 
-def test_splits_must_have_a_sequence_and_a_window():
+def test_splits_shorter_than_a_sequence_or_a_window_are_refused():
     text = TokenCorpus(Corpus("prose", to_array(PROSE)), TOKENIZER)
     train, validation, test = len(text.train), len(text.validation), len(text.test)
     text.check_min_length(train, min(validation, test), "test")

@@ -150,7 +150,7 @@ def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock):
     with study.manager("gone") as manager:
         manager.claim()
     with study.manager("heir") as heir:
-        heir.claim()  # also who trains watches
+        heir.claim()  # a training worker observes leases too
         clock.advance(0, heir)
         for _ in range(2):
             heir.check()
@@ -189,7 +189,7 @@ def test_locally_failed_trials_are_claimed_last(study):
         assert manager.claim() == []
 
 
-# ------------------------------------------------------------------ the storage is away
+# ------------------------------------------------------------------ outages
 
 
 class AwayError(Exception):
@@ -252,7 +252,7 @@ def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
     """The connection breaks after a commit: the transaction is not repeated."""
     storage, state = broken
     with study.manager(storage=storage) as manager:
-        wait_until(lambda: manager._observe_at)  # its first look at the others is done
+        wait_until(lambda: manager._observe_at)  # the first observation of leases is done
         state["after"] = True
         (claim,) = manager.claim()
         assert not state["after"]
@@ -272,7 +272,7 @@ def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
     assert study.trial(claim).intermediate_values == {1: 2.0}
 
 
-def test_outage_is_waited_for_up_to_its_limit(study, broken):
+def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
     storage, state = broken
     with study.manager(storage=storage, outage=0.5) as manager:
         (claim,) = manager.claim()
@@ -328,7 +328,7 @@ def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock,
     assert study.trial(claim).user_attrs == study.trial(other).user_attrs == {}
 
 
-def test_time_in_which_a_worker_was_frozen_is_no_outage(study, clock, monkeypatch):
+def test_time_frozen_does_not_count_as_an_outage(study, clock, monkeypatch):
     """Suspended for an hour during a transaction; the storage is available afterwards."""
     monkeypatch.setattr("search.worker.storage_client.NO_RESPONSE_TIMEOUT", 5.0)
     with study.manager(outage=HANG_TIMEOUT) as manager:
@@ -441,7 +441,7 @@ def test_claim_that_completes_when_a_stop_times_out_is_returned_or_undone(study,
 
     class Stop(ShutdownSignal):
         @property
-        def requested(self):  # asked right before the caller leaves
+        def requested(self):  # read right before the caller stops waiting
             assert gate.entered.wait(600)
             gate.let_the_claim_complete()
             return True
@@ -475,7 +475,7 @@ def stopped():
         sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection")),
     ],
 )
-def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
+def test_failed_undo_loses_no_other_task(study, monkeypatch, error):
     with study.manager() as manager:
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
@@ -500,7 +500,7 @@ def test_undo_that_fails_loses_no_other_task(study, monkeypatch, error):
 
 
 def test_undo_releases_the_remaining_claims(study, monkeypatch):
-    """Another worker has taken over the first of them meanwhile."""
+    """Another worker has claimed the first trial in the meantime."""
     with study.manager() as manager:
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
@@ -537,7 +537,7 @@ def test_number_of_statement_parameters_is_limited(each_study):
         assert len(study.trial(claim).intermediate_values) == values
         return max(counts)
 
-    # SQLite takes so many parameters, PostgreSQL twice as many.
+    # Limit of SQLite; PostgreSQL's is twice as high.
     assert most(1200) == most(2400) < 32_766
 
 
@@ -680,7 +680,7 @@ def test_claims_with_a_lost_response_are_recovered(broken, study):
         assert len(study.storage.running_leases(study.study_id)) == len(claims)
 
 
-def test_abandoned_query_is_not_taken_for_a_claim(study):
+def test_abandoned_query_is_not_mistaken_for_a_claim(study):
     """As when a display queries a list of trials and the server answers too late."""
     late = threading.Event()
 

@@ -20,31 +20,31 @@ def eight_cores(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_a_temporary_folder_that_is_cleared_changes_nothing(tmp_path):
+def test_cleared_temporary_folder_does_not_change_the_share(tmp_path):
     with ThreadBudget(folder=tmp_path / "workers") as budget:
         shutil.rmtree(tmp_path / "workers")
         assert budget.apply() == 8
 
 
-def test_one_worker_alone_uses_the_whole_machine(tmp_path):
+def test_single_worker_uses_all_cores(tmp_path):
     with ThreadBudget(folder=tmp_path) as budget:
         assert budget.thread_count() == 8
         assert torch.get_num_threads() == 8
 
 
-def test_workers_share_every_core_and_take_back_what_others_leave(tmp_path):
+def test_workers_share_all_cores_and_reclaim_those_of_ended_workers(tmp_path):
     with ThreadBudget(folder=tmp_path) as one:
         with ThreadBudget(folder=tmp_path) as two, ThreadBudget(folder=tmp_path) as three:
             assert sorted(w.thread_count() for w in (one, two, three)) == [2, 3, 3]
         assert one.thread_count() == 8
 
 
-def test_a_fixed_number_is_kept_and_left_alone_by_the_others(tmp_path):
+def test_fixed_thread_count_is_kept_and_subtracted_for_others(tmp_path):
     with ThreadBudget(folder=tmp_path) as one, ThreadBudget(3, folder=tmp_path) as fixed:
         assert (one.thread_count(), fixed.thread_count()) == (5, 3)
 
 
-def test_there_is_always_one_thread(tmp_path):
+def test_share_is_at_least_one_thread(tmp_path):
     with ThreadBudget(20, folder=tmp_path), ThreadBudget(folder=tmp_path) as one:
         assert one.thread_count() == 1
 
@@ -55,7 +55,7 @@ def hold(folder, ready) -> None:
         signal.pause()
 
 
-def test_a_killed_worker_leaves_its_cores_to_the_others(tmp_path):
+def test_cores_of_a_killed_worker_go_to_the_others(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready))

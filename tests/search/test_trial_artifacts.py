@@ -25,7 +25,7 @@ def store(request, tmp_path):
     return open_store(request.getfixturevalue("bucket"), "sqlite:///none.db", "checkpoints")
 
 
-def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
+def test_checkpoint_is_read_as_written_until_removed(store):
     checkpoints, others = CheckpointStore(store, "quick-1"), CheckpointStore(store, "quick-2")
     assert checkpoints.read(3) is None
     checkpoints.remove(3)
@@ -40,7 +40,7 @@ def test_a_checkpoint_is_read_as_it_was_written_until_it_is_removed(store):
     assert others.read(3) == b"of another study"
 
 
-def test_a_checkpoint_that_is_quarantined_is_kept_and_not_read_again(store):
+def test_quarantined_checkpoint_is_kept_and_not_read_again(store):
     checkpoints = CheckpointStore(store, "quick-1")
     checkpoints.write(3, b"damaged")
     place = checkpoints.quarantine(3, b"damaged")
@@ -48,12 +48,12 @@ def test_a_checkpoint_that_is_quarantined_is_kept_and_not_read_again(store):
     assert store.open_reader(place).read() == b"damaged"
 
 
-def test_nothing_is_left_of_a_finished_study(tmp_path):
+def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
     folder = tmp_path / "studies.db.checkpoints"
     checkpoints = CheckpointStore(
         open_store(None, f"sqlite:///{tmp_path}/studies.db", "checkpoints"), "quick-1"
     )
-    checkpoints.clear()  # where there is nothing
+    checkpoints.clear()  # nothing to remove
     checkpoints.write(3, b"one")
     (folder / "quick-1" / "trial-4.checkpoint.0123.part").write_bytes(b"of a killed worker")
     assert [path.name for path in (folder / "quick-1").iterdir()] != []
@@ -61,7 +61,7 @@ def test_nothing_is_left_of_a_finished_study(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_and_quarantined_files_stay(tmp_path):
+def test_foreign_and_quarantined_files_are_kept(tmp_path):
     folder = tmp_path / "artifacts"
     checkpoints = CheckpointStore(
         open_store(str(folder), "sqlite:///none.db", "checkpoints"), "quick-1"
@@ -75,8 +75,8 @@ def test_foreign_and_quarantined_files_stay(tmp_path):
     assert names == {"trial-3.quarantined", "notes.txt"}
 
 
-def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
-    """Killed when all is written but not yet put in its place."""
+def test_killed_writer_leaves_the_last_checkpoint(tmp_path):
+    """The writer is killed after writing the file and before renaming it."""
     CheckpointStore(AtomicFileStore(tmp_path), "s").write(1, b"whole")
     program = (
         "import os, pathlib, signal\n"
@@ -93,7 +93,7 @@ def test_a_writer_that_is_killed_leaves_the_last_checkpoint(tmp_path):
     assert list((tmp_path / "s").iterdir()) == []
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     checkpoints = CheckpointStore(AtomicFileStore(tmp_path), "s")
     checkpoints.write(1, b"whole")
 
@@ -107,7 +107,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert len(list((tmp_path / "s").iterdir())) == 1
 
 
-def test_the_place_follows_from_the_storage(tmp_path):
+def test_default_store_is_next_to_the_storage(tmp_path):
     assert (
         open_store(None, "sqlite:///a/b.db", "checkpoints").path.as_posix() == "a/b.db.checkpoints"
     )
@@ -120,7 +120,7 @@ def test_the_place_follows_from_the_storage(tmp_path):
 @pytest.mark.parametrize(
     "place", ["/no/such/folder", "{tmp}/file", "ftp://host/x", "s3://", "s3://networks/in/it"]
 )
-def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place):
+def test_unusable_store_is_refused_and_nothing_created(tmp_path, place):
     (tmp_path / "file").write_text("a file")
     place = place.format(tmp=tmp_path)
     with pytest.raises(ArtifactsError) as refused:
@@ -130,7 +130,7 @@ def test_a_place_that_cannot_be_used_is_refused_and_nothing_made(tmp_path, place
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_bucket_that_is_not_there_is_refused(bucket):
+def test_missing_bucket_is_refused(bucket):
     with pytest.raises(ArtifactsError, match=r"other-networks.*expected an existing") as refused:
         open_store("s3://other-networks", "sqlite:///none.db", "checkpoints")
     assert "s3cret" not in str(refused.value)
@@ -154,11 +154,11 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
 SPACE = {"layers": [2], "state_size": [8]}
 
 
-def test_only_the_weights_of_the_best_are_kept(store):
+def test_eviction_keeps_the_weights_of_the_best_trials(store):
     weights, others = WeightStore(store, "quick-1"), WeightStore(store, "quick-10")
     assert weights.list_trials() == set()
     assert weights.read(3) is None
-    weights.evict([3, 1], 1)  # where there is nothing
+    weights.evict([3, 1], 1)  # nothing to remove
     for number in (1, 2, 3, 11, 12):
         weights.write(number, f"of {number}".encode())
     weights.write(3, b"again")
@@ -171,7 +171,7 @@ def test_only_the_weights_of_the_best_are_kept(store):
     assert others.list_trials() == {1}
 
 
-def test_eviction_leaves_other_files(tmp_path):
+def test_eviction_keeps_foreign_files(tmp_path):
     weights = WeightStore(open_store(None, f"sqlite:///{tmp_path}/studies.db", "weights"), "s-1")
     weights.write(1, b"one")
     folder = tmp_path / "studies.db.weights" / "s-1"

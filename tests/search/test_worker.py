@@ -1,4 +1,4 @@
-"""What a worker records is what the networks give, and what it cannot finish it gives back."""
+"""Worker: recorded results, retries, requeued trials, and lockstep training."""
 
 import math
 from functools import cached_property, partialmethod
@@ -56,13 +56,13 @@ SETTINGS = [
     "space.state_gate=[true]",
     "space.residual=[true]",
 ]
-"""Six networks of a moment each."""
+"""Overrides for six networks that train in an instant."""
 
 ONE_NETWORK = ["space.forget_gate=[false]", "space.state_source=['new']"]
 
 
 class RecordingCallbacks(WorkerCallbacks):
-    """Collects messages and the trials' messages."""
+    """Callbacks that collect all messages."""
 
     def __init__(self):
         self.messages = []
@@ -158,7 +158,7 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
 
 
 def trained(config, trial_config, text):
-    """Train a network by itself, with the settings of a study."""
+    """Train a network alone with the settings of a study."""
     settings = TrainConfig(
         **config.training.model_dump(exclude={"bptt_steps"}),
         seed=config.seed,
@@ -535,7 +535,7 @@ def test_out_of_memory_reduces_the_number_of_networks_trained_together(
 
 
 def test_worker_that_loses_one_trial_continues_with_the_others(sqlite_url, text, monkeypatch):
-    """Another worker has requeued it meanwhile, and it waits in the end."""
+    """Another worker has requeued the lost trial, which is waiting at the end."""
     overrides = ["precision='fp32'", "training.log_every=2", "training.steps=40"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
     sizes, held, lost = [], {}, []
@@ -635,7 +635,7 @@ def test_trials_at_the_same_step_are_resumed_together(sqlite_url, text, monkeypa
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
 
     stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
-    # Which goes on with one of those two, but finds another first.
+    # The worker resumes one of those two, but claims another trial first.
     stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=1, step=2)
     runs = []
 
@@ -668,7 +668,7 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
         + [f"failed after 3 retries ({line})"] * 3
     )
     assert len(tries) == 12
-    # Others first: what is wrong may pass.
+    # Other trials run before the retry: the cause may be temporary.
     assert len(set(tries[:3])) == 3
     assert all(len(together) == 1 for together in tries)
     for trial in joined.study.trials:
@@ -685,13 +685,13 @@ def test_trial_is_retried_three_times_after_errors(sqlite_url, text, monkeypatch
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrokenPipeError])
-def test_trial_is_requeued_whatever_ends_its_worker(sqlite_url, text, monkeypatch, error):
+def test_trial_is_requeued_on_any_exception(sqlite_url, text, monkeypatch, error):
     def end(self, running):
         raise error
 
     monkeypatch.setattr(RecordingCallbacks, "on_log", end)
     monkeypatch.setattr("search.worker.worker.REQUEUE_TIMEOUT", HANG_TIMEOUT)
-    if error is BrokenPipeError:  # which rich turns into an exit
+    if error is BrokenPipeError:  # rich exits on it
         error = SystemExit
         monkeypatch.setattr(RecordingCallbacks, "on_log", lambda self, running: exit(1))
     with pytest.raises(error):
