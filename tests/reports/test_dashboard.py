@@ -26,7 +26,7 @@ from process_runner import SETTINGS, query, wait_until, wait_until_running
 from services import free_port
 from sqlalchemy import Engine, event
 
-from reports.dashboard import note, publish, server, view
+from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
 from reports.dashboard.launcher import DashboardView
 from reports.dashboard.publish import STATE_ATTR, publish_study
@@ -406,7 +406,9 @@ def test_concurrent_publications_never_mix(url, tmp_path):
 def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch):
     make_study(sqlite_url)
     reported = []
-    monkeypatch.setattr(view, "write_final_report", lambda *arguments: reported.append(arguments))
+    monkeypatch.setattr(
+        launcher, "write_final_report", lambda *arguments: reported.append(arguments)
+    )
     DashboardView().finalize(sqlite_url, "made", None)
     assert reported == [(sqlite_url, ["made"])]
     assert "8 of 8 trials" in note_of(sqlite_url)
@@ -425,7 +427,7 @@ def test_failed_report_does_not_fail_the_search(sqlite_url, monkeypatch, capsys)
 
 
 def test_failed_publication_is_one_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(view, "write_final_report", lambda *arguments: None)
+    monkeypatch.setattr(launcher, "write_final_report", lambda *arguments: None)
     DashboardView().finalize(f"sqlite:///{tmp_path}/absent/studies.db", "made", None)
     warning = capsys.readouterr().err
     assert warning.startswith("warning: cannot update the dashboard: ")
