@@ -127,9 +127,7 @@ def _search(url: str, folder: Path, settings: Sequence[str], lockstep: int) -> N
         with (
             ShutdownSignal() as stop,
             ThreadBudget(1) as budget,
-            ClaimManager(
-                handle.storage, handle.study_id, "me", stop, callbacks.on_message
-            ) as claims,
+            ClaimManager(handle.storage, handle.study_id, "me", stop) as claims,
         ):
             device = torch.device("cpu")
             trainer = Trainer(handle, device, budget, checkpoints, callbacks, "me", lockstep)

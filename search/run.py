@@ -149,7 +149,6 @@ def run_workers(
                 handle.study_id,
                 session.worker_name,
                 stop,
-                display.on_message,
                 config.lease.seconds,
                 config.outage.seconds,
             ) as claims,
@@ -159,6 +158,7 @@ def run_workers(
             if options.workers == 1:
                 _run_worker(options, session, claims, reader, stop, display, has_trained)
             else:
+                console.print_line(f"starting {options.workers} worker processes")
                 exit_code = _run_worker_processes(options, reader, stop, display, has_trained)
             status = reader.read_status()
         if not options.is_subprocess:
@@ -204,7 +204,7 @@ def _run_worker(
 ) -> None:
     """Run a worker in this process."""
     handle = session.handle
-    models = BestModelStore(handle, session.weights, claims.query_after_flush, display.on_message)
+    models = BestModelStore(handle, session.weights, claims.query_after_flush)
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -294,7 +294,6 @@ def _run_worker_processes(
         context.Process(target=_run_and_exit, args=(replace(worker, device=device), has_trained))
         for device in assign_devices(options.device, options.workers)
     ]
-    display.on_message(f"starting {options.workers} worker processes")
     try:
         for process in processes:
             process.start()

@@ -1,10 +1,12 @@
 """Terminal output of a search: log lines, or a live display."""
 
 import io
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -56,13 +58,15 @@ class SafeConsole(Console):
             sys.stdout = io.StringIO()  # otherwise the interpreter would flush again at exit
 
     def on_broken_pipe(self) -> None:
-        """Exit; raised in another thread, :meth:`exit_if_broken` ends the main thread."""
+        """Exit in the main thread; in another, which must not end, print nothing from now on."""
         self.is_broken = True
-        super().on_broken_pipe()
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        self.exit_if_broken()
 
     def exit_if_broken(self) -> None:
-        """Exit if the reader of the output has exited."""
-        if self.is_broken:
+        """Exit if the reader of the output has exited and this is the main thread."""
+        if self.is_broken and threading.current_thread() is threading.main_thread():
             raise SystemExit(1)
 
     def print_line(self, line: str) -> None:
@@ -103,8 +107,8 @@ class Ticker:
             self.tick()
 
 
-class QuietDisplay(WorkerCallbacks):
-    """Messages and unusual outcomes only, for workers whose parent process shows the progress.
+class QuietDisplay(WorkerCallbacks, logging.Handler):
+    """Log messages and unusual outcomes only, for workers whose parent shows the progress.
 
     Args:
         console: console to print to.
@@ -112,23 +116,31 @@ class QuietDisplay(WorkerCallbacks):
     """
 
     def __init__(self, console: SafeConsole, reader: StatusReader) -> None:
+        super().__init__()
         self._console = console
         self._reader = reader
 
     def __enter__(self) -> Self:
+        logger = logging.getLogger("search")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        return
+        logger = logging.getLogger("search")
+        logger.propagate = True
+        logger.removeHandler(self)
 
     def on_trial_end(self, event: TrialEvent) -> None:
         """Print the outcome unless the trial is complete or paused."""
         if event.value is None and not event.is_paused:
-            self.on_message(format_trial_end(event, self._reader.config))
+            self._console.print_line(format_trial_end(event, self._reader.config))
 
-    def on_message(self, message: str) -> None:
-        """Print a line."""
-        self._console.print_line(message)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a log message as a line."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self._console.print_line(prefix + record.getMessage())
 
 
 class LogDisplay(QuietDisplay):
@@ -142,9 +154,10 @@ class LogDisplay(QuietDisplay):
 
     def __enter__(self) -> Self:
         self._ticker.__enter__()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._ticker.__exit__(*error)
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
@@ -156,14 +169,14 @@ class LogDisplay(QuietDisplay):
         """Print the outcome of the trial and the progress of the study."""
         self._running = [trial for trial in self._running if trial.number != event.trial.number]
         progress = format_progress(self._reader.read_status())
-        self.on_message(f"{format_trial_end(event, self._reader.config)}  |  {progress}")
+        self._console.print_line(f"{format_trial_end(event, self._reader.config)}  |  {progress}")
 
     def on_wait(self) -> None:
         """Print once that this worker waits for others."""
         self.on_log([])
         if not self._is_waiting:
             self._is_waiting = True
-            self.on_message(WAITING)
+            self._console.print_line(WAITING)
 
     def _format_progress(self) -> str:
         parts = format_progress(self._reader.recent_status()), format_running(self._running)
@@ -185,9 +198,10 @@ class LiveDisplay(QuietDisplay):
 
     def __enter__(self) -> Self:
         self._live.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._running = ()
         if error[0] is None:
             self._status = self._reader.read_status()

@@ -1,5 +1,6 @@
 """Shared fixtures: storages, services and the project's commands as a user types them."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from services import PostgreSQL, free_port
 # Few cores; and a network that trains alone repeats bit for bit at one thread count.
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+logging.getLogger("search").setLevel(logging.INFO)
 
 FILES_BEFORE = pytest.StashKey[dict[str, tuple[int, int]]]()
 CHANGED_FILES = pytest.StashKey[list[str]]()

@@ -1,5 +1,6 @@
 """Store of the best trials' weights, and of text samples of their networks."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from rnn.inference.generation import generate
@@ -18,6 +19,8 @@ SAMPLE_TEMPERATURE = 0.8
 Ranking = list[tuple[int, float]]
 """Numbers and values of trials, the best first."""
 
+_logger = logging.getLogger(__name__)
+
 
 class BestModelStore:
     """Saves the weights of the best trials, and evicts those of trials that no longer are.
@@ -29,7 +32,6 @@ class BestModelStore:
         handle: the study.
         weights: store of the weights.
         query: reads from the storage; returns None if it does not answer soon.
-        on_message: called with messages for the user.
     """
 
     def __init__(
@@ -37,12 +39,10 @@ class BestModelStore:
         handle: StudyHandle,
         weights: WeightStore,
         query: Callable[[Callable[[], Ranking]], Ranking | None],
-        on_message: Callable[[str], None],
     ) -> None:
         self._handle = handle
         self._weights = weights
         self._query = query
-        self._on_message = on_message
         self._count = handle.config.keep_weights
         # A worker that keeps fewer than the study's config leaves those of other workers.
         self._evict_after = max(self._count, read_study_record(handle.study).config.keep_weights)
@@ -66,12 +66,12 @@ class BestModelStore:
             self._weights.write(number, serialize_model(model))
             self._saved.add(number)
         except Exception as error:  # such as a full disk or an unreachable bucket
-            self._on_message(f"warning: cannot save the weights of trial {number} ({error})")
+            _logger.warning(f"cannot save the weights of trial {number} ({error})")
         try:
             sample = generate(model, length=SAMPLE_LENGTH, temperature=SAMPLE_TEMPERATURE)
             return to_printable(sample)
         except Exception as error:
-            self._on_message(f"warning: cannot generate a sample of trial {number} ({error})")
+            _logger.warning(f"cannot generate a sample of trial {number} ({error})")
             return None
 
     def evict(self, number: int) -> None:
@@ -86,7 +86,7 @@ class BestModelStore:
             if ranking is not None:
                 self._weights.evict([number for number, _ in ranking], self._evict_after)
         except Exception as error:
-            self._on_message(f"warning: cannot remove weights of surpassed trials ({error})")
+            _logger.warning(f"cannot remove weights of surpassed trials ({error})")
 
     def _read_ranking(self, count: int) -> Ranking | None:
         storage, study_id = self._handle.storage, self._handle.study_id

@@ -1,7 +1,8 @@
 """Checkpoints of interrupted trials: read, written, quarantined and removed."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import tenacity
@@ -21,6 +22,8 @@ from studies.config import StudyConfig, to_trial_config
 
 _MAX_NAMED_TRIALS = 6
 
+_logger = logging.getLogger(__name__)
+
 
 class CheckpointManager:
     """Reads and writes the checkpoints of one study's trials; no failure of these ends a training.
@@ -28,23 +31,16 @@ class CheckpointManager:
     Args:
         handle: the study.
         checkpoints: store of the checkpoints.
-        on_message: called with messages for the user.
 
     Attributes:
         settings: train config of all trials of the study.
     """
 
-    def __init__(
-        self,
-        handle: StudyHandle,
-        checkpoints: CheckpointStore,
-        on_message: Callable[[str], None],
-    ) -> None:
+    def __init__(self, handle: StudyHandle, checkpoints: CheckpointStore) -> None:
         self._config = handle.config
         self._corpus = handle.corpus
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._checkpoints = checkpoints
-        self._on_message = on_message
         self.settings = TrainConfig(
             **handle.config.training.model_dump(exclude={"bptt_steps"}),
             seed=handle.config.seed,
@@ -65,8 +61,8 @@ class CheckpointManager:
                 if content is None and _should_have_checkpoint(claim):
                     missing.append(claim.trial)
             except Exception as error:
-                self._on_message(
-                    f"warning: cannot read the checkpoint of trial {claim.trial.number} "
+                _logger.warning(
+                    f"cannot read the checkpoint of trial {claim.trial.number} "
                     f"({error}); it restarts from step 0"
                 )
             states[claim] = self._restore(claim, content)
@@ -83,9 +79,8 @@ class CheckpointManager:
             self._checkpoints.write(number, content)
             return True
         except Exception as error:  # such as a full disk or an unreachable bucket
-            self._on_message(
-                f"warning: cannot write the checkpoint of trial {number} ({error}); the previous "
-                "one is kept"
+            _logger.warning(
+                f"cannot write the checkpoint of trial {number} ({error}); the previous one is kept"
             )
             return False
 
@@ -94,7 +89,7 @@ class CheckpointManager:
         try:
             self._checkpoints.remove(number)
         except Exception as error:
-            self._on_message(f"warning: cannot remove the checkpoint of trial {number} ({error})")
+            _logger.warning(f"cannot remove the checkpoint of trial {number} ({error})")
 
     def _restore(self, claim: Claim, content: bytes | None) -> TrainState | None:
         """Return the train state in a checkpoint, and have the claim's curve be that of it."""
@@ -113,7 +108,7 @@ class CheckpointManager:
             claim.replace_curve(curve)
         was_paused = state and state.step == claim.trial.user_attrs.get(RUNG)
         if state and state.step and not was_paused:  # resuming a paused trial needs no message
-            self._on_message(f"trial {number} resumes from step {state.step:,}")
+            _logger.info(f"trial {number} resumes from step {state.step:,}")
         return state
 
     def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
@@ -121,15 +116,13 @@ class CheckpointManager:
             location = f"moved to {self._checkpoints.quarantine(number, content)}"
         except Exception as failed:
             location = f"it cannot be moved away ({failed})"
-        self._on_message(
-            f"warning: trial {number}: {error}; {location}, the trial restarts from step 0"
-        )
+        _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
     def _warn_of_missing(self, trials: Sequence[FrozenTrial]) -> None:
         steps = {max(trial.intermediate_values) for trial in trials}
         reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
-        self._on_message(
-            f"warning: no checkpoint of {_list_trials(trials)} in {self._checkpoints.location}, "
+        _logger.warning(
+            f"no checkpoint of {_list_trials(trials)} in {self._checkpoints.location}, "
             f"though {reached} was recorded: training restarts from step 0; if the database was "
             "moved, move its checkpoint folder along with it, or name the folder or bucket with "
             "--artifacts"
@@ -146,8 +139,8 @@ class CheckpointManager:
             return
         trials = [claim.trial for claim in previous]
         resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
-        self._on_message(
-            f"warning: {_list_trials(trials)} {resume} with training code {current} and {were} "
+        _logger.warning(
+            f"{_list_trials(trials)} {resume} with training code {current} and {were} "
             f"trained with {', '.join(sorted(set(previous.values())))} so far; to avoid mixing "
             "them, stop and use the earlier code"
         )

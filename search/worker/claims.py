@@ -5,6 +5,7 @@ The training thread waits for the storage only where it cannot continue without 
 """
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -36,6 +37,8 @@ MAX_SELECT_ATTEMPTS = 3
 """How often to select a paused trial again after another worker has claimed the selected one."""
 
 _T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
 
 
 class Claim:
@@ -114,7 +117,6 @@ class ClaimManager(StorageClient):
         study_id: id of the study.
         worker: name of this worker.
         stop: signal to return early on.
-        on_message: called with messages for the user, from the threads of callers.
         lease_seconds: time without a heartbeat after which others may claim a trial of this worker.
         outage_seconds: how long an unavailable storage is waited for.
     """
@@ -125,12 +127,11 @@ class ClaimManager(StorageClient):
         study_id: int,
         worker: str,
         stop: ShutdownSignal,
-        on_message: Callable[[str], None],
         lease_seconds: float = 120,
         outage_seconds: float = 600,
     ) -> None:
         # Short enough for a heartbeat before the lease expires.
-        super().__init__(stop, on_message, outage_seconds, max_retry_seconds=lease_seconds / 8)
+        super().__init__(stop, outage_seconds, max_retry_seconds=lease_seconds / 8)
         self._storage = storage
         self._study_id = study_id
         self._worker = worker
@@ -357,9 +358,7 @@ class ClaimManager(StorageClient):
         self._observe_at = time.monotonic() + shortest / HEARTBEATS_PER_LEASE
         for trial_id in trial_ids:
             number = self._storage.get_trial_number_from_id(trial_id)
-            self._messages.append(
-                f"trial {number}: lease expired, its worker sent no heartbeat; requeued"
-            )
+            _logger.info(f"trial {number}: lease expired, its worker sent no heartbeat; requeued")
 
     def _register(self, trial_id: int, claim_token: str) -> Claim:
         claim = Claim(self._storage.get_trial(trial_id), claim_token, self._lease_seconds)

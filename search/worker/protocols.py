@@ -103,6 +103,3 @@ class WorkerCallbacks:
 
     def on_wait(self) -> None:
         """Handle waiting for trials that other workers run, with none left to claim."""
-
-    def on_message(self, message: str) -> None:
-        """Handle a message for the user."""

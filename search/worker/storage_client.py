@@ -5,6 +5,7 @@ thread is joined at exit, so that a storage that does not answer would keep the 
 """
 
 import contextlib
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -36,6 +37,8 @@ _MAX_RETRY_SECONDS = 5.0
 
 _T = TypeVar("_T")
 
+_logger = logging.getLogger(__name__)
+
 
 class StorageClient(ABC):
     """Runs storage operations in order in one thread, and the maintenance that a subclass defines.
@@ -45,7 +48,6 @@ class StorageClient(ABC):
 
     Args:
         stop: signal to return early on.
-        on_message: called with messages for the user, from the threads of callers.
         outage_seconds: how long an unavailable storage is waited for.
         max_retry_seconds: longest time between two attempts.
     """
@@ -53,16 +55,13 @@ class StorageClient(ABC):
     def __init__(
         self,
         stop: ShutdownSignal,
-        on_message: Callable[[str], None],
         outage_seconds: float,
         max_retry_seconds: float,
     ) -> None:
         self._stop = stop
-        self._on_message = on_message
         self._outage_seconds = outage_seconds
         self._requests: deque[tuple[Callable[[bool], Any], Future[Any]]] = deque()
         self._undos: deque[Callable[[], None]] = deque()  # of results that their callers left
-        self._messages: deque[str] = deque()
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._failure: Exception | None = None
@@ -144,12 +143,12 @@ class StorageClient(ABC):
             futures.wait([future], timeout)
 
     def check(self) -> None:
-        """Report messages of the thread.
+        """Log the start and the end of an outage.
 
         Raises:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
-        self._report_messages()
+        self._log_outage()
         self._require_available()
 
     def _call(
@@ -172,7 +171,7 @@ class StorageClient(ABC):
         try:
             self._submit(operation, future)
             self._wait(future, timeout)
-            self._report_messages()
+            self._log_outage()
         except BaseException:  # also an interrupt, or a closed output
             future.cancel()
             future.add_done_callback(partial(self._schedule_undo, undo))
@@ -216,14 +215,12 @@ class StorageClient(ABC):
                 "the same command to resume"
             )
 
-    def _report_messages(self) -> None:
-        while self._messages:
-            self._on_message(self._messages.popleft())
+    def _log_outage(self) -> None:
         reason = self.unavailable_reason
         if reason and not self._has_reported_outage:
-            self._on_message(f"storage unavailable ({reason}); new results are kept in memory")
+            _logger.info(f"storage unavailable ({reason}); new results are kept in memory")
         elif self._has_reported_outage and not reason:
-            self._on_message("storage available again")
+            _logger.info("storage available again")
         self._has_reported_outage = reason is not None
 
     # ------------------------------------------------------------------ the thread
@@ -264,9 +261,7 @@ class StorageClient(ABC):
             except Exception as error:
                 if is_transient(error):
                     raise
-                self._messages.append(
-                    f"warning: a claim could not be released ({error_message(error)})"
-                )
+                _logger.warning(f"a claim could not be released ({error_message(error)})")
             self._undos.popleft()
 
     def _wait_for_work(self) -> None:

@@ -41,7 +41,7 @@ class Trainer:
         device: device to train on.
         budget: entered thread budget.
         checkpoints: checkpoints of the study's trials.
-        callbacks: called at log points and with messages.
+        callbacks: called at log points.
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
         best_models: store for the weights of the best networks; None to save none.
@@ -77,7 +77,7 @@ class Trainer:
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._evaluator = Evaluator(config, handle.token_corpus)
         self._best_models = best_models
-        self._checkpointer = CheckpointManager(handle, checkpoints, callbacks.on_message)
+        self._checkpointer = CheckpointManager(handle, checkpoints)
         self._settings = self._checkpointer.settings
         rungs = compute_rungs(self._settings.steps, self._settings.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()

@@ -1,5 +1,6 @@
 """Worker: claims trials, has them trained and records their results until none is left."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ _STORAGE_ERRORS = (
     SQLAlchemyError,
     OptunaError,
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -136,9 +139,7 @@ class Worker:
         except _STORAGE_ERRORS:
             raise
         except Exception as error:  # must not count as a failure of the training
-            self.callbacks.on_message(
-                f"warning: pruning decision failed ({format_error(error)}); the trials continue"
-            )
+            _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
             return {}
         return {by_id[trial_id]: decision for trial_id, decision in (decisions or {}).items()}
 
@@ -150,7 +151,7 @@ class Worker:
         for number in pruned:
             self.trainer.clean_up(number)
         if pruned:
-            self.callbacks.on_message(f"pruned {len(pruned)} paused trials")
+            _logger.info(f"pruned {len(pruned)} paused trials")
 
     def _run_batch(self, claims: list[Claim]) -> None:
         """Train trials together; requeue on any exception those that are not finished."""
@@ -201,7 +202,7 @@ class Worker:
         active = self._drop_lost()
         unfinished = [claim for claim in claims if claim in active]
         if len(unfinished) > 1:
-            self.callbacks.on_message(
+            _logger.info(
                 f"{len(unfinished)} trials trained in lockstep failed ({format_error(error)}); "
                 "retrying in halves"
             )

@@ -81,7 +81,7 @@ def work(url: str, trials: int, folder: Path, quorum: int) -> list[int]:
     storage = open_storage(url)
     study_id = create_small_study(storage, trials)
     stop, trainer = ShutdownSignal(), StubTrainer(folder, quorum)
-    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop, lambda line: None) as manager:
+    with ClaimManager(storage, study_id, f"stub/{os.getpid()}", stop) as manager:
         Worker(
             manager, trainer, lambda: count_trials(storage, study_id), stop, WorkerCallbacks()
         ).run()

@@ -29,7 +29,6 @@ class Study:
         self.url = url
         self.storage = open_storage(url)
         self.study_id = create_small_study(self.storage, count)
-        self.messages = []
 
     def manager(
         self,
@@ -44,7 +43,6 @@ class Study:
             self.study_id,
             worker,
             stop or ShutdownSignal(),
-            self.messages.append,
             lease,
             outage,
         )
@@ -97,7 +95,7 @@ def _ends_its_thread(monkeypatch):
     monkeypatch.setattr("search.worker.storage_client.JOIN_TIMEOUT", HANG_TIMEOUT)
 
 
-def test_trial_from_claim_to_completion(each_study):
+def test_trial_from_claim_to_completion(each_study, caplog):
     study = each_study
     with study.manager() as manager:
         (claim,) = manager.claim()
@@ -109,7 +107,7 @@ def test_trial_from_claim_to_completion(each_study):
     trial = study.trial(claim)
     assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 1.0, {"host": "h"})
     assert trial.intermediate_values == {step: 10.0 - step for step in range(10)}
-    assert study.messages == []
+    assert caplog.messages == []
 
 
 def test_values_are_recorded_during_training(study):
@@ -146,7 +144,7 @@ def test_lease_is_renewed_during_a_long_step(study, clock):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock):
+def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock, caplog):
     with study.manager("gone") as manager:
         manager.claim()
     with study.manager("heir") as heir:
@@ -154,10 +152,10 @@ def test_trial_of_a_dead_worker_is_requeued_after_its_lease(study, clock):
         clock.advance(0, heir)
         for _ in range(2):
             heir.check()
-            assert not study.messages
+            assert not caplog.messages
             clock.advance(HANG_TIMEOUT / 2, heir)
         heir.check()
-        assert "lease expired" in study.messages[0]
+        assert "lease expired" in caplog.messages[0]
         (claim,) = heir.claim()
         assert claim.trial.number == 0
         assert claim.trial.user_attrs == {"retries": {"lease_expired": 1}}
@@ -226,7 +224,7 @@ def broken(study, monkeypatch):
     return storage, state
 
 
-def test_no_value_is_lost_during_an_outage(study, broken, monkeypatch):
+def test_no_value_is_lost_during_an_outage(study, broken, monkeypatch, caplog):
     storage, state = broken
     forgotten = []
     monkeypatch.setattr(LeaseMonitor, "reset", lambda self: forgotten.append(self))
@@ -235,11 +233,11 @@ def test_no_value_is_lost_during_an_outage(study, broken, monkeypatch):
         state["before"] = True
         for step in range(5):
             claim.report(step, float(step))
-        wait_until(lambda: manager.check() or study.messages)
+        wait_until(lambda: manager.check() or caplog.messages)
         wait_until(lambda: state["attempts"] > 3)
         state["before"] = False
-        wait_until(lambda: manager.check() or len(study.messages) > 1)
-        assert study.messages == [
+        wait_until(lambda: manager.check() or len(caplog.messages) > 1)
+        assert caplog.messages == [
             "storage unavailable (server closed the connection); new results are kept in memory",
             "storage available again",
         ]
@@ -475,7 +473,7 @@ def stopped():
         sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection")),
     ],
 )
-def test_failed_undo_loses_no_other_task(study, monkeypatch, error):
+def test_failed_undo_loses_no_other_task(study, monkeypatch, error, caplog):
     with study.manager() as manager:
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
@@ -493,7 +491,7 @@ def test_failed_undo_loses_no_other_task(study, monkeypatch, error):
         wait_until(lambda: not errors and not manager._requests and manager._busy_since is None)
         manager.check()
         if isinstance(error, ValueError):
-            assert any("could not be released" in line for line in study.messages)
+            assert any("could not be released" in line for line in caplog.messages)
         else:
             assert running(study) == set(), "an outage only delays it"
         assert manager._active == []
@@ -570,7 +568,9 @@ def test_unexpected_error_is_raised_to_the_caller(study):
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
 
 
-def test_training_continues_while_the_file_is_locked(sqlite_url, tmp_path, clock, monkeypatch):
+def test_training_continues_while_the_file_is_locked(
+    sqlite_url, tmp_path, clock, monkeypatch, caplog
+):
     """Another program locks the file; the training thread never waits for it."""
     monkeypatch.setattr("studies.storage.engine.SQLITE_BUSY_SECONDS", HANG_TIMEOUT)
     study = Study(sqlite_url)
@@ -584,10 +584,10 @@ def test_training_continues_while_the_file_is_locked(sqlite_url, tmp_path, clock
             claim.report(step, 1.0)
             manager.check()
         wait_until(lambda: manager._busy_since is not None)
-        assert study.messages == []
+        assert caplog.messages == []
         clock.advance(2 * HANG_TIMEOUT)
         manager.check()
-        assert "it does not answer" in study.messages[0]
+        assert "it does not answer" in caplog.messages[0]
         assert study.trial(claim).intermediate_values == {}
         other.execute("ROLLBACK")
         wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)

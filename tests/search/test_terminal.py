@@ -131,6 +131,20 @@ def test_search_stops_when_the_reader_of_its_output_exits(search, gates, sqlite_
     assert query(sqlite_url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
 
 
+def test_broken_pipe_in_another_thread_ends_the_main_thread_only(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        console, returned = SafeConsole(), []
+        thread = threading.Thread(target=lambda: returned.append(console.print_line("line")))
+        thread.start()
+        thread.join()
+        assert returned == [None]
+        with pytest.raises(SystemExit):
+            console.exit_if_broken()
+
+
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
     settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
     joined = create_or_join(
@@ -139,7 +153,7 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
         ShutdownSignal() as stop,
-        ClaimManager(joined.storage, joined.study_id, "me", stop, print) as claims,
+        ClaimManager(joined.storage, joined.study_id, "me", stop) as claims,
     ):
         reader.attach(claims)
         read, answers = reader._read, threading.Event()

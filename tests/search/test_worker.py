@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property, partialmethod
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -22,11 +23,11 @@ from rnn.training.loop import TrainConfig, TrainLoop
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
 from search.study import StudyOptions, create_or_join
+from search.terminal import QuietDisplay
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.model_evaluation import Evaluator
-from search.worker.protocols import WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
@@ -61,35 +62,31 @@ SETTINGS = [
 ONE_NETWORK = ["space.forget_gate=[false]", "space.state_source=['new']"]
 
 
-class RecordingCallbacks(WorkerCallbacks):
-    """Callbacks that collect all messages."""
+class RecordingCallbacks(QuietDisplay):
+    """Display that collects the messages of the log and of the trials."""
 
     def __init__(self):
         self.messages = []
+        super().__init__(SimpleNamespace(print_line=self.messages.append), reader=None)
 
     def on_trial_end(self, event):
         self.messages.append(event.message)
-
-    def on_message(self, message):
-        self.messages.append(message)
 
 
 def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artifacts=None, **terms):
     file = load_config_file(study, [*(SETTINGS if study == "quick" else ()), *overrides])
     joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
-    callbacks = RecordingCallbacks()
     checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.artifact_folder)
     weights = WeightStore(open_store(artifacts, url, "weights"), joined.artifact_folder)
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (
+        RecordingCallbacks() as callbacks,
         ShutdownSignal() as stop,
         ThreadBudget(threads) as budget,
-        ClaimManager(joined.storage, joined.study_id, "me", stop, callbacks.on_message) as manager,
+        ClaimManager(joined.storage, joined.study_id, "me", stop) as manager,
     ):
         device = torch.device("cpu")
-        best_models = BestModelStore(
-            joined, weights, manager.query_after_flush, callbacks.on_message
-        )
+        best_models = BestModelStore(joined, weights, manager.query_after_flush)
         trainer = Trainer(
             joined, device, budget, checkpoints, callbacks, "me", lockstep, best_models
         )
@@ -275,7 +272,7 @@ def test_weights_of_an_unrecorded_run_are_removed(sqlite_url, text):
     joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     weights.write(0, b"of a worker that died")
-    best_models = BestModelStore(joined, weights, lambda query: query(), print)
+    best_models = BestModelStore(joined, weights, lambda query: query())
     best_models.evict(0)
     assert 0 not in weights.list_trials()
 
