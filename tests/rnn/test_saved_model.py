@@ -99,6 +99,6 @@ def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
         deserialize_model(serialize_model(dataclasses.replace(model, weights=weights)))
 
 
-def test_damaged_tokenizer_raises_its_own_error():
+def test_damaged_tokenizer_raises_tokenizer_error():
     with pytest.raises(TokenizerError):
         deserialize_model(with_header(tokenizer='"{}"'))
