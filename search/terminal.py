@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self
@@ -119,6 +120,7 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         super().__init__()
         self._console = console
         self._reader = reader
+        self._pending: deque[logging.LogRecord] = deque()  # of other threads than the main one
 
     def __enter__(self) -> Self:
         logger = logging.getLogger("search")
@@ -131,16 +133,40 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         logger = logging.getLogger("search")
         logger.propagate = True
         logger.removeHandler(self)
+        self._print_pending()
+
+    def on_log(self, running: Sequence[RunningTrial]) -> None:
+        """Print the messages of other threads."""
+        self._print_pending()
+
+    def on_wait(self) -> None:
+        """Print the messages of other threads."""
+        self._print_pending()
 
     def on_trial_end(self, event: TrialEvent) -> None:
         """Print the outcome unless the trial is complete or paused."""
         if event.value is None and not event.is_paused:
             self._console.print_line(format_trial_end(event, self._reader.config))
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Print a message of the main thread; keep another thread's for the next callback.
+
+        A terminal that is paused must not block the thread that sends heartbeats.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self.emit(record)
+        else:
+            self._pending.append(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print a log message as a line."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         self._console.print_line(prefix + record.getMessage())
+
+    def _print_pending(self) -> None:
+        while self._pending:
+            self.emit(self._pending.popleft())
 
 
 class LogDisplay(QuietDisplay):
@@ -162,6 +188,7 @@ class LogDisplay(QuietDisplay):
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Store the running trials for the next progress line."""
+        super().on_log(running)
         self._console.exit_if_broken()
         self._running = running
 
@@ -209,6 +236,7 @@ class LiveDisplay(QuietDisplay):
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Show the running trials and the progress of the study."""
+        super().on_log(running)
         self._running = running
         self._note = ""
         if time.monotonic() - self._read_at >= REFRESH_SECONDS:

@@ -1,5 +1,6 @@
 """Output of a search to a log: progress at least every five seconds."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ from process_runner import query, wait_until
 
 from search.status import RECENT_TIMEOUT, StatusReader
 from search.study import StudyOptions, create_or_join
-from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, SafeConsole, Ticker
+from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, QuietDisplay, SafeConsole, Ticker
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.loader import load_config_file
@@ -143,6 +144,18 @@ def test_broken_pipe_in_another_thread_ends_the_main_thread_only(monkeypatch):
         assert returned == [None]
         with pytest.raises(SystemExit):
             console.exit_if_broken()
+
+
+def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
+    """A paused terminal blocks the thread that prints, which must not be the one of heartbeats."""
+    logger = logging.getLogger("search.worker")
+    with QuietDisplay(SafeConsole(), None) as display:
+        thread = threading.Thread(target=lambda: logger.warning("from a thread"))
+        thread.start()
+        thread.join()
+        assert capsys.readouterr().out == ""
+        display.on_log([])
+        assert capsys.readouterr().out == "warning: from a thread\n"
 
 
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
