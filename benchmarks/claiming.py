@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from studies.cli import STORAGE_VARIABLE
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 

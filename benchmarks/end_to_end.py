@@ -17,7 +17,7 @@ from search.study import StudyOptions, create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file
 from studies.space import Params, distributions
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
 TRIALS = 24

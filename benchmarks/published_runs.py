@@ -19,7 +19,7 @@ from studies.cli import run_command
 from studies.config import StudyConfig
 from studies.errors import StudiesError
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 
 VARIABLE = "RNN_SEARCH_PUBLISHED"

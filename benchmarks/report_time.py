@@ -18,7 +18,7 @@ from reports.stats.effects import FactorialTable
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
 
 LOG_POINTS = 200

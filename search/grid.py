@@ -14,7 +14,7 @@ from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.loader import read_study_record
 from studies.space import Params, ParamValue, Space, distributions
-from studies.storage.create import PlannedTrial, extend_study
+from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.storage import LeasedRDBStorage
 
 NO_TRIAL_LEFT = "no_trial_left"

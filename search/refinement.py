@@ -12,7 +12,7 @@ from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.space import BPTT_STEPS, PARAM_ORDER, REPLICATE, Params
 from studies.storage.counts import TrialCounts
-from studies.storage.create import PlannedTrial
+from studies.storage.create_study import PlannedTrial
 
 _ParamsKey = tuple[tuple[str, Any], ...]
 

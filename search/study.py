@@ -30,7 +30,7 @@ from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import ConfigFile, read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 

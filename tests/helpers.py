@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution
 
 from studies.attributes import CorpusRecord, StudyRecord
 from studies.config import StudyConfig
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.storage import LeasedRDBStorage
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 
 COMMAND = ("-m", "benchmarks.replay_pruning")

@@ -12,7 +12,7 @@ from reports.dashboard.publish import publish_study
 from studies.attributes import SCHEMA_VERSION
 from studies.config import StudyConfig
 from studies.errors import StudyFormatError
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
 CONFIG = {"space": {"layers": [1], "state_size": [4]}}

@@ -27,7 +27,7 @@ from studies.attributes import StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_study_record
 from studies.storage.counts import TrialCounts, count_trials
-from studies.storage.create import update_system_attributes
+from studies.storage.create_study import update_system_attributes
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
 

@@ -25,7 +25,7 @@ from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claims import Claim
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.lockstep import auto_lockstep, min_keep_probability
+from search.worker.lockstep_size import auto_lockstep, min_keep_probability
 from search.worker.model_evaluation import Evaluator
 from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore

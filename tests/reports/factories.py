@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from studies.attributes import OBJECTIVE_NAMES, TokenizerRecord
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 from studies.storage.storage import LeasedRDBStorage
 

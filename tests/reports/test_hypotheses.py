@@ -18,7 +18,7 @@ from reports.stats.effects import Contrast, FactorialTable
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage, read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}

@@ -16,7 +16,7 @@ from reports.stats.leaderboard import rank_architectures, summarize_study
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")

@@ -14,7 +14,7 @@ from studies.artifacts import open_store
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig, to_trial_config
 from studies.space import GATED_PARAMS
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
 PROSE = np.frombuffer(b"the cat, the hat, that cat and that hat\n" * 9, np.uint8)

@@ -8,7 +8,7 @@ from helpers import study_attributes
 
 from studies.errors import ConfigError
 from studies.loader import load_config_file
-from studies.storage.create import create_study
+from studies.storage.create_study import create_study
 from studies.storage.open import open_storage
 
 

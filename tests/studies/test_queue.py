@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from studies.attributes import Failure
 from studies.errors import LeaseLostError
-from studies.storage.create import PlannedTrial, create_study
+from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 from studies.storage.queue import PendingWrite
 

@@ -12,7 +12,7 @@ from rnn.stacked.network import NetworkStack, estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep
 from search.worker import lockstep
-from search.worker.lockstep import auto_lockstep
+from search.worker.lockstep_size import auto_lockstep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
