@@ -135,7 +135,7 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         logger.removeHandler(self)
         self._print_pending()
 
-    def on_log(self, running: Sequence[RunningTrial]) -> None:
+    def on_poll(self) -> None:
         """Print the messages of other threads."""
         self._print_pending()
 
@@ -188,7 +188,6 @@ class LogDisplay(QuietDisplay):
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Store the running trials for the next progress line."""
-        super().on_log(running)
         self._console.exit_if_broken()
         self._running = running
 
@@ -200,6 +199,7 @@ class LogDisplay(QuietDisplay):
 
     def on_wait(self) -> None:
         """Print once that this worker waits for others."""
+        super().on_wait()
         self.on_log([])
         if not self._is_waiting:
             self._is_waiting = True
@@ -236,7 +236,6 @@ class LiveDisplay(QuietDisplay):
 
     def on_log(self, running: Sequence[RunningTrial]) -> None:
         """Show the running trials and the progress of the study."""
-        super().on_log(running)
         self._running = running
         self._note = ""
         if time.monotonic() - self._read_at >= REFRESH_SECONDS:
@@ -250,6 +249,7 @@ class LiveDisplay(QuietDisplay):
 
     def on_wait(self) -> None:
         """Show that this worker waits for others."""
+        super().on_wait()
         self.on_log([])
         self._note = WAITING
 

@@ -98,6 +98,9 @@ class WorkerCallbacks:
             running: the running trials and their progress.
         """
 
+    def on_poll(self) -> None:
+        """Handle a check of claims and signals, several times a second during training."""
+
     def on_trial_end(self, event: TrialEvent) -> None:
         """Handle the end of a trial in this worker: finished, paused, requeued or lost."""
 

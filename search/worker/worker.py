@@ -265,6 +265,7 @@ class Worker:
             return False
         self._polled_at = now
         self.manager.check()
+        self.callbacks.on_poll()
         if self.stop.requested:
             raise ShutdownRequestedError
         return True

@@ -154,7 +154,7 @@ def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
         thread.start()
         thread.join()
         assert capsys.readouterr().out == ""
-        display.on_log([])
+        display.on_poll()
         assert capsys.readouterr().out == "warning: from a thread\n"
 
 
