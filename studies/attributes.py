@@ -132,7 +132,7 @@ class TrialRecord(BaseModel):
     lockstep: Annotated[int, _unit("1", "number of networks trained together at the start")] = 1
     precision: Annotated[str, _unit("", "precision of the arithmetic")]
     seed: Annotated[int, _unit("", "seed of the study")]
-    replicate: Annotated[int, _unit("", "number of the replicate, from 0")]
+    replicate: Annotated[int, _unit("", "number of the replicate, from 1; 0 without replicates")]
     python: Annotated[str, _unit("", "version of Python")]
     torch: Annotated[str, _unit("", "version of PyTorch")]
     code: Annotated[str | None, _unit("", "hash of the training code")] = None

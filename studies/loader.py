@@ -249,7 +249,8 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
         actual = "no schema version" if version is None else f"schema version {version!r}"
         raise StudyFormatError(
             f"study {name!r} has {actual}, expected {SCHEMA_VERSION}: another program or another "
-            "version of this one created it; use that one, or choose another study or --name"
+            "version of this one created it; open it there, or choose another study, --name or "
+            "--storage"
         )
     try:
         return StudyRecord.model_validate(stored)

@@ -159,8 +159,9 @@ def describe_differences(comparison: Comparison, names: Sequence[str]) -> str:
             for j, other in enumerate(names[i:], i + 1)
             if comparison.is_significant(name, other)
         ]
-        parts.append(f"{i}, {name}, than {', '.join(worse) or 'none'}")
-    return f"Significantly better: {'; '.join(parts)}. The last is {len(names)}, {names[-1]}."
+        parts.append(f"{i}, {name}: {', '.join(worse) or 'none'}")
+    parts.append(f"{len(names)}, {names[-1]}, is the last")
+    return f"Each architecture, and those it is significantly better than: {'; '.join(parts)}."
 
 
 def _format_interval(difference: PairedDifference) -> str:
