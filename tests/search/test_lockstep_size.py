@@ -11,7 +11,7 @@ from rnn.models.bptt_network import BPTTNetwork
 from rnn.stacked.network import NetworkStack, estimate_memory
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep
-from search.worker import lockstep
+from search.worker import lockstep_size
 from search.worker.lockstep_size import auto_lockstep
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -42,15 +42,15 @@ def test_lockstep_on_a_cpu_uses_no_more_memory_than_one_large_network():
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
     size = estimate_memory(TrialConfig(all_options(32, 3)), 256, "fp32")
-    monkeypatch.setattr(lockstep, "available_memory", lambda device: 10 * size)
+    monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 10 * size)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 8
-    monkeypatch.setattr(lockstep, "available_memory", lambda device: 1)
+    monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 1)
     assert auto_lockstep(TrialConfig(PLAIN), 256, "fp32", device) == 1
 
 
 def test_gpu_trains_all_networks_of_one_shape_in_lockstep(monkeypatch):
     """96 networks of three layers and 256 states, on a GPU with 24 GB."""
-    monkeypatch.setattr(lockstep, "available_memory", lambda device: 24 * 10**9)
+    monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 24 * 10**9)
     assert auto_lockstep(TrialConfig(all_options(256, 3)), 256, "bf16", CUDA) >= 96
 
 
