@@ -88,7 +88,7 @@ def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sq
     # Differences that are not significant are in parentheses and not colored.
     assert heat.text[0][1].startswith("(−") and heat.z[0][1] == 0  # noqa: PT018
     assert heat.text[0][2].startswith("−0.5") and heat.z[0][2] < -0.4  # noqa: PT018
-    assert "than 3" in section.pairwise_chart.alt_text
+    assert "new state: 3; 2" in section.pairwise_chart.alt_text
     html = (tmp_path / "page.html").read_text("utf-8")
     table = html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
     rows = re.findall(r"<th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td>", table, re.DOTALL)
