@@ -335,6 +335,7 @@ def _start(request) -> None:
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # otherwise that of the server, whatever TMPDIR is
     os.chdir(request["cwd"])
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),

@@ -5,7 +5,11 @@ with one thread each, because threads of one matrix product wait for each other.
 other by files that each one locks while it trains, and each takes its share of the cores.
 """
 
+import contextlib
+import logging
 import os
+import re
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +21,11 @@ from filelock import FileLock, Timeout
 
 _STALE_SECONDS = 3600
 """Age after which an unlocked file is removed; a younger one may be of a worker that starts."""
+
+_NAME = re.compile(r"[0-9]+-[0-9a-f]{8}-(share|[0-9]{1,9})")
+"""Name of a lock file: the worker's process, a random part, its threads if they are fixed."""
+
+_logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -35,17 +44,21 @@ def lock_dir() -> Path:
 class ThreadBudget:
     """A worker's share of the cores; a context manager that takes and releases it.
 
+    A folder that cannot be used, or that other users may write to, never stops the worker: it
+    trains as if it were alone, with a warning.
+
     Args:
         fixed: fixed number of threads; None for an equal share of the cores that workers with a
             fixed number leave.
-        folder: folder of the workers' lock files.
+        folder: folder of the workers' lock files; :func:`lock_dir` by default.
     """
 
     def __init__(self, fixed: int | None = None, folder: Path | None = None) -> None:
         self._fixed = fixed
-        self._folder = folder or lock_dir()
-        name = f"{os.getpid()}-{uuid4().hex[:8]}-{fixed or 'share'}"
-        self._lock = FileLock(self._folder / name)
+        self._folder = folder
+        self._name = f"{os.getpid()}-{uuid4().hex[:8]}-{fixed or 'share'}"
+        self._lock: FileLock | None = None
+        self._has_warned = False
 
     def __enter__(self) -> Self:
         self.apply()
@@ -56,46 +69,103 @@ class ThreadBudget:
 
     def release(self) -> None:
         """Leave the cores to other workers until the share is applied again."""
-        if self._lock.is_locked:
-            self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.release()
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock = None
 
     def thread_count(self) -> int:
         """Return the number of threads of this worker's share now, at least one."""
         if self._fixed is not None:
             return self._fixed
-        if not self._folder.is_dir():  # the temporary folder was cleared
+        if self._lock is None:
+            return cores()
+        try:
+            active = self._list_active(Path(self._lock.lock_file).parent)
+        except OSError:  # the temporary folder was cleared
             return torch.get_num_threads()
-        active = sorted(path.name for path in self._folder.iterdir() if self._is_active(path))
         fixed = [int(name.rsplit("-", 1)[1]) for name in active if not name.endswith("-share")]
         sharing = [name for name in active if name.endswith("-share")]
         available = max(0, cores() - sum(fixed))
         each, remainder = divmod(available, max(1, len(sharing)))
-        gets_one_more = Path(self._lock.lock_file).name in sharing[:remainder]
+        gets_one_more = self._name in sharing[:remainder]
         return max(1, each + gets_one_more)
 
     def apply(self) -> int:
         """Set torch's threads to the share, and return it; cheap enough to call often."""
-        if not self._lock.is_locked:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock.acquire()
+        if self._lock is None:
+            self._lock = self._acquire()
         count = self.thread_count()
         if torch.get_num_threads() != count:
             torch.set_num_threads(count)
         return count
 
-    def _is_active(self, path: Path) -> bool:
-        if path == Path(self._lock.lock_file):
-            return True
-        probe = FileLock(path)
+    def _acquire(self) -> FileLock | None:
+        """Lock this worker's file; return None, with a warning, if that is impossible."""
         try:
-            # The kernel releases the lock of a process, however that ends.
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                with probe.acquire(timeout=0):
-                    path.unlink(missing_ok=True)
-            else:
-                probe.acquire(timeout=0)
-                probe.release()
-        except (Timeout, FileNotFoundError):
-            return path.exists()
+            folder = self._folder or lock_dir()
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700, parents=True)
+            _require_private(folder)
+            lock = FileLock(folder / self._name)
+            lock.acquire()
+            return lock
+        except (OSError, NotImplementedError) as error:  # the latter without locks of files
+            if self._fixed is None and not self._has_warned:
+                self._has_warned = True
+                _logger.warning(
+                    f"cannot count the workers of this machine ({error}): this one uses all cores, "
+                    "as if it were alone; remove that folder, set TMPDIR to a folder of your own, "
+                    "or give --threads"
+                )
+            return None
+
+    def _list_active(self, folder: Path) -> list[str]:
+        """Return the sorted names of the lock files of running workers.
+
+        Raises:
+            OSError: if the folder cannot be read, or is no longer private.
+        """
+        _require_private(folder)
+        # By the name first: anything else in the folder is left alone.
+        paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(path.name for path in paths if path.name == self._name or _is_active(path))
+
+
+def _require_private(folder: Path) -> None:
+    """Require a folder of this user that others cannot write to; tighten its mode if necessary.
+
+    Raises:
+        OSError: if it is missing, a link, not a folder, or another user's.
+    """
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if not _is_own(status):
+        raise PermissionError(f"{folder} belongs to another user")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        folder.chmod(0o700)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Return whether a file is this user's; Windows has a temporary folder for each user."""
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid()
+
+
+def _is_active(path: Path) -> bool:
+    """Return whether a worker of this user holds a lock; remove its file if it is stale."""
+    try:
+        status = path.lstat()
+        # Others may have put something there before the folder's mode was tightened.
+        if not stat.S_ISREG(status.st_mode) or not _is_own(status):
+            return False
+        # The kernel releases the lock of a process, however that ends.
+        with FileLock(path).acquire(timeout=0):
+            if time.time() - status.st_mtime > _STALE_SECONDS:
+                path.unlink(missing_ok=True)
+    except Timeout:
+        return True
+    except OSError:  # removed meanwhile, or unreadable
         return False
+    return False

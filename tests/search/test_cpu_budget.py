@@ -1,15 +1,23 @@
 """Workers on one machine share its cores, however they end."""
 
 import multiprocessing
+import os
 import shutil
 import signal
+import stat
 
 import pytest
 import torch
+from filelock import FileLock
+from helpers import TINY
 from hooks import HANG_TIMEOUT
 
 from search.worker import cpu_budget
 from search.worker.cpu_budget import ThreadBudget
+
+ANOTHER_USER = 12345
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to others")
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +91,120 @@ def test_released_cores_go_to_others_until_the_share_is_applied(tmp_path):
         assert one.apply() == 4
         two.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def foreign(path):
+    """Give a file to another user."""
+    os.chown(path, ANOTHER_USER, ANOTHER_USER)
+
+
+def put_foreign_folder(place):
+    place.mkdir(mode=0o777)
+    (place / "zzz").touch()
+    foreign(place)
+
+
+def put_link(place):
+    (place.parent / "elsewhere").mkdir(mode=0o700)
+    place.symlink_to("elsewhere")
+
+
+UNUSABLE = {
+    "foreign": put_foreign_folder,
+    "link": put_link,
+    "dangling": lambda place: place.symlink_to("nothing"),
+    "file": lambda place: place.touch(),
+    "fifo": os.mkfifo,
+}
+"""What another user may have put in place of the folder."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("foreign", marks=needs_root), "link", "dangling", "file", "fifo"]
+)
+def test_unusable_folder_is_left_alone_and_the_worker_trains_as_if_alone(tmp_path, caplog, kind):
+    place = tmp_path / "workers"
+    UNUSABLE[kind](place)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with ThreadBudget(folder=place) as one, ThreadBudget(3, folder=place) as fixed:
+        assert (one.apply(), fixed.apply()) == (8, 3)
+        one.release()
+        assert one.apply() == 8
+    (warning,) = caplog.messages  # none of the worker that does not share
+    assert str(place) in warning
+    assert "--threads" in warning
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_folder_that_becomes_usable_is_used(tmp_path):
+    place = tmp_path / "workers"
+    place.touch()
+    with ThreadBudget(folder=place) as one, ThreadBudget(folder=place) as two:
+        place.unlink()
+        one.apply()
+        assert (two.apply(), one.apply()) == (4, 4)
+
+
+@needs_root
+def test_folder_that_another_user_replaces_does_not_change_the_share(tmp_path):
+    place = tmp_path / "workers"
+    with ThreadBudget(folder=place) as budget:
+        shutil.rmtree(place)
+        put_foreign_folder(place)
+        with FileLock(place / "zzz"):
+            assert budget.apply() == 8
+
+
+def test_folder_that_others_may_write_to_becomes_private(tmp_path):
+    place = tmp_path / "workers"
+    place.mkdir()
+    place.chmod(0o777)
+    with ThreadBudget(folder=place):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+
+
+def test_what_is_no_worker_is_neither_counted_nor_changed(tmp_path):
+    """Names of other forms, and FIFOs, folders and links under the names of workers."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "zzz").touch()
+    (tmp_path / "1-0123abcd-99999999999999999999").touch()
+    (tmp_path / "2-0123abcd--5").touch()
+    os.mkfifo(tmp_path / "3-0123abcd-share")
+    (tmp_path / "4-0123abcd-share").mkdir()
+    (tmp_path / "5-0123abcd-8").symlink_to("victim")
+    before = sorted(tmp_path.iterdir())
+    for path in before:
+        os.utime(path, (0, 0), follow_symlinks=False)
+    with FileLock(tmp_path / "victim"), ThreadBudget(folder=tmp_path) as budget:
+        assert budget.thread_count() == 8
+    assert [path for path in sorted(tmp_path.iterdir()) if path in before] == before
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@needs_root
+def test_file_of_another_user_takes_no_cores(tmp_path):
+    """It was put there before the folder became private."""
+    planted = tmp_path / "1-0123abcd-999999999"
+    with FileLock(planted), ThreadBudget(folder=tmp_path) as budget:
+        assert budget.thread_count() == 1
+        foreign(planted)
+        assert budget.thread_count() == 8
+
+
+@needs_root
+def test_search_runs_though_another_user_holds_the_folder(tmp_path, sqlite_url, text, run):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    place = temporary / f"rnn-search-workers-{os.getuid()}"
+    put_foreign_folder(place)
+    with FileLock(place / "zzz"):
+        done = run(
+            "run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *TINY,
+            "--set=space.input_gate=[true]", "--set=space.forget_gate=[true]",
+            "--set=space.output_gate=[true]", "--set=space.state_size=[3]",
+            report=False, TMPDIR=str(temporary),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"warning: cannot count the workers of this machine ({place} belongs" in done.stdout
+    assert done.stdout.count("warning") == 1
+    assert [path.name for path in place.iterdir()] == ["zzz"]
