@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +38,13 @@ PROBE_TIMEOUT_SECONDS = 2.0
 """How long to wait for an answer on a port that is taken, to see if it is a dashboard's."""
 
 _LOCAL_NAMES = {HOST, "localhost", "::1"}
-_STUDY_REQUEST = re.compile(r"/api/studies/(\d+)(/|$)")
+_FRAME_HEADERS = [
+    ("X-Frame-Options", "DENY"),
+    ("Content-Security-Policy", "frame-ancestors 'none'"),
+]
+"""Headers with which a browser shows no response in a frame of any page."""
+
+_STUDY_REQUEST = re.compile(r"/api/studies/(\d{1,18})(/|$)")
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -110,7 +116,7 @@ def dashboard(
         if not debug:
             logging.getLogger("optuna_dashboard").setLevel(logging.CRITICAL)
         application = PublishOnView(wsgi(opened, artifact_store=store), opened, store)
-        server = _Server(listener, local_only(application), debug)
+        server = _Server(listener, same_origin_only(application), debug)
         exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -136,27 +142,47 @@ def _start_thread(target: Callable[[], object]) -> None:
     threading.Thread(target=target, daemon=True).start()
 
 
-def local_only(application: Application) -> Application:
-    """Reject requests that do not address this machine by a local name.
+def same_origin_only(application: Application) -> Application:
+    """Reject requests that other web pages make, and forbid pages to show this one in a frame.
 
-    This protects against DNS rebinding and against forms that other sites submit.
+    Another origin may only link to the dashboard. Requests must address this machine by a local
+    name, which protects against DNS rebinding. Clients that state no origin, such as curl, are
+    answered.
     """
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        urls = [f"//{environ.get('HTTP_HOST', '')}", environ.get("HTTP_ORIGIN", f"//{HOST}")]
-        if all(map(_is_local, urls)):
-            return application(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "text/plain")])
-        return [b"This dashboard answers to 127.0.0.1 and localhost only.\n"]
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*headers, *_FRAME_HEADERS], *error)
+
+        if not _is_local(environ.get("HTTP_HOST", "")):
+            reason = "This dashboard answers to 127.0.0.1 and localhost only."
+        elif not _is_same_origin(environ):
+            reason = "This dashboard does not answer to other web pages."
+        else:
+            return application(environ, start)
+        start("403 Forbidden", [("Content-Type", "text/plain")])
+        return [f"{reason}\n".encode()]
 
     return serve
 
 
-def _is_local(url: str) -> bool:
+def _is_local(host: str) -> bool:
     try:
-        return urlsplit(url).hostname in _LOCAL_NAMES
+        return urlsplit(f"//{host}").hostname in _LOCAL_NAMES
     except ValueError:
         return False
+
+
+def _is_same_origin(environ: Mapping[str, Any]) -> bool:
+    """Return whether no other origin makes a request, except by a link to a page."""
+    origin = environ.get("HTTP_ORIGIN")
+    # Compared with the port, because each local server is an origin of its own.
+    if origin is not None and origin.partition("://")[2] != environ["HTTP_HOST"]:
+        return False
+    # Browsers send these headers, and pages cannot change them.
+    site, mode, destination = (environ.get(f"HTTP_SEC_FETCH_{n}") for n in ("SITE", "MODE", "DEST"))
+    is_link = (environ["REQUEST_METHOD"], mode, destination) == ("GET", "navigate", "document")
+    return site in (None, "none", "same-origin") or is_link
 
 
 class PublishOnView:
@@ -232,6 +258,12 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _Handler(WSGIRequestHandler):
     def log_message(self, *args: Any) -> None:
         """Log no requests."""
+
+    def end_headers(self) -> None:
+        """End the headers of an error; those of a response are not sent here."""
+        for header in _FRAME_HEADERS:
+            self.send_header(*header)
+        super().end_headers()
 
     def get_stderr(self) -> Any:
         server = self.server

@@ -1,6 +1,8 @@
 """optuna-dashboard during a search and afterwards: note, figure and files of a study."""
 
 import dataclasses
+import http.client
+import http.server
 import json
 import multiprocessing
 import random
@@ -30,7 +32,7 @@ from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
 from reports.dashboard.launcher import DashboardView
 from reports.dashboard.publish import STATE_ATTR, publish_study
-from reports.dashboard.server import PublishOnView, local_only, open_listener
+from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.results import read_results
 from reports.errors import DashboardError
 from studies.artifacts import open_store
@@ -532,7 +534,9 @@ def test_viewed_study_of_another_program_is_left_alone(sqlite_url, tmp_path, cap
     [
         ({"HTTP_HOST": "127.0.0.1:8080"}, "200"),
         ({"HTTP_HOST": "localhost:9000", "HTTP_ORIGIN": "http://localhost:9000"}, "200"),
+        ({"HTTP_HOST": "[::1]:8080", "HTTP_ORIGIN": "http://[::1]:8080"}, "200"),
         ({"HTTP_HOST": "rebound.example:8080"}, "403"),
+        ({"HTTP_HOST": "rebound.example", "HTTP_ORIGIN": "http://rebound.example"}, "403"),
         ({"HTTP_HOST": "127.0.0.1.example"}, "403"),
         ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "http://elsewhere.example"}, "403"),
         ({"HTTP_HOST": "127.0.0.1", "HTTP_ORIGIN": "null"}, "403"),
@@ -546,9 +550,105 @@ def test_only_requests_to_a_local_name_are_answered(headers, status):
         return [b"all studies"]
 
     statuses = []
-    body = local_only(application)(headers, lambda status, _: statuses.append(status))
+    body = same_origin_only(application)(
+        {"REQUEST_METHOD": "GET"} | headers, lambda status, _: statuses.append(status)
+    )
     assert statuses[0].startswith(status)
     assert (list(body) == [b"all studies"]) == (status == "200")
+
+
+@pytest.fixture
+def served(sqlite_url, runner):
+    """Port of a dashboard of one study, ``made``."""
+    make_study(sqlite_url)
+    port = free_port()
+    command = ("-m", "reports.dashboard", "--port", str(port), "--storage", sqlite_url)
+    process = runner.start(*command)
+    wait_until_running([process], lambda: answers(port))
+    yield port
+    process.send(signal.SIGTERM)
+    process.wait()
+
+
+def send(port, method, path, **headers):
+    """Send a request to the dashboard; return its status and headers."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_TIMEOUT)) as client:
+        client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+        response = client.getresponse()
+        response.read()
+        return response.status, response.headers
+
+
+def study_names(url):
+    return [name for (name,) in query(url, "SELECT study_name FROM studies")]
+
+
+FOREIGN_REQUESTS = {
+    "script of another site": {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "cors",
+                               "Sec_Fetch_Dest": "empty", "Origin": "http://elsewhere.example"},
+    "script of another port": {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "cors",
+                               "Sec_Fetch_Dest": "empty"},
+    "another port": {"Origin": "http://127.0.0.1:1"},
+    "no port": {"Origin": "http://127.0.0.1"},
+    "another local name": {"Origin": "http://localhost"},
+    "page without an origin": {"Origin": "null"},
+    "form": {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate",
+             "Sec_Fetch_Dest": "document"},
+    "rebound name": {"Host": "rebound.example", "Origin": "http://rebound.example",
+                     "Sec_Fetch_Site": "same-origin"},
+}  # fmt: skip
+
+
+def test_other_pages_cannot_change_a_study(served, sqlite_url):
+    for kind, headers in FOREIGN_REQUESTS.items():
+        for method, path in (("DELETE", "/api/studies/1"), ("POST", "/api/studies/1/1/skip")):
+            status, _ = send(served, method, path, **headers)
+            assert status == 403, kind
+    frame = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    for destination in ("iframe", "frame", "embed", "object"):
+        status, _ = send(served, "GET", "/dashboard", **frame, Sec_Fetch_Dest=destination)
+        assert status == 403, destination
+    assert study_names(sqlite_url) == ["made"]
+
+
+def test_own_page_links_and_plain_clients_are_answered(served, sqlite_url):
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    for headers in ({}, link | {"Sec_Fetch_Dest": "document"}, {"Sec_Fetch_Site": "none"}):
+        assert send(served, "GET", "/dashboard", **headers)[0] == 200
+    make_study(sqlite_url, "other")
+    own = {"Sec_Fetch_Site": "same-origin", "Origin": f"http://127.0.0.1:{served}"}
+    assert send(served, "DELETE", "/api/studies/1", **own)[0] == 204
+    assert study_names(sqlite_url) == ["other"]
+    without_metadata = {"Host": "localhost:9000", "Origin": "http://localhost:9000"}  # a tunnel
+    assert send(served, "DELETE", "/api/studies/2", **without_metadata)[0] == 204
+    assert study_names(sqlite_url) == []
+
+
+def test_no_response_may_be_shown_in_a_frame(served):
+    responses = [
+        send(served, "GET", path, **headers)
+        for path, headers in (
+            ("/", {}),
+            ("/dashboard", {}),
+            ("/dashboard/studies/1", {}),
+            ("/api/meta", {}),
+            ("/api/studies/1", {}),
+            ("/api/studies/99", {}),
+            (f"/api/studies/{'9' * 5000}", {}),
+            ("/csv/1", {}),
+            ("/static/bundle.js", {}),
+            ("/artifacts/1/absent", {}),
+            ("/absent", {}),
+            ("/dashboard", {"Host": "rebound.example"}),
+            ("/dashboard", {"Sec_Fetch_Site": "cross-site"}),
+            (f"/{'x' * 70_000}", {}),
+        )
+    ]
+    statuses = [status for status, _ in responses]
+    assert {200, 302, 403, 404, 414} <= set(statuses)
+    for status, headers in responses:
+        assert headers.get_all("X-Frame-Options") == ["DENY"], status
+        assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
 
 
 def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, run):
@@ -704,6 +804,78 @@ def test_plain_optuna_dashboard_shows_note_and_figure(browser, sqlite_url):
     finally:
         server.terminate()
         server.wait(HANG_TIMEOUT)
+
+
+@pytest.fixture
+def foreign_page():
+    """Function that serves a page from another port; returns its URL."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(self.server.html.encode())
+
+        def log_message(self, *arguments):
+            """Log no requests."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+
+        def serve(html):
+            server.html = html
+            threading.Thread(target=server.serve_forever).start()
+            return f"http://127.0.0.1:{server.server_address[1]}/"
+
+        yield serve
+        server.shutdown()
+
+
+def click_center(page, box):
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+@pytest.mark.extended
+def test_page_that_frames_the_dashboard_cannot_delete_a_study(
+    browser, served, sqlite_url, foreign_page
+):
+    """Two clicks at the places of the dashboard's buttons, in a frame of another page."""
+    page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    page.goto(f"http://127.0.0.1:{served}/dashboard")
+    delete = page.get_by_role("button", name="delete study").first
+    boxes = [delete.bounding_box()]
+    delete.click()
+    yes = page.get_by_role("dialog").get_by_role("button", name="Yes")
+    yes.wait_for()
+    boxes.append(yes.bounding_box())
+
+    requests = []
+    page.on("request", lambda request: requests.append((request.method, request.url)))
+    style = "position: fixed; inset: 0; width: 100%; height: 100%; border: 0"
+    url = foreign_page(f'<iframe src="http://127.0.0.1:{served}/dashboard" style="{style}">')
+    page.goto(url, wait_until="networkidle")
+    for box in boxes:
+        click_center(page, box)
+        page.wait_for_timeout(500)  # a dialog would open
+    (frame,) = page.main_frame.child_frames
+    assert "DELETE" not in {method for method, _ in requests}
+    assert study_names(sqlite_url) == ["made"]
+    assert frame.url.startswith("chrome-error:")
+    assert frame.get_by_text("made").count() == 0
+    page.context.close()
+
+
+@pytest.mark.extended
+def test_browser_follows_a_link_to_the_dashboard_and_deletes_a_study(
+    browser, served, sqlite_url, foreign_page
+):
+    page = browser.new_context().new_page()
+    page.goto(foreign_page(f'<a href="http://127.0.0.1:{served}/">studies</a>'))
+    page.get_by_role("link").click()
+    page.get_by_role("button", name="delete study").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Yes").click()
+    wait_until(lambda: study_names(sqlite_url) == [])
+    page.context.close()
 
 
 def answers(port):
