@@ -25,6 +25,7 @@ from search.study import StudyHandle, StudyOptions, create_or_join
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
+from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
@@ -159,7 +160,10 @@ def run_workers(
                 _run_worker(options, session, claims, reader, stop, display, has_trained)
             else:
                 console.print_line(f"starting {options.workers} worker processes")
-                exit_code = _run_worker_processes(options, reader, stop, display, has_trained)
+                watch = CorpusWatch(handle.corpus)
+                exit_code = _run_worker_processes(
+                    options, reader, stop, display, watch, has_trained
+                )
             status = reader.read_status()
         if not options.is_subprocess:
             exit_code |= _conclude(console, session, status, stop, has_trained)
@@ -218,6 +222,7 @@ def _run_worker(
             session.worker_name,
             options.lockstep,
             models,
+            None if options.is_subprocess else CorpusWatch(handle.corpus),
         )
         count_trials = reader.count_trials
         worker = Worker(claims, trainer, count_trials, stop, display, options.wait, scheduler)
@@ -279,6 +284,7 @@ def _run_worker_processes(
     reader: StatusReader,
     stop: ShutdownSignal,
     display: QuietDisplay,
+    watch: CorpusWatch,
     has_trained: c_bool,
 ) -> int:
     """Start worker processes and wait for them.
@@ -299,6 +305,7 @@ def _run_worker_processes(
             process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
             display.on_log(reader.read_running())
+            watch.look()
             _wait_for_exit(processes, stop)
     finally:
         for process in processes:

@@ -1,6 +1,8 @@
 """Corpora as raw bytes: the running Python's standard library, enwik8, or any file."""
 
 import hashlib
+import os
+import stat
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,16 +31,54 @@ _EXCLUDED_FOLDERS = {
 
 
 @dataclass(frozen=True)
+class CorpusFile:
+    """The file that a text was read from, as it was then.
+
+    Attributes:
+        path: absolute path of the file.
+        device: number of its device.
+        inode: number of its inode.
+        size: number of bytes.
+        mtime_ns: time of its last modification, in nanoseconds.
+    """
+
+    path: Path
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def from_status(cls, path: Path, status: os.stat_result) -> "CorpusFile":
+        """Return the file with a given status."""
+        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def describe_change(self) -> str:
+        """Describe how the file has changed; return "" if it has not, or cannot be looked at."""
+        try:
+            now = CorpusFile.from_status(self.path, self.path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return "was removed"
+        except OSError:  # such as a network file system that is unavailable for a while
+            return ""
+        if now.size != self.size:
+            return f"was changed from {self.size:,} to {now.size:,} bytes"
+        return "was modified or replaced" if now != self else ""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A text, split by position: the first 90% train, then 5% validation and 5% test.
 
     Attributes:
         name: ``stdlib``, ``enwik8``, or the path of a file.
-        text: bytes (length,), memory-mapped if they come from a file.
+        text: bytes (length,), in memory: a mapping would change with its file.
+        file: file that the text was read from; None for ``stdlib``.
     """
 
     name: str
     text: ByteArray
+    file: CorpusFile | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -89,13 +129,14 @@ def load_corpus(name: str) -> Corpus:
             (downloaded on first use) or the path of a file.
 
     Raises:
-        CorpusError: if the file is missing, empty or unreadable, or the download fails.
+        CorpusError: if the file is missing, empty, unreadable, not a regular file, larger than the
+            memory or changed while it is read, or the download fails.
     """
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
         path = download.fetch_enwik8()
-        corpus = Corpus(name, _memmap(path))
+        corpus = _read_file(name, path)
         # The file in the cache may have been changed since it was unpacked.
         if corpus.sha256 != download.SHA256:
             raise CorpusError(
@@ -103,26 +144,40 @@ def load_corpus(name: str) -> Corpus:
                 "remove the file to download it again"
             )
         return corpus
-    path = Path(name)
     try:
-        path = path.expanduser().resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # not a possible file name
-        is_file = False
-    if not is_file:
+        path = Path(name).expanduser()
+        mode = path.stat().st_mode
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
         raise CorpusError(
             f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a path to a file"
+        ) from error
+    # Checked before the file is opened: a pipe would block, a device might never end.
+    if not stat.S_ISREG(mode):
+        raise CorpusError(
+            f"corpus {name!r} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
         )
-    return Corpus(str(path), _memmap(path))
+    return _read_file(str(path), path)
 
 
-def _memmap(path: Path) -> ByteArray:
+def _read_file(name: str, path: Path) -> Corpus:
+    """Read a corpus file into memory, so that the text that is hashed is the one trained on."""
     try:
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    except ValueError as error:  # raised by numpy for an empty file
-        raise CorpusError(f"corpus {path} is empty") from error
+        with path.open("rb", buffering=0) as file:
+            before = CorpusFile.from_status(path, os.fstat(file.fileno()))
+            content = file.read()
+            after = CorpusFile.from_status(path, os.fstat(file.fileno()))
     except OSError as error:
         raise CorpusError(f"corpus {path} cannot be read ({error.strerror})") from error
+    except MemoryError as error:
+        raise CorpusError(
+            f"corpus {path} of {before.size:,} bytes does not fit into memory: use a shorter text"
+        ) from error
+    if before != after:
+        raise CorpusError(f"corpus {path} changed while it was read: wait until it is complete")
+    if not content:
+        raise CorpusError(f"corpus {path} is empty")
+    return Corpus(name, np.frombuffer(content, dtype=np.uint8), before)
 
 
 def _library_sources() -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from search.study import StudyHandle
 from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claims import Claim
+from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep_size import auto_lockstep, min_keep_probability
 from search.worker.model_evaluation import Evaluator
@@ -45,6 +46,7 @@ class Trainer:
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
         best_models: store for the weights of the best networks; None to save none.
+        corpus_watch: watch of the corpus file; None if the parent process has one.
 
     Attributes:
         has_trained: whether at least one step was trained.
@@ -61,6 +63,7 @@ class Trainer:
         worker: str,
         lockstep: int | None = None,
         best_models: BestModelStore | None = None,
+        corpus_watch: CorpusWatch | None = None,
     ) -> None:
         config = handle.config
         assert config.precision != "auto", "resolved when the study was created"
@@ -77,6 +80,7 @@ class Trainer:
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._evaluator = Evaluator(config, handle.token_corpus)
         self._best_models = best_models
+        self._corpus_watch = corpus_watch
         self._checkpointer = CheckpointManager(handle, checkpoints)
         self._settings = self._checkpointer.settings
         rungs = compute_rungs(self._settings.steps, self._settings.log_every)
@@ -194,6 +198,8 @@ class Trainer:
             if not poll():
                 return
             self._budget.apply()
+            if self._corpus_watch:
+                self._corpus_watch.look()
             if lost := [config for config in loop.configs if claims[config].lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:

@@ -18,11 +18,14 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reference_curves(runner, text, tmp_path_factory, worker_id):
-    """Return a function that gives the curves of a search without faults, run once per session."""
+    """Return a function that gives the curves of a search without faults, run once per session.
+
+    It reads something else from that search's database with another SQL statement.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
 
-    def curves(**settings):
+    def curves(statement=CURVES, **settings):
         key = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
         folder = shared / f"reference-{key}"
         folder.mkdir(exist_ok=True)
@@ -31,6 +34,6 @@ def reference_curves(runner, text, tmp_path_factory, worker_id):
             if not (folder / "done").exists():
                 assert search_starter(runner, url, text)(**settings).wait() == 0
                 (folder / "done").touch()
-        return query(url, CURVES)
+        return query(url, statement)
 
     return curves

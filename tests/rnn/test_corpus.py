@@ -3,15 +3,19 @@
 import hashlib
 import http.server
 import io
+import os
+import re
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rnn.data import download
 from rnn.data.corpus import Corpus, gather_windows, load_corpus
+from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.errors import CorpusError
 
 
@@ -26,14 +30,79 @@ def test_stdlib_is_about_ten_megabytes_without_tests_and_packages():
     assert b"import torch.nn" not in text
 
 
-def test_file_is_memory_mapped_as_raw_bytes(tmp_path):
+def test_file_is_read_as_raw_bytes(tmp_path):
     path = tmp_path / "bytes"
     content = bytes(range(256)) * 100
     path.write_bytes(content)
     corpus = load_corpus(str(path))
-    assert isinstance(corpus.text, np.memmap)
     assert corpus.text.tobytes() == content
     assert corpus.sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_text_of_a_file_is_in_memory_once_from_the_hash_to_the_tokens(tmp_path):
+    def private_megabytes() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
+
+    path = tmp_path / "text"
+    path.write_bytes(bytes(range(256)) * 2**18)  # 64 MiB
+    before = private_megabytes()
+    corpus = load_corpus(str(path))
+    assert len(corpus.sha256) == 64
+    text = TokenCorpus(corpus, ByteTokenizer())
+    for split in (text.train, text.validation, text.test):
+        assert np.shares_memory(split, corpus.text)
+    assert private_megabytes() - before < 100
+    path.write_bytes(b"other")
+    assert corpus.text[:256].tobytes() == bytes(range(256))
+
+
+def test_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "text"
+    path.write_bytes(b"text" * 100)
+    status = os.fstat
+
+    def append_and_read_status(descriptor):
+        before = status(descriptor)
+        with path.open("ab") as file:
+            file.write(b"more")
+        return before
+
+    monkeypatch.setattr("rnn.data.corpus.os.fstat", append_and_read_status)
+    with pytest.raises(CorpusError, match="changed while it was read") as refused:
+        load_corpus(str(path))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_file_larger_than_the_memory_is_refused(tmp_path):
+    import resource
+
+    path = tmp_path / "text"
+    path.touch()
+    os.truncate(path, 2**36)  # takes no space on the disk
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**36, limits[1]))
+    try:
+        with pytest.raises(CorpusError, match="of 68,719,476,736 bytes does not fit into memory"):
+            load_corpus(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_change_of_a_file_is_described(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"text" * 100)
+    file = load_corpus(str(path)).file
+    assert file.describe_change() == ""
+    os.utime(path, ns=(0, 0))
+    assert file.describe_change() == "was modified or replaced"
+    path.write_bytes(b"text")
+    assert file.describe_change() == "was changed from 400 to 4 bytes"
+    path.unlink()
+    assert file.describe_change() == "was removed"
+    assert load_corpus("stdlib").file is None
 
 
 def test_corpus_of_a_file_is_named_by_its_absolute_path(tmp_path, monkeypatch):
@@ -54,7 +123,7 @@ def test_missing_or_empty_file_is_refused_in_one_line(tmp_path):
     for name, message in (
         ("missing", "not found"),
         ("empty", "empty"),
-        ("", "not found"),
+        ("", "is not a regular file"),
         ("a" * 999, "not found"),
         ("\0", "not found"),
     ):
@@ -69,7 +138,7 @@ def test_unreadable_file_is_refused_with_the_reason(tmp_path, monkeypatch):
 
     path = tmp_path / "secret"
     path.write_bytes(b"text")
-    monkeypatch.setattr(np, "memmap", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CorpusError, match=r"cannot be read \(Permission denied\)"):
         load_corpus(str(path))
 

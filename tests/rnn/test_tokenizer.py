@@ -146,15 +146,6 @@ def test_each_split_is_encoded_separately_and_once():
         assert getattr(text, split) is tokens
 
 
-def test_byte_tokens_stay_memory_mapped(tmp_path):
-    path = tmp_path / "text"
-    path.write_bytes(PROSE)
-    corpus = Corpus("file", np.memmap(path, np.uint8, "r"))
-    text = TokenCorpus(corpus, load_tokenizer(None))
-    assert np.shares_memory(text.train, corpus.text)
-    assert isinstance(text.train, np.memmap)
-
-
 def test_test_split_is_encoded_only_on_request():
     class CountingTokenizer:
         size, bytes_read = 256, 0

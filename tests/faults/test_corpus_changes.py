@@ -1,0 +1,105 @@
+"""A corpus file that changes during a search, or is no file that can be read."""
+
+import os
+
+import pytest
+from helpers import TEXT
+from hooks import Gate
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
+from test_stops import ONE, STEP, TWO
+
+VALUES = "SELECT value FROM trial_values"
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Corpus file of one test, with the text of the session's."""
+    path = tmp_path / "corpus"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture
+def search(runner, sqlite_url, corpus):
+    return search_starter(runner, sqlite_url, corpus)
+
+
+@pytest.fixture
+def gate(tmp_path_factory):
+    return Gate(tmp_path_factory.mktemp("gate") / "gate", STEP)
+
+
+def overwrite(path):
+    with path.open("r+b") as file:
+        file.write(bytes(b"0123456789" * len(TEXT))[: len(TEXT)])
+
+
+def truncate(path):
+    os.truncate(path, 0)
+
+
+def replace(path):
+    other = path.with_name("other")
+    other.write_bytes(TEXT[::-1])
+    other.replace(path)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "refusal"),
+    [
+        (overwrite, "was modified or replaced", "exists with other settings: corpus.sha256"),
+        (truncate, "was changed from 1,800 to 0 bytes", "is empty"),
+        (replace, "was modified or replaced", "exists with other settings: corpus.sha256"),
+        (remove, "was removed", "not found"),
+    ],
+)
+def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refused(
+    search, gate, sqlite_url, corpus, reference_curves, change, what, refusal
+):
+    first = search(gate=gate, **ONE)
+    wait_until_running([first], lambda: first.pid in gate.held)
+    change(corpus)
+    warning = (
+        f"warning: corpus {corpus} {what} after it was read: running workers continue with the "
+        "text that they read at their start; workers that start from now on are refused if the "
+        "content differs, until it is restored\n"
+    )
+    wait_until_running([first], lambda: warning in first.output)
+    later = search(**ONE)
+    assert later.wait() == 2
+    assert refusal in later.stderr
+    assert later.stderr.count("\n") == 1
+    gate.open()
+    assert first.wait() == 0
+    assert first.output.count("warning") == 1
+    assert query(sqlite_url, FINISHED) == [(0, "COMPLETE", 1)]
+    assert query(sqlite_url, CURVES) == reference_curves(**ONE)
+    assert query(sqlite_url, VALUES) == reference_curves(VALUES, **ONE)
+
+
+def test_several_worker_processes_warn_once_of_a_changed_corpus(search, gate, corpus):
+    first = search("--workers", "2", gate=gate, **TWO)
+    wait_until_running([first], lambda: len(gate.held) == 2)
+    overwrite(corpus)
+    wait_until_running([first], lambda: "warning: corpus" in first.output)
+    gate.open()
+    assert first.wait() == 0
+    assert first.output.count("warning") == 1
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, make_folder])
+def test_corpus_that_is_not_a_regular_file_is_refused_at_once(search, corpus, make):
+    corpus.unlink()
+    make(corpus)
+    refused = search(**ONE)
+    assert refused.wait() == 2
+    expected = "expected 'stdlib', 'enwik8' or a path to one\n"
+    assert refused.stderr == f"error: corpus '{corpus}' is not a regular file: {expected}"
