@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from sqlalchemy.engine import URL
 
 from reports.errors import OutputTakenError
+from studies.files import open_regular
 
 OUTPUT = Path("reports/out")
 """Default folder for reports, relative to the working directory."""
@@ -85,7 +86,7 @@ def choose_path(path: Path, is_default: bool, identity: str, prefix: bytes) -> t
 def _require_replaceable(path: Path, identity: str, prefix: bytes) -> None:
     if not path.exists():
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_HEAD)
     if not head.startswith(prefix):
         raise OutputTakenError(f"{path} exists and is not a report; choose another --output")

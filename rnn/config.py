@@ -48,7 +48,7 @@ class GatedConfig:
             state (``"state"``), or the candidate as well (``"candidate"``). Fixed within a study.
 
     Raises:
-        ValueError: if a value is not allowed.
+        ValueError, TypeError: if a value is not allowed.
     """
 
     input_gate: bool
@@ -64,6 +64,9 @@ class GatedConfig:
     def __post_init__(self) -> None:
         _check_choice("state_source", self.state_source, STATE_SOURCES)
         _check_choice("gate_inputs", self.gate_inputs, GATE_INPUTS)
+        for name in ("input_gate", "forget_gate", "output_gate", "state_gate", "residual"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is not true or false")
         _check_positive(layers=self.layers, state_size=self.state_size)
 
     @classmethod
@@ -217,13 +220,13 @@ class TrialConfig(NamedTuple):
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         expected = ", ".join(map(repr, choices))
-        raise ValueError(f"{name} is {value!r}: expected one of {expected}")
+        raise ValueError(f"{name} is {str(value)[:40]!r}: expected one of {expected}")
 
 
 def _check_positive(**values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: expected 1 or more")
+        if type(value) is not int or value < 1:  # a bool is no number here
+            raise ValueError(f"{name} is {str(value)[:40]}: expected an integer of 1 or more")
 
 
 def _count_parameters(shapes: Mapping[str, tuple[int, int]]) -> int:

@@ -17,6 +17,7 @@ from studies.config import PrecisionSetting
 from studies.errors import ConfigError
 from studies.loader import load_config_file, read_study_record
 from studies.storage.open import load_study, read_storage
+from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -38,7 +39,9 @@ def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) 
     if text == "auto":
         return None
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
-        raise click.BadParameter(f"invalid value {text!r}: expected auto or a positive integer")
+        raise click.BadParameter(
+            f"invalid value {shorten(text)!r}: expected auto or a positive integer"
+        )
     return int(text)
 
 

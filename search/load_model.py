@@ -8,20 +8,26 @@ from typing import Any, TypeVar
 import click
 from optuna.trial import FrozenTrial, TrialState
 
+from rnn.config import NetworkConfig
+from rnn.errors import SavedModelError
 from rnn.inference.saved_model import SavedModel, deserialize_model
 from search.errors import WeightsNotFoundError
 from search.refinement import rank_trials
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.cli import artifacts_option, storage_options
-from studies.config import StudyConfig
+from studies.config import StudyConfig, to_trial_config
 from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
+from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _MAX_DIGITS = 18
 """Number of digits of a trial number, so that it fits 64 bits."""
+
+_MAX_HEADER_BYTES = 16 * 2**20
+"""Maximum size of a model file without the weights; a vocabulary takes about 1 MB."""
 
 _MAX_LISTED = 20
 """Number of trials that a message lists."""
@@ -48,7 +54,9 @@ def _parse_trial(context: click.Context, option: click.Parameter, text: str) -> 
     if text == "best":
         return None
     if not text.isdecimal() or len(text) > _MAX_DIGITS:
-        raise click.BadParameter(f"invalid value {text!r}: expected best or a trial number")
+        raise click.BadParameter(
+            f"invalid value {shorten(text)!r}: expected best or a trial number"
+        )
     return int(text)
 
 
@@ -92,12 +100,16 @@ def load_trial_model(
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)
-    content = None if chosen is None else weights.read(chosen.number)
-    if chosen is None or content is None:
+    if chosen is None:
+        raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
+    architecture = to_trial_config(chosen.params, config).architecture
+    content = _read_weights(weights, chosen.number, architecture, record.tokenizer.size)
+    if content is None:
         raise WeightsNotFoundError(_explain_missing(study, trial, trials, available, config))
     model = deserialize_model(content)
-    expected = str(chosen.number), repr(chosen.value)
-    if (model.metadata.get("trial"), model.metadata.get("value")) != expected:
+    expected = str(chosen.number), repr(chosen.value), architecture
+    found = model.metadata.get("trial"), model.metadata.get("value"), model.architecture
+    if found != expected:
         raise WeightsNotFoundError(
             f"the weights of trial {chosen.number} of study {study!r} belong to another run: "
             "remove them, or choose another trial"
@@ -110,6 +122,25 @@ def load_trial_model(
             err=True,
         )
     return LoadedModel(model, chosen, study, config)
+
+
+def _read_weights(
+    weights: WeightStore, number: int, architecture: NetworkConfig, vocab_size: int
+) -> bytes | None:
+    """Return the weights of a trial, not more than its network can have; None if there are none."""
+    limit = 8 * architecture.parameter_count(vocab_size) + _MAX_HEADER_BYTES
+    try:
+        content = weights.read(number, limit + 1)
+    except OSError as error:
+        raise SavedModelError(
+            f"the weights of trial {number} cannot be read ({error.strerror}): check --artifacts"
+        ) from error
+    if content is not None and len(content) > limit:
+        raise SavedModelError(
+            f"the weights of trial {number} have more than {limit:,} bytes, which its network "
+            "cannot have: remove them, or choose another trial"
+        )
+    return content
 
 
 def _explain_missing(

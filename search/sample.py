@@ -65,4 +65,4 @@ def sample(
 
 
 if __name__ == "__main__":
-    run_command(sample, USER_ERRORS)
+    run_command(sample, USER_ERRORS, binary=("prompt",))

@@ -124,6 +124,8 @@ def create_or_join(
         raise ConfigError(
             f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
         )
+    if not name.isprintable():  # messages and terminals show it
+        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
     config = _resolve_config(file, url, options)
     if options.extend and config.space is None:
         raise ConfigMismatchError(

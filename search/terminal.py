@@ -19,6 +19,7 @@ from rich.text import Text
 from search.progress import format_loss, format_progress, format_running, format_trial_end
 from search.status import RunningTrial, Status, StatusReader
 from search.worker.protocols import TrialEvent, WorkerCallbacks
+from studies.text import to_line
 
 REFRESH_SECONDS = 2.0
 """Interval between reads of the status: each costs a worker some milliseconds of training."""
@@ -72,7 +73,7 @@ class SafeConsole(Console):
 
     def print_line(self, line: str) -> None:
         """Print a line: wrapped between words in a terminal, unbroken in a file."""
-        self.print(line, markup=False, highlight=False, soft_wrap=not self.is_terminal)
+        self.print(to_line(line), markup=False, highlight=False, soft_wrap=not self.is_terminal)
         self.printed_at = time.monotonic()
 
 

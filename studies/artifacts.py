@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 from studies.errors import ArtifactsError
+from studies.files import open_regular
 from studies.storage.engine import parse_url
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights"]
@@ -39,6 +41,13 @@ class AtomicFileStore(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact atomically."""
         atomic_write(Path(self._get_filepath(artifact_id)), content_body)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact for reading; a pipe or a device in its place is refused."""
+        try:
+            return open_regular(Path(self._get_filepath(artifact_id)))
+        except FileNotFoundError as error:
+            raise ArtifactNotFound("not found") from error
 
     def remove(self, artifact_id: str) -> None:
         """Remove an artifact and the temporary files that killed writers left."""

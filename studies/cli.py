@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from studies.errors import StorageUnavailableError
 from studies.storage.open import DEFAULT_STORAGE
 from studies.storage.retry import error_message
+from studies.text import shorten, to_line
 
 STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
 """Environment variable for ``--storage``; unlike the option, it is hidden from process lists."""
@@ -25,6 +26,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 EXIT_USAGE, EXIT_FAILURE = 2, 1
 """Exit codes for invalid input and for failures at run time."""
+
+_MAX_MESSAGE = 4000
+"""Number of characters after which an error message, which may repeat input, is cut."""
 
 
 def storage_options(command: _F) -> _F:
@@ -82,14 +86,44 @@ dashboard_port_option = click.option(
 )
 
 
-def run_command(command: click.Command, bad_input: tuple[type[Exception], ...]) -> None:
+def run_command(
+    command: click.Command, bad_input: tuple[type[Exception], ...], binary: Collection[str] = ()
+) -> None:
     """Run a command and exit the process with the exit code that it returns.
 
     Args:
         command: command that returns its exit code.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
+        binary: names of parameters that accept bytes which are no text.
     """
+    callback = command.callback
+    assert callback is not None
+
+    def run(**params: Any) -> Any:
+        for name, value in params.items():
+            if name not in binary:
+                _require_text(name, value)
+        return callback(**params)
+
+    command.callback = run
     run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
+
+
+def _require_text(name: str, value: Any) -> None:
+    """Reject arguments with bytes that are no text: neither storages nor messages can hold them."""
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, str | Path) and not _is_text(str(each)):
+            raise click.BadParameter(
+                f"{name.replace('_', '-')} is not valid UTF-8: expected text, not {str(each)!r}"
+            )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
@@ -124,5 +158,5 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {to_line(shorten(message, _MAX_MESSAGE))}", err=True)
     sys.exit(code)

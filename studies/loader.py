@@ -1,6 +1,5 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +12,10 @@ from pydantic_core import ErrorDetails
 from studies.attributes import SCHEMA_VERSION, StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
+from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import load_study, read_storage
+from studies.text import shorten
 
 CONFIG_DIR = Path(__file__).parent
 """Folder of the configs that can be given by name."""
@@ -51,7 +52,7 @@ class ConfigFile(BaseModel):
         """Name of the study that this one derives from, if any."""
         refinement = self.settings.get("refinement")
         source = refinement.get("source") if isinstance(refinement, Mapping) else None
-        return source if isinstance(source, str) else None
+        return source if isinstance(source, str) and source.isprintable() else None
 
     def resolve(self) -> StudyConfig:
         """Validate the settings, with defaults for all others.
@@ -124,10 +125,10 @@ def load_config_file(
     is_toml = study.endswith(".toml")
     path = Path(study) if is_toml or "/" in study else CONFIG_DIR / f"{study}.toml"
     try:
-        is_file = path.is_file()
+        exists = path.exists()
     except (OSError, ValueError):  # not a valid file name
-        is_file = False
-    if is_file:
+        exists = False
+    if exists:
         file = ConfigFile(name=path.stem, origin=_display_path(path), settings=_read_toml(path))
     else:
         file = _find_stored(study, None if is_toml else storage)
@@ -139,8 +140,10 @@ def load_config_file(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return read_toml(path)
+    except OSError as error:
+        raise ConfigError(f"{_display_path(path)} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # TOML or UTF-8
         raise ConfigError(f"{_display_path(path)} is not valid TOML: {error}") from error
 
 
@@ -167,17 +170,21 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
+    shown = shorten(override)
     if not equals or not key.strip():
         raise ConfigError(
-            f"--set {override!r} has no value: expected KEY=VALUE, as in training.steps=2000"
+            f"--set {shown!r} has no value: expected KEY=VALUE, as in training.steps=2000"
         )
+    if key.count(".") > MAX_DEPTH:
+        raise ConfigError(f"--set {shown!r}: expected a key such as training.steps")
     try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError) as error:  # a huge number, deep nesting
+        ((_, value),) = parse_toml(f"value = {text}").items()
+    except ValueError as error:  # not TOML, or more than one value
         raise ConfigError(
-            f"--set {override!r}: {text!r} is not a TOML value: expected one like 2000, 0.5, true, "
-            '[1, 2] or "text" with its quotes'
+            f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
+            'true, [1, 2] or "text" with its quotes'
         ) from error
+    return key.strip(), value
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

@@ -14,6 +14,21 @@ def format_duration(seconds: float) -> str:
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
 
 
+def shorten(text: str, length: int = 80) -> str:
+    """Cut a text that a message repeats, with an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def to_line(text: str) -> str:
+    """Return text as one printable line, with escapes for line breaks and control characters.
+
+    A terminal would obey escape sequences in a name, and an encoder reject bytes that are no text.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def to_printable(text: str | bytes) -> str:
     """Return text that is safe to show in a terminal or a page.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -100,7 +101,27 @@ INVALID = [
     (["run_search.py", "quick", "--artifacts", "{tmp}/no/folder"], "is not writable"),
     (["run_search.py", "quick", "--artifacts", "s3://"], "is not a bucket"),
     (["run_search.py", "quick", "--until", "soon"], "expected a duration such as 45m, 3h or 1h30m"),
+    (["run_search.py", "quick", "--until", "9" * 5000 + "d"], "is longer than ten years"),
+    (["run_search.py", "quick", "--lockstep", "9" * 5000], "expected auto or a positive integer"),
     (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
+    (["run_search.py", "{tmp}/pipe.toml"], "pipe.toml cannot be read: not a regular file"),
+    (["run_search.py", "{tmp}/folder.toml"], "folder.toml cannot be read: Is a directory"),
+    (["run_search.py", "{tmp}/escapes.toml"], r"unknown key a\nb\x1b[2J: expected one of"),
+    (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/pipe.toml"], "not a regular file"),
+    (["run_search.py", "quick", "--storage", "sqlite:////dev/null"], "not a regular file"),
+    (["run_search.py", "quick", "--status", "--storage", "sqlite:///{tmp}/pipe.toml"], "regular"),
+    (["-m", "reports.hypotheses", "quick", "--hypotheses", "{tmp}/pipe.toml"], "not a regular"),
+    (["-m", "reports.hypotheses", "quick", "--hypotheses", "{tmp}/deep.toml"], "32 nested tables"),
+    (["run_search.py", "quick", "--name", "a\nb"], r"'a\nb' has control characters"),
+    (["run_search.py", "quick", "--name", "\x1b[2J"], r"'\x1b[2J' has control characters"),
+    (["run_search.py", "quick", "--name", "a\udcff"], r"name is not valid UTF-8: expected text"),
+    (["run_search.py", "a\udcff"], r"study is not valid UTF-8: expected text, not 'a\udcff'"),
+    (["run_search.py", "quick", "--corpus", "a\udcff"], "corpus is not valid UTF-8"),
+    (["run_search.py", "quick", "--artifacts", "a\udcff"], "artifacts is not valid UTF-8"),
+    (["run_search.py", "quick", "--storage", "sqlite:///\udcff"], "storage is not valid UTF-8"),
+    (["run_search.py", "quick", "--set", "question='\udcff'"], "overrides is not valid UTF-8"),
+    (["-m", "reports", "quick", "--output", "\udcff"], "output is not valid UTF-8"),
+    (["refine.py", "quick-refined", "--set", 'refinement.source="a\\u0000"'], "printable"),
     (["refine.py", "quick-refined"], "does not exist: run a search first"),
     (["refine.py", "quick"], "'quick' has no [refinement]"),
     (["refine.py", "stage-three"], "study 'stage-three' not found"),
@@ -113,6 +134,10 @@ INVALID = [
 def test_invalid_input_is_rejected_in_one_line_and_changes_nothing(run, tmp_path, words, message):
     (tmp_path / "malformed.toml").write_text("[space\n")
     (tmp_path / "empty").touch()
+    (tmp_path / "deep.toml").write_text(f"a = {'[' * 100_000}\n")
+    (tmp_path / "escapes.toml").write_text('"a\\nb\\u001b[2J" = 1\n')
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "short").write_bytes(b"short" * 100)
     (tmp_path / "notes.db").write_text("a shopping list, and no database\n" * 50)
     (tmp_path / "text").write_bytes(TEXT * 1000)

@@ -13,6 +13,7 @@ from reports.data.results import Results
 from reports.errors import ReportError
 from studies.artifacts import atomic_write
 from studies.attributes import RETRY_COUNTS, SOURCE_TRIALS
+from studies.files import require_regular
 from studies.space import BPTT_STEPS, PARAM_ORDER
 
 STUDY = "study"
@@ -101,8 +102,8 @@ def write_curves(results: Sequence[Results], path: Path) -> None:
 
 
 def _write(path: Path, content: Callable[[], bytes]) -> None:
-    data = content()
     try:
-        atomic_write(path, [data])
+        require_regular(path)
+        atomic_write(path, [content()])
     except OSError as error:
         raise ReportError(f"cannot write {path}: {error.strerror}") from error

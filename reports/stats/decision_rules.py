@@ -7,7 +7,6 @@ difference between trials with the first switch alone and trials with the second
 """
 
 import itertools
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +19,7 @@ from reports.errors import ReportError
 from reports.formatting import format_param
 from reports.stats.effects import Contrast, FactorialTable
 from reports.stats.paired_difference import MIN_PAIRS, PairedDifference
+from studies.files import read_toml
 from studies.space import PARAM_ORDER, StrictModel
 
 
@@ -217,8 +217,7 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         ReportError: if the file cannot be read or a key or value is not valid.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _HypothesisFile.model_validate(raw).hypothesis
+        return _HypothesisFile.model_validate(read_toml(path)).hypothesis
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:

@@ -125,11 +125,14 @@ def load_tokenizer(serialized: str | None) -> Tokenizer:
     try:
         content = json.loads(serialized)
         if content["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format version is {content['format_version']!r}")
-        bpe = BPE([(int(left), int(right)) for left, right in content["merges"]])
+            raise ValueError(f"format version is {str(content['format_version'])[:20]!r}")
+        merges = [(left, right) for left, right in content["merges"]]
+        if not all(type(token) is int for merge in merges for token in merge):
+            raise ValueError("its merges are not of integers")
+        bpe = BPE(merges)
         if len(bpe.tokens) > _MAX_VOCAB_SIZE:
             raise ValueError(f"it has {len(bpe.tokens):,} tokens")
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise TokenizerError(
             f"tokenizer cannot be read ({error}): expected format version {_FORMAT_VERSION!r} "
             f"and at most {_MAX_VOCAB_SIZE:,} tokens"

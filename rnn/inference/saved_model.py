@@ -5,7 +5,7 @@ metadata are stored as JSON in its header.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -20,6 +20,7 @@ from rnn.errors import SavedModelError
 from rnn.stacked.flat_parameters import NamedTensors
 
 _FORMAT_VERSION = "2"
+_HEADER_KEYS = ("format_version", "architecture", "tokenizer", "precision", "metadata")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +68,24 @@ def deserialize_model(content: bytes) -> SavedModel:
         tensors = load(content)
         # Header of a safetensors file: its length in eight bytes, then a JSON object.
         length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
+        header = _parse_object(content[8 : 8 + length]).get("__metadata__", {})
+        if missing := [key for key in _HEADER_KEYS if key not in header]:
+            raise ValueError(f"its header lacks {', '.join(missing)}")
         if header["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format version is {header['format_version']!r}")
+            raise ValueError(f"format version is {header['format_version'][:20]!r}")
         if header["precision"] not in get_args(Precision):
-            raise ValueError(f"precision is {header['precision']!r}")
+            raise ValueError(f"precision is {header['precision'][:20]!r}")
+        metadata = _parse_object(header["metadata"])
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts")
         tokenizer = load_tokenizer(json.loads(header["tokenizer"]))
-        architecture = _read_architecture(json.loads(header["architecture"]))
+        architecture = _read_architecture(_parse_object(header["architecture"]), tensors)
         return SavedModel(
             architecture,
             _read_weights(tensors, architecture.param_shapes(tokenizer.size)),
             tokenizer,
             header["precision"],
-            dict(json.loads(header["metadata"])),
+            metadata,
         )
     except (SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise SavedModelError(
@@ -88,16 +94,37 @@ def deserialize_model(content: bytes) -> SavedModel:
         ) from error
 
 
-def _read_architecture(fields: dict[str, Any]) -> NetworkConfig:
-    return (BaselineConfig if "cell" in fields else GatedConfig)(**fields)
+def _parse_object(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object whose keys are distinct."""
+
+    def to_dict(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(items)) < len(items):
+            raise ValueError("a key of its header occurs twice")
+        return fields
+
+    parsed = json.loads(text, object_pairs_hook=to_dict)
+    if not isinstance(parsed, dict):
+        raise TypeError("a part of its header is not a JSON object")
+    return parsed
+
+
+def _read_architecture(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> NetworkConfig:
+    architecture = (BaselineConfig if "cell" in fields else GatedConfig)(**fields)
+    # Checked first: the list of shapes, and all that follows, is as long as this number.
+    if architecture.layers > len(tensors):
+        raise ValueError(f"its layers are more than its {len(tensors)} tensors")
+    return architecture
 
 
 def _read_weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> NamedTensors:
+    expected = {f"{name}.{part}" for name in shapes for part in ("weight", "bias")}
+    if differing := sorted(expected ^ tensors.keys()):
+        raise ValueError(f"its tensors do not match its architecture, first {differing[0][:80]!r}")
     weights = {}
     for name, shape in shapes.items():
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         if weight.shape != shape or bias.shape != shape[1:]:
-            raise ValueError(f"{name} has the shape {tuple(weight.shape)}, not {shape}")
+            raise ValueError(f"the shape of {name} is {tuple(weight.shape)}")
         for tensor in (weight, bias):
             if tensor.dtype not in (torch.float32, torch.float64) or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not finite float32 or float64")

@@ -7,6 +7,8 @@ import time
 from types import FrameType
 from typing import Self
 
+from studies.text import shorten
+
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -75,6 +77,10 @@ class ShutdownSignal:
             self.signal = number
 
 
+MAX_SECONDS = 10 * 365 * 86400
+"""Longest duration; the clocks of an operating system have a limit."""
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds of a duration such as ``90s``, ``45m``, ``3h``, ``1d`` or ``1h30m``.
 
@@ -83,9 +89,11 @@ def parse_duration(text: str) -> float:
     """
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text):
-        raise ValueError(f"invalid duration {text!r}")
+        raise ValueError(f"invalid duration {shorten(text)!r}")
     parts = re.findall(r"([\d.]+)([dhms])", text)
     seconds = sum(float(number) * units[unit] for number, unit in parts)
     if not seconds:
-        raise ValueError(f"duration {text!r} is zero")
+        raise ValueError(f"duration {shorten(text)!r} is zero")
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"duration {shorten(text)!r} is longer than ten years")
     return seconds

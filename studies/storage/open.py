@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageError, StorageNotFoundError, StudyNotFoundError
+from studies.files import require_regular
 from studies.storage.engine import connect, engine_options, parse_url, read_only_url, redact
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
@@ -52,6 +53,7 @@ def open_storage(url: str) -> LeasedRDBStorage:
     is_file = parsed.get_backend_name() == "sqlite"
     with _translate_errors(parsed):
         if is_file:
+            require_regular(Path(str(parsed.database)))
             _create_sqlite(parsed)
         else:
             _create_on_server(parsed)
@@ -86,6 +88,7 @@ def read_storage(url: str) -> LeasedRDBStorage:
                 f"storage {redact(parsed)} does not exist: run a search first, or check --storage"
             )
         if is_file:
+            require_regular(Path(str(parsed.database)))
             parsed = read_only_url(parsed)
         _check_schema(_inspect(parsed), parsed)
         return LeasedRDBStorage(

@@ -1,5 +1,6 @@
 """Output files of reports, and the existing files they do not replace."""
 
+import os
 import re
 
 import pytest
@@ -169,3 +170,20 @@ def test_headline_of_a_study_without_effects_names_the_best_network(folder, sqli
         "best: 1×4 no gates, new state (trial 0), 1.2500 nats per byte, minimum smoothed "
         "training loss"
     )
+
+
+def test_pipe_in_place_of_an_output_file_is_refused_at_once(folder, urls, run):
+    os.mkfifo("pipe.csv")
+    for command in (
+        ("reports", "--output", "pipe.csv"),
+        ("reports", "--csv", "pipe.csv"),
+        ("reports", "--dataframe", "pipe.csv"),
+        ("reports", "--curves", "pipe.csv"),
+        ("reports.hypotheses", "--output", "pipe.csv"),
+    ):
+        done = run("-m", *command, "made", "--storage", urls[0], cwd=folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1
+        assert "not a regular file" in done.stderr
+        assert (folder / "pipe.csv").is_fifo()
+    assert len(list(folder.iterdir())) == 1

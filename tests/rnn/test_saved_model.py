@@ -1,7 +1,9 @@
 """Model files: read as written, and refused if damaged."""
 
+import contextlib
 import dataclasses
 import json
+from random import Random
 
 import numpy as np
 import pytest
@@ -63,6 +65,13 @@ def with_header(**metadata: object) -> bytes:
     return len(new).to_bytes(8, "little") + new + CONTENT[8 + length :]
 
 
+ARCHITECTURE = json.dumps(dataclasses.asdict(GATED))
+
+
+def with_architecture(**fields: object) -> bytes:
+    return with_header(architecture=json.dumps(json.loads(ARCHITECTURE) | fields))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -81,13 +90,51 @@ def with_header(**metadata: object) -> bytes:
         with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
         with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
         with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
+        with_header(tokenizer='"' + "[" * 100_000 + '"'),
+        (10**10).to_bytes(8, "little") + CONTENT[8:],  # length of the header
+        with_architecture(layers=10**9),
+        with_architecture(layers=-1),
+        with_architecture(layers=2.0),
+        with_architecture(layers="2"),
+        with_architecture(layers=True),
+        with_architecture(layers=None),
+        with_architecture(layers=1),  # more tensors than it needs
+        with_architecture(state_size=10**4000),
+        with_architecture(state_size=float("nan")),
+        with_architecture(state_size=float("inf")),
+        with_architecture(residual=1),
+        with_architecture(residual="yes"),
+        with_architecture(state_source=["both"]),
+        with_architecture(cells=3),
+        with_header(architecture=ARCHITECTURE.replace('{"', '{"layers": 3, "', 1)),
+        with_header(metadata='{"trial": 3}'),
+        with_header(metadata=None),
     ],
     ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
 )
 def test_damaged_model_is_refused_in_one_line(content):
-    with pytest.raises(SavedModelError, match="model cannot be read") as refused:
+    with pytest.raises((SavedModelError, TokenizerError), match="cannot be read") as refused:
         deserialize_model(content)
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_no_shapes_are_listed_for_more_layers_than_the_file_has_tensors(monkeypatch):
+    """A list of a billion of them would take all memory."""
+    with monkeypatch.context() as watched:
+        watched.setattr(GatedConfig, "param_shapes", lambda *_: pytest.fail("listed"))
+        with pytest.raises(SavedModelError, match="its layers are more than its 20 tensors"):
+            deserialize_model(with_architecture(layers=10**9))
+
+
+def test_random_damage_raises_no_other_error():
+    random = Random(0)
+    length = int.from_bytes(CONTENT[:8], "little")
+    for _ in range(300):
+        content = bytearray(CONTENT)
+        content[random.randrange(length + 50)] = random.randrange(256)
+        with contextlib.suppress(SavedModelError, TokenizerError):
+            deserialize_model(bytes(content))
 
 
 @pytest.mark.parametrize("spoil", [lambda weight: weight * torch.nan, torch.Tensor.half])

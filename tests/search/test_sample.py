@@ -1,5 +1,7 @@
 """The command ``python -m search.sample``."""
 
+import os
+
 import pytest
 from model_fixtures import make_study
 
@@ -43,6 +45,48 @@ def test_invalid_arguments_are_rejected_in_one_line(made, run, words, line):
     assert (done.returncode, done.stdout) == (2, "")
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def put_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def put_large_file(path):
+    os.truncate(path, 2**35)  # a hole takes no space on the disk
+
+
+def put_other_architecture(path):
+    path.write_bytes(path.with_name("trial-2.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("replace", "line"),
+    [
+        (put_pipe, "the weights of trial 1 cannot be read (not a regular file)"),
+        (put_folder, "the weights of trial 1 cannot be read (Is a directory)"),
+        (put_large_file, "the weights of trial 1 have more than 16,"),
+        (put_other_architecture, "the weights of trial 1 of study 'made' belong to another run"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_wrong_file_in_place_of_weights_is_refused_in_one_line(
+    run, sqlite_url, tmp_path, replace, line
+):
+    make_study(sqlite_url, {1, 2})
+    (weights,) = tmp_path.glob("studies.db.weights/*/trial-1.safetensors")
+    replace(weights)
+    for command in (("search.sample", "made"), ("search.export", "made", str(tmp_path / "out"))):
+        done = run("-m", *command, "--trial", "1", "--storage", sqlite_url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert line in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

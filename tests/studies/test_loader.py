@@ -61,12 +61,44 @@ def test_file_is_loaded_by_its_path_and_names_the_study(tmp_path: Path):
     assert file.resolve().training.steps == 99
 
 
-@pytest.mark.parametrize("content", [b"[space", b"\xff\xfe", b"a = 1\na = 2\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[space",
+        b"\xff\xfe",
+        b"a = 1\na = 2\n",
+        b"a = \x00",
+        b"a = '\x1b[2J'",
+        b'a = "\\ud800"',
+        b"seed = " + b"9" * 5000,
+        b"seed = 0x" + b"f" * 5000,
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"{b = " * 5000,
+        b"a = " + b"[" * 33 + b"]" * 33,
+        b"a" + b".a" * 200_000 + b" = 1",
+        b"[a" + b" . 'a'" * 100_000 + b"]",
+        b"a = 1 #" + b" " * 2**20,
+    ],
+    ids=lambda content: str(content[:12]),
+)
 def test_invalid_toml_is_refused_with_its_path(tmp_path: Path, content: bytes):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML") as refused:
         load_config_file(str(path))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=" + "9" * 5000, "a" + ".a" * 50_000 + "=1", "seed=1\n[space]", "a=" + "[" * 10_000],
+    ids=lambda override: override[:12],
+)
+def test_hostile_override_is_refused_in_a_short_line(override: str):
+    with pytest.raises(ConfigError, match="--set") as refused:
+        load_config_file("quick", [override])
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
 
 
 def test_derived_config_inherits_unspecified_settings():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studies.text import format_duration, to_printable
+from studies.text import format_duration, shorten, to_line, to_printable
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,14 @@ def test_unprintable_characters_are_replaced():
     assert to_printable(b"a\xffb\xc3") == "a\ufffdb\ufffd"
     assert to_printable(b"\x1b[31m\x00\r\x7f\xc2\x9b") == "\ufffd[31m" + "\ufffd" * 4
     assert to_printable("\ud800") == "\ufffd"
+
+
+def test_line_has_escapes_for_what_a_terminal_would_obey():
+    assert to_line("„ä … 2×3") == "„ä … 2×3"
+    assert to_line("a\nb\x1b[2J\x9b\u202e") == r"a\nb\x1b[2J\x9b\u202e"
+    assert to_line("\udcff") == r"\udcff"
+
+
+def test_long_text_is_cut():
+    assert shorten("a" * 80) == "a" * 80
+    assert shorten("a" * 81) == "a" * 79 + "…"
