@@ -4,7 +4,7 @@ import os
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import pooch
 
@@ -13,6 +13,12 @@ from rnn.errors import CorpusError
 URL = "http://mattmahoney.net/dc/enwik8.zip"
 SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 """SHA-256 of the unpacked file."""
+
+SIZE = 10**8
+"""Size of the unpacked file, in bytes."""
+
+_NAME = "enwik8"
+_CHUNK_SIZE = 2**20
 
 MIRROR_ENV_VAR = "RNN_SEARCH_ENWIK8_URL"
 """Environment variable with another URL of the archive."""
@@ -26,18 +32,18 @@ def fetch_enwik8() -> Path:
     """
     url = os.environ.get(MIRROR_ENV_VAR, URL)
     directory = Path(pooch.os_cache("rnn-search"))
-    text = directory / "enwik8"
+    text = directory / _NAME
     if text.exists():
         return text
     retry = f"try again, or set {MIRROR_ENV_VAR} to a mirror, or pass the file's path as the corpus"
     pooch.get_logger().setLevel("WARNING")
-    unzip = pooch.Unzip(members=["enwik8"], extract_dir=".")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Unpacked to a temporary folder and renamed, so that no process sees a partial file.
         with TemporaryDirectory(dir=directory, prefix="enwik8.") as folder:
-            pooch.retrieve(url, None, "enwik8.zip", folder, processor=unzip, progressbar=True)
-            unpacked = Path(folder, "enwik8")
+            archive = pooch.retrieve(url, None, "enwik8.zip", folder, progressbar=True)
+            unpacked = Path(folder, _NAME)
+            _unpack(Path(archive), unpacked)
             digest = pooch.file_hash(unpacked)
             if digest != SHA256:
                 raise CorpusError(
@@ -46,9 +52,30 @@ def fetch_enwik8() -> Path:
             unpacked.replace(text)
     except CorpusError:
         raise
-    except (BadZipFile, zlib.error, EOFError, FileNotFoundError) as error:
+    except (BadZipFile, zlib.error, EOFError) as error:
         raise CorpusError(f"enwik8 from {url} is not a valid archive ({error}); {retry}") from error
     except Exception as error:  # raised by requests, urllib3 or the file system
         reason = str(error) if len(str(error)) < 100 else type(error).__name__
         raise CorpusError(f"enwik8 cannot be downloaded from {url} ({reason}); {retry}") from error
     return text
+
+
+def _unpack(archive: Path, path: Path) -> None:
+    """Unpack the text of an archive, never more than its size.
+
+    Raises:
+        BadZipFile, zlib.error, EOFError: if the archive is damaged or has another content.
+    """
+    with ZipFile(archive) as opened:
+        members = [member for member in opened.infolist() if member.filename == _NAME]
+        if not members:
+            raise BadZipFile(f"it has no file {_NAME}")
+        member = members[-1]
+        if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.flag_bits & 1:
+            raise BadZipFile("its method of compression or encryption is not supported")
+        if member.file_size != SIZE:
+            raise BadZipFile(f"it unpacks to {member.file_size:,} bytes, not {SIZE:,}")
+        # The size is what the archive claims; reading ends there, whatever the stream holds.
+        with opened.open(member) as packed, path.open("xb") as file:
+            while chunk := packed.read(_CHUNK_SIZE):
+                file.write(chunk)

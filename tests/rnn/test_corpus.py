@@ -155,9 +155,9 @@ def test_gathered_windows_are_columns():
 TEXT = b"<mediawiki> a stand-in for the first 100,000,000 bytes </mediawiki>" * 50
 
 
-def zip_archive(content: bytes, name: str = "enwik8") -> bytes:
+def zip_archive(content: bytes, name: str = "enwik8", method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr(name, content)
     return buffer.getvalue()
 
@@ -187,6 +187,7 @@ def serve(tmp_path, monkeypatch):
     monkeypatch.setenv(download.MIRROR_ENV_VAR, f"http://127.0.0.1:{server.server_port}/enwik8.zip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "SHA256", hashlib.sha256(TEXT).hexdigest())
+    monkeypatch.setattr(download, "SIZE", len(TEXT))
     yield served
     server.shutdown()
 
@@ -221,14 +222,25 @@ def damaged(archive: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (zip_archive(b"another text"), "has the SHA-256"),
+        (zip_archive(TEXT[::-1]), "has the SHA-256"),
+        (zip_archive(b"another text"), r"it unpacks to 12 bytes, not \d"),
+        (zip_archive(TEXT, method=zipfile.ZIP_LZMA), "compression or encryption is not supported"),
         (zip_archive(TEXT, "another"), "not a valid archive"),
         (zip_archive(TEXT)[:-30], "not a valid archive"),
         (damaged(zip_archive(TEXT)), "not a valid archive"),
         (b"<html>try again later</html>", "not a valid archive"),
         (None, "cannot be downloaded"),
     ],
-    ids=["other text", "other name", "cut short", "damaged", "no archive", "not found"],
+    ids=[
+        "other text",
+        "other size",
+        "other method",
+        "other name",
+        "cut short",
+        "damaged",
+        "no archive",
+        "not found",
+    ],
 )
 def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, message):
     serve["body"] = body
@@ -238,6 +250,31 @@ def test_wrong_archive_is_refused_and_not_kept(serve, tmp_path, body, message):
     assert cached_files(tmp_path) == []
     serve["body"] = zip_archive(TEXT)
     assert load_corpus("enwik8").text.tobytes() == TEXT
+
+
+@pytest.mark.parametrize("is_claimed", [True, False])
+def test_archive_that_unpacks_to_much_more_is_not_unpacked(
+    serve, tmp_path, monkeypatch, is_claimed
+):
+    size = 30_000_000
+    body = zip_archive(bytes(size))
+    if not is_claimed:  # both of its headers state the expected size
+        body = body.replace(size.to_bytes(4, "little"), len(TEXT).to_bytes(4, "little"))
+    serve["body"] = body
+    written = []
+    unpack = download._unpack
+
+    def measure(archive, path):
+        try:
+            unpack(archive, path)
+        finally:
+            written.append(path.stat().st_size if path.exists() else 0)
+
+    monkeypatch.setattr(download, "_unpack", measure)
+    with pytest.raises(CorpusError, match="not a valid archive"):
+        load_corpus("enwik8")
+    assert written[0] <= len(TEXT)
+    assert cached_files(tmp_path) == []
 
 
 def test_interrupted_download_is_refused_and_not_kept(serve, tmp_path):
