@@ -1,6 +1,7 @@
 """Names, numbers and units as pages and notes show them, and the templates that use them."""
 
 import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -14,6 +15,10 @@ _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
+
+
+_MAX_RANGES = 20
+"""Number of ranges of trials that a list shows."""
 
 
 def objective_name(config: StudyConfig) -> str:
@@ -82,6 +87,35 @@ def format_signed(value: float, digits: int = 3) -> str:
 def format_count(count: int, singular: str, plural: str | None = None) -> str:
     """Format a count with its noun: ``1 pair``, ``1,200 pairs``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+
+
+def format_versions(trials: Mapping[str, Sequence[int]]) -> str:
+    """Format which trials each version trained: ``2.7.0 (trials 0–3, 5), 2.8.0 (trial 4)``.
+
+    A single version trained all trials; it is given without them.
+
+    Args:
+        trials: numbers of trials in ascending order, by version.
+    """
+    if len(trials) == 1:
+        return next(iter(trials))
+    return ", ".join(
+        f"{version} (trial{'s' if len(numbers) > 1 else ''} {_format_ranges(numbers)})"
+        for version, numbers in trials.items()
+    )
+
+
+def _format_ranges(numbers: Sequence[int]) -> str:
+    """Format ascending numbers as ranges: ``0–3, 5``."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    shown = ["–".join(map(str, each)) for each in ranges[:_MAX_RANGES]]
+    rest = len(ranges) - _MAX_RANGES
+    return ", ".join(shown) + (f" and others, {len(numbers):,} in all" if rest > 0 else "")
 
 
 def load_templates(escaping: bool = True) -> jinja2.Environment:

@@ -240,6 +240,8 @@ def _print_study(console: SafeConsole, session: _Session) -> None:
     )
     if handle.notice:
         console.print_line(handle.notice)
+    if handle.warning:
+        console.print_line(f"warning: {handle.warning}")
 
 
 def _conclude(

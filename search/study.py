@@ -17,6 +17,7 @@ from rnn.training.precision import check_precision, supports_bf16
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import derive_trials
+from search.versions import current_versions, describe_study_mixing
 from studies.attributes import (
     OBJECTIVE_NAMES,
     CorpusRecord,
@@ -54,6 +55,7 @@ class StudyHandle:
         corpus: corpus of the study.
         token_corpus: the corpus under the study's tokenizer.
         notice: message for the user about how the study was created or joined, or "".
+        warning: warning that other versions of the code or of PyTorch trained the study, or "".
     """
 
     study: optuna.Study
@@ -62,6 +64,7 @@ class StudyHandle:
     corpus: Corpus
     token_corpus: TokenCorpus
     notice: str = ""
+    warning: str = ""
 
     @property
     def study_id(self) -> int:
@@ -166,6 +169,7 @@ def create_or_join(
             stored = extended
         check_precision(stored.precision, device)
         tokens = _token_corpus(stored_record, corpus)
+        warning = describe_study_mixing(study, storage)
         on_error.pop_all()
     study = optuna.load_study(
         study_name=name,
@@ -174,7 +178,8 @@ def create_or_join(
         pruner=_pruner(stored),
     )
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
-    return StudyHandle(study, storage, stored.model_copy(update=local), corpus, tokens, notice)
+    config = stored.model_copy(update=local)
+    return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
 
 
 def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
@@ -310,6 +315,7 @@ def _create_study(
         tokenizer=tokenizer,
         commands=[options.command],
         artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
+        created_with=current_versions(),
     )
     metric = OBJECTIVE_NAMES[config.objective]
     create_study(storage, name, metric, record.attributes(), distributions(space), planned)

@@ -33,6 +33,9 @@ IS_GRID_TRIAL = "grid_trial"
 PAUSED = "paused"
 """System attribute of a paused trial: the time of the pause, UTC."""
 
+CHECKPOINTED = "checkpointed"
+"""System attribute of a trial of which a checkpoint was written."""
+
 FAILURE = "failure"
 """User attribute: the :class:`Failure` that ended the trial."""
 
@@ -50,6 +53,9 @@ RUNG = "rung"
 
 EARLIER_CODE = "earlier_code"
 """User attribute: hashes of the other training code that the trial was resumed from."""
+
+EARLIER_TORCH = "earlier_torch"
+"""User attribute: other versions of PyTorch that the trial was resumed from."""
 
 SOURCE_TRIALS = "source_trials"
 """User attribute of a derived trial: numbers of its source trials, best first."""
@@ -139,6 +145,9 @@ class TrialRecord(BaseModel):
     earlier_code: Annotated[
         list[str] | None, _unit("", "hashes of other code that trained it before")
     ] = None
+    earlier_torch: Annotated[
+        list[str] | None, _unit("", "other versions of PyTorch that trained it before")
+    ] = None
     failure: Annotated[Failure | None, _unit("", "why the trial failed")] = None
     error: Annotated[str | None, _unit("", "its last exception, in one line")] = None
     retries: Annotated[
@@ -192,6 +201,20 @@ class TokenizerRecord(BaseModel):
     serialized: str | None = None
 
 
+class VersionRecord(BaseModel):
+    """Versions that a worker trains with; trials record them as attributes of the same names.
+
+    Attributes:
+        code: hash of the training code, :func:`rnn.training.checkpoint.source_hash`.
+        torch: version of PyTorch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    torch: str
+
+
 class StudyRecord(BaseModel):
     """The user attributes of a study; :mod:`studies.loader` reads them.
 
@@ -202,6 +225,7 @@ class StudyRecord(BaseModel):
         tokenizer: tokenizer of the text.
         commands: commands that created and extended the study.
         artifact_folder: unique name of the folder for checkpoints and weights.
+        created_with: versions of the process that created the study; None if unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -212,6 +236,7 @@ class StudyRecord(BaseModel):
     tokenizer: TokenizerRecord = TokenizerRecord()
     commands: list[str] = []
     artifact_folder: str
+    created_with: VersionRecord | None = None
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -15,7 +15,7 @@ from reports.data.trial_table import (
 from reports.errors import ReportError
 from reports.formatting import loss_unit, objective_name
 from reports.output import study_identity
-from studies.attributes import EARLIER_CODE, CorpusRecord, TokenizerRecord
+from studies.attributes import EARLIER_CODE, EARLIER_TORCH, CorpusRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.loader import read_study_record
 from studies.space import REPLICATE
@@ -114,10 +114,21 @@ class Results:
         return Metric(_VALUE, objective_name(self.config), loss_unit(self.config), "validation")
 
     @property
-    def training_code(self) -> list[str]:
-        """Source hashes of all code that trained the trials."""
-        recorded = pd.concat([self.table["code"], self.table[EARLIER_CODE]]).dropna()
-        return sorted({code for codes in recorded for code in codes.split(", ")})
+    def training_code(self) -> dict[str, list[int]]:
+        """Numbers of the trials that each version of the code trained, by source hash."""
+        return self._trials_by_version("code", EARLIER_CODE)
+
+    @property
+    def torch_versions(self) -> dict[str, list[int]]:
+        """Numbers of the trials that each version of PyTorch trained."""
+        return self._trials_by_version("torch", EARLIER_TORCH)
+
+    def _trials_by_version(self, *columns: str) -> dict[str, list[int]]:
+        trials: dict[str, list[int]] = {}
+        for number, recorded in pd.concat([self.table[name] for name in columns]).dropna().items():
+            for version in recorded.split(", "):
+                trials.setdefault(version, []).append(number)
+        return {version: sorted(trials[version]) for version in sorted(trials)}
 
     @property
     def axes(self) -> list[str]:

@@ -8,7 +8,14 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from rnn.config import NetworkConfig
-from studies.attributes import EARLIER_CODE, EVAL_WINDOWS, SOURCE_TRIALS, Failure, TrialRecord
+from studies.attributes import (
+    EARLIER_CODE,
+    EARLIER_TORCH,
+    EVAL_WINDOWS,
+    SOURCE_TRIALS,
+    Failure,
+    TrialRecord,
+)
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
@@ -110,7 +117,8 @@ def _make_row(trial: TrialRow, config: StudyConfig, has_bptt: bool) -> dict[str,
         architecture += f", bptt_steps {steps}"
     replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
-    recorded[EARLIER_CODE] = ", ".join(recorded[EARLIER_CODE] or ()) or None
+    for name in (EARLIER_CODE, EARLIER_TORCH):
+        recorded[name] = ", ".join(recorded[name] or ()) or None
     diverged = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
         "number": trial.number,

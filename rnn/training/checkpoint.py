@@ -3,8 +3,8 @@
 A checkpoint is a SHA-256 digest followed by a safetensors file, which holds numbers and names but
 no code: weights, their average, Adam's moments, hidden states, smoothed loss, step and curve. The
 step and the study's seed determine all random draws that follow. A checkpoint does not depend on
-the other networks of the stack. It names the source code that trained the network, but any version
-of the code with the same format reads it.
+the other networks of the stack. It names the source code and the versions of PyTorch that trained
+the network, but any version with the same format reads it.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ class TrainState:
         curve: smoothed loss at each log point so far, by step.
         average: average of the weights so far; None before averaging starts.
         source_hashes: hashes of the code that trained the network, the latest last.
+        torch_versions: versions of PyTorch that trained it, the latest last; empty if unknown.
     """
 
     step: int
@@ -55,6 +56,7 @@ class TrainState:
     curve: dict[int, float]
     average: NamedTensors | None = None
     source_hashes: tuple[str, ...] = ()
+    torch_versions: tuple[str, ...] = ()
 
 
 def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
@@ -82,6 +84,7 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
         "step": str(train_state.step),
         "seconds": repr(train_state.seconds),
         "source_hashes": " ".join(train_state.source_hashes),
+        "torch_versions": " ".join(train_state.torch_versions),
     }
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return hashlib.sha256(content).digest() + content
@@ -135,6 +138,8 @@ def deserialize_checkpoint(
         curve=dict(zip(steps, losses, strict=True)),
         average=read_group("average") if has_average else None,
         source_hashes=tuple(metadata["source_hashes"].split()),
+        # Absent from checkpoints written before the versions were recorded.
+        torch_versions=tuple(metadata.get("torch_versions", "").split()),
     )
 
 
@@ -156,6 +161,11 @@ def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load(body), metadata
     except (ValueError, SafetensorError) as error:  # written by another program
         raise CheckpointError(f"checkpoint cannot be read ({error})") from error
+
+
+def torch_version() -> str:
+    """Return the version of PyTorch."""
+    return str(torch.__version__)
 
 
 @cache

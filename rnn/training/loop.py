@@ -101,6 +101,7 @@ class TrainLoop:
         seconds: each network's share of the training time.
         curves: smoothed loss of each network at each log point so far, by step.
         source_hashes: hashes of the code that trained each network, the current one last.
+        torch_versions: versions of PyTorch that trained each network, the current one last.
 
     Raises:
         ValueError: if the networks are of several replicates.
@@ -110,6 +111,7 @@ class TrainLoop:
     seconds: list[float]
     curves: list[dict[int, float]]
     source_hashes: list[tuple[str, ...]]
+    torch_versions: list[tuple[str, ...]]
 
     def __init__(
         self,
@@ -180,7 +182,8 @@ class TrainLoop:
             config: self.train_state(config) for config in self.configs if config not in removed
         }
         if not kept:
-            self.configs, self.seconds, self.curves, self.source_hashes = (), [], [], []
+            self.configs, self.seconds, self.curves = (), [], []
+            self.source_hashes, self.torch_versions = [], []
             return
         weights = {config: train_state.weights for config, train_state in kept.items()}
         stack = self.stack
@@ -203,6 +206,7 @@ class TrainLoop:
             curve=dict(self.curves[k]),
             average=None if self._average is None else parameters.extract(k, self._average),
             source_hashes=self.source_hashes[k],
+            torch_versions=self.torch_versions[k],
         )
 
     def _restore(
@@ -221,15 +225,16 @@ class TrainLoop:
         self.step = 0
         self.seconds = [0.0] * len(self.configs)
         self.curves = [{} for _ in self.configs]
-        current = checkpoint.source_hash()
-        self.source_hashes = [(current,) for _ in self.configs]
+        code, torch_version = checkpoint.source_hash(), checkpoint.torch_version()
+        self.source_hashes = [(code,) for _ in self.configs]
+        self.torch_versions = [(torch_version,) for _ in self.configs]
         for k, config in enumerate(self.configs):
             if (saved := train_states.get(config)) is None:
                 continue
             self.step = saved.step
             self.seconds[k], self.curves[k] = saved.seconds, dict(saved.curve)
-            earlier = (each for each in saved.source_hashes if each != current)
-            self.source_hashes[k] = (*earlier, current)
+            self.source_hashes[k] = _append_latest(saved.source_hashes, code)
+            self.torch_versions[k] = _append_latest(saved.torch_versions, torch_version)
             for flat, moments in zip(train_step.optimizer.moments, saved.moments, strict=True):
                 stack.parameters.load(k, flat, moments)
             for state, saved_state in zip(train_step.states, saved.states, strict=True):
@@ -279,3 +284,7 @@ class TrainLoop:
             for t in range(begin, end):
                 yield tokens[t], tokens[t + 1], t == 0
             step += end - begin
+
+
+def _append_latest(versions: tuple[str, ...], latest: str) -> tuple[str, ...]:
+    return (*(version for version in versions if version != latest), latest)

@@ -11,16 +11,27 @@ from optuna.trial import FrozenTrial
 from rnn.config import TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
-from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig
 from search.study import StudyHandle
+from search.versions import LABELS, current_versions, last_versions
 from search.worker.claims import Claim
 from search.worker.trial_artifacts import CheckpointStore
-from studies.attributes import RETRY_COUNTS, RUNG, Failure
+from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
 
 _MAX_NAMED_TRIALS = 6
+
+_LOST = (
+    "training restarts from step 0; if the database was moved, move its checkpoint folder along "
+    "with it, or name the folder or bucket with --artifacts"
+)
+_KILLED = "none was written before the worker was killed or cut off; training restarts from step 0"
+_KILLED_EARLY = (
+    "the worker was killed or cut off before it recorded a loss or wrote a checkpoint; training "
+    "starts at step 0"
+)
+"""Reasons why a trial has no checkpoint, and what follows."""
 
 _logger = logging.getLogger(__name__)
 
@@ -53,22 +64,22 @@ class CheckpointManager:
         Each claim's curve is replaced by that of its train state.
         """
         states: dict[Claim, TrainState | None] = {}
-        missing = []
+        missing: dict[str, list[FrozenTrial]] = {}
         for claim in claims:
             content = None
             try:
                 content = _read_with_retries(self._checkpoints, claim.trial.number)
-                if content is None and _should_have_checkpoint(claim):
-                    missing.append(claim.trial)
+                if content is None and (reason := _explain_missing(claim)):
+                    missing.setdefault(reason, []).append(claim.trial)
             except Exception as error:
                 _logger.warning(
                     f"cannot read the checkpoint of trial {claim.trial.number} "
                     f"({error}); it restarts from step 0"
                 )
             states[claim] = self._restore(claim, content)
-        if missing:
-            self._warn_of_missing(missing)
-        self._warn_of_other_code(states)
+        for reason, trials in missing.items():
+            self._report_missing(trials, reason)
+        self._warn_of_other_versions(states)
         return states
 
     def write(self, claim: Claim, state: TrainState) -> bool:
@@ -77,6 +88,7 @@ class CheckpointManager:
         try:
             content = serialize_checkpoint(state, self._identity(claim))
             self._checkpoints.write(number, content)
+            claim.record_checkpoint()
             return True
         except Exception as error:  # such as a full disk or an unreachable bucket
             _logger.warning(
@@ -118,32 +130,33 @@ class CheckpointManager:
             location = f"it cannot be moved away ({failed})"
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
-    def _warn_of_missing(self, trials: Sequence[FrozenTrial]) -> None:
-        steps = {max(trial.intermediate_values) for trial in trials}
+    def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
+        steps = {max(trial.intermediate_values, default=0) for trial in trials}
+        if steps == {0}:
+            _logger.info(f"{_list_trials(trials)}: {reason}")
+            return
         reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
         _logger.warning(
             f"no checkpoint of {_list_trials(trials)} in {self._checkpoints.location}, "
-            f"though {reached} was recorded: training restarts from step 0; if the database was "
-            "moved, move its checkpoint folder along with it, or name the folder or bucket with "
-            "--artifacts"
+            f"though {reached} was recorded: {reason}"
         )
 
-    def _warn_of_other_code(self, states: Mapping[Claim, TrainState | None]) -> None:
-        current = checkpoint.source_hash()
-        previous = {
-            claim: state.source_hashes[-1]
-            for claim, state in states.items()
-            if state and state.source_hashes and state.source_hashes[-1] != current
-        }
-        if not previous:
-            return
-        trials = [claim.trial for claim in previous]
-        resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
-        _logger.warning(
-            f"{_list_trials(trials)} {resume} with training code {current} and {were} "
-            f"trained with {', '.join(sorted(set(previous.values())))} so far; to avoid mixing "
-            "them, stop and use the earlier code"
-        )
+    def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
+        for name, current in current_versions().model_dump().items():
+            previous = {
+                claim: version
+                for claim, state in states.items()
+                if state and (version := last_versions(state).get(name, current)) != current
+            }
+            if not previous:
+                continue
+            trials = [claim.trial for claim in previous]
+            resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
+            _logger.warning(
+                f"{_list_trials(trials)} {resume} with {LABELS[name]} {current} and {were} "
+                f"trained with {', '.join(sorted(set(previous.values())))} so far; to avoid "
+                "mixing them, stop and use the earlier version"
+            )
 
     def _identity(self, claim: Claim) -> str:
         trial_config = to_trial_config(claim.trial.params, self._config)
@@ -171,15 +184,21 @@ def checkpoint_identity(
     return json.dumps(fields, sort_keys=True)
 
 
-def _should_have_checkpoint(claim: Claim) -> bool:
-    """Return whether the trial was trained before it was claimed, so that a checkpoint is expected.
+def _explain_missing(claim: Claim) -> str | None:
+    """Explain why a trial that was trained before has no checkpoint; None if it was not trained.
 
     A trial that was only requeued after errors may have none: a worker writes none after an error.
     """
-    causes = claim.trial.user_attrs.get(RETRY_COUNTS, {})
-    errors = {failure.value for failure in Failure if failure.is_error}
-    only_errors = bool(causes) and errors.issuperset(causes)
-    return bool(claim.trial.intermediate_values) and not claim.has_reported and not only_errors
+    if claim.has_reported:  # trained again under the same claim
+        return None
+    trial = claim.trial
+    causes = trial.user_attrs.get(RETRY_COUNTS, {})
+    was_written = CHECKPOINTED in trial.system_attrs or RUNG in trial.user_attrs
+    if not trial.intermediate_values:
+        return _KILLED_EARLY if Failure.LEASE_EXPIRED in causes and not was_written else None
+    if was_written or Failure.INTERRUPTED in causes or not causes:
+        return _LOST
+    return _KILLED if Failure.LEASE_EXPIRED in causes else None
 
 
 def _list_trials(trials: Sequence[FrozenTrial]) -> str:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
-from studies.attributes import Failure
+from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError
 from studies.storage.leases import LeaseMonitor
 from studies.storage.queue import PendingWrite
@@ -56,6 +56,8 @@ class Claim:
         self.claim_token = claim_token
         self.lost: LeaseLostError | None = None
         self.has_reported = False
+        self._is_checkpointed = CHECKPOINTED in trial.system_attrs
+        self._record_checkpoint = False
         self._curve: dict[int, float] = {}
         self._replace_all = False
         self._lock = threading.Lock()
@@ -71,7 +73,7 @@ class Claim:
     @property
     def due_at(self) -> float:
         """Monotonic time at which the next write is due."""
-        has_values = self._curve or self._replace_all
+        has_values = self._curve or self._replace_all or self._record_checkpoint
         return min(self._heartbeat_at, self._flush_at if has_values else math.inf)
 
     def report(self, step: int, value: float) -> None:
@@ -86,19 +88,31 @@ class Claim:
             self._curve, self._replace_all = dict(curve), True
             self.has_reported = True
 
+    def record_checkpoint(self) -> None:
+        """Have the next write record that a checkpoint was written, unless that is recorded."""
+        with self._lock:
+            if not self._is_checkpointed:
+                self._is_checkpointed = self._record_checkpoint = True
+
     @contextlib.contextmanager
     def pending_write(self) -> Iterator[PendingWrite]:
         """Take what is to be written, for the duration of the write; keep it if that fails."""
         heartbeat = self._heartbeat_at <= time.monotonic()
         with self._lock:
             write = PendingWrite(
-                self.trial_id, self.claim_token, self._curve, self._replace_all, heartbeat
+                self.trial_id,
+                self.claim_token,
+                self._curve,
+                self._replace_all,
+                heartbeat,
+                self._record_checkpoint,
             )
-            self._curve, self._replace_all = {}, False
+            self._curve, self._replace_all, self._record_checkpoint = {}, False, False
         try:
             yield write
         except BaseException:
             with self._lock:
+                self._record_checkpoint = write.checkpointed
                 if not self._replace_all:  # else the values do not count any more
                     self._curve = {**write.curve, **self._curve}
                     self._replace_all = write.replace_all

@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import NetworkConfig, Precision, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
-from rnn.training import checkpoint
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -21,6 +20,7 @@ from search.errors import format_error
 from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
+from search.versions import current_versions, earlier_versions
 from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claims import Claim
@@ -30,7 +30,7 @@ from search.worker.lockstep_size import auto_lockstep, min_keep_probability
 from search.worker.model_evaluation import Evaluator
 from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore
-from studies.attributes import EARLIER_CODE, Failure, TrialRecord
+from studies.attributes import Failure, TrialRecord
 from studies.config import to_trial_config
 
 
@@ -89,7 +89,7 @@ class Trainer:
         self._max_by_shape: dict[tuple[int, int], int] = {}  # after running out of memory
         self._loop: TrainLoop | None = None
         self._lockstep = 0  # of the current loop, when it began
-        self._earlier_code: dict[TrialConfig, list[str] | None] = {}
+        self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
 
     def lockstep_size(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, including it, to train together."""
@@ -163,8 +163,8 @@ class Trainer:
             for trial_config, claim in claims.items()
             if (state := states[claim]) is not None
         }
-        self._earlier_code = {
-            trial_config: _earlier_code(claim.trial, states[claim])
+        self._earlier_versions = {
+            trial_config: earlier_versions(claim.trial, states[claim])
             for trial_config, claim in claims.items()
         }
         try:
@@ -343,22 +343,13 @@ class Trainer:
             seed=self.config.seed,
             replicate=trial_config.replicate,
             python=platform.python_version(),
-            torch=torch.__version__,
-            code=checkpoint.source_hash(),
-            **{EARLIER_CODE: self._earlier_code.get(trial_config), **results},
+            **current_versions().model_dump(),
+            **{**self._earlier_versions.get(trial_config, {}), **results},
         ).attributes()
 
 
 def _step(state: TrainState | None) -> int:
     return state.step if state else 0
-
-
-def _earlier_code(trial: FrozenTrial, state: TrainState | None) -> list[str] | None:
-    """Return the other code that trained a resumed trial; None if there is none to record."""
-    hashes = state.source_hashes if state else ()
-    earlier = [code for code in hashes if code != checkpoint.source_hash()]
-    # An empty list replaces the record of a trial that has restarted from step 0.
-    return earlier if earlier or EARLIER_CODE in trial.user_attrs else None
 
 
 def _shape(architecture: NetworkConfig) -> tuple[int, int]:

@@ -8,7 +8,16 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from studies.attributes import FAILURE, PAUSED, RETRY_COUNTS, SECONDS, Failure
+from studies.attributes import (
+    EARLIER_CODE,
+    EARLIER_TORCH,
+    FAILURE,
+    PAUSED,
+    RETRY_COUNTS,
+    SECONDS,
+    Failure,
+    VersionRecord,
+)
 from studies.space import COST_PARAMS
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
@@ -105,6 +114,24 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
         for stored in connection.scalars(query):
             counts.update(json.loads(stored))
     return {failure: counts[failure] for failure in Failure if counts[failure]}
+
+
+def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set[str]]:
+    """Return all versions that trained a study's grid trials, by field of `VersionRecord`."""
+    names = {name: name for name in VersionRecord.model_fields}
+    names |= {EARLIER_CODE: "code", EARLIER_TORCH: "torch"}
+    query = (
+        sa.select(TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, TRIAL_USER_ATTRS.c.key.in_(names), is_grid_trial())
+        .distinct()
+    )
+    versions: dict[str, set[str]] = {name: set() for name in VersionRecord.model_fields}
+    with storage.engine.begin() as connection:
+        for key, stored in connection.execute(query):
+            recorded = json.loads(stored)
+            versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
+    return versions
 
 
 def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:

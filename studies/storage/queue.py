@@ -7,14 +7,17 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import PAUSED
+from studies.attributes import CHECKPOINTED, PAUSED
 from studies.storage.leases import Lease
 from studies.storage.trial_rows import (
     STUDIES,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIALS,
+    attr_row,
+    delete_attrs,
     has_system_attr,
+    insert,
     is_grid_trial,
     read_state_and_lease,
     running_leases,
@@ -37,6 +40,7 @@ class PendingWrite:
         curve: intermediate values by step; they replace stored values of the same steps.
         replace_all: whether they replace all stored values.
         heartbeat: whether to send a heartbeat as well.
+        checkpointed: whether to record that a checkpoint was written.
     """
 
     trial_id: int
@@ -44,6 +48,7 @@ class PendingWrite:
     curve: Mapping[int, float] = field(default_factory=dict)
     replace_all: bool = False
     heartbeat: bool = False
+    checkpointed: bool = False
 
 
 def waiting_query(
@@ -150,6 +155,10 @@ def write_pending(connection: Connection, trials: Iterable[PendingWrite]) -> lis
             continue
         if write.heartbeat:
             write_lease(connection, write.trial_id, lease.with_heartbeat())
+        if write.checkpointed:
+            connection.execute(delete_attrs(write.trial_id, TRIAL_SYSTEM_ATTRS, CHECKPOINTED))
+            row = attr_row("trial_id", write.trial_id, CHECKPOINTED, True)
+            insert(connection, TRIAL_SYSTEM_ATTRS, [row])
         if write.curve or write.replace_all:
             write_intermediate_values(connection, write.trial_id, write.curve, write.replace_all)
     return lost

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import torch
 from hooks import HANG_TIMEOUT, Gate
 from process_runner import (
     CURVES,
@@ -18,6 +19,8 @@ from process_runner import (
     wait_until,
     wait_until_running,
 )
+
+from rnn.training.checkpoint import source_hash
 
 ONE = {
     "training_steps": 200,
@@ -165,6 +168,99 @@ def test_waiting_worker_resumes_the_trial_of_a_killed_worker(
     assert f"trial 0 resumes from step {STEP}" in waiting.output
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
     assert list(tmp_path.glob("*.checkpoints")) == []
+
+
+def test_trial_of_a_worker_killed_before_its_first_checkpoint_restarts_and_says_why(
+    held, search, sqlite_url, reference_curves
+):
+    first = held(**ONE | {"lease_seconds": 1, "checkpoint_seconds": 1000})
+    wait_until(lambda: max((step for _, step, _ in query(sqlite_url, CURVES)), default=0) == STEP)
+    first.send(signal.SIGKILL)
+    second = search(**ONE)
+    assert second.wait() == 0
+    (line,) = [line for line in second.output.splitlines() if "checkpoint" in line]
+    assert line.startswith("warning: no checkpoint of trial 0 in ")
+    assert line.endswith(
+        f", though step {STEP} was recorded: none was written before the worker was killed or cut "
+        "off; training restarts from step 0"
+    )
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+
+
+def test_trial_of_a_worker_killed_before_its_first_log_point_says_so_without_a_warning(
+    search, sqlite_url, reference_curves, tmp_path_factory
+):
+    early = Gate(tmp_path_factory.mktemp("early") / "gate", 1)
+    settings = ONE | {"lease_seconds": 1, "checkpoint_seconds": 1000}
+    first = search(gate=early, **settings)
+    wait_until_running([first], lambda: first.pid in early.held)
+    first.send(signal.SIGKILL)
+    second = search(**ONE)
+    assert second.wait() == 0
+    assert (
+        "\ntrial 0: the worker was killed or cut off before it recorded a loss or wrote a "
+        "checkpoint; training starts at step 0\n"
+    ) in second.output
+    assert "warning" not in second.output
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+
+
+def test_lost_checkpoint_of_a_killed_worker_is_reported_as_lost(
+    held, search, sqlite_url, tmp_path, reference_curves
+):
+    recorded = "SELECT trial_id FROM trial_system_attributes WHERE key = 'checkpointed'"
+    first = held(**ONE | {"lease_seconds": 1})
+    wait_until(lambda: query(sqlite_url, recorded))
+    first.send(signal.SIGKILL)
+    first.wait()
+    for path in list_files(tmp_path):
+        path.unlink()
+    second = search(**ONE)
+    assert second.wait() == 0
+    (line,) = [line for line in second.output.splitlines() if "no checkpoint" in line]
+    assert "training restarts from step 0; if the database was moved" in line
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+
+
+def test_worker_with_other_versions_warns_once_when_it_joins_and_when_it_resumes(
+    held, search, sqlite_url, tmp_path, reference_curves
+):
+    first = held(**TWO)
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143
+    assert "warning" not in first.output
+    (checkpoint,) = list_checkpoints(tmp_path)
+    content, torch_version = checkpoint.read_bytes()[32:], str(torch.__version__)
+    other = "9" * len(torch_version)
+    written = f'"torch_versions":"{torch_version}"'.encode()
+    content = content.replace(written, f'"torch_versions":"{other}"'.encode())
+    checkpoint.write_bytes(hashlib.sha256(content).digest() + content)
+    # As if another checkout and another PyTorch had created the study.
+    with sqlite3.connect(tmp_path / "studies.db") as database:
+        created_with = json.dumps({"code": "0123456789ab", "torch": other})
+        database.execute(
+            "UPDATE study_user_attributes SET value_json = ? WHERE key = 'created_with'",
+            (created_with,),
+        )
+    database.close()
+    second = search("--workers", "2", **TWO)
+    assert second.wait() == 0
+    warnings = [line for line in second.output.splitlines() if line.startswith("warning")]
+    joined, resumed = sorted(warnings)
+    assert joined == (
+        f"warning: study 'quick' was created or trained with training code 0123456789ab and "
+        f"PyTorch {other} so far, this worker trains with training code {source_hash()} and "
+        f"PyTorch {torch_version}; to avoid mixing them, stop and use the earlier version"
+    )
+    assert resumed == (
+        f"warning: trial 0 resumes with PyTorch {torch_version} and was trained with {other} so "
+        "far; to avoid mixing them, stop and use the earlier version"
+    )
+    assert_all_trials_match(sqlite_url, reference_curves, TWO)
+    attributes = query(
+        sqlite_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'earlier_torch'"
+    )
+    assert attributes == [(json.dumps([other]),)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -42,19 +42,23 @@ def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_report_and_csv_list_every_training_code(sqlite_url, tmp_path):
+def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp_path):
     runs = [
         (gated_params(1), 1.5, {"code": "third", "earlier_code": ["first", "second"]}),
-        (gated_params(2), 1.6, {"code": "second"}),
+        (gated_params(2), 1.6, {"code": "second", "torch": "3", "earlier_torch": ["2"]}),
+        (gated_params(3), 1.4, {"code": "second"}),
     ]
     raw = {"refinement": {"source": "none"}}
     make_runs(sqlite_url, "made", raw, runs)
     html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
-    (shown,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
-    assert set(shown.split(", ")) == {"first", "second", "third"}
+    (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
+    assert code == "first (trial 0), second (trials 0–2), third (trial 0)"
+    (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
+    assert torch == "2 (trials 0–2), 3 (trial 1)"
     write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
     assert rows.loc[0, "earlier_code"] == "first, second"
+    assert rows.loc[1, "earlier_torch"] == 2
     assert pd.isna(rows.loc[1, "earlier_code"])
 
 

@@ -139,6 +139,12 @@ def test_network_trained_in_a_stack_resumes_alone():
         assert alone.curves[0] == pytest.approx(expected, rel=1e-9)
 
 
+def read_metadata(checkpoint):
+    """Read the metadata in the header of the safetensors file."""
+    length = int.from_bytes(checkpoint[32:40], "little")
+    return json.loads(checkpoint[40 : 40 + length])["__metadata__"]
+
+
 def source_hashes(checkpoints):
     (hashes,) = (
         deserialize(config, checkpoint).source_hashes for config, checkpoint in checkpoints.items()
@@ -168,6 +174,34 @@ def test_checkpoint_lists_the_hashes_of_all_code_that_trained_it_latest_last(mon
     run = resume(checkpoints)
     list(run.train())
     assert_equal(run, uninterrupted)
+
+
+def torch_versions(checkpoints):
+    ((config, checkpoint),) = checkpoints.items()
+    return deserialize(config, checkpoint).torch_versions
+
+
+def test_checkpoint_lists_all_versions_of_pytorch_that_trained_it_latest_last(monkeypatch):
+    run = begin(ALL[-1:])
+    train_until(run, 4)
+    checkpoints = serialize(run)
+    assert torch_versions(checkpoints) == (torch.__version__,)
+    monkeypatch.setattr("rnn.training.checkpoint.torch_version", lambda: "9.0")
+    run = resume(checkpoints)
+    train_until(run, 8)
+    assert torch_versions(serialize(run)) == (torch.__version__, "9.0")
+
+
+def test_checkpoint_from_before_versions_of_pytorch_were_recorded_is_resumed():
+    run = begin(ALL[-1:])
+    train_until(run, 4)
+    (checkpoint,) = serialize(run).values()
+    metadata = read_metadata(checkpoint)
+    del metadata["torch_versions"]
+    content = save(load(checkpoint[32:]), metadata)
+    older = {ALL[-1]: hashlib.sha256(content).digest() + content}
+    assert torch_versions(older) == ()
+    list(resume(older).train())
 
 
 def test_source_hash_changes_with_a_file_of_a_subpackage(tmp_path):
@@ -214,11 +248,9 @@ def test_file_of_another_program_is_refused():
 
 @pytest.mark.parametrize("metadata", [{}, {"form": "3"}, {"format_version": "3"}])
 def test_checkpoint_of_another_format_is_refused(checkpoint, metadata):
-    content = checkpoint[32:]
-    length = int.from_bytes(content[:8], "little")
-    current = json.loads(content[8 : 8 + length])["__metadata__"]
+    current = read_metadata(checkpoint)
     assert current.pop("format_version") == "4"
-    content = save(load(content), current | metadata)
+    content = save(load(checkpoint[32:]), current | metadata)
     assert_refused(hashlib.sha256(content).digest() + content, "expected format 4")
 
 

@@ -445,7 +445,7 @@ def test_trials_resumed_by_other_training_code_warn_and_record_both_versions(
     (line,) = [line for line in said if line.startswith("warning")]
     assert line == (
         "warning: trials 0, 1 resume with training code ba9876543210 and were trained with "
-        "0123456789ab so far; to avoid mixing them, stop and use the earlier code"
+        "0123456789ab so far; to avoid mixing them, stop and use the earlier version"
     )
     for trial in joined.study.trials:
         assert trial.state is TrialState.COMPLETE
@@ -453,6 +453,31 @@ def test_trials_resumed_by_other_training_code_warn_and_record_both_versions(
         expected = ["0123456789ab"] if trial.number < 2 else None
         assert trial.user_attrs.get("earlier_code") == expected
         TrialRecord.model_validate(trial.user_attrs)
+
+
+def test_joining_warns_if_other_versions_trained_the_unfinished_study(
+    sqlite_url, text, monkeypatch
+):
+    """The process that created the study has the same versions as the last that joins."""
+    ended = []
+
+    def join():
+        file = load_config_file("quick", [*SETTINGS, "training.steps=12"])
+        joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
+        joined.storage.close()
+        return joined.warning
+
+    assert join() == ""
+    with monkeypatch.context() as patch:
+        patch.setattr("rnn.training.checkpoint.source_hash", lambda: "ba9876543210")
+        assert "this worker trains with training code ba9876543210; to avoid" in join()
+        patch.setattr(RecordingCallbacks, "on_trial_end", lambda self, event: ended.append(event))
+        patch.setattr(ShutdownSignal, "requested", property(lambda self: bool(ended)))
+        work(sqlite_url, text, ["training.steps=12"], lockstep=1)
+    assert len(ended) == 1
+    assert "was created or trained with training code ba9876543210 so far" in join()
+    work(sqlite_url, text, ["training.steps=12"])
+    assert join() == "", "nothing is left to train"
 
 
 def test_unrecorded_divergence_is_recorded_by_the_next_worker(

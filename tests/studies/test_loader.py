@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import study_attributes
 
+from studies.attributes import StudyRecord
+from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.loader import load_config_file
 from studies.storage.create_study import create_study
@@ -130,3 +132,11 @@ def test_stored_study_is_loaded_by_name_without_creating_anything(url, tmp_path)
         load_config_file("yours", storage=url)
     with pytest.raises(ConfigError, match=r"or the path of a TOML file$"):
         load_config_file("./mine.toml", storage=url)
+
+
+def test_study_from_before_versions_were_stored_is_read():
+    attributes = study_attributes(
+        StudyConfig.model_validate({"space": {"layers": [1], "state_size": [4]}})
+    )
+    del attributes["created_with"]
+    assert StudyRecord.model_validate(attributes).created_with is None
