@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
-from uuid import uuid4
 
 import click
 
@@ -14,6 +13,7 @@ from search.load_model import LoadedModel, load_trial_model, model_options
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, study_argument
 from studies.config import to_trial_config
+from studies.temporary_files import remove_temporary_files, temporary_path
 
 
 @click.command(
@@ -58,7 +58,8 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
         directory = directory.resolve()
         _check_is_free(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = directory.with_name(f"{directory.name}.{uuid4().hex}.part")
+        remove_temporary_files(directory.parent, directory.name)
+        temporary = temporary_path(directory)
         temporary.mkdir()
         for name, content in files.items():
             (temporary / name).write_bytes(content)

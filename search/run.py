@@ -257,7 +257,7 @@ def _conclude(
         1 if the study is finished without a complete trial, else 0.
     """
     if status.is_finished:
-        _remove_checkpoints(session.checkpoints)
+        _remove_leftovers(session)
     console.print_line(f"study {status.name}: {format_progress(status)}")
     if stop.requested and not status.is_finished:
         if has_trained.value:
@@ -270,13 +270,14 @@ def _conclude(
     return 0
 
 
-def _remove_checkpoints(checkpoints: CheckpointStore) -> None:
+def _remove_leftovers(session: _Session) -> None:
     try:
-        checkpoints.clear()
+        session.checkpoints.clear()
+        session.weights.remove_temporary_files()
     except Exception as error:  # the results are recorded; leftover files must not fail the run
         click.echo(
-            f"warning: cannot remove checkpoints of the finished study ({error}); they are no "
-            "longer needed",
+            f"warning: cannot remove checkpoints or temporary files of the finished study "
+            f"({error}); they are no longer needed",
             err=True,
         )
 

@@ -2,18 +2,20 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from studies.attributes import FOLDER_NAME
 from studies.errors import ArtifactsError
 from studies.files import open_regular
 from studies.storage.engine import parse_url
+from studies.temporary_files import remove_temporary_files, temporary_file
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights"]
 """Kind of file: checkpoints of running trials, files for the dashboard, or weights of the best
@@ -22,65 +24,145 @@ networks."""
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
 
-_TMP_SUFFIX = ".part"
+_FILE_NAMES = {
+    "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
+    "weights": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
+    "artifacts": re.compile(FOLDER_NAME),
+}
+"""Names of the files in a store, by kind. They are made of what a database says, which others may
+have changed, and must not lead to other files."""
+
+
+def _require_name(pattern: re.Pattern[str] | str, name: str) -> None:
+    if not re.fullmatch(pattern, name):
+        raise ArtifactsError(
+            f"{name!r} is not a valid name of an artifact: another program changed the database; "
+            "use another study"
+        )
 
 
 class AtomicFileStore(FileSystemArtifactStore):
-    """Optuna's file system store with atomic writes.
+    """Optuna's file system store with atomic writes, confined to its folder.
 
     Args:
         path: folder of the store; created by the first write.
+        kind: kind of the files, which determines their names.
         remove_when_empty: whether to remove the folder when it becomes empty.
     """
 
-    def __init__(self, path: Path, remove_when_empty: bool = False) -> None:
+    def __init__(self, path: Path, kind: ArtifactKind, remove_when_empty: bool = False) -> None:
         super().__init__(path)
         self.path = path
         self.remove_when_empty = remove_when_empty
+        self._names = _FILE_NAMES[kind]
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact atomically."""
-        atomic_write(Path(self._get_filepath(artifact_id)), content_body)
+        """Write an artifact atomically; remove old temporary files of killed writers."""
+        path = self._locate_file(artifact_id)
+        remove_temporary_files(path.parent)
+        atomic_write(path, content_body)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open an artifact for reading; a pipe or a device in its place is refused."""
         try:
-            return open_regular(Path(self._get_filepath(artifact_id)))
+            return open_regular(self._locate_file(artifact_id))
         except FileNotFoundError as error:
             raise ArtifactNotFound("not found") from error
 
     def remove(self, artifact_id: str) -> None:
         """Remove an artifact and the temporary files that killed writers left."""
-        path = Path(self._get_filepath(artifact_id))
-        for temporary in path.parent.glob(f"{path.name}.*{_TMP_SUFFIX}"):
-            temporary.unlink(missing_ok=True)
+        path = self._locate_file(artifact_id)
+        remove_temporary_files(path.parent, path.name, min_age=None)
         super().remove(artifact_id)
 
+    def list_names(self, folder: str) -> list[str]:
+        """Return the names of the files in a subfolder."""
+        inside = self._locate_folder(folder)
+        return [path.name for path in inside.iterdir()] if inside.is_dir() else []
+
+    def remove_temporary_files(self, folder: str) -> None:
+        """Remove the temporary files that killed writers left in a subfolder."""
+        remove_temporary_files(self._locate_folder(folder), min_age=None)
+
     def purge(self, folder: str, suffix: str) -> None:
-        """Remove files with a suffix from a subfolder, and the subfolder if it becomes empty."""
-        inside = self.path / folder
-        for pattern in (f"*{suffix}", f"*{suffix}.*{_TMP_SUFFIX}"):
-            for path in inside.glob(pattern):
-                path.unlink(missing_ok=True)
+        """Remove trials' files with a suffix and all temporary files from a subfolder.
+
+        The subfolder is removed if it becomes empty.
+        """
+        self.remove_temporary_files(folder)
+        inside = self._locate_folder(folder)
+        for name in self.list_names(folder):
+            if name.endswith(suffix) and self._names.fullmatch(f"{folder}/{name}"):
+                with contextlib.suppress(ArtifactNotFound):  # removed by another process
+                    self.remove(f"{folder}/{name}")
         with contextlib.suppress(OSError):  # missing or not empty
             inside.rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
 
+    def _locate_file(self, artifact_id: str) -> Path:
+        _require_name(self._names, artifact_id)
+        return self._require_inside(self.path / artifact_id)
 
-Store = AtomicFileStore | Boto3ArtifactStore
+    def _locate_folder(self, folder: str) -> Path:
+        _require_name(FOLDER_NAME, folder)
+        return self._require_inside(self.path / folder)
+
+    def _require_inside(self, path: Path) -> Path:
+        try:
+            resolved = path.resolve()
+        except RuntimeError:  # a loop of links
+            resolved = None
+        if resolved is None or not resolved.is_relative_to(self.path.resolve()):
+            raise ArtifactsError(
+                f"{path} is a link that leads out of {self.path}: remove it, or move what it links "
+                "to there"
+            )
+        return path
+
+
+class BucketStore(Boto3ArtifactStore):
+    """Optuna's store in an S3-compatible bucket, confined to the names of its files.
+
+    Args:
+        bucket: name of the bucket.
+        client: client of the service.
+        kind: kind of the files, which determines their names.
+    """
+
+    def __init__(self, bucket: str, client: Any, kind: ArtifactKind) -> None:
+        super().__init__(bucket, client)
+        self._names = _FILE_NAMES[kind]
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open an artifact for reading."""
+        _require_name(self._names, artifact_id)
+        return super().open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write an artifact."""
+        _require_name(self._names, artifact_id)
+        super().write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove an artifact."""
+        _require_name(self._names, artifact_id)
+        super().remove(artifact_id)
+
+    def list_names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder."""
+        _require_name(FOLDER_NAME, folder)
+        prefix = f"{folder}/"
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
+        return [
+            file["Key"].removeprefix(prefix) for page in pages for file in page.get("Contents", ())
+        ]
+
+
+Store = AtomicFileStore | BucketStore
 """An artifact store, also usable by Optuna and its dashboard."""
-
-
-def list_files(store: Store, folder: str) -> list[str]:
-    """Return the names of the files in a folder of a store."""
-    if isinstance(store, AtomicFileStore):
-        inside = store.path / folder
-        return [path.name for path in inside.iterdir()] if inside.is_dir() else []
-    prefix = f"{folder}/"
-    paginator = store.client.get_paginator("list_objects_v2")
-    pages = paginator.paginate(Bucket=store.bucket, Prefix=prefix)
-    return [file["Key"].removeprefix(prefix) for page in pages for file in page.get("Contents", ())]
 
 
 def store_location(store: Store, folder: str) -> str:
@@ -109,10 +191,10 @@ def open_store(
         url = parse_url(storage)
         is_file = url.get_backend_name() == "sqlite"
         default = Path(f"{url.database}.{kind}") if is_file else DEFAULT_PARENT / kind
-        return AtomicFileStore(default, remove_when_empty=True)
+        return AtomicFileStore(default, kind, remove_when_empty=True)
     parts = urlsplit(artifacts)
     if parts.scheme == "s3":
-        return _open_bucket(artifacts, parts.netloc, parts.path)
+        return _open_bucket(artifacts, parts.netloc, parts.path, kind)
     path = Path(artifacts)
     try:
         existing = path if path.exists() else path.parent
@@ -124,10 +206,10 @@ def open_store(
             f"--artifacts {artifacts} is not writable: expected a folder, a new folder in an "
             "existing one, or s3://BUCKET"
         )
-    return AtomicFileStore(path)
+    return AtomicFileStore(path, kind)
 
 
-def _open_bucket(artifacts: str, bucket: str, path: str) -> Boto3ArtifactStore:
+def _open_bucket(artifacts: str, bucket: str, path: str, kind: ArtifactKind) -> BucketStore:
     if not bucket or path.strip("/"):
         raise ArtifactsError(f"--artifacts {artifacts} is not a bucket: expected s3://BUCKET")
     try:
@@ -148,7 +230,7 @@ def _open_bucket(artifacts: str, bucket: str, path: str) -> Boto3ArtifactStore:
             f"--artifacts {artifacts} cannot be used ({error}): expected an existing, writable "
             "bucket; check the name, AWS_ENDPOINT_URL and the credentials"
         ) from error
-    return Boto3ArtifactStore(bucket, client)
+    return BucketStore(bucket, client, kind)
 
 
 def atomic_write(path: Path, content: Iterable[bytes]) -> None:
@@ -162,12 +244,10 @@ def atomic_write(path: Path, content: Iterable[bytes]) -> None:
         OSError: if it cannot be written; an existing file stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name[:200]}.{uuid4().hex}{_TMP_SUFFIX}")
-    try:
-        with temporary.open("xb") as file:
+    remove_temporary_files(path.parent, path.name)
+    with temporary_file(path) as temporary:
+        with temporary.open("wb") as file:
             file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

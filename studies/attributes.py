@@ -22,6 +22,9 @@ SCHEMA_VERSION: Final = 2
 CONFIG = "config"
 """Study attribute: the resolved :class:`studies.config.StudyConfig`."""
 
+FOLDER_NAME = "[A-Za-z0-9_-]+"
+"""Pattern of the study attribute ``artifact_folder``."""
+
 COMMANDS = "commands"
 """Study attribute: the commands that created and extended the study."""
 
@@ -224,7 +227,8 @@ class StudyRecord(BaseModel):
         corpus: identity of the text.
         tokenizer: tokenizer of the text.
         commands: commands that created and extended the study.
-        artifact_folder: unique name of the folder for checkpoints and weights.
+        artifact_folder: unique name of the folder for checkpoints and weights; never a path that
+            leads elsewhere, because files in it are removed.
         created_with: versions of the process that created the study; None if unknown.
     """
 
@@ -235,7 +239,7 @@ class StudyRecord(BaseModel):
     corpus: CorpusRecord
     tokenizer: TokenizerRecord = TokenizerRecord()
     commands: list[str] = []
-    artifact_folder: str
+    artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
     created_with: VersionRecord | None = None
 
     def attributes(self) -> dict[str, Any]:

@@ -515,10 +515,57 @@ def test_checkpoint_that_cannot_be_removed_does_not_end_a_finished_search(search
     done = search(report=True)
     assert done.returncode == 0, done.stderr
     (warning,) = done.stderr.splitlines()
-    assert warning.startswith("warning: cannot remove checkpoints of the finished study")
+    assert warning.startswith("warning: cannot remove checkpoints or temporary files")
     assert "trial-0.checkpoint" in warning
     assert "report: " in done.stdout
     assert blocked.is_dir()
+
+
+def edit_database(folder: Path, statement: str, *values: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "studies.db")) as database, database:
+        assert database.execute(statement, values).rowcount > 0
+
+
+@pytest.fixture
+def foreign_files(tmp_path) -> Path:
+    """A folder with files of another program that are named like a trial's."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for suffix in ("checkpoint", "safetensors", "quarantined"):
+        (folder / f"trial-0.{suffix}").write_bytes(b"of another program")
+    return folder
+
+
+COMMANDS = {
+    "status": ("run_search.py", "quick", "--status"),
+    "refine": ("refine.py", "quick-refined", *TINY, "--set=refinement.top=1"),
+    "reports": ("-m", "reports", "quick"),
+    "table": ("-m", "reports", "quick", "--csv", "trials.csv"),
+    "sample": ("-m", "search.sample", "quick"),
+    "export": ("-m", "search.export", "quick", "network"),
+}
+
+
+def test_artifact_folder_that_leads_elsewhere_is_refused_by_every_command(
+    search, run, sqlite_url, tmp_path, foreign_files
+):
+    """Somebody changed the database; no file outside of the study's folder is touched."""
+    assert search().returncode == 0
+    statement = "UPDATE study_user_attributes SET value_json = ? WHERE key = 'artifact_folder'"
+    for folder in (str(foreign_files), "../foreign", "x/../../foreign"):
+        edit_database(tmp_path, statement, json.dumps(folder))
+        before = read_files(tmp_path)
+        for name in ("search", *COMMANDS):
+            if name == "search":
+                done = search()
+            else:
+                done = run(*COMMANDS[name], "--storage", sqlite_url, cwd=tmp_path)
+            assert read_files(tmp_path) == before, name
+            assert done.returncode == 2, name
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(
+                "error: study 'quick' has an invalid attribute artifact_folder"
+            ), name
 
 
 def test_diverged_trial_is_finished_and_reported(search, run, sqlite_url):

@@ -1,6 +1,10 @@
 """Download of enwik8, the first 10⁸ bytes of English Wikipedia of 2006."""
 
+import contextlib
 import os
+import re
+import shutil
+import time
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +27,12 @@ _CHUNK_SIZE = 2**20
 MIRROR_ENV_VAR = "RNN_SEARCH_ENWIK8_URL"
 """Environment variable with another URL of the archive."""
 
+_STALE_SECONDS = 3600
+"""Time without a write after which a temporary folder is one of a killed process."""
+
+_TMP_PREFIX = "enwik8."
+_TMP_NAME = re.compile(r"enwik8\.[a-z0-9_]{8}")
+
 
 def fetch_enwik8() -> Path:
     """Return the path of enwik8 in the user's cache directory, downloaded on first use.
@@ -33,6 +43,7 @@ def fetch_enwik8() -> Path:
     url = os.environ.get(MIRROR_ENV_VAR, URL)
     directory = Path(pooch.os_cache("rnn-search"))
     text = directory / _NAME
+    _remove_stale_folders(directory)
     if text.exists():
         return text
     retry = f"try again, or set {MIRROR_ENV_VAR} to a mirror, or pass the file's path as the corpus"
@@ -40,7 +51,7 @@ def fetch_enwik8() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Unpacked to a temporary folder and renamed, so that no process sees a partial file.
-        with TemporaryDirectory(dir=directory, prefix="enwik8.") as folder:
+        with TemporaryDirectory(dir=directory, prefix=_TMP_PREFIX) as folder:
             archive = pooch.retrieve(url, None, "enwik8.zip", folder, progressbar=True)
             unpacked = Path(folder, _NAME)
             _unpack(Path(archive), unpacked)
@@ -79,3 +90,15 @@ def _unpack(archive: Path, path: Path) -> None:
         with opened.open(member) as packed, path.open("xb") as file:
             while chunk := packed.read(_CHUNK_SIZE):
                 file.write(chunk)
+
+
+def _remove_stale_folders(directory: Path) -> None:
+    """Remove the temporary folders that killed processes left, of more than 100 MB each."""
+    with contextlib.suppress(OSError):  # the cache does not exist yet
+        for folder in list(directory.iterdir()):
+            if not _TMP_NAME.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+                continue
+            with contextlib.suppress(OSError):  # removed by another process
+                written = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if time.time() - written >= _STALE_SECONDS:
+                    shutil.rmtree(folder)

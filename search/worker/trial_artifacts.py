@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from studies.artifacts import AtomicFileStore, Store, list_files, store_location
+from studies.artifacts import AtomicFileStore, Store, store_location
 
 
 class TrialArtifacts:
@@ -58,6 +58,11 @@ class TrialArtifacts:
         with contextlib.suppress(ArtifactNotFound):
             self._store.remove(self._name(number))
 
+    def remove_temporary_files(self) -> None:
+        """Remove what killed writers left, when all trials are finished; a bucket has none."""
+        if isinstance(self._store, AtomicFileStore):
+            self._store.remove_temporary_files(self._folder)
+
     def _name(self, number: int) -> str:
         return f"{self._folder}/trial-{number}{self.suffix}"
 
@@ -96,7 +101,7 @@ class WeightStore(TrialArtifacts):
 
     def list_trials(self) -> set[int]:
         """Return the numbers of the trials that have weights."""
-        names = map(_WEIGHTS_NAME.fullmatch, list_files(self._store, self._folder))
+        names = map(_WEIGHTS_NAME.fullmatch, self._store.list_names(self._folder))
         return {int(name[1]) for name in names if name}
 
     def evict(self, ranking: Sequence[int], count: int) -> None:

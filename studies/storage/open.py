@@ -1,10 +1,11 @@
 """Opening and creation of storages, safe for concurrent processes."""
 
 import contextlib
+import os
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import optuna
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from studies.storage.engine import connect, engine_options, parse_url, read_only
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import TRIALS
+from studies.temporary_files import remove_temporary_files, temporary_file
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Default storage, relative to the working directory. Only its folder is created if missing."""
@@ -164,6 +166,7 @@ def _check_schema(schema: _SchemaInfo, url: URL) -> None:
 def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
+    remove_temporary_files(path.parent, path.name)
     if path.exists():
         return
     if url == parse_url(DEFAULT_STORAGE):
@@ -173,19 +176,30 @@ def _create_sqlite(url: URL) -> None:
             f"storage {redact(url)}: folder {path.parent} does not exist: create it, or use "
             "another file"
         )
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        temporary_url = url.set(database=str(temporary))
-        storage = RDBStorage(temporary_url.render_as_string(hide_password=False))
-        with storage.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        storage.engine.dispose()
-        # Another process may have been faster: use its file.
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(temporary)
-    finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+    tables = RDBStorage("sqlite:///:memory:")
+    # Another process may be faster: then its file is used.
+    while not os.path.lexists(path):
+        with temporary_file(path) as temporary, contextlib.suppress(FileExistsError):
+            try:
+                _copy_database(tables, temporary)
+                path.hardlink_to(temporary)
+            except (sqlite3.Error, FileNotFoundError):
+                if temporary.exists():
+                    raise
+                # It was removed as an old one: this process stood still for long.
+    tables.engine.dispose()
+
+
+def _copy_database(source: RDBStorage, path: Path) -> None:
+    """Copy an SQLite database in memory to an empty file, in WAL mode."""
+    with (
+        contextlib.closing(source.engine.raw_connection()) as connection,
+        contextlib.closing(sqlite3.connect(path)) as copy,
+    ):
+        memory = connection.driver_connection
+        assert isinstance(memory, sqlite3.Connection)
+        memory.backup(copy)
+        copy.execute("PRAGMA journal_mode = WAL")
 
 
 def _create_on_server(url: URL) -> None:
@@ -252,7 +266,7 @@ def _translate_errors(url: URL) -> Iterator[None]:
     """Raise database errors as a StorageError: one line, without a password."""
     try:
         yield
-    except (SQLAlchemyError, OptunaError, OSError) as error:
+    except (SQLAlchemyError, OptunaError, OSError, sqlite3.Error) as error:
         cause = error.__cause__ or error
         summary = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
         raise StorageError(

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -284,6 +285,23 @@ def test_interrupted_download_is_refused_and_not_kept(serve, tmp_path):
         load_corpus("enwik8")
     assert "\n" not in str(refused.value)
     assert cached_files(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache folder is set by XDG_CACHE_HOME")
+def test_folders_of_killed_downloads_are_removed_by_the_next_start(serve, tmp_path):
+    serve["body"] = zip_archive(TEXT)
+    load_corpus("enwik8")
+    cache = download.fetch_enwik8().parent
+    old, young, slow = (cache / f"enwik8.{name}" for name in ("k1lled_0", "k1lled_1", "k1lled_2"))
+    foreign = [cache / "enwik8.mine", cache / "enwik8.k1lled_0.zip", cache / "other.k1lled_0"]
+    for folder in (old, young, slow, *foreign):
+        folder.mkdir()
+        (folder / "enwik8.zip").touch()
+    hours_ago = time.time() - 7200
+    for path in (*(folder / "enwik8.zip" for folder in (old, *foreign)), old, slow, *foreign):
+        os.utime(path, (hours_ago, hours_ago))  # the slow one still writes its file
+    load_corpus("enwik8")
+    assert {*cache.iterdir()} == {young, slow, *foreign, cache / "enwik8"}
 
 
 def test_sha256_is_that_of_enwik8():

@@ -1,5 +1,6 @@
 """Checkpoints and weights in folders and buckets: atomic writes, quarantine, eviction, removal."""
 
+import io
 import os
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError
+
+LEFT = f"{'0123456789abcdef' * 2}.part"
+"""Suffix of the temporary file of a killed writer."""
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -55,7 +59,7 @@ def test_checkpoints_of_a_finished_study_are_removed(tmp_path):
     )
     checkpoints.clear()  # nothing to remove
     checkpoints.write(3, b"one")
-    (folder / "quick-1" / "trial-4.checkpoint.0123.part").write_bytes(b"of a killed worker")
+    (folder / "quick-1" / f"trial-4.checkpoint.{LEFT}").write_bytes(b"of a killed worker")
     assert [path.name for path in (folder / "quick-1").iterdir()] != []
     checkpoints.clear()
     assert list(tmp_path.iterdir()) == []
@@ -77,24 +81,25 @@ def test_foreign_and_quarantined_files_are_kept(tmp_path):
 
 def test_killed_writer_leaves_the_last_checkpoint(tmp_path):
     """The writer is killed after writing the file and before renaming it."""
-    CheckpointStore(AtomicFileStore(tmp_path), "s").write(1, b"whole")
+    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").write(1, b"whole")
     program = (
         "import os, pathlib, signal\n"
         "pathlib.Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from search.worker.trial_artifacts import CheckpointStore\n"
         "from studies.artifacts import AtomicFileStore\n"
-        f"CheckpointStore(AtomicFileStore(pathlib.Path({str(tmp_path)!r})), 's').write(1, b'new')\n"
+        f"store = AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'checkpoints')\n"
+        "CheckpointStore(store, 's').write(1, b'new')\n"
     )
     done = subprocess.run([sys.executable, "-c", program])
     assert done.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "s").iterdir())) == 2
-    assert CheckpointStore(AtomicFileStore(tmp_path), "s").read(1) == b"whole"
-    CheckpointStore(AtomicFileStore(tmp_path), "s").remove(1)
+    assert CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").read(1) == b"whole"
+    CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s").remove(1)
     assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoints = CheckpointStore(AtomicFileStore(tmp_path), "s")
+    checkpoints = CheckpointStore(AtomicFileStore(tmp_path, "checkpoints"), "s")
     checkpoints.write(1, b"whole")
 
     def full(descriptor):
@@ -105,6 +110,99 @@ def test_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         checkpoints.write(1, b"new")
     assert checkpoints.read(1) == b"whole"
     assert len(list((tmp_path / "s").iterdir())) == 1
+
+
+ESCAPES = ("../victim", "/victim", "s-1/..", ".", "..", "", "s-1/../../victim", "s\n", "s\0", "ü")
+"""What the name of an artifact folder in a database that others changed may be."""
+
+
+@pytest.mark.parametrize("folder", ESCAPES)
+def test_folder_that_leads_elsewhere_is_refused(store, tmp_path, folder):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "artifacts").mkdir(exist_ok=True)
+    victim = tmp_path / "victim" / "trial-1.checkpoint"
+    victim.write_bytes(b"of another program")
+    folder = folder.replace("/victim", f"{tmp_path}/victim") if folder[:1] == "/" else folder
+    checkpoints, weights = CheckpointStore(store, folder), WeightStore(store, folder)
+    refuse = pytest.raises(ArtifactsError, match="is not a valid name of an artifact")
+    for act in (
+        lambda: checkpoints.write(1, b"new"),
+        lambda: checkpoints.read(1),
+        lambda: checkpoints.remove(1),
+        lambda: checkpoints.quarantine(1, b"new"),
+        lambda: weights.list_trials(),
+        lambda: weights.evict([1], 0),
+    ):
+        with refuse:
+            act()
+    if isinstance(store, AtomicFileStore):
+        for act in (checkpoints.clear, weights.remove_temporary_files):
+            with refuse:
+                act()
+    assert victim.read_bytes() == b"of another program"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [victim.name]
+
+
+def test_other_names_than_those_of_trials_are_refused(store):
+    for name in ("s-1/notes.txt", "s-1/trial-x.checkpoint", "s-1/t/trial-1.checkpoint", "s-1"):
+        for act in (store.open_reader, store.remove, lambda name: store.write(name, io.BytesIO())):
+            with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+                act(name)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_dashboard_cannot_reach_the_files_of_trials(request, tmp_path, place):
+    """All kinds of files may share a place, and a database may list any name as an artifact."""
+    artifacts = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
+    weights = WeightStore(open_store(artifacts, "sqlite:///none.db", "weights"), "s-1")
+    weights.write(1, b"weights")
+    store = open_store(artifacts, "sqlite:///none.db", "artifacts")
+    for act in (store.open_reader, store.remove):
+        with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+            act("s-1/trial-1.safetensors")
+    store.write("8f14e45f-ceea-467f-a34d-0d1f2c3b4a59", io.BytesIO(b"file"))
+    store.remove("8f14e45f-ceea-467f-a34d-0d1f2c3b4a59")
+    assert weights.read(1) == b"weights"
+
+
+@pytest.mark.parametrize("link", ["folder", "file"])
+def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
+    victim = tmp_path / "victim" / "trial-1.checkpoint"
+    victim.parent.mkdir()
+    victim.write_bytes(b"of another program")
+    folder = tmp_path / "artifacts" / "s-1"
+    if link == "folder":
+        folder.parent.mkdir()
+        folder.symlink_to(victim.parent)
+    else:
+        folder.mkdir(parents=True)
+        (folder / victim.name).symlink_to(victim)
+    store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
+    checkpoints = CheckpointStore(store, "s-1")
+    for act in (
+        lambda: checkpoints.write(1, b"new"),
+        lambda: checkpoints.read(1),
+        lambda: checkpoints.remove(1),
+        checkpoints.clear,
+    ):
+        with pytest.raises(ArtifactsError, match="is a link that leads out of"):
+            act()
+    if link == "folder":
+        with pytest.raises(ArtifactsError, match="is a link that leads out of"):
+            WeightStore(store, "s-1").list_trials()
+    assert victim.read_bytes() == b"of another program"
+    assert [path.name for path in victim.parent.iterdir()] == [victim.name]
+
+
+def test_store_itself_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "artifacts").symlink_to("disk")
+    store = open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
+    checkpoints = CheckpointStore(store, "s-1")
+    checkpoints.write(1, b"whole")
+    assert checkpoints.read(1) == (tmp_path / "disk/s-1/trial-1.checkpoint").read_bytes()
+    checkpoints.clear()
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_default_store_is_next_to_the_storage(tmp_path):
@@ -176,7 +274,7 @@ def test_eviction_keeps_foreign_files(tmp_path):
     weights.write(1, b"one")
     folder = tmp_path / "studies.db.weights" / "s-1"
     (folder / "notes.txt").write_text("mine")
-    (folder / "trial-2.safetensors.0123.part").write_bytes(b"of a killed worker")
+    (folder / f"trial-2.safetensors.{LEFT}").write_bytes(b"of a killed worker")
     assert weights.list_trials() == {1}
     weights.evict([1, 2], 0)
     assert {path.name for path in folder.iterdir()} >= {"notes.txt"}

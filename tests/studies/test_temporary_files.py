@@ -1,0 +1,167 @@
+"""Temporary files of killed writers are removed later; those of writers at work are not."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from search.export import write_folder
+from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from studies.artifacts import AtomicFileStore, atomic_write
+from studies.storage.open import open_storage
+from studies.temporary_files import STALE_SECONDS
+
+RANDOM = "0123456789abcdef" * 2
+
+FOREIGN = (
+    "studies.db.part",
+    f"studies.db.{RANDOM}",
+    f"studies.db.{RANDOM[1:]}.part",
+    f"studies.db.{RANDOM.upper()}.part",
+    f"studies.db.{RANDOM}.part-copy",
+    f"studies.db.{RANDOM}.part.gz",
+    f"other.db.{RANDOM}.part",
+    f"my-studies.db.{RANDOM}.part",
+)
+"""Names that are not those of temporary files of ``studies.db``."""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_old(folder):
+    """Let all files of a folder be a little too old."""
+    old = time.time() - STALE_SECONDS - 60
+    for path in folder.rglob("*"):
+        os.utime(path, (old, old))
+
+
+def run_until_killed(method, statement):
+    """Run a program that is killed when it calls a method of ``Path``."""
+    program = (
+        "import os, pathlib, signal\n"
+        f"pathlib.Path.{method} = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n{statement}\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
+def test_files_of_killed_creators_are_removed_by_the_next_start(tmp_path, sqlite_url, exists):
+    if exists:
+        open_storage(sqlite_url).close()
+    else:
+        run_until_killed(
+            "hardlink_to",
+            f"from studies.storage.open import open_storage\nopen_storage({sqlite_url!r})",
+        )
+        assert len(names(tmp_path)) == 1
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        (tmp_path / f"studies.db.{RANDOM}.part{suffix}").touch()
+    for name in FOREIGN:
+        (tmp_path / name).touch()
+    make_old(tmp_path)
+    young = f"studies.db.{RANDOM[::-1]}.part"
+    (tmp_path / young).touch()
+    open_storage(sqlite_url).close()
+    assert names(tmp_path) == sorted((*FOREIGN, young, "studies.db"))
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["alone", "faster"])
+def test_creator_whose_file_was_removed_creates_a_whole_one(
+    tmp_path, sqlite_url, monkeypatch, exists
+):
+    """It stood still for so long that another process removed its file, or created the storage."""
+    link, removed = Path.hardlink_to, []
+
+    def remove_and_link(path, target):
+        if not removed:
+            removed.append(target)
+            target.unlink()
+            if exists:
+                open_storage(sqlite_url).close()
+        link(path, target)
+
+    monkeypatch.setattr(Path, "hardlink_to", remove_and_link)
+    with closing(open_storage(sqlite_url)) as storage:
+        assert storage.get_all_studies() == []
+    assert removed
+    assert names(tmp_path) == ["studies.db"]
+
+
+def test_created_file_is_whole_and_in_wal_mode(tmp_path, sqlite_url):
+    open_storage(sqlite_url).close()
+    with sqlite3.connect(tmp_path / "studies.db") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
+    """Also those of another trial, which may not be written again."""
+    store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
+    run_until_killed(
+        "replace",
+        "from search.worker.trial_artifacts import WeightStore\n"
+        "from studies.artifacts import AtomicFileStore\n"
+        f"WeightStore({store}, 's').write(1, b'weights')",
+    )
+    folder = tmp_path / "s"
+    (left,) = names(folder)
+    assert left.startswith("trial-1.safetensors.")
+    weights = WeightStore(AtomicFileStore(tmp_path, "weights"), "s")
+    weights.write(2, b"weights")
+    assert names(folder) == [left, "trial-2.safetensors"], "it may be of a writer at work"
+    make_old(folder)
+    weights.write(3, b"weights")
+    assert names(folder) == ["trial-2.safetensors", "trial-3.safetensors"]
+
+
+def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
+    kept = {"trial-1.part", f"trial-1.{RANDOM}.part.gz", "mine.checkpoint"}
+    for kind in ("checkpoints", "weights"):
+        folder = tmp_path / kind / "s"
+        folder.mkdir(parents=True)
+        for name in (*kept, f"trial-1.checkpoint.{RANDOM}.part"):
+            (folder / name).touch()
+    CheckpointStore(AtomicFileStore(tmp_path / "checkpoints", "checkpoints"), "s").clear()
+    WeightStore(AtomicFileStore(tmp_path / "weights", "weights"), "s").remove_temporary_files()
+    for kind in ("checkpoints", "weights"):
+        assert {*names(tmp_path / kind / "s")} == kept
+
+
+def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
+    long = "ü" * 120 + ".html"
+    for name in ("page.html", long):
+        page = tmp_path / name
+        run_until_killed(
+            "replace",
+            "from studies.artifacts import atomic_write\n"
+            f"atomic_write(pathlib.Path({str(page)!r}), [b'x'])",
+        )
+        foreign = tmp_path / f"another.html.{RANDOM}.part"
+        foreign.touch()
+        assert len(names(tmp_path)) == 2
+        make_old(tmp_path)
+        atomic_write(page, [b"whole"])
+        assert names(tmp_path) == sorted([name, foreign.name])
+        page.unlink()
+
+
+def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
+    directory = tmp_path / "network"
+    run_until_killed(
+        "rename",
+        "from search.export import write_folder\n"
+        f"write_folder(pathlib.Path({str(directory)!r}), {{'a': b'1'}})",
+    )
+    assert len(names(tmp_path)) == 1
+    make_old(tmp_path)
+    write_folder(directory, {"a": b"1"})
+    assert names(tmp_path) == ["network"]
