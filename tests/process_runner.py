@@ -121,6 +121,7 @@ class ProcessRunner:
         stderr: str = "",
         ignored: Sequence[int] = (),
         cwd: Path | None = None,
+        umask: int = 0o022,
         hooks: Hooks = Hooks(),  # noqa: B008  # it is immutable
         **environment: str,
     ) -> Command:
@@ -132,6 +133,7 @@ class ProcessRunner:
             stderr: the same for its standard error.
             ignored: signals that the process ignores from the start.
             cwd: working directory; by default a temporary folder.
+            umask: umask of the process.
             hooks: changes to its processes.
             environment: additional environment variables.
         """
@@ -143,7 +145,7 @@ class ProcessRunner:
             "environment": environment | hooks.environment,
         }
         request |= {"stdout": stdout or out, "stderr": stderr or str(Path(out).with_suffix(".err"))}
-        request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder)}
+        request |= {"ignored": [*ignored], "cwd": str(cwd or self._folder), "umask": umask}
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -343,6 +345,7 @@ def _start(request) -> None:
         (2, request["stderr"], os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(path, flags, 0o600), descriptor)
+    os.umask(request["umask"])
     code = 70
     try:
         hooks.install()

@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from hooks import Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import wait_until, wait_until_running
 
+from studies.artifacts import atomic_write
 from studies.attributes import TrialRecord
 from studies.loader import load_config_file
 
@@ -325,3 +327,60 @@ def test_killed_worker_does_not_corrupt_the_database(held, sqlite_url):
     with sqlite3.connect(Path(sqlite_url.removeprefix("sqlite:///"))) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def list_modes(folder):
+    """Return the modes of all files and folders in a folder, by relative path."""
+    paths = {path.relative_to(folder): path.lstat() for path in folder.rglob("*")}
+    return {
+        str(path): (stat.S_ISDIR(status.st_mode), stat.S_IMODE(status.st_mode))
+        for path, status in paths.items()
+    }
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002], ids=oct)
+def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate, umask):
+    """Of a search in the default folders, stopped with a checkpoint, resumed and reported."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    one = (
+        "--set=space.input_gate=[true]", "--set=space.forget_gate=[true]",
+        "--set=space.output_gate=[true]", "--set=space.state_size=[3]",
+    )  # fmt: skip
+    search = ("run_search.py", "quick", "--corpus", str(text), *TINY, *one)
+
+    def check(*expected):
+        modes = list_modes(folder)
+        for name in expected:
+            assert any(name in path for path in modes), f"no {name} in {list(modes)}"
+        for path, (is_folder, mode) in modes.items():
+            assert oct(mode) == oct((0o777 if is_folder else 0o666) & ~umask), path
+
+    stopped = start(*search, hooks=Hooks(gate=gate), cwd=folder, umask=umask)
+    wait_until_running([stopped], lambda: gate.held)
+    check("studies/studies.db", "studies.db-wal", "studies.db-shm")
+    stopped.send(signal.SIGTERM)
+    assert stopped.wait() == 143
+    check(".checkpoint")
+    gate.open()
+    for command in (
+        search,
+        ("-m", "reports", "quick", "--csv", "trials.csv"),
+        ("-m", "search.export", "quick", "network"),
+    ):
+        done = start(*command, cwd=folder, umask=umask)
+        assert done.wait() == 0, done.output
+    check(".db.weights", ".safetensors", ".db.artifacts", "quick.html", "trials.csv", "network.py")
+
+
+def test_file_of_a_report_gets_the_mode_of_a_new_file(tmp_path):
+    """A report that is written again is a new file; the umask decides again."""
+    page = tmp_path / "page.html"
+    atomic_write(page, [b"old"])
+    page.chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        atomic_write(page, [b"new"])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(page.stat().st_mode) == 0o640
