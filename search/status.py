@@ -20,6 +20,7 @@ from studies.storage.counts import (
     count_trials,
     timing_by_shape,
 )
+from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 READ_TIMEOUT = 2.0
@@ -111,22 +112,24 @@ def read_status(
         config: config of the study.
         workers: minimum number of active workers, including those that hold no trial just now.
     """
-    counts = count_trials(storage, study._study_id)
-    best = None
-    if (trial_id := best_trial_id(storage, study._study_id)) is not None:
-        trial = storage.get_trial(trial_id)
-        assert trial.value is not None
-        label = to_trial_config(trial.params, config).label
-        best = BestTrial(trial.number, trial.value, label)
-    # A worker may hold several leases; trials run by plain Optuna have none.
-    leases = storage.running_leases(study._study_id).values()
-    without_lease = max(0, counts.running - len(leases))
-    active = max(len({lease.worker for lease in leases}) + without_lease, workers)
-    seconds_left = None  # unknown while pruning decides how many waiting trials are needed
-    if not (config.pruning.enabled and counts.waiting):
-        timing = timing_by_shape(storage, study._study_id)
-        seconds_left = estimate_seconds_left(timing, counts, active)
-    retries = count_retries(storage, study._study_id)
+    study_id = study._study_id
+    with storage.reading():  # one connection for all queries
+        counts = count_trials(storage, study_id)
+        best = None
+        if (trial_id := best_trial_id(storage, study_id)) is not None:
+            (trial,) = read_trials(storage, study_id, [trial_id])
+            assert trial.value is not None
+            label = to_trial_config(trial.params, config).label
+            best = BestTrial(trial.number, trial.value, label)
+        # A worker may hold several leases; trials run by plain Optuna have none.
+        leases = storage.running_leases(study_id).values()
+        without_lease = max(0, counts.running - len(leases))
+        active = max(len({lease.worker for lease in leases}) + without_lease, workers)
+        seconds_left = None  # unknown while pruning decides how many waiting trials are needed
+        if not (config.pruning.enabled and counts.waiting):
+            timing = timing_by_shape(storage, study_id)
+            seconds_left = estimate_seconds_left(timing, counts, active)
+        retries = count_retries(storage, study_id)
     return Status(study.study_name, counts, best, seconds_left, retries)
 
 

@@ -17,6 +17,7 @@ from studies.space import (
     Space,
     StrictModel,
 )
+from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
@@ -80,7 +81,7 @@ class PruningSettings(StrictModel):
 class LeaseSettings(StrictModel):
     """Time without a heartbeat after which a worker loses its trials, in seconds."""
 
-    seconds: Annotated[float, Field(ge=1)] = 120
+    seconds: Annotated[float, Field(ge=1, le=MAX_LEASE_SECONDS)] = DEFAULT_LEASE_SECONDS
 
 
 class CheckpointSettings(StrictModel):

@@ -1,6 +1,7 @@
 """Text that commands and reports share."""
 
 import re
+from collections.abc import Iterable
 
 _UNPRINTABLE = re.compile("[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]")
 
@@ -27,6 +28,18 @@ def to_line(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def format_trials(numbers: Iterable[int]) -> str:
+    """Format the numbers of trials: ``trial 3`` or ``trials 0-31, 40``."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    listed = ", ".join("-".join(map(str, each)) for each in ranges)
+    return f"trial{'s' * (len(ranges) > 1 or len(ranges[0]) > 1)} {listed}"
 
 
 def to_printable(text: str | bytes) -> str:

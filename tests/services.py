@@ -1,5 +1,6 @@
-"""Services for tests: a PostgreSQL server from system packages, and free ports."""
+"""Services for tests: a PostgreSQL server from system packages, a slow network, free ports."""
 
+import asyncio
 import contextlib
 import os
 import pwd
@@ -8,7 +9,9 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,7 @@ class PostgreSQL:
 
     Attributes:
         address: USER@HOST:PORT
+        port: port of the server.
     """
 
     def __init__(self, settings: str = "") -> None:
@@ -46,9 +50,9 @@ class PostgreSQL:
         if not initdb:
             report_missing("PostgreSQL")
         self._initdb = Path(str(initdb))
-        self._port = free_port()
+        self.port = free_port()
         self._settings = settings
-        self.address = f"tester@127.0.0.1:{self._port}"
+        self.address = f"tester@127.0.0.1:{self.port}"
 
     def __enter__(self) -> "PostgreSQL":
         self._folder = tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True)
@@ -71,7 +75,7 @@ class PostgreSQL:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         options = (
-            f"-c port={self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= "
+            f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= "
             f"{self._settings}"
         )
         self._control("-o", options, "-l", self._log_file, "-w", "start")
@@ -124,3 +128,80 @@ class PostgreSQL:
             stdout=subprocess.DEVNULL,
             cwd=self._folder.name,
         )
+
+
+class SlowNetwork:
+    """Context that forwards connections to a port of this machine, with a delay.
+
+    Args:
+        port: port to forward to.
+        round_trip: seconds to add to each round trip, half of them in each direction.
+
+    Attributes:
+        port: port to connect to.
+        round_trips: number of times that a client waited for an answer.
+    """
+
+    def __init__(self, port: int, round_trip: float) -> None:
+        self.port = free_port()
+        self.round_trips = 0
+        self._target = port
+        self._delay = round_trip / 2
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "SlowNetwork":
+        self._thread.start()
+        start = asyncio.start_server(self._forward, "127.0.0.1", self.port)
+        asyncio.run_coroutine_threadsafe(start, self._loop).result(HANG_TIMEOUT)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(HANG_TIMEOUT)
+
+    async def _forward(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        server, requests = await asyncio.open_connection("127.0.0.1", self._target)
+        is_answered = True
+
+        def on_request() -> None:
+            nonlocal is_answered
+            self.round_trips += is_answered
+            is_answered = False
+
+        def on_answer() -> None:
+            nonlocal is_answered
+            is_answered = True
+
+        await asyncio.gather(
+            self._pump(client, requests, on_request), self._pump(server, answers, on_answer)
+        )
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        on_data: Callable[[], None],
+    ) -> None:
+        """Forward one direction; a packet in transit does not hold up the next one."""
+        in_transit: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def deliver() -> None:
+            data = b"-"
+            while data:
+                due, data = await in_transit.get()
+                await asyncio.sleep(due - self._loop.time())
+                target.write(data)
+            target.close()
+
+        delivery = asyncio.ensure_future(deliver())
+        data = b"-"
+        while data:
+            try:
+                data = await source.read(65536)
+            except ConnectionError:
+                data = b""
+            if data:
+                on_data()
+            in_transit.put_nowait((self._loop.time() + self._delay, data))
+        await delivery

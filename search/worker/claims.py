@@ -20,9 +20,10 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
 from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError
-from studies.storage.leases import LeaseMonitor
+from studies.storage.leases import DEFAULT_LEASE_SECONDS, LeaseMonitor
 from studies.storage.queue import PendingWrite
 from studies.storage.storage import LeasedRDBStorage
+from studies.text import format_trials
 
 HEARTBEATS_PER_LEASE = 4
 """Heartbeats in the duration of a lease: three may fail before it expires."""
@@ -141,7 +142,7 @@ class ClaimManager(StorageClient):
         study_id: int,
         worker: str,
         stop: ShutdownSignal,
-        lease_seconds: float = 120,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
         outage_seconds: float = 600,
     ) -> None:
         # Short enough for a heartbeat before the lease expires.
@@ -220,10 +221,10 @@ class ClaimManager(StorageClient):
                 if first is None:
                     return []
                 trial_ids = [first]
-            claims = [self._register(trial_ids[0], claim_token)]
-            if len(trial_ids) == 1 and trial_ids[0] not in exclude:
-                trial_ids += claim_others(claims[0], paused_ids)
-            return claims + [self._register(trial_id, claim_token) for trial_id in trial_ids[1:]]
+            claims = self._register(trial_ids, claim_token)
+            if len(claims) == 1 and trial_ids[0] not in exclude:
+                claims += self._register(claim_others(claims[0], paused_ids), claim_token)
+            return claims
 
         return self._call(operation, undo=self._undo_claims)
 
@@ -277,38 +278,51 @@ class ClaimManager(StorageClient):
             lambda curve: self._storage.pause(claim.trial_id, claim.claim_token, attributes, curve),
         )
 
-    def requeue(
-        self,
-        claim: Claim,
-        cause: Failure,
-        error: str | None = None,
-        timeout: float | None = None,
-    ) -> None:
+    def requeue(self, claim: Claim, cause: Failure, error: str | None = None) -> None:
         """Requeue a trial; see :meth:`studies.storage.storage.LeasedRDBStorage.requeue`.
-
-        Args:
-            claim: claim of the trial.
-            cause: why it is requeued.
-            error: exception in one line.
-            timeout: seconds to wait for the storage; None until the end of an outage.
 
         Raises:
             LeaseLostError, ShutdownRequestedError, StorageUnavailableError: and the lease expires.
         """
-        self._release(
-            claim,
-            lambda curve: self._storage.requeue(
-                claim.trial_id, claim.claim_token, cause, error, curve
-            ),
-            timeout=timeout,
-        )
+        self.requeue_all([claim], cause, error)
+        if claim.lost:
+            raise claim.lost
+
+    def requeue_all(
+        self,
+        claims: Sequence[Claim],
+        cause: Failure,
+        error: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Requeue trials in one transaction, and mark the claims that are lost.
+
+        Args:
+            claims: claims of the trials.
+            cause: why they are requeued.
+            error: exception in one line.
+            timeout: seconds to wait for the storage; None until the end of an outage.
+
+        Raises:
+            ShutdownRequestedError, StorageUnavailableError: and the leases expire.
+        """
+        claims = list(claims)  # the caller may continue before the thread is done
+
+        def operation(is_retry: bool) -> None:
+            with self._pending_writes(claims) as writes:
+                lost = self._storage.requeue_all(writes, cause, error)
+            # All at once: an earlier attempt, of which only the answer was lost, requeued them.
+            if not (is_retry and len(lost) == len(claims)):
+                self._mark_lost(claims, lost)
+            self._active = [claim for claim in self._active if claim not in claims]
+
+        self._call(operation, timeout=timeout)
 
     def _release(
         self,
         claim: Claim,
         write: Callable[[Mapping[int, float]], None],
         was_written: Callable[[], bool] = lambda: True,
-        timeout: float | None = None,
     ) -> None:
         """End a claim.
 
@@ -317,13 +331,12 @@ class ClaimManager(StorageClient):
             write: writes the trial's new state together with its last values.
             was_written: called if the claim no longer stands after an attempt that may have been
                 committed; whether this is so because it was.
-            timeout: seconds to wait; None until the end of an outage.
         """
 
         def operation(is_retry: bool) -> None:
             try:
                 with claim.pending_write() as pending:
-                    if pending.replace_all:
+                    if pending.replace_all or pending.checkpointed:
                         self._storage.flush([pending])
                     write({} if pending.replace_all else pending.curve)
             except LeaseLostError:
@@ -333,7 +346,7 @@ class ClaimManager(StorageClient):
                 self._active.remove(claim)
 
         try:
-            self._call(operation, timeout=timeout)
+            self._call(operation)
         except LeaseLostError as lost:
             claim.lost = lost
             raise
@@ -356,32 +369,46 @@ class ClaimManager(StorageClient):
     def _flush(self) -> None:
         """Write the values and heartbeats of all claims."""
         claims = list(self._active)
-        with contextlib.ExitStack() as stack:
-            writes = [stack.enter_context(claim.pending_write()) for claim in claims]
+        with self._pending_writes(claims) as writes:
             lost = self._storage.flush(writes)
+        self._mark_lost(claims, lost)
+
+    @contextlib.contextmanager
+    def _pending_writes(self, claims: Sequence[Claim]) -> Iterator[list[PendingWrite]]:
+        """Take what is to be written to several trials, for the duration of the write."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(claim.pending_write()) for claim in claims]
+
+    def _mark_lost(self, claims: Sequence[Claim], lost_ids: Collection[int]) -> None:
         for claim in claims:
-            if claim.trial_id in lost:
+            if claim.trial_id in lost_ids:
                 claim.lost = LeaseLostError(
                     f"trial id {claim.trial_id} is no longer held by {claim.claim_token}"
                 )
-                self._active.remove(claim)
+                self._active = [each for each in self._active if each is not claim]
 
     def _requeue_expired(self) -> None:
         trial_ids = self._storage.expire_leases(self._study_id, self._monitor, time.monotonic)
         shortest = min([self._lease_seconds, *self._monitor.durations()])
         self._observe_at = time.monotonic() + shortest / HEARTBEATS_PER_LEASE
-        for trial_id in trial_ids:
-            number = self._storage.get_trial_number_from_id(trial_id)
-            _logger.info(f"trial {number}: lease expired, its worker sent no heartbeat; requeued")
+        if trial_ids:
+            numbers = [
+                trial.number for trial in self._storage.get_trials(self._study_id, trial_ids)
+            ]
+            _logger.info(
+                f"{format_trials(numbers)}: lease expired, its worker sent no heartbeat; requeued"
+            )
 
-    def _register(self, trial_id: int, claim_token: str) -> Claim:
-        claim = Claim(self._storage.get_trial(trial_id), claim_token, self._lease_seconds)
-        self._active.append(claim)
-        return claim
+    def _register(self, trial_ids: Sequence[int], claim_token: str) -> list[Claim]:
+        trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
+        claims = [Claim(trial, claim_token, self._lease_seconds) for trial in trials]
+        self._active += claims
+        return claims
 
     def _undo_claims(self, claims: Sequence[Claim]) -> None:
         # First, so that their leases expire if the storage is unavailable.
         self._active = [claim for claim in self._active if claim not in claims]
-        for claim in claims:
-            with contextlib.suppress(LeaseLostError):  # also after a first attempt
-                self._storage.requeue(claim.trial_id, claim.claim_token, Failure.INTERRUPTED)
+        # Some may be lost, also after a first attempt.
+        writes = [PendingWrite(claim.trial_id, claim.claim_token) for claim in claims]
+        if writes:
+            self._storage.requeue_all(writes, Failure.INTERRUPTED)

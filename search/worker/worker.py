@@ -1,9 +1,10 @@
 """Worker: claims trials, has them trained and records their results until none is left."""
 
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from optuna.exceptions import OptunaError
 from optuna.trial import TrialState
@@ -19,6 +20,7 @@ from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.space import COST_PARAMS, REPLICATE
 from studies.storage.counts import TrialCounts
+from studies.text import format_trials
 
 POLL_INTERVAL = 0.25
 """Seconds between two checks for lost claims, outages and shutdown during training."""
@@ -160,32 +162,26 @@ class Worker:
             self._train(claims)
         except ShutdownRequestedError:
             self.trainer.save_checkpoints(self._drop_lost())
-            for claim, is_requeued in self._requeue_all(SHUTDOWN_GRACE):
-                self._end(
-                    claim,
-                    "requeued" if is_requeued else "not requeued in time; waits for lease expiry",
-                )
+            self._requeue_all(SHUTDOWN_GRACE)
         except StorageUnavailableError:
             self.trainer.save_checkpoints(self._drop_lost())
             raise
         except BaseException:  # such as a closed pipe or a second Ctrl-C
-            for _ in self._requeue_all(REQUEUE_TIMEOUT):
-                pass  # without a message: the output may be closed
+            # Without a message: the output may be closed.
+            with contextlib.suppress(*_STORAGE_ERRORS):
+                self.manager.requeue_all(self._active, Failure.INTERRUPTED, timeout=REQUEUE_TIMEOUT)
             raise
 
-    def _requeue_all(self, timeout: float) -> Iterator[tuple[Claim, bool]]:
-        """Requeue the active trials within a time for all; yield whether each one was requeued."""
-        deadline = time.monotonic() + timeout
-        for claim in self._drop_lost():
-            seconds_left = deadline - time.monotonic()
-            yield claim, seconds_left > 0 and self._try_to_requeue(claim, seconds_left)
-
-    def _try_to_requeue(self, claim: Claim, timeout: float) -> bool:
+    def _requeue_all(self, timeout: float) -> None:
+        """Requeue the active trials, and log in one line whether this was done in time."""
         try:
-            self.manager.requeue(claim, Failure.INTERRUPTED, timeout=timeout)
+            self.manager.requeue_all(self._active, Failure.INTERRUPTED, timeout=timeout)
+            outcome = "requeued"
         except _STORAGE_ERRORS:
-            return False
-        return True
+            outcome = "not requeued in time; waiting for lease expiry"
+        if claims := self._drop_lost():
+            trials = format_trials(claim.trial.number for claim in claims)
+            _logger.info(f"{trials} {outcome}")
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; bisect after an error to find the trial that caused it."""

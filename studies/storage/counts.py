@@ -89,7 +89,7 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
         .group_by(TRIALS.c.state, sa.literal_column("failure"), sa.literal_column("is_paused"))
     )
     counts: dict[str, int] = {}
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         for state, failed_by, is_paused, count in connection.execute(query):
             name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
             if failed_by is not None and json.loads(failed_by) == Failure.DIVERGED:
@@ -110,7 +110,7 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
         )
     )
     counts: Counter[str] = Counter()
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         for stored in connection.scalars(query):
             counts.update(json.loads(stored))
     return {failure: counts[failure] for failure in Failure if counts[failure]}
@@ -127,7 +127,7 @@ def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set
         .distinct()
     )
     versions: dict[str, set[str]] = {name: set() for name in VersionRecord.model_fields}
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         for key, stored in connection.execute(query):
             recorded = json.loads(stored)
             versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
@@ -136,7 +136,7 @@ def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set
 
 def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
     """Return the id of a study's best trial, the first of equals; None if none is complete."""
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         best: int | None = connection.scalar(_ranked(study_id, TRIALS.c.trial_id).limit(1))
     return best
 
@@ -144,7 +144,7 @@ def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
 def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
     """Return the numbers and values of at most ``limit`` best trials, best first."""
     query = _ranked(study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         return [(number, value) for number, value in connection.execute(query)]
 
 
@@ -176,7 +176,7 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
         .group_by(*values, TRIALS.c.state)
     )
     by_shape: dict[tuple[float, ...], dict[str, float]] = {}
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         for *shape, state, count, seconds in connection.execute(query):
             durations = by_shape.setdefault(tuple(shape), {})
             if state is TrialState.COMPLETE:

@@ -1,5 +1,6 @@
 """Leases of running trials, and the detection of expired ones."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -7,6 +8,12 @@ from typing import Self
 
 LEASE = "lease"
 """System attribute of a running trial: its lease."""
+
+DEFAULT_LEASE_SECONDS: float = 120
+"""Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
+
+MAX_LEASE_SECONDS: float = 7 * 86400
+"""Longest duration of a lease: trials under a longer one might never run again."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,27 @@ class Lease:
 
     @classmethod
     def parse(cls, stored: str) -> Self:
-        """Parse a stored attribute."""
-        return cls(**json.loads(stored))
+        """Parse a stored attribute; fields that another version may have added are ignored.
+
+        An unreadable lease belongs to no known claim: its trial cannot be written to. It has the
+        default duration and differs from other unreadable ones, so it expires unless it changes.
+        """
+        try:
+            fields = json.loads(stored)
+            token, seconds = fields["claim_token"], fields["seconds"]
+            heartbeats = fields["heartbeats"]
+            is_valid = (
+                isinstance(token, str)
+                and type(seconds) in (int, float)
+                and 0 < seconds <= MAX_LEASE_SECONDS
+                and type(heartbeats) is int
+            )
+        except (ValueError, TypeError, KeyError, RecursionError):
+            is_valid = False
+        if is_valid:
+            return cls(token, seconds, heartbeats)
+        digest = hashlib.sha256(repr(stored).encode()).hexdigest()
+        return cls(f"unreadable/{digest}", DEFAULT_LEASE_SECONDS)
 
     @property
     def stored(self) -> str:

@@ -52,9 +52,20 @@ class TrialRow:
     is_paused: bool = False
 
 
-def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
-    """Read all grid trials of a study, by number, without their curves."""
-    with storage.engine.begin() as connection:
+def read_trials(
+    storage: LeasedRDBStorage, study_id: int, trial_ids: Collection[int] | None = None
+) -> list[TrialRow]:
+    """Read grid trials of a study, by number, without their curves.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        trial_ids: ids of the trials; None for all.
+    """
+    selected = _trial_ids(study_id)
+    if trial_ids is not None:
+        selected = selected.where(TRIALS.c.trial_id.in_(trial_ids))
+    with storage.reading() as connection:
         trials = {
             row.trial_id: TrialRow(
                 row.number,
@@ -67,7 +78,7 @@ def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
             )
             for row in connection.execute(
                 sa.select(TRIALS, has_system_attr(PAUSED).label("is_paused"))
-                .where(TRIALS.c.study_id == study_id, is_grid_trial())
+                .where(TRIALS.c.trial_id.in_(selected), is_grid_trial())
                 .order_by(TRIALS.c.number)
             )
         }
@@ -83,9 +94,7 @@ def read_trials(storage: LeasedRDBStorage, study_id: int) -> list[TrialRow]:
             (TRIAL_USER_ATTRS, (TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)),
             (TRIAL_VALUES, (TRIAL_VALUES.c.value,)),
         ):
-            query = sa.select(table.c.trial_id, *columns).where(
-                table.c.trial_id.in_(_trial_ids(study_id))
-            )
+            query = sa.select(table.c.trial_id, *columns).where(table.c.trial_id.in_(selected))
             for trial_id, *values in connection.execute(query):
                 trial = trials.get(trial_id)
                 if trial is None:  # created between two of these queries
@@ -129,7 +138,7 @@ def read_curves(
     if numbers is not None:
         query = query.where(TRIALS.c.number.in_(numbers))
     finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         return [
             (number, step, value if kind is finite else float("nan"))
             for number, step, value, kind in connection.execute(query)
@@ -152,7 +161,7 @@ def read_eval_windows(
         .where(TRIALS.c.study_id == study_id, TRIAL_SYSTEM_ATTRS.c.key == EVAL_WINDOWS[split])
         .order_by(TRIALS.c.number)
     )
-    with storage.engine.begin() as connection:
+    with storage.reading() as connection:
         return {number: json.loads(stored) for number, stored in connection.execute(query)}
 
 

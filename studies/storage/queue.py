@@ -1,6 +1,6 @@
 """The queue of waiting trials: claiming, and batched writes to claimed trials."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -15,15 +15,14 @@ from studies.storage.trial_rows import (
     TRIAL_SYSTEM_ATTRS,
     TRIALS,
     attr_row,
-    delete_attrs,
     has_system_attr,
-    insert,
     is_grid_trial,
-    read_state_and_lease,
+    lock_trials,
+    replace_attrs,
     running_leases,
     utcnow,
-    write_intermediate_values,
-    write_lease,
+    write_curves,
+    write_leases,
 )
 
 TrialQuery = sa.Select[int]
@@ -91,8 +90,7 @@ def dequeue(connection: Connection, waiting: TrialQuery, lease: Lease, limit: in
                 TRIAL_SYSTEM_ATTRS.c.trial_id.in_(chosen), TRIAL_SYSTEM_ATTRS.c.key == PAUSED
             )
         )
-    for trial_id in chosen:
-        write_lease(connection, trial_id, lease)
+    write_leases(connection, dict.fromkeys(chosen, lease))
     return chosen
 
 
@@ -136,32 +134,54 @@ def all_finished_or_paused(connection: Connection, study_id: int, planned: int) 
     )
 
 
-def check_lease(connection: Connection, trial_id: int, claim_token: str) -> Lease | None:
-    """Return a trial's lease if the trial runs under this claim token."""
-    state, lease = read_state_and_lease(connection, trial_id)
-    if state is TrialState.RUNNING and lease is not None and lease.claim_token == claim_token:
-        return lease
-    return None
+def lock_held(
+    connection: Connection, writes: Sequence[PendingWrite]
+) -> tuple[dict[int, Lease], list[int]]:
+    """Lock the trials of these writes until the transaction ends.
 
-
-def write_pending(connection: Connection, trials: Iterable[PendingWrite]) -> list[int]:
-    """Write to claimed trials; return the ids of those whose lease is lost."""
-    lost = []
-    # All writers lock trials in the order of their ids, to avoid deadlocks.
-    for write in sorted(trials, key=lambda write: write.trial_id):
-        lease = check_lease(connection, write.trial_id, write.claim_token)
-        if lease is None:
+    Returns:
+        The leases of those that run under the claim tokens of the writes, by trial id, and the ids
+        of the others, whose lease is lost.
+    """
+    stored = lock_trials(connection, [write.trial_id for write in writes])
+    held, lost = {}, []
+    for write in writes:
+        state, lease = stored.get(write.trial_id, (None, None))
+        if state is TrialState.RUNNING and lease and lease.claim_token == write.claim_token:
+            held[write.trial_id] = lease
+        else:
             lost.append(write.trial_id)
-            continue
-        if write.heartbeat:
-            write_lease(connection, write.trial_id, lease.with_heartbeat())
-        if write.checkpointed:
-            connection.execute(delete_attrs(write.trial_id, TRIAL_SYSTEM_ATTRS, CHECKPOINTED))
-            row = attr_row("trial_id", write.trial_id, CHECKPOINTED, True)
-            insert(connection, TRIAL_SYSTEM_ATTRS, [row])
-        if write.curve or write.replace_all:
-            write_intermediate_values(connection, write.trial_id, write.curve, write.replace_all)
-    return lost
+    return held, lost
+
+
+def write_pending(
+    connection: Connection, writes: Sequence[PendingWrite], is_last: bool = False
+) -> tuple[dict[int, Lease], list[int]]:
+    """Write to claimed trials in a number of statements that does not depend on their number.
+
+    Args:
+        connection: connection in a transaction.
+        writes: at most one write for each trial.
+        is_last: whether the claims end with this transaction, so that heartbeats are not needed.
+
+    Returns:
+        Leases of the trials that are still held, by trial id, and the ids of the others; nothing is
+        written to those.
+    """
+    held, lost = lock_held(connection, writes)
+    valid = [write for write in writes if write.trial_id in held]
+    if not is_last:
+        heartbeats = [write.trial_id for write in valid if write.heartbeat]
+        write_leases(connection, {key: held[key].with_heartbeat() for key in heartbeats})
+    rows = [
+        attr_row("trial_id", write.trial_id, CHECKPOINTED, True)
+        for write in valid
+        if write.checkpointed
+    ]
+    replace_attrs(connection, TRIAL_SYSTEM_ATTRS, rows)
+    replaced = {write.trial_id for write in valid if write.replace_all}
+    write_curves(connection, {write.trial_id: write.curve for write in valid}, replaced)
+    return held, lost
 
 
 def _same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:

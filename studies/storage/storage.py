@@ -2,98 +2,42 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import Failure
 from studies.errors import LeaseLostError
-from studies.storage.engine import configure, write_transaction
-from studies.storage.leases import Lease, LeaseMonitor
+from studies.storage.leases import DEFAULT_LEASE_SECONDS, Lease, LeaseMonitor
 from studies.storage.queue import (
     PendingWrite,
     all_finished_or_paused,
-    check_lease,
     dequeue,
     dequeue_matching,
     waiting_query,
     write_pending,
 )
+from studies.storage.transactions import TransactionalRDBStorage
 from studies.storage.trial_rows import (
     TRIAL_VALUES,
     TRIALS,
+    lock_trials,
     pause,
     prune_paused,
-    read_state_and_lease,
     requeue,
     running_leases,
     utcnow,
     write_attributes,
-    write_intermediate_values,
-    write_lease,
 )
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def _as_writer(
-    method: Callable[Concatenate["LeasedRDBStorage", _P], _R],
-) -> Callable[Concatenate["LeasedRDBStorage", _P], _R]:
-    @wraps(method)
-    def write(self: "LeasedRDBStorage", *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with write_transaction():
-            return method(self, *args, **kwargs)
-
-    return write  # type: ignore[return-value]  # Concatenate names self
-
-
-class LeasedRDBStorage(RDBStorage):
-    """Optuna's RDB storage with leases; open it with :func:`studies.storage.open.open_storage`.
-
-    Optuna's writing methods are unchanged but begin as writers, so that on SQLite too only one
-    worker claims a waiting trial.
-    """
-
-    def __init__(self, url: str, engine_options: dict[str, Any]) -> None:
-        # Optuna formats the URL as a template; escape braces, as in a password.
-        template = url.replace("{", "{{").replace("}", "}}")
-        super().__init__(
-            template, engine_options, skip_compatibility_check=True, skip_table_creation=True
-        )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Optuna sets the engine here and when unpickled: configure it before it connects.
-        if name == "engine":
-            configure(value)
-        super().__setattr__(name, value)
-
-    def close(self) -> None:
-        """Close all connections.
-
-        The last connection to an SQLite file removes its WAL files, which a read-only one cannot
-        do: close readers before the writer of the same process.
-        """
-        self.engine.dispose()
-
-    create_new_study = _as_writer(RDBStorage.create_new_study)
-    delete_study = _as_writer(RDBStorage.delete_study)
-    set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
-    _create_new_trial = _as_writer(RDBStorage._create_new_trial)
-    _set_trial_param = _as_writer(RDBStorage._set_trial_param)
-    set_trial_state_values = _as_writer(RDBStorage.set_trial_state_values)
-    set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
-    set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
-    record_heartbeat = _as_writer(RDBStorage.record_heartbeat)
+class LeasedRDBStorage(TransactionalRDBStorage):
+    """Optuna's RDB storage with leases; open it with :func:`studies.storage.open.open_storage`."""
 
     # ------------------------------------------------------------------ one trial's life
 
@@ -101,7 +45,7 @@ class LeasedRDBStorage(RDBStorage):
         self,
         study_id: int,
         claim_token: str,
-        lease_seconds: float = 120,
+        lease_seconds: float = DEFAULT_LEASE_SECONDS,
         exclude: Collection[int] = (),
         paused_ids: Sequence[int] | None = None,
     ) -> int | None:
@@ -151,7 +95,7 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease of the claimed trial is lost.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, lease):
+        with self._leased_transaction(PendingWrite(trial_id, claim_token)) as (connection, lease):
             return dequeue_matching(
                 connection, trial_id, lease, limit, parameters, exclude, paused_ids
             )
@@ -162,8 +106,8 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, lease):
-            write_lease(connection, trial_id, lease.with_heartbeat())
+        with self._leased_transaction(PendingWrite(trial_id, claim_token, heartbeat=True)):
+            pass
 
     def report(
         self, trial_id: int, claim_token: str, curve: Mapping[int, float], replace_all: bool = False
@@ -179,17 +123,18 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, _):
-            write_intermediate_values(connection, trial_id, curve, replace_all)
+        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve, replace_all)):
+            pass
 
-    def flush(self, trials: Iterable[PendingWrite]) -> list[int]:
+    def flush(self, writes: Sequence[PendingWrite]) -> list[int]:
         """Write to several claimed trials in one transaction.
 
         Returns:
             Ids of the trials whose lease is lost; nothing is written to them.
         """
         with self.transaction() as connection:
-            return write_pending(connection, trials)
+            _, lost = write_pending(connection, writes)
+        return lost
 
     def finish(
         self,
@@ -213,8 +158,10 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, _):
-            write_intermediate_values(connection, trial_id, curve)
+        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve)) as (
+            connection,
+            _,
+        ):
             if value is not None:
                 assert math.isfinite(value)
                 connection.execute(
@@ -225,7 +172,7 @@ class LeasedRDBStorage(RDBStorage):
                         value_type=models.TrialValueModel.TrialValueType.FINITE,
                     )
                 )
-            write_attributes(connection, trial_id, attributes)
+            write_attributes(connection, {trial_id: attributes})
             connection.execute(
                 sa.update(TRIALS)
                 .where(TRIALS.c.trial_id == trial_id)
@@ -238,7 +185,7 @@ class LeasedRDBStorage(RDBStorage):
         Answers whether a commit succeeded whose connection was lost.
         """
         with self.engine.begin() as connection:
-            state, lease = read_state_and_lease(connection, trial_id)
+            state, lease = lock_trials(connection, [trial_id]).get(trial_id, (None, None))
         return (
             state is not None
             and state.is_finished()
@@ -266,9 +213,29 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, _):
-            write_intermediate_values(connection, trial_id, curve)
-            requeue(connection, trial_id, cause, error)
+        write = PendingWrite(trial_id, claim_token, curve)
+        if self.requeue_all([write], cause, error):
+            raise _lease_lost(write)
+
+    def requeue_all(
+        self, writes: Sequence[PendingWrite], cause: Failure, error: str | None = None
+    ) -> list[int]:
+        """Set claimed trials waiting again in one transaction, after a last write to each.
+
+        The number of statements does not depend on the number of trials.
+
+        Args:
+            writes: last values of the trials.
+            cause: reason, counted among the retries of each.
+            error: exception in one line.
+
+        Returns:
+            Ids of the trials whose lease is lost; nothing is written to them.
+        """
+        with self.transaction() as connection:
+            held, lost = write_pending(connection, writes, is_last=True)
+            requeue(connection, held, cause, error)
+        return lost
 
     def pause(
         self,
@@ -288,9 +255,11 @@ class LeasedRDBStorage(RDBStorage):
         Raises:
             LeaseLostError: if the lease is lost; nothing is written.
         """
-        with self._leased_transaction(trial_id, claim_token) as (connection, _):
-            write_intermediate_values(connection, trial_id, curve)
-            write_attributes(connection, trial_id, attributes)
+        with self._leased_transaction(PendingWrite(trial_id, claim_token, curve)) as (
+            connection,
+            _,
+        ):
+            write_attributes(connection, {trial_id: attributes})
             pause(connection, trial_id)
 
     def prune_paused(
@@ -309,12 +278,7 @@ class LeasedRDBStorage(RDBStorage):
         with self.transaction() as connection:
             if not all_finished_or_paused(connection, study_id, planned):
                 return []
-            # All writers lock trials in the order of their ids, to avoid deadlocks.
-            return [
-                trial_id
-                for trial_id in sorted(trials)
-                if prune_paused(connection, trial_id, trials[trial_id])
-            ]
+            return prune_paused(connection, trials)
 
     # ------------------------------------------------------------------ leases of other workers
 
@@ -323,7 +287,7 @@ class LeasedRDBStorage(RDBStorage):
 
         A trial that plain Optuna runs has none.
         """
-        with self.engine.begin() as connection:
+        with self.reading() as connection:
             return running_leases(connection, study_id)
 
     def expire_leases(
@@ -342,44 +306,31 @@ class LeasedRDBStorage(RDBStorage):
         Returns:
             Ids of the requeued trials.
         """
-        requeued = []
         with self.transaction() as connection:
             leases = running_leases(connection, study_id)
-            for trial_id in monitor.observe(leases.items(), clock()):
-                state, lease = read_state_and_lease(connection, trial_id)
-                # On PostgreSQL its worker or another observer may have written meanwhile.
-                if state is TrialState.RUNNING and lease == leases[trial_id]:
-                    requeue(connection, trial_id, Failure.LEASE_EXPIRED)
-                    requeued.append(trial_id)
+            expired = monitor.observe(leases.items(), clock())
+            if not expired:
+                return []
+            # On PostgreSQL their workers or other observers may have written meanwhile.
+            requeued = [
+                trial_id
+                for trial_id, (state, lease) in lock_trials(connection, expired).items()
+                if state is TrialState.RUNNING and lease == leases[trial_id]
+            ]
+            requeue(connection, requeued, Failure.LEASE_EXPIRED)
         return requeued
 
-    # ------------------------------------------------------------------ transactions
-
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Open a writing transaction."""
-        with write_transaction(), self.engine.begin() as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[Connection]:
-        """Open a reading transaction on a consistent snapshot."""
-        # SQLite transactions are snapshots by default.
-        is_file = self.engine.dialect.name == "sqlite"
-        level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
-        connection = self.engine.connect().execution_options(**level)
-        with connection, connection.begin():
-            yield connection
-
-    @contextlib.contextmanager
-    def _leased_transaction(
-        self, trial_id: int, claim_token: str
-    ) -> Iterator[tuple[Connection, Lease]]:
-        """Open a writing transaction under a claim token."""
+    def _leased_transaction(self, write: PendingWrite) -> Iterator[tuple[Connection, Lease]]:
+        """Open a writing transaction under a claim token, after a write to the trial."""
         with self.transaction() as connection:
-            lease = check_lease(connection, trial_id, claim_token)
-            if lease is None:
-                raise LeaseLostError(
-                    f"trial id {trial_id} is no longer held by {claim_token}: nothing was written"
-                )
-            yield connection, lease
+            held, lost = write_pending(connection, [write])
+            if lost:
+                raise _lease_lost(write)
+            yield connection, held[write.trial_id]
+
+
+def _lease_lost(write: PendingWrite) -> LeaseLostError:
+    return LeaseLostError(
+        f"trial id {write.trial_id} is no longer held by {write.claim_token}: nothing was written"
+    )

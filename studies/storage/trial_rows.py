@@ -1,8 +1,12 @@
-"""Optuna's tables, and reads and writes of single trials within a transaction."""
+"""Optuna's tables, and reads and writes of trials within a transaction.
+
+The number of statements does not depend on the number of trials: many rows are written by one
+``executemany``, which needs one round trip to a server.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,23 +18,23 @@ from sqlalchemy.engine import Connection
 from studies.attributes import ERROR, EVAL_WINDOWS, IS_GRID_TRIAL, PAUSED, RETRY_COUNTS, Failure
 from studies.storage.leases import LEASE, Lease
 
-_STEPS = 1000
-"""Maximum number of steps in one statement; databases limit the number of parameters."""
+_BATCH = 1000
+"""Maximum number of trial ids in one statement; databases limit the number of parameters."""
 
 
-def read_state_and_lease(
-    connection: Connection, trial_id: int
-) -> tuple[TrialState | None, Lease | None]:
-    """Read a trial's state and lease; lock the trial until the transaction ends."""
-    state = connection.scalar(
-        sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id).with_for_update()
-    )
-    stored = connection.scalar(
-        sa.select(TRIAL_SYSTEM_ATTRS.c.value_json).where(
-            TRIAL_SYSTEM_ATTRS.c.trial_id == trial_id, TRIAL_SYSTEM_ATTRS.c.key == LEASE
-        )
-    )
-    return state, None if stored is None else Lease.parse(stored)
+def lock_trials(
+    connection: Connection, trial_ids: Collection[int]
+) -> dict[int, tuple[TrialState, Lease | None]]:
+    """Read trials' states and leases; lock the trials until the transaction ends."""
+    # All writers lock trials in the order of their ids, to avoid deadlocks.
+    query = sa.select(TRIALS.c.trial_id, TRIALS.c.state).order_by(TRIALS.c.trial_id)
+    states = dict(_select(connection, query.with_for_update(), TRIALS, trial_ids))
+    # Only now: a joined lease would be that of before the wait for the lock.
+    leases = _read_attribute(connection, TRIAL_SYSTEM_ATTRS, LEASE, states)
+    return {
+        trial_id: (state, Lease.parse(leases[trial_id]) if trial_id in leases else None)
+        for trial_id, state in states.items()
+    }
 
 
 def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
@@ -43,104 +47,172 @@ def running_leases(connection: Connection, study_id: int) -> dict[int, Lease]:
             TRIALS.c.state == TrialState.RUNNING,
             TRIAL_SYSTEM_ATTRS.c.key == LEASE,
         )
-        .order_by(TRIALS.c.trial_id)  # the order in which all writers lock trials
+        .order_by(TRIALS.c.trial_id)
     )
     return {trial_id: Lease.parse(stored) for trial_id, stored in connection.execute(query)}
 
 
-def write_lease(connection: Connection, trial_id: int, lease: Lease) -> None:
-    """Write a trial's lease."""
-    connection.execute(delete_attrs(trial_id, TRIAL_SYSTEM_ATTRS, LEASE))
-    row = {"trial_id": trial_id, "key": LEASE, "value_json": lease.stored}
-    connection.execute(sa.insert(TRIAL_SYSTEM_ATTRS), row)
+def write_leases(connection: Connection, leases: Mapping[int, Lease]) -> None:
+    """Write leases by trial id."""
+    rows = [
+        {"trial_id": trial_id, "key": LEASE, "value_json": lease.stored}
+        for trial_id, lease in leases.items()
+    ]
+    replace_attrs(connection, TRIAL_SYSTEM_ATTRS, rows)
 
 
-def write_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Write user attributes; losses of evaluation windows become system attributes."""
+def write_attributes(connection: Connection, attributes: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write user attributes by trial id; losses of evaluation windows become system attributes."""
     windows = set(EVAL_WINDOWS.values())
-    user, system = attributes.keys() - windows, attributes.keys() & windows
-    for table, keys in ((TRIAL_USER_ATTRS, user), (TRIAL_SYSTEM_ATTRS, system)):
-        if keys:
-            connection.execute(delete_attrs(trial_id, table, *keys))
-            rows = [attr_row("trial_id", trial_id, key, attributes[key]) for key in sorted(keys)]
-            insert(connection, table, rows)
+    for table in (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS):
+        rows = [
+            attr_row("trial_id", trial_id, key, value)
+            for trial_id, values in attributes.items()
+            for key, value in sorted(values.items())
+            if (key in windows) == (table is TRIAL_SYSTEM_ATTRS)
+        ]
+        replace_attrs(connection, table, rows)
 
 
-def write_intermediate_values(
-    connection: Connection, trial_id: int, curve: Mapping[int, float], replace_all: bool = False
+def write_curves(
+    connection: Connection,
+    curves: Mapping[int, Mapping[int, float]],
+    replaced: Collection[int] = (),
 ) -> None:
-    """Write intermediate values; they replace the values at the same steps, or all."""
-    of_trial = INTERMEDIATE_VALUES.c.trial_id == trial_id
-    if replace_all:
-        connection.execute(sa.delete(INTERMEDIATE_VALUES).where(of_trial))
-    steps = list(curve)
-    for first in range(0, len(steps), _STEPS):
-        batch = steps[first : first + _STEPS]
-        connection.execute(
-            sa.delete(INTERMEDIATE_VALUES).where(of_trial & INTERMEDIATE_VALUES.c.step.in_(batch))
-        )
+    """Write intermediate values.
+
+    Args:
+        connection: connection in a transaction.
+        curves: values by trial id and step; they replace stored values of the same steps.
+        replaced: ids of trials of which they replace all stored values.
+    """
+    to_stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
     rows = []
-    for step, value in curve.items():
-        stored, value_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
-            value
-        )
-        rows.append(
-            {
-                "trial_id": trial_id,
-                "step": step,
-                "intermediate_value": stored,
-                "intermediate_value_type": value_type,
-            }
-        )
+    for trial_id, curve in curves.items():
+        for step, value in curve.items():
+            stored, value_type = to_stored(value)
+            rows.append(
+                {
+                    "trial_id": trial_id,
+                    "step": step,
+                    "intermediate_value": stored,
+                    "intermediate_value_type": value_type,
+                }
+            )
+    of_trial = INTERMEDIATE_VALUES.c.trial_id == sa.bindparam("old_trial_id")
+    of_step = INTERMEDIATE_VALUES.c.step == sa.bindparam("old_step")
+    _execute_many(
+        connection,
+        sa.delete(INTERMEDIATE_VALUES).where(of_trial),
+        [{"old_trial_id": trial_id} for trial_id in replaced],
+    )
+    _execute_many(
+        connection,
+        sa.delete(INTERMEDIATE_VALUES).where(of_trial, of_step),
+        [
+            {"old_trial_id": row["trial_id"], "old_step": row["step"]}
+            for row in rows
+            if row["trial_id"] not in replaced
+        ],
+    )
     insert(connection, INTERMEDIATE_VALUES, rows)
 
 
 def requeue(
-    connection: Connection, trial_id: int, cause: Failure, error: str | None = None
+    connection: Connection, trial_ids: Collection[int], cause: Failure, error: str | None = None
 ) -> None:
-    """Set a trial waiting again, and count the cause among its retries."""
-    stored = connection.scalar(
-        sa.select(TRIAL_USER_ATTRS.c.value_json).where(
-            TRIAL_USER_ATTRS.c.trial_id == trial_id, TRIAL_USER_ATTRS.c.key == RETRY_COUNTS
-        )
+    """Set locked trials waiting again, and count the cause among their retries."""
+    stored = _read_attribute(connection, TRIAL_USER_ATTRS, RETRY_COUNTS, trial_ids)
+    attributes: dict[int, dict[str, Any]] = {}
+    for trial_id in trial_ids:
+        retries = Counter(json.loads(stored[trial_id]) if trial_id in stored else {})
+        retries[cause] += 1
+        attributes[trial_id] = {RETRY_COUNTS: retries}
+        if error is not None:
+            attributes[trial_id][ERROR] = error
+    write_attributes(connection, attributes)
+    _clear_claims(
+        connection,
+        {trial_id: {"state": TrialState.WAITING, "datetime_start": None} for trial_id in trial_ids},
     )
-    retries = Counter(json.loads(stored) if stored else {})
-    retries[cause] += 1
-    attributes: dict[str, Any] = {RETRY_COUNTS: retries}
-    if error is not None:
-        attributes[ERROR] = error
-    write_attributes(connection, trial_id, attributes)
-    _clear_claim(connection, trial_id, state=TrialState.WAITING, datetime_start=None)
 
 
 def pause(connection: Connection, trial_id: int) -> None:
-    """Set a trial waiting until the pruner resumes it."""
+    """Set a locked trial waiting until the pruner resumes it."""
     since = utcnow().isoformat()
     insert(connection, TRIAL_SYSTEM_ATTRS, [attr_row("trial_id", trial_id, PAUSED, since)])
     # The start time stays: a trial that is pruned later ran from then until now.
-    _clear_claim(connection, trial_id, state=TrialState.WAITING)
+    _clear_claims(connection, {trial_id: {"state": TrialState.WAITING}})
 
 
-def prune_paused(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> bool:
-    """Prune a trial if it is paused, as of the time of its pause; return whether it was."""
-    state, _ = read_state_and_lease(connection, trial_id)
-    since = connection.scalar(
-        sa.select(TRIAL_SYSTEM_ATTRS.c.value_json).where(
-            TRIAL_SYSTEM_ATTRS.c.trial_id == trial_id, TRIAL_SYSTEM_ATTRS.c.key == PAUSED
-        )
+def prune_paused(connection: Connection, attributes: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """Prune those of these trials that are paused, as of the times of their pauses.
+
+    Args:
+        connection: connection in a transaction.
+        attributes: user attributes to write, by trial id.
+
+    Returns:
+        Ids of the pruned trials, in ascending order.
+    """
+    states = lock_trials(connection, attributes)
+    since = _read_attribute(connection, TRIAL_SYSTEM_ATTRS, PAUSED, states)
+    paused = [
+        trial_id
+        for trial_id, (state, _) in states.items()
+        if state is TrialState.WAITING and trial_id in since
+    ]
+    write_attributes(connection, {trial_id: attributes[trial_id] for trial_id in paused})
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, PAUSED) for trial_id in paused])
+    _clear_claims(
+        connection,
+        {
+            trial_id: {
+                "state": TrialState.PRUNED,
+                "datetime_complete": datetime.fromisoformat(json.loads(since[trial_id])),
+            }
+            for trial_id in paused
+        },
     )
-    if state is not TrialState.WAITING or since is None:
-        return False
-    write_attributes(connection, trial_id, attributes)
-    connection.execute(delete_attrs(trial_id, TRIAL_SYSTEM_ATTRS, PAUSED))
-    ended = datetime.fromisoformat(json.loads(since))
-    _clear_claim(connection, trial_id, state=TrialState.PRUNED, datetime_complete=ended)
-    return True
+    return paused
 
 
-def _clear_claim(connection: Connection, trial_id: int, **values: Any) -> None:
-    connection.execute(delete_attrs(trial_id, TRIAL_SYSTEM_ATTRS, LEASE))
-    connection.execute(sa.update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(**values))
+def _clear_claims(connection: Connection, values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Delete the leases of trials, and set values of their rows, the same columns for each."""
+    delete_attrs(connection, TRIAL_SYSTEM_ATTRS, [(trial_id, LEASE) for trial_id in values])
+    _execute_many(
+        connection,
+        sa.update(TRIALS).where(TRIALS.c.trial_id == sa.bindparam("old_trial_id")),
+        [{"old_trial_id": trial_id, **row} for trial_id, row in values.items()],
+    )
+
+
+def _select(
+    connection: Connection, query: sa.Select[Any], table: sa.Table, trial_ids: Collection[int]
+) -> Iterator[Any]:
+    """Yield the rows of these trials, in batches of ascending ids."""
+    ids = sorted(trial_ids)
+    for first in range(0, len(ids), _BATCH):
+        batch = ids[first : first + _BATCH]
+        yield from connection.execute(query.where(table.c.trial_id.in_(batch)))
+
+
+def _read_attribute(
+    connection: Connection, table: sa.Table, key: str, trial_ids: Collection[int]
+) -> dict[int, str]:
+    """Read an attribute of trials as it is stored, by trial id; those that lack it are absent."""
+    query = sa.select(table.c.trial_id, table.c.value_json).where(table.c.key == key)
+    return dict(_select(connection, query, table, trial_ids))
+
+
+def _execute_many(
+    connection: Connection,
+    statement: sa.Delete | sa.Update | sa.Insert,
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Execute a statement once for each row of parameters, possibly for none."""
+    if rows:
+        connection.execute(statement, rows)
 
 
 def _table(model: type[models.BaseModel]) -> sa.Table:
@@ -163,8 +235,7 @@ INTERMEDIATE_VALUES = _table(models.TrialIntermediateValueModel)
 
 def insert(connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, possibly none."""
-    if rows:
-        connection.execute(sa.insert(table), rows)
+    _execute_many(connection, sa.insert(table), rows)
 
 
 def attr_row(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
@@ -192,9 +263,25 @@ def is_grid_trial() -> sa.ColumnElement[bool]:
     return has_system_attr(IS_GRID_TRIAL)
 
 
-def delete_attrs(trial_id: int, table: sa.Table, *keys: str) -> sa.Delete:
-    """Return the statement that deletes a trial's attributes of these keys."""
-    return sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(keys))
+def delete_attrs(
+    connection: Connection, table: sa.Table, trial_keys: Sequence[tuple[int, str]]
+) -> None:
+    """Delete attributes of trials, given as pairs of trial id and key."""
+    _execute_many(
+        connection,
+        sa.delete(table).where(
+            table.c.trial_id == sa.bindparam("old_trial_id"), table.c.key == sa.bindparam("old_key")
+        ),
+        [{"old_trial_id": trial_id, "old_key": key} for trial_id, key in trial_keys],
+    )
+
+
+def replace_attrs(
+    connection: Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write attributes of trials in place of those of the same keys."""
+    delete_attrs(connection, table, [(row["trial_id"], row["key"]) for row in rows])
+    insert(connection, table, rows)
 
 
 def utcnow() -> datetime:

@@ -8,11 +8,19 @@ import subprocess
 import pytest
 from helpers import NO_SYNC
 from hooks import Clock, Gate
-from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
-from services import PostgreSQL
+from process_runner import (
+    CURVES,
+    FINISHED,
+    query,
+    search_starter,
+    wait_until,
+    wait_until_running,
+)
+from services import PostgreSQL, SlowNetwork
 
 from reports import cli as command_line
 from reports.cli import write_final_report
+from search.worker.storage_client import SHUTDOWN_GRACE
 
 FOUR = {
     "training_steps": 200,
@@ -33,6 +41,15 @@ FOUR = {
 
 ONE = FOUR | {"space_state_size": "[6]", "space_state_source": "['new']", "lease_seconds": 4}
 """One trial, with a lease so short that its worker sends a heartbeat every second."""
+
+STACK = FOUR | {
+    "space_state_size": "[4]",
+    "space_state_source": "['new']",
+    "checkpoint_seconds": 1000,
+    **{f"space_{name}_gate": "[false, true]" for name in ("input", "forget", "output", "state")},
+    "space_residual": "[true, false]",
+}
+"""32 trials of one shape."""
 
 STEP = 100
 """Step at which the gate holds trainings."""
@@ -262,9 +279,33 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
         assert first.wait() == 143
     finally:
         server.signal(signal.SIGCONT)
-    assert "not requeued in time; waits for lease expiry" in first.output
+    assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
     resume(url, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)
+
+
+def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, tmp_path):
+    """It needs so few round trips of 30 ms that they fit in the time that a stop has.
+
+    They are counted, because their time also depends on the speed of this machine.
+    """
+    url = server.new_database()
+    with SlowNetwork(server.port, round_trip=0.03) as network:
+        slow_url = url.replace(str(server.port), str(network.port))
+        (worker,) = held(slow_url, lockstep="32", **STACK)
+        worker.send(signal.SIGTERM)
+        wait_until(lambda: len(list(tmp_path.glob("artifacts/*/trial-*.checkpoint"))) == 32)
+        before = network.round_trips
+        running = "SELECT * FROM trials WHERE state = 'RUNNING'"
+        wait_until(lambda: not query(url, running))
+        round_trips = network.round_trips - before
+        assert worker.wait() == 143
+    assert round_trips * 0.03 < SHUTDOWN_GRACE
+    assert "trials 0-31 requeued\n" in worker.output
+    assert query(url, "SELECT DISTINCT state FROM trials") == [("WAITING",)]
+    requeued = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
+    assert query(url, requeued) == [('{"interrupted": 1}',)] * 32
+    assert not query(url, "SELECT * FROM trial_system_attributes WHERE key = 'lease'")
 
 
 def test_training_continues_while_another_program_locks_the_file(

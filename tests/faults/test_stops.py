@@ -1,5 +1,6 @@
 """Trials of stopped, killed or frozen workers are resumed by others, bit for bit."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hooks import HANG_TIMEOUT, Gate
+from hooks import HANG_TIMEOUT, Clock, Gate
 from process_runner import (
     CURVES,
     FINISHED,
@@ -316,6 +317,34 @@ def test_frozen_worker_overwrites_nothing_when_resumed_after_the_search(
     assert query(sqlite_url, "SELECT * FROM trials, trial_user_attributes, trial_values") == before
     assert_all_trials_match(sqlite_url, reference_curves, ONE)
     assert list_files(tmp_path) == []
+
+
+def test_trial_under_an_unreadable_lease_is_requeued_and_stops_no_worker(
+    held, gate, search, sqlite_url, reference_curves, tmp_path
+):
+    """As another version of this program may have written it."""
+    killed = held(**TWO)
+    killed.send(signal.SIGKILL)
+    killed.wait()
+    gate.open()
+    with contextlib.closing(sqlite3.connect(tmp_path / "studies.db")) as database, database:
+        database.execute(
+            "UPDATE trial_system_attributes SET value_json = 'not JSON' WHERE key = 'lease'"
+        )
+    status = search("--status")
+    assert status.wait() == 0
+    assert "running   1\n" in status.output
+    clock = Clock(tmp_path / "clock")
+    worker = search(clock=clock, **TWO | {"outage_seconds": 1e9})
+    wait_until_running([worker], lambda: "waiting for them" in worker.output)
+
+    def has_expired():
+        clock.advance(61)
+        return "trial 0: lease expired" in worker.output or "trial 1: lease" in worker.output
+
+    wait_until_running([worker], has_expired)
+    assert worker.wait() == 0
+    assert_all_trials_match(sqlite_url, reference_curves, TWO)
 
 
 def test_second_interrupt_exits_at_once(held, search, sqlite_url, tmp_path, reference_curves):

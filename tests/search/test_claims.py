@@ -25,10 +25,10 @@ from studies.storage.open import open_storage
 class Study:
     """A small study, and claim managers that work on it."""
 
-    def __init__(self, url, count=3):
+    def __init__(self, url, count=3, name="small"):
         self.url = url
         self.storage = open_storage(url)
-        self.study_id = create_small_study(self.storage, count)
+        self.study_id = create_small_study(self.storage, count, name)
 
     def manager(
         self,
@@ -270,6 +270,91 @@ def test_operation_is_not_repeated_after_a_lost_answer(study, broken):
     assert study.trial(claim).intermediate_values == {1: 2.0}
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_trials_are_requeued_together_once_if_an_attempt_fails(study, broken, moment, monkeypatch):
+    """Before its transaction, or after it, when only the answer is lost."""
+    storage, state = broken
+    monkeypatch.setattr("search.worker.storage_client._MAX_RETRY_SECONDS", 0.02)
+    with study.manager(storage=storage) as manager:
+        wait_until(lambda: manager._observe_at)
+        claims = manager.claim(lockstep_size=lambda trial: 3)
+        for step, claim in enumerate(claims):
+            claim.report(step, 2.0)
+        state[moment] = True
+        if moment == "before":
+            requeue = storage.requeue_all
+
+            def fail_once(*args):
+                try:
+                    return requeue(*args)
+                finally:
+                    state["before"] = False
+
+            monkeypatch.setattr(storage, "requeue_all", fail_once)
+        manager.requeue_all(claims, Failure.INTERRUPTED)
+        assert state["attempts"] >= 1
+        assert not any(claim.lost for claim in claims)
+    for step, trial in enumerate(study.storage.get_all_trials(study.study_id)):
+        assert trial.state is TrialState.WAITING
+        assert trial.user_attrs == {"retries": {"interrupted": 1}}
+        assert trial.intermediate_values == {step: 2.0}
+
+
+def test_lost_trials_are_marked_when_the_others_are_requeued(each_study):
+    study = each_study
+    with study.manager() as manager:
+        claims = manager.claim(lockstep_size=lambda trial: 3)
+        study.storage.requeue(claims[1].trial_id, claims[1].claim_token, Failure.LEASE_EXPIRED)
+        heir = study.storage.claim(study.study_id, "heir")
+        for claim in claims:
+            claim.report(1, 2.0)
+        manager.requeue_all(claims, Failure.INTERRUPTED)
+        assert [bool(claim.lost) for claim in claims] == [False, True, False]
+        assert manager._active == []
+    assert running(study) == {heir}
+    retries = [trial.user_attrs["retries"] for trial in study.storage.get_all_trials(1)]
+    assert retries == [{"interrupted": 1}, {"lease_expired": 1}, {"interrupted": 1}]
+    assert study.trial(claims[1]).intermediate_values == {}
+
+
+def test_number_of_statements_does_not_depend_on_the_number_of_trials(url, monkeypatch):
+    """A claim, a flush and a requeue of a stack: each statement is a round trip to a server."""
+    monkeypatch.setattr("search.worker.claims.FLUSH_INTERVAL", 3 * HANG_TIMEOUT)
+    storage, counts = open_storage(url), []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: counts.append(args[2]))
+
+    def statements(size):
+        study = Study(url, size, f"{size} trials")
+        statements = {}
+        with study.manager(storage=storage) as manager:
+            wait_until(lambda: manager._observe_at and manager._busy_since is None)
+
+            def count(name, operation):
+                counts.clear()
+                result = operation()
+                statements[name] = len(counts)
+                return result
+
+            claims = count("claim", lambda: manager.claim(lockstep_size=lambda trial: size))
+            assert len(claims) == size
+            for step in (1, 2):
+                for claim in claims:
+                    claim.report(step, 2.0)
+                    claim._heartbeat_at = 0.0
+                count(f"flush {step}", lambda: manager.query_after_flush(lambda: None))
+            for claim in claims:
+                claim.replace_curve({1: 3.0})
+            count("requeue", lambda: manager.requeue_all(claims, Failure.INTERRUPTED))
+        trials = storage.get_all_trials(study.study_id)
+        assert {trial.state for trial in trials} == {TrialState.WAITING}
+        assert all(trial.intermediate_values == {1: 3.0} for trial in trials)
+        return statements
+
+    few = statements(4)
+    assert statements(32) == few
+    assert few["requeue"] <= 15
+
+
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):
     storage, state = broken
     with study.manager(storage=storage, outage=0.5) as manager:
@@ -300,7 +385,7 @@ def test_shutdown_does_not_wait_for_an_unavailable_storage(study, broken, monkey
         state["before"] = True
         stop.signal = 15
         with pytest.raises(ShutdownRequestedError):
-            manager.requeue(claim, Failure.INTERRUPTED, timeout=timeout)
+            manager.requeue_all([claim], Failure.INTERRUPTED, timeout=timeout)
 
 
 def test_lease_does_not_expire_in_an_outage_of_all_workers(study, broken, clock, monkeypatch):
@@ -478,14 +563,14 @@ def test_failed_undo_loses_no_other_task(study, monkeypatch, error, caplog):
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
         abandon_a_claim(manager, gate, monkeypatch)
-        requeue, errors = manager._storage.requeue, [error]
+        requeue, errors = manager._storage.requeue_all, [error]
 
         def unreliable(*args, **kwargs):
             if errors:
                 raise errors.pop()
-            requeue(*args, **kwargs)
+            return requeue(*args, **kwargs)
 
-        monkeypatch.setattr(manager._storage, "requeue", unreliable)
+        monkeypatch.setattr(manager._storage, "requeue_all", unreliable)
         gate.open.set()
         assert manager.read(lambda: "an answer") == "an answer"
         wait_until(lambda: not errors and not manager._requests and manager._busy_since is None)
@@ -503,15 +588,15 @@ def test_undo_releases_the_remaining_claims(study, monkeypatch):
         wait_until(lambda: manager._observe_at)
         gate = Gate(manager, monkeypatch)
         abandon_a_claim(manager, gate, monkeypatch, count=2)
-        requeue, taken = manager._storage.requeue, []
+        requeue, taken = manager._storage.requeue_all, []
 
-        def late(trial_id, claim_token, cause):
-            if not taken:
-                study.storage.requeue(trial_id, claim_token, Failure.LEASE_EXPIRED)
-                taken.append(study.storage.claim(study.study_id, "heir"))
-            requeue(trial_id, claim_token, cause)
+        def late(writes, cause):
+            first = writes[0]
+            study.storage.requeue(first.trial_id, first.claim_token, Failure.LEASE_EXPIRED)
+            taken.append(study.storage.claim(study.study_id, "heir"))
+            return requeue(writes, cause)
 
-        monkeypatch.setattr(manager._storage, "requeue", late)
+        monkeypatch.setattr(manager._storage, "requeue_all", late)
         gate.open.set()
         assert manager.read(lambda: "an answer") == "an answer"
         wait_until(lambda: taken and running(study) == set(taken))

@@ -13,8 +13,10 @@ from optuna.trial import TrialState
 from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage import storage as storage_module
+from studies.storage.counts import count_trials
 from studies.storage.leases import Lease, LeaseMonitor
-from studies.storage.open import open_storage
+from studies.storage.open import load_study, open_storage
+from studies.storage.queue import PendingWrite
 
 LEASE = Lease("token", seconds=120)
 
@@ -86,7 +88,82 @@ def test_lease_never_expires_early(pauses):
             assert now >= LEASE.seconds
 
 
+UNREADABLE = [
+    "",
+    "me/1",
+    "null",
+    "[]",
+    '"lease"',
+    "{}",
+    "[" * 100_000,
+    '{"claim_token": "me/1"}',
+    '{"claim_token": null, "seconds": 4, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": "4", "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": true, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": NaN, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": Infinity, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": 1e300, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": 0, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": -4, "heartbeats": 0}',
+    '{"claim_token": "me/1", "seconds": 4, "heartbeats": [0]}',
+    '{"claim_token": "me/1", "seconds": 4}',
+    None,
+]
+
+
+def test_unknown_fields_of_a_lease_are_ignored():
+    stored = '{"claim_token": "me/1", "seconds": 4.5, "heartbeats": 3, "rank": [0], "host": "h"}'
+    assert Lease.parse(stored) == Lease("me/1", 4.5, 3)
+
+
+@pytest.mark.parametrize("stored", UNREADABLE)
+def test_unreadable_lease_has_the_default_duration_and_belongs_to_no_claim(stored):
+    lease = Lease.parse(stored)
+    assert lease == Lease.parse(stored)
+    assert lease != Lease.parse("changed")
+    assert lease.worker == Lease.parse("changed").worker == "unreadable"
+    assert lease.seconds == 120
+
+
 # ------------------------------------------------------------------ storage
+
+
+def damage(storage, trial_id, stored):
+    with storage.transaction() as connection:
+        connection.execute(
+            sa.text(
+                "UPDATE trial_system_attributes SET value_json = :stored "
+                "WHERE trial_id = :trial_id AND key = 'lease'"
+            ),
+            {"stored": stored, "trial_id": trial_id},
+        )
+
+
+@pytest.mark.parametrize("stored", ["not JSON", '{"holder": "another version"}', None])
+def test_unreadable_lease_concerns_its_own_trial_only(url, stored):
+    storage = open_storage(url)
+    study_id = create_small_study(storage, 4)
+    damaged, alive = storage.claim(study_id, "old/1"), storage.claim(study_id, "me/1")
+    damage(storage, damaged, stored)
+    (third,) = storage.claim_matching(alive, "me/1", 1, [])
+    lost = storage.flush([PendingWrite(trial_id, "me/1", {1: 2.0}) for trial_id in (alive, third)])
+    assert lost == []
+    storage.finish(third, "me/1", TrialState.COMPLETE, 1.0, {})
+    with pytest.raises(LeaseLostError):
+        storage.heartbeat(damaged, "old/1")
+    assert count_trials(storage, study_id).running == 2
+    assert len(load_study(storage, "small").trials) == 4
+    monitor = LeaseMonitor()
+    for now in (0.0, 60.0):
+        assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
+        storage.heartbeat(alive, "me/1")
+    damage(storage, damaged, "changed, as by a heartbeat")
+    for now in (120.0, 180.0):
+        assert storage.expire_leases(study_id, monitor, lambda now=now: now) == []
+        storage.heartbeat(alive, "me/1")
+    assert storage.expire_leases(study_id, monitor, lambda: 240.0) == [damaged]
+    assert storage.claim(study_id, "next/1") == damaged
+    assert storage.get_trial(damaged).user_attrs == {"retries": {"lease_expired": 1}}
 
 
 def test_trial_of_a_dead_worker_is_requeued(url):

@@ -1,0 +1,130 @@
+"""Transactions on the tables of Optuna's RDB storage."""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import Connection
+
+from studies.storage.engine import configure, write_transaction
+from studies.storage.leases import LEASE
+
+_MAX_TRIAL_ID = 2**31 - 1
+"""Largest id of a trial on PostgreSQL."""
+
+_reading: contextvars.ContextVar[Connection | None] = contextvars.ContextVar(
+    "reading", default=None
+)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _as_writer(
+    method: Callable[Concatenate["TransactionalRDBStorage", _P], _R],
+) -> Callable[Concatenate["TransactionalRDBStorage", _P], _R]:
+    @wraps(method)
+    def write(self: "TransactionalRDBStorage", *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with write_transaction():
+            return method(self, *args, **kwargs)
+
+    return write  # type: ignore[return-value]  # Concatenate names self
+
+
+class _WithoutLease:
+    """A stored trial without its lease, since Optuna fails on an attribute that it cannot parse."""
+
+    def __init__(self, trial: models.TrialModel) -> None:
+        self._trial = trial
+        self.system_attributes = [each for each in trial.system_attributes if each.key != LEASE]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+
+class TransactionalRDBStorage(RDBStorage):
+    """Optuna's RDB storage with transactions over several statements.
+
+    Optuna's writing methods are unchanged but begin as writers, so that on SQLite too only one
+    worker claims a waiting trial.
+    """
+
+    def __init__(self, url: str, engine_options: dict[str, Any]) -> None:
+        # Optuna formats the URL as a template; escape braces, as in a password.
+        template = url.replace("{", "{{").replace("}", "}}")
+        super().__init__(
+            template, engine_options, skip_compatibility_check=True, skip_table_creation=True
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Optuna sets the engine here and when unpickled: configure it before it connects.
+        if name == "engine":
+            configure(value)
+        super().__setattr__(name, value)
+
+    def close(self) -> None:
+        """Close all connections.
+
+        The last connection to an SQLite file removes its WAL files, which a read-only one cannot
+        do: close readers before the writer of the same process.
+        """
+        self.engine.dispose()
+
+    create_new_study = _as_writer(RDBStorage.create_new_study)
+    delete_study = _as_writer(RDBStorage.delete_study)
+    set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
+    _create_new_trial = _as_writer(RDBStorage._create_new_trial)
+    _set_trial_param = _as_writer(RDBStorage._set_trial_param)
+    set_trial_state_values = _as_writer(RDBStorage.set_trial_state_values)
+    set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
+    record_heartbeat = _as_writer(RDBStorage.record_heartbeat)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Open a writing transaction."""
+        with write_transaction(), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a reading transaction, or continue the one in which this is called.
+
+        A server needs several round trips for each new connection.
+        """
+        outer = _reading.get()
+        if outer is not None and outer.engine is self.engine:
+            yield outer
+            return
+        with self.engine.begin() as connection:
+            token = _reading.set(connection)
+            try:
+                yield connection
+            finally:
+                _reading.reset(token)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Open a reading transaction on a consistent snapshot."""
+        # SQLite transactions are snapshots by default.
+        is_file = self.engine.dialect.name == "sqlite"
+        level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
+        connection = self.engine.connect().execution_options(**level)
+        with connection, connection.begin():
+            yield connection
+
+    def get_trials(self, study_id: int, trial_ids: Sequence[int]) -> list[FrozenTrial]:
+        """Return trials of a study by their ids, read in a fixed number of statements."""
+        trials = self._get_trials(study_id, None, set(trial_ids), _MAX_TRIAL_ID)
+        by_id = {trial._trial_id: trial for trial in trials}
+        return [by_id[trial_id] for trial_id in trial_ids]
+
+    def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
+        return super()._build_frozen_trial_from_trial_model(_WithoutLease(trial))  # type: ignore[arg-type]
