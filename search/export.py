@@ -13,7 +13,7 @@ from search.load_model import LoadedModel, load_trial_model, model_options
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, study_argument
 from studies.config import to_trial_config
-from studies.temporary_files import remove_temporary_files, temporary_path
+from studies.temporary_files import remove_temporary_files_of, temporary_path
 
 
 @click.command(
@@ -58,7 +58,7 @@ def write_folder(directory: Path, files: dict[str, bytes]) -> None:
         directory = directory.resolve()
         _check_is_free(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        remove_temporary_files(directory.parent, directory.name)
+        remove_temporary_files_of(directory)
         temporary = temporary_path(directory)
         temporary.mkdir()
         for name, content in files.items():

@@ -15,7 +15,12 @@ from studies.attributes import FOLDER_NAME
 from studies.errors import ArtifactsError
 from studies.files import open_regular
 from studies.storage.engine import parse_url
-from studies.temporary_files import remove_temporary_files, temporary_file
+from studies.temporary_files import (
+    STALE_SECONDS,
+    remove_temporary_files,
+    remove_temporary_files_of,
+    temporary_file,
+)
 
 ArtifactKind = Literal["checkpoints", "artifacts", "weights"]
 """Kind of file: checkpoints of running trials, files for the dashboard, or weights of the best
@@ -59,7 +64,8 @@ class AtomicFileStore(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write an artifact atomically; remove old temporary files of killed writers."""
         path = self._locate_file(artifact_id)
-        remove_temporary_files(path.parent)
+        prefix = artifact_id[: artifact_id.rfind("/") + 1]
+        self._remove_temporary_files(path.parent, prefix, STALE_SECONDS)
         atomic_write(path, content_body)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
@@ -72,7 +78,7 @@ class AtomicFileStore(FileSystemArtifactStore):
     def remove(self, artifact_id: str) -> None:
         """Remove an artifact and the temporary files that killed writers left."""
         path = self._locate_file(artifact_id)
-        remove_temporary_files(path.parent, path.name, min_age=None)
+        remove_temporary_files_of(path, min_age=None)
         super().remove(artifact_id)
 
     def list_names(self, folder: str) -> list[str]:
@@ -82,7 +88,7 @@ class AtomicFileStore(FileSystemArtifactStore):
 
     def remove_temporary_files(self, folder: str) -> None:
         """Remove the temporary files that killed writers left in a subfolder."""
-        remove_temporary_files(self._locate_folder(folder), min_age=None)
+        self._remove_temporary_files(self._locate_folder(folder), f"{folder}/", min_age=None)
 
     def purge(self, folder: str, suffix: str) -> None:
         """Remove trials' files with a suffix and all temporary files from a subfolder.
@@ -99,6 +105,9 @@ class AtomicFileStore(FileSystemArtifactStore):
             inside.rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
+
+    def _remove_temporary_files(self, folder: Path, prefix: str, min_age: float | None) -> None:
+        remove_temporary_files(folder, lambda file: self._names.fullmatch(prefix + file), min_age)
 
     def _locate_file(self, artifact_id: str) -> Path:
         _require_name(self._names, artifact_id)
@@ -244,7 +253,7 @@ def atomic_write(path: Path, content: Iterable[bytes]) -> None:
         OSError: if it cannot be written; an existing file stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_temporary_files(path.parent, path.name)
+    remove_temporary_files_of(path)
     with temporary_file(path) as temporary:
         with temporary.open("wb") as file:
             file.writelines(content)

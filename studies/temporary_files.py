@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -45,22 +45,26 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary_files(
-    folder: Path, name: str | None = None, min_age: float | None = STALE_SECONDS
+    folder: Path, is_final: Callable[[str], object], min_age: float | None = STALE_SECONDS
 ) -> None:
     """Remove temporary files that killed writers left; those that cannot be removed stay.
 
     Args:
         folder: folder of the files.
-        name: name of their final file; None for all files in the folder.
-        min_age: seconds since a file was last written; None for any age.
+        is_final: whether this project writes a final file of that name there.
+        min_age: seconds since a temporary file was last written; None for any age.
     """
-    stem = None if name is None else _stem(folder / name)
     with contextlib.suppress(OSError):  # a folder that does not exist
         for path in list(folder.iterdir()):
             match = _NAME.fullmatch(path.name)
-            if match and stem in (None, match[1]):
+            if match and is_final(match[1]):
                 with contextlib.suppress(OSError):  # removed by another process
                     _remove(path, min_age)
+
+
+def remove_temporary_files_of(path: Path, min_age: float | None = STALE_SECONDS) -> None:
+    """Remove the temporary files of one final path, as :func:`remove_temporary_files` does."""
+    remove_temporary_files(path.parent, _stem(path).__eq__, min_age)
 
 
 def _stem(path: Path) -> str:

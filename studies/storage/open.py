@@ -24,7 +24,7 @@ from studies.storage.engine import connect, engine_options, parse_url, read_only
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import TRIALS
-from studies.temporary_files import remove_temporary_files, temporary_file
+from studies.temporary_files import remove_temporary_files_of, temporary_file
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 """Default storage, relative to the working directory. Only its folder is created if missing."""
@@ -166,7 +166,7 @@ def _check_schema(schema: _SchemaInfo, url: URL) -> None:
 def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
-    remove_temporary_files(path.parent, path.name)
+    remove_temporary_files_of(path)
     if path.exists():
         return
     if url == parse_url(DEFAULT_STORAGE):

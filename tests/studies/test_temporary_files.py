@@ -115,16 +115,20 @@ def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
     folder = tmp_path / "s"
     (left,) = names(folder)
     assert left.startswith("trial-1.safetensors.")
+    foreign = f"notes.txt.{RANDOM}.part"
+    (folder / foreign).touch()
     weights = WeightStore(AtomicFileStore(tmp_path, "weights"), "s")
     weights.write(2, b"weights")
-    assert names(folder) == [left, "trial-2.safetensors"], "it may be of a writer at work"
+    remaining = [foreign, left, "trial-2.safetensors"]
+    assert names(folder) == remaining, "one file may be of a writer at work"
     make_old(folder)
     weights.write(3, b"weights")
-    assert names(folder) == ["trial-2.safetensors", "trial-3.safetensors"]
+    assert names(folder) == [foreign, "trial-2.safetensors", "trial-3.safetensors"]
 
 
 def test_files_of_killed_writers_are_removed_when_a_study_is_finished(tmp_path):
-    kept = {"trial-1.part", f"trial-1.{RANDOM}.part.gz", "mine.checkpoint"}
+    kept = {"trial-1.part", f"notes.txt.{RANDOM}.part", "mine.checkpoint"}
+    kept.add(f"trial-1.checkpoint.{RANDOM}.part.gz")
     for kind in ("checkpoints", "weights"):
         folder = tmp_path / kind / "s"
         folder.mkdir(parents=True)
