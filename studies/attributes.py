@@ -156,7 +156,7 @@ class TrialRecord(BaseModel):
     retries: Annotated[
         dict[Failure, int] | None, _unit("1", "how often it was requeued, by reason")
     ] = None
-    rung: Annotated[int | None, _unit("1", "step of the pruner's last decision")] = None
+    rung: Annotated[int | None, _unit("1", "step of the rung of the pruner's last decision")] = None
     keep_probability: Annotated[
         float | None, _unit("1", "probability at that step to finish among the kept trials")
     ] = None

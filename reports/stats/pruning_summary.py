@@ -21,7 +21,7 @@ class PruningSummary:
         expected_share: expected share of them that is complete, by the predictions at the time of
             pruning; NaN until every trial is finished, and without predictions.
         step_share: share of the steps of all trials that was trained.
-        rungs: one row per step at which trials were pruned: ``step``, ``trials`` and
+        rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
         prediction_count: number of complete trials with a prediction from an earlier pause.
         prediction_error: mean absolute error of these predictions, in nats.

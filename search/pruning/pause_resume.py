@@ -1,4 +1,8 @@
-"""Pause-and-resume scheduler: apply the pruning policy to the stored state of a study."""
+"""Pause-and-resume scheduler: apply the pruning policy to the stored state of a study.
+
+Reading and writing take a few statements; what is computed in between may take minutes in a study
+of thousands of trials.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +37,24 @@ class PruneDecision:
     attributes: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class StudyProgress:
+    """State of a study, from which decisions are computed.
+
+    Attributes:
+        trials: progress of the grid trials, by number.
+        params: parameters of each of them; the same object until the study is extended.
+    """
+
+    trials: Sequence[TrialProgress]
+    params: Sequence[Mapping[str, Any]]
+
+
 class PauseResumeScheduler:
     """Decides which trials to pause, resume and prune, from the stored state of the study alone.
+
+    Only :meth:`read` and :meth:`prune` use the storage. The other methods may run in another
+    thread than these.
 
     Args:
         storage: storage that holds the study.
@@ -48,15 +68,27 @@ class PauseResumeScheduler:
         self._settings = config.pruning
         self._steps = config.training.steps
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
-        self._encoded_numbers: list[int] = []
-        self._design = DesignMatrix.from_params([])
+        self._numbers: list[int] = []
+        self._params: list[Mapping[str, Any]] = []
+        self._encoded: tuple[Sequence[Mapping[str, Any]], DesignMatrix] | None = None
+
+    def read(self) -> StudyProgress:
+        """Read the state of the study."""
+        trials = read_progress(self._storage, self._study_id, self._rungs)
+        numbers = [trial.number for trial in trials]
+        if numbers != self._numbers:
+            params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
+            self._params = [params[number] for number in numbers]
+            self._numbers = numbers
+        return StudyProgress(trials, self._params)
 
     def decide(
-        self, trial_ids: Collection[int], deferred: Collection[int] = ()
+        self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
     ) -> dict[int, PruneDecision]:
-        """Decide which of these running trials, all at a rung, are paused or pruned.
+        """Decide which of these running trials, which have reached a rung, are paused or pruned.
 
         Args:
+            progress: state of the study.
             trial_ids: ids of the trials.
             deferred: ids of waiting trials to retry after an error; other trials do not wait for
                 them.
@@ -64,8 +96,8 @@ class PauseResumeScheduler:
         Returns:
             Decisions by trial id; trials that continue are absent.
         """
-        trials, policy = self._evaluate_policy(deferred)
-        indices = {trial.trial_id: index for index, trial in enumerate(trials)}
+        policy = self._policy(progress, deferred)
+        indices = {trial.trial_id: index for index, trial in enumerate(progress.trials)}
         decisions = {}
         for trial_id in trial_ids:
             index = indices.get(trial_id)
@@ -78,6 +110,7 @@ class PauseResumeScheduler:
 
     def select_to_resume(
         self,
+        progress: StudyProgress,
         min_keep_probability: float,
         deferred: Collection[int] = (),
         ignore_running: bool = False,
@@ -85,6 +118,7 @@ class PauseResumeScheduler:
         """Return the paused trials to resume in one batch.
 
         Args:
+            progress: state of the study.
             min_keep_probability: keep probability from which a trial joins the first one's batch.
             deferred: ids of waiting trials to retry after an error; other trials do not wait for
                 them.
@@ -93,7 +127,7 @@ class PauseResumeScheduler:
         Returns:
             Ids of trials at one rung, the most promising first; empty if none is needed.
         """
-        trials, policy = self._evaluate_policy(deferred)
+        trials, policy = progress.trials, self._policy(progress, deferred)
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
         if not to_resume:
             return []
@@ -106,45 +140,53 @@ class PauseResumeScheduler:
             and policy.keep_probabilities[index] >= min_keep_probability
         ]
 
-    def prune_paused(self) -> list[int]:
-        """Prune all paused trials if none of them will be resumed.
+    def select_to_prune(self, progress: StudyProgress) -> dict[int, Mapping[str, Any]]:
+        """Select all paused trials to be pruned if none of them will be resumed.
+
+        Returns:
+            User attributes to write, by trial id; empty if some may resume.
+        """
+        policy = self._policy(progress)
+        if not policy.is_final:
+            return {}
+        paused = np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist()
+        return {
+            progress.trials[index].trial_id: self._decision_attributes(policy, index, is_final=True)
+            for index in paused
+        }
+
+    def prune(
+        self, progress: StudyProgress, selected: Mapping[int, Mapping[str, Any]]
+    ) -> list[int]:
+        """Prune paused trials, unless the study was extended or a trial resumed since it was read.
+
+        Args:
+            progress: state of the study from which they were selected.
+            selected: user attributes to write, by trial id.
 
         Returns:
             Numbers of the trials pruned by this call.
         """
-        trials, policy = self._evaluate_policy()
-        if not policy.is_final:
-            return []
-        attributes = {
-            trials[index].trial_id: self._decision_attributes(policy, int(index), is_final=True)
-            for index in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED))
-        }
-        if not attributes:
-            return []
-        pruned = set(self._storage.prune_paused(self._study_id, len(trials), attributes))
+        trials = progress.trials
+        pruned = set(self._storage.prune_paused(self._study_id, len(trials), selected))
         return [trial.number for trial in trials if trial.trial_id in pruned]
 
-    def _evaluate_policy(
-        self, deferred: Collection[int] = ()
-    ) -> tuple[list[TrialProgress], PruningPolicy]:
-        trials = read_progress(self._storage, self._study_id, self._rungs)
+    def _policy(self, progress: StudyProgress, deferred: Collection[int] = ()) -> PruningPolicy:
+        trials = progress.trials
         state = StudyState(
             [_stage(trial, deferred) for trial in trials],
             np.array([trial.losses for trial in trials]),
             np.array([trial.value for trial in trials]),
-            self._encode(trials),
+            self._encode(progress.params),
             compute_steps_to_next_rung(self._rungs, self._steps),
         )
-        return trials, PruningPolicy(state, self._settings.keep, self._settings.confidence)
+        return PruningPolicy(state, self._settings.keep, self._settings.confidence)
 
-    def _encode(self, trials: Sequence[TrialProgress]) -> DesignMatrix:
-        """Return the trials' parameters, which change only when the study is extended."""
-        numbers = [trial.number for trial in trials]
-        if numbers != self._encoded_numbers:
-            params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
-            self._design = DesignMatrix.from_params([params[number] for number in numbers])
-            self._encoded_numbers = numbers
-        return self._design
+    def _encode(self, params: Sequence[Mapping[str, Any]]) -> DesignMatrix:
+        """Encode the trials' parameters; they are the same object until they change."""
+        if self._encoded is None or self._encoded[0] is not params:
+            self._encoded = (params, DesignMatrix.from_params(params))
+        return self._encoded[1]
 
     def _decision_attributes(
         self, policy: PruningPolicy, index: int, is_final: bool

@@ -118,8 +118,7 @@ class CheckpointManager:
         curve = state.curve if state else {}
         if claim.trial.intermediate_values != curve or claim.has_reported:
             claim.replace_curve(curve)
-        was_paused = state and state.step == claim.trial.user_attrs.get(RUNG)
-        if state and state.step and not was_paused:  # resuming a paused trial needs no message
+        if state and state.step and not claim.was_paused:  # resuming those needs no message
             _logger.info(f"trial {number} resumes from step {state.step:,}")
         return state
 

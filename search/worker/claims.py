@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -34,9 +35,6 @@ FLUSH_INTERVAL = 1.0
 QUERY_TIMEOUT = 2.5
 """Seconds to wait for an answer without which training can continue."""
 
-MAX_SELECT_ATTEMPTS = 3
-"""How often to select a paused trial again after another worker has claimed the selected one."""
-
 _T = TypeVar("_T")
 
 _logger = logging.getLogger(__name__)
@@ -50,11 +48,15 @@ class Claim:
         claim_token: token of this claim.
         lost: set once another worker has claimed the trial.
         has_reported: whether values may have been written since the trial was claimed.
+        was_paused: whether the trial was paused before.
     """
 
-    def __init__(self, trial: FrozenTrial, claim_token: str, lease_seconds: float) -> None:
+    def __init__(
+        self, trial: FrozenTrial, claim_token: str, lease_seconds: float, was_paused: bool = False
+    ) -> None:
         self.trial = trial
         self.claim_token = claim_token
+        self.was_paused = was_paused
         self.lost: LeaseLostError | None = None
         self.has_reported = False
         self._is_checkpointed = CHECKPOINTED in trial.system_attrs
@@ -162,19 +164,19 @@ class ClaimManager(StorageClient):
         exclude: Collection[int] = (),
         match_on: Sequence[str] = (),
         lockstep_size: Callable[[FrozenTrial], int] = lambda trial: 1,
-        select_paused: Callable[[], Sequence[int]] = tuple,
+        paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
         """Claim the next waiting trial, and others to train in lockstep with it.
 
         Args:
-            exclude: ids of trials that are claimed only if no other waits, and then alone.
+            exclude: ids of trials that are not claimed.
             match_on: parameters that must have equal values, as far as a trial has them.
             lockstep_size: returns how many trials to claim in total, given the first one.
-            select_paused: called if no other trial waits; returns the paused trial to resume,
-                followed by those that may resume with it; empty for none.
+            paused_ids: id of the paused trial to resume, followed by those that may resume with it;
+                None for trials that are not paused.
 
         Returns:
-            The claims; empty if no trial waits or is to be resumed.
+            The claims; empty if no such trial waits.
 
         Raises:
             ShutdownRequestedError: if a shutdown was requested before the storage has answered.
@@ -182,48 +184,36 @@ class ClaimManager(StorageClient):
         """
         storage, study_id, lease_seconds = self._storage, self._study_id, self._lease_seconds
         claim_token = f"{self._worker}/{uuid4().hex}"
+        was_paused = paused_ids is not None
+        first_ids = None if paused_ids is None else paused_ids[:1]
+        other_ids = None if paused_ids is None else paused_ids[1:]
 
-        def claim_first() -> tuple[int | None, Sequence[int] | None]:
-            """Claim one trial; return its id, and those of trials that may resume with it."""
-            first = storage.claim(study_id, claim_token, lease_seconds, exclude)
-            for _ in range(MAX_SELECT_ATTEMPTS):
-                if first is not None or not (selected := select_paused()):
-                    break
-                # None if another worker has just claimed it: select again.
-                first = storage.claim(study_id, claim_token, lease_seconds, paused_ids=selected[:1])
-                if first is not None:
-                    return first, selected[1:]
-            if first is None and exclude:
-                first = storage.claim(study_id, claim_token, lease_seconds)
-            return first, None
-
-        def claim_others(first: Claim, paused_ids: Sequence[int] | None) -> list[int]:
+        def claim_others(first: Claim) -> list[int]:
             limit = lockstep_size(first.trial) - 1
-            if limit < 1 or (paused_ids is not None and not paused_ids):
+            if limit < 1 or (other_ids is not None and not other_ids):
                 return []
             parameters = [name for name in match_on if name in first.trial.params]
             try:
                 return storage.claim_matching(
-                    first.trial_id, claim_token, limit, parameters, exclude, paused_ids
+                    first.trial_id, claim_token, limit, parameters, exclude, other_ids
                 )
             except LeaseLostError:  # between the two calls; the next flush finds it
                 return []
 
         def operation(is_retry: bool) -> list[Claim]:
             trial_ids: list[int] = []
-            paused_ids: Sequence[int] | None = None
             if is_retry:  # an earlier attempt may have been committed and only its answer lost
                 self._active = [each for each in self._active if each.claim_token != claim_token]
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
             if not trial_ids:
-                first, paused_ids = claim_first()
+                first = storage.claim(study_id, claim_token, lease_seconds, exclude, first_ids)
                 if first is None:
                     return []
                 trial_ids = [first]
-            claims = self._register(trial_ids, claim_token)
-            if len(claims) == 1 and trial_ids[0] not in exclude:
-                claims += self._register(claim_others(claims[0], paused_ids), claim_token)
+            claims = self._register(trial_ids, claim_token, was_paused)
+            if len(claims) == 1:
+                claims += self._register(claim_others(claims[0]), claim_token, was_paused)
             return claims
 
         return self._call(operation, undo=self._undo_claims)
@@ -237,17 +227,28 @@ class ClaimManager(StorageClient):
         Raises:
             StorageUnavailableError: if the storage was unavailable for too long.
         """
+        if self.unavailable_reason:
+            return None
+        future = self.submit_after_flush(query)
+        try:
+            self._wait(future, QUERY_TIMEOUT)
+        except ShutdownRequestedError:
+            return None
+        return future.result()
+
+    def submit_after_flush(self, query: Callable[[], _T]) -> Future[_T]:
+        """Have all values of this worker's trials written, then a query run; do not wait for it.
+
+        In an outage it runs as soon as the storage is available again.
+        """
 
         def operation(is_retry: bool) -> _T:
             self._flush()
             return query()
 
-        if self.unavailable_reason:
-            return None
-        try:
-            return self._call(operation, timeout=QUERY_TIMEOUT)
-        except ShutdownRequestedError:
-            return None
+        future: Future[_T] = Future()
+        self._submit(operation, future)
+        return future
 
     def finish(
         self, claim: Claim, state: TrialState, value: float | None, attributes: Mapping[str, Any]
@@ -369,6 +370,8 @@ class ClaimManager(StorageClient):
     def _flush(self) -> None:
         """Write the values and heartbeats of all claims."""
         claims = list(self._active)
+        if not claims:
+            return
         with self._pending_writes(claims) as writes:
             lost = self._storage.flush(writes)
         self._mark_lost(claims, lost)
@@ -399,9 +402,11 @@ class ClaimManager(StorageClient):
                 f"{format_trials(numbers)}: lease expired, its worker sent no heartbeat; requeued"
             )
 
-    def _register(self, trial_ids: Sequence[int], claim_token: str) -> list[Claim]:
+    def _register(
+        self, trial_ids: Sequence[int], claim_token: str, was_paused: bool
+    ) -> list[Claim]:
         trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
-        claims = [Claim(trial, claim_token, self._lease_seconds) for trial in trials]
+        claims = [Claim(trial, claim_token, self._lease_seconds, was_paused) for trial in trials]
         self._active += claims
         return claims
 

@@ -30,7 +30,8 @@ class TrialResult:
 
 
 PrunerCallback = Callable[[Sequence[Claim]], Mapping[Claim, PruneDecision]]
-"""Returns which of these trials, all at a rung, are paused or pruned; absent ones continue."""
+"""Asks about these trials, all at a rung; returns which trials, of this or an earlier question, are
+paused or pruned now; absent ones continue."""
 
 
 class Trainer(Protocol):
@@ -53,7 +54,8 @@ class Trainer(Protocol):
                 (``claim.lost``) is dropped without a result.
             poll: called often; returns whether the polling interval has passed, raises to end the
                 training.
-            decide: called with the trials that have reached a rung.
+            decide: called at every log point with the trials that have reached a rung there, often
+                none. Decisions may come late: those on trials that no longer train are ignored.
         """
 
     def release_cores(self) -> None:

@@ -222,8 +222,9 @@ class Trainer:
                 )
             self.callbacks.on_log(running)
             yield from self._remove_diverged(loop, claims)
-            if loop.step in self._rungs:
+            if self._rungs and loop.step < self._settings.steps:
                 yield from self._pause_or_prune(loop, claims, decide)
+        # A decision that is outstanding now is not used: the result is better evidence.
         if loop.configs:
             yield from self._evaluate(loop, claims, on_step)
 
@@ -292,16 +293,19 @@ class Trainer:
     def _pause_or_prune(
         self, loop: TrainLoop, claims: Mapping[TrialConfig, Claim], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:
-        """Remove the networks that are paused or pruned at this rung."""
+        """Remove the networks that are paused or pruned, at this rung or an earlier one."""
+        indices = {claims[trial_config]: index for index, trial_config in enumerate(loop.configs)}
         # A trial that lost its checkpoint trains to where it was before it can be paused again.
-        indices = {
-            claims[trial_config]: index
-            for index, trial_config in enumerate(loop.configs)
-            if max(claims[trial_config].trial.intermediate_values, default=0) < loop.step
-        }
+        at_rung = [
+            claim
+            for claim in indices
+            if loop.step in self._rungs
+            and max(claim.trial.intermediate_values, default=0) < loop.step
+        ]
         trial_configs, seconds, removed = loop.configs, list(loop.seconds), []
-        for claim, decision in decide(list(indices)).items():
-            index = indices[claim]
+        for claim, decision in decide(at_rung).items():
+            if claim.lost or (index := indices.get(claim)) is None:
+                continue
             trial_config = trial_configs[index]
             attributes = {
                 **self._attributes(trial_config, loop.step / seconds[index], seconds[index]),

@@ -14,6 +14,7 @@ from search.errors import ShutdownRequestedError, format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
 from search.worker.claims import Claim, ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
+from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.attributes import RETRY_COUNTS, Failure
@@ -27,6 +28,9 @@ POLL_INTERVAL = 0.25
 
 CLAIM_INTERVALS = (1.0, 10.0)
 """Shortest and longest time in seconds between two attempts to claim while others run the rest."""
+
+MAX_SELECT_ATTEMPTS = 3
+"""How often to select a paused trial again after another worker has claimed the selected one."""
 
 PRUNER_WAIT_TIMEOUT = 600.0
 """Seconds to wait for results of running trials before paused trials resume without them."""
@@ -82,7 +86,7 @@ class Worker:
         self.stop = stop
         self.callbacks = callbacks
         self.wait = wait
-        self.scheduler = scheduler
+        self.decisions = PruningDecisions(manager, scheduler, self._poll) if scheduler else None
         self._active: list[Claim] = []
         self._failed_ids: set[int] = set()  # claimed again only if no other trial waits
         self._batch_started_at = 0.0
@@ -97,13 +101,7 @@ class Worker:
         """
         while not self.stop.requested:
             try:
-                claims = self.manager.claim(
-                    self._failed_ids,
-                    LOCKSTEP_PARAMS,
-                    self.trainer.lockstep_size,
-                    self._select_paused,
-                )
-                if claims:
+                if claims := self._claim():
                     self._run_batch(claims)
                     self._idle_seconds = 0.0
                     continue
@@ -120,36 +118,35 @@ class Worker:
             self._idle_seconds += seconds
             self.stop.wait(seconds)
 
-    def _select_paused(self) -> list[int]:
-        if self.scheduler is None:
-            return []
-        # A trial of a hanging process must not block the others for ever.
-        ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
-        return self.scheduler.select_to_resume(
-            self.trainer.min_keep_probability, self._failed_ids, ignore_running
+    def _claim(self) -> list[Claim]:
+        """Claim trials that wait; else paused ones; else one that has failed here, alone."""
+        claims = self._claim_matching()
+        for _ in range(MAX_SELECT_ATTEMPTS):
+            if claims or self.decisions is None:
+                break
+            # A trial of a hanging process must not block the others for ever.
+            ignore_running = self._idle_seconds > PRUNER_WAIT_TIMEOUT
+            selected = self.decisions.select_to_resume(
+                self.trainer.min_keep_probability, self._failed_ids, ignore_running
+            )
+            if not selected:
+                break
+            claims = self._claim_matching(selected)
+        return claims or (self.manager.claim() if self._failed_ids else [])
+
+    def _claim_matching(self, paused_ids: Sequence[int] | None = None) -> list[Claim]:
+        return self.manager.claim(
+            self._failed_ids, LOCKSTEP_PARAMS, self.trainer.lockstep_size, paused_ids
         )
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:
-        """Return which trials at a rung are paused or pruned; none during an outage."""
-        scheduler, by_id = self.scheduler, {claim.trial_id: claim for claim in claims}
-        if scheduler is None or not claims:
-            return {}
-        try:
-            decisions = self.manager.query_after_flush(
-                lambda: scheduler.decide(by_id, self._failed_ids)
-            )
-        except _STORAGE_ERRORS:
-            raise
-        except Exception as error:  # must not count as a failure of the training
-            _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
-            return {}
-        return {by_id[trial_id]: decision for trial_id, decision in (decisions or {}).items()}
+        return self.decisions.decide(claims, self._failed_ids) if self.decisions else {}
 
     def _prune_paused(self) -> None:
         """Prune the paused trials if none of them will resume."""
-        if self.scheduler is None:
+        if self.decisions is None:
             return
-        pruned = self.manager.read(self.scheduler.prune_paused)
+        pruned = self.decisions.prune_paused()
         for number in pruned:
             self.trainer.clean_up(number)
         if pruned:
@@ -185,6 +182,8 @@ class Worker:
 
     def _train(self, claims: Sequence[Claim]) -> None:
         """Train trials together; bisect after an error to find the trial that caused it."""
+        if self.decisions is not None:
+            self.decisions.forget()  # after an error, trials train again from an earlier step
         try:
             for claim, result in self.trainer.train(claims, self._poll, self._decide):
                 self._record(claim, result)

@@ -178,12 +178,14 @@ def test_worker_learns_of_a_lost_trial_at_the_next_check(study, clock):
     assert study.trial(claim).user_attrs == {"retries": {"lease_expired": 1}}
 
 
-def test_locally_failed_trials_are_claimed_last(study):
+def test_excluded_trials_are_not_claimed(study):
     with study.manager() as manager:
         (first,) = manager.claim()
         manager.requeue(first, Failure.EXCEPTION, "ValueError: no")
-        numbers = [manager.claim(exclude={first.trial_id})[0].trial.number for _ in range(3)]
-        assert numbers == [1, 2, 0]
+        numbers = [manager.claim(exclude={first.trial_id})[0].trial.number for _ in range(2)]
+        assert numbers == [1, 2]
+        assert manager.claim(exclude={first.trial_id}) == []
+        assert manager.claim()[0].trial.number == 0
         assert manager.claim() == []
 
 
@@ -743,13 +745,11 @@ def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
     assert study.trial(claim).intermediate_values == {5: 5.0}
 
 
-def test_locally_failed_trial_is_trained_alone(study):
+def test_excluded_trials_are_not_claimed_with_another(study):
     with study.manager() as manager:
         ids = [trial._trial_id for trial in study.storage.get_all_trials(study.study_id)]
         (only,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
         assert only.trial_id == ids[0]
-        (alone,) = manager.claim(exclude=ids[1:], lockstep_size=lambda trial: 3)
-        assert alone.trial_id == ids[1]
 
 
 def test_claims_with_a_lost_response_are_recovered(broken, study):

@@ -1,19 +1,26 @@
 """A search with pruning: trials are paused with checkpoints, resumed and pruned."""
 
+import re
 import shutil
+import threading
+from concurrent.futures import Future
 
+import hooks
 import optuna
 import pytest
 from helpers import TEXT
+from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
+from process_runner import wait_until
 from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
 
 from search.errors import UnfinishedSourceError
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.pruning.policy import compute_rungs
+from search.pruning.policy import PruningPolicy, compute_rungs
 from search.pruning.pruner import TopFractionPruner
 from search.study import StudyOptions, create_or_join
 from search.worker.claims import ClaimManager
+from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore
@@ -53,7 +60,9 @@ def search_in_new_folder(tmp_path_factory, *overrides, **options):
     folder = tmp_path_factory.mktemp("search")
     (folder / "text").write_bytes(TEXT)
     url = f"sqlite:///{folder}/studies.db"
-    return folder, *search(url, folder / "text", *overrides, lockstep=1, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        hooks.make_patient(patch.setattr)
+        return folder, *search(url, folder / "text", *overrides, lockstep=1, **options)
 
 
 def trials_by_params(joined):
@@ -159,14 +168,139 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
 
 
 def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr(ClaimManager, "query_after_flush", lambda self, query: None)
+    monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
+    unanswered = Future()
+    monkeypatch.setattr(ClaimManager, "submit_after_flush", lambda self, query: unanswered)
+    # At the end a worker waits for the answers to these questions.
+    monkeypatch.setattr(PruningDecisions, "select_to_resume", lambda self, *rest: [])
+    monkeypatch.setattr(PruningDecisions, "prune_paused", lambda self: [])
     joined, messages = search(sqlite_url, text, lockstep=8)
     assert set(messages) == {"complete"}
     assert count_steps(joined) == STEPS * TRIALS
 
 
+class SlowDecisions:
+    """Holds the decisions at rungs until they are released.
+
+    Attributes:
+        count: number of trials that the decisions stop.
+        running: highest number of questions that were open at the same time.
+    """
+
+    def __init__(self, monkeypatch):
+        self.count = self.running = 0
+        self._answers, self._open = [], threading.Event()
+        decide, start = PauseResumeScheduler.decide, PruningDecisions._start
+
+        def held(*args):
+            assert self._open.wait(HANG_TIMEOUT)
+            decisions = decide(*args)
+            self.count += len(decisions)
+            return decisions
+
+        def note(decisions, compute):
+            self._answers.append(start(decisions, compute))
+            self.running = max(self.running, sum(not each.done() for each in self._answers))
+            return self._answers[-1]
+
+        monkeypatch.setattr(PauseResumeScheduler, "decide", held)
+        monkeypatch.setattr(PruningDecisions, "_start", note)
+        monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
+
+    def hold(self):
+        self._open.clear()
+
+    def release(self):
+        """Return once the decisions on all trials so far are known."""
+        self._open.set()
+        wait_until(lambda: all(answer.done() for answer in self._answers))
+
+
+FINE = "training.log_every=3"
+FINE_RUNGS = {rung.step for rung in compute_rungs(STEPS, 3)}
+
+
+@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (4, 1e-4)])
+def test_late_decisions_stop_trials_after_their_rung(
+    sqlite_url, text, monkeypatch, lockstep, tolerance
+):
+    """Training goes on while a decision is computed; none is lost."""
+    slow = SlowDecisions(monkeypatch)
+
+    def on_log(self, running):
+        (slow.hold if running[0].step in FINE_RUNGS else slow.release)()
+
+    unpruned, _ = search(sqlite_url, text, FINE, prune=False, name="unpruned", lockstep=1)
+    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
+    joined, messages = search(sqlite_url, text, FINE, lockstep=lockstep)
+    assert not any("resumes from" in line or line.startswith("warning") for line in messages)
+    steps = [int(step) for step in re.findall(r"(?:paused|pruned) at step (\d+)", str(messages))]
+    # The first two rungs, 3 and 6, are passed while the decision at the first one is computed.
+    assert steps[0] == 9
+    assert FINE_RUNGS.isdisjoint(steps)
+    assert len(steps) == slow.count, "a decision was lost"
+    assert slow.running == 1
+    references = trials_by_params(unpruned)
+    for trial in joined.study.trials:
+        reference = references[tuple(trial.params.items())].intermediate_values
+        curve = trial.intermediate_values
+        assert list(curve) == list(range(3, max(curve) + 1, 3))
+        expected = {step: reference[step] for step in curve}
+        assert curve == pytest.approx(expected, rel=tolerance, abs=0)
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.complete + counts.pruned == TRIALS
+    assert counts.pruned
+    assert count_steps(joined) < STEPS * TRIALS
+
+
+def test_late_decision_can_prune_a_trial(sqlite_url, text, monkeypatch):
+    monkeypatch.setattr(PruningPolicy, "should_continue", lambda self, trial: False)
+    monkeypatch.setattr(PruningPolicy, "should_prune_now", lambda self, trial: True)
+    slow = SlowDecisions(monkeypatch)
+    monkeypatch.setattr(RecordingCallbacks, "on_log", lambda *_: slow.release())
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    assert set(messages) == {f"pruned at step {2 * LOG_EVERY}"}
+    for trial in joined.study.trials:
+        assert trial.state is TrialState.PRUNED
+        # The storage may have been read at the next rung.
+        assert trial.user_attrs["rung"] in (LOG_EVERY, 2 * LOG_EVERY)
+        assert max(trial.intermediate_values) == 2 * LOG_EVERY
+
+
+def test_trial_that_ends_before_its_decision_is_complete(sqlite_url, text, monkeypatch, unpruned):
+    """The next trial is not affected."""
+    slow = SlowDecisions(monkeypatch)
+
+    def on_trial_end(self, event):
+        self.messages.append(event.message)
+        slow.release()
+        monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", HANG_TIMEOUT)
+
+    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    assert messages[:2] == ["complete", f"paused at step {LOG_EVERY}"]
+    check_curves(joined, unpruned, 0)
+
+
+def test_decision_is_made_after_an_outage_at_the_rung(sqlite_url, text, monkeypatch, unpruned):
+    reasons = ["away"]
+
+    def on_log(self, running):
+        if running[0].step == 3 * LOG_EVERY:
+            reasons[:] = [None]
+
+    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
+    monkeypatch.setattr(ClaimManager, "unavailable_reason", property(lambda self: reasons[0]))
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    stops = [line for line in messages if not line.startswith("storage")]
+    # Asked at step 18, known at the latest at the next rung.
+    assert stops[0] in ("paused at step 24", "paused at step 18")
+    assert stops[1] == f"paused at step {LOG_EVERY}"
+    check_curves(joined, unpruned, 0)
+
+
 def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monkeypatch):
-    def fail(self, trial_ids, avoid):
+    def fail(self, progress, trial_ids, avoid):
         raise IndexError("no such thing")
 
     monkeypatch.setattr(PauseResumeScheduler, "decide", fail)
@@ -207,12 +341,12 @@ def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
             joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
 
     pause_all()
-    assert len(scheduler.select_to_resume(0.0)) == TRIALS
+    assert len(scheduler.select_to_resume(scheduler.read(), 0.0)) == TRIALS
     wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
     create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert scheduler.select_to_resume(0.0) == [], "new trials come first"
+    assert scheduler.select_to_resume(scheduler.read(), 0.0) == [], "new trials come first"
     pause_all()
-    assert len(scheduler.select_to_resume(0.0)) == 2 * TRIALS
+    assert len(scheduler.select_to_resume(scheduler.read(), 0.0)) == 2 * TRIALS
 
 
 def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
@@ -233,12 +367,8 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.running == 1
     assert counts.complete >= KEPT
-    assert (
-        PauseResumeScheduler(joined.storage, joined.study_id, joined.config).select_to_resume(
-            0, (), True
-        )
-        == []
-    )
+    scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+    assert scheduler.select_to_resume(scheduler.read(), 0, (), True) == []
 
 
 def test_paused_trials_without_checkpoints_restart_and_finish(

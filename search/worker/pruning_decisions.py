@@ -1,0 +1,162 @@
+"""Pruning decisions of a worker, which take longer than a lease in a study of thousands of trials.
+
+The storage thread only reads the state of the study; it keeps sending heartbeats. Decisions are
+computed from it in a daemon thread, one question at a time, while training continues. They are not
+run by a ``ThreadPoolExecutor``, whose threads are joined at exit.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from typing import TypeVar
+
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.errors import format_error
+from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision, StudyProgress
+from search.worker.claims import Claim, ClaimManager
+
+DECISION_WAIT = 2.5
+"""Seconds for which training waits for a decision at a rung. In a study of some hundred trials a
+decision takes less, so that a trial stops at its rung."""
+
+_T = TypeVar("_T")
+
+_logger = logging.getLogger(__name__)
+
+
+class PruningDecisions:
+    """Decisions of a scheduler, computed in another thread.
+
+    Args:
+        manager: entered claim manager, whose thread reads from the storage.
+        scheduler: computes the decisions.
+        poll: called while a caller waits; raises to end the wait.
+    """
+
+    def __init__(
+        self,
+        manager: ClaimManager,
+        scheduler: PauseResumeScheduler,
+        poll: Callable[[], object],
+    ) -> None:
+        self._manager = manager
+        self._scheduler = scheduler
+        self._poll = poll
+        self._pending: dict[int, Claim] = {}  # reached a rung, and are in the next question
+        self._asked: dict[int, Claim] = {}  # are in the question that is being answered
+        self._answer: Future[dict[int, PruneDecision]] | None = None
+
+    def decide(
+        self, claims: Sequence[Claim], deferred: Collection[int] = ()
+    ) -> Mapping[Claim, PruneDecision]:
+        """Ask about trials at a rung, and return the decisions that are known by now.
+
+        Training waits for a moment if there are trials at a rung. An answer that takes longer is
+        returned by a later call. In an outage the question waits for the storage.
+
+        Args:
+            claims: trials that have just reached a rung; often none.
+            deferred: ids of waiting trials to retry after an error.
+
+        Returns:
+            Decisions on trials of this or an earlier call that are paused or pruned; some of them
+            may no longer train.
+        """
+        self._pending |= {claim.trial_id: claim for claim in claims}
+        decisions: dict[Claim, PruneDecision] = {}
+        deadline = time.monotonic() + DECISION_WAIT
+        while True:
+            decisions |= self._take_answer()
+            self._ask(deferred)
+            if not claims or self._answer is None or time.monotonic() >= deadline:
+                return decisions
+            if self._manager.unavailable_reason:
+                return decisions
+            futures.wait([self._answer], 0.05)
+            self._poll()
+
+    def forget(self) -> None:
+        """Ignore the answers to all questions so far."""
+        self._pending, self._asked = {}, {}
+
+    def select_to_resume(
+        self, min_keep_probability: float, deferred: Collection[int], ignore_running: bool
+    ) -> list[int]:
+        """Return the paused trials to resume; see :class:`PauseResumeScheduler`."""
+        return self._compute(
+            lambda progress: self._scheduler.select_to_resume(
+                progress, min_keep_probability, deferred, ignore_running
+            )
+        )
+
+    def prune_paused(self) -> list[int]:
+        """Prune all paused trials if none of them will be resumed; return their numbers."""
+        progress, selected = self._compute(
+            lambda progress: (progress, self._scheduler.select_to_prune(progress))
+        )
+        if not selected:
+            return []
+        return self._manager.read(lambda: self._scheduler.prune(progress, selected))
+
+    def _take_answer(self) -> dict[Claim, PruneDecision]:
+        """Return the decisions of the question that is being answered, if they are known."""
+        if self._answer is None or not self._answer.done():
+            return {}
+        answer, asked = self._answer, self._asked
+        self._answer, self._asked = None, {}
+        try:
+            decisions = answer.result()
+        except (SQLAlchemyError, OptunaError):
+            raise
+        except Exception as error:  # must not count as a failure of the training
+            _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
+            return {}
+        known = {asked[key]: decision for key, decision in decisions.items() if key in asked}
+        for claim in known:  # may have reached another rung meanwhile
+            self._pending.pop(claim.trial_id, None)
+        return known
+
+    def _ask(self, deferred: Collection[int]) -> None:
+        """Ask about the trials that have reached a rung, unless another question is open."""
+        if not self._pending or self._answer is not None or self._manager.unavailable_reason:
+            return
+        self._asked, self._pending = self._pending, {}
+        trial_ids, deferred = list(self._asked), frozenset(deferred)
+        self._answer = self._start(
+            lambda progress: self._scheduler.decide(progress, trial_ids, deferred)
+        )
+
+    def _compute(self, compute: Callable[[StudyProgress], _T]) -> _T:
+        """Compute something while the worker has nothing to train."""
+        if self._answer is not None:  # the last trials have ended before their decision
+            self._wait(self._answer)
+            self._answer = None
+        answer = self._start(compute)
+        self._wait(answer)
+        return answer.result()
+
+    def _wait(self, answer: Future[_T]) -> None:
+        while not futures.wait([answer], 0.1).done:
+            self._poll()
+
+    def _start(self, compute: Callable[[StudyProgress], _T]) -> Future[_T]:
+        """Read the state of the study in the storage thread, then start to compute."""
+        answer: Future[_T] = Future()
+        reading = self._manager.submit_after_flush(self._scheduler.read)
+
+        def run() -> None:
+            try:
+                answer.set_result(compute(reading.result()))
+            except BaseException as error:  # raised where the answer is needed
+                answer.set_exception(error)
+
+        def start(reading: Future[StudyProgress]) -> None:
+            threading.Thread(target=run, name="pruning", daemon=True).start()
+
+        reading.add_done_callback(start)
+        return answer
