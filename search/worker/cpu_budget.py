@@ -3,6 +3,9 @@
 Two workers with two threads each on two cores train seven times slower together than two workers
 with one thread each, because threads of one matrix product wait for each other. Workers find each
 other by files that each one locks while it trains, and each takes its share of the cores.
+
+The share is for training, by PyTorch. NumPy, which predicts final values, has a BLAS library of its
+own, which would use all cores.
 """
 
 import contextlib
@@ -16,8 +19,10 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from threadpoolctl import ThreadpoolController
 
 _STALE_SECONDS = 3600
 """Age after which an unlocked file is removed; a younger one may be of a worker that starts."""
@@ -61,10 +66,12 @@ class ThreadBudget:
         self._has_warned = False
 
     def __enter__(self) -> Self:
+        self._blas_limit = _numpy_blas().limit(limits=1)
         self.apply()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._blas_limit.restore_original_limits()  # a report may follow
         self.release()
 
     def release(self) -> None:
@@ -169,3 +176,13 @@ def _is_active(path: Path) -> bool:
     except OSError:  # removed meanwhile, or unreadable
         return False
     return False
+
+
+def _numpy_blas() -> ThreadpoolController:
+    """Return the BLAS library that NumPy was installed with; none if it may be PyTorch's too."""
+    package = Path(np.__file__).resolve().parent
+    folders = {package, package.with_name("numpy.libs")}
+    controller = ThreadpoolController()
+    paths = [library["filepath"] for library in controller.info()]
+    own = [path for path in paths if folders.intersection(Path(path).resolve().parents)]
+    return controller.select(filepath=own)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import stat
@@ -11,6 +12,7 @@ import torch
 from filelock import FileLock
 from helpers import TINY
 from hooks import HANG_TIMEOUT
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 from search.worker import cpu_budget
 from search.worker.cpu_budget import ThreadBudget
@@ -208,3 +210,22 @@ def test_search_runs_though_another_user_holds_the_folder(tmp_path, sqlite_url, 
     assert f"warning: cannot count the workers of this machine ({place} belongs" in done.stdout
     assert done.stdout.count("warning") == 1
     assert [path.name for path in place.iterdir()] == ["zzz"]
+
+
+def numpy_blas_threads():
+    (library,) = (each for each in threadpool_info() if "numpy" in each["filepath"])
+    assert library["user_api"] == "blas"
+    return library["num_threads"]
+
+
+def test_numpy_uses_one_thread_and_pytorch_its_share(tmp_path):
+    """Its predictions run while PyTorch trains."""
+    with ThreadpoolController().limit(limits=4, user_api="blas"):
+        assert numpy_blas_threads() == 4
+        with ThreadBudget(3, folder=tmp_path) as budget:
+            assert numpy_blas_threads() == 1
+            assert budget.apply() == torch.get_num_threads() == 3
+            # OpenMP's threads, and those of matrix products where MKL computes them.
+            info = torch.__config__.parallel_info()
+            assert set(re.findall(r"(?:omp|mkl)_get_max_threads\(\) : (\d+)", info)) == {"3"}
+        assert numpy_blas_threads() == 4
