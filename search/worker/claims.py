@@ -169,7 +169,7 @@ class ClaimManager(StorageClient):
         """Claim the next waiting trial, and others to train in lockstep with it.
 
         Args:
-            exclude: ids of trials that are not claimed.
+            exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
             match_on: parameters that must have equal values, as far as a trial has them.
             lockstep_size: returns how many trials to claim in total, given the first one.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
@@ -207,12 +207,14 @@ class ClaimManager(StorageClient):
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
             if not trial_ids:
-                first = storage.claim(study_id, claim_token, lease_seconds, exclude, first_ids)
+                first = storage.claim(
+                    study_id, claim_token, lease_seconds, () if was_paused else exclude, first_ids
+                )
                 if first is None:
                     return []
                 trial_ids = [first]
             claims = self._register(trial_ids, claim_token, was_paused)
-            if len(claims) == 1:
+            if len(claims) == 1 and trial_ids[0] not in exclude:
                 claims += self._register(claim_others(claims[0]), claim_token, was_paused)
             return claims
 
@@ -233,6 +235,7 @@ class ClaimManager(StorageClient):
         try:
             self._wait(future, QUERY_TIMEOUT)
         except ShutdownRequestedError:
+            future.cancel()
             return None
         return future.result()
 

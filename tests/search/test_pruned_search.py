@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import Future
+from functools import partialmethod
 
 import hooks
 import optuna
@@ -24,6 +25,7 @@ from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore
+from search.worker.worker import Worker
 from studies.attributes import TrialRecord
 from studies.config import top_count
 from studies.errors import ConfigError, ConfigMismatchError, StudiesError
@@ -328,6 +330,22 @@ def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch)
     assert counts.complete + counts.pruned == TRIALS
     again = [t for t in joined.study.trials if t.user_attrs.get("retries") == {"exception": 1}]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
+
+
+def test_trial_that_failed_here_is_paused_and_resumed(sqlite_url, text, unpruned, monkeypatch):
+    failed = set()
+
+    def on_log(self, running):
+        if running[0].number not in failed:
+            failed.add(running[0].number)
+            raise RuntimeError("once")
+
+    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
+    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    assert messages.count("failed, requeued for a retry") == TRIALS
+    assert any("paused at step" in line for line in messages)
+    check_curves(joined, unpruned, 0)
 
 
 def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
