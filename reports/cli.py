@@ -1,10 +1,10 @@
 """Command line of ``python -m reports`` and the report at the end of a search."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import tenacity
@@ -19,6 +19,8 @@ from studies.storage.retry import error_message, is_transient
 if TYPE_CHECKING:  # slow to import; commands that are refused do not need them
     from reports.page.page import Report
 
+_T = TypeVar("_T")
+
 WATCH_SECONDS = 60
 """Interval between two reports with ``--watch``."""
 
@@ -26,16 +28,30 @@ OUTAGE_SECONDS = 60
 """How long the report at the end of a search waits for an unavailable storage."""
 
 
-def write_final_report(storage: str, names: list[str]) -> None:
+def write_final_report(storage: str, names: list[str]) -> Path | None:
     """Write the report of a finished search; print its path and its main result.
 
-    A failure is printed and not raised: the results are recorded.
+    Returns:
+        The path; None after a failure, which is printed and not raised: the results are recorded.
     """
 
     def write() -> "Report":
         from reports.page.page import write_report
 
         return write_report(storage, names)
+
+    try:
+        report = retry_outages(write)
+    except Exception as error:
+        click.echo(f"no report: {error_message(error)}")
+        return None
+    click.echo(f"report: {report.path}")
+    _print_headline(report)
+    return report.path
+
+
+def retry_outages(function: Callable[[], _T]) -> _T:
+    """Call a function for the report; wait up to :data:`OUTAGE_SECONDS` for the storage."""
 
     def announce(state: tenacity.RetryCallState) -> None:
         if state.attempt_number == 1:
@@ -48,13 +64,7 @@ def write_final_report(storage: str, names: list[str]) -> None:
         before_sleep=announce,
         reraise=True,
     )
-    try:
-        report = retry(write)
-    except Exception as error:
-        click.echo(f"no report: {error_message(error)}")
-        return
-    click.echo(f"report: {report.path}")
-    _print_headline(report)
+    return retry(function)
 
 
 def _print_headline(report: "Report") -> None:

@@ -156,13 +156,17 @@ class StudyView(Protocol):
             port: port to serve on.
         """
 
-    def finalize(self, storage: str, study: str, artifacts: str | None) -> None:
-        """Report on a study whose search has finished.
+    def finalize(
+        self, storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
+    ) -> None:
+        """Report on a study whose search has ended, unless another process does.
 
         Args:
             storage: URL of the storage.
             study: name of the study.
             artifacts: location of the artifacts.
+            finished: number of finished trials.
+            was_finished: whether the study was finished when this process joined it.
         """
 
 
@@ -208,7 +212,7 @@ def run(
     result = run_workers(run_options, server)
     if result.finished and not result.exit_code:
         with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
-            view.finalize(storage, result.study, artifacts)
+            view.finalize(storage, result.study, artifacts, result.finished, result.was_finished)
     return result.exit_code
 
 

@@ -108,11 +108,13 @@ class RunResult:
     Attributes:
         study: name of the study.
         finished: number of its finished trials, by any worker.
+        was_finished: whether it was finished when this process joined it.
         exit_code: exit code of the command.
     """
 
     study: str
     finished: int
+    was_finished: bool
     exit_code: int
 
 
@@ -142,6 +144,7 @@ def run_workers(
         if not options.is_subprocess:
             _print_study(console, session)
         reader = StatusReader(handle.study, handle.storage, config, options.workers)
+        was_finished = reader.recent_status().is_finished
         with (
             ShutdownSignal(options.until, with_parent=options.is_subprocess) as stop,
             create_display(console, reader, options.is_subprocess) as display,
@@ -168,7 +171,8 @@ def run_workers(
         if not options.is_subprocess:
             exit_code |= _conclude(console, session, status, stop, has_trained)
     trim_heap()  # a report, which may follow, needs as much memory
-    return RunResult(status.name, status.counts.finished, stop.exit_code or exit_code)
+    finished = status.counts.finished
+    return RunResult(status.name, finished, was_finished, stop.exit_code or exit_code)
 
 
 @dataclass(frozen=True)

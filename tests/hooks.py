@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -98,12 +99,14 @@ class Hooks:
     Attributes:
         patient: whether to extend the timeouts of the storage.
         report: whether a search writes its report and publishes to the dashboard at its end.
+        hold_report: whether a process that writes a report never ends by itself.
         gate: gate that holds trainings.
         clock: clock for heartbeats and leases.
     """
 
     patient: bool = True
     report: bool = True
+    hold_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
 
@@ -113,6 +116,7 @@ class Hooks:
         settings = {
             "patient": self.patient,
             "report": self.report,
+            "hold_report": self.hold_report,
             "gate": self.gate and self.gate.hook,
             "clock": self.clock and self.clock.hook,
         }
@@ -128,6 +132,8 @@ def install() -> None:
         make_patient()
     if not settings["report"]:
         _disable_reports()
+    if settings["hold_report"]:
+        _hold_reports()
     if settings["gate"]:
         _hold_trainings(Path(settings["gate"]["folder"]), settings["gate"]["step"])
     if settings["clock"]:
@@ -145,6 +151,12 @@ def _disable_reports() -> None:
     import reports.dashboard.launcher
 
     reports.dashboard.launcher.DashboardView.finalize = lambda self, *study: None
+
+
+def _hold_reports() -> None:
+    import reports.page.page
+
+    reports.page.page.write_page = lambda *results: signal.pause()
 
 
 def _hold_trainings(folder: Path, step: int) -> None:

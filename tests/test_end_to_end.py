@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -134,6 +135,96 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     assert len(json.loads(listed.stdout)) == len(expected), listed.stderr
     assert optuna.visualization.plot_param_importances(study).data
     assert optuna.visualization.plot_intermediate_values(study).data
+
+
+THREE = (
+    *TINY,
+    "--set=space.state_size=[3]",
+    "--set=space.layers=[1]",
+    "--set=space.residual=[true]",
+    "--set=space.input_gate=[false]",
+    "--set=space.forget_gate=[false]",
+    "--set=space.state_gate=[false]",
+    "--set=space.output_gate=[false]",
+    "--lockstep=1",
+)
+"""Three tiny networks, trained one by one."""
+
+
+@pytest.fixture
+def finish_together(url, text, start, gate, tmp_path):
+    """Function that starts searches that are under way together, lets them end, and returns them.
+
+    Their working directory is ``tmp_path``.
+    """
+
+    def run_together(count, **hooks):
+        words = ("run_search.py", "quick", "--corpus", str(text), *THREE)
+        searches = [
+            start(*words, "--storage", url, cwd=tmp_path, hooks=Hooks(gate=gate, **hooks))
+            for _ in range(count)
+        ]
+        wait_until_running(searches, lambda: len(gate.held) == count)
+        gate.open()
+        return searches
+
+    return run_together
+
+
+def report_lines(search):
+    return [line for line in search.stdout.splitlines() if line.startswith("report: ")]
+
+
+def test_one_of_three_processes_writes_the_report(url, tmp_path, text, run, finish_together):
+    searches = finish_together(3)
+    for search in searches:
+        assert search.wait() == 0, search.stderr
+    page = tmp_path / "reports" / "out" / "quick.html"
+    assert list(page.parent.iterdir()) == [page]
+    lines = [line for search in searches for line in report_lines(search)]
+    assert len(lines) == 3
+    assert lines.count(f"report: {page}") == 1
+    (writer,) = (search for search in searches if report_lines(search) == [f"report: {page}"])
+    ways = (f"writes it to {page.parent}", f"wrote it to {page}")
+    name = f"{socket.gethostname()}/{writer.pid}"
+    hint = "to write it here: python -m reports quick"
+    for line in lines:
+        assert line in {f"report: {page}", *(f"report: {name} {way}; {hint}" for way in ways)}
+
+    # A command on the finished study writes a report only if there is none.
+    again = ("run_search.py", "quick", "--storage", url, "--corpus", str(text), *THREE)
+    inode = page.stat().st_ino
+    done = run(*again, cwd=tmp_path)
+    assert f"report: {name} wrote it to {page}; {hint}" in done.stdout.splitlines()
+    assert page.stat().st_ino == inode
+    page.unlink()
+    assert f"report: {page}" in run(*again, cwd=tmp_path).stdout.splitlines()
+
+    # The report of an extended study is another one.
+    inode = page.stat().st_ino
+    done = run(*again, "--extend", "--set=space.layers=[1, 2]", cwd=tmp_path)
+    assert f"report: {page}" in done.stdout.splitlines(), done.stderr
+    assert page.stat().st_ino != inode
+
+
+def test_report_of_a_killed_process_is_written_by_the_next(
+    url, tmp_path, text, run, finish_together
+):
+    page = tmp_path / "reports" / "out" / "quick.html"
+    searches = finish_together(2, hold_report=True)
+    wait_until(lambda: any(search.ended.is_set() for search in searches))
+    (writer,) = (search for search in searches if not search.ended.is_set())
+    (other,) = (search for search in searches if search is not writer)
+    name = f"{socket.gethostname()}/{writer.pid}"
+    hint = "to write it here: python -m reports quick"
+    assert other.wait() == 0, other.stderr
+    assert report_lines(other) == [f"report: {name} writes it to {page.parent}; {hint}"]
+    writer.send(signal.SIGKILL)
+    assert writer.wait() == -signal.SIGKILL
+    again = ("run_search.py", "quick", "--storage", url, "--corpus", str(text), *THREE)
+    done = run(*again, cwd=tmp_path)
+    assert f"report: {page}" in done.stdout.splitlines(), done.stderr
+    assert page.is_file()
 
 
 def test_two_worker_processes_share_a_postgresql_study(postgresql_url, tmp_path, text, start, gate):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from reports.cli import write_final_report
+from reports.cli import retry_outages, write_final_report
 from reports.dashboard.server import dashboard_url, open_listener
+from reports.report_claim import claim_report, record_report
 from studies.artifacts import open_store
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.storage.open import open_storage
@@ -49,15 +50,29 @@ class DashboardView:
                 server.kill()
                 server.wait()
 
-    def finalize(self, storage: str, study: str, artifacts: str | None) -> None:
+    def finalize(
+        self, storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
+    ) -> None:
         """Write the report of a search that has ended and publish its study.
+
+        If another process does so, only print which; see :mod:`reports.report_claim`.
 
         Args:
             storage: URL of the storage.
             study: name of the study.
             artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+            finished: number of finished trials.
+            was_finished: whether the study was finished when this process joined it.
         """
-        write_final_report(storage, [study])
+        try:
+            other = retry_outages(lambda: claim_report(storage, study, finished, was_finished))
+        except Exception as error:  # the results are recorded
+            click.echo(f"no report: {error_message(error)}")
+            return
+        if other is not None:
+            click.echo(f"report: {other.describe(study)}")
+            return
+        path = write_final_report(storage, [study])
         try:
             from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
 
@@ -65,6 +80,9 @@ class DashboardView:
                 publish_study(opened, study, lambda: open_store(artifacts, storage, "artifacts"))
         except Exception as error:  # the results are recorded
             click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
+        if path is not None:
+            with contextlib.suppress(Exception):  # the next command would write it again
+                record_report(storage, study, finished, path)
 
 
 def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":

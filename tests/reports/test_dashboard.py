@@ -5,6 +5,7 @@ import http.client
 import http.server
 import json
 import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -35,6 +36,7 @@ from reports.dashboard.publish import STATE_ATTR, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.results import read_results
 from reports.errors import DashboardError
+from reports.report_claim import REPORT_ATTR, ReportClaim, claim_report
 from studies.artifacts import open_store
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
@@ -411,9 +413,44 @@ def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch
     monkeypatch.setattr(
         launcher, "write_final_report", lambda *arguments: reported.append(arguments)
     )
-    DashboardView().finalize(sqlite_url, "made", None)
+    DashboardView().finalize(sqlite_url, "made", None, 8, False)
     assert reported == [(sqlite_url, ["made"])]
     assert "8 of 8 trials" in note_of(sqlite_url)
+
+
+def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_path):
+    """This process meets the claim of each other process that may have claimed the report."""
+    make_study(url)
+    mine = ReportClaim.of_this_process(8)
+    alive = dataclasses.replace(mine, pid=os.getppid())
+    killed = dataclasses.replace(mine, pid=2**22 + 1)  # more than a process id can be
+    elsewhere = dataclasses.replace(mine, host="elsewhere")
+    (tmp_path / "report").touch()
+    here, gone = (
+        dataclasses.replace(elsewhere, path=str(tmp_path / name), is_written=True)
+        for name in ("report", "removed")
+    )
+    # Whether this process writes it if it has seen the search end, and if it came afterwards.
+    for claim, at_end, afterwards in (
+        (mine, True, True),
+        (alive, False, False),
+        (killed, True, True),
+        (elsewhere, False, True),
+        (here, False, False),
+        (gone, False, True),
+        (dataclasses.replace(alive, finished=7), True, True),
+        (dataclasses.replace(here, finished=7), True, True),
+        (dataclasses.replace(here, finished=9), False, False),
+    ):
+        for was_finished, writes in ((False, at_end), (True, afterwards)):
+            with closing(open_storage(url)) as storage:
+                study_id = load_study(storage, "made")._study_id
+                storage.set_study_system_attr(study_id, REPORT_ATTR, dataclasses.asdict(claim))
+            other = claim_report(url, "made", 8, was_finished)
+            assert (other is None) == writes, (claim, was_finished)
+            stored = ReportClaim(**attributes(url)[REPORT_ATTR])
+            assert stored == (mine if writes else claim)
+            assert writes or other == claim
 
 
 def test_failed_report_does_not_fail_the_search(sqlite_url, monkeypatch, capsys):
@@ -423,17 +460,29 @@ def test_failed_report_does_not_fail_the_search(sqlite_url, monkeypatch, capsys)
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("reports.page.page.write_report", fail)
-    DashboardView().finalize(sqlite_url, "made", None)
+    DashboardView().finalize(sqlite_url, "made", None, 8, False)
     assert capsys.readouterr().out == "no report: a defect\n"
     assert "8 of 8 trials" in note_of(sqlite_url)
 
 
-def test_failed_publication_is_one_warning(tmp_path, monkeypatch, capsys):
+def test_failed_publication_is_one_warning(sqlite_url, monkeypatch, capsys):
+    make_study(sqlite_url)
     monkeypatch.setattr(launcher, "write_final_report", lambda *arguments: None)
-    DashboardView().finalize(f"sqlite:///{tmp_path}/absent/studies.db", "made", None)
-    warning = capsys.readouterr().err
-    assert warning.startswith("warning: cannot update the dashboard: ")
-    assert warning.count("\n") == 1
+
+    def fail(*arguments):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(publish, "publish_study", fail)
+    DashboardView().finalize(sqlite_url, "made", None, 8, False)
+    assert capsys.readouterr().err == "warning: cannot update the dashboard: disk full\n"
+
+
+def test_end_of_a_search_without_its_storage_is_one_line(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path}/absent/studies.db"
+    DashboardView().finalize(url, "made", None, 8, False)
+    output = capsys.readouterr().out
+    assert output.startswith("no report: ")
+    assert output.count("\n") == 1
 
 
 # ------------------------------------------------------------------ the server
@@ -641,11 +690,11 @@ def test_no_response_may_be_shown_in_a_frame(served):
             ("/absent", {}),
             ("/dashboard", {"Host": "rebound.example"}),
             ("/dashboard", {"Sec_Fetch_Site": "cross-site"}),
-            (f"/{'x' * 70_000}", {}),
+            ("/dashboard", {f"Header{n}": "1" for n in range(101)}),  # refused before it is parsed
         )
     ]
     statuses = [status for status, _ in responses]
-    assert {200, 302, 403, 404, 414} <= set(statuses)
+    assert {200, 302, 403, 404, 431} <= set(statuses)
     for status, headers in responses:
         assert headers.get_all("X-Frame-Options") == ["DENY"], status
         assert "frame-ancestors 'none'" in headers.get_all("Content-Security-Policy"), status
