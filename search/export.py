@@ -86,7 +86,7 @@ def _describe(loaded: LoadedModel, bptt_steps: int) -> dict[str, str]:
         "trial": str(trial.number),
         OBJECTIVE_NAMES[config.objective]: f"{trial.value:.4f} nats per {config.token_name}",
     }
-    bits_per_byte = trial.user_attrs.get("validation_bits_per_byte")
+    bits_per_byte = trial.attributes.get("validation_bits_per_byte")
     if bits_per_byte is not None:
         metadata["validation"] = f"{bits_per_byte:.4f} bits per byte"
     return metadata | {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from rnn.config import NetworkConfig
 from rnn.errors import SavedModelError
@@ -19,6 +19,7 @@ from studies.cli import artifacts_option, storage_options
 from studies.config import StudyConfig, to_trial_config
 from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
+from studies.storage.queries import TrialRow, read_trials
 from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -45,7 +46,7 @@ class LoadedModel:
     """
 
     model: SavedModel
-    trial: FrozenTrial
+    trial: TrialRow
     study: str
     config: StudyConfig
 
@@ -96,7 +97,8 @@ def load_trial_model(
         weights = WeightStore(
             open_store(artifacts, storage, "weights", read_only=True), record.artifact_folder
         )
-        trials, ranked = loaded.get_trials(deepcopy=False), rank_trials(loaded)
+        trials = read_trials(opened, loaded._study_id)
+    ranked = rank_trials(trials)
     stored = weights.list_trials()
     available = [t for t in ranked if t.number in stored]
     chosen = next((t for t in available if trial is None or t.number == trial), None)
@@ -146,17 +148,18 @@ def _read_weights(
 def _explain_missing(
     study: str,
     number: int | None,
-    trials: Sequence[FrozenTrial],
-    available: Sequence[FrozenTrial],
+    trials: Sequence[TrialRow],
+    available: Sequence[TrialRow],
     config: StudyConfig,
 ) -> str:
     """Return why there are no weights, and which trials have some."""
+    states = {trial.number: trial.state for trial in trials}
     if number is None:
         problem = f"study {study!r} has no trial with stored weights"
-    elif number >= len(trials):
+    elif number not in states:
         problem = f"trial {number} not found in study {study!r}, which has {len(trials):,} trials"
-    elif trials[number].state != TrialState.COMPLETE:
-        state = trials[number].state.name.lower()
+    elif states[number] is not TrialState.COMPLETE:
+        state = states[number].name.lower()
         problem = f"trial {number} of study {study!r} is not complete (state {state})"
     else:
         problem = f"the weights of trial {number} of study {study!r} are not stored"
@@ -165,7 +168,7 @@ def _explain_missing(
         return f"{problem}: expected best or one of the trials {numbers}"
     if config.keep_weights == 0:
         return f"{problem}: its keep_weights is 0"
-    if not all(trial.state.is_finished() for trial in trials):
+    if not all(state.is_finished() for state in states.values()):
         return f"{problem}: wait until a trial is complete, or check --artifacts"
     return f"{problem}: check --artifacts"
 

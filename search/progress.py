@@ -1,15 +1,15 @@
 """Progress of a search as lines of text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import optuna
 from optuna.trial import TrialState
 
 from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
-from studies.attributes import ERROR, is_grid_trial
+from studies.attributes import ERROR
 from studies.config import StudyConfig, to_trial_config, top_count
 from studies.storage.counts import TrialCounts
+from studies.storage.queries import TrialRow
 from studies.text import format_duration
 
 
@@ -99,22 +99,29 @@ def _format_time_left(status: Status, config: StudyConfig) -> str:
     return f"about {format_duration(status.seconds_left)} with the current workers"
 
 
-def explain_failure(study: optuna.Study, counts: TrialCounts) -> str:
-    """Return one line on why a finished study has no complete trial, and what to do."""
+def explain_failure(study: str, trials: Iterable[TrialRow], counts: TrialCounts) -> str:
+    """Return one line on why a finished study has no complete trial, and what to do.
+
+    Args:
+        study: name of the study.
+        trials: its grid trials.
+        counts: number of them by state.
+    """
     causes, changes = [], []
     if counts.diverged:
         causes.append(f"{counts.diverged} diverged")
         changes.append("lower training.learning_rate")
     if counts.failed:
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         with_error = [
-            trial for trial in failed if is_grid_trial(trial) and ERROR in trial.user_attrs
+            trial
+            for trial in trials
+            if trial.state is TrialState.FAIL and ERROR in trial.attributes
         ]
-        last = max(with_error, key=lambda trial: str(trial.datetime_complete), default=None)
-        error = f", the last with {last.user_attrs[ERROR]}" if last else ""
+        last = max(with_error, key=lambda trial: str(trial.completed), default=None)
+        error = f", the last with {last.attributes[ERROR]}" if last else ""
         causes.append(f"{counts.failed} failed{error}")
         changes.append("change the settings that cause the error")
     return (
-        f"study {study.study_name!r} finished without a complete trial: {'; '.join(causes)}; "
+        f"study {study!r} finished without a complete trial: {'; '.join(causes)}; "
         f"{', '.join(changes)} and search again under another --name"
     )

@@ -1,24 +1,26 @@
 """Derive the trials of a refinement from the best trials of its source study."""
 
+import math
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from search.errors import UnfinishedSourceError
-from studies.attributes import SOURCE_TRIALS, is_grid_trial
+from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.space import BPTT_STEPS, PARAM_ORDER, REPLICATE, Params
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
+from studies.storage.queries import TrialRow
 
 _ParamsKey = tuple[tuple[str, Any], ...]
 
 
 def derive_trials(
-    source: optuna.Study,
+    trials: Sequence[TrialRow],
     counts: TrialCounts,
     config: StudyConfig,
     partial: bool = False,
@@ -29,8 +31,8 @@ def derive_trials(
     Equal combinations become one trial that lists all source trials that led to it.
 
     Args:
-        source: source study.
-        counts: number of its grid trials by state.
+        trials: grid trials of the source study.
+        counts: number of them by state.
         config: config with a refinement.
         partial: accept an unfinished source.
         keep: fraction of the trials that pruning kept, if the source was pruned.
@@ -44,7 +46,6 @@ def derive_trials(
     """
     refinement = config.refinement
     assert refinement is not None
-    trials = list(filter(is_grid_trial, source.get_trials(deepcopy=False)))
     # Architectures are ranked: a source may contain replicates of each.
     architectures = {_architecture_key(trial) for trial in trials}
     has_replicates = len(architectures) < len(trials)
@@ -52,51 +53,56 @@ def derive_trials(
     wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
         raise UnfinishedSourceError(
-            f"study {source.study_name!r} has finished {counts.finished} of {counts.planned} "
+            f"study {refinement.source!r} has finished {counts.finished} of {counts.planned} "
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
     if counts.pruned and wanted > (kept := top_count(keep, planned)):
         raise UnfinishedSourceError(
-            f"study {source.study_name!r} was pruned to its top {kept} of {counts.planned} trials, "
+            f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} trials, "
             f"but refinement.top = {refinement.top} needs {wanted}: expected at most {kept}"
         )
-    ranked = _rank_architectures(rank_trials(source))
+    ranked = _rank_architectures(rank_trials(trials))
     if len(ranked) < wanted and not (partial and ranked):
         raise UnfinishedSourceError(
-            f"study {source.study_name!r} has {len(ranked)} complete trials, but "
+            f"study {refinement.source!r} has {len(ranked)} complete trials, but "
             f"refinement.top = {refinement.top} needs {wanted}: "
             + ("lower it" if ranked else "use another source")
         )
     return _derive(ranked[:wanted], refinement, config.training.bptt_steps)
 
 
-def rank_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return a study's complete grid trials, best first; ties by number."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(filter(is_grid_trial, complete), key=lambda trial: (trial.value, trial.number))
+def rank_trials(trials: Iterable[TrialRow]) -> list[TrialRow]:
+    """Return the complete trials, best first; ties by number."""
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    return sorted(complete, key=lambda trial: (_loss(trial), trial.number))
 
 
-def _architecture_key(trial: FrozenTrial) -> _ParamsKey:
+def _loss(trial: TrialRow) -> float:
+    """Return the value of a complete trial; one that is not finite, as of plain Optuna, is last."""
+    return math.inf if trial.value is None else trial.value
+
+
+def _architecture_key(trial: TrialRow) -> _ParamsKey:
     """Return a trial's parameters without the replicate."""
     names = [name for name in PARAM_ORDER if name in trial.params and name != REPLICATE]
     return tuple((name, trial.params[name]) for name in names)
 
 
-def _rank_architectures(ranked: list[FrozenTrial]) -> list[list[FrozenTrial]]:
+def _rank_architectures(ranked: list[TrialRow]) -> list[list[TrialRow]]:
     """Group replicates; the best mean first, ties by number."""
-    groups: dict[_ParamsKey, list[FrozenTrial]] = {}
+    groups: dict[_ParamsKey, list[TrialRow]] = {}
     for trial in ranked:
         groups.setdefault(_architecture_key(trial), []).append(trial)
 
-    def sort_key(runs: list[FrozenTrial]) -> tuple[float, int]:
-        return fmean(run.value or 0.0 for run in runs), runs[0].number
+    def sort_key(runs: list[TrialRow]) -> tuple[float, int]:
+        return fmean(map(_loss, runs)), runs[0].number
 
     return sorted(groups.values(), key=sort_key)
 
 
 def _derive(
-    best: list[list[FrozenTrial]], refinement: Refinement, bptt_steps: int
+    best: list[list[TrialRow]], refinement: Refinement, bptt_steps: int
 ) -> list[PlannedTrial]:
     sources: dict[tuple[object, ...], list[int]] = {}
     derived: dict[tuple[object, ...], Params] = {}

@@ -34,6 +34,7 @@ from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.cli import run_with_exit_code, study_name
 from studies.loader import load_config_file
+from studies.storage.queries import read_trials
 
 POLL_SECONDS = 1.0
 """Interval between checks of the worker processes."""
@@ -269,7 +270,8 @@ def _conclude(
         else:
             console.print_line("stopped before training began: run the same command to start")
     if status.is_finished and not status.counts.complete + status.counts.pruned:
-        click.echo(f"error: {explain_failure(session.handle.study, status.counts)}", err=True)
+        trials = read_trials(session.handle.storage, session.handle.study_id)
+        click.echo(f"error: {explain_failure(status.name, trials, status.counts)}", err=True)
         return 1
     return 0
 

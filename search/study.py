@@ -23,7 +23,6 @@ from studies.attributes import (
     CorpusRecord,
     StudyRecord,
     TokenizerRecord,
-    is_grid_trial,
 )
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
@@ -33,6 +32,7 @@ from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 MAX_NAME_LENGTH = 200
@@ -174,7 +174,7 @@ def create_or_join(
     study = optuna.load_study(
         study_name=name,
         storage=storage,
-        sampler=_sampler(study, stored),
+        sampler=_sampler(storage, study._study_id, stored),
         pruner=_pruner(stored),
     )
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
@@ -301,7 +301,8 @@ def _create_study(
         source = load_study(storage, config.refinement.source)
         counts = count_trials(storage, source._study_id)
         keep = read_study_record(source).config.pruning.keep
-        planned = derive_trials(source, counts, config, options.partial, keep)
+        trials = read_trials(storage, source._study_id)
+        planned = derive_trials(trials, counts, config, options.partial, keep)
         space = observed_search_space(trial.params for trial in planned)
     config = config.model_copy(update={"precision": precision, "corpus": corpus.name})
     tokenizer = TokenizerRecord(
@@ -330,9 +331,8 @@ def _pruner(config: StudyConfig) -> BasePruner:
     )
 
 
-def _sampler(study: optuna.Study, config: StudyConfig) -> GridSampler:
+def _sampler(storage: LeasedRDBStorage, study_id: int, config: StudyConfig) -> GridSampler:
     if config.space is not None:
         return create_sampler(config)
-    trials = filter(is_grid_trial, study.get_trials(deepcopy=False))
-    combinations = [trial.params for trial in trials]
+    combinations = [trial.params for trial in read_trials(storage, study_id)]
     return GridSampler(observed_search_space(combinations), combinations=combinations)

@@ -1,17 +1,19 @@
 """Trials derived from the best of a source study."""
 
-import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from helpers import TINY
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import Engine, event
 
 from search.errors import UnfinishedSourceError
 from search.refinement import derive_trials, rank_trials
-from studies.attributes import IS_GRID_TRIAL
+from search.study import StudyOptions, create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
-from studies.space import GATED_PARAMS, Space
+from studies.loader import load_config_file
+from studies.space import Space
 from studies.storage.counts import TrialCounts
+from studies.storage.queries import TrialRow
 
 SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
 VARIANTS = [
@@ -22,24 +24,19 @@ VARIANTS = [
 ]
 
 
-def source(count: int = 40, failed: int = 0) -> optuna.Study:
-    """Return a study whose trials get worse with their number."""
-    study = optuna.create_study()
-    distributions = {n: CategoricalDistribution(tuple(SPACE.values(n))) for n in GATED_PARAMS}
+def complete(number: int, value: float, params: dict | None = None) -> TrialRow:
+    return TrialRow(number, TrialState.COMPLETE, params or {}, {}, value)
+
+
+def source(count: int = 40, failed: int = 0) -> list[TrialRow]:
+    """Return trials that get worse with their number; the last ones failed."""
     combinations = list(SPACE.combinations())[:count]
-    study.add_trials(
-        [
-            create_trial(
-                system_attrs={IS_GRID_TRIAL: True},
-                state=TrialState.FAIL if i >= count - failed else TrialState.COMPLETE,
-                value=None if i >= count - failed else float(i),
-                params=params,
-                distributions=distributions,
-            )
-            for i, params in enumerate(combinations)
-        ]
-    )
-    return study
+    return [
+        complete(i, float(i), params)
+        if i < count - failed
+        else TrialRow(i, TrialState.FAIL, params, {})
+        for i, params in enumerate(combinations)
+    ]
 
 
 def config(**refinement) -> StudyConfig:
@@ -102,47 +99,33 @@ def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
 
 
 def test_variant_of_a_parameter_that_a_baseline_cell_lacks_is_rejected():
-    cells = Space(cell=["gru"], layers=[1], state_size=[8])
-    study = optuna.create_study()
-    categorical = {n: CategoricalDistribution(tuple(cells.values(n))) for n in cells.parameters}
-    (params,) = cells.combinations()
-    study.add_trial(
-        create_trial(
-            value=1.0, params=params, distributions=categorical, system_attrs={IS_GRID_TRIAL: True}
-        )
-    )
+    (params,) = Space(cell=["gru"], layers=[1], state_size=[8]).combinations()
+    trials = [complete(0, 1.0, params)]
     wider = config(top=1, variants=[{"state_size": 16, "bptt_steps": 4}])
-    (derived,) = derive_trials(study, counts(1), wider)
+    (derived,) = derive_trials(trials, counts(1), wider)
     assert derived.params == params | {"state_size": 16, "bptt_steps": 4}
     with pytest.raises(
         ConfigError, match=r"unknown parameter .* forget_gate; .* have cell, layers"
     ):
-        derive_trials(study, counts(1), config(top=1, variants=[{"forget_gate": True}]))
+        derive_trials(trials, counts(1), config(top=1, variants=[{"forget_gate": True}]))
 
 
 def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     """The first architecture has the best run, the second the best mean."""
-    study = optuna.create_study()
     combinations = list(SPACE.combinations())[:3]
     values = ([0.1, 0.9], [0.3, 0.4], [0.8, 0.8])
-    distributions = {n: CategoricalDistribution(tuple(SPACE.values(n))) for n in GATED_PARAMS}
-    distributions["replicate"] = CategoricalDistribution((1, 2))
-    for params, runs in zip(combinations, values, strict=True):
-        for replicate, value in enumerate(runs, 1):
-            study.add_trial(
-                create_trial(
-                    value=value,
-                    params=params | {"replicate": replicate},
-                    distributions=distributions,
-                    system_attrs={IS_GRID_TRIAL: True},
-                )
-            )
-    derived = derive_trials(study, counts(6), config(top=2, replicates=2))
+    runs = [
+        (value, params | {"replicate": replicate})
+        for params, pair in zip(combinations, values, strict=True)
+        for replicate, value in enumerate(pair, 1)
+    ]
+    trials = [complete(number, *run) for number, run in enumerate(runs)]
+    derived = derive_trials(trials, counts(6), config(top=2, replicates=2))
     assert [trial.params for trial in derived] == [
         combinations[i] | {"replicate": replicate} for i in (1, 0) for replicate in (3, 4)
     ]
     assert [sorted(trial.attributes["source_trials"]) for trial in derived[::2]] == [[2, 3], [0, 1]]
-    (tenth,) = derive_trials(study, counts(6), config(top=0.4))
+    (tenth,) = derive_trials(trials, counts(6), config(top=0.4))
     assert tenth.params == combinations[1], "a fraction of the architectures"
 
 
@@ -168,7 +151,40 @@ def test_too_few_complete_trials_are_rejected():
 
 
 def test_ties_are_ranked_by_number():
-    study = source(3)
-    study.add_trial(create_trial(value=1.0, system_attrs={IS_GRID_TRIAL: True}))
-    study.add_trial(create_trial(value=0.5))  # not a grid trial
-    assert [trial.number for trial in rank_trials(study)] == [0, 1, 3, 2]
+    infinite = TrialRow(4, TrialState.COMPLETE, {}, {})  # has no finite value
+    trials = [infinite, complete(3, 1.0), *reversed(source(3))]
+    assert [trial.number for trial in rank_trials(trials)] == [0, 1, 3, 2, 4]
+
+
+def test_source_trials_are_ranked_without_reading_curves(url, text):
+    """Curves are almost all of a large study; trials outside of the grid are not ranked."""
+    options = StudyOptions(corpus=str(text))
+    settings = [word.removeprefix("--set=") for word in TINY]
+    space = ["space.layers=[1]", "space.state_size=[3]"]
+    first = create_or_join(load_config_file("quick", [*settings, *space]), url, options)
+    count = len(first.study.sampler.combinations)
+    for value in range(count):
+        trial_id = first.storage.claim(first.study_id, "me")
+        first.storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {2: 0.5, 4: 0.25})
+    first.study.add_trial(create_trial(value=-1.0))
+    best = first.study.trials[0].params
+    first.storage.close()
+
+    statements = []
+
+    def record(connection, cursor, statement, *arguments):
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        file = load_config_file("quick-refined", [*settings, "refinement.top=2"])
+        for _ in ("derive", "join"):
+            derived = create_or_join(file, url, options)
+            derived.storage.close()
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+    assert any("trial_params" in statement for statement in statements)
+    assert not [statement for statement in statements if "trial_intermediate_values" in statement]
+    assert best in derived.study.sampler.combinations
+    origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
+    assert {number for numbers in origins for number in numbers} == {0, 1}
