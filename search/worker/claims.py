@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import ShutdownRequestedError
@@ -156,6 +157,7 @@ class ClaimManager(StorageClient):
         self._active: list[Claim] = []
         self._monitor = LeaseMonitor()
         self._observe_at = 0.0
+        sa.event.listen(storage.engine, "before_cursor_execute", self._note_statement)
 
     # ------------------------------------------------------------------ called by the worker
 
@@ -369,6 +371,11 @@ class ClaimManager(StorageClient):
 
     def _on_outage(self) -> None:
         self._monitor.reset()
+
+    def _note_statement(self, *statement: object) -> None:
+        # Many statements may take long together while each one is answered.
+        if threading.current_thread() is self._thread:
+            self._busy_since = time.monotonic()
 
     def _flush(self) -> None:
         """Write the values and heartbeats of all claims."""

@@ -30,7 +30,7 @@ JOIN_TIMEOUT = 2.5
 """Seconds to wait for the thread's last operation on exit."""
 
 NO_RESPONSE_TIMEOUT = 5.0
-"""Seconds after which a storage that neither answers nor raises counts as unavailable."""
+"""Seconds after which a storage that does not answer a statement counts as unavailable."""
 
 _MAX_IDLE_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 5.0
@@ -65,7 +65,7 @@ class StorageClient(ABC):
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._failure: Exception | None = None
-        self._busy_since: float | None = None
+        self._busy_since: float | None = None  # of the current statement, if a subclass notes it
         self._outage_message: str | None = None
         self._checked_at = time.monotonic()
         self._unavailable_seconds = 0.0
@@ -218,7 +218,9 @@ class StorageClient(ABC):
     def _log_outage(self) -> None:
         reason = self.unavailable_reason
         if reason and not self._has_reported_outage:
-            _logger.info(f"storage unavailable ({reason}); new results are kept in memory")
+            # A statement may also take long because the machine or the server is busy.
+            state = "unavailable" if self._outage_message else "slow or unavailable"
+            _logger.info(f"storage {state} ({reason}); new results are kept in memory")
         elif self._has_reported_outage and not reason:
             _logger.info("storage available again")
         self._has_reported_outage = reason is not None

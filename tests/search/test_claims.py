@@ -674,12 +674,30 @@ def test_training_continues_while_the_file_is_locked(
         assert caplog.messages == []
         clock.advance(2 * HANG_TIMEOUT)
         manager.check()
-        assert "it does not answer" in caplog.messages[0]
+        assert caplog.messages == [
+            "storage slow or unavailable (it does not answer); new results are kept in memory"
+        ]
         assert study.trial(claim).intermediate_values == {}
         other.execute("ROLLBACK")
         wait_until(lambda: len(study.trial(claim).intermediate_values) == 3)
         other.close()
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+
+
+def test_slow_statements_that_are_answered_are_no_outage(each_study, clock):
+    """As in a study of thousands of trials: together they take longer than the limit."""
+    study, reasons = each_study, []
+
+    def query():
+        with manager._storage.engine.begin() as connection:
+            for _ in range(3):
+                clock.advance(0.6 * HANG_TIMEOUT)
+                reasons.append(manager.unavailable_reason)
+                connection.execute(sa.text("SELECT 1"))
+
+    with study.manager() as manager:
+        manager.read(query)
+    assert reasons == [None] * 3
 
 
 def test_no_connection_is_held_during_training(postgresql_url):
