@@ -186,26 +186,30 @@ def _insert_trials(
         sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
     )
     assert first is not None
-    for number, trial in enumerate(trials, first):
-        (trial_id,) = connection.execute(
-            sa.insert(TRIALS)
-            .values(study_id=study_id, number=number, state=TrialState.WAITING)
-            .returning(TRIALS.c.trial_id)
-        ).one()
-        connection.execute(
-            sa.insert(TRIAL_PARAMS),
-            [
-                {
-                    "trial_id": trial_id,
-                    "param_name": name,
-                    "param_value": distributions[name].to_internal_repr(value),
-                    "distribution_json": stored[name],
-                }
-                for name, value in trial.params.items()
-            ],
-        )
-        rows = [attr_row("trial_id", trial_id, *item) for item in trial.attributes.items()]
-        insert(connection, TRIAL_USER_ATTRS, rows)
-        insert(
-            connection, TRIAL_SYSTEM_ATTRS, [attr_row("trial_id", trial_id, IS_GRID_TRIAL, True)]
-        )
+    numbers = range(first, first + len(trials))
+    waiting = {"study_id": study_id, "state": TrialState.WAITING}
+    insert(connection, TRIALS, [{**waiting, "number": number} for number in numbers])
+    query = sa.select(TRIALS.c.trial_id).where(
+        TRIALS.c.study_id == study_id, TRIALS.c.number >= first
+    )
+    trial_ids = connection.scalars(query.order_by(TRIALS.c.number)).all()
+    created = list(zip(trial_ids, trials, strict=True))
+    params = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": stored[name],
+        }
+        for trial_id, trial in created
+        for name, value in trial.params.items()
+    ]
+    insert(connection, TRIAL_PARAMS, params)
+    rows = [
+        attr_row("trial_id", trial_id, *item)
+        for trial_id, trial in created
+        for item in trial.attributes.items()
+    ]
+    insert(connection, TRIAL_USER_ATTRS, rows)
+    rows = [attr_row("trial_id", trial_id, IS_GRID_TRIAL, True) for trial_id in trial_ids]
+    insert(connection, TRIAL_SYSTEM_ATTRS, rows)
