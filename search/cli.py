@@ -8,13 +8,13 @@ from typing import Any, Protocol, TypeVar, get_args
 import click
 
 from search.progress import format_status
-from search.run import RunOptions, run_workers
+from search.run import run_workers
+from search.session import RunOptions, require_refinement
 from search.status import read_status
 from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import parse_duration
 from studies.cli import artifacts_option, dashboard_port_option, storage_options, study_name
 from studies.config import PrecisionSetting
-from studies.errors import ConfigError
 from studies.loader import load_config_file, read_study_record
 from studies.storage.open import load_study, read_storage
 from studies.text import shorten
@@ -193,17 +193,14 @@ def run(
         dashboard: serve optuna-dashboard during the search.
         port: port of optuna-dashboard.
         debug: read by :func:`studies.cli.run_command`.
-        options: other fields of :class:`search.run.RunOptions`.
+        options: other fields of :class:`search.session.RunOptions`.
 
     Returns:
         The exit code.
     """
-    program = "refine.py" if is_refinement else "run_search.py"
-    run_options = RunOptions(wait=not no_wait, program=program, **options)
+    run_options = RunOptions(wait=not no_wait, is_refinement=is_refinement, **options)
     if as_json and not status:
         raise click.UsageError("--json requires --status")
-    if is_refinement:
-        _require_refinement(run_options)
     if status:
         _print_status(run_options, as_json)
         return 0
@@ -217,16 +214,10 @@ def run(
 
 
 def _print_status(options: RunOptions, as_json: bool) -> None:
+    if options.is_refinement:
+        require_refinement(load_config_file(options.study, options.overrides, options.storage))
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
         config = read_study_record(study).config
         status = read_status(study, storage, config)
     click.echo(json.dumps(status.as_json()) if as_json else format_status(status, config))
-
-
-def _require_refinement(options: RunOptions) -> None:
-    file = load_config_file(options.study, options.overrides, options.storage)
-    if file.source is None and file.resolve().refinement is None:
-        raise ConfigError(
-            f"study {file.name!r} has no [refinement]: run it with run_search.py instead"
-        )

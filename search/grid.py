@@ -129,27 +129,23 @@ class GridSampler(optuna.samplers.GridSampler):
     def _find_missing(self, study: Study) -> list[int]:
         """Return the indices of the combinations for which the study has no trial."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        present = {self._key(trial.params) for trial in trials if trial.params}
+        present = {_key(trial.params) for trial in trials if trial.params}
         assigned = {trial.system_attrs.get("grid_id") for trial in trials}
         return [
             grid_id
             for grid_id, values in enumerate(self._all_grids)
-            if grid_id not in assigned and self._key(self._to_params(values)) not in present
+            if grid_id not in assigned and _key(self._to_params(values)) not in present
         ]
 
     def _get_unvisited_grid_ids(self, study: Study) -> list[int]:
         """Return the indices of unfinished combinations; called by Optuna's loop."""
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        finished = {self._key(t.params) for t in trials if t.params and t.state.is_finished()}
+        finished = {_key(t.params) for t in trials if t.params and t.state.is_finished()}
         return [
             grid_id
             for grid_id, values in enumerate(self._all_grids)
-            if self._key(self._to_params(values)) not in finished
+            if _key(self._to_params(values)) not in finished
         ]
-
-    @staticmethod
-    def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-        return frozenset(params.items())
 
     @staticmethod
     def _reject(study: Study, trial: FrozenTrial) -> None:
@@ -160,6 +156,10 @@ class GridSampler(optuna.samplers.GridSampler):
                 f"no trial of study {study.study_name!r} is left: all are running or finished"
             )
         _stop(study)
+
+
+def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    return frozenset(params.items())
 
 
 def _stop(study: Study) -> None:
@@ -216,9 +216,11 @@ def extend_grid(
                 f"{name} has space.{parameter} = {old_values}, not {new_values}: --extend expected "
                 "the same values in the same order, then new ones"
             )
-    old_grid = list(old_space.combinations())
-    new_grid = create_sampler(extended).combinations
-    if removed := [params for params in old_grid if params not in new_grid]:
+    if new_space == old_space:  # extended before, perhaps by an attempt whose answer was lost
+        return stored
+    old_grid = {_key(params) for params in old_space.combinations()}
+    combinations = create_sampler(extended).combinations
+    if removed := old_grid - {_key(params) for params in combinations}:
         raise ConfigMismatchError(
             f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
             "new trials only"
@@ -233,7 +235,7 @@ def extend_grid(
             COMMANDS: [*read_study_record(study).commands, command],
         },
         distributions(new_space.search_space),
-        [PlannedTrial(params) for params in new_grid if params not in old_grid],
+        [PlannedTrial(params) for params in combinations if _key(params) not in old_grid],
     )
     return config if is_done else None
 

@@ -1,10 +1,7 @@
 """Run a search: create or join a study, and train its trials in one or several processes."""
 
 import multiprocessing
-import os
-import shlex
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -14,14 +11,13 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
 
 import click
-import torch
 
-from rnn.training.devices import assign_devices, resolve_device, trim_heap
-from search.errors import USER_ERRORS
+from rnn.training.devices import assign_devices, trim_heap
+from search.errors import USER_ERRORS, ShutdownRequestedError
 from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
+from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
-from search.study import StudyHandle, StudyOptions, create_or_join
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_models import BestModelStore
 from search.worker.claims import ClaimManager
@@ -29,77 +25,18 @@ from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
-from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from search.worker.worker import Worker
-from studies.artifacts import open_store
 from studies.cli import run_with_exit_code, study_name
-from studies.loader import load_config_file
 from studies.storage.queries import read_trials
 
 POLL_SECONDS = 1.0
 """Interval between checks of the worker processes."""
 
+STOPPED_EARLY = "stopped before training began: run the same command to start"
+"""Message of a run that has nothing to resume."""
+
 _CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
 """Exit codes of workers that finished, or stopped on request."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of the command line; see ``run_search.py --help``.
-
-    Attributes:
-        until: seconds after which to stop.
-        is_subprocess: whether this is a worker process whose parent reports the progress.
-        program: name of the entry point.
-    """
-
-    study: str
-    storage: str
-    name: str | None = None
-    corpus: str | None = None
-    overrides: tuple[str, ...] = ()
-    workers: int = 1
-    threads: int | None = None
-    lockstep: int | None = None
-    device: str = "auto"
-    precision: str | None = None
-    prune: bool = False
-    extend: bool = False
-    wait: bool = True
-    partial: bool = False
-    artifacts: str | None = None
-    until: float | None = None
-    is_subprocess: bool = False
-    program: str = "run_search.py"
-
-    @property
-    def study_options(self) -> StudyOptions:
-        """Options that define the study, in addition to its config file."""
-        return StudyOptions(
-            self.name,
-            self.corpus,
-            self.precision,
-            self.prune,
-            self.extend,
-            self.partial,
-            self.command,
-        )
-
-    @property
-    def command(self) -> str:
-        """Command line that creates the same study in any storage."""
-        words = ["python", self.program, self.study]
-        for option, value in (
-            ("--name", self.name),
-            ("--corpus", self.corpus),
-            ("--precision", self.precision),
-            *(("--set", override) for override in self.overrides),
-        ):
-            words += [] if value is None else [option, value]
-        words += ["--prune"] if self.prune else []
-        words += ["--extend"] if self.extend else []
-        words += ["--partial"] if self.partial else []
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -138,16 +75,22 @@ def run_workers(
     console = SafeConsole()
     name = options.name or study_name(options.study)
     preparing = f"preparing study {name}: opening the storage and loading the corpus"
-    with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
-        session = _Session.open(options)
+    stop = ShutdownSignal(options.until, with_parent=options.is_subprocess)
+    try:
+        with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
+            session = open_session(options, stop, console.print_line)
+    except ShutdownRequestedError:
+        if not options.is_subprocess:
+            console.print_line(STOPPED_EARLY)
+        return RunResult(name, 0, False, stop.exit_code)
     handle, config = session.handle, session.handle.config
     with closing(handle.storage), context or nullcontext():
         if not options.is_subprocess:
             _print_study(console, session)
-        reader = StatusReader(handle.study, handle.storage, config, options.workers)
+        reader = session.reader
         was_finished = reader.recent_status().is_finished
         with (
-            ShutdownSignal(options.until, with_parent=options.is_subprocess) as stop,
+            stop,
             create_display(console, reader, options.is_subprocess) as display,
             ClaimManager(
                 handle.storage,
@@ -176,35 +119,9 @@ def run_workers(
     return RunResult(status.name, finished, was_finished, stop.exit_code or exit_code)
 
 
-@dataclass(frozen=True)
-class _Session:
-    """A study and what this process trains it with."""
-
-    handle: StudyHandle
-    device: torch.device
-    checkpoints: CheckpointStore
-    weights: WeightStore
-    worker_name: str
-
-    @classmethod
-    def open(cls, options: RunOptions) -> "_Session":
-        device = resolve_device(options.device)
-        checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
-        weights = open_store(options.artifacts, options.storage, "weights")
-        config_file = load_config_file(options.study, options.overrides, options.storage)
-        handle = create_or_join(config_file, options.storage, options.study_options, device)
-        return cls(
-            handle,
-            device,
-            CheckpointStore(checkpoints, handle.artifact_folder),
-            WeightStore(weights, handle.artifact_folder),
-            f"{socket.gethostname()}/{os.getpid()}",
-        )
-
-
 def _run_worker(
     options: RunOptions,
-    session: _Session,
+    session: Session,
     claims: ClaimManager,
     reader: StatusReader,
     stop: ShutdownSignal,
@@ -237,7 +154,7 @@ def _run_worker(
             has_trained.value = has_trained.value or trainer.has_trained
 
 
-def _print_study(console: SafeConsole, session: _Session) -> None:
+def _print_study(console: SafeConsole, session: Session) -> None:
     handle, config, corpus = session.handle, session.handle.config, session.handle.corpus
     console.print_line(
         f"study {handle.study.study_name}: {corpus.name}, {len(corpus.text):,} bytes; "
@@ -251,7 +168,7 @@ def _print_study(console: SafeConsole, session: _Session) -> None:
 
 def _conclude(
     console: SafeConsole,
-    session: _Session,
+    session: Session,
     status: Status,
     stop: ShutdownSignal,
     has_trained: c_bool,
@@ -268,7 +185,7 @@ def _conclude(
         if has_trained.value:
             console.print_line("stopped; progress is saved: run the same command to resume")
         else:
-            console.print_line("stopped before training began: run the same command to start")
+            console.print_line(STOPPED_EARLY)
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
         click.echo(f"error: {explain_failure(status.name, trials, status.counts)}", err=True)
@@ -276,7 +193,7 @@ def _conclude(
     return 0
 
 
-def _remove_leftovers(session: _Session) -> None:
+def _remove_leftovers(session: Session) -> None:
     try:
         session.checkpoints.clear()
         session.weights.remove_temporary_files()

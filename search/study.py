@@ -170,13 +170,13 @@ def create_or_join(
         check_precision(stored.precision, device)
         tokens = _token_corpus(stored_record, corpus)
         warning = describe_study_mixing(study, storage)
+        study = optuna.load_study(
+            study_name=name,
+            storage=storage,
+            sampler=_sampler(storage, study._study_id, stored),
+            pruner=_pruner(stored),
+        )
         on_error.pop_all()
-    study = optuna.load_study(
-        study_name=name,
-        storage=storage,
-        sampler=_sampler(storage, study._study_id, stored),
-        pruner=_pruner(stored),
-    )
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
     return StudyHandle(study, storage, config, corpus, tokens, notice, warning)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from studies.attributes import SCHEMA_VERSION, StudyRecord
-from studies.config import StudyConfig
+from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
@@ -53,6 +53,14 @@ class ConfigFile(BaseModel):
         refinement = self.settings.get("refinement")
         source = refinement.get("source") if isinstance(refinement, Mapping) else None
         return source if isinstance(source, str) and source.isprintable() else None
+
+    @property
+    def outage_seconds(self) -> float:
+        """How long to wait for the storage, known before the other settings are."""
+        try:
+            return OutageSettings.model_validate(self.settings.get("outage", {})).seconds
+        except ValidationError:  # reported once all settings are known
+            return OutageSettings().seconds
 
     def resolve(self) -> StudyConfig:
         """Validate the settings, with defaults for all others.
@@ -132,6 +140,19 @@ def load_config_file(
         file = ConfigFile(name=path.stem, origin=_display_path(path), settings=_read_toml(path))
     else:
         file = _find_stored(study, None if is_toml else storage)
+    return _override(file, overrides)
+
+
+def load_overrides(overrides: Sequence[str]) -> ConfigFile:
+    """Return overrides as a config file that has no other settings.
+
+    Raises:
+        ConfigError: if an override is malformed.
+    """
+    return _override(ConfigFile(name="", origin="--set", settings={}), overrides)
+
+
+def _override(file: ConfigFile, overrides: Sequence[str]) -> ConfigFile:
     for override in overrides:
         key, value = _parse_override(override)
         file = file.with_overrides(_nest(key, value))

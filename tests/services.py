@@ -111,6 +111,13 @@ class PostgreSQL:
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute(statement)
 
+    def require_password(self, user: str) -> None:
+        """Let a user connect with the user's password only."""
+        rules = self._data / "pg_hba.conf"
+        rule = f"host all {user} 127.0.0.1/32 scram-sha-256\n"
+        rules.write_text(rule + rules.read_text())
+        self.execute("SELECT pg_reload_conf()")
+
     def new_database(self) -> str:
         """Create a database; return its URL."""
         name = f"test_{uuid.uuid4().hex}"

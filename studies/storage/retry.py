@@ -12,13 +12,29 @@ from studies.errors import StorageError
 CONNECT_RETRY_SECONDS = 120
 """Time to retry for while a server has no free connections."""
 
-_CONNECTION_LIMIT_MESSAGES = (
-    "too many clients",
-    "too many connections",
-    "connection slots",
-    "starting up",
-)
+_CONNECTION_LIMIT_MESSAGES = ("too many clients", "too many connections", "connection slots")
 """Parts of messages with which PostgreSQL refuses a connection; they have no error code."""
+
+_NOT_READY_MESSAGES = (
+    *_CONNECTION_LIMIT_MESSAGES,
+    "the database system is",  # starting up, shutting down, in recovery, not yet accepting …
+    "terminating connection",
+    "due to timeout",
+)
+"""Parts of messages of a PostgreSQL server that accepts connections later."""
+
+_UNREACHABLE_MESSAGES = (
+    "Is the server running",  # connection refused, or no such socket
+    "Connection refused",
+    "timeout expired",
+    "timed out",
+    "closed the connection",
+    "reset by peer",
+    "Broken pipe",
+    "No route to host",
+    "unreachable",
+)
+"""Parts of messages of a client that does not reach a PostgreSQL server."""
 
 _TRANSIENT_SQLITE_CODES = {
     sqlite3.SQLITE_BUSY,
@@ -29,6 +45,9 @@ _TRANSIENT_SQLITE_CODES = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 }
+
+
+_REFUSED_SQLITE_CODES = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
 def is_transient(error: BaseException) -> bool:
@@ -51,6 +70,26 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeout)
 
 
+def is_outage(error: BaseException) -> bool:
+    """Return whether a storage that could not be opened or read may be available later.
+
+    Stricter than :func:`is_transient`: an address that is refused stays refused. That is a wrong
+    password, an unknown user, database or host, a read-only file or folder.
+    """
+    if not is_transient(error):
+        return False
+    error = database_error(error)
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return cause.sqlite_errorcode & 0xFF not in _REFUSED_SQLITE_CODES
+    if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement:
+        return True  # not an error of connecting
+    message = str(cause)
+    is_answer = "FATAL" in message
+    parts = _NOT_READY_MESSAGES if is_answer else _UNREACHABLE_MESSAGES
+    return any(part in message for part in parts)
+
+
 def error_message(error: BaseException) -> str:
     """Return the first line of a database's error message."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
@@ -59,8 +98,15 @@ def error_message(error: BaseException) -> str:
     return str(cause).strip().partition("\n")[0] or type(cause).__name__
 
 
+def database_error(error: BaseException) -> BaseException:
+    """Return the error of the database that Optuna or this package wrapped."""
+    while isinstance(error, StorageInternalError | StorageError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def is_connection_limit(error: BaseException) -> bool:
-    """Return whether a server refused a connection because it has too many or is starting."""
+    """Return whether a server refused a connection because it has too many."""
     return any(part in error_message(error) for part in _CONNECTION_LIMIT_MESSAGES)
 
 

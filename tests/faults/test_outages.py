@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from helpers import NO_SYNC
-from hooks import Clock, Gate
+from hooks import Clock, Gate, Hooks
 from process_runner import (
     CURVES,
     FINISHED,
@@ -282,6 +282,138 @@ def test_sigterm_exits_with_a_checkpoint_while_the_server_is_unresponsive(
     assert "trial 0 not requeued in time; waiting for lease expiry" in first.output
     resume(url, **ONE)
     assert_all_trials_match(url, reference_curves, ONE)
+
+
+def shell_code(command):
+    """Return the exit code of an ended command as a shell shows it."""
+    return 128 - command.code if command.code < 0 else command.code
+
+
+def with_password(url):
+    return url.replace("tester@", "tester:s3cret@")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path, workers):
+    """Once before the study exists, and once to join it."""
+    url = server.new_database()
+    search = search_starter(runner, with_password(url), text)
+    for settings in (ONE, ONE | {"outage_seconds": 599}):
+        server.stop()
+        options = (f"--artifacts={tmp_path}/artifacts", f"--workers={workers}")
+        command = search(*options, **settings)
+        wait_for_message("storage unavailable (connection failed: ", command)
+        assert "Connection refused" in command.output
+        server.start()
+        assert command.wait() == 0, command.output
+        assert command.output.count("storage unavailable") == 1
+        assert command.output.count("storage available again\n") == 1
+        assert "s3cret" not in command.output
+    assert "waiting for it for up to 599 s\n" in command.output
+    assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
+
+
+def test_start_waits_for_the_storage_of_a_stored_study_and_of_a_source(
+    server, runner, text, tmp_path
+):
+    url = server.new_database()
+    search = search_starter(runner, url, text)
+    artifacts = f"--artifacts={tmp_path}/artifacts"
+    assert search(artifacts, "--name=stored", **ONE).wait() == 0
+    refinement = tmp_path / "derived.toml"
+    refinement.write_text("[refinement]\nsource = 'stored'\ntop = 1\nvariants = [{}]\n")
+    common = ("--storage", url, artifacts, "--threads=1")
+    for program, study in (
+        ("run_search.py", "stored"),
+        ("refine.py", str(refinement)),
+        ("refine.py", "derived"),
+    ):
+        server.stop()
+        command = runner.start(program, study, *common, hooks=Hooks(report=False))
+        wait_for_message("waiting for it for up to 600 s", command)
+        server.start()
+        assert command.wait() == 0, command.output
+    assert query(url, "SELECT state FROM trials") == [("COMPLETE",)] * 2
+
+
+def test_start_exits_after_the_outage_limit(server, runner, text):
+    url = server.new_database()
+    server.stop()
+    command = search_starter(runner, with_password(url), text)(outage_seconds=0.5, **ONE)
+    assert command.wait() == 1
+    assert command.stderr.startswith("error: storage unavailable for ")
+    assert command.stderr.endswith("longer than 0.5 s; restore it and run the same command again\n")
+    assert command.stderr.count("\n") == 1
+    assert "s3cret" not in command.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("tester@", "guarded:wr0ng@", 'password authentication failed for user "guarded"'),
+        ("tester@", "stranger:wr0ng@", 'role "stranger" does not exist'),
+        ("/test_", "/missing_", "does not exist"),
+        ("127.0.0.1", "no-such-host.invalid", "failed to resolve host 'no-such-host.invalid'"),
+    ],
+    ids=["password", "user", "database", "host"],
+)
+def test_start_does_not_wait_for_a_refused_address(server, runner, text, old, new, reason):
+    url = server.new_database()
+    if "guarded" in new:
+        server.execute("CREATE ROLE guarded LOGIN PASSWORD 'r1ght'")
+        server.require_password("guarded")
+    command = search_starter(runner, url.replace(old, new), text)(**ONE)
+    assert command.wait() == 2
+    assert command.output.startswith("error: storage postgresql+psycopg://")
+    assert reason in command.output
+    assert "wr0ng" not in command.output
+    assert "storage unavailable" not in command.output
+    assert command.output.count("\n") == 1
+
+
+def test_spawned_workers_wait_for_a_server_that_stops_as_they_start(server, runner, text, tmp_path):
+    url = server.new_database()
+    search = search_starter(runner, url, text)
+    command = search(f"--artifacts={tmp_path}/artifacts", "--workers=2", **FOUR)
+    wait_for_message("starting 2 worker processes", command)
+    server.stop()
+    wait_for_message("storage unavailable", command, times=2)
+    server.start()
+    assert command.wait() == 0, command.output
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(4)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_wait_for_the_storage_at_the_start(server, runner, text, number):
+    url = server.new_database()
+    server.stop()
+    command = search_starter(runner, url, text)(**ONE)
+    wait_for_message("storage unavailable", command)
+    command.send(number)
+    command.wait()
+    assert shell_code(command) == 128 + number
+    assert "Traceback" not in command.output
+
+
+def test_time_limit_ends_the_wait_for_the_storage_at_the_start(server, runner, text):
+    url = server.new_database()
+    server.stop()
+    command = search_starter(runner, url, text)("--until=1s", **ONE)
+    assert command.wait() == 0
+    assert command.output.endswith("stopped before training began: run the same command to start\n")
+
+
+def test_status_and_report_do_not_wait_for_a_stopped_server(server, runner, text):
+    url = server.new_database()
+    server.stop()
+    for command in (
+        search_starter(runner, url, text)("--status"),
+        runner.start("-m", "reports", "quick", "--storage", url),
+    ):
+        assert command.wait() == 2
+        assert command.output.startswith("error: storage postgresql")
+        assert "Connection refused" in command.output
+        assert command.output.count("\n") == 1
 
 
 def test_sigterm_requeues_a_whole_stack_over_a_slow_network(server, held, tmp_path):

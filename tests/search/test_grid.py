@@ -4,15 +4,21 @@ import threading
 
 import optuna
 import pytest
-from helpers import run_simultaneously, wait_for_others
+import sqlalchemy as sa
+from helpers import create_small_study, run_simultaneously, wait_for_others
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
+import search.grid as grid_module
+import search.study as study_module
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler
+from search.outage import wait_for_storage
 from search.study import StudyOptions, create_or_join
+from search.worker.shutdown import ShutdownSignal
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
+from studies.storage.open import open_storage
 
 OVERRIDES = [
     "space.layers=[1, 2]",
@@ -241,3 +247,65 @@ def test_threads_share_one_sampler(sqlite_url, text):
     for thread in threads:
         thread.join()
     assert sorted(numbers) == list(range(16))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_study_is_created_and_extended_once_if_an_answer_is_lost(
+    url, text, tmp_path, monkeypatch, moment
+):
+    """The connection ends before the transaction, or after its commit."""
+    lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
+
+    def fail_once(function):
+        calls = []
+
+        def unreliable(*args):
+            calls.append(args)
+            if moment == "before" and len(calls) == 1:
+                raise lost
+            result = function(*args)
+            if len(calls) == 1:
+                raise lost
+            return result
+
+        return unreliable
+
+    monkeypatch.setattr("search.study.create_study", fail_once(study_module.create_study))
+    monkeypatch.setattr("search.grid.extend_study", fail_once(grid_module.extend_study))
+    printed = []
+
+    def create(*overrides, **options):
+        file = load_config_file("stage-one", [*OVERRIDES, *overrides])
+        options = StudyOptions(corpus=str(text), **options)
+        return wait_for_storage(
+            lambda: create_or_join(file, url, options),
+            lambda: 600,
+            ShutdownSignal(),
+            printed.append,
+        )
+
+    study = create(command="first").study
+    assert [trial.number for trial in study.trials] == list(range(16))
+    study = create("space.layers=[1, 2, 3]", extend=True, command="second").study
+    assert [trial.number for trial in study.trials] == list(range(28))
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == 28
+    assert study.user_attrs["commands"] == ["first", "second"]
+    outage = [
+        "storage unavailable (gone); waiting for it for up to 600 s",
+        "storage available again",
+    ]
+    assert printed == outage * 2
+
+
+def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(url):
+    storage, statements = open_storage(url), []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args))
+
+    def count(size):
+        statements.clear()
+        create_small_study(storage, size, f"{size} trials")
+        trials = optuna.load_study(study_name=f"{size} trials", storage=url).trials
+        assert [trial.params["x"] for trial in trials] == list(range(size))
+        return len(statements)
+
+    assert count(4) == count(400)

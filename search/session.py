@@ -1,0 +1,146 @@
+"""What a run works on: its options, and the study and stores that they name."""
+
+import os
+import shlex
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rnn.training.devices import resolve_device
+from search.outage import wait_for_storage
+from search.status import StatusReader
+from search.study import StudyHandle, StudyOptions, create_or_join
+from search.worker.shutdown import ShutdownSignal
+from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from studies.artifacts import open_store
+from studies.errors import ConfigError
+from studies.loader import ConfigFile, load_config_file, load_overrides
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of the command line; see ``run_search.py --help``.
+
+    Attributes:
+        until: seconds after which to stop.
+        is_subprocess: whether this is a worker process whose parent reports the progress.
+        is_refinement: whether the study must derive from another, as for ``refine.py``.
+    """
+
+    study: str
+    storage: str
+    name: str | None = None
+    corpus: str | None = None
+    overrides: tuple[str, ...] = ()
+    workers: int = 1
+    threads: int | None = None
+    lockstep: int | None = None
+    device: str = "auto"
+    precision: str | None = None
+    prune: bool = False
+    extend: bool = False
+    wait: bool = True
+    partial: bool = False
+    artifacts: str | None = None
+    until: float | None = None
+    is_subprocess: bool = False
+    is_refinement: bool = False
+
+    @property
+    def study_options(self) -> StudyOptions:
+        """Options that define the study, in addition to its config file."""
+        return StudyOptions(
+            self.name,
+            self.corpus,
+            self.precision,
+            self.prune,
+            self.extend,
+            self.partial,
+            self.command,
+        )
+
+    @property
+    def command(self) -> str:
+        """Command line that creates the same study in any storage."""
+        program = "refine.py" if self.is_refinement else "run_search.py"
+        words = ["python", program, self.study]
+        for option, value in (
+            ("--name", self.name),
+            ("--corpus", self.corpus),
+            ("--precision", self.precision),
+            *(("--set", override) for override in self.overrides),
+        ):
+            words += [] if value is None else [option, value]
+        words += ["--prune"] if self.prune else []
+        words += ["--extend"] if self.extend else []
+        words += ["--partial"] if self.partial else []
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A study, and what this process trains it with."""
+
+    handle: StudyHandle
+    reader: StatusReader
+    device: torch.device
+    checkpoints: CheckpointStore
+    weights: WeightStore
+    worker_name: str
+
+    @classmethod
+    def open(cls, options: RunOptions, file: ConfigFile) -> "Session":
+        """Create or join the study of a config file."""
+        device = resolve_device(options.device)
+        checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
+        weights = open_store(options.artifacts, options.storage, "weights")
+        handle = create_or_join(file, options.storage, options.study_options, device)
+        return cls(
+            handle,
+            StatusReader(handle.study, handle.storage, handle.config, options.workers),
+            device,
+            CheckpointStore(checkpoints, handle.artifact_folder),
+            WeightStore(weights, handle.artifact_folder),
+            f"{socket.gethostname()}/{os.getpid()}",
+        )
+
+
+def open_session(
+    options: RunOptions, stop: ShutdownSignal, print_line: Callable[[str], None]
+) -> Session:
+    """Create or join the study; wait for the storage while it is unavailable.
+
+    Args:
+        options: options of the command line.
+        stop: signal on which to end the wait.
+        print_line: prints a line for the user.
+
+    Raises:
+        StudiesError, RNNError, SearchError: for invalid input, before anything is written.
+        ShutdownRequestedError: if a shutdown was requested during the wait.
+        StorageUnavailableError: if the storage was unavailable for too long.
+    """
+    file = load_overrides(options.overrides)  # of the settings, those that are known without it
+
+    def open_once() -> Session:
+        nonlocal file
+        file = load_config_file(options.study, options.overrides, options.storage)
+        if options.is_refinement:
+            require_refinement(file)
+        return Session.open(options, file)
+
+    return wait_for_storage(open_once, lambda: file.outage_seconds, stop, print_line)
+
+
+def require_refinement(file: ConfigFile) -> None:
+    """Check that a study derives from another.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if file.source is None and file.resolve().refinement is None:
+        raise ConfigError(
+            f"study {file.name!r} has no [refinement]: run it with run_search.py instead"
+        )
