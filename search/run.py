@@ -26,7 +26,9 @@ from search.worker.cpu_budget import ThreadBudget
 from search.worker.shutdown import SIGNALS, ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
-from studies.cli import run_with_exit_code, study_name
+from studies.cli import EXIT_FAILURE, run_with_exit_code, study_name
+from studies.errors import StorageLostError
+from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.queries import read_trials
 
 POLL_SECONDS = 1.0
@@ -70,6 +72,7 @@ def run_workers(
 
     Raises:
         StudiesError, RNNError, SearchError: for invalid input, before anything is written.
+        StorageLostError: if the storage or the study was deleted during the search.
     """
     has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
@@ -84,7 +87,10 @@ def run_workers(
             console.print_line(STOPPED_EARLY)
         return RunResult(name, 0, False, stop.exit_code)
     handle, config = session.handle, session.handle.config
-    with closing(handle.storage), context or nullcontext():
+    storage = handle.storage
+    # The parent of worker processes rescues a lost file and reports it, once for all of them.
+    rescue = nullcontext() if options.is_subprocess else rescue_if_lost(storage)
+    with closing(storage), rescue, context or nullcontext():
         if not options.is_subprocess:
             _print_study(console, session)
         reader = session.reader
@@ -93,7 +99,7 @@ def run_workers(
             stop,
             create_display(console, reader, options.is_subprocess) as display,
             ClaimManager(
-                handle.storage,
+                storage,
                 handle.study_id,
                 session.worker_name,
                 stop,
@@ -112,6 +118,7 @@ def run_workers(
                     options, reader, stop, display, watch, has_trained
                 )
             status = reader.read_status()
+        merge_log(storage)
         if not options.is_subprocess:
             exit_code |= _conclude(console, session, status, stop, has_trained)
     trim_heap()  # a report, which may follow, needs as much memory
@@ -243,6 +250,8 @@ def _run_worker_processes(
     if stop.requested:  # a process may be terminated before it handles signals
         clean = clean | {-signal.SIGTERM}
     failed = [process for process in processes if process.exitcode not in clean]
+    if failed:
+        reader.read_status()  # raises the error for all of them if the study is gone
     for process in failed:
         click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
     return int(bool(failed))
@@ -258,4 +267,10 @@ def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> No
 
 
 def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:
-    run_with_exit_code(lambda: run_workers(options, has_trained=has_trained).exit_code, USER_ERRORS)
+    def main() -> int:
+        try:
+            return run_workers(options, has_trained=has_trained).exit_code
+        except StorageLostError:  # reported by the parent
+            return EXIT_FAILURE
+
+    run_with_exit_code(main, USER_ERRORS)

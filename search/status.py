@@ -218,8 +218,13 @@ class StatusReader:
     def _query(self, query: Callable[[], _T], last: _T) -> _T:
         if self._claims is None or self._claims.unavailable_reason:
             return last
+
+        def verify_and_query() -> _T:
+            self._storage.verify()
+            return query()
+
         try:
-            return self._claims.read(query, READ_TIMEOUT)
+            return self._claims.read(verify_and_query, READ_TIMEOUT)
         except ShutdownRequestedError:
             return last
 

@@ -32,6 +32,7 @@ from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
 
@@ -153,6 +154,7 @@ def create_or_join(
         study = load_study(storage, name)
         stored_record = read_study_record(study)
         stored = stored_record.config
+        storage.require_study(StudyIdentity(study._study_id, name, stored_record.artifact_folder))
         differences = diff_configs(stored, stored_record.corpus, config, record)
         others = [line for line in differences if not line.startswith("space.")]
         is_outdated = len(others) < len(differences) and _was_extended(stored_record, config)

@@ -12,6 +12,8 @@
     ├── ArtifactsError               an artifact folder or bucket that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
+        └── StorageLostError         a storage that was deleted or replaced during a search
+            └── StudyDeletedError    a study that was deleted during a search
 """
 
 
@@ -53,3 +55,11 @@ class LeaseLostError(StudiesError):
 
 class StorageUnavailableError(StudiesError):
     """A storage could not be reached or written to for longer than the time limit."""
+
+
+class StorageLostError(StorageUnavailableError):
+    """A storage was deleted, replaced or emptied during a search."""
+
+
+class StudyDeletedError(StorageLostError):
+    """A study was deleted during a search."""

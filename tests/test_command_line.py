@@ -127,6 +127,16 @@ INVALID = [
     (["refine.py", "stage-three"], "study 'stage-three' not found"),
     (["-m", "reports", "quick"], "does not exist: run a search first"),
     (["-m", "reports"], "STUDY"),
+    (["-m", "search.backup", "{tmp}/copy.db"], "does not exist: run a search first"),
+    (["-m", "search.backup"], "FILE"),
+    (
+        ["-m", "search.backup", "{tmp}/copy.db", "--storage", "sqlite:///{tmp}/notes.db"],
+        "cannot be opened",
+    ),
+    (
+        ["-m", "search.backup", "{tmp}/copy.db", "--storage", "postgresql://me:s3cret@host/db"],
+        "storage postgresql+psycopg://me:***@host/db is not an SQLite file: copy it with pg_dump",
+    ),
 ]
 
 

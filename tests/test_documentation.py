@@ -47,6 +47,7 @@ SEQUENCES = {
                 "test-hypotheses",
                 "sample-and-export",
                 "analyse",
+                "back-up",
                 "dashboard",
                 "extend",
             )

@@ -21,7 +21,7 @@ from search.errors import ShutdownRequestedError
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
 from studies.attributes import CHECKPOINTED, Failure
-from studies.errors import LeaseLostError
+from studies.errors import LeaseLostError, StorageLostError
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, LeaseMonitor
 from studies.storage.queue import PendingWrite
 from studies.storage.storage import LeasedRDBStorage
@@ -376,6 +376,15 @@ class ClaimManager(StorageClient):
         # Many statements may take long together while each one is answered.
         if threading.current_thread() is self._thread:
             self._busy_since = time.monotonic()
+
+    def _explain(self, error: Exception) -> Exception:
+        try:
+            self._storage.verify()  # rows of a deleted study are not found
+        except StorageLostError as lost:
+            return lost
+        except Exception:  # an outage began
+            pass
+        return error
 
     def _flush(self) -> None:
         """Write the values and heartbeats of all claims."""

@@ -104,6 +104,10 @@ class StorageClient(ABC):
     def _on_outage(self) -> None:
         """Handle a failed attempt to reach the storage."""
 
+    @abstractmethod
+    def _explain(self, error: Exception) -> Exception:
+        """Return the cause of an error that is not transient."""
+
     # ------------------------------------------------------------------ called by other threads
 
     @property
@@ -235,7 +239,7 @@ class StorageClient(ABC):
                 self._busy_since = self._outage_message = None
                 self._wait_for_work()
         except Exception as error:
-            self._failure = error
+            self._failure = self._explain(error)
         with contextlib.suppress(Exception):  # in an outage their leases expire
             self._run_undos()
 
@@ -249,7 +253,7 @@ class StorageClient(ABC):
                 except Exception as error:
                     if is_transient(error):
                         raise
-                    future.set_exception(error)
+                    future.set_exception(self._explain(error))
                 else:
                     future.set_result(result)
             self._requests.popleft()

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from studies.attributes import IS_GRID_TRIAL
 from studies.errors import StudiesError
 from studies.space import Params
+from studies.storage.backup import merge_log
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     STUDIES,
@@ -80,6 +81,7 @@ def create_study(
             _insert_trials(connection, study_id, distributions, trials)
     except sa.exc.IntegrityError:
         return False
+    merge_log(storage)
     return True
 
 
@@ -148,6 +150,7 @@ def extend_study(
                 .values(value_json=json.dumps(value))
             )
         _insert_trials(connection, study_id, distributions, trials)
+    merge_log(storage)
     return True
 
 

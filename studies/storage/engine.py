@@ -75,10 +75,19 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername=DRIVERS[backend])
 
 
+def database_path(url: URL) -> Path | None:
+    """Return the path of an SQLite file; None for a server."""
+    if url.get_backend_name() != "sqlite":
+        return None
+    database = str(url.database)
+    is_uri = database.startswith("file:")
+    return Path(unquote(database.removeprefix("file:")) if is_uri else database)
+
+
 def redact(url: URL) -> str:
     """Format a URL for display: without its password, and without options for reading."""
     if str(url.database).startswith("file:"):
-        url = url.set(database=unquote(str(url.database).removeprefix("file:")), query={})
+        url = url.set(database=str(database_path(url)), query={})
     secret = {key: "***" for key in url.query if "pass" in key.lower()}
     if secret:
         url = url.update_query_dict(secret)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageError, StorageNotFoundError, StudyNotFoundError
 from studies.files import require_regular
+from studies.storage.backup import merge_log
 from studies.storage.engine import connect, engine_options, parse_url, read_only_url, redact
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
@@ -73,6 +74,7 @@ def open_storage(url: str) -> LeasedRDBStorage:
                 transaction.execute(sa.delete(TRIALS).where(sa.false()))
         if not schema.is_indexed:
             _create_claim_index(storage)
+            merge_log(storage)
         return storage
 
 

@@ -9,10 +9,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
+from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from studies.storage.engine import configure, write_transaction
 from studies.storage.leases import LEASE
+from studies.storage.presence import DatabaseFile, StudyIdentity
 
 _MAX_TRIAL_ID = 2**31 - 1
 """Largest id of a trial on PostgreSQL."""
@@ -52,7 +54,13 @@ class TransactionalRDBStorage(RDBStorage):
 
     Optuna's writing methods are unchanged but begin as writers, so that on SQLite too only one
     worker claims a waiting trial.
+
+    Attributes:
+        file: the SQLite file that it opened; None for a server.
     """
+
+    file: DatabaseFile | None
+    _required_study: StudyIdentity | None = None
 
     def __init__(self, url: str, engine_options: dict[str, Any]) -> None:
         # Optuna formats the URL as a template; escape braces, as in a password.
@@ -65,6 +73,8 @@ class TransactionalRDBStorage(RDBStorage):
         # Optuna sets the engine here and when unpickled: configure it before it connects.
         if name == "engine":
             configure(value)
+            self.file = DatabaseFile.of(value.url)
+            event.listen(value, "do_connect", self._require_file)
         super().__setattr__(name, value)
 
     def close(self) -> None:
@@ -87,10 +97,30 @@ class TransactionalRDBStorage(RDBStorage):
     set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
     record_heartbeat = _as_writer(RDBStorage.record_heartbeat)
 
+    def require_study(self, study: StudyIdentity) -> None:
+        """Have :meth:`verify` and each later writing transaction check that a study exists."""
+        self._required_study = study
+
+    def verify(self) -> None:
+        """Check that the file and the required study have not been deleted.
+
+        Raises:
+            StorageLostError: if one has.
+        """
+        self._require_file()
+        with self.reading() as connection:
+            self._require_study(connection)
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Open a writing transaction."""
+        """Open a writing transaction.
+
+        Raises:
+            StorageLostError: if the file or the required study was deleted.
+        """
+        self._require_file()
         with write_transaction(), self.engine.begin() as connection:
+            self._require_study(connection)
             yield connection
 
     @contextlib.contextmanager
@@ -125,6 +155,15 @@ class TransactionalRDBStorage(RDBStorage):
         trials = self._get_trials(study_id, None, set(trial_ids), _MAX_TRIAL_ID)
         by_id = {trial._trial_id: trial for trial in trials}
         return [by_id[trial_id] for trial_id in trial_ids]
+
+    def _require_file(self, *connection: object) -> None:
+        """Check the file, also before a connection is opened: SQLite would create a missing one."""
+        if self.file is not None:
+            self.file.require_in_place()
+
+    def _require_study(self, connection: Connection) -> None:
+        if self._required_study is not None:
+            self._required_study.require_stored(connection)
 
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
         return super()._build_frozen_trial_from_trial_model(_WithoutLease(trial))  # type: ignore[arg-type]

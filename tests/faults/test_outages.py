@@ -509,6 +509,18 @@ def test_worker_exits_if_a_full_disk_is_not_freed(held, runner, small_disk, text
     assert_all_trials_match(url, reference_curves, ONE)
 
 
+def test_backup_to_a_full_disk_leaves_nothing(held, gate, runner, small_disk, sqlite_url):
+    (worker,) = held(sqlite_url, **ONE)
+    filler = fill(small_disk)
+    done = runner.run("-m", "search.backup", f"{small_disk}/copy.db", "--storage", sqlite_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: cannot copy the database to {small_disk}/copy.db (")
+    assert list(small_disk.iterdir()) == [filler]
+    gate.open()
+    assert worker.wait() == 0
+
+
 def test_read_only_disk_is_refused_and_left_unchanged(runner, small_disk, text):
     url = f"sqlite:///{small_disk}/studies.db"
     search = search_starter(runner, url, text)
@@ -523,6 +535,8 @@ def test_read_only_disk_is_refused_and_left_unchanged(runner, small_disk, text):
     status = search("--status")
     assert status.wait() == 0
     assert "complete  1" in status.output
+    backup = runner.run("-m", "search.backup", f"{text}.db", "--storage", url)
+    assert backup.returncode == 0, backup.stderr
     assert [path.name for path in small_disk.iterdir()] == ["studies.db"]
     assert (small_disk / "studies.db").read_bytes() == before
 

@@ -1,0 +1,128 @@
+"""Checks that a database and a study have not been deleted while a search uses them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError
+
+from studies.errors import StorageLostError, StudyDeletedError
+from studies.storage.engine import database_path, redact
+from studies.storage.retry import error_message, is_transient
+from studies.storage.trial_rows import STUDY_USER_ATTRS
+
+_OPEN_FILES = Path("/proc/self/fd")
+"""On Linux, a link for each file that this process has open."""
+
+
+@dataclass(frozen=True)
+class DatabaseFile:
+    """An SQLite file as it was when it was opened.
+
+    SQLite goes on reading and writing an open file that is deleted or replaced.
+
+    Attributes:
+        path: its path.
+        identity: its device and inode.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, url: URL) -> Self | None:
+        """Return the file of a storage; None for a server, or if the file does not exist."""
+        path = database_path(url)
+        if path is None or not path.exists():
+            return None
+        return cls(path, _identity(path))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            return _identity(self.path) == self.identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # such as a network file system that does not answer: an outage
+            return True
+
+    def find(self) -> Path | None:
+        """Return where the file was moved together with its log; None if that is unknown."""
+        for link in _OPEN_FILES.glob("*"):
+            try:
+                moved = link.readlink()
+                if _identity(moved) == self.identity and _log_of(moved).exists():
+                    return moved
+            except OSError:  # a pipe, or closed meanwhile
+                continue
+        return None
+
+    def require_in_place(self) -> None:
+        """Check that the path still leads to this file.
+
+        Raises:
+            StorageLostError: if it does not.
+        """
+        if not self.is_in_place:
+            raise StorageLostError(
+                f"{self.path} was deleted, moved or replaced while this search used it"
+            )
+
+
+@dataclass(frozen=True)
+class StudyIdentity:
+    """Identity of a stored study, which a study that is created later under its name lacks.
+
+    The id is not enough: SQLite gives the id of a deleted study to the next one.
+
+    Attributes:
+        study_id: its id.
+        name: its name.
+        artifact_folder: its unique folder of artifacts.
+    """
+
+    study_id: int
+    name: str
+    artifact_folder: str
+
+    def require_stored(self, connection: Connection) -> None:
+        """Check that the study is stored.
+
+        Raises:
+            StudyDeletedError: if it is not.
+            StorageLostError: if the tables cannot be read any more.
+        """
+        query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
+            STUDY_USER_ATTRS.c.study_id == self.study_id,
+            STUDY_USER_ATTRS.c.key == "artifact_folder",
+            STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
+        )
+        storage = redact(connection.engine.url)
+        try:
+            study_id = connection.scalar(query)
+        except DBAPIError as error:
+            if is_transient(error):
+                raise
+            raise StorageLostError(
+                f"storage {storage} was damaged or emptied while this search used it "
+                f"({error_message(error)}): restore it from a backup to resume"
+            ) from error
+        if study_id is None:
+            raise StudyDeletedError(
+                f"study {self.name!r} was deleted from {storage} while this search used it: "
+                "restore it from a backup to resume, or run the same command to start it again; "
+                "its checkpoints and weights are kept"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
