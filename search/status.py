@@ -220,8 +220,9 @@ class StatusReader:
             return last
 
         def verify_and_query() -> _T:
-            self._storage.verify()
-            return query()
+            with self._storage.reading():  # one connection for both
+                self._storage.verify()
+                return query()
 
         try:
             return self._claims.read(verify_and_query, READ_TIMEOUT)

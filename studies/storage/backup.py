@@ -7,12 +7,12 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageLostError, StudyDeletedError
 from studies.storage.storage import LeasedRDBStorage
+from studies.temporary_files import temporary_file
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,23 @@ def _temporary_copy(
     source: sqlite3.Connection, target: Path
 ) -> Iterator[tuple[Path, BackupContent]]:
     """Write a checked copy next to a file, for the duration of the context."""
-    temporary = target.with_name(f"{target.name}.{uuid4().hex}.part")
-    try:
-        with contextlib.closing(sqlite3.connect(temporary)) as copy:
-            source.backup(copy)
-            (problem,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
-            if problem != "ok":
-                raise OSError(f"the database is damaged: {problem.splitlines()[-1]}")
-            (studies,) = copy.execute("SELECT count(*) FROM studies").fetchone()
-            trials, finished = copy.execute(
-                "SELECT count(*), count(CASE WHEN state NOT IN ('RUNNING', 'WAITING') THEN 1 END) "
-                "FROM trials"
-            ).fetchone()
-        yield temporary, BackupContent(studies, trials, finished)
-    except sqlite3.Error as error:
-        raise OSError(f"cannot copy the database to {target} ({error})") from error
-    finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+    with temporary_file(target) as temporary:
+        try:
+            with contextlib.closing(sqlite3.connect(temporary)) as copy:
+                source.backup(copy)
+                content = _check(copy)
+        except sqlite3.Error as error:
+            raise OSError(f"cannot copy the database to {target} ({error})") from error
+        yield temporary, content
+
+
+def _check(copy: sqlite3.Connection) -> BackupContent:
+    (problem,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+    if problem != "ok":
+        raise OSError(f"the database is damaged: {problem.splitlines()[-1]}")
+    (studies,) = copy.execute("SELECT count(*) FROM studies").fetchone()
+    trials, finished = copy.execute(
+        "SELECT count(*), count(CASE WHEN state NOT IN ('RUNNING', 'WAITING') THEN 1 END) "
+        "FROM trials"
+    ).fetchone()
+    return BackupContent(studies, trials, finished)

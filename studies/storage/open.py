@@ -169,8 +169,15 @@ def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
     path = Path(str(url.database))
     remove_temporary_files_of(path)
+    # Looked for first: a file that exists has a log whenever it is open.
+    has_log = path.with_name(f"{path.name}-wal").exists()
     if path.exists():
         return
+    if has_log:  # SQLite would write its content into the new file
+        raise StorageError(
+            f"storage {redact(url)} was deleted or moved without its log {path.name}-wal: restore "
+            f"the file to resume, or delete {path.name}-wal and {path.name}-shm to start anew"
+        )
     if url == parse_url(DEFAULT_STORAGE):
         path.parent.mkdir(exist_ok=True)
     if not path.parent.is_dir():

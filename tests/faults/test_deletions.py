@@ -241,6 +241,23 @@ def test_database_without_its_log_holds_the_study(
     assert_all_trials_match(url, reference_curves)
 
 
+def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, file_url, folder):
+    worker = held(file_url, **FOUR)
+    worker.send(signal.SIGKILL)
+    worker.wait()
+    (folder / "studies.db").unlink()
+    before = read_files(folder)
+    refused = search(file_url, **ONE)
+    assert refused.wait() == 2
+    (line,) = refused.stderr.splitlines()
+    assert "was deleted or moved without its log studies.db-wal: restore the file" in line
+    assert read_files(folder) == before
+    for path in folder.iterdir():
+        path.unlink()
+    assert search(file_url, **ONE).wait() == 0
+    assert query(file_url, "SELECT state FROM trials") == [("COMPLETE",)]
+
+
 def test_database_without_its_log_holds_the_results_of_workers_that_ended(
     search, held, file_url, folder, tmp_path
 ):
