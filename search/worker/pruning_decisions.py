@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from search.errors import format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision, StudyProgress
 from search.worker.claims import Claim, ClaimManager
+from studies.errors import StorageUnavailableError
 
 DECISION_WAIT = 2.5
 """Seconds for which training waits for a decision at a rung. In a study of some hundred trials a
@@ -111,7 +112,7 @@ class PruningDecisions:
         self._answer, self._asked = None, {}
         try:
             decisions = answer.result()
-        except (SQLAlchemyError, OptunaError):
+        except (StorageUnavailableError, SQLAlchemyError, OptunaError):
             raise
         except Exception as error:  # must not count as a failure of the training
             _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
