@@ -1,5 +1,6 @@
 """Charts of parameter importances, and Optuna's other charts of a study."""
 
+import random
 from dataclasses import dataclass
 
 from reports.charts.alt_text import (
@@ -26,6 +27,9 @@ from reports.charts.optuna_plots import (
 from reports.data.results import Results
 from reports.formatting import format_count, value_axis_title
 from reports.stats.effects import find_full_factorial_blocks
+
+MAX_FANOVA_TRIALS = 800
+"""Trials from which fANOVA is computed: its time grows with the square of their number."""
 
 SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
@@ -63,16 +67,22 @@ def compute_importances(
     """Compute the importances over some trials; empty if these are too few or too similar."""
     if not has_enough_trials(results, numbers):
         return []
-    study = to_optuna_study(results, numbers, list_varying_parameters(results, numbers))
+    names = list_varying_parameters(results, numbers)
+    study = to_optuna_study(results, numbers, names)
     if len(numbers) < SMALL_SAMPLE:
         tenth = format_count(max(1, len(numbers) // 10), "trial")
         caption += f" The best tenth has only {tenth}: PED-ANOVA is unreliable for so few."
     charts = []
     for name, evaluator in create_importance_evaluators().items():
+        meaning = _QUESTIONS[name]
+        if name == "fANOVA" and len(numbers) > MAX_FANOVA_TRIALS:
+            sample = sorted(random.Random(0).sample(sorted(numbers), MAX_FANOVA_TRIALS))
+            study = to_optuna_study(results, sample, names)
+            meaning += (
+                f" Computed from a random sample of {len(sample):,} of the {len(numbers):,} trials."
+            )
         figure = plot_importances(study, evaluator)
-        charts.append(
-            Chart(name, figure, f"{label}: {describe_importances(figure)}", _QUESTIONS[name])
-        )
+        charts.append(Chart(name, figure, f"{label}: {describe_importances(figure)}", meaning))
     return [
         Importances(f"{label} ({format_count(len(numbers), 'trial')})", caption.strip(), charts)
     ]

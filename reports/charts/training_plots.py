@@ -35,9 +35,10 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     """Plot every training curve, the best on top, with the baseline cells as lines."""
     figure = go.Figure()
     by_number = dict(iter(results.curves.groupby("number")))
+    best = set(results.complete.index[:HIGHLIGHTED_CURVES])
     for number in reversed(select_drawn_curves(results)):
         curve, row = by_number[number], results.table.loc[number]
-        is_best = number in results.complete.index[:HIGHLIGHTED_CURVES]
+        is_best = number in best
         figure.add_trace(
             go.Scattergl(
                 **_encode_steps(curve["step"].to_numpy()),

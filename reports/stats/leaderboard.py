@@ -20,6 +20,7 @@ from reports.stats.pairwise_comparison import (
 )
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
+from studies.config import StudyConfig
 from studies.space import BPTT_STEPS, REPLICATE
 
 LEADERBOARD_SIZE = 10
@@ -130,21 +131,23 @@ def summarize_study(results: Results) -> StudySummary:
 
 def rank_architectures(results: Results) -> list[LeaderboardEntry]:
     """Rank the architectures of a study by the mean metric of their complete runs."""
-    groups = results.complete.groupby("architecture")
-    entries = [_make_entry(results, str(label), runs) for label, runs in groups]
+    groups, column = results.complete.groupby("architecture"), results.metric.column
+    entries = [_make_entry(results.config, column, str(label), runs) for label, runs in groups]
     return sorted(entries, key=lambda entry: (entry.mean, entry.number))
 
 
-def _make_entry(results: Results, label: str, runs: pd.DataFrame) -> LeaderboardEntry:
+def _make_entry(
+    config: StudyConfig, column: str, label: str, runs: pd.DataFrame
+) -> LeaderboardEntry:
     runs = runs.sort_values("value", kind="stable")
-    losses, best = runs[results.metric.column], runs.iloc[0]
+    losses, best = runs[column], runs.iloc[0]
     samples = runs["sample"].dropna()
     mean, std = float(losses.mean()), float(losses.std())
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(runs) - 1)))
     half_width = quantile * std / math.sqrt(len(runs))
     return LeaderboardEntry(
         label=label,
-        architecture=decode_architecture(best, results.config),
+        architecture=decode_architecture(best, config),
         bptt_steps=int(best[BPTT_STEPS]),
         number=int(runs.index[0]),
         losses=losses.tolist(),

@@ -1,8 +1,10 @@
 """Figures of importances, curves and the timeline."""
 
+import random
+
 import optuna
 import pytest
-from factories import make_study
+from factories import make_runs, make_study
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -10,6 +12,7 @@ from optuna.importance import (
 )
 from optuna.trial import TrialState
 
+from reports.charts.importances import compute_importances
 from reports.charts.optuna_plots import to_optuna_study
 from reports.charts.training_plots import (
     list_color_schemes,
@@ -19,6 +22,7 @@ from reports.charts.training_plots import (
 )
 from reports.data.results import read_results
 from reports.page.sections import build_section
+from studies.config import StudyConfig
 from studies.storage.open import read_storage
 
 
@@ -66,6 +70,45 @@ def test_importances_equal_optunas(sqlite_url):
         stored = optuna.load_study(study_name="made", storage=sqlite_url)
         expected = get_param_importances(stored, evaluator=evaluator, params=results.parameters)
         assert sorted(bars.x) == pytest.approx(sorted(expected.values()))
+
+
+@pytest.mark.usefixtures("only_importances")
+def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url, monkeypatch):
+    """Three main effects, an interaction and noise: the sample has the importances of the whole."""
+    raw = {"space": {"layers": [1, 2], "state_size": [4, 8]}}
+    draw = random.Random(0)
+    runs = [
+        (
+            params,
+            params["residual"]
+            + 0.5 * params["layers"]
+            + 0.1 * params["state_size"]
+            + (params["state_source"] == "old") * params["residual"]
+            + draw.gauss(0, 0.3),
+            {},
+        )
+        for params in StudyConfig.model_validate(raw).space.combinations()
+    ]
+    make_runs(sqlite_url, "many", raw, runs)
+    results = read_results(read_storage(sqlite_url), "many")
+    numbers = list(results.complete.index)
+    assert len(numbers) == 384
+
+    def compute():
+        (found,) = compute_importances(results, numbers, "all")
+        ped, fanova = found.charts
+        assert "sample" not in ped.caption
+        bars = fanova.figure.data[0]
+        return fanova, dict(zip(bars.y, bars.x, strict=True))
+
+    whole, expected = compute()
+    assert "sample" not in whole.caption
+    monkeypatch.setattr("reports.charts.importances.MAX_FANOVA_TRIALS", 200)
+    sampled, importances = compute()
+    assert sampled.caption.endswith("Computed from a random sample of 200 of the 384 trials.")
+    assert importances == pytest.approx(expected, abs=0.05)
+    assert importances != expected
+    assert compute()[1] == importances, "always the same sample"
 
 
 @pytest.mark.usefixtures("only_importances")

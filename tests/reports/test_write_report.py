@@ -1,14 +1,15 @@
 """Report pages: names, paths, and studies with few trials."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from factories import make_study
+from factories import gated_params, make_runs, make_study
 
-from reports.data.results import read_results
+from reports.data.results import Results, read_results
 from reports.errors import ReportError
-from reports.page.page import write_report
+from reports.page.page import render_page, write_report
 from reports.page.sections import build_section
 from studies.storage.open import read_storage
 
@@ -76,3 +77,29 @@ def test_page_of_an_unfinished_study_counts_missing_pairs(sqlite_url, tmp_path):
     assert missing_pairs == {"residual": 1, "layers 1 → 2": 2, "state size 4 → 8": 2}
     words = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
     assert "2 trials of" in re.sub(r"\s+", " ", words)
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_columns_are_not_searched_once_for_each_trial(sqlite_url, monkeypatch):
+    """Each look at a column takes time with the number of trials."""
+    for count in (12, 24):  # more than the leaderboard shows
+        runs = [(gated_params(1 + i), 1 + i / 10, {}) for i in range(count)]
+        raw = {"space": {"layers": [*range(1, count + 1)], "state_size": [4]}}
+        make_runs(sqlite_url, f"{count} trials", raw, runs)
+    calls = Counter()
+
+    def count_calls(name):
+        original = getattr(Results, name).fget
+
+        def counted(results):
+            calls[results.name, name] += 1
+            return original(results)
+
+        monkeypatch.setattr(Results, name, property(counted))
+
+    for name in ("parameters", "complete"):
+        count_calls(name)
+    for study in ("12 trials", "24 trials"):
+        list(render_page([build_section(read_results(read_storage(sqlite_url), study))]))
+    for name in ("parameters", "complete"):
+        assert calls["12 trials", name] == calls["24 trials", name] > 0
