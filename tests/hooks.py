@@ -92,6 +92,30 @@ class Clock:
         temporary.replace(self._path)
 
 
+class DecisionGate:
+    """Gate that holds the pruning decisions at rungs until it is opened.
+
+    Training does not wait for a decision that is held, and waits for all others.
+
+    Args:
+        folder: new folder for the gate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.hook = str(folder)
+        self._folder = folder
+
+    @property
+    def held(self) -> set[int]:
+        """Ids of processes that compute a held decision, or one that is not known yet."""
+        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
+
+    def open(self) -> None:
+        """Let all decisions be computed."""
+        (self._folder / "open").touch()
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Changes to a command's processes.
@@ -102,6 +126,7 @@ class Hooks:
         hold_report: whether a process that writes a report never ends by itself.
         gate: gate that holds trainings.
         clock: clock for heartbeats and leases.
+        decisions: gate that holds pruning decisions.
     """
 
     patient: bool = True
@@ -109,6 +134,7 @@ class Hooks:
     hold_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
+    decisions: DecisionGate | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -119,6 +145,7 @@ class Hooks:
             "hold_report": self.hold_report,
             "gate": self.gate and self.gate.hook,
             "clock": self.clock and self.clock.hook,
+            "decisions": self.decisions and self.decisions.hook,
         }
         return {VARIABLE: json.dumps(settings)}
 
@@ -138,6 +165,8 @@ def install() -> None:
         _hold_trainings(Path(settings["gate"]["folder"]), settings["gate"]["step"])
     if settings["clock"]:
         _replace_clock(Path(settings["clock"]))
+    if settings["decisions"]:
+        _hold_decisions(Path(settings["decisions"]))
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
@@ -179,6 +208,27 @@ def _hold_trainings(folder: Path, step: int) -> None:
         yield from train(run, hold)
 
     TrainLoop.train = train_with_gate
+
+
+def _hold_decisions(folder: Path) -> None:
+    module = importlib.import_module("search.worker.pruning_decisions")
+    scheduler, decisions = module.PauseResumeScheduler, module.PruningDecisions
+    decide, start, mark = scheduler.decide, decisions._start, folder / f"held-{os.getpid()}"
+    module.DECISION_WAIT = 0.0
+
+    def decide_with_gate(*args):
+        mark.touch()
+        while not (folder / "open").exists():
+            time.sleep(0.02)
+        module.DECISION_WAIT = HANG_TIMEOUT
+        return decide(*args)
+
+    def start_and_unmark(self, compute):
+        answer = start(self, compute)
+        answer.add_done_callback(lambda _: mark.unlink(missing_ok=True))
+        return answer
+
+    scheduler.decide, decisions._start = decide_with_gate, start_and_unmark
 
 
 def _replace_clock(path: Path) -> None:

@@ -209,7 +209,7 @@ def search_starter(runner, url, text):
     """Return a function that starts a search on a small study, as ``start(training_steps=1000)``.
 
     Networks train one by one, so that curves repeat bit for bit. The search writes no report.
-    ``gate``, ``clock`` and ``patient`` are those of :class:`hooks.Hooks`.
+    ``gate``, ``clock``, ``decisions`` and ``patient`` are those of :class:`hooks.Hooks`.
     """
 
     def start(
@@ -218,6 +218,7 @@ def search_starter(runner, url, text):
         lockstep="1",
         gate=None,
         clock=None,
+        decisions=None,
         patient=True,
         **settings,
     ):
@@ -225,7 +226,7 @@ def search_starter(runner, url, text):
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
         common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
-        hooks = Hooks(patient=patient, report=False, gate=gate, clock=clock)
+        hooks = Hooks(patient, report=False, gate=gate, clock=clock, decisions=decisions)
         return runner.start(
             "run_search.py", *common, *overrides, *arguments, hooks=hooks, **environment
         )

@@ -1,13 +1,14 @@
 """Storage outages during a search, temporary or permanent, lose no value."""
 
 import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
 
 import pytest
 from helpers import NO_SYNC
-from hooks import Clock, Gate, Hooks
+from hooks import Clock, DecisionGate, Gate, Hooks
 from process_runner import (
     CURVES,
     FINISHED,
@@ -457,6 +458,49 @@ def test_training_continues_while_another_program_locks_the_file(
         assert worker.wait() == 0
     assert_all_trials_match(sqlite_url, reference_curves)
     assert has_no_retries(sqlite_url)
+
+
+def test_heartbeats_are_sent_while_a_pruning_decision_takes_longer_than_the_lease(
+    runner, url, text, tmp_path, clock, reference_curves
+):
+    """The trial trains on, is paused once the decision is known, and resumes."""
+    gate, decisions = Gate(tmp_path / "gate", 150), DecisionGate(tmp_path / "decisions")
+    options = ("--prune", f"--artifacts={tmp_path}/artifacts")
+    settings = FOUR | {"pruning_keep": 0.75, "pruning_confidence": 0.99}
+    search = search_starter(runner, url, text)
+    worker = search(*options, gate=gate, clock=clock, decisions=decisions, **settings)
+    # The decision at the first rung, step 20, is held; the trial has passed the last one, step 140.
+    wait_until_running([worker], lambda: gate.held and decisions.held)
+    wait_until_running([worker], lambda: (0, 140) in reached_steps(query(url, CURVES)))
+    for _ in range(6):  # 900 seconds by the worker's clock
+        before = count_heartbeats(url)
+        clock.advance(150)
+        wait_until_running([worker], lambda before=before: count_heartbeats(url) > before)
+    assert decisions.held
+    decisions.open()
+    wait_until_running([worker], lambda: not decisions.held)
+    gate.open()
+    assert worker.wait() == 0
+    assert "unavailable" not in worker.output
+    assert "resumes from" not in worker.output
+    assert has_no_retries(url), "the lease of a live worker expired"
+    rung = "SELECT 1 FROM trial_user_attributes a JOIN trials t ON t.trial_id = a.trial_id"
+    assert query(url, f"{rung} WHERE number = 0 AND key = 'rung'"), "it was not paused"
+    curves = query(url, CURVES)
+    assert curves == [row for row in reference_curves(**FOUR) if row[:2] in reached_steps(curves)]
+    assert {state for _, state, _ in query(url, FINISHED)} <= {"COMPLETE", "PRUNED"}
+    assert (0, 160) in reached_steps(curves)
+
+
+def reached_steps(curves):
+    """Return the (number, step) pairs of a list of curves."""
+    return {(number, step) for number, step, _ in curves}
+
+
+def count_heartbeats(url):
+    """Return the count in the lease of the first trial."""
+    leases = "SELECT value_json FROM trial_system_attributes WHERE key = 'lease' ORDER BY trial_id"
+    return json.loads(query(url, leases)[0][0])["heartbeats"]
 
 
 @pytest.fixture
