@@ -28,7 +28,7 @@ from reports.data.results import Results
 from reports.formatting import format_count, value_axis_title
 from reports.stats.effects import find_full_factorial_blocks
 
-MAX_FANOVA_TRIALS = 800
+MAX_FANOVA_TRIALS = 600
 """Trials from which fANOVA is computed: its time grows with the square of their number."""
 
 SMALL_SAMPLE = 100
