@@ -210,10 +210,12 @@ def _bayesian_ridge_average(
         (_HYPERPARAMETERS[:, 1] * _HYPERPARAMETERS[:, 2] * scale) ** 2
     )[:, None]
     weight = 1 / (variance + noise[:, None])  # (S, n)
-    precision = np.matmul(features.T * weight[:, None, :], features)  # (S, D, D)
+    # One set of hyperparameters after the other, although NumPy could compute them all in one call:
+    # a process that exits during a long call may crash, because BLAS is unloaded under it.
+    precision = np.stack([(features.T * each) @ features for each in weight])  # (S, D, D)
     diagonal = np.arange(len(kinds))
     precision[:, diagonal, diagonal] += 1 / prior
-    covariance = np.linalg.inv(precision)  # (S, D, D)
+    covariance = np.stack([np.linalg.inv(each) for each in precision])  # (S, D, D)
     moment = np.matmul(weight * target, features)  # (S, D)
     coefficients = np.matmul(covariance, moment[:, :, None])[:, :, 0]  # (S, D)
     log_evidence = 0.5 * (
@@ -228,8 +230,8 @@ def _bayesian_ridge_average(
     selected = share > _MIN_WEIGHT
     share = share[selected] / share[selected].sum()  # (s,)
     means = coefficients[selected] @ new.T  # (s, m)
-    spread = np.matmul(new, covariance[selected])  # (s, m, D)
-    variances = (spread * new).sum(axis=2) + noise[selected, None]  # (s, m)
+    spread = np.stack([((new @ each) * new).sum(axis=1) for each in covariance[selected]])  # (s, m)
+    variances = spread + noise[selected, None]
     mean = share @ means
     return mean, share @ (variances + (means - mean) ** 2)
 
