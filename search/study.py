@@ -31,7 +31,7 @@ from studies.loader import ConfigFile, read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import load_study, open_storage, read_storage
+from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -145,7 +145,7 @@ def create_or_join(
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
-        if name not in optuna.get_all_study_names(storage):
+        if name not in list_study_names(storage):
             precision = _resolve_precision(config.precision, device)
             if config.precision == "auto":
                 notice = f"precision {precision}: {_describe_bf16(device)}; fixed for this study"

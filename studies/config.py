@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rnn.config import BaselineConfig, GatedConfig, GateInputs, TrainingPrecision, TrialConfig
+from studies.errors import StudyFormatError
 from studies.space import (
     BASELINE_PARAMS,
     BPTT_STEPS,
@@ -15,9 +16,11 @@ from studies.space import (
     REPLICATE,
     ParamValue,
     Space,
+    StoredParams,
     StrictModel,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
+from studies.text import shorten
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
@@ -214,12 +217,22 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
     Args:
         params: a value for each of the study's parameters.
         config: config of the study.
+
+    Raises:
+        StudyFormatError: if they are not those of a trial.
     """
-    architecture = (
-        BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
-        if "cell" in params
-        else GatedConfig.from_params(params, config.gate_inputs)
-    )
+    try:
+        StoredParams.model_validate(params)
+        architecture = (
+            BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
+            if "cell" in params
+            else GatedConfig.from_params(params, config.gate_inputs)
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise StudyFormatError(
+            f"a trial has damaged parameters {shorten(repr(dict(params)), 300)}: expected values "
+            "that a study file may have"
+        ) from error
     bptt_steps = params.get(BPTT_STEPS, config.training.bptt_steps)
     return TrialConfig(architecture, params.get(REPLICATE, 0), bptt_steps)
 

@@ -14,7 +14,7 @@ from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
-from studies.storage.open import load_study, read_storage
+from studies.storage.open import list_study_names, load_study, read_storage
 from studies.text import shorten
 
 CONFIG_DIR = Path(__file__).parent
@@ -176,13 +176,13 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
         where = redact(parse_url(storage))
         try:
             with closing(read_storage(storage)) as opened:
-                names = optuna.get_all_study_names(opened)
+                names = list_study_names(opened)
                 if study in names:
                     record = read_study_record(load_study(opened, study))
                     settings = record.config.model_dump(mode="json")
                     origin = f"study {study!r} in {where}"
                     return ConfigFile(name=study, origin=origin, settings=settings, is_stored=True)
-            stored = ", ".join(sorted(names)) or "none yet"
+            stored = ", ".join(names) or "none yet"
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
@@ -274,7 +274,9 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
     stored, name = study.user_attrs, study.study_name
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
-        actual = "no schema version" if version is None else f"schema version {version!r}"
+        actual = (
+            "no schema version" if version is None else f"schema version {shorten(repr(version))}"
+        )
         raise StudyFormatError(
             f"study {name!r} has {actual}, expected {SCHEMA_VERSION}: another program or another "
             "version of this one created it; open it there, or choose another study, --name or "

@@ -44,6 +44,29 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+_Layers = Annotated[int, Field(ge=1, le=100)]
+_StateSize = Annotated[int, Field(ge=1, le=2**16)]
+_BPTTSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
+
+
+class StoredParams(BaseModel):
+    """Parameters of a stored trial: those of a gated network, or of a baseline cell."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    cell: BaselineCell | None = None
+    input_gate: bool | None = None
+    forget_gate: bool | None = None
+    output_gate: bool | None = None
+    state_gate: bool | None = None
+    residual: bool | None = None
+    state_source: StateSource | None = None
+    layers: _Layers
+    state_size: _StateSize
+    bptt_steps: _BPTTSteps | None = None
+    replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
 class Space(StrictModel):
     """A grid: the values of each parameter, less the excluded combinations."""
 
@@ -53,10 +76,10 @@ class Space(StrictModel):
     state_gate: list[bool] = [False, True]
     residual: list[bool] = [False, True]
     state_source: list[StateSource] = list(STATE_SOURCES)
-    layers: list[Annotated[int, Field(ge=1, le=100)]]
-    state_size: list[Annotated[int, Field(ge=1, le=2**16)]]
+    layers: list[_Layers]
+    state_size: list[_StateSize]
     cell: list[BaselineCell] | None = None
-    bptt_steps: list[Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]] | None = None
+    bptt_steps: list[_BPTTSteps] | None = None
     exclude: list[dict[str, ParamValue]] = []
 
     @field_validator(*GATED_PARAMS, "cell", BPTT_STEPS)

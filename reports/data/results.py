@@ -187,12 +187,15 @@ def read_results(
     study = load_study(storage, name)
     record = read_study_record(study)
     config = record.config
+    trials = read_trials(storage, study._study_id)
+    if not trials:
+        raise ReportError(f"study {name!r} has no grid trial: expected one or more")
     results = Results(
         name=name,
         config=config,
         corpus=record.corpus,
         commands=record.commands,
-        table=build_trial_table(read_trials(storage, study._study_id), config),
+        table=build_trial_table(trials, config),
         curves=pd.DataFrame(
             read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
         ),

@@ -1,6 +1,5 @@
 """Counts, rankings and timings of a study's trials, computed by the database."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,10 @@ from studies.attributes import (
     SECONDS,
     Failure,
     VersionRecord,
+    parse_trial_attribute,
 )
 from studies.space import COST_PARAMS
+from studies.storage.damage import reading_trial, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     TRIAL_PARAMS,
@@ -71,6 +72,7 @@ class TimingStats:
     seconds: float = 0.0
 
 
+@reports_damage
 def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     """Count a study's grid trials by state."""
     failure = (
@@ -92,7 +94,7 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     with storage.reading() as connection:
         for state, failed_by, is_paused, count in connection.execute(query):
             name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
-            if failed_by is not None and json.loads(failed_by) == Failure.DIVERGED:
+            if failed_by and parse_trial_attribute(FAILURE, failed_by) is Failure.DIVERGED:
                 name = "diverged"
             counts[name] = counts.get(name, 0) + count
             if is_paused and state is TrialState.WAITING:
@@ -100,10 +102,11 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     return TrialCounts(**counts)
 
 
+@reports_damage
 def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int]:
     """Count how often a study's grid trials were requeued, by reason."""
     query = (
-        sa.select(TRIAL_USER_ATTRS.c.value_json)
+        sa.select(TRIALS.c.number, TRIAL_USER_ATTRS.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_USER_ATTRS.c.trial_id)
         .where(
             TRIALS.c.study_id == study_id, TRIAL_USER_ATTRS.c.key == RETRY_COUNTS, is_grid_trial()
@@ -111,11 +114,13 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
     )
     counts: Counter[str] = Counter()
     with storage.reading() as connection:
-        for stored in connection.scalars(query):
-            counts.update(json.loads(stored))
+        for number, stored in connection.execute(query):
+            with reading_trial(number):
+                counts.update(parse_trial_attribute(RETRY_COUNTS, stored))
     return {failure: counts[failure] for failure in Failure if counts[failure]}
 
 
+@reports_damage
 def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set[str]]:
     """Return all versions that trained a study's grid trials, by field of `VersionRecord`."""
     names = {name: name for name in VersionRecord.model_fields}
@@ -129,11 +134,12 @@ def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set
     versions: dict[str, set[str]] = {name: set() for name in VersionRecord.model_fields}
     with storage.reading() as connection:
         for key, stored in connection.execute(query):
-            recorded = json.loads(stored)
+            recorded = parse_trial_attribute(key, stored) or []
             versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
     return versions
 
 
+@reports_damage
 def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
     """Return the id of a study's best trial, the first of equals; None if none is complete."""
     with storage.reading() as connection:
@@ -141,6 +147,7 @@ def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
     return best
 
 
+@reports_damage
 def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
     """Return the numbers and values of at most ``limit`` best trials, best first."""
     query = _ranked(study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
@@ -148,6 +155,7 @@ def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tup
         return [(number, value) for number, value in connection.execute(query)]
 
 
+@reports_damage
 def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStats]:
     """Return timings by cell, layers, state size and bptt_steps."""
     params = {name: TRIAL_PARAMS.alias() for name in COST_PARAMS}
@@ -156,12 +164,14 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
     for name, param in params.items():
         is_param = (param.c.trial_id == TRIALS.c.trial_id) & (param.c.param_name == name)
         trials = trials.outerjoin(param, is_param)
+    stored = TRIAL_USER_ATTRS.c.value_json
+    is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
     query = (
         sa.select(
             *values,
             TRIALS.c.state,
             sa.func.count(),
-            sa.func.avg(sa.cast(TRIAL_USER_ATTRS.c.value_json, sa.Float)),
+            sa.func.avg(sa.case((is_number, sa.cast(stored, sa.Float)))),
         )
         .select_from(trials)
         .outerjoin(

@@ -21,10 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from studies.errors import StorageError, StorageNotFoundError, StudyNotFoundError
 from studies.files import require_regular
 from studies.storage.backup import merge_log
+from studies.storage.damage import damage_error
 from studies.storage.engine import connect, engine_options, parse_url, read_only_url, redact
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.trial_rows import TRIALS
+from studies.storage.trial_rows import STUDIES, TRIALS
 from studies.temporary_files import remove_temporary_files_of, temporary_file
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
@@ -109,11 +110,19 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
-        names = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        names = ", ".join(list_study_names(storage)) or "none"
         raise StudyNotFoundError(
             f"study {name!r} is not in {redact(storage.engine.url)}: run it first, or check the "
             f"name (existing studies: {names})"
         ) from error
+    except (LookupError, ValueError) as error:  # an unknown direction
+        raise damage_error(name, error) from error
+
+
+def list_study_names(storage: LeasedRDBStorage) -> list[str]:
+    """Return the names of all studies, sorted; Optuna would read all that they store as well."""
+    with storage.engine.begin() as connection:
+        return sorted(connection.scalars(sa.select(STUDIES.c.study_name)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
+from studies.attributes import is_grid_trial, parse_trial_attribute
+from studies.errors import StudyFormatError
+from studies.storage.damage import check_grid_trial, damage_error, reading_trial, reports_damage
 from studies.storage.engine import configure, write_transaction
 from studies.storage.leases import LEASE
 from studies.storage.presence import DatabaseFile, StudyIdentity
@@ -166,4 +169,37 @@ class TransactionalRDBStorage(RDBStorage):
             self._required_study.require_stored(connection)
 
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
-        return super()._build_frozen_trial_from_trial_model(_WithoutLease(trial))  # type: ignore[arg-type]
+        """Build Optuna's object for a trial whose rows are checked."""
+        try:
+            with reading_trial(trial.number):
+                for attribute in trial.user_attributes:
+                    parse_trial_attribute(attribute.key, attribute.value_json)
+                built = super()._build_frozen_trial_from_trial_model(
+                    _WithoutLease(trial)  # type: ignore[arg-type]
+                )
+                if is_grid_trial(built):
+                    check_grid_trial(built)
+        except ValueError as error:
+            raise damage_error(trial.study.study_name, error) from error
+        return built
+
+    _get_trials = reports_damage(RDBStorage._get_trials)  # type: ignore[assignment]  # positional
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial; raise KeyError if it does not exist."""
+        try:
+            return super().get_trial(trial_id)
+        except KeyError:
+            raise
+        except (LookupError, ValueError) as error:  # an unknown state, a malformed time
+            raise StudyFormatError(f"the trial of id {trial_id} is damaged ({error})") from error
+
+    @reports_damage
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the user attributes of a study."""
+        return super().get_study_user_attrs(study_id)
+
+    @reports_damage
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the system attributes of a study."""
+        return super().get_study_system_attrs(study_id)

@@ -1,0 +1,208 @@
+"""Damaged rows of a database: each command does its work or names them in one line."""
+
+import contextlib
+import shutil
+import sqlite3
+
+import pytest
+from helpers import TEXT, TINY
+
+import refine
+import reports.cli
+import run_search
+from reports.dashboard.publish import publish_study
+from reports.errors import ReportError
+from search.errors import USER_ERRORS
+from search.export import export
+from search.sample import sample
+from studies.artifacts import open_store
+from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
+from studies.space import GATED_PARAMS
+from studies.storage.open import open_storage
+
+DAMAGE = {
+    "no JSON": "{",
+    "null": "null",
+    "word": '"x"',
+    "negative": "-1",
+    "infinite": "1e999",
+    "deep": "[" * 100_000,
+    "object": '{"exception": "x", "value": -1}',
+    "missing": None,
+}
+"""Texts in place of the JSON of an attribute; None removes it."""
+
+SPACE = dict.fromkeys(GATED_PARAMS[:5], "[false]")
+SPACE |= {"state_source": "['new']", "layers": "[1]", "state_size": "[3, 4]"}
+SETTINGS = (*TINY, "--set=keep_weights=2", *(f"--set=space.{n}={v}" for n, v in SPACE.items()))
+DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "--name", "derived")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, runner):
+    """Folder with a finished study of two trials, of which trial 0 has every attribute."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text").write_bytes(TEXT)
+    common = ("--storage", f"sqlite:///{folder}/studies.db", "--threads", "1")
+    corpus = ("--corpus", str(folder / "text"))
+    done = runner.run("run_search.py", "quick", *common, *corpus, *SETTINGS, report=False)
+    assert done.returncode == 0, done.stderr
+    with connected(folder) as database:
+        present = {key for (key,) in database.execute("SELECT key FROM trial_user_attributes")}
+        for key in TRIAL_ATTRIBUTES - present:
+            database.execute(
+                "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, ?, ?)",
+                (key, "[]" if key == SOURCE_TRIALS else "null"),
+            )
+    return folder
+
+
+@contextlib.contextmanager
+def connected(folder):
+    with contextlib.closing(sqlite3.connect(folder / "studies.db")) as database, database:
+        yield database
+
+
+TRIAL_ATTRIBUTES = {*TrialRecord.model_fields, SOURCE_TRIALS} - {*EVAL_WINDOWS.values()}
+ATTRIBUTES = [
+    *(("study_user_attributes", name) for name in StudyRecord.model_fields),
+    ("study_system_attributes", "study:metric_names"),
+    *(("trial_user_attributes", name) for name in sorted(TRIAL_ATTRIBUTES)),
+    *(("trial_system_attributes", name) for name in ("validation_windows", "grid_trial", "lease")),
+]
+"""Tables and names of all attributes; new ones of the models are among them."""
+
+ROWS = [
+    f"UPDATE trial_params SET distribution_json = '{text}' WHERE param_name = 'layers'"
+    for text in (
+        "{",
+        "[]",
+        '{"name": "CategoricalDistribution", "attributes": {"choices": [1000000000]}}',
+        '{"name": "CategoricalDistribution", "attributes": {"choices": ["x"]}}',
+        '{"name": "CategoricalDistribution", "attributes": {"choices": [[1]]}}',
+        '{"name": "CategoricalDistribution", "attributes": {"choices": []}}',
+        '{"name": "IntDistribution", "attributes": {"low": 0, "high": 9}}',
+    )
+] + [
+    "UPDATE trial_params SET param_value = 99 WHERE param_name = 'layers'",
+    "UPDATE trial_params SET param_value = 9e999 WHERE param_name = 'layers'",
+    "UPDATE trial_params SET param_value = NULL WHERE param_name = 'layers'",
+    "UPDATE trial_params SET param_name = 'unknown' WHERE param_name = 'layers' AND trial_id = 1",
+    "UPDATE trial_intermediate_values SET intermediate_value = NULL",
+    "UPDATE trial_intermediate_values SET intermediate_value = 'x'",
+    "UPDATE trial_intermediate_values SET intermediate_value_type = 'UNKNOWN'",
+    "UPDATE trial_values SET value = NULL WHERE trial_id = 1",
+    "UPDATE trial_values SET value = 9e999 WHERE trial_id = 1",
+    "UPDATE trial_values SET value_type = 'UNKNOWN' WHERE trial_id = 1",
+    "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (1, 1, 2, 'FINITE')",
+    "DELETE FROM trial_values WHERE trial_id = 1",
+    "UPDATE trials SET state = 'UNKNOWN' WHERE trial_id = 1",
+    "UPDATE trials SET number = 1000000000 WHERE trial_id = 1",
+    "UPDATE trials SET number = NULL WHERE trial_id = 1",
+    "UPDATE trials SET datetime_start = 'x' WHERE trial_id = 1",
+    "UPDATE study_directions SET direction = 'UNKNOWN'",
+    "DELETE FROM trials",
+]
+"""Statements that damage other rows of Optuna's tables."""
+
+
+@pytest.fixture
+def damage(finished, tmp_path):
+    """Copy the study, and change the copy by a statement; return the URL of the storage."""
+    copies = iter(range(1000))
+
+    def change(statement, *values):
+        folder = tmp_path / str(next(copies))
+        shutil.copytree(finished, folder)
+        with connected(folder) as database:
+            assert database.execute(statement, values).rowcount
+        return f"sqlite:///{folder}/studies.db"
+
+    return change
+
+
+def run_commands(url, folder, text, is_fast=False):
+    """Run all commands on the study, or the fast ones; return the messages of those that fail."""
+    common = ("--storage", url)
+
+    def publish():
+        with contextlib.closing(open_storage(url)) as storage:
+            publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
+
+    corpus = ("--corpus", str(text), "--threads", "1")
+    commands = [
+        (run_search.run_search, "quick", "--status", "--json"),
+        (reports.cli.reports, "quick", "--csv", f"{folder}/a.csv", "--curves", f"{folder}/b.csv"),
+        (sample, "quick", "--length", "5"),
+    ]
+    if not is_fast:
+        commands += [
+            (run_search.run_search, "quick", *corpus, *SETTINGS),
+            (refine.refine, "quick-refined", "--threads", "1", *DERIVED),
+            (reports.cli.reports, "quick", "--output", f"{folder}/page.html"),
+            (export, "quick", f"{folder}/exported"),
+        ]
+    calls = [
+        lambda command=command, words=words: command.main([*words, *common], standalone_mode=False)
+        for command, *words in commands
+    ]
+    messages = []
+    for call in calls if is_fast else (*calls, publish):
+        try:
+            call()
+        except (*USER_ERRORS, ReportError) as error:
+            messages.append(str(error))
+    return messages
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Draw none of Optuna's figures, and write no report after a search."""
+    for name in ("compute_block_importances", "compute_importances"):
+        monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
+    monkeypatch.setattr("reports.dashboard.launcher.DashboardView.finalize", lambda *study: None)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("table", "name"), ATTRIBUTES)
+def test_damaged_attribute_costs_one_line_at_most(damage, finished, tmp_path, table, name):
+    row = "trial_id = 1" if table.startswith("trial") else "study_id = 1"
+    for kind, text in DAMAGE.items():
+        if text is None:
+            url = damage(f"DELETE FROM {table} WHERE key = ? AND {row}", name)
+        else:
+            url = damage(f"UPDATE {table} SET value_json = ? WHERE key = ? AND {row}", text, name)
+        for message in run_commands(url, tmp_path, finished / "text", kind != "word"):
+            assert "\n" not in message, kind
+            assert len(message) < 600, kind
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("statement", ROWS)
+def test_damaged_row_costs_one_line_at_most(damage, finished, tmp_path, statement):
+    url = damage(statement)
+    for message in run_commands(url, tmp_path, finished / "text"):
+        assert "\n" not in message
+        assert len(message) < 600
+
+
+def test_message_names_study_trial_and_attribute(damage, run):
+    url = damage(
+        "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1"
+    )
+    done = run("-m", "reports", "quick", "--storage", url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: study 'quick' is damaged (trial 0: attribute seconds: input should be greater than "
+        "or equal to 0): restore the storage from a backup, or choose another study or --name\n"
+    )
+
+
+def test_other_studies_of_the_storage_are_not_affected(damage, finished, run):
+    url = damage("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'config'")
+    done = run("run_search.py", "quick", "--storage", url, "--status")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "study 'quick' is damaged" in done.stderr
+    common = ("--storage", url, "--corpus", str(finished / "text"), "--threads", "1")
+    done = run("run_search.py", "quick", "--name", "other", *common, *SETTINGS, report=False)
+    assert done.returncode == 0, done.stderr
