@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, get_args
 import click
 
 from search.progress import format_status
+from search.refinement import MAX_UNCONFIRMED
 from search.run import run_workers
 from search.session import RunOptions, require_refinement
 from search.status import read_status
@@ -108,6 +109,11 @@ _OPTIONS = (
         "--extend",
         is_flag=True,
         help="Add trials for values that were added to the config's search space.",
+    ),
+    click.option(
+        "--yes",
+        is_flag=True,
+        help=f"Create more than {MAX_UNCONFIRMED:,} trials without being asked.",
     ),
     click.option(
         "--no-wait",

@@ -11,10 +11,13 @@ from search.errors import UnfinishedSourceError
 from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
-from studies.space import BPTT_STEPS, PARAM_ORDER, REPLICATE, Params
+from studies.space import BPTT_STEPS, MAX_COMBINATIONS, PARAM_ORDER, REPLICATE, Params
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
 from studies.storage.queries import TrialRow
+
+MAX_UNCONFIRMED = 20_000
+"""Number of new trials above which a user must confirm them with ``--yes``."""
 
 _ParamsKey = tuple[tuple[str, Any], ...]
 
@@ -25,6 +28,7 @@ def derive_trials(
     config: StudyConfig,
     partial: bool = False,
     keep: float = 1,
+    confirmed: bool = False,
 ) -> list[PlannedTrial]:
     """Apply a refinement's variants and replicates to the best trials of its source.
 
@@ -36,13 +40,15 @@ def derive_trials(
         config: config with a refinement.
         partial: accept an unfinished source.
         keep: fraction of the trials that pruning kept, if the source was pruned.
+        confirmed: whether the user has confirmed any number of trials.
 
     Returns:
         Trials derived from the best source trial first.
 
     Raises:
         UnfinishedSourceError: if the source is unfinished, or has too few complete or kept trials.
-        ConfigError: if a variant names a parameter that the source's trials lack.
+        ConfigError: if a variant names a parameter that the source's trials lack, or the trials are
+            too many.
     """
     refinement = config.refinement
     assert refinement is not None
@@ -69,7 +75,32 @@ def derive_trials(
             f"refinement.top = {refinement.top} needs {wanted}: "
             + ("lower it" if ranked else "use another source")
         )
+    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
+    check_count(count, config.training.steps, confirmed)
     return _derive(ranked[:wanted], refinement, config.training.bptt_steps)
+
+
+def check_count(count: int, steps: int, confirmed: bool) -> None:
+    """Require that the user confirms many new trials.
+
+    Args:
+        count: number of new trials.
+        steps: training steps of each.
+        confirmed: whether the user has confirmed any number.
+
+    Raises:
+        ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
+            than a study can have.
+    """
+    if count > MAX_COMBINATIONS:
+        raise ConfigError(
+            f"{count:,} new trials are too many: expected at most {MAX_COMBINATIONS:,}"
+        )
+    if count > MAX_UNCONFIRMED and not confirmed:
+        raise ConfigError(
+            f"{count:,} new trials, {count * steps:,} training steps in all: expected at most "
+            f"{MAX_UNCONFIRMED:,} trials; reduce them, or confirm with --yes"
+        )
 
 
 def rank_trials(trials: Iterable[TrialRow]) -> list[TrialRow]:

@@ -43,6 +43,7 @@ class RunOptions:
     extend: bool = False
     wait: bool = True
     partial: bool = False
+    yes: bool = False
     artifacts: str | None = None
     until: float | None = None
     is_subprocess: bool = False
@@ -58,6 +59,7 @@ class RunOptions:
             self.prune,
             self.extend,
             self.partial,
+            self.yes,
             self.command,
         )
 
@@ -76,6 +78,7 @@ class RunOptions:
         words += ["--prune"] if self.prune else []
         words += ["--extend"] if self.extend else []
         words += ["--partial"] if self.partial else []
+        words += ["--yes"] if self.yes else []
         return shlex.join(words)
 
 

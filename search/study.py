@@ -16,7 +16,7 @@ from rnn.errors import CorpusError
 from rnn.training.precision import check_precision, supports_bf16
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.pruning.pruner import TopFractionPruner
-from search.refinement import derive_trials
+from search.refinement import MAX_UNCONFIRMED, check_count, derive_trials
 from search.versions import current_versions, describe_study_mixing
 from studies.attributes import (
     OBJECTIVE_NAMES,
@@ -26,7 +26,7 @@ from studies.attributes import (
 )
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
-from studies.errors import ConfigError, ConfigMismatchError
+from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
 from studies.loader import ConfigFile, read_study_record
 from studies.space import distributions, observed_search_space
 from studies.storage.counts import count_trials
@@ -89,6 +89,7 @@ class StudyOptions:
         prune: prune trials that are unlikely to finish among the best.
         extend: add the trials of values that were added to the search space.
         partial: derive from a source study that is not finished.
+        confirmed: create any number of trials.
         command: command line to record with a study that is created or extended.
     """
 
@@ -98,6 +99,7 @@ class StudyOptions:
     prune: bool = False
     extend: bool = False
     partial: bool = False
+    confirmed: bool = False
     command: str = ""
 
 
@@ -135,6 +137,9 @@ def create_or_join(
         raise ConfigMismatchError(
             f"study {name!r} is a refinement without a [space]: extend its source and refine that"
         )
+    count = config.space.count() if config.space is not None else 0
+    if count > MAX_UNCONFIRMED and not _exists(url, name):
+        check_count(count, config.training.steps, options.confirmed)
     check_precision(config.precision, device)
     corpus = _load_corpus(file, config, options)
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
@@ -150,7 +155,8 @@ def create_or_join(
             if config.precision == "auto":
                 notice = f"precision {precision}: {_describe_bf16(device)}; fixed for this study"
             tokens = _tokenize(storage, config, corpus)
-            _create_study(name, storage, precision, config, record, tokens, options)
+            count = _create_study(name, storage, precision, config, record, tokens, options)
+            notice = "; ".join(filter(None, (_describe_trials("created", count, config), notice)))
         study = load_study(storage, name)
         stored_record = read_study_record(study)
         stored = stored_record.config
@@ -165,6 +171,9 @@ def create_or_join(
             count = len(create_sampler(stored).combinations)
             notice = f"study {name!r} was extended: using its stored grid of {count} trials"
         elif options.extend:
+            count = _count_added(stored, config)
+            check_count(count, config.training.steps, options.confirmed)
+            notice = _describe_trials("extended", count, config) if count else ""
             extended = extend_grid(study, storage, stored, config, options.command)
             if extended is None:  # another process was faster
                 return create_or_join(file, url, options, device)
@@ -182,6 +191,27 @@ def create_or_join(
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
     return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
+
+
+def _exists(url: str, name: str) -> bool:
+    """Return whether a study exists, without creating the storage."""
+    try:
+        with closing(read_storage(url)) as storage:
+            return name in list_study_names(storage)
+    except StorageNotFoundError:
+        return False
+
+
+def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
+    """Return how many trials an extension adds; 0 for a study that cannot be extended."""
+    if stored.space is None or extended.space is None:
+        return 0
+    return max(0, extended.space.count() - stored.space.count())
+
+
+def _describe_trials(verb: str, count: int, config: StudyConfig) -> str:
+    steps = count * config.training.steps
+    return f"{verb} with {count:,} trials, {steps:,} training steps in all"
 
 
 def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
@@ -294,7 +324,8 @@ def _create_study(
     corpus: CorpusRecord,
     tokens: TokenCorpus,
     options: StudyOptions,
-) -> None:
+) -> int:
+    """Create a study; return the number of its trials."""
     if config.refinement is None:
         assert config.space is not None
         space = config.space.search_space
@@ -304,7 +335,7 @@ def _create_study(
         counts = count_trials(storage, source._study_id)
         keep = read_study_record(source).config.pruning.keep
         trials = read_trials(storage, source._study_id)
-        planned = derive_trials(trials, counts, config, options.partial, keep)
+        planned = derive_trials(trials, counts, config, options.partial, keep, options.confirmed)
         space = observed_search_space(trial.params for trial in planned)
     config = config.model_copy(update={"precision": precision, "corpus": corpus.name})
     tokenizer = TokenizerRecord(
@@ -322,6 +353,7 @@ def _create_study(
     )
     metric = OBJECTIVE_NAMES[config.objective]
     create_study(storage, name, metric, record.attributes(), distributions(space), planned)
+    return len(planned)
 
 
 def _pruner(config: StudyConfig) -> BasePruner:

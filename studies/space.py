@@ -1,6 +1,7 @@
 """Search spaces: the parameters of a study, their values, and the combinations of its grid."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any
@@ -36,6 +37,9 @@ PARAM_ORDER = ("cell", *GATED_PARAMS, BPTT_STEPS, REPLICATE)
 """All parameters of any study, in the order in which they are listed."""
 
 MAX_BPTT_STEPS = 10_000
+
+MAX_COMBINATIONS = 1_000_000
+"""Number of combinations, the excluded ones included, above which a grid is not listed."""
 
 
 class StrictModel(BaseModel):
@@ -106,6 +110,16 @@ class Space(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_size(self) -> "Space":
+        size = math.prod(len(self.values(name)) for name in self.parameters)
+        if size > MAX_COMBINATIONS:
+            raise ValueError(
+                f"has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, with excluded "
+                "ones"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_exclusions(self) -> "Space":
         for exclusion in self.exclude:
             if not exclusion:
@@ -136,6 +150,10 @@ class Space(StrictModel):
         """Return a parameter's values in the order of the file."""
         values: Sequence[ParamValue] = getattr(self, parameter)
         return values
+
+    def count(self) -> int:
+        """Count the combinations that are not excluded."""
+        return sum(1 for _ in self.combinations())
 
     def combinations(self) -> Iterator[Params]:
         """Yield the combinations that are not excluded, the last parameter varying fastest."""

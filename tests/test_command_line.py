@@ -14,6 +14,8 @@ from optuna.trial import TrialState
 
 from rnn.training.precision import supports_bf16
 from studies.attributes import Failure
+from studies.errors import ConfigError
+from studies.space import GATED_PARAMS
 from studies.storage.open import open_storage
 
 ONE_TRIAL = (
@@ -188,10 +190,10 @@ def create_only(sqlite_url, text):
     from search.study import StudyOptions, create_or_join
     from studies.loader import load_config_file
 
-    def create(*overrides: str):
+    def create(*overrides: str, **options: bool):
         settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
         file = load_config_file("quick", [*settings, *overrides])
-        return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text))).study
+        return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), **options)).study
 
     return create
 
@@ -334,6 +336,48 @@ def test_extension_runs_the_new_trials_only(search, sqlite_url, tmp_path):
     assert search(*wider).returncode == 0, "the study has the extended grid"
     assert search(*wider, "--extend").returncode == 0, "nothing is left to add"
     assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 4
+
+
+WIDE = tuple(f"space.{name}=[false, true]" for name in GATED_PARAMS[:5])
+WIDE += ("space.state_source=['new', 'old', 'both']", f"space.layers={[*range(1, 101)]}")
+MANY = (*WIDE, "space.state_size=[4, 5, 6]")
+"""Settings of a grid of 28,800 trials."""
+
+
+def test_many_trials_need_confirmation(run, sqlite_url, text, tmp_path):
+    before = read_files(tmp_path)
+    many = ("--storage", sqlite_url, "--corpus", str(text), *(f"--set={word}" for word in MANY))
+    done = run("run_search.py", "quick", *TINY, *many)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: 28,800 new trials, 115,200 training steps in all: expected at most 20,000 trials; "
+        "reduce them, or confirm with --yes\n"
+    )
+    assert read_files(tmp_path) == before
+    excluded = "--set=space.exclude=[{forget_gate=true}]"
+    assert run("run_search.py", "quick", *TINY, *many, excluded, "--status").returncode == 2
+
+
+def test_confirmed_trials_are_created_and_counted(create_only, sqlite_url):
+    with pytest.raises(ConfigError, match="confirm with --yes"):
+        create_only(*MANY)
+    assert len(create_only(*MANY, confirmed=True).get_trials(deepcopy=False)) == 28_800
+    # It exists now: joining it creates nothing.
+    create_only(*MANY)
+
+
+def test_extension_by_many_trials_needs_confirmation(create_only):
+    study = create_only(*WIDE, "space.state_size=[3]")
+    with pytest.raises(ConfigError, match=r"28,800 new trials, .* confirm with --yes"):
+        create_only(*WIDE, "space.state_size=[3, 4, 5, 6]", extend=True)
+    assert len(study.get_trials(deepcopy=False)) == 9_600
+
+
+def test_number_of_new_trials_and_steps_is_printed(search):
+    wider = ("--set=space.layers=[1, 2, 3]", "--extend")
+    assert "created with 1 trials, 4 training steps in all" in search().stdout
+    assert "trials, " not in search().stdout
+    assert "extended with 2 trials, 8 training steps in all" in search(*wider).stdout
 
 
 def test_extension_is_rejected_while_workers_hold_grid_trials(search, create_only, sqlite_url):

@@ -129,3 +129,13 @@ def test_gate_inputs_come_from_the_study():
     )
     params = next(config.space.combinations())
     assert to_trial_config(params, config).architecture.gate_inputs == "candidate"
+
+
+def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
+    values = {"layers": [*range(1, 101)], "state_size": [*range(1, 50_001)]}
+    combinations = Space.combinations
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr(Space, "combinations", lambda _: pytest.fail("listed"))
+        with pytest.raises(ValueError, match="has 480,000,000 combinations: expected at most"):
+            Space(**values, exclude=[{"layers": 1}])
+    assert Space.combinations is combinations
