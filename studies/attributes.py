@@ -178,7 +178,7 @@ class TrialRecord(BaseModel):
 
 _STORED = ConfigDict(strict=True, allow_inf_nan=False)
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    name: TypeAdapter[Any](field.annotation or Any, config=_STORED)
+    name: TypeAdapter(Annotated[field.annotation, field], config=_STORED)  # type: ignore[arg-type]
     for name, field in TrialRecord.model_fields.items()
 } | {SOURCE_TRIALS: TypeAdapter(list[_Count], config=_STORED)}
 

@@ -6,7 +6,6 @@ the attribute.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -69,16 +68,6 @@ def reading_trial(number: object) -> Iterator[None]:
         raise ValueError(f"trial {number}: {_summary(error)}") from error
 
 
-def check_outcome(state: TrialState, value: float | None) -> None:
-    """Require that a complete trial has a finite value.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    if state is TrialState.COMPLETE and (value is None or not math.isfinite(value)):
-        raise ValueError(f"it is complete and its value {value}, expected a finite one")
-
-
 def check_grid_trial(trial: FrozenTrial) -> None:
     """Require a number, values of parameters that can be compared, and a value if complete.
 
@@ -89,9 +78,8 @@ def check_grid_trial(trial: FrozenTrial) -> None:
         raise ValueError(f"its number is {trial.number}")
     if not all(isinstance(value, bool | int | float | str) for value in trial.params.values()):
         raise ValueError("a parameter is neither a number nor a text")
-    if len(values := trial.values or [None]) > 1:
-        raise ValueError(f"it has {len(values)} values")
-    check_outcome(trial.state, values[0])
+    if trial.state is TrialState.COMPLETE and len(trial.values or ()) != 1:
+        raise ValueError("it is complete without a value, or with several")
 
 
 def _summary(error: BaseException) -> str:

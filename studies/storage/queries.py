@@ -13,7 +13,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.attributes import EVAL_WINDOWS, PAUSED, parse_trial_attribute
-from studies.storage.damage import check_outcome, reading_trial, reports_damage
+from studies.storage.damage import reading_trial, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
@@ -36,7 +36,7 @@ class TrialRow:
         state: state of the trial.
         params: parameter values by name.
         attributes: user attributes that this program defines.
-        value: value of a complete trial.
+        value: value of a complete trial; None if it is not finite, as of plain Optuna.
         started: time of the last claim, UTC.
         completed: time at which it finished, UTC.
         is_paused: whether it waits for the pruner to resume it.
@@ -93,7 +93,7 @@ def read_trials(
                 ),
             ),
             (TRIAL_USER_ATTRS, (TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)),
-            (TRIAL_VALUES, (TRIAL_VALUES.c.value,)),
+            (TRIAL_VALUES, (TRIAL_VALUES.c.value, TRIAL_VALUES.c.value_type)),
         ):
             query = sa.select(table.c.trial_id, *columns).where(table.c.trial_id.in_(selected))
             for trial_id, *values in connection.execute(query):
@@ -108,8 +108,10 @@ def read_trials(
     assert total is not None
     rows = list(trials.values())
     for row in rows:
-        with reading_trial(row.number):
-            check_outcome(row.state, row.value)
+        if row.state is TrialState.COMPLETE and row.value is None:
+            raise ValueError(f"trial {row.number}: it is complete without a value")
+        if row.value is not None and not math.isfinite(row.value):
+            row.value = None
     numbers = [row.number for row in rows]
     if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(total)):
         raise ValueError(f"its trials are not numbered from 0 to {total - 1}")
@@ -126,7 +128,9 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
         if (value := parse_trial_attribute(key, stored)) is not None:
             trial.attributes[key] = value
     elif trial.state is TrialState.COMPLETE:
-        (trial.value,) = values
+        value, kind = values
+        is_finite = kind is models.TrialValueModel.TrialValueType.FINITE
+        trial.value = float(value) if is_finite else math.inf
 
 
 @reports_damage

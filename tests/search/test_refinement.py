@@ -188,3 +188,12 @@ def test_source_trials_are_ranked_without_reading_curves(url, text):
     assert best in derived.study.sampler.combinations
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert {number for numbers in origins for number in numbers} == {0, 1}
+
+
+def test_many_derived_trials_need_confirmation_before_they_are_listed():
+    many = config(top=2, replicates=10_001)
+    with pytest.raises(ConfigError, match=r"20,002 new trials, .* confirm with --yes"):
+        derive_trials(source(), counts(40), many)
+    assert len(derive_trials(source(), counts(40), many, confirmed=True)) == 20_002
+    with pytest.raises(ConfigError, match="20,000,000,000 new trials are too many"):
+        derive_trials(source(), counts(40), config(top=2, replicates=10**10), confirmed=True)
