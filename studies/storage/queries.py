@@ -131,6 +131,8 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
         value, kind = values
         is_finite = kind is models.TrialValueModel.TrialValueType.FINITE
         trial.value = float(value) if is_finite else math.inf
+        if is_finite and not math.isfinite(trial.value):
+            raise ValueError(f"its value is {value}")
 
 
 @reports_damage
