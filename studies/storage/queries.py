@@ -207,6 +207,8 @@ def _distribution(stored: str) -> CategoricalDistribution:
     distribution = json_to_distribution(stored)
     if not isinstance(distribution, CategoricalDistribution):
         raise TypeError(f"its distribution is {type(distribution).__name__}: expected categories")
+    if not all(isinstance(choice, bool | int | float | str) for choice in distribution.choices):
+        raise TypeError("a choice of its parameters is neither a number nor a text")
     return distribution
 
 
