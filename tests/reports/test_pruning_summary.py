@@ -43,8 +43,8 @@ def pruned(sqlite_url):
             )
             paused.append(trial_id)
     with storage.transaction() as connection:
-        for trial_id in paused[:3]:
-            assert prune_paused(connection, trial_id, {"reason": REASON})
+        reasons = {trial_id: {"reason": REASON} for trial_id in paused[:3]}
+        assert prune_paused(connection, reasons) == paused[:3]
     storage.close()
     return sqlite_url
 
