@@ -12,6 +12,7 @@ from benchmarks import (
     core_sharing,
     end_to_end,
     objective_comparison,
+    orderly_stop,
     overhead,
     precision,
     report_time,
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "objectives": objective_comparison.measure,
     "core-sharing": core_sharing.measure,
     "claiming": claiming.measure,
+    "orderly-stop": orderly_stop.measure,
     "reporting": report_time.measure,
 }
 

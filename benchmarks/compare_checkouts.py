@@ -97,7 +97,7 @@ def _train(checkout: Path, scenario: str) -> Curves:
             "--threads=1",
             "--device=cpu",
             "--precision=fp32",
-            f"{_lockstep_option(checkout)}={together}",
+            f"{lockstep_option(checkout)}={together}",
         ]
         if scenario == "interrupted":
             for count in range(INTERRUPTIONS):
@@ -115,7 +115,7 @@ def _train(checkout: Path, scenario: str) -> Curves:
         }
 
 
-def _lockstep_option(checkout: Path) -> str:
+def lockstep_option(checkout: Path) -> str:
     """Return the name of the option: ``--population`` in earlier versions."""
     command = [sys.executable, str(checkout / "run_search.py"), "--help"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -5,6 +5,7 @@ import math
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from helpers import create_small_study, run_simultaneously, wait_for_others
 from optuna.trial import TrialState
 
@@ -132,6 +133,25 @@ def test_progress_contains_the_mean_losses_at_the_rungs(study):
     storage.report(lost, "me/1", dict.fromkeys(range(50, 81, 10), 1.0), replace_all=True)
     assert all(map(math.isnan, read_progress(storage, study_id, rungs)[2].losses))
     assert [trial.losses for trial in read_progress(storage, study_id, [])] == [[]] * 4
+
+
+def test_number_of_statements_to_prune_does_not_depend_on_the_number_of_trials(url):
+    storage, statements = open_storage(url), []
+    sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: statements.append(args))
+
+    def count(size):
+        study_id = create_small_study(storage, size, f"{size} trials")
+        paused = [claim_and_pause(storage, study_id) for _ in range(size)]
+        statements.clear()
+        attributes = {trial_id: {"reason": f"{trial_id}"} for trial_id in paused}
+        assert storage.prune_paused(study_id, size, attributes) == paused
+        counted = len(statements)
+        for trial in storage.get_all_trials(study_id):
+            assert trial.state is TrialState.PRUNED
+            assert trial.user_attrs["reason"] == f"{trial._trial_id}"
+        return counted
+
+    assert count(3) == count(12)
 
 
 def claim_all_paused(url, study_id, claim_token, trial_ids):
