@@ -1,6 +1,6 @@
 """Optuna's ``GridSampler`` over enqueued trials, and the extension of a study's grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -218,9 +218,8 @@ def extend_grid(
             )
     if new_space == old_space:  # extended before, perhaps by an attempt whose answer was lost
         return stored
-    old_grid = {_key(params) for params in old_space.combinations()}
-    combinations = create_sampler(extended).combinations
-    if removed := old_grid - {_key(params) for params in combinations}:
+    old_grid, new_grid = list(old_space.combinations()), create_sampler(extended).combinations
+    if removed := subtract(old_grid, new_grid):
         raise ConfigMismatchError(
             f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
             "new trials only"
@@ -235,9 +234,15 @@ def extend_grid(
             COMMANDS: [*read_study_record(study).commands, command],
         },
         distributions(new_space.search_space),
-        [PlannedTrial(params) for params in combinations if _key(params) not in old_grid],
+        [PlannedTrial(params) for params in subtract(new_grid, old_grid)],
     )
     return config if is_done else None
+
+
+def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
+    """Return the combinations of a grid that another does not have, in linear time."""
+    present = {_key(params) for params in other}
+    return [params for params in grid if _key(params) not in present]
 
 
 def is_prefix(space: Space, extended: Space) -> bool:

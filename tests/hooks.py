@@ -236,7 +236,7 @@ def _replace_clock(path: Path) -> None:
         return time.monotonic() + float(path.read_text())
 
     moved = SimpleNamespace(**vars(time) | {"monotonic": monotonic})
-    for name in ("search.worker.claims", "search.worker.storage_client"):
+    for name in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
         importlib.import_module(name).time = moved
 
 

@@ -15,7 +15,7 @@ from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serializ
 from rnn.training.loop import TrainConfig
 from search.study import StudyHandle
 from search.versions import LABELS, current_versions, last_versions
-from search.worker.claims import Claim
+from search.worker.claim import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config

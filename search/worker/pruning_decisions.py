@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision, StudyProgress
-from search.worker.claims import Claim, ClaimManager
+from search.worker.claim import Claim
+from search.worker.claims import ClaimManager
 from studies.errors import StorageUnavailableError
 
 DECISION_WAIT = 2.5

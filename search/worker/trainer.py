@@ -23,7 +23,7 @@ from search.study import StudyHandle
 from search.versions import current_versions, earlier_versions
 from search.worker.best_models import BestModelStore
 from search.worker.checkpointing import CheckpointManager
-from search.worker.claims import Claim
+from search.worker.claim import Claim
 from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.lockstep_size import auto_lockstep, min_keep_probability

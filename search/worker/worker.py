@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
-from search.worker.claims import Claim, ClaimManager
+from search.worker.claim import Claim
+from search.worker.claims import ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks
 from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal

@@ -22,7 +22,8 @@ import optuna
 from helpers import create_small_study
 from optuna.trial import TrialState
 
-from search.worker.claims import Claim, ClaimManager
+from search.worker.claim import Claim
+from search.worker.claims import ClaimManager
 from search.worker.protocols import TrialResult, WorkerCallbacks
 from search.worker.shutdown import ShutdownSignal
 from search.worker.worker import Worker

@@ -83,7 +83,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
-    for module in ("search.worker.claims", "search.worker.storage_client"):
+    for module in ("search.worker.claim", "search.worker.claims", "search.worker.storage_client"):
         monkeypatch.setattr(f"{module}.time", moved)
     monkeypatch.setattr("search.worker.storage_client._MAX_IDLE_SECONDS", 0.02)
     return clock
@@ -321,7 +321,7 @@ def test_lost_trials_are_marked_when_the_others_are_requeued(each_study):
 
 def test_number_of_statements_does_not_depend_on_the_number_of_trials(url, monkeypatch):
     """A claim, a flush and a requeue of a stack: each statement is a round trip to a server."""
-    monkeypatch.setattr("search.worker.claims.FLUSH_INTERVAL", 3 * HANG_TIMEOUT)
+    monkeypatch.setattr("search.worker.claim.FLUSH_INTERVAL", 3 * HANG_TIMEOUT)
     storage, counts = open_storage(url), []
     sa.event.listen(storage.engine, "before_cursor_execute", lambda *args: counts.append(args[2]))
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 import search.grid as grid_module
 import search.study as study_module
 from search.errors import GridExhaustedError
-from search.grid import NO_TRIAL_LEFT, GridSampler
+from search.grid import NO_TRIAL_LEFT, GridSampler, subtract
 from search.outage import wait_for_storage
 from search.study import StudyOptions, create_or_join
 from search.worker.shutdown import ShutdownSignal
@@ -295,6 +295,27 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
         "storage available again",
     ]
     assert printed == outage * 2
+
+
+def test_grids_are_subtracted_in_linear_time():
+    comparisons = []
+
+    class Value(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            comparisons.append(self)
+            return str.__eq__(self, other)
+
+    def grid(size):
+        return [{"a": Value(number), "b": Value(-number)} for number in range(size)]
+
+    def count(size):
+        comparisons.clear()
+        assert subtract(grid(size + 3), grid(size)) == grid(size + 3)[size:]
+        return len(comparisons)
+
+    assert count(4000) <= 11 * count(400)
 
 
 def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(url):
