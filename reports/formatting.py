@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from studies.config import StudyConfig
+from studies.text import format_trials
 
 _OBJECTIVES = {"training": "minimum smoothed training loss", "validation": "validation loss"}
 
@@ -15,10 +16,6 @@ _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
-
-
-_MAX_RANGES = 20
-"""Number of ranges of trials that a list shows."""
 
 
 def objective_name(config: StudyConfig) -> str:
@@ -90,7 +87,7 @@ def format_count(count: int, singular: str, plural: str | None = None) -> str:
 
 
 def format_versions(trials: Mapping[str, Sequence[int]]) -> str:
-    """Format which trials each version trained: ``2.7.0 (trials 0–3, 5), 2.8.0 (trial 4)``.
+    """Format which trials each version trained: ``2.7.0 (trials 0-3, 5), 2.8.0 (trial 4)``.
 
     A single version trained all trials; it is given without them.
 
@@ -99,23 +96,7 @@ def format_versions(trials: Mapping[str, Sequence[int]]) -> str:
     """
     if len(trials) == 1:
         return next(iter(trials))
-    return ", ".join(
-        f"{version} (trial{'s' if len(numbers) > 1 else ''} {_format_ranges(numbers)})"
-        for version, numbers in trials.items()
-    )
-
-
-def _format_ranges(numbers: Sequence[int]) -> str:
-    """Format ascending numbers as ranges: ``0–3, 5``."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][-1] + 1:
-            ranges[-1][1:] = [number]
-        else:
-            ranges.append([number])
-    shown = ["–".join(map(str, each)) for each in ranges[:_MAX_RANGES]]
-    rest = len(ranges) - _MAX_RANGES
-    return ", ".join(shown) + (f" and others, {len(numbers):,} in all" if rest > 0 else "")
+    return ", ".join(f"{version} ({format_trials(numbers)})" for version, numbers in trials.items())
 
 
 def load_templates(escaping: bool = True) -> jinja2.Environment:

@@ -10,13 +10,13 @@ import optuna
 import torch
 from optuna.pruners import BasePruner, NopPruner
 
-from rnn.data.corpus import Corpus, load_corpus
-from rnn.data.tokenizer import ByteTokenizer, TokenCorpus, load_tokenizer, train_tokenizer
-from rnn.errors import CorpusError
+from rnn.data.corpus import Corpus
+from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.precision import check_precision, supports_bf16
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count, derive_trials
+from search.study_corpus import check_length, load_study_corpus, read_token_corpus, tokenize
 from search.versions import current_versions, describe_study_mixing
 from studies.attributes import (
     OBJECTIVE_NAMES,
@@ -141,9 +141,9 @@ def create_or_join(
     if count > MAX_UNCONFIRMED and not _exists(url, name):
         check_count(count, config.training.steps, options.confirmed)
     check_precision(config.precision, device)
-    corpus = _load_corpus(file, config, options)
+    corpus = load_study_corpus(file, config, options.corpus is not None)
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
-    _check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+    check_length(TokenCorpus(corpus, ByteTokenizer()), config)
     record = CorpusRecord(
         name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
     )
@@ -154,7 +154,7 @@ def create_or_join(
             precision = _resolve_precision(config.precision, device)
             if config.precision == "auto":
                 notice = f"precision {precision}: {_describe_bf16(device)}; fixed for this study"
-            tokens = _tokenize(storage, config, corpus)
+            tokens = tokenize(storage, config, corpus)
             count = _create_study(name, storage, precision, config, record, tokens, options)
             notice = "; ".join(filter(None, (_describe_trials("created", count, config), notice)))
         study = load_study(storage, name)
@@ -179,7 +179,7 @@ def create_or_join(
                 return create_or_join(file, url, options, device)
             stored = extended
         check_precision(stored.precision, device)
-        tokens = _token_corpus(stored_record, corpus)
+        tokens = read_token_corpus(stored_record, corpus)
         warning = describe_study_mixing(study, storage)
         study = optuna.load_study(
             study_name=name,
@@ -239,48 +239,6 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
 
 def _describe_bf16(device: torch.device) -> str:
     return f"{device} {'supports' if supports_bf16(device) else 'does not support'} bfloat16"
-
-
-def _load_corpus(file: ConfigFile, config: StudyConfig, options: StudyOptions) -> Corpus:
-    try:
-        return load_corpus(config.corpus)
-    except CorpusError as error:
-        if not file.is_stored or options.corpus is not None:
-            raise
-        raise CorpusError(
-            f"{error}; {file.origin} was trained on it: give its current path with --corpus"
-        ) from error
-
-
-def _tokenize(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) -> TokenCorpus:
-    """Return the token corpus of a new study.
-
-    A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
-    tokenizer is trained on the training split.
-
-    Raises:
-        CorpusError: if the corpus is too short for the config.
-    """
-    tokens = None
-    if config.refinement is not None:
-        source = read_study_record(load_study(storage, config.refinement.source))
-        is_same_corpus = source.corpus.sha256 == corpus.sha256
-        if is_same_corpus and source.config.tokenizer == config.tokenizer:
-            tokens = _token_corpus(source, corpus)
-    if tokens is None:
-        tokens = TokenCorpus(corpus, train_tokenizer(config.tokenizer, corpus.train))
-    _check_length(tokens, config)
-    return tokens
-
-
-def _token_corpus(record: StudyRecord, corpus: Corpus) -> TokenCorpus:
-    """Return a corpus in the tokens of a stored study."""
-    return TokenCorpus(corpus, load_tokenizer(record.tokenizer.serialized))
-
-
-def _check_length(tokens: TokenCorpus, config: StudyConfig) -> None:
-    training, evaluation = config.training, config.evaluation
-    tokens.check_min_length(training.sequence_length, evaluation.window_length, config.eval_split)
 
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:

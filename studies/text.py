@@ -30,16 +30,24 @@ def to_line(text: str) -> str:
     )
 
 
-def format_trials(numbers: Iterable[int]) -> str:
-    """Format the numbers of trials: ``trial 3`` or ``trials 0-31, 40``."""
+def format_trials(numbers: Iterable[int], limit: int = 20) -> str:
+    """Format the numbers of trials: ``trial 3`` or ``trials 0-31, 40``.
+
+    Args:
+        numbers: the numbers, in any order.
+        limit: number of ranges to show; the others are counted in the end.
+    """
     ranges: list[list[int]] = []
+    count = 0
     for number in sorted(numbers):
+        count += 1
         if ranges and number == ranges[-1][-1] + 1:
             ranges[-1][1:] = [number]
         else:
             ranges.append([number])
-    listed = ", ".join("-".join(map(str, each)) for each in ranges)
-    return f"trial{'s' * (len(ranges) > 1 or len(ranges[0]) > 1)} {listed}"
+    shown = ", ".join("-".join(map(str, each)) for each in ranges[:limit])
+    others = f" and others, {count:,} in all" if len(ranges) > limit else ""
+    return f"trial{'s' * (count > 1)} {shown}{others}"
 
 
 def to_printable(text: str | bytes) -> str:

@@ -19,8 +19,7 @@ from search.worker.claim import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
-
-_MAX_NAMED_TRIALS = 6
+from studies.text import format_trials
 
 _LOST = (
     "training restarts from step 0; if the database was moved, move its checkpoint folder along "
@@ -130,14 +129,15 @@ class CheckpointManager:
         _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
     def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
+        listed = format_trials(trial.number for trial in trials)
         steps = {max(trial.intermediate_values, default=0) for trial in trials}
         if steps == {0}:
-            _logger.info(f"{_list_trials(trials)}: {reason}")
+            _logger.info(f"{listed}: {reason}")
             return
         reached = f"step {min(steps):,}" + (f" to {max(steps):,}" if len(steps) > 1 else "")
         _logger.warning(
-            f"no checkpoint of {_list_trials(trials)} in {self._checkpoints.location}, "
-            f"though {reached} was recorded: {reason}"
+            f"no checkpoint of {listed} in {self._checkpoints.location}, though {reached} was "
+            f"recorded: {reason}"
         )
 
     def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
@@ -149,12 +149,12 @@ class CheckpointManager:
             }
             if not previous:
                 continue
-            trials = [claim.trial for claim in previous]
-            resume, were = ("resume", "were") if len(trials) > 1 else ("resumes", "was")
+            listed = format_trials(claim.trial.number for claim in previous)
+            resume, were = ("resume", "were") if len(previous) > 1 else ("resumes", "was")
             _logger.warning(
-                f"{_list_trials(trials)} {resume} with {LABELS[name]} {current} and {were} "
-                f"trained with {', '.join(sorted(set(previous.values())))} so far; to avoid "
-                "mixing them, stop and use the earlier version"
+                f"{listed} {resume} with {LABELS[name]} {current} and {were} trained with "
+                f"{', '.join(sorted(set(previous.values())))} so far; to avoid mixing them, "
+                "stop and use the earlier version"
             )
 
     def _identity(self, claim: Claim) -> str:
@@ -198,13 +198,6 @@ def _explain_missing(claim: Claim) -> str | None:
     if was_written or Failure.INTERRUPTED in causes or not causes:
         return _LOST
     return _KILLED if Failure.LEASE_EXPIRED in causes else None
-
-
-def _list_trials(trials: Sequence[FrozenTrial]) -> str:
-    numbers = ", ".join(str(trial.number) for trial in trials[:_MAX_NAMED_TRIALS])
-    rest = len(trials) - _MAX_NAMED_TRIALS
-    more = f" and {rest} more" if rest > 0 else ""
-    return f"trial{'s' if len(trials) > 1 else ''} {numbers}{more}"
 
 
 @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)

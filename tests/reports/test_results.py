@@ -52,9 +52,9 @@ def test_report_and_csv_list_which_versions_trained_which_trials(sqlite_url, tmp
     make_runs(sqlite_url, "made", raw, runs)
     html = write_report(sqlite_url, ["made"], tmp_path / "page.html").path.read_text("utf-8")
     (code,) = re.findall(r"Training code</th><td>(.*?)</td>", html)
-    assert code == "first (trial 0), second (trials 0–2), third (trial 0)"
+    assert code == "first (trial 0), second (trials 0-2), third (trial 0)"
     (torch,) = re.findall(r"PyTorch</th><td>(.*?)</td>", html)
-    assert torch == "2 (trials 0–2), 3 (trial 1)"
+    assert torch == "2 (trials 0-2), 3 (trial 1)"
     write_csv([read_results(read_storage(sqlite_url), "made")], tmp_path / "rows.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index("number")
     assert rows.loc[0, "earlier_code"] == "first, second"

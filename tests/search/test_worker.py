@@ -415,7 +415,7 @@ def test_missing_checkpoints_of_a_moved_database_are_reported_in_one_line(
         place = f"{moved}/studies.db.checkpoints/{joined.artifact_folder}"
     (line,) = [line for line in said if "checkpoint" in line]
     assert line == (
-        f"warning: no checkpoint of trials 0, 1 in {place}, though step 4 was recorded: training "
+        f"warning: no checkpoint of trials 0-1 in {place}, though step 4 was recorded: training "
         "restarts from step 0; if the database was moved, move its checkpoint folder along with "
         "it, or name the folder or bucket with --artifacts"
     )
@@ -444,7 +444,7 @@ def test_trials_resumed_by_other_training_code_warn_and_record_both_versions(
         joined, said = work(sqlite_url, text, overrides, lockstep=3)
     (line,) = [line for line in said if line.startswith("warning")]
     assert line == (
-        "warning: trials 0, 1 resume with training code ba9876543210 and were trained with "
+        "warning: trials 0-1 resume with training code ba9876543210 and were trained with "
         "0123456789ab so far; to avoid mixing them, stop and use the earlier version"
     )
     for trial in joined.study.trials:

@@ -1,0 +1,67 @@
+"""The text of a study: its corpus, and the corpus in tokens."""
+
+from rnn.data.corpus import Corpus, load_corpus
+from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
+from rnn.errors import CorpusError
+from studies.attributes import StudyRecord
+from studies.config import StudyConfig
+from studies.loader import ConfigFile, read_study_record
+from studies.storage.open import load_study
+from studies.storage.storage import LeasedRDBStorage
+
+
+def load_study_corpus(file: ConfigFile, config: StudyConfig, is_given: bool) -> Corpus:
+    """Load the corpus of a config.
+
+    Args:
+        file: config file of the study.
+        config: config of the study.
+        is_given: whether the command line names the corpus.
+
+    Raises:
+        CorpusError: if it cannot be loaded.
+    """
+    try:
+        return load_corpus(config.corpus)
+    except CorpusError as error:
+        if not file.is_stored or is_given:
+            raise
+        raise CorpusError(
+            f"{error}; {file.origin} was trained on it: give its current path with --corpus"
+        ) from error
+
+
+def tokenize(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) -> TokenCorpus:
+    """Return the token corpus of a new study.
+
+    A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
+    tokenizer is trained on the training split.
+
+    Raises:
+        CorpusError: if the corpus is too short for the config.
+    """
+    tokens = None
+    if config.refinement is not None:
+        source = read_study_record(load_study(storage, config.refinement.source))
+        is_same_corpus = source.corpus.sha256 == corpus.sha256
+        if is_same_corpus and source.config.tokenizer == config.tokenizer:
+            tokens = read_token_corpus(source, corpus)
+    if tokens is None:
+        tokens = TokenCorpus(corpus, train_tokenizer(config.tokenizer, corpus.train))
+    check_length(tokens, config)
+    return tokens
+
+
+def read_token_corpus(record: StudyRecord, corpus: Corpus) -> TokenCorpus:
+    """Return a corpus in the tokens of a stored study."""
+    return TokenCorpus(corpus, load_tokenizer(record.tokenizer.serialized))
+
+
+def check_length(tokens: TokenCorpus, config: StudyConfig) -> None:
+    """Check that each split is as long as a config needs.
+
+    Raises:
+        CorpusError: if one is too short.
+    """
+    training, evaluation = config.training, config.evaluation
+    tokens.check_min_length(training.sequence_length, evaluation.window_length, config.eval_split)
