@@ -86,7 +86,13 @@ INVALID = [
     (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/notes.db"], "cannot be opened"),
     (["run_search.py", "quick", "--storage", "mysql://me:s3cret@host/db"], "mysql://me:***@host"),
     (
-        ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:s3cret@127.0.0.1:1/db"],
+        [
+            "run_search.py",
+            "quick",
+            "--status",
+            "--storage",
+            "postgresql+psycopg://me:s3cret@127.0.0.1:1/db",
+        ],
         "cannot be opened",
     ),
     (
@@ -94,7 +100,13 @@ INVALID = [
         "expected %40 instead",
     ),
     (
-        ["run_search.py", "quick", "--storage", "postgresql://me@127.0.0.1:1/d?sslpassword=s3cret"],
+        [
+            "run_search.py",
+            "quick",
+            "--status",
+            "--storage",
+            "postgresql://me@127.0.0.1:1/d?sslpassword=s3cret",
+        ],
         "cannot be opened",
     ),
     (["run_search.py", "quick", "--status", "--storage", "sqlite:///" + 300 * "x"], "too long"),
