@@ -304,7 +304,6 @@ def test_start_waits_for_a_stopped_server(server, runner, text, tmp_path, worker
         options = (f"--artifacts={tmp_path}/artifacts", f"--workers={workers}")
         command = search(*options, **settings)
         wait_for_message("storage unavailable (connection failed: ", command)
-        assert "Connection refused" in command.output
         server.start()
         assert command.wait() == 0, command.output
         assert command.output.count("storage unavailable") == 1
@@ -413,7 +412,6 @@ def test_status_and_report_do_not_wait_for_a_stopped_server(server, runner, text
     ):
         assert command.wait() == 2
         assert command.output.startswith("error: storage postgresql")
-        assert "Connection refused" in command.output
         assert command.output.count("\n") == 1
 
 
