@@ -94,7 +94,7 @@ class Claim:
             yield write
         except BaseException:
             with self._lock:
-                self._record_checkpoint = write.checkpointed
+                self._record_checkpoint |= write.checkpointed
                 if not self._replace_all:  # else the values do not count any more
                     self._curve = {**write.curve, **self._curve}
                     self._replace_all = write.replace_all

@@ -4,7 +4,13 @@ import sqlite3
 
 import tenacity
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    PendingRollbackError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from studies.errors import StorageError
@@ -56,10 +62,9 @@ def is_transient(error: BaseException) -> bool:
     Transient: a server that is unreachable, restarting or out of connections; a file that is
     locked, read-only or on a full disk. Permanent: a missing table, a damaged database.
     """
-    if isinstance(error, StorageInternalError):  # Optuna wraps the cause in it
-        return error.__cause__ is None or is_transient(error.__cause__)
-    if isinstance(error, StorageError):  # open_storage wraps it too
-        return error.__cause__ is not None and is_transient(error.__cause__)
+    error = database_error(error)
+    if isinstance(error, StorageInternalError | PendingRollbackError):  # without their cause
+        return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     cause = getattr(error, "orig", None)
@@ -85,24 +90,30 @@ def is_outage(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement:
         return True  # not an error of connecting
     message = str(cause)
+    # An error of one address after the answer of another says nothing.
     is_answer = "FATAL" in message
-    parts = _NOT_READY_MESSAGES if is_answer else _UNREACHABLE_MESSAGES
-    return any(part in message for part in parts)
+    others = () if is_answer else _UNREACHABLE_MESSAGES
+    return any(part in message for part in (*_NOT_READY_MESSAGES, *others))
 
 
 def error_message(error: BaseException) -> str:
     """Return the first line of a database's error message."""
-    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__
+    if not isinstance(error, StorageError):  # of this package: says more than its cause
+        error = database_error(error)
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().partition("\n")[0] or type(cause).__name__
 
 
 def database_error(error: BaseException) -> BaseException:
     """Return the error of the database that Optuna or this package wrapped."""
-    while isinstance(error, StorageInternalError | StorageError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    if isinstance(error, PendingRollbackError):
+        # After a connection is lost, Optuna sends another statement instead of the error.
+        cause = error.__context__
+    elif isinstance(error, StorageInternalError | StorageError):
+        cause = error.__cause__
+    else:
+        cause = None
+    return error if cause is None else database_error(cause)
 
 
 def is_connection_limit(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from process_runner import wait_until
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
-from studies.attributes import Failure
+from studies.attributes import CHECKPOINTED, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.leases import LeaseMonitor
 from studies.storage.open import open_storage
@@ -761,6 +761,23 @@ def test_curve_replaced_during_a_flush_is_written_again(study, monkeypatch):
         wait_until(lambda: study.trial(claim).intermediate_values == {5: 5.0})
         manager.finish(claim, TrialState.COMPLETE, 1.0, {})
     assert study.trial(claim).intermediate_values == {5: 5.0}
+
+
+def test_checkpoint_written_during_a_failed_flush_is_recorded(study, monkeypatch):
+    with study.manager() as manager:
+        (claim,) = manager.claim()
+        record, begun = manager._storage.flush, []
+
+        def fail_once(trials):
+            if not begun:
+                begun.append(True)
+                claim.record_checkpoint()
+                raise sa.exc.OperationalError("COMMIT", {}, AwayError("server is away"))
+            return record(trials)
+
+        monkeypatch.setattr(manager._storage, "flush", fail_once)
+        claim.report(1, 2.0)
+        wait_until(lambda: CHECKPOINTED in study.trial(claim).system_attrs)
 
 
 def test_excluded_trials_are_not_claimed_with_another(study):

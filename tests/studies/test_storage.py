@@ -17,11 +17,13 @@ from hooks import HANG_TIMEOUT
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _VersionManager
 from optuna.trial import TrialState
+from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from studies.attributes import Failure
 from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
 from studies.storage.counts import best_trial_id, count_retries, count_trials
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
+from studies.storage.retry import error_message, is_outage, is_transient
 
 
 def claim_all(url: str, worker: int) -> list[int]:
@@ -243,6 +245,52 @@ def claim_in_forks(url: str) -> tuple[list[int], list[int]]:
     with os.fdopen(reader) as lines:
         claimed += itertools.chain.from_iterable(map(json.loads, lines))
     return codes, claimed
+
+
+@pytest.fixture
+def end_connection(postgresql_server):
+    """Return a function that has the server end a connection, as an administrator does."""
+
+    def end(connection):
+        pid = connection.info.backend_pid
+        postgresql_server.execute(f"SELECT pg_terminate_backend({pid}, 600000)")
+
+    return end
+
+
+def test_connection_that_is_lost_while_optuna_reads_trials_is_an_outage(
+    postgresql_url, end_connection
+):
+    """Optuna sends another statement over the lost connection, which hides the cause."""
+    storage = open_storage(postgresql_url)
+    create_small_study(storage, 2)
+
+    def end_before_reading(connection, cursor, statement, *parameters):
+        if "FROM trials" in statement:
+            end_connection(cursor.connection)
+
+    sa.event.listen(storage.engine, "before_cursor_execute", end_before_reading)
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # its type is what is tested
+        storage.get_trials(1, [1, 2])
+    assert is_transient(raised.value)
+    assert is_outage(raised.value)
+    assert "rollback" not in error_message(raised.value)
+
+
+def test_connection_that_is_lost_as_it_is_established_is_an_outage(
+    postgresql_url, end_connection, monkeypatch
+):
+    connect = psycopg_dialect.PGDialect_psycopg.connect
+
+    def connect_and_end(dialect, *args, **kwargs):
+        connection = connect(dialect, *args, **kwargs)
+        end_connection(connection)
+        return connection
+
+    monkeypatch.setattr(psycopg_dialect.PGDialect_psycopg, "connect", connect_and_end)
+    with pytest.raises(StorageError, match="cannot be opened") as raised:
+        open_storage(postgresql_url)
+    assert is_outage(raised.value)
 
 
 def test_forked_processes_claim_each_trial_once(url):
