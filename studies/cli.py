@@ -1,5 +1,6 @@
 """Options, arguments and error handling that all commands share."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Collection
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
-import optuna
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -133,7 +133,9 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         main: function that returns an exit code.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Their warnings of a lost connection fill the screen; the error that follows is reported.
+    for name in ("optuna", "psycopg"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
         code = main()

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from studies.attributes import Failure
+from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
 from studies.storage.counts import best_trial_id, count_retries, count_trials
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
@@ -277,17 +278,44 @@ def test_connection_that_is_lost_while_optuna_reads_trials_is_an_outage(
     assert "rollback" not in error_message(raised.value)
 
 
+@pytest.mark.parametrize("statement", ["FROM trials", "INSERT INTO trial_params"])
+def test_command_reports_a_lost_connection_in_one_line(
+    postgresql_url, end_connection, capsys, caplog, statement
+):
+    """Optuna and psycopg log warnings of many lines."""
+    storage = open_storage(postgresql_url)
+    study_id = create_small_study(storage, 2)
+
+    def end_before(connection, cursor, executed, *parameters):
+        if statement in executed:
+            end_connection(cursor.connection)
+
+    def main():
+        sa.event.listen(storage.engine, "before_cursor_execute", end_before)
+        if statement == "FROM trials":
+            storage.get_trials(study_id, [1, 2])
+        create_small_study(storage, 3, "other")
+        return 0
+
+    with pytest.raises(SystemExit, match="1"):
+        run_with_exit_code(main, ())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: storage failed (")
+    assert not caplog.messages
+
+
 def test_connection_that_is_lost_as_it_is_established_is_an_outage(
     postgresql_url, end_connection, monkeypatch
 ):
-    connect = psycopg_dialect.PGDialect_psycopg.connect
+    read_level = psycopg_dialect.PGDialect_psycopg.get_default_isolation_level
 
-    def connect_and_end(dialect, *args, **kwargs):
-        connection = connect(dialect, *args, **kwargs)
+    def end_and_read_level(dialect, connection):
         end_connection(connection)
-        return connection
+        return read_level(dialect, connection)
 
-    monkeypatch.setattr(psycopg_dialect.PGDialect_psycopg, "connect", connect_and_end)
+    monkeypatch.setattr(
+        psycopg_dialect.PGDialect_psycopg, "get_default_isolation_level", end_and_read_level
+    )
     with pytest.raises(StorageError, match="cannot be opened") as raised:
         open_storage(postgresql_url)
     assert is_outage(raised.value)
