@@ -14,6 +14,7 @@ from studies.storage.backup import BackupContent, copy_database
 from studies.storage.engine import (
     SQLITE_BUSY_SECONDS,
     database_path,
+    log_path,
     parse_url,
     read_only_url,
     redact,
@@ -52,6 +53,10 @@ def _check_is_new(target: Path, source: Path) -> None:
         raise StorageError(f"{target} is the storage itself: expected a new file")
     if target.exists() or target.is_symlink():
         raise StorageError(f"{target} exists already: expected a new file")
+    if (log := log_path(target)).exists():  # SQLite would write its content into the copy
+        raise StorageError(
+            f"{log} is left of another file of that name: delete it, or use another file"
+        )
     if not target.parent.is_dir():
         raise StorageError(f"folder {target.parent} does not exist: create it, or use another file")
 

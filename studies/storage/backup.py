@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageLostError, StudyDeletedError
+from studies.storage.engine import log_path
 from studies.storage.storage import LeasedRDBStorage
 from studies.temporary_files import temporary_file
 
@@ -85,7 +86,10 @@ def _rescue(storage: LeasedRDBStorage, path: Path) -> str:
             rescued = _copy_next_to(source, path)
     except (OSError, SQLAlchemyError, StorageLostError) as error:
         return f"its results are lost ({error}): restore it from a backup"
-    return f"its content was rescued: move {rescued} to {path} to resume"
+    log = log_path(path)
+    # SQLite would write the content of the log into the file that takes the place of its own.
+    deletion = f"delete {log.name} and {path.name}-shm, then " if log.exists() else ""
+    return f"its content was rescued: {deletion}move {rescued} to {path} to resume"
 
 
 def _copy_next_to(source: sqlite3.Connection, path: Path) -> Path:

@@ -84,6 +84,11 @@ def database_path(url: URL) -> Path | None:
     return Path(unquote(database.removeprefix("file:")) if is_uri else database)
 
 
+def log_path(database: Path) -> Path:
+    """Return the path of the write-ahead log of an SQLite file."""
+    return database.with_name(f"{database.name}-wal")
+
+
 def redact(url: URL) -> str:
     """Format a URL for display: without its password, and without options for reading."""
     if str(url.database).startswith("file:"):
@@ -103,7 +108,7 @@ def read_only_url(url: URL) -> URL:
     path = Path(str(url.database))
     with path.open("rb") as file:
         is_wal = file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
-    is_closed = is_wal and not path.with_name(path.name + "-wal").exists()
+    is_closed = is_wal and not log_path(path).exists()
     query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_closed else {})
     return url.set(database=f"file:{quote(str(path))}").update_query_dict(query)
 

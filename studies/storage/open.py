@@ -22,7 +22,14 @@ from studies.errors import StorageError, StorageNotFoundError, StudyNotFoundErro
 from studies.files import require_regular
 from studies.storage.backup import merge_log
 from studies.storage.damage import damage_error
-from studies.storage.engine import connect, engine_options, parse_url, read_only_url, redact
+from studies.storage.engine import (
+    connect,
+    engine_options,
+    log_path,
+    parse_url,
+    read_only_url,
+    redact,
+)
 from studies.storage.retry import retry_on_connection_limit
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import STUDIES, TRIALS
@@ -179,7 +186,7 @@ def _create_sqlite(url: URL) -> None:
     path = Path(str(url.database))
     remove_temporary_files_of(path)
     # Looked for first: a file that exists has a log whenever it is open.
-    has_log = path.with_name(f"{path.name}-wal").exists()
+    has_log = log_path(path).exists()
     if path.exists():
         return
     if has_log:  # SQLite would write its content into the new file

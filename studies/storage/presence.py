@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 
 from studies.errors import StorageLostError, StudyDeletedError
-from studies.storage.engine import database_path, redact
+from studies.storage.engine import database_path, log_path, redact
 from studies.storage.retry import error_message, is_transient
 from studies.storage.trial_rows import STUDY_USER_ATTRS
 
@@ -55,7 +55,7 @@ class DatabaseFile:
         for link in _OPEN_FILES.glob("*"):
             try:
                 moved = link.readlink()
-                if _identity(moved) == self.identity and _log_of(moved).exists():
+                if _identity(moved) == self.identity and log_path(moved).exists():
                     return moved
             except OSError:  # a pipe, or closed meanwhile
                 continue
@@ -122,7 +122,3 @@ class StudyIdentity:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _log_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")

@@ -99,10 +99,13 @@ def test_lost_file_is_rescued_and_the_search_resumes(
     line = error_of(worker)
     assert line == (
         f"error: {file} was deleted, moved or replaced while this search used it; its content was "
-        f"rescued: move {file}.rescued to {file} to resume"
+        f"rescued: delete studies.db-wal and studies.db-shm, then move {file}.rescued to {file} "
+        "to resume"
     )
     assert (file.read_bytes() if file.exists() else None) == left
     assert not list(folder.glob("*.part*"))
+    for suffix in ("-wal", "-shm"):
+        (folder / f"studies.db{suffix}").unlink()
     (folder / "studies.db.rescued").replace(file)
     again = search(file_url, **ONE)
     assert again.wait() == 0
@@ -323,6 +326,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
         ("studies.db", "studies.db is the storage itself: expected a new file"),
         ("link.db", "link.db is the storage itself: expected a new file"),
         ("notes", "notes exists already: expected a new file"),
+        ("lost.db", "lost.db-wal is left of another file of that name: delete it, or use another"),
         (".", "data exists already: expected a new file"),
         ("missing/copy.db", "missing does not exist: create it, or use another file"),
         ("notes/copy.db", "notes does not exist: create it, or use another file"),
@@ -332,6 +336,7 @@ def test_backup_to_an_unsuitable_file_is_refused(runner, file_url, folder, targe
     open_storage(file_url).close()
     (folder / "notes").write_text("a shopping list")
     (folder / "link.db").symlink_to("studies.db")
+    (folder / "lost.db-wal").write_text("a log")
     before = read_files(folder)
     done = runner.run("-m", "search.backup", str(folder / target), "--storage", file_url)
     assert (done.returncode, done.stdout) == (2, "")
