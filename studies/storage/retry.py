@@ -67,7 +67,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    cause = getattr(error, "orig", None)
+    cause = getattr(error, "orig", error)  # SQLAlchemy's, or one of the driver itself
     if isinstance(cause, sqlite3.Error):
         # On SQLite a missing table is an OperationalError too.
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT_SQLITE_CODES
@@ -84,7 +84,7 @@ def is_outage(error: BaseException) -> bool:
     if not is_transient(error):
         return False
     error = database_error(error)
-    cause = getattr(error, "orig", None)
+    cause = getattr(error, "orig", error)
     if isinstance(cause, sqlite3.Error):
         return cause.sqlite_errorcode & 0xFF not in _REFUSED_SQLITE_CODES
     if not isinstance(error, DBAPIError) or error.connection_invalidated or error.statement:

@@ -551,6 +551,17 @@ def test_worker_exits_if_a_full_disk_is_not_freed(held, runner, small_disk, text
     assert_all_trials_match(url, reference_curves, ONE)
 
 
+def test_start_waits_to_create_a_file_on_a_full_disk(small_disk, runner, text, tmp_path):
+    url = f"sqlite:///{small_disk}/studies.db"
+    filler = fill(small_disk)
+    search = search_starter(runner, url, text)(f"--artifacts={tmp_path}", **ONE)
+    wait_for_message("storage unavailable (", search)
+    assert list(small_disk.iterdir()) == [filler]
+    filler.unlink()
+    assert search.wait() == 0
+    assert query(url, FINISHED) == [(0, "COMPLETE", 1)]
+
+
 def test_backup_to_a_full_disk_leaves_nothing(held, gate, runner, small_disk, sqlite_url):
     (worker,) = held(sqlite_url, **ONE)
     filler = fill(small_disk)
