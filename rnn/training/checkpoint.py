@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig
+from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.stacked.flat_parameters import NamedTensors
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _FORMAT_VERSION = "4"
+_MAX_HEADER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,22 @@ def deserialize_checkpoint(
         # Absent from checkpoints written before the versions were recorded.
         torch_versions=tuple(metadata.get("torch_versions", "").split()),
     )
+
+
+def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, steps: int) -> int:
+    """Return an upper bound of the size of a network's checkpoint, in bytes.
+
+    Args:
+        config: network, with its number of BPTT steps.
+        vocab_size: V.
+        streams: B.
+        steps: number of steps of the training; at most one log point each.
+    """
+    network = config.architecture
+    groups = 4 * network.parameter_count(vocab_size)  # weights, average and two moments
+    # An LSTM has two states in each layer.
+    carried = config.bptt_steps * streams * (2 * network.layers * network.state_size + 1)
+    return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 
 def _read_tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,12 @@ from optuna.trial import FrozenTrial
 from rnn.config import TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
-from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
+from rnn.training.checkpoint import (
+    TrainState,
+    deserialize_checkpoint,
+    max_checkpoint_size,
+    serialize_checkpoint,
+)
 from rnn.training.loop import TrainConfig
 from search.study import StudyHandle
 from search.versions import LABELS, current_versions, last_versions
@@ -19,6 +24,7 @@ from search.worker.claim import Claim
 from search.worker.trial_artifacts import CheckpointStore
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
+from studies.errors import ArtifactsError
 from studies.text import format_trials
 
 _LOST = (
@@ -67,7 +73,7 @@ class CheckpointManager:
         for claim in claims:
             content = None
             try:
-                content = _read_with_retries(self._checkpoints, claim.trial.number)
+                content = self._read(claim)
                 if content is None and (reason := _explain_missing(claim)):
                     missing.setdefault(reason, []).append(claim.trial)
             except Exception as error:
@@ -101,6 +107,17 @@ class CheckpointManager:
             self._checkpoints.remove(number)
         except Exception as error:
             _logger.warning(f"cannot remove the checkpoint of trial {number} ({error})")
+
+    def _read(self, claim: Claim) -> bytes | None:
+        trial_config = to_trial_config(claim.trial.params, self._config)
+        settings = self.settings
+        limit = max_checkpoint_size(
+            trial_config, self._vocab_size, settings.batch_size, settings.steps
+        )
+        content = _read_with_retries(self._checkpoints, claim.trial.number, limit + 1)
+        if content is not None and len(content) > limit:
+            raise CheckpointError(f"it has more than {limit:,} bytes, which it cannot have")
+        return content
 
     def _restore(self, claim: Claim, content: bytes | None) -> TrainState | None:
         """Return the train state in a checkpoint, and have the claim's curve be that of it."""
@@ -200,6 +217,11 @@ def _explain_missing(claim: Claim) -> str | None:
     return _KILLED if Failure.LEASE_EXPIRED in causes else None
 
 
-@tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.5), reraise=True)
-def _read_with_retries(checkpoints: CheckpointStore, number: int) -> bytes | None:
-    return checkpoints.read(number)
+@tenacity.retry(
+    retry=tenacity.retry_if_not_exception_type(ArtifactsError),
+    stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_fixed(0.5),
+    reraise=True,
+)
+def _read_with_retries(checkpoints: CheckpointStore, number: int, max_bytes: int) -> bytes | None:
+    return checkpoints.read(number, max_bytes)

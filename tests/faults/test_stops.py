@@ -406,6 +406,18 @@ def test_damaged_checkpoint_is_quarantined(
     assert quarantined.read_bytes() == damaged
 
 
+def test_checkpoint_larger_than_any_is_not_read(
+    search, sqlite_url, tmp_path, reference_curves, stopped
+):
+    os.truncate(stopped, 32 * 2**30)
+    second = search(**ONE)
+    assert second.wait() == 0
+    (line,) = [line for line in second.output.splitlines() if "warning" in line]
+    assert line.startswith("warning: cannot read the checkpoint of trial 0 (it has more than ")
+    assert_all_trials_match(sqlite_url, reference_curves, ONE)
+    assert list_files(tmp_path) == []
+
+
 def test_checkpoint_of_an_older_format_is_quarantined_and_its_trial_restarts(
     search, sqlite_url, tmp_path, reference_curves, stopped
 ):

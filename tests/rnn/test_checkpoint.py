@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from network_configs import each_of, gated_configs
 from safetensors.torch import load, save
 
 import rnn
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.errors import CheckpointError
+from rnn.models.factory import build_network
 from rnn.stacked.network import NetworkStack
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
     hash_sources,
+    max_checkpoint_size,
     serialize_checkpoint,
     source_hash,
 )
@@ -119,6 +122,24 @@ def test_finished_run_has_no_further_steps_when_resumed():
     assert resumed.curves == run.curves
     assert list(resumed.train()) == []
     assert resumed.seconds == run.seconds
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrialConfig(GatedConfig(False, False, False, False, False, "new", 2, 300)),
+        TrialConfig(BaselineConfig("lstm", 2, 8), bptt_steps=50),
+    ],
+    ids=["weights", "states"],
+)
+def test_size_of_a_checkpoint_is_bounded(config):
+    streams = 3 if config.bptt_steps == 1 else 1000
+    settings = replace(TRAIN_CONFIG, batch_size=streams)
+    run = TrainLoop(build_network([config], 1), TEXT, settings)
+    train_until(run, 18)
+    size = len(serialize_checkpoint(run.train_state(config), IDENTITY))
+    bound = max_checkpoint_size(config, 256, streams, settings.steps)
+    assert bound / 4 < size < bound
 
 
 def test_checkpoint_can_be_written_before_the_first_step():
