@@ -136,6 +136,8 @@ def load_corpus(name: str) -> Corpus:
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
     if name == "enwik8":
         path = download.fetch_enwik8()
+        if not path.is_file():  # a pipe would block
+            raise CorpusError(f"{path} is not a regular file: remove it to download enwik8")
         corpus = _read_file(name, path)
         # The file in the cache may have been changed since it was unpacked.
         if corpus.sha256 != download.SHA256:

@@ -206,6 +206,16 @@ def test_enwik8_is_downloaded_once(serve, tmp_path):
     assert cached_files(tmp_path) == ["enwik8"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache folder is set by XDG_CACHE_HOME")
+def test_pipe_in_the_cache_is_refused(serve):
+    serve["body"] = zip_archive(TEXT)
+    path = download.fetch_enwik8()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorpusError, match="enwik8 is not a regular file"):
+        load_corpus("enwik8")
+
+
 def test_changed_enwik8_in_the_cache_is_refused(serve, tmp_path):
     serve["body"] = zip_archive(TEXT)
     load_corpus("enwik8")
