@@ -206,7 +206,7 @@ def open_store(
         return _open_bucket(artifacts, parts.netloc, parts.path, kind)
     path = Path(artifacts)
     try:
-        existing = path if path.exists() else path.parent
+        existing = path if os.path.lexists(path) else path.parent
         is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
     except OSError:  # a name too long, a folder without permission
         is_writable = False

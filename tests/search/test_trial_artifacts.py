@@ -194,6 +194,13 @@ def test_link_that_leads_out_of_the_store_is_not_followed(tmp_path, link):
     assert [path.name for path in victim.parent.iterdir()] == [victim.name]
 
 
+@pytest.mark.parametrize("target", ["artifacts", "absent"])
+def test_link_to_no_folder_is_refused_as_a_store(tmp_path, target):
+    (tmp_path / "artifacts").symlink_to(target)
+    with pytest.raises(ArtifactsError, match="is not writable"):
+        open_store(str(tmp_path / "artifacts"), "sqlite:///none.db", "checkpoints")
+
+
 def test_store_itself_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "artifacts").symlink_to("disk")
