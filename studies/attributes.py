@@ -194,8 +194,13 @@ def parse_trial_attribute(key: str, stored: str) -> Any:
     try:
         return _ADAPTERS[key].validate_json(stored)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise ValueError(f"attribute {key}: {message[0].lower()}{message[1:]}") from error
+        raise ValueError(f"attribute {key}: {first_message(error)}") from error
+
+
+def first_message(error: ValidationError) -> str:
+    """Return the message of the first mistake, as part of a line."""
+    message = error.errors()[0]["msg"]
+    return message[0].lower() + message[1:]
 
 
 class CorpusRecord(BaseModel):

@@ -16,7 +16,6 @@ from studies.space import (
     REPLICATE,
     ParamValue,
     Space,
-    StoredParams,
     StrictModel,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
@@ -219,19 +218,18 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
         config: config of the study.
 
     Raises:
-        StudyFormatError: if they are not those of a trial.
+        StudyFormatError: if one is missing.
     """
     try:
-        StoredParams.model_validate(params)
         architecture = (
             BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
             if "cell" in params
             else GatedConfig.from_params(params, config.gate_inputs)
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise StudyFormatError(
-            f"a trial has damaged parameters {shorten(repr(dict(params)), 300)}: expected values "
-            "that a study file may have"
+            f"a trial has no parameter {error}, only {shorten(repr(dict(params)), 300)}: restore "
+            "the storage from a backup, or choose another study"
         ) from error
     bptt_steps = params.get(BPTT_STEPS, config.training.bptt_steps)
     return TrialConfig(architecture, params.get(REPLICATE, 0), bptt_steps)

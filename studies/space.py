@@ -54,7 +54,7 @@ _BPTTSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
 
 
 class StoredParams(BaseModel):
-    """Parameters of a stored trial: those of a gated network, or of a baseline cell."""
+    """Parameters of a stored trial; which it has depends on its study."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -65,8 +65,8 @@ class StoredParams(BaseModel):
     state_gate: bool | None = None
     residual: bool | None = None
     state_source: StateSource | None = None
-    layers: _Layers
-    state_size: _StateSize
+    layers: _Layers | None = None
+    state_size: _StateSize | None = None
     bptt_steps: _BPTTSteps | None = None
     replicate: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -5,7 +5,8 @@ import shutil
 import sqlite3
 
 import pytest
-from helpers import TEXT, TINY
+import sqlalchemy as sa
+from helpers import TEXT, TINY, create_small_study
 
 import refine
 import reports.cli
@@ -17,6 +18,7 @@ from search.export import export
 from search.sample import sample
 from studies.artifacts import open_store
 from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
+from studies.errors import StudyFormatError
 from studies.space import GATED_PARAMS
 from studies.storage.open import open_storage
 
@@ -186,16 +188,65 @@ def test_damaged_row_costs_one_line_at_most(damage, finished, tmp_path, statemen
         assert len(message) < 600
 
 
-def test_message_names_study_trial_and_attribute(damage, run):
-    url = damage(
-        "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1"
+OF_TRIAL = "WHERE param_name = 'layers' AND trial_id = 1"
+CHOICES = '{"name": "CategoricalDistribution", "attributes": {"choices": [101]}}'
+NAMED = {
+    "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1": (
+        "trial 0: attribute seconds: input should be greater than or equal to 0"
+    ),
+    "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'corpus'": (
+        "attribute corpus: Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)"
+    ),
+    f"UPDATE trial_params SET param_value = -1 {OF_TRIAL}": (
+        "trial 0: parameter layers: its choice is -1.0 of 1, counted from 0"
+    ),
+    f"UPDATE trial_params SET distribution_json = '{CHOICES}' {OF_TRIAL}": (
+        "trial 0: parameter layers: input should be less than or equal to 100"
+    ),
+}
+"""Statements, and how the message names what they damage."""
+
+
+@pytest.mark.parametrize("statement", NAMED)
+def test_message_names_study_trial_and_attribute(damage, statement):
+    url = damage(statement)
+    message = (
+        f"study 'quick' is damaged ({NAMED[statement]}): restore the storage from a backup, or "
+        "choose another study or --name"
     )
-    done = run("-m", "reports", "quick", "--storage", url)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: study 'quick' is damaged (trial 0: attribute seconds: input should be greater than "
-        "or equal to 0): restore the storage from a backup, or choose another study or --name\n"
-    )
+    with pytest.raises(StudyFormatError) as refused:
+        reports.cli.reports.main(["quick", "--storage", url], standalone_mode=False)
+    assert str(refused.value) == message
+
+
+def test_trial_is_checked_however_it_is_read(damage):
+    url = damage(f"UPDATE trial_params SET param_value = -1 {OF_TRIAL}")
+    with contextlib.closing(open_storage(url)) as storage:
+        for read in (storage.get_trial, storage.get_all_trials):
+            with pytest.raises(StudyFormatError, match=r"\(trial 0: parameter layers: its choice"):
+                read(1)
+
+
+UNREADABLE = [
+    "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'config' AND study_id = {}",
+    "UPDATE study_system_attributes SET value_json = '[[[[' WHERE study_id = {}",
+]
+
+
+@pytest.mark.parametrize("statement", UNREADABLE)
+def test_damaged_study_leaves_the_others_in_the_list(url, statement):
+    with contextlib.closing(open_storage(url)) as storage:
+        first = create_small_study(storage, 1, "damaged")
+        storage.set_study_user_attr(first, "config", {})
+        create_small_study(storage, 1, "sound")
+        sound = storage.get_all_studies()[1]
+        with storage.engine.begin() as connection:
+            connection.execute(sa.text(statement.replace("{}", str(first))))
+        damaged, other = storage.get_all_studies()
+        assert other == sound
+        assert (damaged.study_name, damaged.system_attrs) == ("damaged", {})
+        assert "study 'damaged' is damaged (attribute" in damaged.user_attrs["damaged"]
 
 
 def test_other_studies_of_the_storage_are_not_affected(damage, finished, run):
@@ -206,3 +257,10 @@ def test_other_studies_of_the_storage_are_not_affected(damage, finished, run):
     common = ("--storage", url, "--corpus", str(finished / "text"), "--threads", "1")
     done = run("run_search.py", "quick", "--name", "other", *common, *SETTINGS, report=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_study_of_an_unknown_direction_is_listed_as_damaged(damage):
+    url = damage("UPDATE study_directions SET direction = 'UNKNOWN'")
+    with contextlib.closing(open_storage(url)) as storage:
+        (study,) = storage.get_all_studies()
+    assert "study 'quick' is damaged ('UNKNOWN' is not" in study.user_attrs["damaged"]

@@ -25,7 +25,7 @@ from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 DIVERGED = "DIVERGED"
-"""State of a trial that failed because its loss was not finite."""
+"""State of a trial whose loss was not finite: it failed, or plain Optuna stored that value."""
 
 PAUSED = "PAUSED"
 """State of a waiting trial that the pruner has paused."""
@@ -119,12 +119,14 @@ def _make_row(trial: TrialRow, config: StudyConfig, has_bptt: bool) -> dict[str,
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name in (EARLIER_CODE, EARLIER_TORCH):
         recorded[name] = ", ".join(recorded[name] or ()) or None
-    diverged = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
+    state = PAUSED if trial.is_paused else trial.state.name
+    is_infinite = trial.state is TrialState.COMPLETE and trial.value is None
+    has_failed = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
         "number": trial.number,
         "architecture": architecture,
         "label": architecture + replicate,
-        "state": DIVERGED if diverged else PAUSED if trial.is_paused else trial.state.name,
+        "state": DIVERGED if has_failed or is_infinite else state,
         "value": trial.value,
         **trial.params,
         BPTT_STEPS: steps,

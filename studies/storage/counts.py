@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.attributes import (
@@ -19,7 +20,7 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.space import COST_PARAMS
-from studies.storage.damage import reading_trial, reports_damage
+from studies.storage.damage import reading, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     TRIAL_PARAMS,
@@ -30,12 +31,16 @@ from studies.storage.trial_rows import (
     is_grid_trial,
 )
 
+_FINITE = models.TrialValueModel.TrialValueType.FINITE
+
 
 @dataclass(frozen=True)
 class TrialCounts:
     """Number of a study's grid trials in each state.
 
     Attributes:
+        diverged: number of trials whose loss was not finite, those that plain Optuna completed with
+            an infinite value included.
         paused: number of waiting trials that the pruner has paused.
     """
 
@@ -80,21 +85,26 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
         .where(TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE)
         .scalar_subquery()
     )
-    query = (
-        sa.select(
-            TRIALS.c.state,
-            failure.label("failure"),
-            has_system_attr(PAUSED).label("is_paused"),
-            sa.func.count(),
-        )
+    columns = {
+        "failure": failure,
+        "is_paused": has_system_attr(PAUSED),
+        "is_infinite": sa.exists().where(
+            TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id, TRIAL_VALUES.c.value_type != _FINITE
+        ),
+    }
+    labelled = [column.label(name) for name, column in columns.items()]
+    query: sa.Select[Any] = (
+        sa.select(TRIALS.c.state, *labelled, sa.func.count())
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .group_by(TRIALS.c.state, sa.literal_column("failure"), sa.literal_column("is_paused"))
+        .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
     )
     counts: dict[str, int] = {}
     with storage.reading() as connection:
-        for state, failed_by, is_paused, count in connection.execute(query):
+        for state, failed_by, is_paused, is_infinite, count in connection.execute(query):
             name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
-            if failed_by and parse_trial_attribute(FAILURE, failed_by) is Failure.DIVERGED:
+            failure_name = parse_trial_attribute(FAILURE, failed_by) if failed_by else None
+            is_complete = state is TrialState.COMPLETE
+            if failure_name is Failure.DIVERGED or (is_complete and is_infinite):
                 name = "diverged"
             counts[name] = counts.get(name, 0) + count
             if is_paused and state is TrialState.WAITING:
@@ -115,7 +125,7 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
     counts: Counter[str] = Counter()
     with storage.reading() as connection:
         for number, stored in connection.execute(query):
-            with reading_trial(number):
+            with reading(f"trial {number}"):
                 counts.update(parse_trial_attribute(RETRY_COUNTS, stored))
     return {failure: counts[failure] for failure in Failure if counts[failure]}
 
@@ -197,13 +207,14 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
 
 
 def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query for columns of the complete trials, by value and number."""
+    """Return the query for columns of the complete trials of finite value, by value and number."""
     return (
         sa.select(*columns)
         .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
         .where(
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.COMPLETE,
+            TRIAL_VALUES.c.value_type == _FINITE,
             is_grid_trial(),
         )
         .order_by(TRIAL_VALUES.c.value, TRIALS.c.number)

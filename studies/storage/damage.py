@@ -6,13 +6,17 @@ the attribute.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from optuna.distributions import CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
+from studies.attributes import first_message
 from studies.errors import StudyFormatError
+from studies.space import StoredParams
 from studies.text import shorten
 
 
@@ -60,24 +64,58 @@ def damage_error(study: str, error: BaseException) -> StudyFormatError:
 
 
 @contextlib.contextmanager
-def reading_trial(number: object) -> Iterator[None]:
-    """Name a trial in what is raised for its rows."""
+def reading(subject: str) -> Iterator[None]:
+    """Name a trial or an attribute in what is raised for its rows."""
     try:
         yield
     except _SYMPTOMS as error:
-        raise ValueError(f"trial {number}: {_summary(error)}") from error
+        raise ValueError(f"{subject}: {_summary(error)}") from error
+
+
+def parse_choice(index: float, distribution: str) -> Any:
+    """Return the value of a parameter of a grid trial, given its stored index and distribution.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    choices = _parse_choices(distribution)
+    if index not in range(len(choices)):
+        raise ValueError(f"its choice is {index} of {len(choices)}, counted from 0")
+    return choices[int(index)]
+
+
+@cache
+def _parse_choices(distribution: str) -> Sequence[Any]:
+    parsed = json_to_distribution(distribution)
+    if not isinstance(parsed, CategoricalDistribution):
+        raise TypeError(f"its distribution is {type(parsed).__name__}: expected categories")
+    if not all(isinstance(choice, bool | int | float | str) for choice in parsed.choices):
+        raise TypeError("a choice is neither a number nor a text")
+    return parsed.choices
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Require values that the parameters of a grid trial may have.
+
+    Raises:
+        ValueError: if one has a value that no study file may have.
+    """
+    try:
+        StoredParams.model_validate(params)
+    except ValidationError as error:
+        (name, *_) = error.errors()[0]["loc"]
+        raise ValueError(f"parameter {name}: {first_message(error)}") from error
 
 
 def check_grid_trial(trial: FrozenTrial) -> None:
-    """Require a number, values of parameters that can be compared, and a value if complete.
+    """Require a number, values that its parameters may have, and a value if complete.
 
     Raises:
-        ValueError: if one is missing.
+        ValueError: if it lacks one.
     """
     if not isinstance(trial.number, int) or trial.number < 0:
         raise ValueError(f"its number is {trial.number}")
-    if not all(isinstance(value, bool | int | float | str) for value in trial.params.values()):
-        raise ValueError("a parameter is neither a number nor a text")
+    check_params(trial.params)
     if trial.state is TrialState.COMPLETE and len(trial.values or ()) != 1:
         raise ValueError("it is complete without a value, or with several")
 

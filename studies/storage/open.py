@@ -21,7 +21,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from studies.errors import StorageError, StorageNotFoundError, StudyNotFoundError
 from studies.files import require_regular
 from studies.storage.backup import merge_log
-from studies.storage.damage import damage_error
 from studies.storage.engine import (
     connect,
     engine_options,
@@ -122,8 +121,6 @@ def load_study(storage: LeasedRDBStorage, name: str) -> optuna.Study:
             f"study {name!r} is not in {redact(storage.engine.url)}: run it first, or check the "
             f"name (existing studies: {names})"
         ) from error
-    except (LookupError, ValueError) as error:  # an unknown direction
-        raise damage_error(name, error) from error
 
 
 def list_study_names(storage: LeasedRDBStorage) -> list[str]:
@@ -183,7 +180,7 @@ def _check_schema(schema: _SchemaInfo, url: URL) -> None:
 
 def _create_sqlite(url: URL) -> None:
     """Create an SQLite file atomically, complete with Optuna's tables."""
-    path = Path(str(url.database))
+    path = Path(str(url.database)).resolve()  # a link may lead to a file that is created
     remove_temporary_files_of(path)
     # Looked for first: a file that exists has a log whenever it is open.
     has_log = log_path(path).exists()

@@ -4,16 +4,14 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.attributes import EVAL_WINDOWS, PAUSED, parse_trial_attribute
-from studies.storage.damage import reading_trial, reports_damage
+from studies.storage.damage import check_params, parse_choice, reading, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
@@ -100,7 +98,7 @@ def read_trials(
                 trial = trials.get(trial_id)
                 if trial is None:  # created between two of these queries
                     continue
-                with reading_trial(trial.number):
+                with reading(f"trial {trial.number}"):
                     _set_value(trial, table, values)
         total = connection.scalar(
             sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
@@ -108,8 +106,10 @@ def read_trials(
     assert total is not None
     rows = list(trials.values())
     for row in rows:
-        if row.state is TrialState.COMPLETE and row.value is None:
-            raise ValueError(f"trial {row.number}: it is complete without a value")
+        with reading(f"trial {row.number}"):
+            check_params(row.params)
+            if row.state is TrialState.COMPLETE and row.value is None:
+                raise ValueError("it is complete without a value")
         if row.value is not None and not math.isfinite(row.value):
             row.value = None
     numbers = [row.number for row in rows]
@@ -122,7 +122,8 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
     """Set a parameter, an attribute or the value of a trial, as read from a table."""
     if table is TRIAL_PARAMS:
         name, stored, distribution = values
-        trial.params[name] = _distribution(distribution).to_external_repr(stored)
+        with reading(f"parameter {name}"):
+            trial.params[name] = parse_choice(stored, distribution)
     elif table is TRIAL_USER_ATTRS:
         key, stored = values
         if (value := parse_trial_attribute(key, stored)) is not None:
@@ -191,7 +192,7 @@ def read_eval_windows(
     windows: dict[int, list[float]] = {}
     with storage.reading() as connection:
         for number, stored in connection.execute(query):
-            with reading_trial(number):
+            with reading(f"trial {number}"):
                 windows[number] = parse_trial_attribute(EVAL_WINDOWS[split], stored)
     if len({len(losses) for losses in windows.values()}) > 1:
         raise ValueError(f"its trials have different numbers of {split} windows")
@@ -200,16 +201,6 @@ def read_eval_windows(
 
 def _trial_ids(study_id: int) -> sa.Select[tuple[int]]:
     return sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-
-
-@cache
-def _distribution(stored: str) -> CategoricalDistribution:
-    distribution = json_to_distribution(stored)
-    if not isinstance(distribution, CategoricalDistribution):
-        raise TypeError(f"its distribution is {type(distribution).__name__}: expected categories")
-    if not all(isinstance(choice, bool | int | float | str) for choice in distribution.choices):
-        raise TypeError("a choice of its parameters is neither a number nor a text")
-    return distribution
 
 
 class Rung(Protocol):

@@ -2,22 +2,33 @@
 
 import contextlib
 import contextvars
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from studies.attributes import is_grid_trial, parse_trial_attribute
 from studies.errors import StudyFormatError
-from studies.storage.damage import check_grid_trial, damage_error, reading_trial, reports_damage
+from studies.storage.damage import (
+    check_grid_trial,
+    damage_error,
+    parse_choice,
+    reading,
+    reports_damage,
+)
 from studies.storage.engine import configure, write_transaction
 from studies.storage.leases import LEASE
 from studies.storage.presence import DatabaseFile, StudyIdentity
+from studies.storage.trial_rows import STUDIES, STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
 
 _MAX_TRIAL_ID = 2**31 - 1
 """Largest id of a trial on PostgreSQL."""
@@ -171,13 +182,16 @@ class TransactionalRDBStorage(RDBStorage):
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
         """Build Optuna's object for a trial whose rows are checked."""
         try:
-            with reading_trial(trial.number):
+            with reading(f"trial {trial.number}"):
                 for attribute in trial.user_attributes:
                     parse_trial_attribute(attribute.key, attribute.value_json)
                 built = super()._build_frozen_trial_from_trial_model(
                     _WithoutLease(trial)  # type: ignore[arg-type]
                 )
                 if is_grid_trial(built):
+                    for param in trial.params:
+                        with reading(f"parameter {param.param_name}"):
+                            parse_choice(param.param_value, param.distribution_json)
                     check_grid_trial(built)
         except ValueError as error:
             raise damage_error(trial.study.study_name, error) from error
@@ -195,11 +209,46 @@ class TransactionalRDBStorage(RDBStorage):
             raise StudyFormatError(f"the trial of id {trial_id} is damaged ({error})") from error
 
     @reports_damage
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Return the directions of a study."""
+        return super().get_study_directions(study_id)
+
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study."""
-        return super().get_study_user_attrs(study_id)
+        return self._read_study_attrs(study_id, STUDY_USER_ATTRS)
 
-    @reports_damage
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the system attributes of a study."""
-        return super().get_study_system_attrs(study_id)
+        return self._read_study_attrs(study_id, STUDY_SYSTEM_ATTRS)
+
+    @reports_damage
+    def _read_study_attrs(self, study_id: int, table: sa.Table) -> dict[str, Any]:
+        query = sa.select(table.c.key, table.c.value_json).where(table.c.study_id == study_id)
+        with self.reading() as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            self.get_study_name_from_id(study_id)  # KeyError if it does not exist
+        attributes = {}
+        for key, stored in rows:
+            with reading(f"attribute {key}"):
+                attributes[key] = json.loads(stored)
+        return attributes
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return all studies; a damaged one has its name and an attribute ``damaged`` only."""
+        try:
+            return super().get_all_studies()
+        except (LookupError, RecursionError, TypeError, ValueError):  # of any study
+            query = sa.select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id)
+            with self.reading() as connection:
+                return [self._read_study(*row) for row in connection.execute(query).all()]
+
+    def _read_study(self, study_id: int, name: str) -> FrozenStudy:
+        try:
+            directions = self.get_study_directions(study_id)
+            user_attrs = self.get_study_user_attrs(study_id)
+            system_attrs = self.get_study_system_attrs(study_id)
+        except StudyFormatError as error:
+            directions, system_attrs = [StudyDirection.NOT_SET], {}
+            user_attrs = {"damaged": str(error)}
+        return FrozenStudy(name, None, user_attrs, system_attrs, study_id, directions=directions)

@@ -1,5 +1,6 @@
 """Results read from a storage."""
 
+import math
 import re
 
 import optuna
@@ -11,6 +12,7 @@ from reports.data.results import read_results
 from reports.data.table_export import write_csv
 from reports.errors import ReportError
 from reports.page.page import write_report
+from search.status import read_status
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
 from studies.storage.open import read_storage
@@ -76,6 +78,20 @@ def test_results_equal_the_trials_that_optuna_reads(sqlite_url):
         if trial.state.is_finished():
             assert row["completed"] == trial.datetime_complete
             assert trial.number == 3 or row["value"] == trial.value
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinite_value_of_plain_optuna_counts_as_diverged(url, tmp_path, value):
+    make_study(url, finished=6)
+    study = optuna.load_study(study_name="made", storage=url)
+    study.tell(study.ask(), value)
+    storage = read_storage(url)
+    results = read_results(storage, "made")
+    status = read_status(study, storage, results.config)
+    assert results.counts == status.counts
+    assert (status.counts.complete, status.counts.diverged) == (5, 2)
+    assert status.best.value == 1.5
+    write_report(url, ["made"], tmp_path / "page.html")
 
 
 def test_optuna_names_the_value_after_the_objective(sqlite_url):

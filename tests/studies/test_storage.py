@@ -493,3 +493,12 @@ def test_unknown_study_error_lists_the_existing_studies(sqlite_url):
     create_small_study(storage, 1)
     with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*existing studies: small"):
         load_study(storage, "large")
+
+
+def test_storage_is_created_where_a_link_leads(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "studies.db"
+    link.symlink_to(tmp_path / "disk" / "studies.db")
+    open_storage(f"sqlite:///{link}").close()
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["studies.db"]
