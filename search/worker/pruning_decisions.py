@@ -20,7 +20,7 @@ from search.errors import format_error
 from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision, StudyProgress
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
-from studies.errors import StorageUnavailableError
+from studies.errors import StorageUnavailableError, StudiesError
 
 DECISION_WAIT = 2.5
 """Seconds for which training waits for a decision at a rung. In a study of some hundred trials a
@@ -89,21 +89,28 @@ class PruningDecisions:
     def select_to_resume(
         self, min_keep_probability: float, deferred: Collection[int], ignore_running: bool
     ) -> list[int]:
-        """Return the paused trials to resume; see :class:`PauseResumeScheduler`."""
-        return self._compute(
+        """Return the paused trials to resume; see :class:`PauseResumeScheduler`.
+
+        Without a decision, because it failed, they resume one by one: the study still finishes.
+        """
+        selected = self._compute(
             lambda progress: self._scheduler.select_to_resume(
                 progress, min_keep_probability, deferred, ignore_running
             )
         )
+        if selected is None:
+            progress = self._manager.read(self._scheduler.read)
+            return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
+        return selected
 
     def prune_paused(self) -> list[int]:
         """Prune all paused trials if none of them will be resumed; return their numbers."""
-        progress, selected = self._compute(
+        answer = self._compute(
             lambda progress: (progress, self._scheduler.select_to_prune(progress))
         )
-        if not selected:
+        if answer is None or not answer[1]:
             return []
-        return self._manager.read(lambda: self._scheduler.prune(progress, selected))
+        return self._manager.read(lambda: self._scheduler.prune(*answer))
 
     def _take_answer(self) -> dict[Claim, PruneDecision]:
         """Return the decisions of the question that is being answered, if they are known."""
@@ -133,14 +140,26 @@ class PruningDecisions:
             lambda progress: self._scheduler.decide(progress, trial_ids, deferred)
         )
 
-    def _compute(self, compute: Callable[[StudyProgress], _T]) -> _T:
-        """Compute something while the worker has nothing to train."""
+    def _compute(self, compute: Callable[[StudyProgress], _T]) -> _T | None:
+        """Compute something while the worker has nothing to train.
+
+        Returns:
+            The result; None, with a warning, if the computation fails.
+        """
         if self._answer is not None:  # the last trials have ended before their decision
             self._wait(self._answer)
             self._answer = None
         answer = self._start(compute)
         self._wait(answer)
-        return answer.result()
+        try:
+            return answer.result()
+        except (StudiesError, SQLAlchemyError, OptunaError):
+            raise
+        except Exception as error:  # such as too little memory for the prediction
+            _logger.warning(
+                f"pruning decision failed ({format_error(error)}); paused trials resume without it"
+            )
+            return None
 
     def _wait(self, answer: Future[_T]) -> None:
         while not futures.wait([answer], 0.1).done:
@@ -158,7 +177,10 @@ class PruningDecisions:
                 answer.set_exception(error)
 
         def start(reading: Future[StudyProgress]) -> None:
-            threading.Thread(target=run, name="pruning", daemon=True).start()
+            try:
+                threading.Thread(target=run, name="pruning", daemon=True).start()
+            except RuntimeError as error:  # the system allows no more threads
+                answer.set_exception(error)
 
         reading.add_done_callback(start)
         return answer

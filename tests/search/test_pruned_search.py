@@ -310,6 +310,46 @@ def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monk
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
+def fail_to_predict(monkeypatch):
+    def predict(self):
+        raise IndexError("no such thing")
+
+    monkeypatch.setattr(PruningPolicy, "prediction", property(predict))
+    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(predict))
+    return "IndexError: no such thing"
+
+
+def fail_to_start_threads(monkeypatch):
+    start, message = threading.Thread.start, "can't start new thread"
+
+    def refuse(self):
+        if self.name == "pruning":
+            raise RuntimeError(message)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return f"RuntimeError: {message}"
+
+
+@pytest.mark.parametrize("fail", [fail_to_predict, fail_to_start_threads])
+def test_search_finishes_without_pruning_decisions(
+    sqlite_url, text, unpruned, monkeypatch, caplog, fail
+):
+    """Also with trials that were paused before."""
+    file = load_config_file("quick", [*SETTINGS, *GRID])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    for _ in range(3):
+        trial_id = joined.storage.claim(joined.study_id, "paused/1")
+        joined.storage.pause(trial_id, "paused/1", {})
+    error = fail(monkeypatch)
+    joined, messages = search(sqlite_url, text, lockstep=1)
+    assert count_trials(joined.storage, joined.study_id).complete == TRIALS
+    check_curves(joined, unpruned, 0)
+    warning = f"warning: pruning decision failed ({error}); paused trials resume without it"
+    assert warning in messages
+    assert not any("exception calling callback" in record.message for record in caplog.records)
+
+
 def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch):
     failing = []
 
