@@ -35,7 +35,7 @@ class CorpusFile:
     """The file that a text was read from, as it was then.
 
     Attributes:
-        path: absolute path of the file.
+        path: absolute path of the file, or of a link to it.
         device: number of its device.
         inode: number of its inode.
         size: number of bytes.
@@ -147,9 +147,9 @@ def load_corpus(name: str) -> Corpus:
             )
         return corpus
     try:
-        path = Path(name).expanduser()
+        path = Path(name).expanduser().absolute()
         mode = path.stat().st_mode
-        path = path.resolve()
+        resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
         raise CorpusError(
             f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a path to a file"
@@ -159,7 +159,7 @@ def load_corpus(name: str) -> Corpus:
         raise CorpusError(
             f"corpus {name!r} is not a regular file: expected 'stdlib', 'enwik8' or a path to one"
         )
-    return _read_file(str(path), path)
+    return _read_file(str(resolved), path)  # not the resolved path: a link may change
 
 
 def _read_file(name: str, path: Path) -> Corpus:

@@ -106,6 +106,20 @@ def test_change_of_a_file_is_described(tmp_path):
     assert load_corpus("stdlib").file is None
 
 
+def test_link_that_leads_to_another_file_is_a_change(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).write_bytes(b"abcd" * 100)
+    link = tmp_path / "link"
+    link.symlink_to("first")
+    corpus = load_corpus(str(link))
+    assert corpus.name == str(tmp_path / "first")
+    assert corpus.file.describe_change() == ""
+    link.unlink()
+    link.symlink_to("second")
+    assert corpus.file.path == link
+    assert corpus.file.describe_change() == "was modified or replaced"
+
+
 def test_corpus_of_a_file_is_named_by_its_absolute_path(tmp_path, monkeypatch):
     (tmp_path / "text").write_bytes(b"a" * 100)
     monkeypatch.chdir(tmp_path)
