@@ -13,7 +13,8 @@ from pathlib import Path
 import optuna
 
 from benchmarks.stratified_sample import sample_stratified
-from search.study import StudyOptions, create_or_join
+from search.new_study import StudyOptions
+from search.study import create_or_join
 from studies.attributes import OBJECTIVE_NAMES
 from studies.loader import load_config_file
 from studies.space import Params, distributions

@@ -17,8 +17,9 @@ import torch
 from rnn.data.corpus import load_corpus
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 from rnn.training.step import TrainStep
+from search.new_study import StudyOptions
 from search.status import StatusReader
-from search.study import StudyOptions, create_or_join
+from search.study import create_or_join
 from search.worker.claims import ClaimManager
 from search.worker.cpu_budget import ThreadBudget
 from search.worker.protocols import WorkerCallbacks

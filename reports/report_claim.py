@@ -1,4 +1,4 @@
-"""Claims of a study's report: of the processes that see the end of a search, one writes it."""
+"""Claims of a study's report, so that one of the processes of a search writes it."""
 
 import os
 import shlex
@@ -41,19 +41,21 @@ class ReportClaim:
         return cls(finished, socket.gethostname(), os.getpid(), str(OUTPUT.absolute()))
 
     def describe(self, study: str) -> str:
-        """Return one line on who writes the report of a study, and how to write it here."""
+        """Return one line on which process writes the report, and how to write another copy."""
         verb = "wrote" if self.is_written else "writes"
         command = shlex.join(["python", "-m", "reports", study])
-        return f"{self.host}/{self.pid} {verb} it to {self.path}; to write it here: {command}"
+        return (
+            f"process {self.host}/{self.pid} {verb} it to {self.path}; for another copy: {command}"
+        )
 
-    def leaves_nothing_to(self, other: "ReportClaim", was_finished: bool) -> bool:
-        """Return whether another process need not write the report.
+    def excludes(self, other: "ReportClaim", was_finished: bool) -> bool:
+        """Return whether this claim keeps another process from writing the report.
 
         Args:
             other: claim of that process.
             was_finished: whether the study was finished when that process joined it. It then
-                repeats what is missing: the report of a process that was killed, or one that was
-                removed or is on another machine.
+                writes a report that is missing on its machine, or that a killed process left
+                unwritten.
         """
         is_same_host = self.host == other.host
         if self.finished < other.finished or (is_same_host and self.pid == other.pid):
@@ -85,7 +87,7 @@ def claim_report(url: str, study: str, finished: int, was_finished: bool) -> Rep
         nonlocal found
         stored = attributes.get(REPORT_ATTR)
         found = stored and ReportClaim(**stored)
-        if found and found.leaves_nothing_to(mine, was_finished):
+        if found and found.excludes(mine, was_finished):
             return {}
         found = None
         return {REPORT_ATTR: asdict(mine)}
@@ -116,6 +118,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # another user's process
         return True
     return True

@@ -113,7 +113,7 @@ _OPTIONS = (
     click.option(
         "--yes",
         is_flag=True,
-        help=f"Create more than {MAX_UNCONFIRMED:,} trials without being asked.",
+        help=f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise.",
     ),
     click.option(
         "--no-wait",

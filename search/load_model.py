@@ -129,7 +129,7 @@ def load_trial_model(
 def _read_weights(
     weights: WeightStore, number: int, architecture: NetworkConfig, vocab_size: int
 ) -> bytes | None:
-    """Return the weights of a trial, not more than its network can have; None if there are none."""
+    """Return the weights of a trial, or None; refuse more bytes than its network can have."""
     limit = 8 * architecture.parameter_count(vocab_size) + _MAX_HEADER_BYTES
     try:
         content = weights.read(number, limit + 1)

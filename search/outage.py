@@ -57,7 +57,7 @@ def wait_for_storage(
             if unavailable_since is not None:
                 print_line("storage available again")
             return result
-        # Random, so that processes that were refused together do not return together.
+        # Random, so that processes that were refused together do not retry together.
         with stop:
             stop.wait(min(seconds_to_next * random.uniform(0.5, 1), limit - elapsed))
         if stop.requested:

@@ -238,7 +238,7 @@ def _run_worker_processes(
             process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
             display.on_log(reader.read_running())
-            watch.look()
+            watch.check()
             _wait_for_exit(processes, stop)
     finally:
         for process in processes:

@@ -1,4 +1,4 @@
-"""What a run works on: its options, and the study and stores that they name."""
+"""Options of a run, and the study and artifact stores that they name."""
 
 import os
 import shlex
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from rnn.training.devices import resolve_device
+from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.status import StatusReader
-from search.study import StudyHandle, StudyOptions, create_or_join
+from search.study import StudyHandle, create_or_join
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import open_store
@@ -125,7 +126,7 @@ def open_session(
         ShutdownRequestedError: if a shutdown was requested during the wait.
         StorageUnavailableError: if the storage was unavailable for too long.
     """
-    file = load_overrides(options.overrides)  # of the settings, those that are known without it
+    file = load_overrides(options.overrides)  # all that is known before the storage is read
 
     def open_once() -> Session:
         nonlocal file

@@ -1,10 +1,8 @@
 """Create a study, or join an existing one under settings that keep its results comparable."""
 
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from uuid import uuid4
 
 import optuna
 import torch
@@ -12,25 +10,19 @@ from optuna.pruners import BasePruner, NopPruner
 
 from rnn.data.corpus import Corpus
 from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
-from rnn.training.precision import check_precision, supports_bf16
+from rnn.training.precision import check_precision
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
+from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
-from search.refinement import MAX_UNCONFIRMED, check_count, derive_trials
-from search.study_corpus import check_length, load_study_corpus, read_token_corpus, tokenize
-from search.versions import current_versions, describe_study_mixing
-from studies.attributes import (
-    OBJECTIVE_NAMES,
-    CorpusRecord,
-    StudyRecord,
-    TokenizerRecord,
-)
+from search.refinement import MAX_UNCONFIRMED, check_count
+from search.study_corpus import check_length, load_study_corpus, read_token_corpus
+from search.versions import describe_study_mixing
+from studies.attributes import StudyRecord
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
 from studies.loader import ConfigFile, read_study_record
-from studies.space import distributions, observed_search_space
-from studies.storage.counts import count_trials
-from studies.storage.create_study import PlannedTrial, create_study
+from studies.space import observed_search_space
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
@@ -78,31 +70,6 @@ class StudyHandle:
         return read_study_record(self.study).artifact_folder
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    """Options of the command line that define a study, in addition to its config file.
-
-    Attributes:
-        name: name of the study; None for the config file's.
-        corpus: corpus to use instead of the config's.
-        precision: precision to use instead of the config's.
-        prune: prune trials that are unlikely to finish among the best.
-        extend: add the trials of values that were added to the search space.
-        partial: derive from a source study that is not finished.
-        confirmed: create any number of trials.
-        command: command line to record with a study that is created or extended.
-    """
-
-    name: str | None = None
-    corpus: str | None = None
-    precision: str | None = None
-    prune: bool = False
-    extend: bool = False
-    partial: bool = False
-    confirmed: bool = False
-    command: str = ""
-
-
 def create_or_join(
     file: ConfigFile, url: str, options: StudyOptions, device: torch.device = _CPU
 ) -> StudyHandle:
@@ -126,60 +93,27 @@ def create_or_join(
         StudiesError: if the study cannot be extended because workers hold trials.
     """
     name = options.name or file.name
-    if len(name) > MAX_NAME_LENGTH:
-        raise ConfigError(
-            f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
-        )
-    if not name.isprintable():  # messages and terminals show it
-        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
+    _check_name(name)
     config = _resolve_config(file, url, options)
-    if options.extend and config.space is None:
-        raise ConfigMismatchError(
-            f"study {name!r} is a refinement without a [space]: extend its source and refine that"
-        )
-    count = config.space.count() if config.space is not None else 0
-    if count > MAX_UNCONFIRMED and not _exists(url, name):
-        check_count(count, config.training.steps, options.confirmed)
+    _check_options(name, url, config, options)
     check_precision(config.precision, device)
     corpus = load_study_corpus(file, config, options.corpus is not None)
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
     check_length(TokenCorpus(corpus, ByteTokenizer()), config)
-    record = CorpusRecord(
-        name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
-    )
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
         if name not in list_study_names(storage):
-            precision = _resolve_precision(config.precision, device)
-            if config.precision == "auto":
-                notice = f"precision {precision}: {_describe_bf16(device)}; fixed for this study"
-            tokens = tokenize(storage, config, corpus)
-            count = _create_study(name, storage, precision, config, record, tokens, options)
-            notice = "; ".join(filter(None, (_describe_trials("created", count, config), notice)))
+            notice = create_new_study(name, storage, config, corpus, options, device)
         study = load_study(storage, name)
-        stored_record = read_study_record(study)
-        stored = stored_record.config
-        storage.require_study(StudyIdentity(study._study_id, name, stored_record.artifact_folder))
-        differences = diff_configs(stored, stored_record.corpus, config, record)
-        others = [line for line in differences if not line.startswith("space.")]
-        is_outdated = len(others) < len(differences) and _was_extended(stored_record, config)
-        _check_compatible(
-            others if options.extend or is_outdated else differences, name, stored, config
-        )
-        if is_outdated:
-            count = len(create_sampler(stored).combinations)
-            notice = f"study {name!r} was extended: using its stored grid of {count} trials"
-        elif options.extend:
-            count = _count_added(stored, config)
-            check_count(count, config.training.steps, options.confirmed)
-            notice = _describe_trials("extended", count, config) if count else ""
-            extended = extend_grid(study, storage, stored, config, options.command)
-            if extended is None:  # another process was faster
-                return create_or_join(file, url, options, device)
-            stored = extended
+        record = read_study_record(study)
+        storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
+        joined = _join_study(study, storage, record, config, corpus, options)
+        if joined is None:  # another process has just extended it
+            return create_or_join(file, url, options, device)
+        stored, join_notice = joined
         check_precision(stored.precision, device)
-        tokens = read_token_corpus(stored_record, corpus)
+        tokens = read_token_corpus(record, corpus)
         warning = describe_study_mixing(study, storage)
         study = optuna.load_study(
             study_name=name,
@@ -190,7 +124,64 @@ def create_or_join(
         on_error.pop_all()
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
-    return StudyHandle(study, storage, config, corpus, tokens, notice, warning)
+    return StudyHandle(study, storage, config, corpus, tokens, join_notice or notice, warning)
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME_LENGTH:
+        raise ConfigError(
+            f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
+        )
+    if not name.isprintable():  # messages and terminals show it
+        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
+
+
+def _check_options(name: str, url: str, config: StudyConfig, options: StudyOptions) -> None:
+    """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
+    if config.space is None:
+        if options.extend:
+            raise ConfigMismatchError(
+                f"study {name!r} is a refinement without a [space]: extend its source and refine "
+                "that"
+            )
+        return
+    count = config.space.count()
+    if count > MAX_UNCONFIRMED and not _exists(url, name):
+        check_count(count, config.training.steps, options.confirmed)
+
+
+def _join_study(
+    study: optuna.Study,
+    storage: LeasedRDBStorage,
+    record: StudyRecord,
+    config: StudyConfig,
+    corpus: Corpus,
+    options: StudyOptions,
+) -> tuple[StudyConfig, str] | None:
+    """Check that a worker may join a study; extend the study if the options say so.
+
+    Returns:
+        The stored config and a notice for the user, or ""; None if another process extended the
+        study at the same moment.
+    """
+    name, stored = study.study_name, record.config
+    differences = diff_configs(stored, record.corpus, config, corpus_record(corpus))
+    others = [line for line in differences if not line.startswith("space.")]
+    is_outdated = len(others) < len(differences) and _was_extended(record, config)
+    _check_compatible(
+        others if options.extend or is_outdated else differences, name, stored, config
+    )
+    if is_outdated:
+        count = len(create_sampler(stored).combinations)
+        return stored, f"study {name!r} was extended: using its stored grid of {count} trials"
+    if not options.extend:
+        return stored, ""
+    count = _count_added(stored, config)
+    check_count(count, config.training.steps, options.confirmed)
+    extended = extend_grid(study, storage, stored, config, options.command)
+    if extended is None:
+        return None
+    return extended, describe_trials("extended", count, config) if count else ""
 
 
 def _exists(url: str, name: str) -> bool:
@@ -209,11 +200,6 @@ def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
     return max(0, extended.space.count() - stored.space.count())
 
 
-def _describe_trials(verb: str, count: int, config: StudyConfig) -> str:
-    steps = count * config.training.steps
-    return f"{verb} with {count:,} trials, {steps:,} training steps in all"
-
-
 def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
     """Return the config with command-line options and all that it inherits from its source."""
     settings = {"corpus": options.corpus, "precision": options.precision}
@@ -225,20 +211,6 @@ def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyC
     with closing(read_storage(url)) as storage:
         source = read_study_record(load_study(storage, file.source)).config
     return file.resolve_over(source.model_dump(mode="json"))
-
-
-def _resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the precision of a new study.
-
-    Resolved once: results must not depend on the hardware of later workers.
-    """
-    if precision != "auto":
-        return precision
-    return "bf16" if supports_bf16(device) else "fp32"
-
-
-def _describe_bf16(device: torch.device) -> str:
-    return f"{device} {'supports' if supports_bf16(device) else 'does not support'} bfloat16"
 
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
@@ -272,46 +244,6 @@ def _check_compatible(
 
 def _parameters(config: StudyConfig) -> tuple[str, ...]:
     return config.space.parameters if config.space else ()
-
-
-def _create_study(
-    name: str,
-    storage: LeasedRDBStorage,
-    precision: str,
-    config: StudyConfig,
-    corpus: CorpusRecord,
-    tokens: TokenCorpus,
-    options: StudyOptions,
-) -> int:
-    """Create a study; return the number of its trials."""
-    if config.refinement is None:
-        assert config.space is not None
-        space = config.space.search_space
-        planned = [PlannedTrial(params) for params in create_sampler(config).combinations]
-    else:
-        source = load_study(storage, config.refinement.source)
-        counts = count_trials(storage, source._study_id)
-        keep = read_study_record(source).config.pruning.keep
-        trials = read_trials(storage, source._study_id)
-        planned = derive_trials(trials, counts, config, options.partial, keep, options.confirmed)
-        space = observed_search_space(trial.params for trial in planned)
-    config = config.model_copy(update={"precision": precision, "corpus": corpus.name})
-    tokenizer = TokenizerRecord(
-        size=tokens.tokenizer.size,
-        bytes_per_token=corpus.split[0] / len(tokens.train),
-        serialized=tokens.tokenizer.serialized,
-    )
-    record = StudyRecord(
-        config=config,
-        corpus=corpus,
-        tokenizer=tokenizer,
-        commands=[options.command],
-        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
-        created_with=current_versions(),
-    )
-    metric = OBJECTIVE_NAMES[config.objective]
-    create_study(storage, name, metric, record.attributes(), distributions(space), planned)
-    return len(planned)
 
 
 def _pruner(config: StudyConfig) -> BasePruner:

@@ -13,7 +13,7 @@ from studies.storage.counts import count_trials, distinct_versions
 from studies.storage.storage import LeasedRDBStorage
 
 LABELS = {"code": "training code", "torch": "PyTorch"}
-"""What a person calls each version of a :class:`VersionRecord`."""
+"""Names of the fields of a :class:`VersionRecord` in messages."""
 
 
 def current_versions() -> VersionRecord:
@@ -40,8 +40,8 @@ def describe_study_mixing(study: optuna.Study, storage: LeasedRDBStorage) -> str
     )
     own = (f"{LABELS[name]} {current[name]}" for name in differing)
     return (
-        f"study {study.study_name!r} was created or trained with {' and '.join(others)} so far, "
-        f"this worker trains with {' and '.join(own)}; to avoid mixing them, stop and use the "
+        f"study {study.study_name!r} was created or trained with {' and '.join(others)} so "
+        f"far; this worker trains with {' and '.join(own)}; to avoid mixing them, stop and use the "
         "earlier version"
     )
 
@@ -55,7 +55,7 @@ def last_versions(state: TrainState) -> dict[str, str]:
 def earlier_versions(
     trial: FrozenTrial, state: TrainState | None
 ) -> Mapping[str, list[str] | None]:
-    """Return the attributes that record with which other versions a trial was trained before.
+    """Return the attributes that record the other versions that trained a trial before.
 
     Args:
         trial: the trial as it was claimed.

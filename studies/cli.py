@@ -94,7 +94,7 @@ def run_command(
     Args:
         command: command that returns its exit code.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
-        binary: names of parameters that accept bytes which are no text.
+        binary: names of parameters that accept any bytes.
     """
     callback = command.callback
     assert callback is not None
@@ -110,7 +110,7 @@ def run_command(
 
 
 def _require_text(name: str, value: Any) -> None:
-    """Reject arguments with bytes that are no text: neither storages nor messages can hold them."""
+    """Reject arguments that are not valid UTF-8: neither storages nor messages can hold them."""
     for each in value if isinstance(value, tuple) else (value,):
         if isinstance(each, str | Path) and not _is_text(str(each)):
             raise click.BadParameter(

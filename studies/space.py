@@ -39,7 +39,7 @@ PARAM_ORDER = ("cell", *GATED_PARAMS, BPTT_STEPS, REPLICATE)
 MAX_BPTT_STEPS = 10_000
 
 MAX_COMBINATIONS = 1_000_000
-"""Number of combinations, the excluded ones included, above which a grid is not listed."""
+"""Maximum number of combinations of a grid, including excluded ones."""
 
 
 class StrictModel(BaseModel):
@@ -114,8 +114,8 @@ class Space(StrictModel):
         size = math.prod(len(self.values(name)) for name in self.parameters)
         if size > MAX_COMBINATIONS:
             raise ValueError(
-                f"has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, with excluded "
-                "ones"
+                f"has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, including "
+                "excluded ones"
             )
         return self
 

@@ -16,14 +16,14 @@ def format_duration(seconds: float) -> str:
 
 
 def shorten(text: str, length: int = 80) -> str:
-    """Cut a text that a message repeats, with an ellipsis."""
+    """Cut text from the user for a message, with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def to_line(text: str) -> str:
     """Return text as one printable line, with escapes for line breaks and control characters.
 
-    A terminal would obey escape sequences in a name, and an encoder reject bytes that are no text.
+    A terminal would obey escape sequences in a name, and an encoder would reject lone surrogates.
     """
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
@@ -35,7 +35,7 @@ def format_trials(numbers: Iterable[int], limit: int = 20) -> str:
 
     Args:
         numbers: the numbers, in any order.
-        limit: number of ranges to show; the others are counted in the end.
+        limit: number of ranges to list; with more, the total follows.
     """
     ranges: list[list[int]] = []
     count = 0

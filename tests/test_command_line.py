@@ -199,7 +199,8 @@ def test_refinement_of_a_missing_study_is_rejected(search, run, sqlite_url, tmp_
 @pytest.fixture
 def create_only(sqlite_url, text):
     """Create a study of one trial without running it."""
-    from search.study import StudyOptions, create_or_join
+    from search.new_study import StudyOptions
+    from search.study import create_or_join
     from studies.loader import load_config_file
 
     def create(*overrides: str, **options: bool):
@@ -441,7 +442,8 @@ window_length = 8
 @pytest.fixture
 def mini(tmp_path, sqlite_url, text):
     """Create the study 'mini' of one trial from a TOML file, and remove the file."""
-    from search.study import StudyOptions, create_or_join
+    from search.new_study import StudyOptions
+    from search.study import create_or_join
     from studies.loader import load_config_file
 
     path = tmp_path / "mini.toml"

@@ -186,8 +186,8 @@ def test_one_of_three_processes_writes_the_report(url, tmp_path, text, run, fini
     assert lines.count(f"report: {page}") == 1
     (writer,) = (search for search in searches if report_lines(search) == [f"report: {page}"])
     ways = (f"writes it to {page.parent}", f"wrote it to {page}")
-    name = f"{socket.gethostname()}/{writer.pid}"
-    hint = "to write it here: python -m reports quick"
+    name = f"process {socket.gethostname()}/{writer.pid}"
+    hint = "for another copy: python -m reports quick"
     for line in lines:
         assert line in {f"report: {page}", *(f"report: {name} {way}; {hint}" for way in ways)}
 
@@ -215,8 +215,8 @@ def test_report_of_a_killed_process_is_written_by_the_next(
     wait_until(lambda: any(search.ended.is_set() for search in searches))
     (writer,) = (search for search in searches if not search.ended.is_set())
     (other,) = (search for search in searches if search is not writer)
-    name = f"{socket.gethostname()}/{writer.pid}"
-    hint = "to write it here: python -m reports quick"
+    name = f"process {socket.gethostname()}/{writer.pid}"
+    hint = "for another copy: python -m reports quick"
     assert other.wait() == 0, other.stderr
     assert report_lines(other) == [f"report: {name} writes it to {page.parent}; {hint}"]
     writer.send(signal.SIGKILL)

@@ -174,9 +174,9 @@ def _is_local(host: str) -> bool:
 
 
 def _is_same_origin(environ: Mapping[str, Any]) -> bool:
-    """Return whether no other origin makes a request, except by a link to a page."""
+    """Return whether a request comes from this origin, from no page, or from a link to a page."""
     origin = environ.get("HTTP_ORIGIN")
-    # Compared with the port, because each local server is an origin of its own.
+    # Compared with the port, because each local server is a separate origin.
     if origin is not None and origin.partition("://")[2] != environ["HTTP_HOST"]:
         return False
     # Browsers send these headers, and pages cannot change them.

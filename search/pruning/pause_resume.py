@@ -1,7 +1,7 @@
 """Pause-and-resume scheduler: apply the pruning policy to the stored state of a study.
 
-Reading and writing take a few statements; what is computed in between may take minutes in a study
-of thousands of trials.
+Reads and writes take a few statements; the computation between them may take minutes in a study of
+thousands of trials.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -96,7 +96,7 @@ class PauseResumeScheduler:
         Returns:
             Decisions by trial id; trials that continue are absent.
         """
-        policy = self._policy(progress, deferred)
+        policy = self._build_policy(progress, deferred)
         indices = {trial.trial_id: index for index, trial in enumerate(progress.trials)}
         decisions = {}
         for trial_id in trial_ids:
@@ -127,7 +127,7 @@ class PauseResumeScheduler:
         Returns:
             Ids of trials at one rung, the most promising first; empty if none is needed.
         """
-        trials, policy = progress.trials, self._policy(progress, deferred)
+        trials, policy = progress.trials, self._build_policy(progress, deferred)
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
         if not to_resume:
             return []
@@ -146,7 +146,7 @@ class PauseResumeScheduler:
         Returns:
             User attributes to write, by trial id; empty if some may resume.
         """
-        policy = self._policy(progress)
+        policy = self._build_policy(progress)
         if not policy.is_final:
             return {}
         paused = np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist()
@@ -171,7 +171,9 @@ class PauseResumeScheduler:
         pruned = set(self._storage.prune_paused(self._study_id, len(trials), selected))
         return [trial.number for trial in trials if trial.trial_id in pruned]
 
-    def _policy(self, progress: StudyProgress, deferred: Collection[int] = ()) -> PruningPolicy:
+    def _build_policy(
+        self, progress: StudyProgress, deferred: Collection[int] = ()
+    ) -> PruningPolicy:
         trials = progress.trials
         state = StudyState(
             [_stage(trial, deferred) for trial in trials],

@@ -84,6 +84,7 @@ class CheckpointManager:
             states[claim] = self._restore(claim, content)
         for reason, trials in missing.items():
             self._report_missing(trials, reason)
+        _report_resumed(states)
         self._warn_of_other_versions(states)
         return states
 
@@ -134,8 +135,6 @@ class CheckpointManager:
         curve = state.curve if state else {}
         if claim.trial.intermediate_values != curve or claim.has_reported:
             claim.replace_curve(curve)
-        if state and state.step and not claim.was_paused:  # resuming those needs no message
-            _logger.info(f"trial {number} resumes from step {state.step:,}")
         return state
 
     def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
@@ -198,6 +197,16 @@ def checkpoint_identity(
         "corpus_split": corpus.split,
     }
     return json.dumps(fields, sort_keys=True)
+
+
+def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:
+    numbers: dict[int, list[int]] = {}
+    for claim, state in states.items():
+        if state and state.step and not claim.was_paused:  # resuming those needs no message
+            numbers.setdefault(state.step, []).append(claim.trial.number)
+    for step, trials in sorted(numbers.items()):
+        verb = "resume" if len(trials) > 1 else "resumes"
+        _logger.info(f"{format_trials(trials)} {verb} from step {step:,}")
 
 
 def _explain_missing(claim: Claim) -> str | None:

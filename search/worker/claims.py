@@ -286,7 +286,7 @@ class ClaimManager(StorageClient):
         if threading.current_thread() is self._thread:
             self._busy_since = time.monotonic()
 
-    def _explain(self, error: Exception) -> Exception:
+    def _find_cause(self, error: Exception) -> Exception:
         try:
             self._storage.verify()  # rows of a deleted study are not found
         except StorageLostError as lost:

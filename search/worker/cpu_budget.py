@@ -4,8 +4,8 @@ Two workers with two threads each on two cores train seven times slower together
 with one thread each, because threads of one matrix product wait for each other. Workers find each
 other by files that each one locks while it trains, and each takes its share of the cores.
 
-The share is for training, by PyTorch. NumPy, which predicts final values, has a BLAS library of its
-own, which would use all cores.
+The share is for training, by PyTorch. NumPy, which predicts final values, has a separate BLAS
+library, which would use all cores.
 """
 
 import contextlib
@@ -118,12 +118,12 @@ class ThreadBudget:
             lock = FileLock(folder / self._name)
             lock.acquire()
             return lock
-        except (OSError, NotImplementedError) as error:  # the latter without locks of files
+        except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
             if self._fixed is None and not self._has_warned:
                 self._has_warned = True
                 _logger.warning(
                     f"cannot count the workers of this machine ({error}): this one uses all cores, "
-                    "as if it were alone; remove that folder, set TMPDIR to a folder of your own, "
+                    "as if it were alone; remove that folder, set TMPDIR to a private folder, "
                     "or give --threads"
                 )
             return None

@@ -1,8 +1,9 @@
-"""Pruning decisions of a worker, which take longer than a lease in a study of thousands of trials.
+"""Pruning decisions of a worker, computed while training continues.
 
-The storage thread only reads the state of the study; it keeps sending heartbeats. Decisions are
-computed from it in a daemon thread, one question at a time, while training continues. They are not
-run by a ``ThreadPoolExecutor``, whose threads are joined at exit.
+In a study of thousands of trials a decision takes longer than a lease. The storage thread only
+reads the state of the study and keeps sending heartbeats; decisions are computed from that state in
+a daemon thread, one question at a time. A ``ThreadPoolExecutor`` would delay the exit: it joins its
+threads.
 """
 
 import logging
@@ -49,8 +50,8 @@ class PruningDecisions:
         self._manager = manager
         self._scheduler = scheduler
         self._poll = poll
-        self._pending: dict[int, Claim] = {}  # reached a rung, and are in the next question
-        self._asked: dict[int, Claim] = {}  # are in the question that is being answered
+        self._pending: dict[int, Claim] = {}  # at a rung, for the next question
+        self._asked: dict[int, Claim] = {}  # in the question that is being answered
         self._answer: Future[dict[int, PruneDecision]] | None = None
 
     def decide(

@@ -30,7 +30,7 @@ JOIN_TIMEOUT = 2.5
 """Seconds to wait for the thread's last operation on exit."""
 
 NO_RESPONSE_TIMEOUT = 5.0
-"""Seconds after which a storage that does not answer a statement counts as unavailable."""
+"""Seconds without an answer to a statement after which the storage counts as unavailable."""
 
 _MAX_IDLE_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 5.0
@@ -105,7 +105,7 @@ class StorageClient(ABC):
         """Handle a failed attempt to reach the storage."""
 
     @abstractmethod
-    def _explain(self, error: Exception) -> Exception:
+    def _find_cause(self, error: Exception) -> Exception:
         """Return the cause of an error that is not transient."""
 
     # ------------------------------------------------------------------ called by other threads
@@ -239,7 +239,7 @@ class StorageClient(ABC):
                 self._busy_since = self._outage_message = None
                 self._wait_for_work()
         except Exception as error:
-            self._failure = self._explain(error)
+            self._failure = self._find_cause(error)
         with contextlib.suppress(Exception):  # in an outage their leases expire
             self._run_undos()
 
@@ -253,7 +253,7 @@ class StorageClient(ABC):
                 except Exception as error:
                     if is_transient(error):
                         raise
-                    future.set_exception(self._explain(error))
+                    future.set_exception(self._find_cause(error))
                 else:
                     future.set_result(result)
             self._requests.popleft()

@@ -199,7 +199,7 @@ class Trainer:
                 return
             self._budget.apply()
             if self._corpus_watch:
-                self._corpus_watch.look()
+                self._corpus_watch.check()
             if lost := [config for config in loop.configs if claims[config].lost]:
                 loop.remove_configs(lost)
             if time.monotonic() - saved_at >= self.config.checkpoint.seconds:
@@ -224,7 +224,7 @@ class Trainer:
             yield from self._remove_diverged(loop, claims)
             if self._rungs and loop.step < self._settings.steps:
                 yield from self._pause_or_prune(loop, claims, decide)
-        # A decision that is outstanding now is not used: the result is better evidence.
+        # Decisions that are still pending are ignored: the result is better evidence.
         if loop.configs:
             yield from self._evaluate(loop, claims, on_step)
 

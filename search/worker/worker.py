@@ -120,7 +120,7 @@ class Worker:
             self.stop.wait(seconds)
 
     def _claim(self) -> list[Claim]:
-        """Claim trials that wait; else paused ones; else one that has failed here, alone."""
+        """Claim waiting trials, else paused ones, else one that has failed in this process."""
         claims = self._claim_matching()
         for _ in range(MAX_SELECT_ATTEMPTS):
             if claims or self.decisions is None:

@@ -61,7 +61,7 @@ def merge_log(storage: LeasedRDBStorage) -> None:
 def rescue_if_lost(storage: LeasedRDBStorage) -> Iterator[None]:
     """Copy the content of an SQLite file that was deleted during the context, next to its path.
 
-    Open connections still hold it. The error that ends the context tells what was done.
+    Open connections still hold it. The error that ends the context says where the copy is.
     """
     try:
         yield
@@ -74,10 +74,10 @@ def rescue_if_lost(storage: LeasedRDBStorage) -> Iterator[None]:
 
 
 def _rescue(storage: LeasedRDBStorage, path: Path) -> str:
-    """Copy a lost file, unless it was only moved; return what is left of it and what to do."""
+    """Copy a lost file, unless it was only moved; return where its results are and what to do."""
     assert storage.file is not None
     if (moved := storage.file.find()) is not None:
-        return f"its results are in {moved}: move that and its checkpoints back to resume"
+        return f"its results are in {moved}: move it and its checkpoints back to resume"
     try:
         # Opened before the loss: the storage refuses new connections.
         with contextlib.closing(storage.engine.raw_connection()) as connection:
@@ -87,7 +87,7 @@ def _rescue(storage: LeasedRDBStorage, path: Path) -> str:
     except (OSError, SQLAlchemyError, StorageLostError) as error:
         return f"its results are lost ({error}): restore it from a backup"
     log = log_path(path)
-    # SQLite would write the content of the log into the file that takes the place of its own.
+    # SQLite would write the content of the log into the file that is moved there.
     deletion = f"delete {log.name} and {path.name}-shm, then " if log.exists() else ""
     return f"its content was rescued: {deletion}move {rescued} to {path} to resume"
 

@@ -1,6 +1,6 @@
-"""Damaged rows of a study, reported where they are read.
+"""Errors for damaged rows of a study.
 
-Any program may write to a database. What this one cannot have stored becomes a
+Any program may write to a database. Rows that this one cannot have stored raise a
 :class:`~studies.errors.StudyFormatError` that names the study and, where possible, the trial and
 the attribute.
 """
@@ -28,7 +28,7 @@ _S = TypeVar("_S", bound=_Storage)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_SYMPTOMS = (
+_READ_ERRORS = (
     ArithmeticError,
     AssertionError,
     LookupError,
@@ -42,13 +42,13 @@ _SYMPTOMS = (
 def reports_damage(
     read: Callable[Concatenate[_S, int, _P], _R],
 ) -> Callable[Concatenate[_S, int, _P], _R]:
-    """Decorate a function that reads a study, given a storage and the study's id."""
+    """Make a function that reads a study, given a storage and its id, report damaged rows."""
 
     @wraps(read)
     def read_study(storage: _S, study_id: int, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return read(storage, study_id, *args, **kwargs)
-        except _SYMPTOMS as error:
+        except _READ_ERRORS as error:
             name = storage.get_study_name_from_id(study_id)  # KeyError if it does not exist
             raise damage_error(name, error) from error
 
@@ -65,10 +65,10 @@ def damage_error(study: str, error: BaseException) -> StudyFormatError:
 
 @contextlib.contextmanager
 def reading(subject: str) -> Iterator[None]:
-    """Name a trial or an attribute in what is raised for its rows."""
+    """Name a trial or an attribute in the errors that its rows raise."""
     try:
         yield
-    except _SYMPTOMS as error:
+    except _READ_ERRORS as error:
         raise ValueError(f"{subject}: {_summary(error)}") from error
 
 
@@ -76,7 +76,7 @@ def parse_choice(index: float, distribution: str) -> Any:
     """Return the value of a parameter of a grid trial, given its stored index and distribution.
 
     Raises:
-        TypeError, ValueError: if it is none.
+        TypeError, ValueError: if there is none.
     """
     choices = _parse_choices(distribution)
     if index not in range(len(choices)):

@@ -208,7 +208,7 @@ def _create_sqlite(url: URL) -> None:
             except (sqlite3.Error, FileNotFoundError):
                 if temporary.exists():
                     raise
-                # It was removed as an old one: this process stood still for long.
+                # Removed as an old one, because this process stood still for long.
     tables.engine.dispose()
 
 

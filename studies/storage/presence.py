@@ -22,7 +22,7 @@ _OPEN_FILES = Path("/proc/self/fd")
 class DatabaseFile:
     """An SQLite file as it was when it was opened.
 
-    SQLite goes on reading and writing an open file that is deleted or replaced.
+    SQLite continues to read and write an open file that was deleted or replaced.
 
     Attributes:
         path: its path.
@@ -75,7 +75,7 @@ class DatabaseFile:
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """Identity of a stored study, which a study that is created later under its name lacks.
+    """Identity of a stored study, unlike that of a later study of the same name.
 
     The id is not enough: SQLite gives the id of a deleted study to the next one.
 

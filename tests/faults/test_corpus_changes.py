@@ -65,8 +65,7 @@ def test_search_continues_with_the_text_that_it_read_and_later_workers_are_refus
     change(corpus)
     warning = (
         f"warning: corpus {corpus} {what} after it was read: running workers continue with the "
-        "text that they read at their start; workers that start from now on are refused if the "
-        "content differs, until it is restored\n"
+        "text that they have read; new workers are refused until the file has its content again\n"
     )
     wait_until_running([first], lambda: warning in first.output)
     later = search(**ONE)

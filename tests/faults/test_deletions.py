@@ -124,7 +124,7 @@ def test_moved_folder_is_found(search, held, file_url, folder, reference_curves)
     moved = folder.rename(folder.with_name("elsewhere"))
     line = error_of(worker)
     assert line.startswith(f"error: {folder}/studies.db was deleted, moved or replaced")
-    assert f"its results are in {moved}/studies.db: move that" in line
+    assert f"its results are in {moved}/studies.db: move it" in line
     assert list_rescued(moved) == []
     assert not folder.exists()
     moved.rename(folder)

@@ -10,11 +10,12 @@ from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
 import search.grid as grid_module
-import search.study as study_module
+import search.new_study as new_study
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler, subtract
+from search.new_study import StudyOptions
 from search.outage import wait_for_storage
-from search.study import StudyOptions, create_or_join
+from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
@@ -270,7 +271,7 @@ def test_study_is_created_and_extended_once_if_an_answer_is_lost(
 
         return unreliable
 
-    monkeypatch.setattr("search.study.create_study", fail_once(study_module.create_study))
+    monkeypatch.setattr("search.new_study.create_study", fail_once(new_study.create_study))
     monkeypatch.setattr("search.grid.extend_study", fail_once(grid_module.extend_study))
     printed = []
 

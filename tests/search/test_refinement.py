@@ -6,8 +6,9 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import Engine, event
 
 from search.errors import UnfinishedSourceError
+from search.new_study import StudyOptions
 from search.refinement import derive_trials, rank_trials
-from search.study import StudyOptions, create_or_join
+from search.study import create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.loader import load_config_file

@@ -15,8 +15,9 @@ from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
 
+from search.new_study import StudyOptions
 from search.status import RECENT_TIMEOUT, StatusReader
-from search.study import StudyOptions, create_or_join
+from search.study import create_or_join
 from search.terminal import PROGRESS_SECONDS, TICK_SECONDS, QuietDisplay, SafeConsole, Ticker
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal

@@ -1,0 +1,141 @@
+"""Create a study with all its trials."""
+
+import re
+from dataclasses import dataclass
+from uuid import uuid4
+
+import torch
+
+from rnn.data.corpus import Corpus
+from rnn.training.precision import supports_bf16
+from search.grid import create_sampler
+from search.refinement import derive_trials
+from search.study_corpus import tokenize
+from search.versions import current_versions
+from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord, TokenizerRecord
+from studies.config import StudyConfig
+from studies.loader import read_study_record
+from studies.space import SearchSpace, distributions, observed_search_space
+from studies.storage.counts import count_trials
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import load_study
+from studies.storage.queries import read_trials
+from studies.storage.storage import LeasedRDBStorage
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of the command line that define a study, in addition to its config file.
+
+    Attributes:
+        name: name of the study; None for the config file's.
+        corpus: corpus to use instead of the config's.
+        precision: precision to use instead of the config's.
+        prune: prune trials that are unlikely to finish among the best.
+        extend: add the trials of values that were added to the search space.
+        partial: derive from a source study that is not finished.
+        confirmed: create any number of trials.
+        command: command line to record with a study that is created or extended.
+    """
+
+    name: str | None = None
+    corpus: str | None = None
+    precision: str | None = None
+    prune: bool = False
+    extend: bool = False
+    partial: bool = False
+    confirmed: bool = False
+    command: str = ""
+
+
+def create_new_study(
+    name: str,
+    storage: LeasedRDBStorage,
+    config: StudyConfig,
+    corpus: Corpus,
+    options: StudyOptions,
+    device: torch.device,
+) -> str:
+    """Store a study that does not exist yet.
+
+    Args:
+        name: name of the study.
+        storage: storage that will hold it.
+        config: config of the study.
+        corpus: corpus of the study.
+        options: options of the command line.
+        device: device that decides the precision if the config does not.
+
+    Returns:
+        A notice for the user.
+
+    Raises:
+        CorpusError: if the corpus is too short.
+        ConfigError: if there are too many trials.
+        StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
+            finished.
+    """
+    tokens = tokenize(storage, config, corpus)
+    planned, space = _plan_trials(storage, config, options)
+    precision = _resolve_precision(config.precision, device)
+    record = StudyRecord(
+        config=config.model_copy(update={"precision": precision, "corpus": corpus.name}),
+        corpus=corpus_record(corpus),
+        tokenizer=TokenizerRecord(
+            size=tokens.tokenizer.size,
+            bytes_per_token=corpus.split[0] / len(tokens.train),
+            serialized=tokens.tokenizer.serialized,
+        ),
+        commands=[options.command],
+        artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
+        created_with=current_versions(),
+    )
+    metric = OBJECTIVE_NAMES[config.objective]
+    create_study(storage, name, metric, record.attributes(), distributions(space), planned)
+    notice = describe_trials("created", len(planned), config)
+    if config.precision == "auto":
+        notice += f"; precision {precision}: {_describe_bf16(device)}; fixed for this study"
+    return notice
+
+
+def _plan_trials(
+    storage: LeasedRDBStorage, config: StudyConfig, options: StudyOptions
+) -> tuple[list[PlannedTrial], SearchSpace]:
+    """Return the trials of a new study and its search space."""
+    if config.refinement is None:
+        assert config.space is not None
+        combinations = create_sampler(config).combinations
+        return [PlannedTrial(params) for params in combinations], config.space.search_space
+    source = load_study(storage, config.refinement.source)
+    counts = count_trials(storage, source._study_id)
+    keep = read_study_record(source).config.pruning.keep
+    trials = read_trials(storage, source._study_id)
+    planned = derive_trials(trials, counts, config, options.partial, keep, options.confirmed)
+    return planned, observed_search_space(trial.params for trial in planned)
+
+
+def corpus_record(corpus: Corpus) -> CorpusRecord:
+    """Return what a study stores about its corpus."""
+    return CorpusRecord(
+        name=corpus.name, sha256=corpus.sha256, length=len(corpus.text), split=corpus.split
+    )
+
+
+def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
+    """Return a notice on how many trials were added."""
+    steps = count * config.training.steps
+    return f"{verb} with {count:,} trials, {steps:,} training steps in all"
+
+
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    """Return the precision of a new study.
+
+    Resolved once: results must not depend on the hardware of later workers.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if supports_bf16(device) else "fp32"
+
+
+def _describe_bf16(device: torch.device) -> str:
+    return f"{device} {'supports' if supports_bf16(device) else 'does not support'} bfloat16"
