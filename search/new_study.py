@@ -8,8 +8,9 @@ import torch
 
 from rnn.data.corpus import Corpus
 from rnn.training.precision import supports_bf16
+from search.duration import describe_duration
 from search.grid import create_sampler
-from search.refinement import derive_trials
+from search.refinement import MAX_UNCONFIRMED, derive_trials
 from search.study_corpus import tokenize
 from search.versions import current_versions
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord, TokenizerRecord
@@ -92,7 +93,7 @@ def create_new_study(
     )
     metric = OBJECTIVE_NAMES[config.objective]
     create_study(storage, name, metric, record.attributes(), distributions(space), planned)
-    notice = describe_trials("created", len(planned), config)
+    notice = describe_trials("created", len(planned), config, device)
     if config.precision == "auto":
         notice += f"; precision {precision}: {_describe_bf16(device)}; fixed for this study"
     return notice
@@ -121,10 +122,13 @@ def corpus_record(corpus: Corpus) -> CorpusRecord:
     )
 
 
-def describe_trials(verb: str, count: int, config: StudyConfig) -> str:
-    """Return a notice on how many trials were added."""
+def describe_trials(verb: str, count: int, config: StudyConfig, device: torch.device) -> str:
+    """Return a notice on how many trials were added, and about how long many of them take."""
     steps = count * config.training.steps
-    return f"{verb} with {count:,} trials, {steps:,} training steps in all"
+    is_long = count > MAX_UNCONFIRMED and config.space is not None
+    duration = describe_duration(config, count, device) if is_long else ""
+    trials = f"{count:,} trial{'s' * (count != 1)}"
+    return f"{verb} with {trials}, {steps:,} training steps in all{duration}"
 
 
 def _resolve_precision(precision: str, device: torch.device) -> str:

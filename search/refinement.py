@@ -1,7 +1,7 @@
 """Derive the trials of a refinement from the best trials of its source study."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -80,13 +80,16 @@ def derive_trials(
     return _derive(ranked[:wanted], refinement, config.training.bptt_steps)
 
 
-def check_count(count: int, steps: int, confirmed: bool) -> None:
+def check_count(
+    count: int, steps: int, confirmed: bool, describe_duration: Callable[[int], str] = lambda _: ""
+) -> None:
     """Require that the user confirms many new trials.
 
     Args:
         count: number of new trials.
         steps: training steps of each.
         confirmed: whether the user has confirmed any number.
+        describe_duration: describes how long a number of trials take.
 
     Raises:
         ConfigError: if there are more than :data:`MAX_UNCONFIRMED` and the user has not, or more
@@ -98,8 +101,9 @@ def check_count(count: int, steps: int, confirmed: bool) -> None:
         )
     if count > MAX_UNCONFIRMED and not confirmed:
         raise ConfigError(
-            f"{count:,} new trials, {count * steps:,} training steps in all: expected at most "
-            f"{MAX_UNCONFIRMED:,} trials; reduce them, or confirm with --yes"
+            f"{count:,} new trials, {count * steps:,} training steps in all"
+            f"{describe_duration(count)}: expected at most {MAX_UNCONFIRMED:,} trials; reduce "
+            "them, or confirm with --yes"
         )
 
 

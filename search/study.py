@@ -11,6 +11,7 @@ from optuna.pruners import BasePruner, NopPruner
 from rnn.data.corpus import Corpus
 from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.precision import check_precision
+from search.duration import describe_duration
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
@@ -95,7 +96,7 @@ def create_or_join(
     name = options.name or file.name
     _check_name(name)
     config = _resolve_config(file, url, options)
-    _check_options(name, url, config, options)
+    _check_options(name, url, config, options, device)
     check_precision(config.precision, device)
     corpus = load_study_corpus(file, config, options.corpus is not None)
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
@@ -108,7 +109,7 @@ def create_or_join(
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        joined = _join_study(study, storage, record, config, corpus, options)
+        joined = _join_study(study, storage, record, config, corpus, options, device)
         if joined is None:  # another process has just extended it
             return create_or_join(file, url, options, device)
         stored, join_notice = joined
@@ -136,7 +137,9 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
 
 
-def _check_options(name: str, url: str, config: StudyConfig, options: StudyOptions) -> None:
+def _check_options(
+    name: str, url: str, config: StudyConfig, options: StudyOptions, device: torch.device
+) -> None:
     """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
     if config.space is None:
         if options.extend:
@@ -147,7 +150,12 @@ def _check_options(name: str, url: str, config: StudyConfig, options: StudyOptio
         return
     count = config.space.count()
     if count > MAX_UNCONFIRMED and not _exists(url, name):
-        check_count(count, config.training.steps, options.confirmed)
+        check_count(
+            count,
+            config.training.steps,
+            options.confirmed,
+            lambda count: describe_duration(config, count, device),
+        )
 
 
 def _join_study(
@@ -157,6 +165,7 @@ def _join_study(
     config: StudyConfig,
     corpus: Corpus,
     options: StudyOptions,
+    device: torch.device,
 ) -> tuple[StudyConfig, str] | None:
     """Check that a worker may join a study; extend the study if the options say so.
 
@@ -177,11 +186,16 @@ def _join_study(
     if not options.extend:
         return stored, ""
     count = _count_added(stored, config)
-    check_count(count, config.training.steps, options.confirmed)
+    check_count(
+        count,
+        config.training.steps,
+        options.confirmed,
+        lambda count: describe_duration(config, count, device),
+    )
     extended = extend_grid(study, storage, stored, config, options.command)
     if extended is None:
         return None
-    return extended, describe_trials("extended", count, config) if count else ""
+    return extended, describe_trials("extended", count, config, device) if count else ""
 
 
 def _exists(url: str, name: str) -> bool:

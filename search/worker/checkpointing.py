@@ -18,6 +18,7 @@ from rnn.training.checkpoint import (
     serialize_checkpoint,
 )
 from rnn.training.loop import TrainConfig
+from search.duration import to_train_config
 from search.study import StudyHandle
 from search.versions import LABELS, current_versions, last_versions
 from search.worker.claim import Claim
@@ -57,11 +58,7 @@ class CheckpointManager:
         self._corpus = handle.corpus
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._checkpoints = checkpoints
-        self.settings = TrainConfig(
-            **handle.config.training.model_dump(exclude={"bptt_steps"}),
-            seed=handle.config.seed,
-            average_fraction=handle.config.evaluation.average,
-        )
+        self.settings = to_train_config(handle.config)
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
         """Return the train state of each trial's checkpoint; None where it starts from step 0.
