@@ -59,6 +59,7 @@ class CheckpointManager:
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._checkpoints = checkpoints
         self.settings = to_train_config(handle.config)
+        self._warned_versions: set[tuple[str, str]] = set()
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
         """Return the train state of each trial's checkpoint; None where it starts from step 0.
@@ -154,14 +155,18 @@ class CheckpointManager:
         )
 
     def _warn_of_other_versions(self, states: Mapping[Claim, TrainState | None]) -> None:
+        """Warn of other versions that trained these trials, once for each version."""
         for name, current in current_versions().model_dump().items():
             previous = {
                 claim: version
                 for claim, state in states.items()
-                if state and (version := last_versions(state).get(name, current)) != current
+                if state
+                and (version := last_versions(state).get(name, current)) != current
+                and (name, version) not in self._warned_versions
             }
             if not previous:
                 continue
+            self._warned_versions |= {(name, version) for version in previous.values()}
             listed = format_trials(claim.trial.number for claim in previous)
             resume, were = ("resume", "were") if len(previous) > 1 else ("resumes", "was")
             _logger.warning(

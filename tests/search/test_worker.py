@@ -456,6 +456,16 @@ def test_trials_resumed_by_other_training_code_warn_and_record_both_versions(
         TrialRecord.model_validate(trial.user_attrs)
 
 
+def test_other_training_code_is_reported_once(sqlite_url, text, monkeypatch):
+    overrides = ["precision='fp32'", "training.steps=12"]
+    with monkeypatch.context() as patch:
+        patch.setattr("rnn.training.checkpoint.source_hash", lambda: "0123456789ab")
+        stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
+    _, said = work(sqlite_url, text, overrides, lockstep=1)
+    assert sum("resumes from step 4" in line for line in said) == 2
+    assert sum("was trained with 0123456789ab" in line for line in said) == 1
+
+
 def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     sqlite_url, text, monkeypatch
 ):
