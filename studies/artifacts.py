@@ -206,7 +206,7 @@ def open_store(
         return _open_bucket(artifacts, parts.netloc, parts.path, kind)
     path = Path(artifacts)
     try:
-        existing = path if os.path.lexists(path) else path.parent
+        existing = path if _lexists(path) else path.parent
         is_writable = existing.is_dir() and (read_only or os.access(existing, os.W_OK))
     except OSError:  # a name too long, a folder without permission
         is_writable = False
@@ -216,6 +216,19 @@ def open_store(
             "existing one, or s3://BUCKET"
         )
     return AtomicFileStore(path, kind)
+
+
+def _lexists(path: Path) -> bool:
+    """Return whether a file, folder or link exists.
+
+    Raises:
+        OSError: if that cannot be known; ``os.path.lexists`` returns False.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open_bucket(artifacts: str, bucket: str, path: str, kind: ArtifactKind) -> BucketStore:
