@@ -24,6 +24,12 @@ Precision = Literal[TrainingPrecision, "fp64"]
 """``bf16``: matrix products in bfloat16, everything else in float32. ``tf32``: a GPU rounds the
 factors of matrix products to ten bits. ``fp64``: for numerical checks."""
 
+OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+
+ParamValue = bool | int | float | str
+"""Value of a parameter of a trial."""
+
 BYTE_VOCAB_SIZE = 256
 
 _CELL_LABELS: dict[BaselineCell, str] = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
@@ -193,7 +199,69 @@ class BaselineConfig:
         return _count_parameters(self.param_shapes(vocab_size))
 
 
-NetworkConfig = GatedConfig | BaselineConfig
+@dataclass(frozen=True, slots=True)
+class CellConfig:
+    """A network of a user's own cell: one instance of the class in each layer.
+
+    Attributes:
+        cell: name of the class.
+        sha256: hash of the source file that defines it, in hexadecimal digits.
+        options: names and values of the constructor's options that are not left at their defaults,
+            in the order of the constructor.
+        layers: number of stacked layers.
+        state_size: n, the size of the layers' inputs and outputs and of the embedding; the cell
+            decides what its state is.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+
+    cell: str
+    sha256: str
+    options: tuple[tuple[str, ParamValue], ...]
+    layers: int
+    state_size: int
+
+    def __post_init__(self) -> None:
+        _check_positive(layers=self.layers, state_size=self.state_size)
+
+    @property
+    def label(self) -> str:
+        """Short name, for example ``"2×256 MinGRU, norm true"``."""
+        options = "".join(f", {name} {format_value(value)}" for name, value in self.options)
+        return f"{self.layers}×{self.state_size} {self.cell}{options}"
+
+    @property
+    def init_key(self) -> str:
+        """String that seeds the initial weights; it must never change."""
+        options = "".join(f"-{name}={value!r}" for name, value in self.options)
+        return f"{self.cell}{options}-{self.layers}-{self.state_size}"
+
+
+NetworkConfig = GatedConfig | BaselineConfig | CellConfig
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """Settings of an optimizer; :mod:`rnn.training.optimizer` has the equations.
+
+    Attributes:
+        name: ``"adam"``, ``"adamw"``, ``"rmsprop"`` or ``"sgd"``.
+        learning_rate: α.
+        beta1: β₁, decay of the first moment, of Adam and AdamW.
+        beta2: β₂, decay of the mean square of the gradient, of Adam, AdamW and RMSprop.
+        weight_decay: λ, decoupled from the gradient in AdamW, added to it elsewhere.
+        momentum: μ, of SGD.
+        gradient_clipping: maximum norm of a network's gradient; 0 for none.
+    """
+
+    name: OptimizerName = "adam"
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    gradient_clipping: float = 0.0
 
 
 class TrialConfig(NamedTuple):
@@ -203,18 +271,29 @@ class TrialConfig(NamedTuple):
         architecture: config of the network.
         replicate: number of the run; it seeds the initial weights and the order of the text.
         bptt_steps: number of time steps, the current one included, that a gradient passes through.
+        optimizer: optimizer of its weights.
+        varied: names and values of the training settings that the trial's parameters set, except
+            ``bptt_steps``; they distinguish trials that differ in nothing else.
     """
 
     architecture: NetworkConfig
     replicate: int = 0
     bptt_steps: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    varied: tuple[tuple[str, ParamValue], ...] = ()
 
     @property
     def label(self) -> str:
-        """Short name: the architecture, ``bptt_steps`` above 1 and the replicate above 0."""
+        """Short name: the architecture, the training settings that vary, the replicate above 0."""
+        settings = "".join(f", {name} {format_value(value)}" for name, value in self.varied)
         bptt_steps = f", bptt_steps {self.bptt_steps}" if self.bptt_steps > 1 else ""
         replicate = f" #{self.replicate}" if self.replicate else ""
-        return f"{self.architecture.label}{bptt_steps}{replicate}"
+        return f"{self.architecture.label}{settings}{bptt_steps}{replicate}"
+
+
+def format_value(value: ParamValue) -> str:
+    """Return a parameter's value as it is written in a study file, without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
