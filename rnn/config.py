@@ -240,6 +240,17 @@ class CellConfig:
 
 NetworkConfig = GatedConfig | BaselineConfig | CellConfig
 
+RESERVED_OPTION_NAMES = frozenset(
+    {
+        *(field.name for field in fields(GatedConfig)),
+        *("cell", "replicate", "exclude", "training", "input_size"),
+        *("steps", "batch_size", "sequence_length", "log_every", "smoothing", "bptt_steps"),
+        *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "momentum"),
+        "gradient_clipping",
+    }
+)
+"""Names that an option of a user's own cell cannot have: other parameters of a study have them."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:

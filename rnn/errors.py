@@ -3,6 +3,7 @@
 ::
 
     RNNError
+    ├── CellError          a user's own cell is missing, damaged or breaks the contract of a cell
     ├── CorpusError        a corpus is missing, empty, too short or has the wrong content
     ├── DeviceError        a device or its precision is not available
     ├── CheckpointError    a checkpoint is damaged, of another format or of another training
@@ -13,6 +14,10 @@
 
 class RNNError(Exception):
     """Base class of this package's errors; the message is one line."""
+
+
+class CellError(RNNError):
+    """A user's own cell cannot be used."""
 
 
 class CorpusError(RNNError):

@@ -1,0 +1,1 @@
+"""Users' own cells: their source files, the classes that these define, and their options."""
