@@ -81,13 +81,13 @@ def _create(url: str, params: Sequence[Params], precision: str) -> None:
     file = load_config_file("stage-one", SETTINGS)
     config = file.resolve()
     full = create_or_join(file, f"{url}.full", StudyOptions(precision=precision))
-    assert config.space is not None
+    assert config.grid is not None
     create_study(
         open_storage(url),
         "stage-one",
         OBJECTIVE_NAMES["training"],
         full.study.user_attrs,
-        distributions(config.space.search_space),
+        distributions(config.grid.search_space),
         [PlannedTrial(each) for each in params],
     )
 

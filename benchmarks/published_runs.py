@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 import pandas as pd
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from rnn.config import GatedConfig
@@ -18,7 +17,7 @@ from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.cli import run_command
 from studies.config import StudyConfig
 from studies.errors import StudiesError
-from studies.space import GATED_PARAMS
+from studies.space import GATED_PARAMS, distributions
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
 
@@ -72,7 +71,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
             "training": {"steps": STEPS},
         }
     )
-    assert config.space is not None
+    assert config.grid is not None
     rows = table.to_dict("records")
     params = [{name: row[name] for name in GATED_PARAMS} for row in rows]
     storage = open_storage(url)
@@ -81,7 +80,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
         name,
         OBJECTIVE_NAMES["training"],
         StudyRecord(config=config, corpus=ENWIK8, artifact_folder=name).attributes(),
-        {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
+        distributions(config.grid.search_space),
         [PlannedTrial(each) for each in params],
     )
     if not is_new:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
@@ -17,7 +16,7 @@ from reports.page.sections import build_section
 from reports.stats.effects import FactorialTable
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord
 from studies.loader import load_config_file
-from studies.space import GATED_PARAMS
+from studies.space import GATED_PARAMS, distributions
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage, read_storage
 
@@ -67,8 +66,8 @@ def _measure_published() -> Iterator[str]:
 def _create(url: str) -> None:
     """Store a study of stage one's size with simulated curves, lower for each switch that is on."""
     config = load_config_file("stage-one").resolve()
-    assert config.space is not None
-    grid = list(config.space.combinations())
+    assert config.grid is not None
+    grid = list(config.grid.combinations())
     corpus = CorpusRecord(name="text", sha256="0" * 64, length=1000, split=(900, 950))
     storage = open_storage(url)
     create_study(
@@ -76,7 +75,7 @@ def _create(url: str) -> None:
         "stage-one",
         OBJECTIVE_NAMES["training"],
         StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one").attributes(),
-        {p: CategoricalDistribution(tuple(config.space.values(p))) for p in GATED_PARAMS},
+        distributions(config.grid.search_space),
         [PlannedTrial(params) for params in grid],
     )
     study_id = load_study(storage, "stage-one")._study_id

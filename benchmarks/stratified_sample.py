@@ -16,10 +16,10 @@ def sample_stratified(count: int, seed: int = 0) -> list[Params]:
     Returns:
         Parameter sets in random order.
     """
-    space = load_config_file("stage-one", []).resolve().space
-    assert space is not None
+    grid = load_config_file("stage-one", []).resolve().grid
+    assert grid is not None
     shapes: dict[tuple[object, object], list[Params]] = {}
-    for params in space.combinations():
+    for params in grid.combinations():
         shapes.setdefault((params["layers"], params["state_size"]), []).append(params)
     total = sum(map(len, shapes.values()))
     rng = random.Random(seed)

@@ -206,8 +206,8 @@ class CellConfig:
     Attributes:
         cell: name of the class.
         sha256: hash of the source file that defines it, in hexadecimal digits.
-        options: names and values of the constructor's options that are not left at their defaults,
-            in the order of the constructor.
+        options: names and values of the constructor's options that the study varies, in the order
+            of the constructor; the others have their defaults.
         layers: number of stacked layers.
         state_size: n, the size of the layers' inputs and outputs and of the embedding; the cell
             decides what its state is.

@@ -43,8 +43,14 @@ def describe_duration(config: StudyConfig, count: int, device: torch.device) -> 
 
 def to_train_config(config: StudyConfig) -> TrainConfig:
     """Return the settings of the training of all trials of a study."""
+    training = config.training
     return TrainConfig(
-        **config.training.model_dump(exclude={"bptt_steps"}),
+        steps=training.steps,
+        batch_size=training.batch_size,
+        sequence_length=training.sequence_length,
+        log_every=training.log_every,
+        learning_rate=training.learning_rate,
+        smoothing=training.smoothing,
         seed=config.seed,
         average_fraction=config.evaluation.average,
     )
@@ -52,7 +58,7 @@ def to_train_config(config: StudyConfig) -> TrainConfig:
 
 def _measure_step(config: StudyConfig, device: torch.device) -> float:
     """Return the mean time of a training step of one network of the grid, in seconds."""
-    space = config.space
+    space = config.grid
     assert space is not None
     names = [name for name in space.parameters if name in COST_PARAMS]
     shapes: list[Params] = [

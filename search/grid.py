@@ -1,5 +1,6 @@
 """Optuna's ``GridSampler`` over enqueued trials, and the extension of a study's grid."""
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,13 @@ from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from rnn.config import ParamValue
 from search.errors import GridExhaustedError
 from studies.attributes import COMMANDS, CONFIG
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.loader import read_study_record
-from studies.space import Params, ParamValue, Space, distributions
+from studies.space import Grid, Params, distributions
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.storage import LeasedRDBStorage
 
@@ -38,7 +40,8 @@ class GridSampler(optuna.samplers.GridSampler):
         search_space: values of each parameter.
         seed: seed of the order in which combinations run.
         exclude: combinations of values to leave out.
-        combinations: the grid in the order in which it runs, unless it is the full product.
+        combinations: the grid in the order in which it runs, unless it is the full product; a
+            combination lacks the parameters that do not apply to it.
     """
 
     def __init__(
@@ -49,16 +52,20 @@ class GridSampler(optuna.samplers.GridSampler):
         exclude: Sequence[Params] = (),
         combinations: Sequence[Params] | None = None,
     ) -> None:
-        super().__init__(search_space, seed)
-        self._distributions = distributions(search_space)
         if combinations is None:
+            super().__init__(search_space, seed)
+            self._distributions = distributions(search_space)
             combinations = [
                 params
                 for params in map(self._to_params, self._all_grids)
                 if not any(exclusion.items() <= params.items() for exclusion in exclude)
             ]
+        else:  # Optuna's sampler would make the full product, which may be far larger
+            super().__init__({name: values[:1] for name, values in search_space.items()}, seed)
+            self._search_space = {name: list(search_space[name]) for name in self._search_space}
+            self._distributions = distributions(search_space)
         self._all_grids = [
-            tuple(params[name] for name in self._param_names) for params in combinations
+            tuple(params.get(name) for name in self._param_names) for params in combinations
         ]
         self._n_min_trials = len(self._all_grids)
 
@@ -124,7 +131,7 @@ class GridSampler(optuna.samplers.GridSampler):
     def _to_params(self, values: Sequence[Any]) -> Params:
         named = dict(zip(self._param_names, values, strict=True))
         # Optuna sorts parameters by name; tables and plots use the config's order.
-        return {name: named[name] for name in self._distributions}
+        return {name: named[name] for name in self._distributions if named[name] is not None}
 
     def _find_missing(self, study: Study) -> list[int]:
         """Return the indices of the combinations for which the study has no trial."""
@@ -169,8 +176,11 @@ def _stop(study: Study) -> None:
 
 def create_sampler(config: StudyConfig) -> GridSampler:
     """Return the sampler of a study with a search space."""
-    assert config.space is not None
-    return GridSampler(config.space.search_space, config.seed, exclude=config.space.exclude)
+    grid = config.grid
+    assert grid is not None
+    combinations = list(grid.combinations())
+    random.Random(config.seed).shuffle(combinations)
+    return GridSampler(grid.search_space, config.seed, combinations=combinations)
 
 
 def extend_grid(
@@ -195,13 +205,14 @@ def extend_grid(
     Raises:
         ConfigMismatchError: if the space is not an extension of the study's.
     """
-    assert extended.space is not None
+    new_space = extended.grid
+    assert new_space is not None
     name = f"study {study.study_name!r}"
-    if stored.space is None:
+    old_space = stored.grid
+    if old_space is None:
         raise ConfigMismatchError(
             f"{name} is a refinement without a [space]: extend its source and refine that"
         )
-    old_space, new_space = stored.space, extended.space
     if old_space.parameters != new_space.parameters:
         raise ConfigMismatchError(
             f"{name} has other parameters: --extend expected {', '.join(old_space.parameters)}"
@@ -216,7 +227,7 @@ def extend_grid(
                 f"{name} has space.{parameter} = {old_values}, not {new_values}: --extend expected "
                 "the same values in the same order, then new ones"
             )
-    if new_space == old_space:  # extended before, perhaps by an attempt whose answer was lost
+    if extended.space == stored.space:  # extended before, by an attempt whose answer was lost
         return stored
     old_grid, new_grid = list(old_space.combinations()), create_sampler(extended).combinations
     if removed := subtract(old_grid, new_grid):
@@ -224,7 +235,7 @@ def extend_grid(
             f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
             "new trials only"
         )
-    config = stored.model_copy(update={"space": new_space})
+    config = stored.model_copy(update={"space": extended.space})
     is_done = extend_study(
         storage,
         study._study_id,
@@ -245,7 +256,7 @@ def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     return [params for params in grid if _key(params) not in present]
 
 
-def is_prefix(space: Space, extended: Space) -> bool:
+def is_prefix(space: Grid, extended: Grid) -> bool:
     """Return whether a search space can have been extended to another."""
     if space.parameters != extended.parameters:
         return False
@@ -253,5 +264,4 @@ def is_prefix(space: Space, extended: Space) -> bool:
         values = list(space.values(name))
         if list(extended.values(name))[: len(values)] != values:
             return False
-    grid = {tuple(params.values()) for params in extended.combinations()}
-    return all(tuple(params.values()) in grid for params in space.combinations())
+    return not subtract(space.combinations(), extended.combinations())

@@ -104,9 +104,10 @@ def _plan_trials(
 ) -> tuple[list[PlannedTrial], SearchSpace]:
     """Return the trials of a new study and its search space."""
     if config.refinement is None:
-        assert config.space is not None
+        grid = config.grid
+        assert grid is not None
         combinations = create_sampler(config).combinations
-        return [PlannedTrial(params) for params in combinations], config.space.search_space
+        return [PlannedTrial(params) for params in combinations], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
     keep = read_study_record(source).config.pruning.keep

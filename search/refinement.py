@@ -11,7 +11,7 @@ from search.errors import UnfinishedSourceError
 from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
-from studies.space import BPTT_STEPS, MAX_COMBINATIONS, PARAM_ORDER, REPLICATE, Params
+from studies.space import BPTT_STEPS, MAX_COMBINATIONS, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
 from studies.storage.queries import TrialRow
@@ -120,7 +120,7 @@ def _loss(trial: TrialRow) -> float:
 
 def _architecture_key(trial: TrialRow) -> _ParamsKey:
     """Return a trial's parameters without the replicate."""
-    names = [name for name in PARAM_ORDER if name in trial.params and name != REPLICATE]
+    names = [name for name in param_order(trial.params) if name != REPLICATE]
     return tuple((name, trial.params[name]) for name in names)
 
 

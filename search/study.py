@@ -141,14 +141,15 @@ def _check_options(
     name: str, url: str, config: StudyConfig, options: StudyOptions, device: torch.device
 ) -> None:
     """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
-    if config.space is None:
+    grid = config.grid
+    if grid is None:
         if options.extend:
             raise ConfigMismatchError(
                 f"study {name!r} is a refinement without a [space]: extend its source and refine "
                 "that"
             )
         return
-    count = config.space.count()
+    count = grid.count()
     if count > MAX_UNCONFIRMED and not _exists(url, name):
         check_count(
             count,
@@ -209,9 +210,8 @@ def _exists(url: str, name: str) -> bool:
 
 def _count_added(stored: StudyConfig, extended: StudyConfig) -> int:
     """Return how many trials an extension adds; 0 for a study that cannot be extended."""
-    if stored.space is None or extended.space is None:
-        return 0
-    return max(0, extended.space.count() - stored.space.count())
+    old, new = stored.grid, extended.grid
+    return 0 if old is None or new is None else max(0, new.count() - old.count())
 
 
 def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyConfig:
@@ -229,12 +229,8 @@ def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyC
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
     """Return whether a config describes the study as it was before an extension."""
-    return (
-        len(record.commands) > 1
-        and record.config.space is not None
-        and config.space is not None
-        and is_prefix(config.space, record.config.space)
-    )
+    old, new = config.grid, record.config.grid
+    return len(record.commands) > 1 and old is not None and new is not None and is_prefix(old, new)
 
 
 def _check_compatible(
@@ -257,7 +253,8 @@ def _check_compatible(
 
 
 def _parameters(config: StudyConfig) -> tuple[str, ...]:
-    return config.space.parameters if config.space else ()
+    grid = config.grid
+    return grid.parameters if grid else ()
 
 
 def _pruner(config: StudyConfig) -> BasePruner:

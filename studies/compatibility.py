@@ -9,7 +9,7 @@ from studies.config import StudyConfig
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
 """Settings that each worker chooses independently."""
 
-_IGNORED = {"question", "report_threshold", "corpus", *PER_WORKER}
+_IGNORED = {"question", "report_threshold", "corpus", "nuisance", *PER_WORKER}
 """Settings that do not affect results; the corpus is compared by its hash."""
 
 
@@ -36,10 +36,13 @@ def diff_configs(
 
 def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_IGNORED)
-    if settings["space"]:  # the order of exclusions is irrelevant
-        settings["space"]["exclude"].sort(
-            key=lambda exclusion: sorted(map(repr, exclusion.items()))
-        )
+    tables: list[dict[str, Any]] = settings["space"] or []
+    for table in tables:  # the order of exclusions is irrelevant
+        table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
+    if len(tables) == 1:
+        settings["space"] = tables[0]
+    elif tables:
+        settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
     return settings | {"corpus": corpus.model_dump(mode="json", exclude={"name"})}
 
 

@@ -4,51 +4,47 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from rnn.config import BaselineConfig, GatedConfig, GateInputs, TrainingPrecision, TrialConfig
+from rnn.config import (
+    BASELINE_CELLS,
+    BaselineConfig,
+    CellConfig,
+    GatedConfig,
+    GateInputs,
+    NetworkConfig,
+    ParamValue,
+    TrainingPrecision,
+    TrialConfig,
+)
+from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.space import (
-    BASELINE_PARAMS,
     BPTT_STEPS,
+    CELL,
+    GATED_CELL,
     GATED_PARAMS,
-    MAX_BPTT_STEPS,
     REPLICATE,
-    ParamValue,
+    Grid,
     Space,
-    StrictModel,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
+from studies.strict_model import StrictModel
 from studies.text import shorten
+from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
 
 TOKEN_NAMES = {"bytes": "byte", "bpe": "token"}
 """Name of one token, by kind of tokenizer."""
-
-_SEARCHABLE = (*GATED_PARAMS, BPTT_STEPS)
-
-
-class TrainingSettings(StrictModel):
-    """How each network is trained; see :class:`rnn.training.loop.TrainConfig`."""
-
-    steps: PositiveInt = 10_000
-    batch_size: PositiveInt = 256
-    sequence_length: Annotated[int, Field(ge=2)] = 1000
-    log_every: PositiveInt = 50
-    learning_rate: PositiveFloat = 0.001
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    bptt_steps: Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)] = 1
-
-    @model_validator(mode="after")
-    def _check_log_points(self) -> "TrainingSettings":
-        if self.log_every > self.steps:
-            raise ValueError(
-                f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
-                "most steps, because a trial's value is read at its log points"
-            )
-        return self
 
 
 class EvaluationSettings(StrictModel):
@@ -127,16 +123,25 @@ class Refinement(StrictModel):
             raise ValueError("expected at least one variant ({} is the unchanged architecture)")
         for variant in variants:
             for name, value in variant.items():
-                if name not in _SEARCHABLE:
-                    expected = ", ".join(_SEARCHABLE)
-                    raise ValueError(f"a variant names {name!r}: expected one of {expected}")
-                # Space alone defines the values of each parameter.
-                Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
+                if name in GATED_PARAMS:  # Space alone defines the values of each parameter
+                    Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
+                elif name in TRAINING_PARAMS:
+                    TrainingSpace.model_validate({name: [value]})
         return variants
 
 
+def _list_tables(raw: Any) -> Any:
+    """Return the tables of a union: one ``[space]``, or each ``[[space]]``."""
+    if isinstance(raw, list | tuple):
+        return tuple(raw)
+    return (raw,)
+
+
 class StudyConfig(StrictModel):
-    """A study: a grid to search (``space``) or trials derived from another (``refinement``)."""
+    """A study: a grid to search (``space``) or trials derived from another (``refinement``).
+
+    ``cells`` holds the users' cells that the grid, or a source study, names. The program fills it.
+    """
 
     question: str = ""
     report_threshold: PositiveFloat | None = None
@@ -154,8 +159,15 @@ class StudyConfig(StrictModel):
     lease: LeaseSettings = LeaseSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     outage: OutageSettings = OutageSettings()
-    space: Space | None = None
+    nuisance: list[str] = []
+    cells: dict[str, CellRecord] = {}
+    space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of the tables ``[space]``."""
+        return None if self.space is None else Grid(self.space, self.training, self.cells)
 
     @field_validator("tokenizer")
     @classmethod
@@ -193,6 +205,46 @@ class StudyConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_grid(self) -> "StudyConfig":
+        try:
+            grid = self.grid
+        except ValueError as error:
+            raise ValueError(f"space {error}") from error
+        if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
+            raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")
+        if grid is None:
+            return self
+        for name in self.nuisance:
+            if len(grid.search_space.get(name, ())) < 2:
+                varied = [param for param, values in grid.search_space.items() if len(values) > 1]
+                raise ValueError(
+                    f"nuisance names {name!r}, which does not vary: expected one of "
+                    f"{', '.join(varied) or 'the parameters that have several values'}"
+                )
+        if (
+            set(self.nuisance)
+            >= {param for param, values in grid.search_space.items() if len(values) > 1}
+            and self.nuisance
+        ):
+            raise ValueError(
+                "nuisance names every parameter that varies: expected one that is judged"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_variants(self) -> "StudyConfig":
+        options = {name for cell in self.cells.values() for name in cell.options}
+        known = (*GATED_PARAMS, *TRAINING_PARAMS, *options)
+        for variant in self.refinement.variants if self.refinement else ():
+            for name in variant:
+                if name not in known:
+                    raise ValueError(
+                        f"refinement.variants: a variant names {name!r}: expected one of "
+                        f"{', '.join(known)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _check_pruning(self) -> "StudyConfig":
         if not self.pruning.enabled:
             return self
@@ -214,25 +266,52 @@ def to_trial_config(params: Mapping[str, Any], config: StudyConfig) -> TrialConf
     """Resolve a trial's parameters over its study's config.
 
     Args:
-        params: a value for each of the study's parameters.
+        params: a value for each parameter that the trial has.
         config: config of the study.
 
     Raises:
-        StudyFormatError: if one is missing.
+        StudyFormatError: if one is missing, or its cell unknown.
     """
     try:
-        architecture = (
-            BaselineConfig(*(params[name] for name in BASELINE_PARAMS))
-            if "cell" in params
-            else GatedConfig.from_params(params, config.gate_inputs)
-        )
+        architecture = _to_network_config(params, config)
     except KeyError as error:
         raise StudyFormatError(
             f"a trial has no parameter {error}, only {shorten(repr(dict(params)), 300)}: restore "
             "the storage from a backup, or choose another study"
         ) from error
-    bptt_steps = params.get(BPTT_STEPS, config.training.bptt_steps)
-    return TrialConfig(architecture, params.get(REPLICATE, 0), bptt_steps)
+    training = training_settings(params, config)
+    varied = tuple(
+        (name, params[name]) for name in TRAINING_PARAMS if name in params and name != BPTT_STEPS
+    )
+    return TrialConfig(
+        architecture,
+        params.get(REPLICATE, 0),
+        training.bptt_steps,
+        training.optimizer_config,
+        varied,
+    )
+
+
+def training_settings(params: Mapping[str, Any], config: StudyConfig) -> TrainingSettings:
+    """Return the training settings of a trial: its study's, with its own parameters over them."""
+    varied = {name: params[name] for name in TRAINING_PARAMS if name in params}
+    return config.training.model_copy(update=varied) if varied else config.training
+
+
+def _to_network_config(params: Mapping[str, Any], config: StudyConfig) -> NetworkConfig:
+    cell = params.get(CELL, GATED_CELL)
+    if cell == GATED_CELL:
+        return GatedConfig.from_params(params, config.gate_inputs)
+    if cell in BASELINE_CELLS:
+        return BaselineConfig(cell, params["layers"], params["state_size"])
+    if cell not in config.cells:
+        raise StudyFormatError(
+            f"a trial has the cell {shorten(repr(cell))}, which its study does not know: restore "
+            "the storage from a backup, or choose another study"
+        )
+    record = config.cells[cell]
+    options = tuple((name, params[name]) for name in record.options if name in params)
+    return CellConfig(cell, record.sha256, options, params["layers"], params["state_size"])
 
 
 def top_count(top: float | int, total: int) -> int:

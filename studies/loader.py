@@ -10,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from studies.attributes import SCHEMA_VERSION, StudyRecord
+from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.files import MAX_DEPTH, parse_toml, read_toml
+from studies.space import BUILT_IN_CELLS, CELL
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.text import shorten
@@ -30,6 +32,8 @@ class ConfigFile(BaseModel):
         settings: nested settings that the source states.
         overridden: dotted keys set on the command line.
         is_stored: whether the source is a stored study, which states every setting.
+        folder: folder that paths of users' cells are relative to; None for a stored study.
+        cells: records of the users' cells that the settings name; see :meth:`with_cells`.
     """
 
     name: str
@@ -37,6 +41,8 @@ class ConfigFile(BaseModel):
     settings: dict[str, Any]
     overridden: list[str] = []
     is_stored: bool = False
+    folder: Path | None = None
+    cells: dict[str, CellRecord] = {}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "ConfigFile":
         """Return a copy with overrides merged into the settings, as by ``--set``."""
@@ -46,6 +52,21 @@ class ConfigFile(BaseModel):
                 "overridden": [*self.overridden, *_dotted_keys(overrides)],
             }
         )
+
+    def with_cells(self, cells: Mapping[str, CellRecord]) -> "ConfigFile":
+        """Return a copy that knows the users' cells, by name, which its settings name."""
+        return self.model_copy(update={"cells": dict(cells)})
+
+    @property
+    def cell_specs(self) -> list[str]:
+        """The users' cells that the settings name, as they name them; malformed ones are absent."""
+        tables = self.settings.get("space")
+        specs = []
+        for table in tables if isinstance(tables, list) else [tables]:
+            cells = table.get(CELL) if isinstance(table, Mapping) else None
+            specs += cells if isinstance(cells, list) else []
+        own = [spec for spec in specs if isinstance(spec, str) and spec not in BUILT_IN_CELLS]
+        return [spec for spec in dict.fromkeys(own) if ":" in spec]
 
     @property
     def source(self) -> str | None:
@@ -84,6 +105,11 @@ class ConfigFile(BaseModel):
         return self._validate(_merge(inherited, self.settings))
 
     def _validate(self, raw: Mapping[str, Any]) -> StudyConfig:
+        if "cells" in self.settings and not self.is_stored:
+            known = ", ".join(name for name in StudyConfig.model_fields if name != "cells")
+            raise ConfigError(f"{self.origin}: unknown key cells: expected one of {known}")
+        if self.cells:
+            raw = {**raw, "cells": {**raw.get("cells", {}), **self.cells}}
         try:
             return StudyConfig.model_validate(raw)
         except ValidationError as error:
@@ -92,9 +118,10 @@ class ConfigFile(BaseModel):
     def _format_error(self, error: ValidationError) -> str:
         """Describe every mistake in one line: origin, key, value and expectation."""
         mistakes: dict[str, list[ErrorDetails]] = {}
+        has_one_table = not isinstance(self.settings.get("space"), list)
         for each in error.errors():
             # pydantic reports an error for each alternative of a union.
-            mistakes.setdefault(_key(each), []).append(each)
+            mistakes.setdefault(_key(each, has_one_table), []).append(each)
         return "; ".join(self._format_mistake(key, errors) for key, errors in mistakes.items())
 
     def _format_mistake(self, key: str, errors: Sequence[ErrorDetails]) -> str:
@@ -137,7 +164,12 @@ def load_config_file(
     except (OSError, ValueError):  # not a valid file name
         exists = False
     if exists:
-        file = ConfigFile(name=path.stem, origin=_display_path(path), settings=_read_toml(path))
+        file = ConfigFile(
+            name=path.stem,
+            origin=_display_path(path),
+            settings=_read_toml(path),
+            folder=path.parent,
+        )
     else:
         file = _find_stored(study, None if is_toml else storage)
     return _override(file, overrides)
@@ -225,10 +257,18 @@ def _dotted_keys(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings: tables are merged, other values replaced."""
+    """Merge nested mappings: tables are merged, other values replaced.
+
+    A table that overrides a list of tables, such as a union of ``[[space]]``, is merged into each.
+    """
     merged = dict(base)
     for key, value in overrides.items():
         present = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(present, list) and present:
+            merged[key] = [
+                _merge(table, value) if isinstance(table, Mapping) else table for table in present
+            ]
+            continue
         both = isinstance(present, Mapping) and isinstance(value, Mapping)
         merged[key] = _merge(present, value) if both else value  # type: ignore[arg-type]
     return merged
@@ -238,12 +278,18 @@ def _fields(location: Sequence[int | str]) -> list[str]:
     """Return the known keys of the table at a location."""
     model: Any = StudyConfig
     for part in location:
-        annotation = model.model_fields[part].annotation
-        model = next(
-            (arm for arm in getattr(annotation, "__args__", ()) if hasattr(arm, "model_fields")),
-            annotation,
-        )
-    return list(model.model_fields)
+        if isinstance(part, int):  # one of several tables
+            continue
+        model = _find_model(model.model_fields[part].annotation)
+    return [name for name in model.model_fields if name != "cells"]
+
+
+def _find_model(annotation: Any) -> Any:
+    """Return the model of a table, which may be optional or one of several."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    found = map(_find_model, getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)
 
 
 def _display_path(path: Path) -> str:
@@ -251,9 +297,11 @@ def _display_path(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _key(error: ErrorDetails) -> str:
+def _key(error: ErrorDetails, has_one_table: bool) -> str:
     is_unknown = error["type"] == "extra_forbidden"  # an unknown key may be named like a type
     location = error["loc"]
+    if has_one_table and location[:2] == ("space", 0):
+        location = ("space", *location[2:])
     return ".".join(str(part) for part in location if is_unknown or not _is_union_arm(part))
 
 

@@ -200,7 +200,7 @@ def test_readme_is_short():
 )
 def test_documented_study_file_is_valid(page, number, trials):
     config = StudyConfig.model_validate(tomllib.loads(blocks(page, "toml")[number]))
-    assert len(list(config.space.combinations())) == trials
+    assert len(list(config.grid.combinations())) == trials
 
 
 def test_documented_refinement_is_valid():

@@ -51,7 +51,7 @@ def gate(tmp_path_factory) -> Gate:
 
 def grid_combinations(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
-    return list(load_config_file("quick", settings).resolve().space.combinations())
+    return list(load_config_file("quick", settings).resolve().grid.combinations())
 
 
 def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):

@@ -27,10 +27,10 @@ def create_grid(url):
     config = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [8], "residual": [True]}}
     )
-    grid = list(config.space.combinations())
+    grid = list(config.grid.combinations())
     storage = open_storage(url)
     attributes = study_attributes(config)
-    values = {name: tuple(config.space.values(name)) for name in GATED_PARAMS}
+    values = {name: tuple(config.grid.values(name)) for name in GATED_PARAMS}
     distributions = {name: CategoricalDistribution(choices) for name, choices in values.items()}
     planned = [PlannedTrial(params) for params in grid]
     create_study(storage, "grid", OBJECTIVE_NAMES["training"], attributes, distributions, planned)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from reports.data.results import Results
+from reports.data.trial_table import ARCHITECTURE_PARAMS
 from reports.errors import ReportError
 from studies.artifacts import atomic_write
 from studies.attributes import RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import require_regular
-from studies.space import BPTT_STEPS, PARAM_ORDER
+from studies.space import BPTT_STEPS, REPLICATE
 
 STUDY = "study"
 """Column with the name of the study."""
@@ -91,7 +92,7 @@ def write_curves(results: Sequence[Results], path: Path) -> None:
         ReportError: if the file cannot be written.
     """
     (each,) = results
-    names = [name for name in PARAM_ORDER if name in each.table]
+    names = [name for name in (*ARCHITECTURE_PARAMS, REPLICATE) if name in each.table]
     if BPTT_STEPS not in each.axes:
         names.remove(BPTT_STEPS)
     rows = each.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})

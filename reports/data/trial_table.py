@@ -19,7 +19,7 @@ from studies.attributes import (
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
-from studies.space import BPTT_STEPS, PARAM_ORDER, REPLICATE
+from studies.space import BPTT_STEPS, CELL, GATED_PARAMS, REPLICATE
 from studies.storage.open import load_study
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
@@ -51,7 +51,7 @@ _RECORDED = [
 ]
 """Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
 
-ARCHITECTURE_PARAMS = [name for name in PARAM_ORDER if name != REPLICATE]
+ARCHITECTURE_PARAMS = [CELL, *GATED_PARAMS, BPTT_STEPS]
 """Parameters that define an architecture, BPTT steps included."""
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
+from reports.data.trial_table import ARCHITECTURE_PARAMS
 from reports.formatting import format_param, format_value
 from reports.stats.paired_difference import PairedDifference
 from studies.attributes import SOURCE_TRIALS
-from studies.space import PARAM_ORDER, REPLICATE
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -68,7 +68,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     refinement = results.config.refinement
     if refinement is None or results.sources.empty:
         return None
-    names = [name for name in PARAM_ORDER if name in results.table and name != REPLICATE]
+    names = [name for name in ARCHITECTURE_PARAMS if name in results.table]
     rows = []
     for row in results.complete.to_dict("records"):
         origins = results.sources[results.sources.index.isin(row[SOURCE_TRIALS] or [])]

@@ -79,15 +79,15 @@ def create_made_study(
     validated = StudyConfig.model_validate(
         {"space": space, "report_threshold": report_threshold, "question": question} | config
     )
-    finished = min(finished, len(list(validated.space.combinations())))
+    finished = min(finished, len(list(validated.grid.combinations())))
     storage = open_new(url)
     create_study(
         storage,
         name,
         OBJECTIVE_NAMES["training"],
         study_attributes(validated),
-        {n: CategoricalDistribution(tuple(validated.space.values(n))) for n in GATED_PARAMS},
-        [PlannedTrial(params) for params in validated.space.combinations()],
+        {n: CategoricalDistribution(tuple(validated.grid.values(n))) for n in GATED_PARAMS},
+        [PlannedTrial(params) for params in validated.grid.combinations()],
     )
     study_id = storage.get_study_id_from_name(name)
     for i in range(finished):
@@ -223,7 +223,7 @@ def make_baselines(url: str, name: str = "cells", text: str = "ab", **raw) -> No
     """Create a study of two baseline cells in two sizes, with 1 and 16 BPTT steps."""
     space = {"cell": ["gru", "lstm"], "layers": [1], "state_size": [4, 8]}
     config = {"space": space | {"bptt_steps": [1, 16]}} | raw
-    trials = StudyConfig.model_validate(config).space.combinations()
+    trials = StudyConfig.model_validate(config).grid.combinations()
     runs = [
         (params, 1.5 + i / 10, {"training_loss": 1.4 + i / 10, "validation_bits_per_byte": 3.5})
         for i, params in enumerate(trials)

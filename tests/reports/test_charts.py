@@ -87,7 +87,7 @@ def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url, monkeypatch):
             + draw.gauss(0, 0.3),
             {},
         )
-        for params in StudyConfig.model_validate(raw).space.combinations()
+        for params in StudyConfig.model_validate(raw).grid.combinations()
     ]
     make_runs(sqlite_url, "many", raw, runs)
     results = read_results(read_storage(sqlite_url), "many")

@@ -30,7 +30,7 @@ def planned(tmp_path_factory):
     """Results of a study of all switches, two depths and two sizes, with one complete trial."""
     url = f"sqlite:///{tmp_path_factory.mktemp('planned')}/studies.db"
     config = StudyConfig.model_validate({"space": SPACE})
-    points = list(config.space.combinations())
+    points = list(config.grid.combinations())
     storage = open_new(url)
     attributes = study_attributes(config)
     planned = [PlannedTrial(point) for point in points]

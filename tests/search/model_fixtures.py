@@ -29,7 +29,7 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
     """Create a study of six trials, and store the weights of some."""
     config = StudyConfig.model_validate({"space": SPACE, **settings})
     assert config.space is not None
-    combinations = list(config.space.combinations())
+    combinations = list(config.grid.combinations())
     storage = open_storage(url)
     attributes = study_attributes(config)
     create_study(
@@ -37,7 +37,7 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
         "made",
         OBJECTIVE_NAMES[config.objective],
         attributes,
-        {n: CategoricalDistribution(tuple(config.space.values(n))) for n in GATED_PARAMS},
+        {n: CategoricalDistribution(tuple(config.grid.values(n))) for n in GATED_PARAMS},
         [PlannedTrial(params) for params in combinations],
     )
     study_id = storage.get_study_id_from_name("made")

@@ -86,7 +86,7 @@ many_processes = pytest.mark.parametrize(
 
 def expected_grid() -> set:
     config = load_config_file("stage-one", OVERRIDES).resolve()
-    return {tuple(params.values()) for params in config.space.combinations()}
+    return {tuple(params.values()) for params in config.grid.combinations()}
 
 
 def check_each_ran_once(url: str) -> None:

@@ -255,7 +255,7 @@ def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
     config = load_config_file("quick", SETTINGS).resolve()
     config = config.model_copy(update={"eval_split": "test"})
     whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
-    trial_configs = [to_trial_config(point, config) for point in config.space.combinations()][:3]
+    trial_configs = [to_trial_config(point, config) for point in config.grid.combinations()][:3]
     settings = TrainConfig(10, 4, 8, 5, 0.01, 0.9, 0)
 
     def measured(leaves):
@@ -781,7 +781,7 @@ def test_remaining_time_is_estimated_by_shape():
 
 def test_trial_config_consists_of_an_architecture_and_a_replicate():
     config = load_config_file("quick", SETTINGS).resolve()
-    point = next(config.space.combinations())
+    point = next(config.grid.combinations())
     assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
         to_trial_config(point, config).architecture, 3
     )

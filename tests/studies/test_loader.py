@@ -18,7 +18,7 @@ def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(
         "seed = -1\nobjektive = 'training'\n[space]\nlayers = [1, 'two']\nstate_size = [8]\n"
-        "exclude = [{layers = 1.5}]\n[training]\nlog_every = 0\n[pruning]\nkeep = 2\n"
+        "exclude = [{layers = []}]\n[training]\nlog_every = 0\n[pruning]\nkeep = 2\n"
     )
     file = load_config_file(str(path), ["training={steps='many'}", "int=3"])
     file = file.with_overrides({"pruning": {"enabled": True}})
@@ -29,8 +29,9 @@ def test_every_invalid_setting_is_named_with_its_origin(tmp_path: Path):
         f"{path}: seed is -1: input should be greater than or equal to 0; ",
         f"{path}: unknown key objektive: expected one of question, report_threshold, ",
         f"{path}: space.layers.1 is 'two': input should be a valid integer; ",
-        f"{path}: space.exclude.0.layers is 1.5: input should be a valid boolean, or input should "
-        "be a valid integer, or input should be a valid string; ",
+        f"{path}: space.exclude.0.layers is []: input should be a valid boolean, or input should "
+        "be a valid integer, or input should be a valid number, or input should be a valid "
+        "string; ",
         f"{path}: training.log_every is 0: input should be greater than 0; ",
         f"{path}: pruning.keep is 2: input should be less than 1; ",
         "--set: training.steps is 'many': input should be a valid integer; ",

@@ -9,7 +9,7 @@ from optuna.trial import create_trial
 
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
 from studies.config import StudyConfig, to_trial_config
-from studies.space import GATED_PARAMS, REPLICATE, Space, distributions, observed_search_space
+from studies.space import GATED_PARAMS, REPLICATE, Grid, distributions, observed_search_space
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
@@ -51,7 +51,7 @@ def params_of(trial_config: TrialConfig, with_replicate: bool = False) -> dict:
 def test_grid_is_the_product_of_the_values_less_the_excluded(space, data):
     names = data.draw(st.lists(st.sampled_from(GATED_PARAMS), min_size=1, max_size=3, unique=True))
     exclusion = {name: data.draw(st.sampled_from(space[name])) for name in names}
-    product = list(study_config(space).space.combinations())
+    product = list(study_config(space).grid.combinations())
     kept = [params for params in product if not exclusion.items() <= params.items()]
     size = 1
     for values in space.values():
@@ -59,15 +59,15 @@ def test_grid_is_the_product_of_the_values_less_the_excluded(space, data):
     assert len(product) == size
     if kept:
         config = study_config(space | {"exclude": [exclusion]})
-        assert list(config.space.combinations()) == kept
+        assert list(config.grid.combinations()) == kept
 
 
 @settings(deadline=None)
 @given(SPACES)
 def test_params_survive_optunas_categorical_distributions(space):
     config = study_config(space)
-    categorical = distributions(config.space.search_space)
-    for params in list(config.space.combinations())[:50]:
+    categorical = distributions(config.grid.search_space)
+    for params in list(config.grid.combinations())[:50]:
         trial = create_trial(value=0.0, params=params, distributions=categorical)
         internal = {n: d.to_internal_repr(trial.params[n]) for n, d in categorical.items()}
         external = {n: d.to_external_repr(internal[n]) for n, d in categorical.items()}
@@ -103,24 +103,24 @@ def test_observed_search_space_has_the_values_that_occur(architectures):
 
 def test_baseline_cells_have_no_switches():
     config = study_config({"cell": ["lstm", "gru"], "layers": [1, 2], "state_size": [8]})
-    combinations = list(config.space.combinations())
+    combinations = list(config.grid.combinations())
     assert combinations[0] == {"cell": "lstm", "layers": 1, "state_size": 8}
     trial_configs = [to_trial_config(params, config) for params in combinations]
     labels = [trial_config.architecture.label for trial_config in trial_configs]
     assert labels == ["1×8 LSTM", "2×8 LSTM", "1×8 GRU", "2×8 GRU"]
     assert [params_of(trial_config) for trial_config in trial_configs] == combinations
-    assert list(config.space.search_space) == ["cell", "layers", "state_size"]
+    assert list(config.grid.search_space) == ["cell", "layers", "state_size"]
 
 
 def test_bptt_steps_comes_from_the_trial_or_else_from_the_study():
     space = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     varied = study_config(space | {"bptt_steps": [1, 16]})
     bptt_steps = [
-        to_trial_config(params, varied).bptt_steps for params in varied.space.combinations()
+        to_trial_config(params, varied).bptt_steps for params in varied.grid.combinations()
     ]
     assert bptt_steps == [1, 16]
     fixed = StudyConfig.model_validate({"space": space, "training": {"bptt_steps": 4}})
-    (params,) = fixed.space.combinations()
+    (params,) = fixed.grid.combinations()
     assert to_trial_config(params, fixed).bptt_steps == 4
 
 
@@ -128,13 +128,13 @@ def test_gate_inputs_come_from_the_study():
     config = StudyConfig.model_validate(
         {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}
     )
-    params = next(config.space.combinations())
+    params = next(config.grid.combinations())
     assert to_trial_config(params, config).architecture.gate_inputs == "candidate"
 
 
 def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
     values = {"layers": [*range(1, 101)], "state_size": [*range(1, 50_001)]}
     with pytest.MonkeyPatch.context() as watched:
-        watched.setattr(Space, "combinations", lambda _: pytest.fail("listed"))
+        watched.setattr(Grid, "_space_combinations", lambda *_: pytest.fail("listed"))
         with pytest.raises(ValueError, match="has 480,000,000 combinations: expected at most"):
-            Space(**values, exclude=[{"layers": 1}])
+            study_config({**values, "exclude": [{"layers": 1}]})

@@ -1,0 +1,145 @@
+"""Training settings of a study, and those of them that a grid can vary."""
+
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from rnn.config import OptimizerConfig, OptimizerName, ParamValue
+from studies.strict_model import StrictModel
+
+MAX_BPTT_STEPS = 10_000
+
+_SequenceLength = Annotated[int, Field(ge=2)]
+_NonNegative = Annotated[float, Field(ge=0)]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+_BPTTSteps = Annotated[int, Field(ge=1, le=MAX_BPTT_STEPS)]
+
+
+class TrainingSettings(StrictModel):
+    """How each network is trained; see :class:`rnn.training.loop.TrainConfig`.
+
+    The settings of the optimizer are those of :class:`rnn.config.OptimizerConfig`.
+    """
+
+    steps: PositiveInt = 10_000
+    batch_size: PositiveInt = 256
+    sequence_length: _SequenceLength = 1000
+    log_every: PositiveInt = 50
+    optimizer: OptimizerName = "adam"
+    learning_rate: PositiveFloat = 0.001
+    beta1: _Decay = 0.9
+    beta2: _Decay = 0.999
+    weight_decay: _NonNegative = 0.0
+    momentum: _Decay = 0.9
+    gradient_clipping: _NonNegative = 0.0
+    smoothing: _Decay = 0.95
+    bptt_steps: _BPTTSteps = 1
+
+    @model_validator(mode="after")
+    def _check_log_points(self) -> "TrainingSettings":
+        if self.log_every > self.steps:
+            raise ValueError(
+                f"log_every is {self.log_every} and steps {self.steps}: expected log_every of at "
+                "most steps, because a trial's value is read at its log points"
+            )
+        return self
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """The settings of the optimizer."""
+        return OptimizerConfig(
+            self.optimizer,
+            self.learning_rate,
+            self.beta1,
+            self.beta2,
+            self.weight_decay,
+            self.momentum,
+            self.gradient_clipping,
+        )
+
+
+class TrainingSpace(StrictModel):
+    """Values of the training settings that a grid varies; None for the study's value."""
+
+    batch_size: list[PositiveInt] | None = None
+    sequence_length: list[_SequenceLength] | None = None
+    optimizer: list[OptimizerName] | None = None
+    learning_rate: list[PositiveFloat] | None = None
+    beta1: list[_Decay] | None = None
+    beta2: list[_Decay] | None = None
+    weight_decay: list[_NonNegative] | None = None
+    momentum: list[_Decay] | None = None
+    gradient_clipping: list[_NonNegative] | None = None
+    smoothing: list[_Decay] | None = None
+    bptt_steps: list[_BPTTSteps] | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _check_values(cls, values: list[ParamValue] | None) -> list[ParamValue] | None:
+        return values if values is None else check_values(values)
+
+
+def check_values(values: list[ParamValue]) -> list[ParamValue]:
+    """Require the values of a parameter to be distinct, and at least one.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not values:
+        raise ValueError("expected at least one value")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise ValueError("expected distinct values")
+    return values
+
+
+class StoredTrainingParams(BaseModel):
+    """Training settings among the parameters of a stored trial."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    batch_size: PositiveInt | None = None
+    sequence_length: _SequenceLength | None = None
+    optimizer: OptimizerName | None = None
+    learning_rate: PositiveFloat | None = None
+    beta1: _Decay | None = None
+    beta2: _Decay | None = None
+    weight_decay: _NonNegative | None = None
+    momentum: _Decay | None = None
+    gradient_clipping: _NonNegative | None = None
+    smoothing: _Decay | None = None
+    bptt_steps: _BPTTSteps | None = None
+
+
+TRAINING_PARAMS = tuple(TrainingSpace.model_fields)
+"""Training settings that a grid can vary."""
+
+OPTIMIZER_PARAMS = (
+    "optimizer",
+    "learning_rate",
+    "beta1",
+    "beta2",
+    "weight_decay",
+    "momentum",
+    "gradient_clipping",
+)
+"""Training settings that concern the optimizer alone."""
+
+_USED_BY: dict[str, tuple[OptimizerName, ...]] = {
+    "beta1": ("adam", "adamw"),
+    "beta2": ("adam", "adamw", "rmsprop"),
+    "momentum": ("sgd",),
+}
+"""Optimizers that use a setting, where not all do."""
+
+
+def uses_setting(optimizer: str, name: str) -> bool:
+    """Return whether an optimizer uses a training setting."""
+    return name not in _USED_BY or optimizer in _USED_BY[name]
