@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from textwrap import indent
 from typing import Literal, get_args
 
-from rnn.config import BYTE_VOCAB_SIZE, BaselineCell, BaselineConfig, GatedConfig, NetworkConfig
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    BaselineCell,
+    BaselineConfig,
+    CellConfig,
+    GatedConfig,
+    NetworkConfig,
+)
+from rnn.errors import CellError
 
 ParamKind = Literal["weight", "bias"]
 
@@ -103,6 +111,7 @@ def generate_module(
         :func:`generate_forward`, and ``Network``, whose state dict has the names of
         :func:`state_dict_mapping`.
     """
+    config = _require_built_in(config)
     param_shapes, n = config.param_shapes(vocab_size), config.state_size
     is_baseline = isinstance(config, BaselineConfig)
     is_lstm = isinstance(config, BaselineConfig) and config.cell == "lstm"
@@ -146,6 +155,7 @@ def state_dict_mapping(config: NetworkConfig) -> dict[str, tuple[str, ParamKind]
         The name of each tensor to a linear map (:meth:`rnn.config.GatedConfig.param_shapes`) and
         the tensor's kind. Weights are transposed: (outputs, inputs).
     """
+    config = _require_built_in(config)
     mapping: dict[str, tuple[str, ParamKind]] = {}
     for param in config.param_shapes():
         module, suffix = param, ""
@@ -169,6 +179,7 @@ def generate_forward(config: NetworkConfig, bptt_steps: int = 1) -> str:
         The source of a method ``forward(self, x, state)``, not indented, without a final newline.
         Each line that makes a tensor ends with its shape.
     """
+    config = _require_built_in(config)
     if isinstance(config, BaselineConfig):
         lines = _baseline_forward_lines(config)
     else:
@@ -190,6 +201,7 @@ def generate_latex(config: NetworkConfig, bptt_steps: int = 1) -> list[str]:
         The equations in the order of computation, without delimiters: from the input x and the
         previous state h to the output y and, in the last equation, the next h.
     """
+    config = _require_built_in(config)
     if isinstance(config, BaselineConfig):
         return [*_BASELINE_EQUATIONS[config.cell], r"h \leftarrow y"]
     lines = [rf"c = {_latex_concat(['x', 'h'])}"]
@@ -225,6 +237,16 @@ def generate_latex(config: NetworkConfig, bptt_steps: int = 1) -> list[str]:
         lines += [r"y = o \odot \sigma(o)"]
     next_state = r"\operatorname{detach}(u)" if bptt_steps == 1 else "u"
     return [*lines, rf"h \leftarrow {next_state}"]
+
+
+def _require_built_in(config: NetworkConfig) -> GatedConfig | BaselineConfig:
+    """Return a config, if its equations are known."""
+    if isinstance(config, CellConfig):
+        raise CellError(
+            f"cell {config.cell} has no generated code: its source file defines it, expected a "
+            "built-in cell"
+        )
+    return config
 
 
 def _gated_forward_lines(config: GatedConfig, is_detached: bool) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from rnn.config import BYTE_VOCAB_SIZE, TrialConfig
 from rnn.models.factory import build_network
+from rnn.models.shapes import count_parameters
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.lockstep_size import auto_lockstep
 from studies.config import StudyConfig, to_trial_config
@@ -85,7 +86,7 @@ def _measure_step(config: StudyConfig, device: torch.device) -> float:
 
 
 def _count_weights(config: StudyConfig, params: Params) -> int:
-    return to_trial_config(params, config).architecture.parameter_count()
+    return count_parameters(to_trial_config(params, config).architecture)
 
 
 def _time_steps(

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from rnn.config import NetworkConfig
 from rnn.errors import SavedModelError
 from rnn.inference.saved_model import SavedModel, deserialize_model
+from rnn.models.shapes import count_parameters
 from search.errors import WeightsNotFoundError
 from search.refinement import rank_trials
 from search.worker.trial_artifacts import WeightStore
@@ -130,7 +131,7 @@ def _read_weights(
     weights: WeightStore, number: int, architecture: NetworkConfig, vocab_size: int
 ) -> bytes | None:
     """Return the weights of a trial, or None; refuse more bytes than its network can have."""
-    limit = 8 * architecture.parameter_count(vocab_size) + _MAX_HEADER_BYTES
+    limit = 8 * count_parameters(architecture, vocab_size) + _MAX_HEADER_BYTES
     try:
         content = weights.read(number, limit + 1)
     except OSError as error:

@@ -124,8 +124,8 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
 def _serialize_state_dict(model: SavedModel) -> bytes:
     state_dict: dict[str, Tensor] = {}
     for name, (param, kind) in state_dict_mapping(model.architecture).items():
-        weight, bias = model.weights[param]
-        state_dict[name] = (weight.T if kind == "weight" else bias).contiguous()
+        tensor = model.weights[f"{param}.{kind}"]
+        state_dict[name] = (tensor.T if kind == "weight" else tensor).contiguous()
     content = io.BytesIO()
     torch.save(state_dict, content)
     return content.getvalue()

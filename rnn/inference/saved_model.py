@@ -17,6 +17,7 @@ from torch import Tensor
 from rnn.config import BaselineConfig, GatedConfig, NetworkConfig, Precision
 from rnn.data.tokenizer import Tokenizer, load_tokenizer
 from rnn.errors import SavedModelError
+from rnn.models.shapes import parameter_shapes
 from rnn.stacked.flat_parameters import NamedTensors
 
 _FORMAT_VERSION = "2"
@@ -29,7 +30,7 @@ class SavedModel:
 
     Attributes:
         architecture: architecture of the network.
-        weights: weights of each linear layer, on the CPU.
+        weights: weights and biases by name, on the CPU.
         tokenizer: tokenizer of its text.
         precision: precision that it was trained in.
         metadata: further information (study, trial, …) as text.
@@ -44,9 +45,6 @@ class SavedModel:
 
 def serialize_model(model: SavedModel) -> bytes:
     """Serialize a model to the content of its file."""
-    tensors: dict[str, Tensor] = {}
-    for name, (weight, bias) in model.weights.items():
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight, bias
     header = {
         "format_version": _FORMAT_VERSION,
         "architecture": json.dumps(asdict(model.architecture)),
@@ -54,7 +52,7 @@ def serialize_model(model: SavedModel) -> bytes:
         "precision": model.precision,
         "metadata": json.dumps(dict(model.metadata)),
     }
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
+    return save({name: tensor.contiguous() for name, tensor in model.weights.items()}, header)
 
 
 def deserialize_model(content: bytes) -> SavedModel:
@@ -82,7 +80,7 @@ def deserialize_model(content: bytes) -> SavedModel:
         architecture = _read_architecture(_parse_object(header["architecture"]), tensors)
         return SavedModel(
             architecture,
-            _read_weights(tensors, architecture.param_shapes(tokenizer.size)),
+            _read_weights(tensors, parameter_shapes(architecture, tokenizer.size)),
             tokenizer,
             header["precision"],
             metadata,
@@ -116,17 +114,13 @@ def _read_architecture(fields: dict[str, Any], tensors: Mapping[str, Tensor]) ->
     return architecture
 
 
-def _read_weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, int]]) -> NamedTensors:
-    expected = {f"{name}.{part}" for name in shapes for part in ("weight", "bias")}
-    if differing := sorted(expected ^ tensors.keys()):
+def _read_weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> NamedTensors:
+    if differing := sorted(shapes.keys() ^ tensors.keys()):
         raise ValueError(f"its tensors do not match its architecture, first {differing[0][:80]!r}")
-    weights = {}
     for name, shape in shapes.items():
-        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        if weight.shape != shape or bias.shape != shape[1:]:
-            raise ValueError(f"the shape of {name} is {tuple(weight.shape)}")
-        for tensor in (weight, bias):
-            if tensor.dtype not in (torch.float32, torch.float64) or not tensor.isfinite().all():
-                raise ValueError(f"{name} is not finite float32 or float64")
-        weights[name] = weight, bias
-    return weights
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise ValueError(f"the shape of {name} is {tuple(tensor.shape)}")
+        if tensor.dtype not in (torch.float32, torch.float64) or not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite float32 or float64")
+    return {name: tensors[name] for name in shapes}

@@ -20,11 +20,12 @@ from torch.nn import functional
 from rnn.config import (
     BYTE_VOCAB_SIZE,
     BaselineConfig,
+    CellConfig,
     GatedConfig,
-    NetworkConfig,
     Precision,
     TrialConfig,
 )
+from rnn.errors import CellError
 from rnn.models.baselines import BASELINE_LAYERS
 from rnn.models.gated import GatedLayer, RecurrentLayer, RecurrentNetwork
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
@@ -80,9 +81,12 @@ class BPTTNetwork:
         self._window = config.bptt_steps
         configure_matmul(precision, self.device)
 
+        architecture = config.architecture
+        if isinstance(architecture, CellConfig):
+            raise CellError(f"cell {architecture.cell} is not built in: expected a built-in cell")
         with torch.device("meta"):  # parameters become views of the flat ones
-            self.module = build_module(config.architecture, vocab_size)
-        fused = _fused_weights(config.architecture)
+            self.module = build_module(architecture, vocab_size)
+        fused = _fused_weights(architecture)
         linears = {
             path: _place_linear(path.rpartition(".")[2], linear, fused)
             for path, linear in self.module.named_modules()
@@ -194,7 +198,9 @@ class BPTTNetwork:
         return loss.detach()[None], [*(state.detach()[None] for state in next_states), *window]
 
 
-def build_module(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> RecurrentNetwork:
+def build_module(
+    config: GatedConfig | BaselineConfig, vocab_size: int = BYTE_VOCAB_SIZE
+) -> RecurrentNetwork:
     """Build the reference network of a config, with PyTorch's initial weights."""
     if isinstance(config, GatedConfig):
         layers: list[RecurrentLayer] = [GatedLayer(config) for _ in range(config.layers)]
@@ -203,7 +209,7 @@ def build_module(config: NetworkConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Re
     return RecurrentNetwork(layers, config.state_size, vocab_size)
 
 
-def _fused_weights(config: NetworkConfig) -> dict[str, list[WeightSlice]]:
+def _fused_weights(config: GatedConfig | BaselineConfig) -> dict[str, list[WeightSlice]]:
     """Map the linear modules of a :class:`GatedLayer` to the parameters that they are made of."""
     if isinstance(config, BaselineConfig):
         return {}

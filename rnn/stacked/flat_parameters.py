@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rnn.config import TrialConfig
+from rnn.models.shapes import parameter_shapes
 from rnn.stacked.linear import StackedLinear
 
-NamedTensors = dict[str, tuple[Tensor, Tensor]]
-"""A network's weights, or one number for each of them: the name of a linear layer
-(:meth:`GatedConfig.param_shapes`) to weight (inputs, outputs) and bias (outputs,)."""
+NamedTensors = dict[str, Tensor]
+"""A network's weights and biases, or one number for each of them, by the names of
+:func:`rnn.models.shapes.parameter_shapes`."""
 
 
 class _Slot(NamedTuple):
@@ -125,11 +126,8 @@ class FlatParameters:
             k: position of the network in the stack.
             flat: the values, or another tensor (P,) of their layout.
         """
-        shapes = self._configs[k].architecture.param_shapes(self._vocab_size)
-        params = {
-            name: (torch.empty(shape, dtype=flat.dtype), torch.empty(shape[1], dtype=flat.dtype))
-            for name, shape in shapes.items()
-        }
+        shapes = parameter_shapes(self._configs[k].architecture, self._vocab_size)
+        params = {name: torch.empty(shape, dtype=flat.dtype) for name, shape in shapes.items()}
         for source, target in self._pairs(k, flat, params):
             target.copy_(source)
         return params
@@ -155,12 +153,12 @@ class FlatParameters:
             r = linear.networks.index(k)
             fused, biases = _weight_view(flat, linear, weight)[r], _bias_view(flat, linear, bias)
             for each in linear.slices:
-                param_weight, param_bias = params[prefix + each.param]
+                param_weight = params[f"{prefix}{each.param}.weight"]
                 (first, count), (row, column) = each.rows, each.offset
                 columns = slice(column, column + param_weight.shape[1])
                 yield fused[row : row + count, columns], param_weight[first : first + count]
                 if linear.has_bias:
-                    yield biases[r, 0, columns], param_bias
+                    yield biases[r, 0, columns], params[f"{prefix}{each.param}.bias"]
 
 
 def _align(size: int) -> int:

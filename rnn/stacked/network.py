@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, BaselineConfig, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
+from rnn.errors import CellError
+from rnn.models.shapes import count_parameters, parameter_shapes
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.layer import StackedLayer
 from rnn.stacked.linear import BufferCache, GatheredInput, StackedLinear, WeightSlice
@@ -244,18 +246,22 @@ def draw_initial_weights(
     the stack. They are drawn in float64 and are the same numbers, rounded, in every precision.
 
     Returns:
-        The weight (inputs, outputs) and bias (outputs,) of each linear layer.
+        The weights and biases by the names of :func:`rnn.models.shapes.parameter_shapes`.
     """
+    if isinstance(config.architecture, CellConfig):
+        raise CellError(
+            f"cell {config.architecture.cell} is not built in: expected a built-in cell"
+        )
     name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
     # 63 bits, which every torch generator accepts.
     digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(digest)
-    weights = {}
+    weights: NamedTensors = {}
     for param, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items():
         bound = 1 / math.sqrt(inputs)
         drawn = torch.rand(inputs + 1, outputs, generator=generator, dtype=torch.float64)
         drawn = (2 * drawn - 1) * bound
-        weights[param] = (drawn[:-1], drawn[-1])
+        weights |= {f"{param}.weight": drawn[:-1], f"{param}.bias": drawn[-1]}
     return weights
 
 
@@ -274,15 +280,18 @@ def estimate_memory(
         vocab_size: V.
     """
     size = 8 if precision == "fp64" else 4
-    parameters = config.architecture.parameter_count(vocab_size)
+    parameters = count_parameters(config.architecture, vocab_size)
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
-    uses_autograd = isinstance(config.architecture, BaselineConfig) or config.bptt_steps > 1
+    uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
     weights = parameters * ((5 + uses_autograd) * size + 2 * 2 * (precision == "bf16"))
     # Activations and temporaries: a few numbers for each input and output.
     numbers = sum(
         (4 * inputs + 6 * outputs) * (config.bptt_steps if name.startswith("layers.") else 1)
-        for name, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items()
+        for name, (inputs, *outputs_of_map) in parameter_shapes(
+            config.architecture, vocab_size
+        ).items()
+        for outputs in outputs_of_map  # a bias has none
     )
     return weights + streams * numbers * size
 
@@ -290,7 +299,7 @@ def estimate_memory(
 def _require_gated(config: TrialConfig) -> GatedConfig:
     """Return the architecture of a config, if it can be stacked."""
     architecture = config.architecture
-    if isinstance(architecture, BaselineConfig) or config.bptt_steps != 1:
+    if not isinstance(architecture, GatedConfig) or config.bptt_steps != 1:
         raise ValueError(
             f"{architecture.label} with bptt_steps {config.bptt_steps} cannot be stacked: expected "
             "a gated network with bptt_steps 1"

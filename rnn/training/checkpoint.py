@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
 from rnn.errors import CheckpointError
+from rnn.models.shapes import count_parameters, count_states, parameter_shapes
 from rnn.stacked.flat_parameters import NamedTensors
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -73,8 +74,7 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
         groups["average"] = train_state.average
     tensors: dict[str, Tensor] = {}
     for group, params in groups.items():
-        for name, (weight, bias) in params.items():
-            tensors[f"{group}.{name}.weight"], tensors[f"{group}.{name}.bias"] = weight, bias
+        tensors |= {f"{group}.{name}": tensor for name, tensor in params.items()}
     tensors |= {f"states.{index}": state for index, state in enumerate(train_state.states)}
     tensors["ema_loss"] = train_state.ema_loss
     tensors["curve.steps"] = torch.tensor(list(train_state.curve), dtype=torch.int64)
@@ -115,15 +115,11 @@ def deserialize_checkpoint(
         )
     if metadata.get("identity") != identity:
         raise CheckpointError("checkpoint belongs to another training: expected the same settings")
-    shapes = architecture.param_shapes(vocab_size)
+    shapes = parameter_shapes(architecture, vocab_size)
 
     def read_group(group: str) -> NamedTensors:
         return {
-            name: (
-                _read_tensor(tensors, f"{group}.{name}.weight", (inputs, outputs)),
-                _read_tensor(tensors, f"{group}.{name}.bias", (outputs,)),
-            )
-            for name, (inputs, outputs) in shapes.items()
+            name: _read_tensor(tensors, f"{group}.{name}", shape) for name, shape in shapes.items()
         }
 
     has_average = any(name.startswith("average.") for name in tensors)
@@ -153,10 +149,9 @@ def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, step
         streams: B.
         steps: number of steps of the training; at most one log point each.
     """
-    network = config.architecture
-    groups = 4 * network.parameter_count(vocab_size)  # weights, average and two moments
-    # An LSTM has two states in each layer.
-    carried = config.bptt_steps * streams * (2 * network.layers * network.state_size + 1)
+    # Weights, average and two moments.
+    groups = 4 * count_parameters(config.architecture, vocab_size)
+    carried = config.bptt_steps * streams * (count_states(config.architecture) + 1)
     return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 

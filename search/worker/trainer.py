@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rnn.config import NetworkConfig, Precision, TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network, is_stackable
+from rnn.models.shapes import count_parameters
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
@@ -335,7 +336,7 @@ class Trainer:
     ) -> Mapping[str, Any]:
         """Return a trial's user attributes; see :class:`studies.attributes.TrialRecord`."""
         return TrialRecord(
-            parameter_count=trial_config.architecture.parameter_count(self._vocab_size),
+            parameter_count=count_parameters(trial_config.architecture, self._vocab_size),
             steps_per_second=steps_per_second,
             seconds=seconds,
             host=socket.gethostname(),

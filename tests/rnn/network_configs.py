@@ -91,7 +91,7 @@ class GeneratedNetwork:
     def load(self, weights: NamedTensors) -> None:
         self.module.load_state_dict(
             {
-                name: weights[param][0].T if kind == "weight" else weights[param][1]
+                name: weights[f"{param}.weight"].T if kind == "weight" else weights[f"{param}.bias"]
                 for name, (param, kind) in self.mapping.items()
             }
         )
@@ -105,13 +105,12 @@ class GeneratedNetwork:
             logits, states = self.module(each, states)
         loss = nn.functional.cross_entropy(logits, targets)
         loss.backward()
-        grads: dict[str, dict[str, Tensor]] = {}
+        grads: NamedTensors = {}
         for name, value in self.module.named_parameters():
             param, kind = self.mapping[name]
             grad = torch.zeros_like(value) if value.grad is None else value.grad
-            grads.setdefault(param, {})[kind] = grad.T if kind == "weight" else grad
-        named = {param: (grad["weight"], grad["bias"]) for param, grad in grads.items()}
-        return loss.detach(), named, [state.detach() for state in states]
+            grads[f"{param}.{kind}"] = grad.T if kind == "weight" else grad
+        return loss.detach(), grads, [state.detach() for state in states]
 
 
 def assert_close(actual: NamedTensors, expected: NamedTensors, **tolerance: float) -> None:

@@ -24,16 +24,16 @@ def test_losses_and_gradients_equal_those_of_torchs_module(config: BaselineConfi
     module.double()
     maps = list(itertools.product(range(config.layers), (("input", "ih"), ("state", "hh"))))
     for layer, (name, suffix) in maps:
-        weight, bias = weights[f"layers.{layer}.{name}"]
+        weight, bias = (weights[f"layers.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
         with torch.no_grad():
             getattr(module, f"weight_{suffix}_l{layer}").copy_(weight.T)
             getattr(module, f"bias_{suffix}_l{layer}").copy_(bias)
 
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(VOCAB_SIZE, (STEPS + 1, STREAMS), generator=generator)
-    embedding, head = weights["embedding"], weights["head"]
-    outputs, _ = module(embedding[0][text[:-1]] + embedding[1])  # (STEPS, B, n)
-    expected = outputs @ head[0] + head[1]
+    xs = weights["embedding.weight"][text[:-1]] + weights["embedding.bias"]
+    outputs, _ = module(xs)  # (STEPS, B, n)
+    expected = outputs @ weights["head.weight"] + weights["head.bias"]
     states = network.init_state(STREAMS)
     for t in range(STEPS):
         logits, states = network.forward(text[t], states)
@@ -47,6 +47,6 @@ def test_losses_and_gradients_equal_those_of_torchs_module(config: BaselineConfi
     losses.mean().backward()
     grads = parameters.extract(0, parameters.grads)
     for layer, (name, suffix) in maps:
-        weight, bias = grads[f"layers.{layer}.{name}"]
+        weight, bias = (grads[f"layers.{layer}.{name}.{kind}"] for kind in ("weight", "bias"))
         torch.testing.assert_close(weight.T, getattr(module, f"weight_{suffix}_l{layer}").grad)
         torch.testing.assert_close(bias, getattr(module, f"bias_{suffix}_l{layer}").grad)

@@ -121,9 +121,8 @@ def test_resumed_run_equals_the_uninterrupted_run(config, stop):
     assert resumed.curves == whole.curves
     expected, actual = whole.train_state(trial_config), resumed.train_state(trial_config)
     assert all(map(torch.equal, actual.states, expected.states))
-    for name, (weight, bias) in expected.weights.items():
-        assert torch.equal(actual.weights[name][0], weight)
-        assert torch.equal(actual.weights[name][1], bias)
+    for name, weight in expected.weights.items():
+        assert torch.equal(actual.weights[name], weight)
 
 
 def test_evaluation_starts_from_zero_states_after_training():

@@ -182,9 +182,9 @@ def test_equations_compute_the_reference_layer(config: GatedConfig):
     network = reference(config)
     weights = network.parameters.extract(0, network.parameters.values)
     letters = {
-        letter: weights[f"layers.0.{name}"]
+        letter: (weights[f"layers.0.{name}.weight"], weights[f"layers.0.{name}.bias"])
         for name, letter in LETTERS.items()
-        if f"layers.0.{name}" in weights
+        if f"layers.0.{name}.weight" in weights
     }
     x, h = torch.rand(2, STREAMS, SIZE, dtype=torch.float64, requires_grad=True)
     (output,), state = network.module.layers[0](x[None], h)
@@ -202,7 +202,9 @@ def test_equations_compute_the_baseline_layer(config: BaselineConfig):
     weights = network.parameters.extract(0, network.parameters.values)
     gates, letters = {"elman": "u", "gru": "rzu", "lstm": "ifuo"}[config.cell], {}
     for name, prefix in (("input", ""), ("state", "V_")):
-        weight, bias = (each.split(SIZE, -1) for each in weights[f"layers.0.{name}"])
+        weight, bias = (
+            weights[f"layers.0.{name}.{kind}"].split(SIZE, -1) for kind in ("weight", "bias")
+        )
         letters |= {prefix + gate: pair for gate, *pair in zip(gates, weight, bias, strict=True)}
     x, h, m = torch.rand(3, STREAMS, SIZE, dtype=torch.float64)
     values = evaluate(generate_latex(config), letters, x=x, h=h, m=m)

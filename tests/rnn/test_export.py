@@ -55,7 +55,10 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 def make_model(name: str) -> SavedModel:
     config, tokenizer = NETWORKS[name]
     initial = draw_initial_weights(TrialConfig(config), 7, tokenizer.size)
-    weights = {name: (2 * weight.float(), bias.float()) for name, (weight, bias) in initial.items()}
+    weights = {
+        name: weight.float() * (2 if name.endswith(".weight") else 1)
+        for name, weight in initial.items()
+    }
     return SavedModel(config, weights, tokenizer, "bf16", {"study": "quick | {x}"})
 
 

@@ -20,7 +20,10 @@ BPE = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9
 def make_model(tokenizer=BYTES, scale=4.0, architecture=GATED) -> SavedModel:
     """Make a model whose weights are large enough to prefer some tokens."""
     initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {n: (scale * weight.float(), bias.float()) for n, (weight, bias) in initial.items()}
+    weights = {
+        name: weight.float() * (scale if name.endswith(".weight") else 1)
+        for name, weight in initial.items()
+    }
     return SavedModel(architecture, weights, tokenizer, "bf16", {})
 
 

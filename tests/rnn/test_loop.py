@@ -121,7 +121,7 @@ def test_initial_weights_differ_by_architecture_replicate_and_seed():
     one, other = MIXED[0], MIXED[1]
 
     def candidate(config, seed=1):
-        return draw_initial_weights(config, seed)["layers.0.candidate"][0]
+        return draw_initial_weights(config, seed)["layers.0.candidate.weight"]
 
     assert torch.equal(candidate(one), candidate(one))
     assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
@@ -133,9 +133,8 @@ def test_initial_weights_equal_recorded_values():
     """Unfinished studies must continue with the weights that they started with."""
     architecture = MIXED[0].architecture
     assert architecture.init_key == "01011-new-2-8-state"
-    weight, bias = draw_initial_weights(TrialConfig(architecture, 3), seed=7)[
-        "layers.1.forget_gate"
-    ]
+    drawn = draw_initial_weights(TrialConfig(architecture, 3), seed=7)
+    weight, bias = (drawn[f"layers.1.forget_gate.{kind}"] for kind in ("weight", "bias"))
     some = [weight[0, 0].item(), weight[15, 7].item(), bias[0].item()]
     assert some == pytest.approx(RECORDED_WEIGHTS, rel=1e-15)
 
@@ -146,7 +145,8 @@ RECORDED_WEIGHTS = [0.07484296387147843, 0.1771534241530403, 0.11368022042480241
 def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
     architecture = GatedConfig(True, True, True, True, True, "both", 1, 64)
     for name, (inputs, outputs) in architecture.param_shapes().items():
-        weight, bias = draw_initial_weights(TrialConfig(architecture), 0)[name]
+        drawn = draw_initial_weights(TrialConfig(architecture), 0)
+        weight, bias = drawn[f"{name}.weight"], drawn[f"{name}.bias"]
         assert weight.shape == (inputs, outputs)
         assert bias.shape == (outputs,)
         bound = 1 / math.sqrt(inputs)
@@ -162,7 +162,7 @@ def test_diverged_network_does_not_affect_the_others():
     k = stack.configs.index(diverged)
     values = stack.parameters.values
     weights = stack.parameters.extract(k, values)
-    weights["head"][0].fill_(math.inf)
+    weights["head.weight"].fill_(math.inf)
     stack.parameters.load(k, values, weights)
     run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
     list(run.train())
@@ -266,11 +266,10 @@ def test_weights_are_averaged_over_the_last_steps_across_a_removal():
     list(run.train(on_step))
     run.swap_in_averaged_weights()
     averaged = run.stack.parameters.extract(0, run.stack.parameters.values)
-    for name, tensors in averaged.items():
-        for index, average in enumerate(tensors):
-            expected = torch.stack([weights[name][index] for weights in history[-6:]]).mean(0)
-            torch.testing.assert_close(average, expected)
-    assert not torch.equal(averaged["head"][0], history[-1]["head"][0])
+    for name, average in averaged.items():
+        expected = torch.stack([weights[name] for weights in history[-6:]]).mean(0)
+        torch.testing.assert_close(average, expected)
+    assert not torch.equal(averaged["head.weight"], history[-1]["head.weight"])
 
 
 def test_last_weights_are_kept_without_averaging():

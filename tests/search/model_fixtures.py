@@ -48,7 +48,8 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
         trial_config = to_trial_config(combinations[number], config)
         drawn = draw_initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
         scaled = {
-            name: (4 * weight.float(), bias.float()) for name, (weight, bias) in drawn.items()
+            name: weight.float() * (4 if name.endswith(".weight") else 1)
+            for name, weight in drawn.items()
         }
         details = {"trial": str(number), "value": repr(value)}
         network = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)

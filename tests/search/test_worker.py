@@ -17,6 +17,7 @@ from rnn.data.corpus import load_corpus
 from rnn.data.tokenizer import TokenCorpus, train_tokenizer
 from rnn.errors import DeviceError
 from rnn.inference.saved_model import deserialize_model
+from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -145,8 +146,8 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
             windows = trial.system_attrs["validation_windows"]
             assert windows == pytest.approx(expected.tolist(), abs=1e-5)
             assert "test_bits_per_byte" not in trial.user_attrs
-            assert (
-                trial.user_attrs["parameter_count"] == trial_config.architecture.parameter_count()
+            assert trial.user_attrs["parameter_count"] == count_parameters(
+                trial_config.architecture
             )
             assert trial.user_attrs["replicate"] == trial_config.replicate
             assert (trial.user_attrs["seed"], trial.user_attrs["threads"]) == (5, 1)
@@ -306,8 +307,8 @@ def test_baseline_cells_bptt_steps_and_tokenizers_are_ordinary_trials(sqlite_url
     assert joined.study.user_attrs["tokenizer"]["size"] == size > 256
     for trial in joined.study.trials:
         trial_config = to_trial_config(trial.params, joined.config)
-        assert trial.user_attrs["parameter_count"] == trial_config.architecture.parameter_count(
-            size
+        assert trial.user_attrs["parameter_count"] == count_parameters(
+            trial_config.architecture, size
         )
         found = trial.user_attrs
         a_token = found["validation_loss"] / math.log(2)
