@@ -252,10 +252,7 @@ def draw_initial_weights(
         raise CellError(
             f"cell {config.architecture.cell} is not built in: expected a built-in cell"
         )
-    name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
-    # 63 bits, which every torch generator accepts.
-    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator().manual_seed(digest)
+    generator = torch.Generator().manual_seed(initialization_seed(config, seed))
     weights: NamedTensors = {}
     for param, (inputs, outputs) in config.architecture.param_shapes(vocab_size).items():
         bound = 1 / math.sqrt(inputs)
@@ -263,6 +260,13 @@ def draw_initial_weights(
         drawn = (2 * drawn - 1) * bound
         weights |= {f"{param}.weight": drawn[:-1], f"{param}.bias": drawn[-1]}
     return weights
+
+
+def initialization_seed(config: TrialConfig, seed: int) -> int:
+    """Return the seed of a network's initial weights, which must never change."""
+    name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
+    # 63 bits, which every torch generator accepts.
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 def estimate_memory(

@@ -1,0 +1,300 @@
+"""Networks of a user's own cell in training: one by autograd, several in lockstep by ``vmap``.
+
+The gradient is that of :mod:`rnn.models.bptt_network`: at each time step there is one update, by
+the gradient of that step's loss through the last W steps of the sequence, which are recomputed.
+
+K is the number of networks, B the number of streams, V the vocabulary size, T ≤ W the number of
+steps that a gradient passes through.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from rnn.cells.loading import describe_error
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, Precision, TrialConfig
+from rnn.models.cell_module import CellModule, InitialStates, build_seeded
+from rnn.models.cell_parameters import CellParameters
+from rnn.stacked.flat_parameters import NamedTensors
+from rnn.stacked.network import initialization_seed
+from rnn.training.devices import is_out_of_memory
+from rnn.training.precision import configure_matmul
+
+
+class CellNetwork:
+    """A :class:`rnn.models.factory.TrainableNetwork` of K networks of one user's own cell.
+
+    Args:
+        configs: the configs; they differ in replicate and optimizer only.
+        seed: seed of the initial weights.
+        precision: precision of the arithmetic; in bf16 the step runs under ``torch.autocast``.
+        vocab_size: V.
+        device: device to compute on; the CPU by default.
+        weights: weights by config, in place of initial ones.
+
+    Attributes:
+        configs: the configs.
+        module: the network if K = 1, whose parameters are views of ``parameters``; for more
+            networks ``vmap`` replaces its parameters.
+        parameters: weights and gradients.
+        layers: number of layers.
+        device: device of all tensors.
+        static_graph: False: a cell may do anything, which a CUDA graph cannot.
+
+    Raises:
+        ValueError: if the configs differ in more, or ``bptt_steps`` is less than 1.
+        CellError: if the cell is not loaded or breaks the contract of a cell.
+    """
+
+    static_graph = False
+
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        seed: int,
+        precision: Precision = "fp32",
+        vocab_size: int = BYTE_VOCAB_SIZE,
+        device: torch.device | None = None,
+        weights: Mapping[TrialConfig, NamedTensors] | None = None,
+    ) -> None:
+        self.configs = tuple(configs)
+        shared = {(config.architecture, config.bptt_steps) for config in configs}
+        if len(shared) != 1:
+            raise ValueError(
+                f"configs are of {len(shared)} architectures and bptt_steps: expected one of both"
+            )
+        ((architecture, self._window),) = shared
+        if not isinstance(architecture, CellConfig) or self._window < 1:
+            raise ValueError(
+                f"{architecture.label} with bptt_steps {self._window}: expected a user's own cell "
+                "and bptt_steps of 1 or more"
+            )
+        self.seed, self.precision, self.vocab_size = seed, precision, vocab_size
+        self.device = device or torch.device("cpu")
+        self.layers = architecture.layers
+        configure_matmul(precision, self.device)
+
+        def build(config: TrialConfig) -> CellModule:
+            return build_seeded(architecture, vocab_size, initialization_seed(config, seed))
+
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.parameters = CellParameters(self.configs, map(build, configs), dtype, self.device)
+        for k, config in enumerate(self.configs):
+            if params := (weights or {}).get(config):
+                self.parameters.load(k, self.parameters.values, params)
+        self.module = build(self.configs[0])
+        self._use_flat_parameters()
+
+        with torch.no_grad():
+            self._state_count = len(self.init_state(1))
+        with torch.enable_grad():
+            self._learns_initial_state = any(
+                state.requires_grad for state in self._initial_states(1)
+            )
+
+    def _use_flat_parameters(self) -> None:
+        """Make the module and ``vmap`` read the flat tensors."""
+        parameters = self.parameters
+        stacked = {
+            name: parameters.view(parameters.values, name).detach().requires_grad_()
+            for name in parameters.names
+        }
+        grads = {name: parameters.view(parameters.full_grads, name) for name in parameters.names}
+        if len(self.configs) > 1:
+            self._tensors = stacked | parameters.constants
+        else:
+            self._tensors = {}
+            for name, value in stacked.items():
+                stacked[name] = _replace_tensor(self.module, name, value[0])
+                grads[name] = grads[name][0]
+            for name, constant in parameters.constants.items():
+                _replace_tensor(self.module, name, constant[0])
+        self._leaves, self._grads = list(stacked.values()), list(grads.values())
+
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "CellNetwork":
+        """Return networks of these configs and weights, otherwise like these."""
+        return CellNetwork(
+            list(weights), self.seed, self.precision, self.vocab_size, self.device, weights
+        )
+
+    @torch.no_grad()
+    def init_state(self, streams: int) -> list[Tensor]:
+        """Return the states at a sequence's start, (K, B, …) for each tensor of each layer."""
+        return [state.clone() for state in self._initial_states(streams)]
+
+    def init_training_state(self, streams: int) -> list[Tensor]:
+        """Return what training carries from step to step, at a sequence's start.
+
+        Returns:
+            The states, as of :meth:`init_state`. Where W > 1, also the states before each of the
+            last W − 1 steps (K, W − 1, B, …), and the tokens read in these steps (K, W − 1, B).
+            Where W > 1 or initial states are learned, also how many of the last W steps the
+            sequence has had (K,).
+        """
+        states, earlier, count = self.init_state(streams), self._window - 1, len(self.configs)
+        carried = list(states)
+        if earlier:
+            carried += [
+                state[:, None].repeat(1, earlier, *[1] * (state.dim() - 1)) for state in states
+            ]
+            shape = count, earlier, streams
+            carried.append(torch.zeros(shape, dtype=torch.long, device=self.device))
+        if earlier or self._learns_initial_state:
+            carried.append(torch.zeros(count, dtype=torch.long, device=self.device))
+        return carried
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step.
+
+        Args:
+            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
+            states: of :meth:`init_state` or the last step.
+
+        Returns:
+            The logits of each stream's next token (K, B, V), and the next states.
+        """
+        return self._run(self._stack(tokens)[:, None], states)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each stream (K, B), in nats."""
+        return functional.cross_entropy(logits.mT, self._stack(targets), reduction="none")
+
+    def loss_and_grad(
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step and compute the gradients of its loss through the last W steps.
+
+        Args:
+            tokens: tokens that the streams read (B,), or (K, B) if networks read others.
+            targets: next tokens, as tokens.
+            states: of :meth:`init_training_state`; no gradient goes further back.
+
+        Returns:
+            The networks' mean losses over the streams (K,), in nats, and the next states.
+        """
+        count = self._state_count
+        start: Sequence[Tensor] | None = states[:count]
+        window, carried = self._stack(tokens)[:, None], []  # (K, 1, B)
+        if self._window > 1:
+            past_states, past_tokens = states[count : 2 * count], states[2 * count]
+            carried = [
+                torch.cat((past[:, 1:], now[:, None]), 1)  # (K, W − 1, B, …)
+                for past, now in zip(past_states, states[:count], strict=True)
+            ]
+            window = torch.cat((past_tokens, window), 1)  # (K, W, B)
+            carried.append(window[:, 1:])
+            # In a sequence's first steps these are the states that it starts from.
+            start = [past[:, 0] for past in past_states]
+        if self._window > 1 or self._learns_initial_state:
+            steps = int(states[-1][0])
+            carried.append((states[-1] + 1).clamp(max=self._window))
+            window = window[:, -1 - steps :]  # (K, T, B)
+            if steps < self._window and self._learns_initial_state:
+                start = None
+        with torch.enable_grad():
+            logits, next_states = self._run(window, start)
+            losses = self.losses(logits, targets).mean(1)  # (K,)
+        grads = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
+        for target, grad in zip(self._grads, grads, strict=True):
+            target.copy_(grad)
+        return losses.detach(), [*(state.detach() for state in next_states), *carried]
+
+    def _stack(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B,) or (K, B) as (K, B)."""
+        return tokens.expand(len(self.configs), -1).long()
+
+    def _run(self, tokens: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """Read tokens (K, T, B); return logits (K, B, V) and the next states (K, B, …)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if len(self.configs) == 1:
+                first = None if states is None else [state[0] for state in states]
+                logits, next_states = self.module(tokens[0], first)
+                return logits[None], [state[None] for state in next_states]
+
+            def run(
+                tensors: dict[str, Tensor], tokens: Tensor, states: Sequence[Tensor] | None
+            ) -> tuple[Tensor, list[Tensor]]:
+                result: tuple[Tensor, list[Tensor]]
+                result = functional_call(self.module, tensors, (tokens, states))
+                return result
+
+            return torch.vmap(run, in_dims=(0, 0, None if states is None else 0))(
+                self._tensors, tokens, None if states is None else list(states)
+            )
+
+    def _initial_states(self, streams: int) -> list[Tensor]:
+        if len(self.configs) == 1:
+            return [state[None] for state in self.module.initial_states(streams)]
+        module = InitialStates(self.module)
+
+        def run(tensors: dict[str, Tensor]) -> list[Tensor]:
+            states: list[Tensor] = functional_call(module, tensors, (streams,))
+            return states
+
+        return torch.vmap(run)({f"module.{name}": each for name, each in self._tensors.items()})
+
+
+def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Set a parameter or buffer of a module to a tensor, and return what the module has then."""
+    path, _, attribute = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if attribute in owner._parameters:
+        tensor = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    setattr(owner, attribute, tensor)
+    return tensor
+
+
+def supports_lockstep(
+    config: CellConfig, precision: Precision = "fp32", device: torch.device | None = None
+) -> bool:
+    """Return whether networks of a cell can be trained in lockstep; tried once per process."""
+    return lockstep_obstacle(config, precision, device) is None
+
+
+def lockstep_obstacle(
+    config: CellConfig, precision: Precision = "fp32", device: torch.device | None = None
+) -> str | None:
+    """Return why networks of a cell cannot be trained in lockstep, or None if they can.
+
+    Two of them are trained for two steps on a few tokens, in lockstep and alone; this is done once
+    per process.
+    """
+    return _try_lockstep(replace(config, layers=1), precision, device or torch.device("cpu"))
+
+
+@cache
+def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device) -> str | None:
+    vocab_size, streams, steps = 4, 3, 2
+    configs = [TrialConfig(config, replicate, bptt_steps=steps) for replicate in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (steps + 1, streams), generator=generator).to(device)
+    tolerance = {"bf16": 0.1, "fp64": 1e-9}.get(precision, 1e-3)
+
+    def train(together: Sequence[TrialConfig]) -> list[list[Tensor]]:
+        network = CellNetwork(together, 0, precision, vocab_size, device)
+        states = network.init_training_state(streams)
+        for read, target in itertools.pairwise(tokens):
+            losses, states = network.loss_and_grad(read, target, states)
+        parameters = network.parameters
+        grads = [parameters.extract(k, parameters.grads) for k in range(len(together))]
+        return [[losses[k].cpu(), *each.values()] for k, each in enumerate(grads)]
+
+    try:
+        alone = [train([each])[0] for each in configs]
+        stacked = train(configs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"torch.vmap: {describe_error(error)}"
+    for one, other in zip(alone, stacked, strict=True):
+        for a, b in zip(one, other, strict=True):
+            if not (a - b).norm() <= tolerance * (a.norm() + 1):
+                return "torch.vmap: the gradients are not those of a network that trains alone"
+    return None
