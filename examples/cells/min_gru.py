@@ -4,7 +4,6 @@ Feng et al., *Were RNNs All We Needed?*, 2024, https://arxiv.org/abs/2410.01201.
 texts read in parallel.
 """
 
-import torch
 from torch import Tensor, nn
 
 
@@ -38,5 +37,5 @@ class MinGRU(nn.Module):
         u = self.candidate(x)  # (B, state_size)
         if self.candidate_tanh:
             u = u.tanh()  # (B, state_size)
-        state = torch.lerp(state, u, z)  # (B, state_size), (1 − z) ⊙ state + z ⊙ u
+        state = (1 - z) * state + z * u  # (B, state_size)
         return self.read_out(state), state  # (B, input_size), (B, state_size)

@@ -178,10 +178,12 @@ class ModuleShapes(NamedTuple):
     Attributes:
         parameters: trained ones.
         constants: buffers, and parameters that require no gradient.
+        states: number of numbers in the states of all layers, of one stream.
     """
 
     parameters: dict[str, tuple[int, ...]]
     constants: dict[str, tuple[int, ...]]
+    states: int
 
 
 @cache
@@ -194,12 +196,15 @@ def module_shapes(config: CellConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Modu
     try:
         with torch.device("meta"):
             module = CellModule(config, vocab_size)
-    except CellError:  # the constructor computes with values
+            states = module.initial_states(1)
+    except Exception:  # it computes with values
         module = build_seeded(config, vocab_size, 0)
+        states = module.initial_states(1)
     parameters, constants = split_tensors(module)
     return ModuleShapes(
         {name: tuple(tensor.shape) for name, tensor in parameters.items()},
         {name: tuple(tensor.shape) for name, tensor in constants.items()},
+        sum(state.numel() for state in states),
     )
 
 

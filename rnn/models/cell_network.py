@@ -8,6 +8,8 @@ steps that a gradient passes through.
 """
 
 import itertools
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -288,11 +290,16 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
 
     try:
         alone = [train([each])[0] for each in configs]
-        stacked = train(configs)
+        with warnings.catch_warnings(record=True, action="always") as warned:
+            stacked = train(configs)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return f"torch.vmap: {describe_error(error)}"
+    for each in warned:
+        # Of an operation without one, vmap computes one network after another.
+        if found := re.search(r"batching rule for (\S+)\.", str(each.message)):
+            return f"torch.vmap has no batching rule for {found[1]}"
     for one, other in zip(alone, stacked, strict=True):
         for a, b in zip(one, other, strict=True):
             if not (a - b).norm() <= tolerance * (a.norm() + 1):

@@ -6,8 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
+from rnn.models.cell_network import CellNetwork
+from rnn.models.cell_parameters import CellParameters
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.network import NetworkStack
 
@@ -16,12 +18,12 @@ class TrainableNetwork(Protocol):
     """K networks that are trained and evaluated together.
 
     Implemented by :class:`rnn.stacked.network.NetworkStack` (K gated networks in lockstep,
-    ``bptt_steps = 1``) and :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any cell).
+    ``bptt_steps = 1``), :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any built-in
+    cell) and :class:`rnn.models.cell_network.CellNetwork` (K networks of one user's own cell).
     B is the number of streams, n the size of a layer's state, V the vocabulary size.
 
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
-        parameters: weights and gradients of all networks.
         layers: number of layers.
         device: device of all tensors.
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
@@ -29,21 +31,27 @@ class TrainableNetwork(Protocol):
     """
 
     configs: tuple[TrialConfig, ...]
-    parameters: FlatParameters
     layers: int
     device: torch.device
     static_graph: bool
+
+    @property
+    def parameters(self) -> FlatParameters | CellParameters:
+        """Weights and gradients of all networks."""
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "TrainableNetwork":
         """Return networks of these configs and weights, otherwise like these."""
 
     def init_state(self, streams: int) -> list[Tensor]:
-        """Return the states at a sequence's start: zeros (K, B, n) for each layer."""
+        """Return the states at a sequence's start: (K, B, …) for each tensor of each layer.
+
+        They are zeros (K, B, n) unless a user's own cell has others.
+        """
 
     def init_training_state(self, streams: int) -> list[Tensor]:
         """Return what training carries from step to step, at a sequence's start.
 
-        The first tensors are :meth:`init_state`; all have K as their first axis and are zero.
+        The first tensors are :meth:`init_state`; all have K as their first axis.
         """
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -51,7 +59,7 @@ class TrainableNetwork(Protocol):
 
         Args:
             tokens: tokens that the streams read (B,).
-            states: (K, B, n) for each layer.
+            states: of :meth:`init_state` or the last step.
 
         Returns:
             The logits of each stream's next token (K, B, V), and the next states. The next step may
@@ -110,6 +118,8 @@ def build_network(
     Raises:
         ValueError: if the configs cannot be trained together.
     """
+    if any(isinstance(config.architecture, CellConfig) for config in configs):
+        return CellNetwork(configs, seed, precision, vocab_size, device, weights)
     if all(map(is_stackable, configs)):
         return NetworkStack(configs, seed, precision, vocab_size, device, weights)
     return BPTTNetwork(configs, seed, precision, vocab_size, device, weights)

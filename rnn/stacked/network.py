@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.errors import CellError
-from rnn.models.shapes import count_parameters, parameter_shapes
+from rnn.models.shapes import count_parameters, count_states, parameter_shapes
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.layer import StackedLayer
 from rnn.stacked.linear import BufferCache, GatheredInput, StackedLinear, WeightSlice
@@ -289,6 +289,10 @@ def estimate_memory(
     # gradients.
     uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
     weights = parameters * ((5 + uses_autograd) * size + 2 * 2 * (precision == "bf16"))
+    if isinstance(config.architecture, CellConfig):
+        # Which tensors its equations make is not known: a few dozen of the size of its state.
+        temporaries = 32 * (count_states(config.architecture) + config.architecture.state_size)
+        weights += streams * temporaries * config.bptt_steps * size
     # Activations and temporaries: a few numbers for each input and output.
     numbers = sum(
         (4 * inputs + 6 * outputs) * (config.bptt_steps if name.startswith("layers.") else 1)

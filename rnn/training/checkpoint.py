@@ -9,6 +9,8 @@ the network, but any version with the same format reads it.
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
 from rnn.errors import CheckpointError
-from rnn.models.shapes import count_parameters, count_states, parameter_shapes
+from rnn.models.shapes import constant_shapes, count_parameters, count_states, parameter_shapes
 from rnn.stacked.flat_parameters import NamedTensors
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -116,8 +118,9 @@ def deserialize_checkpoint(
     if metadata.get("identity") != identity:
         raise CheckpointError("checkpoint belongs to another training: expected the same settings")
     shapes = parameter_shapes(architecture, vocab_size)
+    constants = constant_shapes(architecture, vocab_size)
 
-    def read_group(group: str) -> NamedTensors:
+    def read_group(group: str, shapes: Mapping[str, tuple[int, ...]] = shapes) -> NamedTensors:
         return {
             name: _read_tensor(tensors, f"{group}.{name}", shape) for name, shape in shapes.items()
         }
@@ -128,7 +131,7 @@ def deserialize_checkpoint(
     return TrainState(
         step=int(metadata["step"]),
         seconds=float(metadata["seconds"]),
-        weights=read_group("weights"),
+        weights=read_group("weights", shapes | constants),
         moments=(read_group("moments.1"), read_group("moments.2")),
         states=[tensors[f"states.{index}"] for index in range(states)],
         ema_loss=tensors["ema_loss"],
@@ -151,6 +154,7 @@ def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, step
     """
     # Weights, average and two moments.
     groups = 4 * count_parameters(config.architecture, vocab_size)
+    groups += sum(map(math.prod, constant_shapes(config.architecture, vocab_size).values()))
     carried = config.bptt_steps * streams * (count_states(config.architecture) + 1)
     return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 

@@ -49,7 +49,7 @@ def compute_eval_losses(
     tokens = torch.from_numpy(windows.astype(np.int64)).to(stack.device)
     length, count = tokens.shape
     states = stack.init_state(count)
-    total = states[0].new_zeros(len(stack.configs), count)
+    total = stack.parameters.values.new_zeros(len(stack.configs), count)
     for t in range(length - 1):
         logits, next_states = stack.forward(tokens[t], states)  # (K, windows, V)
         total += stack.losses(logits, tokens[t + 1])  # (K, windows)

@@ -6,6 +6,7 @@ Kingma & Ba, *Adam: A Method for Stochastic Optimization*, 2015, algorithm 1.
 import torch
 from torch import Tensor
 
+from rnn.models.cell_parameters import CellParameters
 from rnn.stacked.flat_parameters import FlatParameters
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
@@ -29,7 +30,7 @@ class Adam:
         learning_rate: α of the next update.
     """
 
-    def __init__(self, parameters: FlatParameters, learning_rate: float) -> None:
+    def __init__(self, parameters: FlatParameters | CellParameters, learning_rate: float) -> None:
         values = parameters.values
         self.moments = (torch.zeros_like(values), torch.zeros_like(values))
         self.updates = torch.zeros((), device=values.device)

@@ -38,7 +38,7 @@ class TrainStep:
     ) -> None:
         self.stack = stack
         self.states = stack.init_training_state(streams)
-        self.ema_losses = self.states[0].new_zeros(len(stack.configs))
+        self.ema_losses = stack.parameters.values.new_zeros(len(stack.configs))
         self.optimizer = Adam(stack.parameters, learning_rate)
         self._smoothing = smoothing
         tokens = torch.zeros(streams, dtype=torch.long, device=stack.device)
@@ -47,9 +47,11 @@ class TrainStep:
         self._graph_runner = CudaGraphRunner(stack.device) if uses_graph else None
 
     def begin_sequence(self) -> None:
-        """Set the states to zero."""
-        for state in self.states:
-            state.zero_()
+        """Set the states to those of a sequence's start."""
+        for state, initial in zip(
+            self.states, self.stack.init_training_state(self._tokens.shape[-1]), strict=True
+        ):
+            state.copy_(initial)
 
     def step(self, tokens: Tensor, targets: Tensor) -> None:
         """Train every network on one more token of each stream.

@@ -1,0 +1,70 @@
+"""Cells of users for tests: the examples, and small ones that use what the contract allows."""
+
+import textwrap
+from pathlib import Path
+
+from rnn.cells.loading import load_cell
+from rnn.cells.source import CellSource, read_cell_source
+from rnn.config import CellConfig, ParamValue
+
+ROOT = Path(__file__).parents[2]
+
+EXAMPLES = {
+    "MinGRU": "examples/cells/min_gru.py",
+    "LayerNormGRU": "examples/cells/layer_norm_gru.py",
+    "DiagonalLRU": "examples/cells/diagonal_lru.py",
+}
+
+_HEADER = "import torch\nfrom torch import nn\n\n"
+
+CELLS = {
+    "TorchGRU": """
+        class TorchGRU(nn.Module):
+            def __init__(self, input_size, state_size):
+                super().__init__()
+                self.cell = nn.GRUCell(input_size, state_size)
+
+            def forward(self, x, state):
+                state = self.cell(x, state)
+                return state, state
+        """,
+    # A learned initial state, an integer in the state, a constant buffer and a frozen parameter.
+    "Everything": """
+        class Everything(nn.Module):
+            def __init__(self, input_size, state_size, *, scale: float = 0.5):
+                super().__init__()
+                self.start = nn.Parameter(torch.randn(state_size))
+                self.linear = nn.Linear(input_size + state_size, input_size + state_size)
+                self.frozen = nn.Parameter(torch.randn(state_size), requires_grad=False)
+                self.register_buffer("mixing", torch.randn(state_size, state_size))
+                self.register_buffer("order", torch.randperm(state_size))
+                self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+            def initial_state(self, batch_size):
+                count = torch.zeros(batch_size, dtype=torch.long)
+                return self.start.tanh().expand(batch_size, -1), count
+
+            def forward(self, x, state):
+                h, count = state
+                y = self.linear(torch.cat((x, h @ self.mixing), 1))
+                y, h = y[:, : x.shape[1]], y[:, x.shape[1] :]
+                h = (h * self.frozen)[:, self.order].sigmoid() * self.scale
+                return y / (1 + count[:, None]), (h, count + 1)
+        """,
+}
+
+
+def source_of(cell: str, text: str | None = None) -> CellSource:
+    if text is None and cell in EXAMPLES:
+        return read_cell_source(f"{EXAMPLES[cell]}:{cell}", ROOT)
+    content = _HEADER + textwrap.dedent(CELLS[cell] if text is None else text)
+    return CellSource(f"{cell.lower()}.py:{cell}", cell, content)
+
+
+def cell_config(
+    cell: str, layers: int = 2, state_size: int = 5, text: str | None = None, **options: ParamValue
+) -> CellConfig:
+    """Load a cell, and return the config of a network of it."""
+    source = source_of(cell, text)
+    load_cell(source)
+    return CellConfig(cell, source.sha256, tuple(options.items()), layers, state_size)
