@@ -77,6 +77,48 @@ class Network(nn.Module):
         return logits, new_states
 '''
 
+_CELL_MODULE = '''\
+"""A recurrent network: {label}.
+
+B is the number of texts read in parallel, n = {n} the state size, V = {v} the vocabulary size.
+{gradient}
+"""
+
+from torch import nn
+
+from cell import {cell}
+
+
+class Network(nn.Module):
+    """A language model: reads one token at a time and predicts the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Linear({v}, {n})
+        self.layers = nn.ModuleList({call} for _ in range({layers}))
+        self.head = nn.Linear({n}, {v})
+
+    def init_state(self, batch_size):
+        """Return the states at a text's start: of each layer a tensor (B, …), or a tuple."""
+        zeros = self.head.weight.new_zeros(batch_size, {n})
+        return [
+            layer.initial_state(batch_size) if hasattr(layer, "initial_state") else zeros
+            for layer in self.layers
+        ]
+
+    def forward(self, tokens, states):
+        """Map tokens (B,) and each layer's state to logits (B, V) and new states."""
+        # A linear map of a one-hot token is a row of its weights.
+        table = self.embedding.weight.T  # (V, n)
+        x = table[tokens] + self.embedding.bias  # (B, n)
+        new_states = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x, new_state = layer(x, state)  # (B, n)
+            new_states.append(new_state)
+        logits = self.head(x)  # (B, V)
+        return logits, new_states
+'''
+
 _BASELINE_EQUATIONS: dict[BaselineCell, list[str]] = {
     "elman": [r"y = \tanh(x W_u + b_u + h V_u + d_u)"],
     "gru": [
@@ -109,9 +151,11 @@ def generate_module(
     Returns:
         The source, with the classes ``Layer``, whose ``forward`` is that of
         :func:`generate_forward`, and ``Network``, whose state dict has the names of
-        :func:`state_dict_mapping`.
+        :func:`state_dict_mapping`. That of a user's own cell imports the class from a module
+        ``cell``, its source file, instead of defining ``Layer``.
     """
-    config = _require_built_in(config)
+    if isinstance(config, CellConfig):
+        return _generate_cell_module(config, vocab_size, bptt_steps)
     param_shapes, n = config.param_shapes(vocab_size), config.state_size
     is_baseline = isinstance(config, BaselineConfig)
     is_lstm = isinstance(config, BaselineConfig) and config.cell == "lstm"
@@ -145,6 +189,24 @@ def generate_module(
         width=2 * n if is_lstm else n,
         state="2n" if is_lstm else "n",
         new_state=", (B, 2n)" if is_lstm else " each",
+    )
+
+
+def _generate_cell_module(config: CellConfig, vocab_size: int, bptt_steps: int) -> str:
+    n = config.state_size
+    options = "".join(f", {name}={value!r}" for name, value in config.options)
+    return _CELL_MODULE.format(
+        label=f"{config.layers}×{n} {config.cell}",  # a text option could end the docstring
+        n=n,
+        v=vocab_size,
+        gradient=(
+            f"It was trained with gradients through {bptt_steps} time steps."
+            if bptt_steps > 1
+            else "It was trained without gradients across time steps."
+        ),
+        cell=config.cell,
+        call=f"{config.cell}(input_size={n}, state_size={n}{options})",
+        layers=config.layers,
     )
 
 

@@ -5,9 +5,9 @@ import io
 import json
 
 import torch
-from torch import Tensor
 
 from rnn.codegen import generate_module, state_dict_mapping
+from rnn.config import CellConfig
 from rnn.data import bpe
 from rnn.data.tokenizer import BPETokenizer
 from rnn.inference.saved_model import SavedModel
@@ -76,9 +76,9 @@ _README = """\
 
 {metadata}
 
-`python run.py "Once upon a time"` continues a text. It needs Python and PyTorch only.
+`python run.py "Once upon a time"` continues a text. It needs {needs}.
 
-- `network.py`: the network, one time step at a time
+- `network.py`: the network, one time step at a time{cell_file}
 - `weights.pt`: its weights, for `load_state_dict`
 - `tokenizer.py`: converts between bytes and the {size:,} tokens{tokenizer_files}
 - `run.py`: reads a text and continues it
@@ -96,13 +96,20 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         The content of each file by name: ``network.py``, of
         :func:`rnn.codegen.generate_module`; ``weights.pt``, its state dict for
         ``torch.load(weights_only=True)``; ``tokenizer.py``, with the functions ``encode`` and
-        ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``.
+        ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``. For
+        a user's own cell also ``cell.py``, its source file as it was written, which is not
+        executed here.
     """
     tokenizer, config = model.tokenizer, model.architecture
     texts = {
         "network.py": generate_module(config, tokenizer.size, bptt_steps),
         "run.py": _RUN,
     }
+    needs, cell_file = "Python and PyTorch only", ""
+    if model.cell_source is not None:
+        needs = "Python, PyTorch and what `cell.py` imports"
+        cell_file = "\n- `cell.py`: the cell of its layers, the source file as it was written"
+        texts["cell.py"] = model.cell_source.text
     tokenizer_files = ""
     if isinstance(tokenizer, BPETokenizer):
         tokenizer_files = ", with `bpe.py` and `merges.json`"
@@ -116,16 +123,21 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
         metadata="\n".join(f"- {name}: {value}" for name, value in model.metadata.items()),
         size=tokenizer.size,
         tokenizer_files=tokenizer_files,
+        needs=needs,
+        cell_file=cell_file,
     )
     files = {name: text.encode() for name, text in texts.items()}
     return files | {"weights.pt": _serialize_state_dict(model)}
 
 
 def _serialize_state_dict(model: SavedModel) -> bytes:
-    state_dict: dict[str, Tensor] = {}
-    for name, (param, kind) in state_dict_mapping(model.architecture).items():
-        tensor = model.weights[f"{param}.{kind}"]
-        state_dict[name] = (tensor.T if kind == "weight" else tensor).contiguous()
+    if isinstance(model.architecture, CellConfig):
+        state_dict = {name: tensor.contiguous() for name, tensor in model.weights.items()}
+    else:
+        state_dict = {}
+        for name, (param, kind) in state_dict_mapping(model.architecture).items():
+            tensor = model.weights[f"{param}.{kind}"]
+            state_dict[name] = (tensor.T if kind == "weight" else tensor).contiguous()
     content = io.BytesIO()
     torch.save(state_dict, content)
     return content.getvalue()

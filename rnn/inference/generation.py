@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnn.cells.loading import load_cell
 from rnn.config import TrialConfig
 from rnn.inference.saved_model import SavedModel
 from rnn.models.factory import build_network
@@ -22,8 +23,9 @@ def generate(
     """Continue a text; the result repeats on the same machine for the same seed.
 
     Args:
-        model: trained network; computes in float64 if it was trained so, else in float32.
-        prompt: text to read first, from zero states; a line feed if empty.
+        model: trained network; computes in float64 if it was trained so, else in float32. The
+            source of a user's own cell is executed.
+        prompt: text to read first, from the initial states; a line feed if empty.
         length: number of tokens to generate.
         temperature: divisor of the logits; below 1, likely tokens are preferred; 0 always takes the
             most likely token.
@@ -36,12 +38,15 @@ def generate(
 
     Raises:
         ValueError: if a number is out of range.
+        CellError: if the source of a user's own cell is not one, or does not match the weights.
     """
     if length < 1 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ValueError(
             f"length is {length}, temperature {temperature}, top_k {top_k}: expected length >= 1, "
             "temperature >= 0, top_k >= 1"
         )
+    if model.cell_source is not None:
+        load_cell(model.cell_source)
     tokenizer, config = model.tokenizer, TrialConfig(model.architecture)
     network = build_network(
         [config],

@@ -1,7 +1,8 @@
 """Self-contained file of a trained network: weights, architecture and tokenizer.
 
-It is a safetensors file, which holds numbers and names but no code. Architecture, tokenizer and
-metadata are stored as JSON in its header.
+It is a safetensors file, which holds numbers and names. Architecture, tokenizer and metadata are
+stored as JSON in its header. The source text of a user's own cell is among them: it is data until
+:func:`rnn.cells.loading.load_cell` executes it, which reading a file does not.
 """
 
 import json
@@ -14,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rnn.config import BaselineConfig, GatedConfig, NetworkConfig, Precision
+from rnn.cells.loading import loaded_source
+from rnn.cells.source import CellSource
+from rnn.config import BaselineConfig, CellConfig, GatedConfig, NetworkConfig, Precision
 from rnn.data.tokenizer import Tokenizer, load_tokenizer
 from rnn.errors import SavedModelError
 from rnn.models.shapes import parameter_shapes
@@ -34,6 +37,8 @@ class SavedModel:
         tokenizer: tokenizer of its text.
         precision: precision that it was trained in.
         metadata: further information (study, trial, …) as text.
+        cell_source: source of a user's own cell, by default the one that is loaded; None for
+            built-in cells.
     """
 
     architecture: NetworkConfig
@@ -41,6 +46,11 @@ class SavedModel:
     tokenizer: Tokenizer
     precision: Precision
     metadata: Mapping[str, str]
+    cell_source: CellSource | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.architecture, CellConfig) and self.cell_source is None:
+            object.__setattr__(self, "cell_source", loaded_source(self.architecture))
 
 
 def serialize_model(model: SavedModel) -> bytes:
@@ -52,6 +62,8 @@ def serialize_model(model: SavedModel) -> bytes:
         "precision": model.precision,
         "metadata": json.dumps(dict(model.metadata)),
     }
+    if model.cell_source is not None:
+        header["cell_source"] = json.dumps(asdict(model.cell_source))
     return save({name: tensor.contiguous() for name, tensor in model.weights.items()}, header)
 
 
@@ -78,13 +90,13 @@ def deserialize_model(content: bytes) -> SavedModel:
             raise ValueError("its metadata are not texts")
         tokenizer = load_tokenizer(json.loads(header["tokenizer"]))
         architecture = _read_architecture(_parse_object(header["architecture"]), tensors)
-        return SavedModel(
-            architecture,
-            _read_weights(tensors, parameter_shapes(architecture, tokenizer.size)),
-            tokenizer,
-            header["precision"],
-            metadata,
-        )
+        source = None
+        if isinstance(architecture, CellConfig):
+            source = _read_cell_source(_parse_object(header["cell_source"]), architecture)
+            weights = _read_cell_weights(tensors, architecture, tokenizer.size)
+        else:
+            weights = _read_weights(tensors, parameter_shapes(architecture, tokenizer.size))
+        return SavedModel(architecture, weights, tokenizer, header["precision"], metadata, source)
     except (SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise SavedModelError(
             f"model cannot be read ({error}): expected a safetensors file of format version "
@@ -107,11 +119,60 @@ def _parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def _read_architecture(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> NetworkConfig:
+    if "sha256" in fields:
+        return _read_cell_config(fields)
     architecture = (BaselineConfig if "cell" in fields else GatedConfig)(**fields)
     # Checked first: the list of shapes, and all that follows, is as long as this number.
     if architecture.layers > len(tensors):
         raise ValueError(f"its layers are more than its {len(tensors)} tensors")
     return architecture
+
+
+def _read_cell_config(fields: dict[str, Any]) -> CellConfig:
+    options = fields.pop("options", None)
+    if not isinstance(options, list) or not all(map(_is_option, options)):
+        raise ValueError("the options of its cell are not names and values")
+    config = CellConfig(options=tuple((name, value) for name, value in options), **fields)
+    if not isinstance(config.cell, str) or not config.cell.isidentifier():
+        raise ValueError("the name of its cell is not that of a class")
+    return config
+
+
+def _is_option(option: Any) -> bool:
+    if not isinstance(option, list) or len(option) != 2:
+        return False
+    name, value = option
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and isinstance(value, bool | int | float | str)
+    )
+
+
+def _read_cell_source(fields: dict[str, Any], architecture: CellConfig) -> CellSource:
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise ValueError("the source of its cell is not text")
+    source = CellSource(**fields)
+    if (source.name, source.sha256) != (architecture.cell, architecture.sha256):
+        raise ValueError("the source of its cell is of another cell")
+    return source
+
+
+def _read_cell_weights(
+    tensors: dict[str, Tensor], architecture: CellConfig, vocab_size: int
+) -> NamedTensors:
+    """Check what is known without the cell; :class:`CellNetwork` checks the rest."""
+    n = architecture.state_size
+    known = {
+        "embedding.weight": (n, vocab_size),
+        "embedding.bias": (n,),
+        "head.weight": (vocab_size, n),
+        "head.bias": (vocab_size,),
+    }
+    if missing := [name for name in known if name not in tensors]:
+        raise ValueError(f"its tensors do not match its architecture, first {missing[0]!r}")
+    _read_weights({name: tensors[name] for name in known}, known)
+    return tensors
 
 
 def _read_weights(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> NamedTensors:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, CellConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.export import export_files
 from rnn.inference.saved_model import SavedModel
@@ -25,6 +26,8 @@ NETWORKS = {
         TOKENS,
     ),
     "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
+    "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), TOKENS),
+    "everything": (cell_config("Everything", 2, 4, scale=0.25), load_tokenizer(None)),
 }
 
 USER = """
@@ -45,7 +48,7 @@ for folder in sys.argv[1:]:
         all_logits.append(logits[0].tolist())
     result = {"tokens": tokens, "logits": all_logits, "text": run["decode"](tokens).hex()}
     pathlib.Path(folder, "result").write_text(json.dumps(result))
-    for name in ("network", "tokenizer", "bpe"):
+    for name in ("network", "tokenizer", "bpe", "cell"):
         sys.modules.pop(name, None)
     sys.path.pop(0)
 assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
@@ -54,6 +57,11 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 
 def make_model(name: str) -> SavedModel:
     config, tokenizer = NETWORKS[name]
+    if isinstance(config, CellConfig):
+        trial_config = TrialConfig(config)
+        network = build_network([trial_config], 7, vocab_size=tokenizer.size)
+        weights = network.parameters.extract(0, network.parameters.values)
+        return SavedModel(config, weights, tokenizer, "bf16", {"study": "own"})
     initial = draw_initial_weights(TrialConfig(config), 7, tokenizer.size)
     weights = {
         name: weight.float() * (2 if name.endswith(".weight") else 1)
@@ -101,3 +109,11 @@ def test_readme_of_an_export_describes_the_network(exports):
     assert "1×4 forget+state gates, new state" in readme
     assert "- study: quick | {x}\n" in readme
     assert f"the {TOKENS.size} tokens, with `bpe.py`" in readme
+
+
+def test_export_of_a_users_own_cell_contains_its_source_file(exports):
+    folder = exports["example"]
+    assert (folder / "cell.py").read_text("utf-8") == source_of("LayerNormGRU").text
+    readme = (folder / "README.md").read_text("utf-8")
+    assert "needs Python, PyTorch and what `cell.py` imports" in readme
+    assert not (exports["lstm"] / "cell.py").exists()

@@ -1,17 +1,22 @@
 """Text generation: most likely tokens, sampling frequencies, seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from user_cells import cell_config
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, CellConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
+from rnn.errors import CellError
 from rnn.inference.generation import generate
-from rnn.inference.saved_model import SavedModel
+from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
 from rnn.models.factory import build_network
 from rnn.stacked.network import draw_initial_weights
 
 GATED = GatedConfig(False, True, False, True, True, "both", 2, 8)
+OWN = cell_config("Everything", 2, 8)
 LSTM = BaselineConfig("lstm", 2, 8)
 BYTES = load_tokenizer(None)
 BPE = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9, np.uint8))
@@ -19,6 +24,12 @@ BPE = train_tokenizer("bpe:270", np.frombuffer(b"the cat, the hat, that cat" * 9
 
 def make_model(tokenizer=BYTES, scale=4.0, architecture=GATED) -> SavedModel:
     """Make a model whose weights are large enough to prefer some tokens."""
+    if isinstance(architecture, CellConfig):
+        config = TrialConfig(architecture)
+        network = build_network([config], 7, vocab_size=tokenizer.size)
+        weights = network.parameters.extract(0, network.parameters.values)
+        weights["head.weight"] *= scale
+        return SavedModel(architecture, weights, tokenizer, "bf16", {})
     initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
     weights = {
         name: weight.float() * (scale if name.endswith(".weight") else 1)
@@ -46,8 +57,8 @@ def encode(tokenizer, text: bytes) -> list[int]:
 
 @pytest.mark.parametrize(
     "model",
-    [make_model(), make_model(BPE), make_model(architecture=LSTM)],
-    ids=["bytes", "bpe", "lstm"],
+    [make_model(), make_model(BPE), make_model(architecture=LSTM), make_model(architecture=OWN)],
+    ids=["bytes", "bpe", "lstm", "own cell"],
 )
 @pytest.mark.parametrize("prompt", [b"the cat", b""])
 def test_greedy_generation_takes_the_most_likely_tokens(model, prompt):
@@ -87,3 +98,14 @@ def test_generation_repeats_for_a_seed():
 def test_arguments_out_of_range_are_refused(argument):
     with pytest.raises(ValueError, match="expected length"):
         generate(make_model(), **argument)
+
+
+def test_cell_of_a_saved_model_is_loaded_to_generate(monkeypatch):
+    model = make_model(architecture=OWN)
+    expected = generate(model, length=20)
+    monkeypatch.setattr("rnn.cells.loading._loaded", {})
+    restored = deserialize_model(serialize_model(model))
+    assert generate(restored, length=20) == expected
+    weights = restored.weights | {"layers.0.start": torch.zeros(3)}
+    with pytest.raises(CellError, match=r"layers\.0\.start is \(3,\), expected \(8,\)"):
+        generate(replace(restored, weights=weights))

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from user_cells import cell_config, source_of
 
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.errors import SavedModelError, TokenizerError
 from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
+from rnn.models.factory import build_network
 from rnn.stacked.network import draw_initial_weights
 
 GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
@@ -143,6 +145,61 @@ def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
     weights = model.weights | {"head.weight": spoil(model.weights["head.weight"])}
     with pytest.raises(SavedModelError, match=r"head\.weight is not finite"):
         deserialize_model(serialize_model(dataclasses.replace(model, weights=weights)))
+
+
+def make_cell_model(tokenizer=BPE) -> SavedModel:
+    config = TrialConfig(cell_config("Everything", 2, 4, scale=0.25))
+    network = build_network([config], 7, vocab_size=tokenizer.size)
+    weights = network.parameters.extract(0, network.parameters.values)
+    return SavedModel(config.architecture, weights, tokenizer, "fp32", METADATA)
+
+
+def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypatch):
+    model = make_cell_model()
+    content = serialize_model(model)
+    for name in ("load_cell", "_execute"):
+        monkeypatch.setattr(f"rnn.cells.loading.{name}", lambda *_: pytest.fail("executed"))
+    monkeypatch.setattr("rnn.cells.loading._loaded", {})
+    restored = deserialize_model(content)
+    assert restored.architecture == model.architecture
+    assert restored.cell_source == source_of("Everything")
+    assert restored.weights.keys() == model.weights.keys()
+    for name, weight in model.weights.items():
+        assert torch.equal(restored.weights[name], weight)
+
+
+def cell_content(**changes: object) -> bytes:
+    content = serialize_model(make_cell_model())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    for key, value in changes.items():
+        found = json.loads(header["__metadata__"][key])
+        header["__metadata__"][key] = json.dumps(found | value if value else value)
+    new = json.dumps(header).encode()
+    return len(new).to_bytes(8, "little") + new + content[8 + length :]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"cell_source": {"text": "import os"}}, "the source of its cell is of another cell"),
+        ({"cell_source": {"name": "Other"}}, "the source of its cell is of another cell"),
+        ({"cell_source": {"text": 3}}, "the source of its cell is not text"),
+        ({"cell_source": None}, "is not a JSON object"),
+        ({"architecture": {"sha256": "0"}}, "the source of its cell is of another cell"),
+        ({"architecture": {"cell": "a b"}}, "the name of its cell is not that of a class"),
+        ({"architecture": {"options": [["a", []]]}}, "the options of its cell are not names"),
+        ({"architecture": {"options": {"a": 1}}}, "the options of its cell are not names"),
+        ({"architecture": {"state_size": 5}}, r"the shape of embedding.weight is \(4, 260\)"),
+        ({"architecture": {"layers": 0}}, "layers is 0"),
+        ({"architecture": {"depth": 3}}, "depth"),
+    ],
+)
+def test_damaged_model_of_a_users_own_cell_is_refused(changes, expected):
+    assert deserialize_model(cell_content()).architecture == make_cell_model().architecture
+    with pytest.raises(SavedModelError, match=expected) as refused:
+        deserialize_model(cell_content(**changes))
+    assert "\n" not in str(refused.value)
 
 
 def test_damaged_tokenizer_raises_tokenizer_error():
