@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rnn.codegen import generate_module
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, OptimizerConfig
 from rnn.data.corpus import ByteArray, load_corpus
 from rnn.training.loop import EMA_INIT, TrainConfig, sample_batch
 
@@ -35,7 +35,8 @@ class PlainTraining:
         names: dict[str, Any] = {"__name__": "network"}
         exec(generate_module(config), names)
         self.network = names["Network"]()
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        learning_rate = OptimizerConfig().learning_rate
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         self.smoothed = EMA_INIT
         self._text, self._settings = text, settings
         self._shape = (settings.batch_size, config.state_size)
@@ -80,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     text = load_corpus("stdlib").train
     for each in params:
-        settings = TrainConfig(steps, 256, steps + 1, 50, 0.001, 0.95, 0)
+        settings = TrainConfig(steps, 256, steps + 1, 50, 0.95, 0)
         train_plain(GatedConfig.from_params(each, "state"), text, settings)
 
 

@@ -109,7 +109,7 @@ def _train_run(variant: int, replicate: int) -> Mapping[str, float]:
     torch.set_num_threads(1)
     corpus = load_corpus(os.environ.get(VARIABLE, "stdlib"))
     config = TrialConfig(GatedConfig.from_params(BASE | VARIANTS[variant], "state"), replicate)
-    settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
+    settings = TrainConfig(STEPS, 256, 1000, 50, 0.95, 0)
     branch = _train(config, corpus, replace(settings, steps=STEPS - BRANCH))[1]
     losses = {}
     loop, _ = _train(config, corpus, settings, branch)
@@ -140,9 +140,7 @@ def _train(
 
     def decay_learning_rate() -> None:
         remaining = (STEPS - loop.step) / DECAY
-        loop._train_step.optimizer.learning_rate = settings.learning_rate * min(
-            1, max(remaining, 1e-3)
-        )
+        loop._train_step.optimizer.learning_rate_factor = min(1, max(remaining, 1e-3))
 
     for _ in loop.train(decay_learning_rate if decay else lambda: None):
         pass

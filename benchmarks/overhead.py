@@ -75,7 +75,7 @@ def measure() -> Iterator[str]:
 
 def _measure_sampling() -> str:
     text = load_corpus("stdlib").train
-    settings = TrainConfig(1000, 256, 1000, 50, 0.001, 0.95, 0)
+    settings = TrainConfig(1000, 256, 1000, 50, 0.95, 0)
     tracemalloc.start()
     batch = sample_batch(text, settings, 0)
     _, peak = tracemalloc.get_traced_memory()

@@ -46,7 +46,7 @@ def measure() -> Iterator[str]:
 
 def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
-    settings = TrainConfig(STEPS, 256, 1000, 50, 0.001, 0.95, 0)
+    settings = TrainConfig(STEPS, 256, 1000, 50, 0.95, 0)
     stack = NetworkStack([TrialConfig(config, replicate)], 0, precision)
     run = TrainLoop(stack, load_corpus("stdlib").train, settings)
     return min(point.ema_losses[0] for point in run.train())

@@ -101,7 +101,7 @@ def _compare(configs: Sequence[GatedConfig], text: ByteArray, precision: Precisi
 
 
 def _settings(steps: int) -> TrainConfig:
-    return TrainConfig(steps, 256, SEQUENCE, steps, 0.001, 0.95, 0)
+    return TrainConfig(steps, 256, SEQUENCE, steps, 0.95, 0)
 
 
 def _start(

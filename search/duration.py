@@ -50,7 +50,6 @@ def to_train_config(config: StudyConfig) -> TrainConfig:
         batch_size=training.batch_size,
         sequence_length=training.sequence_length,
         log_every=training.log_every,
-        learning_rate=training.learning_rate,
         smoothing=training.smoothing,
         seed=config.seed,
         average_fraction=config.evaluation.average,

@@ -50,12 +50,14 @@ class BPTTNetwork:
         module: the network; its parameters are views of ``parameters``, except in bfloat16.
         parameters: weights and gradients.
         static_graph: False: the first steps of a sequence have shorter windows.
+        separate_texts: False.
 
     Raises:
         ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.
     """
 
     static_graph = False
+    separate_texts = False
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class CellNetwork:
         layers: number of layers.
         device: device of all tensors.
         static_graph: False: a cell may do anything, which a CUDA graph cannot.
+        separate_texts: True: networks of several replicates can be trained together.
 
     Raises:
         ValueError: if the configs differ in more, or ``bptt_steps`` is less than 1.
@@ -55,6 +56,7 @@ class CellNetwork:
     """
 
     static_graph = False
+    separate_texts = True
 
     def __init__(
         self,

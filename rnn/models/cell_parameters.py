@@ -8,7 +8,7 @@ from torch import Tensor
 from rnn.config import TrialConfig
 from rnn.errors import CellError
 from rnn.models.cell_module import CellModule, split_tensors
-from rnn.stacked.flat_parameters import NamedTensors
+from rnn.stacked.flat_parameters import Block, NamedTensors
 
 _TRANSPOSED = "embedding.weight"
 """Stored as (K, V, n), so that the row of a token is contiguous."""
@@ -76,6 +76,13 @@ class CellParameters:
     def names(self) -> list[str]:
         """Names of the trained parameters."""
         return list(self._places)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The ranges of the flat tensors that hold weights."""
+        networks = range(len(self._configs))
+        places = (place for place, _ in self._places.values())
+        return [Block(networks, place) for place in places if place.start < place.stop]
 
     @property
     def grads(self) -> Tensor:

@@ -24,16 +24,17 @@ class TrainableNetwork(Protocol):
 
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
-        layers: number of layers.
         device: device of all tensors.
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
             graph requires.
+        separate_texts: whether networks of several replicates can be trained together: each then
+            reads its own text.
     """
 
     configs: tuple[TrialConfig, ...]
-    layers: int
     device: torch.device
     static_graph: bool
+    separate_texts: bool
 
     @property
     def parameters(self) -> FlatParameters | CellParameters:
@@ -51,7 +52,8 @@ class TrainableNetwork(Protocol):
     def init_training_state(self, streams: int) -> list[Tensor]:
         """Return what training carries from step to step, at a sequence's start.
 
-        The first tensors are :meth:`init_state`; all have K as their first axis.
+        The first tensors are :meth:`init_state`, others may follow; all have K as their first axis.
+        Those of a network are written to its checkpoint.
         """
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -83,8 +85,9 @@ class TrainableNetwork(Protocol):
         last ``bptt_steps`` steps; they are written to ``parameters``.
 
         Args:
-            tokens: tokens that the streams read (B,).
-            targets: next tokens (B,).
+            tokens: tokens that the streams read (B,); (K, B), a text for each network, if
+                ``separate_texts`` and the networks are of several replicates.
+            targets: next tokens, of the same shape.
             states: of :meth:`init_training_state` or the last step.
 
         Returns:

@@ -19,6 +19,18 @@ NamedTensors = dict[str, Tensor]
 :func:`rnn.models.shapes.parameter_shapes`."""
 
 
+class Block(NamedTuple):
+    """A range of the flat tensors that belongs to some networks in turn, in equal parts.
+
+    Attributes:
+        networks: positions in the stack of the networks.
+        place: the range; ``flat[place].view(len(networks), -1)`` has one row for each of them.
+    """
+
+    networks: Sequence[int]
+    place: slice
+
+
 class _Slot(NamedTuple):
     """A linear layer and the place of its weight and bias in the flat tensor."""
 
@@ -49,6 +61,7 @@ class FlatParameters:
         full_grads: all other gradients, or all gradients without mixed precision; zero where the
             loss does not depend on the weight.
         mixed_precision: whether matrix products use bfloat16.
+        blocks: the ranges of the flat tensors that hold weights; the rest is padding.
     """
 
     def __init__(
@@ -85,6 +98,12 @@ class FlatParameters:
         self._slots = [
             (prefix, _Slot(linear, weight, bias))
             for (prefix, linear), weight, bias in zip(prefixed, weights, biases, strict=True)
+        ]
+        self.blocks = [
+            Block(slot.linear.networks, place)
+            for _, slot in self._slots
+            for place in (slot.weight, slot.bias)
+            if place.start < place.stop
         ]
         self.mixed_precision = mixed_precision
         self.values = torch.zeros(end, dtype=dtype, device=device)

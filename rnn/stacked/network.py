@@ -7,6 +7,7 @@ number of unique tokens that the streams read at a step.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import NamedTuple
 
 import torch
@@ -62,11 +63,14 @@ class NetworkStack:
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
         parameters: weights and gradients of all networks.
+        separate_texts: False: the networks read the same text.
 
     Raises:
         ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
             gated network with ``bptt_steps = 1``.
     """
+
+    separate_texts = False
 
     def __init__(
         self,
@@ -288,7 +292,10 @@ def estimate_memory(
     # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
     # gradients.
     uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
-    weights = parameters * ((5 + uses_autograd) * size + 2 * 2 * (precision == "bf16"))
+    # RMSprop's root of the mean square, and the sum of gradient and decay.
+    is_rmsprop = config.optimizer.name == "rmsprop"
+    copies = 5 + uses_autograd + is_rmsprop * (1 + (config.optimizer.weight_decay > 0))
+    weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
     if isinstance(config.architecture, CellConfig):
         # Which tensors its equations make is not known: a few dozen of the size of its state.
         temporaries = 32 * (count_states(config.architecture) + config.architecture.state_size)
@@ -327,6 +334,8 @@ def _sort_key(config: TrialConfig) -> tuple[object, ...]:
         a.residual,
         a.output_gate,
         config.replicate,
+        config.varied,
+        astuple(config.optimizer),
     )
 
 

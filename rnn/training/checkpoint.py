@@ -1,10 +1,10 @@
 """Checkpoint format for exact resumption of a network's training.
 
 A checkpoint is a SHA-256 digest followed by a safetensors file, which holds numbers and names but
-no code: weights, their average, Adam's moments, hidden states, smoothed loss, step and curve. The
-step and the study's seed determine all random draws that follow. A checkpoint does not depend on
-the other networks of the stack. It names the source code and the versions of PyTorch that trained
-the network, but any version with the same format reads it.
+no code: weights, their average, the optimizer's moments, hidden states, smoothed loss, step and
+curve. The step and the study's seed determine all random draws that follow. A checkpoint does not
+depend on the other networks of the stack. It names the source code and the versions of PyTorch that
+trained the network, but any version with the same format reads it.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class TrainState:
         step: number of steps done.
         seconds: the network's share of the training time.
         weights: current weights.
-        moments: Adam's first and second moments.
+        moments: first and second moments of the optimizer; zeros where it has none.
         states: what the network carries from step to step; see ``init_training_state``.
         ema_loss: smoothed loss ().
         curve: smoothed loss at each log point so far, by step.

@@ -30,7 +30,6 @@ class TrainConfig:
         sequence_length: tokens that a stream reads before it restarts elsewhere; L tokens give
             L − 1 steps, since the last one is only predicted.
         log_every: number of steps between two log points.
-        learning_rate: learning rate of Adam.
         smoothing: weight of the past in the smoothed loss.
         seed: seed of the text order; see :func:`sample_batch`.
         average_fraction: last fraction of the steps over which weights are averaged; see
@@ -41,7 +40,6 @@ class TrainConfig:
     batch_size: int
     sequence_length: int
     log_every: int
-    learning_rate: float
     smoothing: float
     seed: int
     average_fraction: float = 0.0
@@ -87,8 +85,8 @@ class TrainLoop:
     """Training of networks in lockstep, from step 0 or from a checkpoint.
 
     Args:
-        stack: networks of one replicate, trained in place; replaced by a smaller stack when
-            networks are removed.
+        stack: networks of one replicate, or of several if they can read separate texts; trained in
+            place, and replaced by a smaller stack when networks are removed.
         text: training split (length,), at least one sequence long.
         train_config: settings of the run.
         train_states: state to resume each network from, all of the same step. The stack must
@@ -104,7 +102,7 @@ class TrainLoop:
         torch_versions: versions of PyTorch that trained each network, the current one last.
 
     Raises:
-        ValueError: if the networks are of several replicates.
+        ValueError: if the networks are of several replicates and read a common text.
     """
 
     configs: tuple[TrialConfig, ...]
@@ -121,7 +119,7 @@ class TrainLoop:
         train_states: Mapping[TrialConfig, TrainState] | None = None,
     ) -> None:
         replicates = {config.replicate for config in stack.configs}
-        if len(replicates) > 1:
+        if len(replicates) > 1 and not stack.separate_texts:
             raise ValueError(
                 f"networks are of the replicates {sorted(replicates)}: expected one, since each "
                 "replicate reads the text in another order"
@@ -217,7 +215,6 @@ class TrainLoop:
         self._train_step = train_step = TrainStep(
             stack,
             self.train_config.batch_size,
-            self.train_config.learning_rate,
             self.train_config.smoothing,
         )
         train_step.ema_losses.fill_(EMA_INIT)
@@ -272,18 +269,33 @@ class TrainLoop:
         self._timed_until = now
 
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Yield tokens (B,), targets (B,) and whether a sequence begins, for each step to come."""
+        """Yield tokens, targets and whether a sequence begins, for each step to come.
+
+        Tokens and targets are (B,), or (K, B) while the networks are of several replicates.
+        """
         steps_per_sequence = self.train_config.sequence_length - 1
         step = self.step
         while step < self.train_config.steps:
             sequence, begin = divmod(step, steps_per_sequence)
-            replicate = self.configs[0].replicate
-            drawn = sample_batch(self.text, self.train_config, sequence, replicate)
-            tokens = torch.from_numpy(drawn).to(self.stack.device)  # (sequence_length, B)
+            drawn = {
+                replicate: sample_batch(self.text, self.train_config, sequence, replicate)
+                for replicate in {config.replicate for config in self.configs}
+            }
             end = min(steps_per_sequence, begin + self.train_config.steps - step)
+            configs = None
             for t in range(begin, end):
+                if configs is not self.configs:  # at the beginning, and after a removal
+                    configs = self.configs
+                    tokens = self._arrange(drawn)
                 yield tokens[t], tokens[t + 1], t == 0
             step += end - begin
+
+    def _arrange(self, drawn: Mapping[int, TokenArray]) -> Tensor:
+        """Return the tokens of the networks: (sequence_length, B), or (sequence_length, K, B)."""
+        texts = [drawn[config.replicate] for config in self.configs]
+        is_common = len({config.replicate for config in self.configs}) == 1
+        tokens = torch.from_numpy(texts[0] if is_common else np.stack(texts, 1))
+        return tokens.to(self.stack.device)
 
 
 def _append_latest(versions: tuple[str, ...], latest: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn.models.factory import TrainableNetwork
-from rnn.training.optimizer import Adam
+from rnn.training.optimizer import Optimizer
 
 WARMUP_STEPS = 3
 """Steps before a graph is captured: libraries initialize themselves in the first."""
@@ -22,43 +22,43 @@ class TrainStep:
     Args:
         stack: the K networks, trained in place.
         streams: B.
-        learning_rate: learning rate of Adam.
         smoothing: weight of the past in the smoothed losses.
 
     Attributes:
         optimizer: the optimizer of all weights.
-        states: what the networks carry from step to step, as the last step left it: (K, B, n) for
-            each layer, then other tensors (K, …) that the network needs.
+        states: what the networks carry from step to step, as the last step left it: tensors
+            (K, …); see :meth:`rnn.models.factory.TrainableNetwork.init_training_state`.
         ema_losses: exponential moving average of each network's mean cross-entropy over the
             streams (K,), in nats per token.
     """
 
-    def __init__(
-        self, stack: TrainableNetwork, streams: int, learning_rate: float, smoothing: float
-    ) -> None:
+    def __init__(self, stack: TrainableNetwork, streams: int, smoothing: float) -> None:
         self.stack = stack
         self.states = stack.init_training_state(streams)
         self.ema_losses = stack.parameters.values.new_zeros(len(stack.configs))
-        self.optimizer = Adam(stack.parameters, learning_rate)
+        self.optimizer = Optimizer(stack.parameters, [config.optimizer for config in stack.configs])
         self._smoothing = smoothing
-        tokens = torch.zeros(streams, dtype=torch.long, device=stack.device)
+        self._streams = streams
+        is_separate = len({config.replicate for config in stack.configs}) > 1
+        shape = (len(stack.configs), streams) if is_separate else (streams,)
+        tokens = torch.zeros(shape, dtype=torch.long, device=stack.device)
         self._tokens, self._targets = tokens, tokens.clone()
         uses_graph = stack.device.type == "cuda" and stack.static_graph
         self._graph_runner = CudaGraphRunner(stack.device) if uses_graph else None
 
     def begin_sequence(self) -> None:
-        """Set the states to those of a sequence's start."""
-        for state, initial in zip(
-            self.states, self.stack.init_training_state(self._tokens.shape[-1]), strict=True
-        ):
+        """Set the states to those at a sequence's start."""
+        initial_states = self.stack.init_training_state(self._streams)
+        for state, initial in zip(self.states, initial_states, strict=True):
             state.copy_(initial)
 
     def step(self, tokens: Tensor, targets: Tensor) -> None:
         """Train every network on one more token of each stream.
 
         Args:
-            tokens: tokens that are read (B,), of any integer dtype.
-            targets: tokens that follow (B,).
+            tokens: tokens that are read (B,), of any integer dtype; (K, B) if the networks are of
+                several replicates, which read separate texts.
+            targets: tokens that follow, of the same shape.
         """
         self._tokens.copy_(tokens)
         self._targets.copy_(targets)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import tenacity
 from optuna.trial import FrozenTrial
 
-from rnn.config import TrialConfig
+from rnn.config import OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
 from rnn.training.checkpoint import (
@@ -188,13 +188,20 @@ def checkpoint_identity(
     A checkpoint is resumed only under the same identity. Threads, device and the other networks of
     the stack are not part of it.
     """
+    # Only what differs from the defaults, as in checkpoints written before there were others.
+    default = asdict(OptimizerConfig(learning_rate=0))
+    optimizer = {
+        "optimizer" if name == "name" else name: value
+        for name, value in asdict(trial_config.optimizer).items()
+        if value != default[name]
+    }
     fields = {
         "architecture": trial_config.architecture.init_key,
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,
         "tokenizer": config.tokenizer,
-        "training": asdict(train_config),
+        "training": asdict(train_config) | optimizer,
         "corpus_sha256": corpus.sha256,
         "corpus_split": corpus.split,
     }

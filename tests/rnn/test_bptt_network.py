@@ -14,7 +14,7 @@ from network_configs import (
 )
 from torch import Tensor, nn
 
-from rnn.config import BaselineConfig, TrialConfig
+from rnn.config import BaselineConfig, OptimizerConfig, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.factory import TrainableNetwork, build_network
 from rnn.stacked.flat_parameters import NamedTensors
@@ -44,9 +44,10 @@ def weights_of(network: TrainableNetwork) -> NamedTensors:
 def test_gradient_passes_through_bptt_steps_and_no_further(config):
     """Also at the start of a sequence, with fewer steps, and with changing weights."""
     window = 3
-    network = BPTTNetwork([TrialConfig(config, 0, window)], 3, "fp64", VOCAB_SIZE)
+    trial_config = TrialConfig(config, 0, window, OptimizerConfig(learning_rate=0.05))
+    network = BPTTNetwork([trial_config], 3, "fp64", VOCAB_SIZE)
     generated = GeneratedNetwork(config, VOCAB_SIZE, window)
-    train_step = TrainStep(network, STREAMS, learning_rate=0.05, smoothing=0.0)
+    train_step = TrainStep(network, STREAMS, smoothing=0.0)
     for text in (random_text(7), random_text(4).flip(0)):  # two sequences
         train_step.begin_sequence()
         states = [generated.module.init_state(STREAMS)]  # before each step
@@ -85,7 +86,6 @@ SETTINGS = TrainConfig(
     batch_size=STREAMS,
     sequence_length=13,
     log_every=2,
-    learning_rate=0.01,
     smoothing=0.9,
     seed=3,
     average_fraction=0.6,

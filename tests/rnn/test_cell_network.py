@@ -117,7 +117,7 @@ def test_networks_in_lockstep_train_as_each_alone(cell, precision, tolerance):
 
     def train(together):
         network = build_network(together, 1, precision, VOCAB)
-        train_step = TrainStep(network, STREAMS, 0.01, 0.9)
+        train_step = TrainStep(network, STREAMS, 0.9)
         for step, (tokens, targets) in enumerate(itertools.pairwise(text)):
             if step % 8 == 0:
                 train_step.begin_sequence()
@@ -140,7 +140,6 @@ TRAIN_CONFIG = TrainConfig(
     batch_size=STREAMS,
     sequence_length=8,
     log_every=4,
-    learning_rate=0.01,
     smoothing=0.9,
     seed=3,
     average_fraction=0.6,
@@ -224,7 +223,7 @@ def test_torchs_gru_cell_trains_as_the_baseline(bptt_steps):
 @pytest.mark.parametrize("cell", EXAMPLES)
 def test_loss_of_an_example_falls_as_it_trains(cell, precision):
     text = np.frombuffer(b"the cat sat on the mat; " * 40, np.uint8)
-    config = TrialConfig(cell_config(cell, 2, 16))
+    config = TrialConfig(cell_config(cell, 2, 16), optimizer=OptimizerConfig(learning_rate=0.01))
     settings = replace(
         TRAIN_CONFIG, steps=150, sequence_length=50, log_every=75, batch_size=8, smoothing=0.5
     )

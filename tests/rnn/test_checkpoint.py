@@ -32,7 +32,6 @@ TRAIN_CONFIG = TrainConfig(
     batch_size=3,
     sequence_length=8,
     log_every=4,
-    learning_rate=0.01,
     smoothing=0.9,
     seed=3,
     average_fraction=0.6,

@@ -29,7 +29,7 @@ def test_unknown_device_is_refused_with_the_available_ones(name):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 def test_gpu_trains_as_the_cpu_does():
     text = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-    train_config = TrainConfig(20, 6, 9, 2, 0.01, 0.9, 3)
+    train_config = TrainConfig(20, 6, 9, 2, 0.9, 3)
     configs = [
         TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
         TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),

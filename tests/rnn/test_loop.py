@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.matmul_limit import count_flops, matmul_shapes
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack, draw_initial_weights
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
@@ -20,18 +20,19 @@ TRAIN_CONFIG = TrainConfig(
     batch_size=6,
     sequence_length=9,
     log_every=2,
-    learning_rate=0.01,
     smoothing=0.9,
     seed=3,
 )
 
+OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 MIXED = [
-    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
-    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
-    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
-    TrialConfig(GatedConfig(True, False, False, True, False, "both", 2, 8)),
-    TrialConfig(GatedConfig(False, True, True, False, True, "old", 2, 8)),
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(True, False, False, True, False, "both", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(False, True, True, False, True, "old", 2, 8), optimizer=OPTIMIZER),
 ]
+FROZEN = MIXED[0]._replace(optimizer=OptimizerConfig(learning_rate=1e-30))
 
 
 def train(configs, precision="fp32", train_config=TRAIN_CONFIG):
@@ -71,8 +72,8 @@ def test_network_trains_the_same_in_a_stack_as_alone(gate_inputs):
 
 
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
-    train_config = replace(TRAIN_CONFIG, learning_rate=1e-30, steps=8)
-    smoothed, stack = train(MIXED[:1], "fp64", train_config)
+    train_config = replace(TRAIN_CONFIG, steps=8)
+    smoothed, stack = train([FROZEN], "fp64", train_config)
     # With constant weights, the losses are those of the untrained network.
     text = torch.from_numpy(sample_batch(TEXT, train_config, 0)).long()
     states, ema, expected = stack.init_state(6), 3.0, []
@@ -91,8 +92,8 @@ def test_log_points_are_the_multiples_of_log_every():
 
 def test_sequence_starts_with_zero_states_and_has_one_step_less_than_tokens():
     """Nine tokens give eight steps: step 17 begins the third sequence."""
-    train_config = replace(TRAIN_CONFIG, learning_rate=1e-30, steps=17, smoothing=0.0, log_every=1)
-    smoothed, stack = train(MIXED[:1], "fp64", train_config)
+    train_config = replace(TRAIN_CONFIG, steps=17, smoothing=0.0, log_every=1)
+    smoothed, stack = train([FROZEN], "fp64", train_config)
     text = torch.from_numpy(sample_batch(TEXT, train_config, 2)).long()
     expected = advance(stack, text[0], text[1], stack.init_state(6)).mean().item()
     assert math.isclose(smoothed[16, 0], expected, rel_tol=1e-9)

@@ -1,15 +1,19 @@
-"""The fused Adam computes what torch.optim.Adam computes, in every precision."""
+"""Optimizers compute what torch.optim computes, in every precision, for each network of a stack."""
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.models.bptt_network import BPTTNetwork
+from rnn.models.factory import TrainableNetwork
 from rnn.stacked.network import NetworkStack
 from rnn.training import optimizer
-from rnn.training.optimizer import Adam
+from rnn.training.optimizer import Optimizer
 
 CONFIGS = [
     TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 6)),
@@ -18,41 +22,170 @@ CONFIGS = [
     TrialConfig(GatedConfig(False, True, True, True, True, "old", 2, 6)),
 ]
 
+SETTINGS = [
+    OptimizerConfig("adam", 0.01),
+    OptimizerConfig("adam", 0.02, beta1=0.8, beta2=0.95, weight_decay=0.1),
+    OptimizerConfig("adamw", 0.01, beta1=0.8, beta2=0.95, weight_decay=0.1),
+    OptimizerConfig("rmsprop", 0.001, beta2=0.9),
+    OptimizerConfig("rmsprop", 0.001, beta2=0.9, weight_decay=0.1),
+    OptimizerConfig("sgd", 0.1, momentum=0.0, weight_decay=0.1),
+    OptimizerConfig("sgd", 0.1, momentum=0.8, weight_decay=0.1),
+]
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
-@pytest.mark.parametrize("chunk_size", [100, 1 << 16])
-def test_updates_equal_those_of_torch_optim(monkeypatch, precision, chunk_size):
-    monkeypatch.setattr(optimizer, "_CHUNK_SIZE", chunk_size)
-    stack = NetworkStack(CONFIGS, 3, precision, vocab_size=11)
-    parameters, states = stack.parameters, stack.init_state(4)
-    adam = Adam(parameters, 0.01)
-    reference = parameters.values.clone().requires_grad_()
-    torch_adam = torch.optim.Adam([reference], lr=0.01)
-    initial = parameters.values.clone()
+
+def torch_optimizer(weights: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(weights, rate, alpha=config.beta2, weight_decay=decay)
+    if config.name == "sgd":
+        return torch.optim.SGD(weights, rate, momentum=config.momentum, weight_decay=decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    return kind(weights, rate, (config.beta1, config.beta2), weight_decay=decay)
+
+
+def label(config: OptimizerConfig) -> str:
+    return f"{config.name}-{config.weight_decay}-{config.momentum}"
+
+
+class Reference:
+    """Network k of a stack, updated by torch.optim."""
+
+    def __init__(self, network: TrainableNetwork, k: int) -> None:
+        self.parameters, self.k = network.parameters, k
+        self.config = network.configs[k].optimizer
+        self.weights = self.extract(self.parameters.values)
+        for weight in self.weights:
+            weight.requires_grad_()
+        self.optimizer = torch_optimizer(self.weights, self.config)
+        self.norms: list[float] = []
+
+    def extract(self, flat: Tensor) -> list[Tensor]:
+        return list(self.parameters.extract(self.k, flat).values())
+
+    def step(self) -> None:
+        for weight, grad in zip(self.weights, self.extract(self.parameters.grads), strict=True):
+            weight.grad = grad
+        if limit := self.config.gradient_clipping:
+            norm = torch.nn.utils.clip_grad_norm_(self.weights, limit)
+            self.norms.append(norm.item())
+        self.optimizer.step()
+
+
+def assert_steps_equal(network: TrainableNetwork, **tolerance: float) -> list[Reference]:
+    """Update some times, and compare each network with its reference."""
+    references = [Reference(network, k) for k in range(len(network.configs))]
+    tested = Optimizer(network.parameters, [config.optimizer for config in network.configs])
+    values, states = network.parameters.values, network.init_training_state(4)
     for step in range(8):
         tokens = torch.tensor([step, 1, 2, 10 - step])
-        stack.loss_and_grad(tokens, tokens.flip(0), states)
-        reference.grad = parameters.grads.clone()
-        adam.step()
-        torch_adam.step()
-        torch.testing.assert_close(parameters.values, reference.detach(), rtol=1e-5, atol=1e-7)
-        copies = parameters.matmul_values
-        assert torch.equal(copies, parameters.values[: len(copies)].to(copies))
-    assert adam.updates == 8
-    k = stack.configs.index(CONFIGS[2])
-    before, after = (parameters.extract(k, flat) for flat in (initial, parameters.values))
-    assert torch.equal(before["layers.1.candidate.weight"], after["layers.1.candidate.weight"])
+        network.loss_and_grad(tokens, tokens.flip(0), states)
+        for reference in references:
+            reference.step()
+        tested.step()
+        for reference in references:
+            actual = reference.extract(values)
+            torch.testing.assert_close(actual, [w.detach() for w in reference.weights], **tolerance)
+        copies = network.parameters.matmul_values
+        assert torch.equal(copies, values[: len(copies)].to(copies))
+    assert tested.updates == 8
+    return references
+
+
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def tolerance(precision: str) -> dict[str, float]:
+    return EXACT if precision == "fp64" else CLOSE
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=label)
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("chunk_size", [100, 1 << 16])
+def test_updates_equal_those_of_torch_optim(monkeypatch, config, precision, chunk_size):
+    monkeypatch.setattr(optimizer, "_CHUNK_SIZE", chunk_size)
+    stack = NetworkStack([c._replace(optimizer=config) for c in CONFIGS], 3, precision, 11)
+    parameters = stack.parameters
+    k = [c.architecture for c in stack.configs].index(CONFIGS[2].architecture)
+    before = parameters.extract(k, parameters.values)
+    assert_steps_equal(stack, **tolerance(precision))
+    after = parameters.extract(k, parameters.values)
+    without_gradient = "layers.1.candidate.weight"
+    is_unchanged = torch.equal(before[without_gradient], after[without_gradient])
+    assert is_unchanged is not bool(config.weight_decay)
     assert not torch.equal(before["layers.1.read_out.weight"], after["layers.1.read_out.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+def test_networks_of_a_stack_have_optimizers_of_their_own(precision):
+    configs = [
+        each._replace(optimizer=config, varied=(("number", number),))
+        for number, config in enumerate(SETTINGS)
+        for each in CONFIGS[:2]
+    ]
+    assert_steps_equal(NetworkStack(configs, 3, precision, 11), **tolerance(precision))
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]], ids=["one rate", "two rates"])
+@pytest.mark.parametrize("limits", [[0.2], [0.0, 0.2, 1e6]], ids=["all clipped", "some clipped"])
+def test_gradient_is_clipped_by_the_norm_of_its_network(precision, rates, limits):
+    configs = [
+        each._replace(
+            optimizer=OptimizerConfig("sgd", rate, momentum=0.5, gradient_clipping=limit),
+            varied=(("learning_rate", rate), ("gradient_clipping", limit)),
+        )
+        for rate in rates
+        for limit in limits
+        for each in CONFIGS
+    ]
+    stack = NetworkStack(configs, 3, precision, 11)
+    references = assert_steps_equal(stack, **tolerance(precision))
+    norms = {reference.config.gradient_clipping: reference.norms for reference in references}
+    assert min(norms[0.2]) > 0.3, "they are clipped"
+    assert norms.get(0.0, []) == []
+
+
+@pytest.mark.parametrize("config", [BaselineConfig("lstm", 2, 6), CONFIGS[1].architecture])
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_gradient_of_a_single_network_is_clipped(config, precision):
+    settings = OptimizerConfig("adamw", 0.01, weight_decay=0.1, gradient_clipping=0.1)
+    network = BPTTNetwork([TrialConfig(config, 0, 3, settings)], 3, precision, 11)
+    (reference,) = assert_steps_equal(network, **tolerance(precision))
+    assert min(reference.norms) > 0.2, "it is clipped"
+
+
+def test_neighbour_without_a_finite_gradient_does_not_affect_a_clipped_network():
+    settings = OptimizerConfig(gradient_clipping=0.1)
+    stack = NetworkStack([c._replace(optimizer=settings) for c in CONFIGS], 3, "fp64", 11)
+    parameters, broken = stack.parameters, stack.configs[1]
+    weights = parameters.extract(1, parameters.values)
+    weights["head.weight"].fill_(torch.nan)
+    parameters.load(1, parameters.values, weights)
+    others = [Reference(stack, k) for k in (0, 2)]
+    tested = Optimizer(parameters, [config.optimizer for config in stack.configs])
+    tokens, states = torch.tensor([1, 2, 3, 4]), stack.init_state(4)
+    for _ in range(3):
+        stack.loss_and_grad(tokens, tokens.flip(0), states)
+        for reference in others:
+            reference.step()
+        tested.step()
+    assert not parameters.extract(1, parameters.values)["head.bias"].isfinite().any(), broken
+    for reference in others:
+        expected = [weight.detach() for weight in reference.weights]
+        torch.testing.assert_close(reference.extract(parameters.values), expected, **EXACT)
 
 
 def test_training_does_not_import_the_compiler():
     """``torch.optim`` imports it, which takes every worker a second."""
     code = (
         "import sys, numpy, rnn.training.loop as t, rnn.stacked.network as n, rnn.config as a\n"
-        "m = [a.TrialConfig(a.GatedConfig(True, True, True, True, True, 'both', 1, 3))]\n"
+        "g = a.GatedConfig(True, True, True, True, True, 'both', 1, 3)\n"
+        "m = [a.TrialConfig(g, optimizer=a.OptimizerConfig(name, gradient_clipping=1.0))\n"
+        "     for name in a.OPTIMIZERS]\n"
         "text = numpy.zeros(99, numpy.uint8)\n"
         "list(t.TrainLoop(n.NetworkStack(m, 0), text, "
-        "t.TrainConfig(3, 2, 5, 1, 0.1, 0.9, 0)).train())\n"
+        "t.TrainConfig(3, 2, 5, 1, 0.9, 0)).train())\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

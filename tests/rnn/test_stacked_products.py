@@ -20,7 +20,7 @@ U = 16
 """Number of unique tokens of a step: twelve, padded to a multiple of 16."""
 
 TEXT = np.tile(np.arange(12, dtype=np.uint8), 50)
-SETTINGS = TrainConfig(5, B, 9, 5, 0.001, 0.9, seed=0)
+SETTINGS = TrainConfig(5, B, 9, 5, 0.9, seed=0)
 
 
 def step_products(*configs, static_graph=False):

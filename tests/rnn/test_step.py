@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS, TrainStep
@@ -16,15 +16,15 @@ TRAIN_CONFIG = TrainConfig(
     batch_size=6,
     sequence_length=9,
     log_every=2,
-    learning_rate=0.01,
     smoothing=0.9,
     seed=3,
 )
+OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 CONFIGS = [
-    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
-    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
-    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8)),
-    TrialConfig(GatedConfig(True, False, False, False, True, "old", 2, 8)),
+    TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8), optimizer=OPTIMIZER),
+    TrialConfig(GatedConfig(True, False, False, False, True, "old", 2, 8), optimizer=OPTIMIZER),
 ]
 
 

@@ -77,7 +77,7 @@ def test_stack_takes_no_more_memory_than_estimated(precision, size):
         for *gates, source in itertools.product(*[[False, True]] * 4, STATE_SOURCES)
     ][::6]
     before = tensor_memory()
-    program = TrainStep(NetworkStack(trial_configs, 0, precision), 256, 0.001, 0.9)
+    program = TrainStep(NetworkStack(trial_configs, 0, precision), 256, 0.9)
     tokens = torch.arange(256)
     program.step(tokens, tokens)
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
@@ -98,7 +98,7 @@ def test_bptt_network_takes_no_more_memory_than_estimated(architecture, bptt_ste
         return tensor
 
     before = tensor_memory()
-    program = TrainStep(BPTTNetwork([trial_config], 0, precision), 256, 0.001, 0.9)
+    program = TrainStep(BPTTNetwork([trial_config], 0, precision), 256, 0.9)
     for _ in range(bptt_steps):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

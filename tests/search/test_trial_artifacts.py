@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.checkpointing import checkpoint_identity
@@ -242,9 +242,10 @@ def test_missing_bucket_is_refused(bucket):
 
 
 def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
-    trial_config = TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8), 1)
+    architecture = GatedConfig(False, True, False, True, True, "new", 2, 8)
+    trial_config = TrialConfig(architecture, 1, optimizer=OptimizerConfig(learning_rate=0.01))
     config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
-    train_config = TrainConfig(20, 6, 9, 2, 0.01, 0.9, 3, 0.5)
+    train_config = TrainConfig(20, 6, 9, 2, 0.9, 3, 0.5)
     corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
     identity = checkpoint_identity(trial_config, config, train_config, corpus)
     assert identity == (

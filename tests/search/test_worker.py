@@ -21,6 +21,7 @@ from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
+from search.duration import to_train_config
 from search.new_study import StudyOptions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.status import StatusReader, estimate_seconds_left
@@ -158,11 +159,7 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
 
 def trained(config, trial_config, text):
     """Train a network alone with the settings of a study."""
-    settings = TrainConfig(
-        **config.training.model_dump(exclude={"bptt_steps"}),
-        seed=config.seed,
-        average_fraction=config.evaluation.average,
-    )
+    settings = to_train_config(config)
     run = TrainLoop(NetworkStack([trial_config], config.seed, config.precision), text, settings)
     list(run.train())
     return run
@@ -257,7 +254,7 @@ def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
     config = config.model_copy(update={"eval_split": "test"})
     whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
     trial_configs = [to_trial_config(point, config) for point in config.grid.combinations()][:3]
-    settings = TrainConfig(10, 4, 8, 5, 0.01, 0.9, 0)
+    settings = TrainConfig(10, 4, 8, 5, 0.9, 0)
 
     def measured(leaves):
         run = TrainLoop(NetworkStack(trial_configs, 0), whole.train, settings)
