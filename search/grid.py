@@ -14,8 +14,9 @@ from search.errors import GridExhaustedError
 from studies.attributes import COMMANDS, CONFIG
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
+from studies.grid import Grid
 from studies.loader import read_study_record
-from studies.space import Grid, Params, distributions
+from studies.space import Params, distributions
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.storage import LeasedRDBStorage
 

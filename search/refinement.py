@@ -11,7 +11,8 @@ from search.errors import UnfinishedSourceError
 from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
-from studies.space import BPTT_STEPS, MAX_COMBINATIONS, REPLICATE, Params, param_order
+from studies.grid import MAX_COMBINATIONS
+from studies.space import BPTT_STEPS, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
 from studies.storage.queries import TrialRow

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rnn.config import BASELINE_CELLS, ParamValue
 from studies.strict_model import StrictModel
+from studies.text import shorten
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -45,11 +46,18 @@ class OptionRecord(StrictModel):
             ValueError: if one is not; the message begins with the subject.
         """
         for value in values or ():
-            is_bool = self.type == "bool"
-            fits = isinstance(value, _TYPES[self.type]) and isinstance(value, bool) == is_bool
-            fits = fits and not (isinstance(value, float) and not math.isfinite(value))
-            if not fits or (self.choices is not None and value not in self.choices):
-                raise ValueError(f"{subject} = {value!r}: expected {self.description}")
+            if not self._fits(value) or (self.choices is not None and value not in self.choices):
+                shown = shorten(repr(value))
+                raise ValueError(f"{subject} = {shown}: expected {self.description}")
+
+    def _fits(self, value: ParamValue) -> bool:
+        is_bool = self.type == "bool"
+        if not isinstance(value, _TYPES[self.type]) or isinstance(value, bool) != is_bool:
+            return False
+        try:
+            return self.type != "float" or math.isfinite(float(value))
+        except OverflowError:  # an integer beyond the largest float
+            return False
 
     def convert(self, values: Sequence[ParamValue]) -> list[ParamValue]:
         """Return values as the constructor takes them: a float where an integer is written."""

@@ -26,13 +26,13 @@ from rnn.config import (
 )
 from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
+from studies.grid import Grid
 from studies.space import (
     BPTT_STEPS,
     CELL,
     GATED_CELL,
     GATED_PARAMS,
     REPLICATE,
-    Grid,
     Space,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS

@@ -14,7 +14,7 @@ from studies.cell_record import CellRecord
 from studies.config import OutageSettings, StudyConfig
 from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.files import MAX_DEPTH, parse_toml, read_toml
-from studies.space import BUILT_IN_CELLS, CELL
+from studies.space import BUILT_IN_CELLS, CELL, Space
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
 from studies.text import shorten
@@ -117,28 +117,69 @@ class ConfigFile(BaseModel):
 
     def _format_error(self, error: ValidationError) -> str:
         """Describe every mistake in one line: origin, key, value and expectation."""
-        mistakes: dict[str, list[ErrorDetails]] = {}
-        has_one_table = not isinstance(self.settings.get("space"), list)
+        mistakes: dict[tuple[str, str], list[ErrorDetails]] = {}
         for each in error.errors():
             # pydantic reports an error for each alternative of a union.
-            mistakes.setdefault(_key(each, has_one_table), []).append(each)
-        return "; ".join(self._format_mistake(key, errors) for key, errors in mistakes.items())
-
-    def _format_mistake(self, key: str, errors: Sequence[ErrorDetails]) -> str:
-        first = errors[0]
-        # An override is blamed for its key and for the table around it, which it may contradict.
-        is_overridden = any(
-            f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in self.overridden
+            mistakes.setdefault(self._locate(each), []).append(each)
+        return "; ".join(
+            self._format_mistake(table, key, errors) for (table, key), errors in mistakes.items()
         )
-        where = "--set" if key and is_overridden else self.origin
-        if first["type"] == "extra_forbidden":
-            expected = ", ".join(_fields(first["loc"][:-1]))
-            return f"{where}: unknown key {key}: expected one of {expected}"
+
+    def _format_mistake(self, table: str, key: str, errors: Sequence[ErrorDetails]) -> str:
+        first = errors[0]
         messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
         message = ", or ".join(each[0].lower() + each[1:] for each in messages)
+        # An override is blamed for its key and for the table around it, which it may contradict.
+        blamed = f"space.{key}".rstrip(".") if table else key or message.partition(" ")[0]
+        is_overridden = any(
+            f"{o}.".startswith(f"{blamed}.") or f"{blamed}.".startswith(f"{o}.")
+            for o in self.overridden
+        )
+        where = "--set" if is_overridden else self.origin
+        if table:
+            where = f"{where}: {table}"
+        if self._is_unknown(first):
+            expected = ", ".join(self._fields(first["loc"][:-1]))
+            return f"{where}: unknown key {key}: expected one of {expected}"
         if isinstance(first["input"], Mapping):
             return f"{where}: {key + ': ' if key else ''}{message}"
-        return f"{where}: {key} is {first['input']!r}: {message}"
+        return f"{where}: {key + ' ' if key else ''}is {first['input']!r}: {message}"
+
+    def _locate(self, error: ErrorDetails) -> tuple[str, str]:
+        """Return the table of a union in which an error is, or "", and its dotted key."""
+        location, table = error["loc"], ""
+        if location[:1] == ("space",) and len(location) > 1:
+            if isinstance(self.settings.get("space"), list):
+                table, location = f"space {int(location[1]) + 1}", location[2:]
+            else:
+                location = ("space", *location[2:])
+        is_unknown = self._is_unknown(error)  # an unknown key may be named like a type
+        parts = [str(part) for part in location if is_unknown or not _is_union_arm(part)]
+        return table, ".".join(parts)
+
+    def _is_unknown(self, error: ErrorDetails) -> bool:
+        """Return whether an error is about a key that nothing has."""
+        location = error["loc"]
+        if error["type"] == "extra_forbidden":
+            return True
+        # A table [space] takes any list, for it may be an option of a user's cell.
+        return (
+            location[:1] == ("space",)
+            and len(location) == 3
+            and location[2] not in self._fields(location[:2])
+        )
+
+    def _fields(self, location: Sequence[int | str]) -> list[str]:
+        """Return the known keys of the table at a location."""
+        model: Any = StudyConfig
+        for part in location:
+            if isinstance(part, int):  # one of several tables
+                continue
+            model = _find_model(model.model_fields[part].annotation)
+        names = [name for name in model.model_fields if name != "cells"]
+        if model is Space:
+            names += [name for cell in self.cells.values() for name in cell.options]
+        return names
 
 
 def load_config_file(
@@ -274,16 +315,6 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def _fields(location: Sequence[int | str]) -> list[str]:
-    """Return the known keys of the table at a location."""
-    model: Any = StudyConfig
-    for part in location:
-        if isinstance(part, int):  # one of several tables
-            continue
-        model = _find_model(model.model_fields[part].annotation)
-    return [name for name in model.model_fields if name != "cells"]
-
-
 def _find_model(annotation: Any) -> Any:
     """Return the model of a table, which may be optional or one of several."""
     if hasattr(annotation, "model_fields"):
@@ -295,14 +326,6 @@ def _find_model(annotation: Any) -> Any:
 def _display_path(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _key(error: ErrorDetails, has_one_table: bool) -> str:
-    is_unknown = error["type"] == "extra_forbidden"  # an unknown key may be named like a type
-    location = error["loc"]
-    if has_one_table and location[:2] == ("space", 0):
-        location = ("space", *location[2:])
-    return ".".join(str(part) for part in location if is_unknown or not _is_union_arm(part))
 
 
 def _is_union_arm(part: int | str) -> bool:

@@ -1,8 +1,6 @@
-"""Search spaces: the tables ``[space]`` of a study file, and the grid that they make together."""
+"""Tables ``[space]`` of a study file, and the parameters of its trials."""
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -11,22 +9,19 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rnn.config import (
     BASELINE_CELLS,
-    OPTIMIZERS,
     STATE_SOURCES,
     BaselineConfig,
     GatedConfig,
     ParamValue,
     StateSource,
 )
-from studies.cell_record import CellRecord, cell_name
+from studies.cell_record import cell_name
 from studies.strict_model import StrictModel
 from studies.training import (
     TRAINING_PARAMS,
     StoredTrainingParams,
-    TrainingSettings,
     TrainingSpace,
     check_values,
-    uses_setting,
 )
 
 Params = dict[str, ParamValue]
@@ -62,12 +57,6 @@ REPLICATE = "replicate"
 
 COST_PARAMS = (*BASELINE_PARAMS, "batch_size", "sequence_length", BPTT_STEPS)
 """Parameters that determine most of the cost of a training step."""
-
-RESERVED_PARAMS = (CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, "training", "exclude")
-"""Names that an option of a user's cell cannot have."""
-
-MAX_COMBINATIONS = 1_000_000
-"""Maximum number of combinations of a grid, including excluded ones."""
 
 
 _Layers = Annotated[int, Field(ge=1, le=100)]
@@ -128,7 +117,7 @@ class Space(StrictModel):
         if isinstance(training, Mapping):
             if training.get(BPTT_STEPS) is not None:
                 raise ValueError(
-                    "has bptt_steps twice: expected it in space.training, and not in space as well"
+                    "has bptt_steps twice: expected it in [space.training], and not in [space] too"
                 )
             table["training"] = {**training, BPTT_STEPS: raw[BPTT_STEPS]}
         return table
@@ -178,183 +167,7 @@ class Space(StrictModel):
             return getattr(self.training, parameter)  # type: ignore[no-any-return]
         if parameter in self.__pydantic_extra__:
             return self.__pydantic_extra__[parameter]
-        return getattr(self, parameter, None)
-
-
-class Grid:
-    """The combinations of all tables ``[space]`` of a study, each once.
-
-    A combination lacks the parameters that do not apply to it: switches belong to the gated cell,
-    options to the users' cells that have them, some training settings to some optimizers. Where
-    there are several tables, a parameter that one of them varies has the study's value, or the
-    default, in the others.
-
-    Args:
-        spaces: the tables.
-        training: training settings of the study.
-        cells: users' cells by name.
-
-    Raises:
-        ValueError: if the tables contradict each other, the training settings or the cells.
-    """
-
-    def __init__(
-        self,
-        spaces: Sequence[Space],
-        training: TrainingSettings,
-        cells: Mapping[str, CellRecord],
-    ) -> None:
-        self._spaces = spaces
-        self._training = training
-        self._cells = cells
-        self._has_cell = any(space.cell is not None for space in spaces)
-        self._varied = {
-            name
-            for space in spaces
-            for name in (*TRAINING_PARAMS, *space.options)
-            if space.values(name) is not None
-        }
-        if not spaces:
-            raise ValueError("has no table: expected at least one [space]")
-        for space in spaces:
-            self._check_cells(space)
-            self._check_optimizer(space)
-        size = sum(
-            math.prod(map(len, self._values(space, cell).values()))
-            for space in spaces
-            for cell in space.cell_names
-        )
-        if size > MAX_COMBINATIONS:
-            raise ValueError(
-                f"has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, including "
-                "excluded ones"
-            )
-        for space in spaces:
-            self._check_exclusions(space)
-        self._check_each_table()
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the grid's parameters."""
-        return tuple(self.search_space)
-
-    @property
-    def search_space(self) -> SearchSpace:
-        """Each parameter's values, in the order of the file."""
-        values: dict[str, dict[ParamValue, None]] = {}
-        for space in self._spaces:
-            for cell in space.cell_names:
-                for name, each in self._values(space, cell).items():
-                    values.setdefault(name, {}).update(dict.fromkeys(each))
-        return {name: list(values[name]) for name in param_order(values)}
-
-    def values(self, parameter: str) -> Sequence[ParamValue]:
-        """Return a parameter's values in the order of the file."""
-        return self.search_space[parameter]
-
-    def count(self) -> int:
-        """Count the combinations that are not excluded."""
-        return sum(1 for _ in self.combinations())
-
-    def combinations(self) -> Iterator[Params]:
-        """Yield the combinations that are not excluded, the last parameter varying fastest."""
-        seen: set[frozenset[tuple[str, ParamValue]]] = set()
-        for space in self._spaces:
-            for params in self._space_combinations(space):
-                key = frozenset(params.items())
-                if key not in seen:
-                    seen.add(key)
-                    yield params
-
-    def _space_combinations(self, space: Space) -> Iterator[Params]:
-        """Yield the combinations of one table; some may occur twice."""
-        for cell in space.cell_names:
-            values = self._values(space, cell)
-            for combination in itertools.product(*values.values()):
-                params = dict(zip(values, combination, strict=True))
-                optimizer = params.get("optimizer", self._training.optimizer)
-                params = {
-                    name: value
-                    for name, value in params.items()
-                    if uses_setting(str(optimizer), name)
-                }
-                if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
-                    yield params
-
-    def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
-        """Return the values of the parameters that one cell of a table has."""
-        values: dict[str, Sequence[ParamValue]] = {CELL: [cell]} if self._has_cell else {}
-        for name in SWITCHES if cell == GATED_CELL else ():
-            values[name] = getattr(space, name)
-        for name, option in self._cells[cell].options.items() if cell in self._cells else ():
-            if name in self._varied:
-                given = space.values(name)
-                values[name] = [option.default] if given is None else option.convert(given)
-        values |= {"layers": space.layers, "state_size": space.state_size}
-        for name in TRAINING_PARAMS:
-            if name in self._varied:
-                values[name] = space.values(name) or [getattr(self._training, name)]
-        return values
-
-    def _check_cells(self, space: Space) -> None:
-        for spec in space.cell or ():
-            name = cell_name(spec)
-            if spec not in BUILT_IN_CELLS and name not in self._cells:
-                raise ValueError(f"has the cell {spec!r}, which is not loaded")
-            if name in self._cells and self._cells[name].spec != spec:
-                raise ValueError(
-                    f"has two cells named {name}, {self._cells[name].spec!r} and {spec!r}: "
-                    "expected distinct class names"
-                )
-        if GATED_CELL not in space.cell_names and space.varied_switches:
-            raise ValueError(
-                f"has {', '.join(space.varied_switches)} and no gated cell: expected "
-                '"gated" in cell, or no switches'
-            )
-        own = [self._cells[name] for name in space.cell_names if name in self._cells]
-        for name in space.options:
-            known = [cell for cell in own if name in cell.options]
-            if not known:
-                fields = [field for field in Space.model_fields if field not in space.options]
-                options = [option for cell in own for option in cell.options]
-                expected = ", ".join(dict.fromkeys([*fields, *options]))
-                raise ValueError(f"has the unknown key {name}: expected one of {expected}")
-            for cell in known:
-                cell.options[name].check(f"{cell_name(cell.spec)} has {name}", space.values(name))
-
-    def _check_optimizer(self, space: Space) -> None:
-        optimizers = space.values("optimizer") or [self._training.optimizer]
-        for name in TRAINING_PARAMS:
-            if space.values(name) is None or any(
-                uses_setting(str(optimizer), name) for optimizer in optimizers
-            ):
-                continue
-            using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, name)]
-            raise ValueError(
-                f"has training.{name}, which {' and '.join(map(str, optimizers))} does not use: "
-                f"expected the optimizer {' or '.join(using)}"
-            )
-
-    def _check_exclusions(self, space: Space) -> None:
-        values: dict[str, list[ParamValue]] = {}
-        for cell in space.cell_names:
-            for name, each in self._values(space, cell).items():
-                values.setdefault(name, []).extend(each)
-        for exclusion in space.exclude:
-            if not exclusion:
-                raise ValueError("exclude has {}, which excludes every combination")
-            for name, value in exclusion.items():
-                if name not in values:
-                    expected = ", ".join(param_order(values))
-                    raise ValueError(f"exclude names {name!r}: expected one of {expected}")
-                if not _contains_exact(values[name], value):
-                    expected = ", ".join(map(repr, dict.fromkeys(values[name])))
-                    raise ValueError(f"exclude has {name} = {value!r}: expected one of {expected}")
-
-    def _check_each_table(self) -> None:
-        for space in self._spaces:
-            if next(self._space_combinations(space), None) is None:
-                raise ValueError("exclude leaves no combination: expected at least one")
+        return getattr(self, parameter) if parameter in GATED_PARAMS else None
 
 
 def param_order(names: Iterable[str]) -> list[str]:
@@ -389,10 +202,3 @@ def _sort_key(value: ParamValue) -> tuple[int, ParamValue]:
 
 def _default(parameter: str) -> Any:
     return Space.model_fields[parameter].default
-
-
-def _contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
-    """Return whether a value is among others; ``True`` is not 1."""
-    return any(
-        value == other and isinstance(value, bool) == isinstance(other, bool) for other in values
-    )

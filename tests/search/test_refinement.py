@@ -12,11 +12,10 @@ from search.study import create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.loader import load_config_file
-from studies.space import Space
 from studies.storage.counts import TrialCounts
 from studies.storage.queries import TrialRow
 
-SPACE = Space(layers=[1, 2, 3], state_size=[32, 256])
+SPACE = StudyConfig(space={"layers": [1, 2, 3], "state_size": [32, 256]}).grid
 VARIANTS = [
     {},
     {"state_size": 512},
@@ -100,7 +99,8 @@ def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
 
 
 def test_variant_of_a_parameter_that_a_baseline_cell_lacks_is_rejected():
-    (params,) = Space(cell=["gru"], layers=[1], state_size=[8]).combinations()
+    gru = StudyConfig(space={"cell": ["gru"], "layers": [1], "state_size": [8]})
+    (params,) = gru.grid.combinations()
     trials = [complete(0, 1.0, params)]
     wider = config(top=1, variants=[{"state_size": 16, "bptt_steps": 4}])
     (derived,) = derive_trials(trials, counts(1), wider)

@@ -9,7 +9,8 @@ from optuna.trial import create_trial
 
 from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
 from studies.config import StudyConfig, to_trial_config
-from studies.space import GATED_PARAMS, REPLICATE, Grid, distributions, observed_search_space
+from studies.grid import Grid
+from studies.space import GATED_PARAMS, REPLICATE, distributions, observed_search_space
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)

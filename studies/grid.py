@@ -1,0 +1,235 @@
+"""The grid of a study: the combinations of all its tables ``[space]``."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from rnn.config import OPTIMIZERS, ParamValue
+from studies.cell_record import CellRecord, OptionRecord, cell_name
+from studies.space import (
+    BUILT_IN_CELLS,
+    CELL,
+    GATED_CELL,
+    SWITCHES,
+    Params,
+    SearchSpace,
+    Space,
+    param_order,
+)
+from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
+
+MAX_COMBINATIONS = 1_000_000
+"""Maximum number of combinations of a grid, including excluded ones."""
+
+
+class Grid:
+    """The combinations of all tables ``[space]`` of a study, each once.
+
+    A combination lacks the parameters that do not apply to it: switches belong to the gated cell,
+    options to the users' cells that have them, some training settings to some optimizers. Where
+    there are several tables, a parameter that one of them varies has the study's value, or the
+    default, in the others.
+
+    Args:
+        spaces: the tables.
+        training: training settings of the study.
+        cells: users' cells by name.
+
+    Raises:
+        ValueError: if the tables contradict each other, the training settings or the cells.
+    """
+
+    def __init__(
+        self,
+        spaces: Sequence[Space],
+        training: TrainingSettings,
+        cells: Mapping[str, CellRecord],
+    ) -> None:
+        self._spaces = spaces
+        self._training = training
+        self._cells = cells
+        self._has_cell = any(space.cell is not None for space in spaces)
+        self._varied = {
+            name
+            for space in spaces
+            for name in (*TRAINING_PARAMS, *space.options)
+            if space.values(name) is not None
+        }
+        if not spaces:
+            raise ValueError("space has no table: expected at least one [space]")
+        for table, space in self._tables():
+            self._check_cells(table, space)
+            self._check_options(table, space)
+            self._check_optimizer(table, space)
+        self._check_types()
+        self._check_size()
+        for table, space in self._tables():
+            self._check_exclusions(table, space)
+
+    def _tables(self) -> Iterator[tuple[str, Space]]:
+        """Yield each table with its name in messages."""
+        for number, space in enumerate(self._spaces, 1):
+            yield "space" if len(self._spaces) == 1 else f"space {number}", space
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the grid's parameters."""
+        return tuple(self.search_space)
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """Each parameter's values, in the order of the file."""
+        values: dict[str, dict[ParamValue, None]] = {}
+        for space in self._spaces:
+            for cell in space.cell_names:
+                for name, each in self._values(space, cell).items():
+                    values.setdefault(name, {}).update(dict.fromkeys(each))
+        return {name: list(values[name]) for name in param_order(values)}
+
+    def values(self, parameter: str) -> Sequence[ParamValue]:
+        """Return a parameter's values in the order of the file."""
+        return self.search_space[parameter]
+
+    def count(self) -> int:
+        """Count the combinations that are not excluded."""
+        return sum(1 for _ in self.combinations())
+
+    def combinations(self) -> Iterator[Params]:
+        """Yield the combinations that are not excluded, the last parameter varying fastest."""
+        seen: set[frozenset[tuple[str, ParamValue]]] = set()
+        for space in self._spaces:
+            for params in self._space_combinations(space):
+                key = frozenset(params.items())
+                if key not in seen:
+                    seen.add(key)
+                    yield params
+
+    def _space_combinations(self, space: Space) -> Iterator[Params]:
+        """Yield the combinations of one table; some may occur twice."""
+        for cell in space.cell_names:
+            values = self._values(space, cell)
+            for combination in itertools.product(*values.values()):
+                params = dict(zip(values, combination, strict=True))
+                optimizer = params.get("optimizer", self._training.optimizer)
+                params = {
+                    name: value
+                    for name, value in params.items()
+                    if uses_setting(str(optimizer), name)
+                }
+                if not any(exclusion.items() <= params.items() for exclusion in space.exclude):
+                    yield params
+
+    def _own_options(self, cell: str) -> dict[str, OptionRecord]:
+        """Return the options of a user's cell that the grid varies; {} for a built-in cell."""
+        options = self._cells[cell].options if cell in self._cells else {}
+        return {name: option for name, option in options.items() if name in self._varied}
+
+    def _values(self, space: Space, cell: str) -> dict[str, Sequence[ParamValue]]:
+        """Return the values of the parameters that one cell of a table has."""
+        values: dict[str, Sequence[ParamValue]] = {CELL: [cell]} if self._has_cell else {}
+        for name in SWITCHES if cell == GATED_CELL else ():
+            values[name] = getattr(space, name)
+        for name, option in self._own_options(cell).items():
+            given = space.values(name)
+            values[name] = [option.default] if given is None else option.convert(given)
+        values |= {"layers": space.layers, "state_size": space.state_size}
+        for name in TRAINING_PARAMS:
+            if name in self._varied:
+                values[name] = space.values(name) or [getattr(self._training, name)]
+        return values
+
+    def _check_cells(self, table: str, space: Space) -> None:
+        for spec in space.cell or ():
+            name = cell_name(spec)
+            if spec not in BUILT_IN_CELLS and name not in self._cells:
+                raise ValueError(f"{table} has the cell {spec!r}, which is not loaded")
+            if name in self._cells and self._cells[name].spec != spec:
+                raise ValueError(
+                    f"{table} has the cell {spec!r}, but {self._cells[name].spec!r} is named "
+                    f"{name} as well: expected distinct class names"
+                )
+        if GATED_CELL not in space.cell_names and space.varied_switches:
+            raise ValueError(
+                f"{table} has {', '.join(space.varied_switches)} and no gated cell: expected "
+                '"gated" in cell, or no switches'
+            )
+
+    def _check_options(self, table: str, space: Space) -> None:
+        own = [self._cells[name] for name in space.cell_names if name in self._cells]
+        for name in space.options:
+            known = [cell for cell in own if name in cell.options]
+            if not known:
+                if name in TRAINING_PARAMS:
+                    raise ValueError(f"{table} has {name}: expected it in [space.training]")
+                options = [option for cell in own for option in cell.options]
+                expected = ", ".join(dict.fromkeys([*Space.model_fields, *options]))
+                raise ValueError(f"{table} has the unknown key {name}: expected one of {expected}")
+            for cell in known:
+                cell.options[name].check(f"{cell_name(cell.spec)} has {name}", space.values(name))
+
+    def _check_types(self) -> None:
+        """Require one type of an option's values in all cells: equal values are one choice."""
+        found: dict[str, tuple[str, str]] = {}
+        for space in self._spaces:
+            for cell in space.cell_names:
+                for name, option in self._own_options(cell).items():
+                    first, kind = found.setdefault(name, (cell, option.type))
+                    if kind != option.type:
+                        raise ValueError(
+                            f"space varies {name}, of type {kind} in {first} and {option.type} in "
+                            f"{cell}: expected one type, or a study for each"
+                        )
+
+    def _check_optimizer(self, table: str, space: Space) -> None:
+        optimizers = space.values("optimizer") or [self._training.optimizer]
+        for name in TRAINING_PARAMS:
+            if space.values(name) is None or any(
+                uses_setting(str(optimizer), name) for optimizer in optimizers
+            ):
+                continue
+            using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, name)]
+            raise ValueError(
+                f"{table} has training.{name}, which {' and '.join(map(str, optimizers))} does not "
+                f"use: expected the optimizer {' or '.join(using)}"
+            )
+
+    def _check_size(self) -> None:
+        size = sum(
+            math.prod(map(len, self._values(space, cell).values()))
+            for space in self._spaces
+            for cell in space.cell_names
+        )
+        if size > MAX_COMBINATIONS:
+            raise ValueError(
+                f"space has {size:,} combinations: expected at most {MAX_COMBINATIONS:,}, "
+                "including excluded ones"
+            )
+
+    def _check_exclusions(self, table: str, space: Space) -> None:
+        values: dict[str, list[ParamValue]] = {}
+        for cell in space.cell_names:
+            for name, each in self._values(space, cell).items():
+                values.setdefault(name, []).extend(each)
+        for exclusion in space.exclude:
+            if not exclusion:
+                raise ValueError(f"{table} has exclude = {{}}, which excludes every combination")
+            for name, value in exclusion.items():
+                if name not in values:
+                    expected = ", ".join(param_order(values))
+                    raise ValueError(f"{table} excludes {name!r}: expected one of {expected}")
+                if not _contains_exact(values[name], value):
+                    expected = ", ".join(map(repr, dict.fromkeys(values[name])))
+                    raise ValueError(
+                        f"{table} excludes {name} = {value!r}: expected one of {expected}"
+                    )
+        if next(self._space_combinations(space), None) is None:
+            raise ValueError(
+                f"{table} has no combination that exclude leaves: expected at least one"
+            )
+
+
+def _contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
+    """Return whether a value is among others; ``True`` is not 1."""
+    return any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in values
+    )
