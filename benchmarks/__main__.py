@@ -8,6 +8,7 @@ import optuna
 import torch
 
 from benchmarks import (
+    cell_lockstep,
     claiming,
     core_sharing,
     end_to_end,
@@ -23,6 +24,7 @@ from search.worker.cpu_budget import cores
 BENCHMARKS = {
     "training-step": training_step.measure,
     "stacks": training_step.stacks,
+    "cell-lockstep": cell_lockstep.measure,
     "end-to-end": end_to_end.measure,
     "overhead": overhead.measure,
     "precision": precision.measure,

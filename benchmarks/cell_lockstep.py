@@ -1,0 +1,80 @@
+"""Speed of users' own cells in lockstep by ``torch.vmap``, relative to one after another."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rnn.cells.loading import load_cell
+from rnn.cells.source import read_cell_source
+from rnn.config import CellConfig, OptimizerConfig, Precision, TrialConfig
+from rnn.data.corpus import ByteArray, load_corpus
+from rnn.models.factory import build_network
+from rnn.training.loop import TrainConfig, TrainLoop
+
+CELLS = {
+    "MinGRU": "examples/cells/min_gru.py",
+    "LayerNormGRU": "examples/cells/layer_norm_gru.py",
+    "DiagonalLRU": "examples/cells/diagonal_lru.py",
+}
+
+STATE_SIZES, BATCH_SIZES, COUNTS = (32, 256), (32, 256), (1, 4, 16)
+
+ROUNDS = 3
+
+BLOCK_SECONDS = 0.3
+"""Time of the steps that are timed together, about."""
+
+
+def measure() -> Iterator[str]:
+    """Yield a table: time per network and step alone, and the speed of K networks in lockstep."""
+    torch.set_num_threads(1)
+    text = load_corpus("stdlib").train
+    columns = "".join(f"   {count:2} in lockstep" for count in COUNTS[1:])
+    yield (
+        "own cells, two layers, one thread: milliseconds per network and step, one after another; "
+        f"then how many times faster in lockstep, minimum of {ROUNDS} each"
+    )
+    for precision in ("fp32", "bf16"):
+        yield f"  {precision}                             alone{columns}"
+        for name in CELLS:
+            for state_size in STATE_SIZES:
+                for batch_size in BATCH_SIZES:
+                    alone, *stacked = _seconds_per_step(
+                        name, state_size, batch_size, text, precision
+                    )
+                    ratios = "".join(f"   {alone / each:12.2f}×" for each in stacked)
+                    yield (
+                        f"  {name:13} n {state_size:3}  batch {batch_size:3}  "
+                        f"{1000 * alone:8.2f} ms{ratios}"
+                    )
+
+
+def _seconds_per_step(
+    name: str, state_size: int, batch_size: int, text: ByteArray, precision: Precision
+) -> list[float]:
+    """Return the time per network and step for each number of networks in lockstep."""
+    source = read_cell_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1])
+    load_cell(source)
+    architecture = CellConfig(name, source.sha256, (), 2, state_size)
+
+    def run(count: int, steps: int) -> float:
+        configs = [
+            TrialConfig(architecture, optimizer=OptimizerConfig(learning_rate=0.001 + k / 1e6))
+            for k in range(count)
+        ]
+        network = build_network(configs, 0, precision)
+        settings = TrainConfig(steps, batch_size, 1000, steps, 0.001, 0.95, 0)
+        loop = TrainLoop(network, text, settings)
+        start = time.perf_counter()
+        list(loop.train())
+        return (time.perf_counter() - start) / (steps * count)
+
+    steps = {}
+    for count in COUNTS:
+        run(count, 2)  # warms up
+        steps[count] = min(200, max(2, int(BLOCK_SECONDS / (run(count, 3) * count))))
+    # Rounds alternate between the numbers: what else the machine does then affects all of them.
+    rounds = [[run(count, steps[count]) for count in COUNTS] for _ in range(ROUNDS)]
+    return [min(each) for each in zip(*rounds, strict=True)]
