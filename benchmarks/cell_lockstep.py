@@ -65,7 +65,7 @@ def _seconds_per_step(
             for k in range(count)
         ]
         network = build_network(configs, 0, precision)
-        settings = TrainConfig(steps, batch_size, 1000, steps, 0.001, 0.95, 0)
+        settings = TrainConfig(steps, batch_size, 1000, steps, 0.95, 0)
         loop = TrainLoop(network, text, settings)
         start = time.perf_counter()
         list(loop.train())

@@ -1,6 +1,6 @@
 """The interface of trainable networks, and the choice of the implementation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
-from rnn.models.cell_network import CellNetwork
+from rnn.models.cell_network import CellNetwork, supports_lockstep
 from rnn.models.cell_parameters import CellParameters
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.network import NetworkStack
@@ -95,8 +95,34 @@ class TrainableNetwork(Protocol):
         """
 
 
-def is_stackable(config: TrialConfig) -> bool:
-    """Return whether :class:`NetworkStack` can train a config: gated cell, ``bptt_steps = 1``."""
+def is_stackable(
+    config: TrialConfig, precision: Precision = "fp32", device: torch.device | None = None
+) -> bool:
+    """Return whether networks with the :func:`stack_key` of a config can be trained in lockstep.
+
+    These are gated networks with ``bptt_steps = 1``, and networks of a user's own cell, if
+    :func:`rnn.models.cell_network.supports_lockstep`.
+
+    Args:
+        config: the config.
+        precision: precision of the arithmetic.
+        device: device to compute on; the CPU by default.
+    """
+    if isinstance(config.architecture, CellConfig):
+        return supports_lockstep(config.architecture, precision, device)
+    return _is_gated(config)
+
+
+def stack_key(config: TrialConfig) -> Hashable:
+    """Return what stackable configs must have in common to be trained in lockstep."""
+    architecture = config.architecture
+    if isinstance(architecture, GatedConfig):
+        shape = architecture.layers, architecture.state_size, architecture.gate_inputs
+        return *shape, config.bptt_steps, config.replicate
+    return architecture, config.bptt_steps
+
+
+def _is_gated(config: TrialConfig) -> bool:
     return isinstance(config.architecture, GatedConfig) and config.bptt_steps == 1
 
 
@@ -111,7 +137,7 @@ def build_network(
     """Build the networks of some configs, in lockstep where possible.
 
     Args:
-        configs: stackable configs of one shape, or one other config.
+        configs: stackable configs with one :func:`stack_key`, or one other config.
         seed: seed of the initial weights.
         precision: precision of the arithmetic.
         vocab_size: V.
@@ -123,6 +149,6 @@ def build_network(
     """
     if any(isinstance(config.architecture, CellConfig) for config in configs):
         return CellNetwork(configs, seed, precision, vocab_size, device, weights)
-    if all(map(is_stackable, configs)):
+    if all(map(_is_gated, configs)):
         return NetworkStack(configs, seed, precision, vocab_size, device, weights)
     return BPTTNetwork(configs, seed, precision, vocab_size, device, weights)

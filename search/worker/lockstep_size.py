@@ -41,23 +41,23 @@ def auto_lockstep(
         device: device to train on; a GPU trains as many networks as fit into its memory.
         vocab_size: V.
     """
-    if not is_stackable(trial_config):
+    if not is_stackable(trial_config, precision, device):
         return 1
     architecture = trial_config.architecture
-    assert isinstance(architecture, GatedConfig)
     is_cpu = device.type == "cpu"
     if is_cpu and streams * architecture.state_size > _MAX_CPU_LAYER_STATE:
         return 1
-    # The other networks may have every option.
-    largest = replace(
-        architecture,
-        input_gate=True,
-        forget_gate=True,
-        output_gate=True,
-        state_gate=True,
-        residual=True,
-        state_source="both",
-    )
+    largest = architecture
+    if isinstance(architecture, GatedConfig):  # the other networks may have every option
+        largest = replace(
+            architecture,
+            input_gate=True,
+            forget_gate=True,
+            output_gate=True,
+            state_gate=True,
+            residual=True,
+            state_source="both",
+        )
     memory = available_memory(device) * _MEMORY_FRACTION
     if is_cpu:
         memory = min(memory, _MAX_CPU_BYTES)

@@ -14,7 +14,7 @@ from rnn.config import BaselineConfig, CellConfig, OptimizerConfig, TrialConfig
 from rnn.errors import CellError
 from rnn.models.cell_module import CellModule, build_seeded
 from rnn.models.cell_network import CellNetwork, lockstep_obstacle, supports_lockstep
-from rnn.models.factory import build_network
+from rnn.models.factory import build_network, is_stackable, stack_key
 from rnn.models.shapes import constant_shapes, count_parameters, parameter_shapes
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
@@ -400,6 +400,37 @@ def test_cell_that_cannot_be_trained_in_lockstep_is_found(config, expected):
     tokens, targets = random_text(2)
     losses, _ = network.loss_and_grad(tokens, targets, network.init_training_state(STREAMS))
     assert losses.isfinite().all()
+
+
+def test_stackable_configs_of_one_key_are_trained_together():
+    config = TrialConfig(cell_config("MinGRU"), 0, 2)
+    others = [
+        config._replace(replicate=1),
+        config._replace(optimizer=OptimizerConfig("sgd", gradient_clipping=1.0)),
+    ]
+    assert is_stackable(config)
+    assert {stack_key(other) for other in others} == {stack_key(config)}
+    assert build_network([config, *others], 0).configs == (config, *others)
+    for other in (
+        config._replace(bptt_steps=3),
+        config._replace(architecture=cell_config("MinGRU", candidate_tanh=True)),
+        config._replace(architecture=cell_config("LayerNormGRU")),
+    ):
+        assert stack_key(other) != stack_key(config)
+        with pytest.raises(ValueError, match="expected one of both"):
+            build_network([config, other], 0)
+    assert not is_stackable(TrialConfig(cell_config("TorchGRU")))
+
+
+def test_replicates_in_lockstep_read_separate_texts():
+    configs = [TrialConfig(cell_config("LayerNormGRU"), replicate) for replicate in (0, 1, 0)]
+    configs[2] = configs[2]._replace(optimizer=OptimizerConfig("sgd", 0.1, gradient_clipping=0.5))
+    alone = [TrainLoop(build_network([each], 1, "fp64"), TEXT, TRAIN_CONFIG) for each in configs]
+    together = TrainLoop(build_network(configs, 1, "fp64"), TEXT, TRAIN_CONFIG)
+    for loop in (together, *alone):
+        list(loop.train())
+    for curve, loop in zip(together.curves, alone, strict=True):
+        assert curve == pytest.approx(loop.curves[0], rel=1e-9)
 
 
 def test_lockstep_is_tried_once(monkeypatch):
