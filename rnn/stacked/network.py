@@ -296,16 +296,18 @@ def estimate_memory(
     is_rmsprop = config.optimizer.name == "rmsprop"
     copies = 5 + uses_autograd + is_rmsprop * (1 + (config.optimizer.weight_decay > 0))
     weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
-    if isinstance(config.architecture, CellConfig):
-        # Which tensors its equations make is not known: a few dozen of the size of its state.
-        temporaries = 32 * (count_states(config.architecture) + config.architecture.state_size)
-        weights += streams * temporaries * config.bptt_steps * size
     # Activations and temporaries: a few numbers for each input and output.
-    numbers = sum(
-        (4 * inputs + 6 * outputs) * (config.bptt_steps if name.startswith("layers.") else 1)
-        for name, (inputs, *outputs_of_map) in parameter_shapes(
-            config.architecture, vocab_size
-        ).items()
+    per_input, per_output, others = 4, 6, 0
+    if isinstance(config.architecture, CellConfig):
+        # Which others its equations make is not known: some of the size of its input and state.
+        n, layers = config.architecture.state_size, config.architecture.layers
+        per_input, per_output = 1, 2
+        others = 8 * (count_states(config.architecture) + layers * n) * config.bptt_steps + 8 * n
+    shapes = parameter_shapes(config.architecture, vocab_size)
+    numbers = others + sum(
+        (per_input * inputs + per_output * outputs)
+        * (config.bptt_steps if name.startswith("layers.") else 1)
+        for name, (inputs, *outputs_of_map) in shapes.items()
         for outputs in outputs_of_map  # a bias has none
     )
     return weights + streams * numbers * size

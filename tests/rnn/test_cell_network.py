@@ -1,5 +1,6 @@
 """Networks of users' own cells: gradients, lockstep, resumption, and what is refused."""
 
+import gc
 import itertools
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from rnn.models.cell_module import CellModule, build_seeded
 from rnn.models.cell_network import CellNetwork, lockstep_obstacle, supports_lockstep
 from rnn.models.factory import build_network, is_stackable, stack_key
 from rnn.models.shapes import constant_shapes, count_parameters, parameter_shapes
+from rnn.stacked.network import estimate_memory
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
     max_checkpoint_size,
@@ -98,6 +100,35 @@ def test_gradient_is_that_of_the_last_steps_unrolled_by_hand(cell, bptt_steps, c
         torch.testing.assert_close(losses[0], loss)
         assert_close(grads_of(network), grads)
         past.append([detached(each) for each in states])
+
+
+def tensor_memory() -> dict[int, int]:
+    """Return the bytes of every tensor storage by its address."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("cell", EXAMPLES)
+def test_networks_take_no_more_memory_than_estimated(cell, precision, count):
+    config, tokens, kept = TrialConfig(cell_config(cell, 2, 32), 0, 5), torch.arange(256), []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    configs = [config._replace(replicate=replicate) for replicate in range(count)]
+    before = tensor_memory()
+    train_step = TrainStep(build_network(configs, 0, precision), 256, 0.9)
+    for _ in range(config.bptt_steps):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            train_step.step(tokens, tokens)
+    allocated = sum(size for address, size in tensor_memory().items() if address not in before)
+    assert allocated < count * estimate_memory(config, 256, precision) < 8 * allocated
 
 
 @slow_vmap
