@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from optuna.trial import TrialState
 
-from rnn.config import NetworkConfig
+from rnn.config import CellConfig, NetworkConfig
 from rnn.errors import SavedModelError
 from rnn.inference.saved_model import SavedModel, deserialize_model
 from rnn.models.shapes import count_parameters
@@ -30,6 +30,9 @@ _MAX_DIGITS = 18
 
 _MAX_HEADER_BYTES = 16 * 2**20
 """Maximum size of a model file without the weights; a vocabulary takes about 1 MB."""
+
+_MAX_CELL_MODEL_BYTES = 2**32
+"""Maximum size of a model file of a user's own cell; only the cell knows its number of weights."""
 
 _MAX_LISTED = 20
 """Number of trials that a message lists."""
@@ -131,7 +134,10 @@ def _read_weights(
     weights: WeightStore, number: int, architecture: NetworkConfig, vocab_size: int
 ) -> bytes | None:
     """Return the weights of a trial, or None; refuse more bytes than its network can have."""
-    limit = 8 * count_parameters(architecture, vocab_size) + _MAX_HEADER_BYTES
+    if isinstance(architecture, CellConfig):  # not loaded: a model's own copy of the cell is
+        limit = _MAX_CELL_MODEL_BYTES
+    else:
+        limit = 8 * count_parameters(architecture, vocab_size) + _MAX_HEADER_BYTES
     try:
         content = weights.read(number, limit + 1)
     except OSError as error:

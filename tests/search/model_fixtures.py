@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from rnn.config import TrialConfig
 from rnn.data.tokenizer import train_tokenizer
 from rnn.inference.saved_model import SavedModel, serialize_model
-from rnn.stacked.network import draw_initial_weights
+from rnn.models.factory import build_network
 from search.worker.trial_artifacts import WeightStore
 from studies.artifacts import open_store
 from studies.attributes import OBJECTIVE_NAMES
@@ -37,24 +37,25 @@ def make_study(url: str, keep: set[int], artifacts: str | None = None, **setting
         "made",
         OBJECTIVE_NAMES[config.objective],
         attributes,
-        {n: CategoricalDistribution(tuple(config.grid.values(n))) for n in GATED_PARAMS},
+        {n: CategoricalDistribution(tuple(v)) for n, v in config.grid.search_space.items()},
         [PlannedTrial(params) for params in combinations],
     )
     study_id = storage.get_study_id_from_name("made")
     weights = WeightStore(open_store(artifacts, url, "weights"), "made-1")
     tokenizer = train_tokenizer(config.tokenizer, PROSE)
-    for number, value in enumerate(VALUES):
+    for number, value in enumerate(VALUES[: len(combinations)]):
         trial_id = storage.claim(study_id, "me")
         trial_config = to_trial_config(combinations[number], config)
-        drawn = draw_initial_weights(TrialConfig(trial_config.architecture), number, tokenizer.size)
+        config_of_trial = TrialConfig(trial_config.architecture)
+        network = build_network([config_of_trial], number, vocab_size=tokenizer.size)
+        drawn = network.parameters.extract(0, network.parameters.values)
         scaled = {
-            name: weight.float() * (4 if name.endswith(".weight") else 1)
-            for name, weight in drawn.items()
+            name: weight * (4 if name.endswith(".weight") else 1) for name, weight in drawn.items()
         }
         details = {"trial": str(number), "value": repr(value)}
-        network = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)
+        model = SavedModel(trial_config.architecture, scaled, tokenizer, "fp32", details)
         if number in keep:
-            weights.write(number, serialize_model(network))
+            weights.write(number, serialize_model(model))
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, {}, {50: value})
     storage.close()
     return weights

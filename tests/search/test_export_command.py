@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 from model_fixtures import make_study
 
+from rnn.cells.loading import load_cell
+from rnn.cells.source import read_cell_source
 from search.errors import ExportError
 from search.export import write_folder
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
@@ -26,6 +30,27 @@ def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
     assert done.stderr == (
         f"error: {directory} exists already: expected a new or an empty folder\n"
     )
+
+
+def test_network_of_a_users_own_cell_is_sampled_and_exported(sqlite_url, run, tmp_path):
+    """By processes that have not loaded the cell, and do not see its file."""
+    text = (ROOT / "examples" / "cells" / "min_gru.py").read_text("utf-8")
+    (tmp_path / "mine.py").write_text(text)
+    source = read_cell_source("mine.py:MinGRU", tmp_path)
+    load_cell(source)
+    option = {"type": "bool", "default": False}
+    record = {"spec": source.spec, "sha256": source.sha256, "options": {"candidate_tanh": option}}
+    space = {"cell": [source.spec], "candidate_tanh": [False, True]}
+    space |= {"layers": [1], "state_size": [4, 8]}
+    make_study(sqlite_url, {1}, space=space, cells={"MinGRU": record})
+    (tmp_path / "mine.py").unlink()
+    done = run("-m", "search.sample", "made", "--storage", sqlite_url, "--length", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    directory = tmp_path / "network"
+    done = run("-m", "search.export", "made", str(directory), "--storage", sqlite_url)
+    assert (done.returncode, done.stdout) == (0, f"{directory}\n"), done.stderr
+    assert (directory / "cell.py").read_text("utf-8") == text
+    assert "MinGRU(input_size=" in (directory / "network.py").read_text("utf-8")
 
 
 def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):
