@@ -236,7 +236,8 @@ def extend_grid(
             f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
             "new trials only"
         )
-    config = stored.model_copy(update={"space": extended.space})
+    cells = stored.cells | extended.cells
+    config = stored.model_copy(update={"space": extended.space, "cells": cells})
     is_done = extend_study(
         storage,
         study._study_id,

@@ -37,6 +37,7 @@ class StudyOptions:
         partial: derive from a source study that is not finished.
         confirmed: create any number of trials.
         command: command line to record with a study that is created or extended.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
     """
 
     name: str | None = None
@@ -47,6 +48,7 @@ class StudyOptions:
     partial: bool = False
     confirmed: bool = False
     command: str = ""
+    artifacts: str | None = None
 
 
 def create_new_study(

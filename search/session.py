@@ -62,6 +62,7 @@ class RunOptions:
             self.partial,
             self.yes,
             self.command,
+            self.artifacts,
         )
 
     @property
@@ -144,7 +145,9 @@ def require_refinement(file: ConfigFile) -> None:
     Raises:
         ConfigError: if it does not.
     """
-    if file.source is None and file.resolve().refinement is None:
+    if file.settings.get("refinement") is None:
         raise ConfigError(
             f"study {file.name!r} has no [refinement]: run it with run_search.py instead"
         )
+    if file.source is None:
+        file.resolve()  # reports what is wrong with it

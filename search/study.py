@@ -11,6 +11,8 @@ from optuna.pruners import BasePruner, NopPruner
 from rnn.data.corpus import Corpus
 from rnn.data.tokenizer import ByteTokenizer, TokenCorpus
 from rnn.training.precision import check_precision
+from search.cells import CellStore, check_sources, load_cells, without_cells
+from search.certification import certify_cells
 from search.duration import describe_duration
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
@@ -18,6 +20,7 @@ from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
 from search.study_corpus import check_length, load_study_corpus, read_token_corpus
 from search.versions import describe_study_mixing
+from studies.artifacts import open_store
 from studies.attributes import StudyRecord
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
@@ -85,6 +88,7 @@ def create_or_join(
         device: device on which this worker trains.
 
     Raises:
+        CellError: if a user's own cell cannot be loaded, or a new one breaks the contract.
         DeviceError: if the device does not support the study's precision.
         ConfigError, CorpusError: if the config or the corpus is invalid.
         StorageError: if the storage cannot be used.
@@ -101,6 +105,10 @@ def create_or_join(
     corpus = load_study_corpus(file, config, options.corpus is not None)
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
     check_length(TokenCorpus(corpus, ByteTokenizer()), config)
+    if config.cells:
+        open_store(options.artifacts, url, "cells")  # refuses what cannot be used
+        if not _exists(url, name):
+            certify_cells(config, config.cells)
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
@@ -114,6 +122,7 @@ def create_or_join(
             return create_or_join(file, url, options, device)
         stored, join_notice = joined
         check_precision(stored.precision, device)
+        _keep_cells(stored, url, options, record.artifact_folder)
         tokens = read_token_corpus(record, corpus)
         warning = describe_study_mixing(study, storage)
         study = optuna.load_study(
@@ -175,7 +184,8 @@ def _join_study(
         study at the same moment.
     """
     name, stored = study.study_name, record.config
-    differences = diff_configs(stored, record.corpus, config, corpus_record(corpus))
+    check_sources(name, stored, config)
+    differences = without_cells(diff_configs(stored, record.corpus, config, corpus_record(corpus)))
     others = [line for line in differences if not line.startswith("space.")]
     is_outdated = len(others) < len(differences) and _was_extended(record, config)
     _check_compatible(
@@ -193,10 +203,19 @@ def _join_study(
         options.confirmed,
         lambda count: describe_duration(config, count, device),
     )
+    certify_cells(config, config.cells.keys() - stored.cells.keys())
     extended = extend_grid(study, storage, stored, config, options.command)
     if extended is None:
         return None
     return extended, describe_trials("extended", count, config, device) if count else ""
+
+
+def _keep_cells(config: StudyConfig, url: str, options: StudyOptions, folder: str) -> None:
+    """Keep a copy of the source of each cell of a study; load the cells that its file lacks."""
+    if config.cells:
+        store = CellStore(open_store(options.artifacts, url, "cells"), folder)
+        store.load(config.cells)  # one that another process added
+        store.save(config.cells)
 
 
 def _exists(url: str, name: str) -> bool:
@@ -220,11 +239,21 @@ def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyC
     file = file.with_overrides({key: value for key, value in settings.items() if value is not None})
     if options.prune:
         file = file.with_overrides({"pruning": {"enabled": True}})
-    if file.source is None or file.is_stored:
+    file = load_cells(file)
+    origin = file.name if file.is_stored else file.source
+    if origin is None or (file.is_stored and not file.settings.get("cells")):
         return file.resolve()
     with closing(read_storage(url)) as storage:
-        source = read_study_record(load_study(storage, file.source)).config
-    return file.resolve_over(source.model_dump(mode="json"))
+        record = read_study_record(load_study(storage, origin))
+    if file.is_stored:
+        config = file.resolve()
+    else:
+        config = file.resolve_over(record.config.model_dump(mode="json"))
+    inherited = {name: cell for name, cell in config.cells.items() if name not in file.cells}
+    if inherited:
+        store = open_store(options.artifacts, url, "cells", read_only=True)
+        CellStore(store, record.artifact_folder).load(inherited)
+    return config
 
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:

@@ -22,9 +22,9 @@ from studies.temporary_files import (
     temporary_file,
 )
 
-ArtifactKind = Literal["checkpoints", "artifacts", "weights"]
-"""Kind of file: checkpoints of running trials, files for the dashboard, or weights of the best
-networks."""
+ArtifactKind = Literal["checkpoints", "artifacts", "weights", "cells"]
+"""Kind of file: checkpoints of running trials, files for the dashboard, weights of the best
+networks, or source files of users' own cells."""
 
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
@@ -33,6 +33,7 @@ _FILE_NAMES = {
     "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
     "weights": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
     "artifacts": re.compile(FOLDER_NAME),
+    "cells": re.compile(rf"{FOLDER_NAME}/cell-\w+\.py"),
 }
 """Names of the files in a store, by kind. They are made of what a database says, which others may
 have changed, and must not lead to other files."""

@@ -1,0 +1,190 @@
+"""Checks of users' own cells in other processes: another hash seed, and nothing but an export."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnn.cells.loading import load_cell, loaded_source
+from rnn.cells.source import CellSource
+from rnn.config import CellConfig, TrialConfig
+from rnn.data.tokenizer import ByteTokenizer
+from rnn.errors import CellError
+from rnn.inference.export import export_files
+from rnn.inference.saved_model import SavedModel
+from rnn.models.cell_network import CellNetwork
+from rnn.stacked.network import initialization_seed
+from search.cell_checks import build, digest_network, draw_tokens, read_tokens
+
+TIMEOUT = 600.0
+"""Seconds after which a process counts as hanging; it takes a few."""
+
+_STEPS = 5
+
+_PROGRAM = '''
+"""Run exports with nothing else to import, then build networks in this process."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+request = json.loads((folder / "request.json").read_text())
+answer = {"errors": {}, "logits": {}}
+for number in range(int(sys.argv[3])):
+    place = str(folder / str(number))
+    sys.path.insert(0, place)
+    try:
+        from network import Network
+
+        network = Network()
+        network.load_state_dict(torch.load(f"{place}/weights.pt", weights_only=True))
+        states = network.init_state(1)
+        with torch.inference_mode():
+            for token in request["tokens"]:
+                logits, states = network(torch.tensor([token]), states)
+        answer["logits"][number] = logits[0].tolist()
+    except Exception as error:
+        message = " ".join(str(error).split())[:200]
+        answer["errors"][number] = f"{type(error).__name__} ({message})"
+    sys.path.remove(place)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(place):
+            del sys.modules[name]
+sys.path[:] = request["path"]
+from search.cell_processes import digest_networks
+
+answer["digests"] = digest_networks(request)
+(folder / sys.argv[2]).write_text(json.dumps(answer))
+'''
+
+
+def digest_networks(request: dict[str, Any]) -> list[tuple[str, str]]:
+    """Load the cells of a request, and return the digests of its networks."""
+    for fields in request["sources"]:
+        load_cell(CellSource(**fields))
+    configs = []
+    for fields in request["configs"]:
+        options = tuple((name, value) for name, value in fields.pop("options"))
+        configs.append(CellConfig(options=options, **fields))
+    return list(map(digest_network, configs))
+
+
+def check_processes(configs: Sequence[CellConfig]) -> None:
+    """Require networks to be the same in other processes, and their exports to run alone.
+
+    Two processes are started at the same moment; the hash seeds of Python are 1 and 2.
+
+    Raises:
+        CellError: if a network differs with the hash seed, or an export does not run.
+    """
+    sources = {config.sha256 + config.cell: loaded_source(config) for config in configs}
+    tokens = draw_tokens(_STEPS, 1)
+    with tempfile.TemporaryDirectory(prefix="rnn-search-") as name:
+        folder = Path(name)
+        request = {
+            "path": [str(Path(path).resolve()) for path in sys.path],
+            "sources": [asdict(source) for source in sources.values()],
+            "configs": [asdict(config) for config in configs],
+            "tokens": tokens[:, 0].tolist(),
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        for number, config in enumerate(configs):
+            _write_export(config, folder / str(number))
+        first, second = _run(folder, len(configs), configs[0].cell)
+    _compare(configs, first, second, tokens)
+
+
+def _write_export(config: CellConfig, folder: Path) -> None:
+    parameters = CellNetwork([TrialConfig(config)], 0).parameters
+    weights = parameters.extract(0, parameters.values)
+    folder.mkdir()
+    for name, content in export_files(
+        SavedModel(config, weights, ByteTokenizer(), "fp32", {})
+    ).items():
+        (folder / name).write_bytes(content)
+
+
+def _run(folder: Path, exports: int, cell: str) -> list[dict[str, Any]]:
+    """Run the program in two processes, and return their answers."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    processes = []
+    try:
+        for seed, count in (("1", exports), ("2", 0)):
+            # Neither the current folder nor that of the user is searched for modules.
+            arguments = [sys.executable, "-s", "-P", "-c", _PROGRAM, folder, f"{seed}.json", count]
+            processes.append(
+                subprocess.Popen(
+                    list(map(str, arguments)),
+                    cwd=folder,
+                    env=clean | {"PYTHONHASHSEED": seed, "CUDA_VISIBLE_DEVICES": ""},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                )
+            )
+        answers = []
+        for process, seed in zip(processes, "12", strict=True):
+            _, errors = process.communicate(timeout=TIMEOUT)
+            path = folder / f"{seed}.json"
+            if not path.exists():
+                last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+                raise CellError(
+                    f"cell {cell}: a new process cannot build it ({last[0][:200]}): expected a "
+                    "file that needs nothing but installed packages"
+                )
+            answers.append(json.loads(path.read_text()))
+        return answers
+    except subprocess.TimeoutExpired as error:
+        raise CellError(
+            f"cell {cell}: a new process did not build it in {TIMEOUT:.0f} s: expected a cell "
+            "that waits for nothing"
+        ) from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _compare(
+    configs: Sequence[CellConfig],
+    first: dict[str, Any],
+    second: dict[str, Any],
+    tokens: torch.Tensor,
+) -> None:
+    for number, config in enumerate(configs):
+        one, other = first["digests"][number], second["digests"][number]
+        here = digest_network(config)[0]
+        if one != other or one[0] != here:
+            what = "initial weights" if not one[0] == other[0] == here else "output"
+            raise CellError(
+                f"cell {config.cell}: its {what} changes from process to process, with Python's "
+                "hash seed: expected nothing that depends on hash(), the order of a set, or the "
+                "process"
+            )
+        key = str(number)
+        if key in first["errors"]:
+            raise CellError(
+                f"cell {config.cell}: its export does not run without this program: "
+                f"{first['errors'][key]}: expected a file that needs nothing but installed packages"
+            )
+        logits = read_tokens(build(config, initialization_seed(TrialConfig(config), 0)), tokens)[0][
+            0
+        ]
+        if not torch.allclose(torch.tensor(first["logits"][key]), logits, rtol=1e-3, atol=1e-4):
+            raise CellError(
+                f"cell {config.cell}: its export computes other numbers: expected a cell that "
+                "depends on nothing but its options and its state dict"
+            )

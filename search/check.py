@@ -1,0 +1,66 @@
+"""``python -m search.check FILE.py:Class``: check a cell of your own before it is searched."""
+
+from pathlib import Path
+
+import click
+
+from rnn.cells.loading import load_cell
+from rnn.cells.options import cell_options, check_option_values
+from rnn.cells.source import read_cell_source
+from rnn.config import format_value
+from rnn.models.cell_network import lockstep_obstacle
+from search.cells import load_record
+from search.certification import check_networks, list_networks
+from search.errors import USER_ERRORS
+from studies.cell_record import CellRecord, cell_name
+from studies.cli import run_command
+from studies.errors import ConfigError
+from studies.loader import load_overrides
+
+
+@click.command(
+    help="Check a cell of your own, CELL, on tiny networks: path/to/file.py:Class, or "
+    "package.module:Class of an installed package."
+)
+@click.argument("cell")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="OPTION=VALUE",
+    multiple=True,
+    help="Check with another value than the default of an option, as in depth=2; may be repeated.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error instead of one line.")
+def check(cell: str, overrides: tuple[str, ...], debug: bool) -> int:
+    """Check a cell."""
+    try:
+        name = cell_name(cell)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if name == cell:
+        raise ConfigError(f"{cell} is a built-in cell: expected a cell of your own")
+    record = load_record(cell, Path())
+    cls = load_cell(read_cell_source(cell, Path()))
+    base = check_option_values(name, cell_options(cls), load_overrides(overrides).settings)
+    networks = list_networks(name, record, {}, base=base)
+    check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
+    obstacle = lockstep_obstacle(networks[0])
+    lockstep = "in lockstep" if obstacle is None else f"one at a time ({obstacle})"
+    click.echo(f"networks that differ in training settings are trained {lockstep}")
+    click.echo(
+        f"{name} passed all checks with {len(networks)} combination"
+        f"{'s' * (len(networks) > 1)} of options; options: {_describe_options(record)}"
+    )
+    return 0
+
+
+def _describe_options(record: CellRecord) -> str:
+    options = (
+        f"{name} ({option.description}, default {format_value(option.default)})"
+        for name, option in record.options.items()
+    )
+    return ", ".join(options) or "none"
+
+
+if __name__ == "__main__":
+    run_command(check, USER_ERRORS)
