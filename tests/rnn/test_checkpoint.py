@@ -13,7 +13,7 @@ from network_configs import each_of, gated_configs
 from safetensors.torch import load, save
 
 import rnn
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import OPTIMIZERS, BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.models.factory import build_network
 from rnn.stacked.network import NetworkStack
@@ -109,6 +109,29 @@ def test_stack_resumes_bit_for_bit_in_every_precision(precision, configs):
     list(uninterrupted.train())
     run = begin(configs, precision)
     train_until(run, 10)
+    run = resume(serialize(run), precision)
+    list(run.train())
+    assert_equal(run, uninterrupted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_optimizer_resumes_bit_for_bit(precision):
+    configs = [
+        config._replace(
+            optimizer=OptimizerConfig(name, 0.01, weight_decay=0.1, gradient_clipping=1)
+        )
+        for name in OPTIMIZERS
+        for config in SOME[:2]
+    ]
+    uninterrupted = begin(configs, precision)
+    list(uninterrupted.train())
+    run = begin(configs, precision)
+    train_until(run, 10)
+    states = [run.train_state(config) for config in run.configs]
+    for config, state in zip(run.configs, states, strict=True):
+        has_moments = [any(bool(each.any()) for each in group.values()) for group in state.moments]
+        name = config.optimizer.name
+        assert has_moments == [name != "rmsprop", name != "sgd"], "as the equations say"
     run = resume(serialize(run), precision)
     list(run.train())
     assert_equal(run, uninterrupted)

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.errors import DeviceError
 from rnn.stacked.network import NetworkStack
 from rnn.training.devices import is_out_of_memory, resolve_device, trim_heap
@@ -31,8 +31,12 @@ def test_gpu_trains_as_the_cpu_does():
     text = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
     train_config = TrainConfig(20, 6, 9, 2, 0.9, 3)
     configs = [
-        TrialConfig(GatedConfig(False, True, False, True, True, "new", 2, 8)),
-        TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8)),
+        TrialConfig(
+            GatedConfig(True, True, True, True, True, "both", 2, 8),
+            optimizer=OptimizerConfig(name, 0.01, weight_decay=0.01, gradient_clipping=limit),
+        )
+        for name in OPTIMIZERS
+        for limit in (0.0, 0.1)
     ]
     curves = []
     for device in ("cpu", "cuda"):

@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.matmul_limit import count_flops, matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
@@ -71,6 +73,42 @@ def test_network_trains_the_same_in_a_stack_as_alone(gate_inputs):
         np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=1e-9)
 
 
+OPTIMIZER_CONFIGS = [
+    OptimizerConfig(learning_rate=0.001),
+    OptimizerConfig(learning_rate=0.1, gradient_clipping=0.5),
+    OptimizerConfig("adamw", 0.01, weight_decay=0.1),
+    OptimizerConfig("rmsprop", 0.01, beta2=0.9),
+    OptimizerConfig("sgd", 0.1, gradient_clipping=0.5),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_network_trains_the_same_next_to_networks_with_other_optimizers(precision):
+    configs = [
+        config._replace(optimizer=optimizer, varied=(("learning_rate", optimizer.learning_rate),))
+        for optimizer in OPTIMIZER_CONFIGS
+        for config in MIXED[:3]
+    ]
+    stacked, _ = train(configs, precision)
+    assert len({tuple(curve) for curve in stacked.T}) == len(configs), "the settings matter"
+    for k, config in enumerate(configs):
+        alone, _ = train([config], precision)
+        tolerance = 1e-9 if precision == "fp64" else 0.01
+        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=tolerance)
+
+
+def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone():
+    configs = [
+        MIXED[0]._replace(optimizer=optimizer, varied=varied)
+        for optimizer in OPTIMIZER_CONFIGS
+        for varied in ((), (("learning_rate", 0.1),), (("learning_rate", 0.02),))
+    ]
+    shuffled = configs[::2] + configs[1::2]
+    orders = {NetworkStack(order, 1).configs for order in (configs, configs[::-1], shuffled)}
+    assert len(orders) == 1
+    assert set(orders.pop()) == set(configs)
+
+
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
     train_config = replace(TRAIN_CONFIG, steps=8)
     smoothed, stack = train([FROZEN], "fp64", train_config)
@@ -128,6 +166,8 @@ def test_initial_weights_differ_by_architecture_replicate_and_seed():
     assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
     assert not torch.equal(candidate(one), candidate(other))
     assert not torch.equal(candidate(one), candidate(one, seed=2))
+    other = one._replace(optimizer=OPTIMIZER_CONFIGS[-1], varied=(("optimizer", "sgd"),))
+    assert torch.equal(candidate(one), candidate(other)), "all optimizers start from the same"
 
 
 def test_initial_weights_equal_recorded_values():
@@ -249,6 +289,46 @@ def test_networks_of_different_replicates_cannot_share_a_run():
     configs = [MIXED[0], MIXED[0]._replace(replicate=1)]
     with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
         TrainLoop(NetworkStack(configs, 1), TEXT, TRAIN_CONFIG)
+
+
+class SeparateTexts(NetworkStack):
+    """Networks that read a text each, and keep what they read instead of training."""
+
+    separate_texts = True
+    read: ClassVar[dict[int, list[tuple[Tensor, Tensor]]]] = {}
+
+    def with_configs(self, weights):
+        return SeparateTexts(list(weights), self.seed)
+
+    def init_training_state(self, streams):
+        return [torch.full((len(self.configs), 2), 5)]
+
+    def loss_and_grad(self, tokens, targets, states):
+        assert (states[0] == 5).all() == (len(self.read[0]) % 8 == 0), "set at a sequence's start"
+        for k, config in enumerate(self.configs):
+            pair = (each if each.dim() == 1 else each[k] for each in (tokens, targets))
+            self.read[config.replicate].append(tuple(each.clone() for each in pair))
+        return torch.zeros(len(self.configs)), [torch.zeros_like(state) for state in states]
+
+
+def test_each_network_reads_the_text_of_its_replicate_across_a_removal():
+    configs = [MIXED[0]._replace(replicate=replicate) for replicate in (0, 1, 2)]
+    SeparateTexts.read = {0: [], 1: [], 2: []}
+    run = TrainLoop(SeparateTexts(configs, 1), TEXT, TRAIN_CONFIG)
+
+    def on_step():
+        if run.step in (5, 13):
+            run.remove_configs([configs[{5: 2, 13: 1}[run.step]]])
+
+    list(run.train(on_step))
+    for replicate, steps in ((0, 20), (1, 13), (2, 5)):
+        read = SeparateTexts.read[replicate]
+        assert len(read) == steps
+        for step, (tokens, targets) in enumerate(read):
+            sequence, t = divmod(step, 8)
+            text = sample_batch(TEXT, TRAIN_CONFIG, sequence, replicate)
+            assert tokens.tolist() == text[t].tolist()
+            assert targets.tolist() == text[t + 1].tolist()
 
 
 def test_weights_are_averaged_over_the_last_steps_across_a_removal():

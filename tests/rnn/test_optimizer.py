@@ -113,6 +113,7 @@ def test_updates_equal_those_of_torch_optim(monkeypatch, config, precision, chun
     without_gradient = "layers.1.candidate.weight"
     is_unchanged = torch.equal(before[without_gradient], after[without_gradient])
     assert is_unchanged is not bool(config.weight_decay)
+    assert not parameters.extract(k, parameters.grads)[without_gradient].any(), "still none"
     assert not torch.equal(before["layers.1.read_out.weight"], after["layers.1.read_out.weight"])
 
 

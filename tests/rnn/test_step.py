@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import WARMUP_STEPS, TrainStep
@@ -25,6 +25,12 @@ CONFIGS = [
     TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 8), optimizer=OPTIMIZER),
     TrialConfig(GatedConfig(False, False, False, False, False, "old", 2, 8), optimizer=OPTIMIZER),
     TrialConfig(GatedConfig(True, False, False, False, True, "old", 2, 8), optimizer=OPTIMIZER),
+]
+
+# Every optimizer, with and without clipping.
+DIFFERENT = [
+    config._replace(optimizer=OptimizerConfig(name, 0.01, 0.9, 0.99, 0.01, gradient_clipping=limit))
+    for config, name, limit in zip(CONFIGS, OPTIMIZERS, (0.0, 0.1, 0.1, 0.1), strict=True)
 ]
 
 
@@ -71,7 +77,9 @@ def train(configs, precision, static_graph):
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize("configs", [CONFIGS[:1], CONFIGS], ids=["single", "stack"])
+@pytest.mark.parametrize(
+    "configs", [CONFIGS[:1], CONFIGS, DIFFERENT], ids=["single", "stack", "optimizers"]
+)
 def test_replayed_step_equals_an_executed_one(monkeypatch, configs, precision):
     graphs = []
 
@@ -121,15 +129,16 @@ def test_streams_that_share_tokens_train_as_separate_ones(precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("configs", [CONFIGS, DIFFERENT], ids=["stack", "optimizers"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_cuda_graph_repeats_bit_for_bit_across_a_removal(precision):
+def test_cuda_graph_repeats_bit_for_bit_across_a_removal(precision, configs):
     def train_on_gpu():
-        stack = NetworkStack(CONFIGS, 1, precision, device=torch.device("cuda"))
+        stack = NetworkStack(configs, 1, precision, device=torch.device("cuda"))
         run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
 
         def on_step():
             if run.step == 11:
-                run.remove_configs(CONFIGS[1:2])
+                run.remove_configs(configs[1:2])
 
         list(run.train(on_step))
         return run.curves
