@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -114,11 +114,12 @@ class CellNetwork:
             self._tensors = stacked | parameters.constants
         else:
             self._tensors = {}
-            for name, value in stacked.items():
-                stacked[name] = _replace_tensor(self.module, name, value[0])
-                grads[name] = grads[name][0]
-            for name, constant in parameters.constants.items():
-                _replace_tensor(self.module, name, constant[0])
+            tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+            for name, value in (stacked | parameters.constants).items():
+                # The tensor stays the same object, wherever else the cell may keep it.
+                tensors[name].data = value.detach()[0]
+            stacked = {name: tensors[name] for name in stacked}
+            grads = {name: grad[0] for name, grad in grads.items()}
         self._leaves, self._grads = list(stacked.values()), list(grads.values())
 
     def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "CellNetwork":
@@ -243,16 +244,6 @@ class CellNetwork:
             return states
 
         return torch.vmap(run)({f"module.{name}": each for name, each in self._tensors.items()})
-
-
-def _replace_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Set a parameter or buffer of a module to a tensor, and return what the module has then."""
-    path, _, attribute = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if attribute in owner._parameters:
-        tensor = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
-    setattr(owner, attribute, tensor)
-    return tensor
 
 
 def supports_lockstep(

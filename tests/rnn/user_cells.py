@@ -28,6 +28,17 @@ CELLS = {
                 state = self.cell(x, state)
                 return state, state
         """,
+    # It keeps its weights in a list as well.
+    "OneStepGRU": """
+        class OneStepGRU(nn.Module):
+            def __init__(self, input_size, state_size):
+                super().__init__()
+                self.gru = nn.GRU(input_size, state_size)
+
+            def forward(self, x, state):
+                outputs, states = self.gru(x[None], state[None])
+                return outputs[0], states[0]
+        """,
     # A learned initial state, an integer in the state, a constant buffer and a frozen parameter.
     "Everything": """
         class Everything(nn.Module):
