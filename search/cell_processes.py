@@ -41,6 +41,8 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 request = json.loads((folder / "request.json").read_text())
 answer = {"errors": {}, "logits": {}}
+own = ("reports", "rnn", "search", "studies")
+sys.modules |= dict.fromkeys(own)  # imports of these packages raise an exception
 for number in range(int(sys.argv[3])):
     place = str(folder / str(number))
     sys.path.insert(0, place)
@@ -61,6 +63,8 @@ for number in range(int(sys.argv[3])):
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(place):
             del sys.modules[name]
+for name in own:
+    del sys.modules[name]
 sys.path[:] = request["path"]
 from search.cell_processes import digest_networks
 
@@ -168,10 +172,10 @@ def _compare(
         one, other = first["digests"][number], second["digests"][number]
         here = digest_network(config)[0]
         if one != other or one[0] != here:
-            what = "initial weights" if not one[0] == other[0] == here else "output"
+            what = "outputs" if one[0] == other[0] == here else "initial weights"
             raise CellError(
-                f"cell {config.cell}: its {what} changes from process to process, with Python's "
-                "hash seed: expected nothing that depends on hash(), the order of a set, or the "
+                f"cell {config.cell} has other {what} in another process, with another hash seed "
+                "of Python: expected nothing that depends on hash(), the order of a set, or the "
                 "process"
             )
         key = str(number)

@@ -93,7 +93,8 @@ def list_networks(
     networks: dict[str, CellConfig] = {}
     for params in combinations:
         network = _to_network(name, record, params, state_size, LAYERS)
-        complete = {option: each.default for option, each in record.options.items()} | params
+        defaults = {option: each.default for option, each in record.options.items()}
+        complete = defaults | dict(network.options)
         # Equal as the constructor sees them, whether the value is given or the default.
         networks.setdefault(repr(complete), network)
     return list(networks.values())

@@ -1,0 +1,272 @@
+"""Certification of users' own cells: each check refuses a cell that breaks it and nothing else."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+import search.cell_processes
+from rnn.cells.loading import load_cell
+from rnn.cells.source import read_cell_source
+from rnn.errors import CellError
+from search.cell_checks import CHECKS
+from search.cells import load_record
+from search.certification import check_networks, list_networks
+from studies.cell_record import CellRecord, OptionRecord
+
+CELL = """
+import torch
+from torch import nn
+
+
+class Cell(nn.Module):
+    def __init__(self, input_size: int, state_size: int, *, on: bool = True):
+        super().__init__()
+        self.on = on
+        self.input = nn.Linear(input_size + state_size, state_size)
+        self.read_out = nn.Linear(state_size, input_size)
+{constructor}
+
+    def forward(self, x, state):
+{first}
+        new = self.input(torch.cat((x, state), 1)).tanh()
+        y = self.read_out(new)
+{last}
+        return y, new
+"""
+
+
+def cell(constructor: str = "", first: str = "", last: str = "") -> str:
+    parts = {"constructor": constructor, "first": first, "last": last}
+    return CELL.format(
+        **{name: textwrap.indent(textwrap.dedent(code), 8 * " ") for name, code in parts.items()}
+    )
+
+
+def networks_of(text: str, folder: Path, values=None, name: str = "Cell"):
+    (folder / "mine.py").write_text(text)
+    record = load_record(f"mine.py:{name}", folder)
+    return list_networks(name, record, values or {}, state_size=8)
+
+
+def passed_before(check) -> list[str]:
+    names = [each.run.__name__ for each in CHECKS]
+    return [each.passed for each in CHECKS[: names.index(check)]]
+
+
+def refuse(text: str, folder: Path) -> tuple[list[str], str]:
+    """Return the checks that a cell passes, and why it is refused."""
+    passed: list[str] = []
+    with pytest.raises(CellError) as refused:
+        check_networks(networks_of(text, folder), passed.append)
+    message = str(refused.value)
+    assert message.startswith("cell Cell")
+    assert "\n" not in message
+    return passed, message
+
+
+BROKEN = {
+    "constructor": (
+        cell("if not on: raise ValueError('no such cell')"),
+        "check_shapes",
+        "cell Cell(input_size=8, state_size=8, on=False) raises ValueError (no such cell) in line",
+    ),
+    "output": (
+        cell(last="y = y[:, 1:]"),
+        "check_shapes",
+        "forward returned the output of shape (1, 7): expected a tensor of the input's shape",
+    ),
+    "state": (
+        cell(last="new = new[:, 1:]"),
+        "check_shapes",
+        "forward returned the state of shape (1, 7): expected the shapes of the initial state",
+    ),
+    "batch": (
+        cell(last="new = new.T if len(new) > 1 else new"),
+        "check_shapes",
+        "forward returned the state of shape (8, 3)",
+    ),
+    "exception": (
+        cell(first="if not self.on: raise IndexError('too far')"),
+        "check_shapes",
+        "raises IndexError (too far) in line 15 (with on = false): expected that output and state",
+    ),
+    "shared": (
+        cell("self.other = self.input"),
+        "check_shapes",
+        "has one parameter under two names",
+    ),
+    "nan": (
+        cell(last="y = y / (state.sum() * 0 if self.on else 1)"),
+        "check_finite",
+        "the loss of step 1 is NaN or infinite in fp32: expected finite numbers",
+    ),
+    "gradient": (
+        cell(last="y = y + (state * 0).sqrt()"),
+        "check_finite",
+        "the gradient of step 2 is NaN or infinite in fp32",
+    ),
+    "bfloat16": (
+        cell(last="y = torch.lerp(y, x, 0.5)"),
+        "check_finite",
+        "raises RuntimeError",
+    ),
+    "numpy": (
+        cell("import numpy; self.input.weight.data += float(numpy.random.rand())"),
+        "check_deterministic",
+        "its constructor draws random numbers that are not PyTorch's",
+    ),
+    "dropout": (
+        cell(last="y = nn.functional.dropout(y, 1e-9)"),
+        "check_deterministic",
+        "forward draws random numbers, as dropout does",
+    ),
+    "in place": (
+        cell(last="new = state.mul_(0.5).add_(new.detach() * self.input.bias)"),
+        "check_deterministic",
+        "forward changes the state that it reads in place",
+    ),
+    "buffer": (
+        cell("self.register_buffer('calls', torch.zeros(()))", "self.calls += 1"),
+        "check_deterministic",
+        "forward changes layers.0.calls: expected all that changes from step to step",
+    ),
+    "memory": (
+        cell("self.calls = 0", "self.calls += 1", "y = y + self.calls"),
+        "check_deterministic",
+        "forward returns other numbers for the same input and state",
+    ),
+    "streams": (
+        cell(last="y = y - y.mean(0)"),
+        "check_streams",
+        "one stream of a batch changes the output of another, as in batch normalisation",
+    ),
+    "unused": (
+        cell("self.extra = nn.Linear(1, 1)"),
+        "check_gradients",
+        "the gradient does not reach its parameter extra.weight: expected forward to use it",
+    ),
+    "crossing": (
+        cell(
+            "self.past = None; self.bias = nn.Parameter(torch.zeros(input_size))",
+            last="""
+            y = y + self.bias
+            if self.past is not None:
+                y = y + (self.past - self.past.detach())
+            self.past = self.bias + 0
+            """,
+        ),
+        "check_steps",
+        "the gradient of a step depends on the steps before it, with bptt_steps = 1",
+    ),
+    "unregistered": (
+        cell("self.noise = torch.randn(input_size)", last="y = y + self.noise"),
+        "check_state_dict",
+        "it computes with random numbers that its state dict lacks",
+    ),
+    "counter": (
+        cell("self.calls = 0", "self.calls += 1", "y = y * (1 if self.calls < 13 else 2)"),
+        "check_resumption",
+        "a training that is resumed from a checkpoint differs from one that is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
+    text, check, reason = BROKEN[broken]
+    passed, message = refuse(text, tmp_path)
+    assert reason in message
+    assert passed == passed_before(check)
+
+
+PROCESSES = {
+    "hash": (
+        cell("self.input.weight.data *= 1 + hash('a') % 1000"),
+        "has other initial weights in another process, with another hash seed",
+    ),
+    "set": (
+        cell(last="for name in {'1', '2', '3', '4', '5', '6'}: y = (y + int(name)) / 3"),
+        "has other outputs in another process, with another hash seed",
+    ),
+    "project": (
+        "import rnn.config\n" + cell(),
+        "its export does not run without this program: ModuleNotFoundError (",
+    ),
+    "place": (
+        cell(last="y = y * (2 if __name__ == 'cell' else 1)"),
+        "its export computes other numbers",
+    ),
+    "environment": (
+        "import os\nassert 'PYTHONHASHSEED' not in os.environ\n" + cell(),
+        "a new process cannot build it (rnn.errors.CellError: cell 'mine.py:Cell' cannot be",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", PROCESSES)
+def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, broken, monkeypatch):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    text, reason = PROCESSES[broken]
+    passed, message = refuse(text, tmp_path)
+    assert reason in message
+    assert passed == [check.passed for check in CHECKS]
+
+
+def test_cell_that_never_returns_in_a_new_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(search.cell_processes, "TIMEOUT", 0.01)
+    _, message = refuse(cell(), tmp_path)
+    assert "a new process did not build it in 0 s" in message
+
+
+def test_what_the_contract_allows_passes(tmp_path):
+    text = cell(
+        """
+        self.start = nn.Parameter(torch.zeros(state_size))
+        self.zero = nn.Parameter(torch.zeros(input_size))
+        self.register_buffer("constant", torch.randn(input_size))
+        """,
+        last="y = y + self.constant * self.zero.tanh() + self.start[:1] * state[:, :1]",
+    )
+    text += "\n    def initial_state(self, batch_size):\n"
+    text += "        return self.start.expand(batch_size, -1)\n"
+    check_networks(networks_of(text, tmp_path))
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples" / "cells").glob("*.py")))
+def test_examples_pass(example):
+    name = next(
+        line.partition("(")[0].removeprefix("class ")
+        for line in example.read_text("utf-8").splitlines()
+        if line.startswith("class ")
+    )
+    spec = f"{example.name}:{name}"
+    record = load_record(spec, example.parent)
+    load_cell(read_cell_source(spec, example.parent))
+    check_networks(list_networks(name, record, {}))
+
+
+def test_each_value_of_each_option_is_checked_once():
+    record = CellRecord(
+        spec="mine.py:Cell",
+        sha256="0" * 64,
+        options={
+            "norm": OptionRecord(type="bool", default=True),
+            "kind": OptionRecord(type="str", choices=["a", "b", "c"], default="b"),
+            "depth": OptionRecord(type="int", default=1),
+            "rate": OptionRecord(type="float", default=1.0),
+        },
+    )
+    values = {"depth": [1, 2], "rate": [1, 3], "kind": ["a"]}
+    networks = list_networks("Cell", record, values, 8, {"depth": 4})
+    assert [dict(network.options) for network in networks] == [
+        {"depth": 4},
+        {"norm": False, "depth": 4},
+        {"kind": "a", "depth": 4},
+        {"kind": "c", "depth": 4},
+        {"depth": 1},
+        {"depth": 2},
+        {"depth": 4, "rate": 3.0},
+    ]
+    assert {network.layers for network in networks} == {2}

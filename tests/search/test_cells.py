@@ -1,0 +1,345 @@
+"""Studies of users' own cells: which source is loaded, kept, executed and refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import TINY
+
+from rnn.cells.source import MAX_SOURCE_BYTES
+from rnn.errors import CellError
+from search.cells import CellStore, load_cells
+from search.new_study import StudyOptions
+from search.study import create_or_join
+from studies.artifacts import open_store
+from studies.errors import ArtifactsError, ConfigMismatchError
+from studies.loader import ConfigFile, load_config_file
+
+STUDY = """
+[space]
+cell = ["cells/mine.py:Mine"]
+layers = [1]
+state_size = [4]
+{more}
+"""
+
+CELL = """
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(
+        self,
+        input_size: int,
+        state_size: int,
+        *,
+        tanh: bool = False,
+        kind: Literal["a", "b"] = "a",
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        self.tanh = tanh
+        self.update = nn.Linear(input_size + state_size, state_size)
+
+    def forward(self, x, state):
+        state = self.update(torch.cat((x, state), 1))
+        state = state.tanh() if self.tanh else state.sigmoid()
+        return state, state
+
+
+class Other(Mine):
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with a study file and its cell."""
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "mine.py").write_text(CELL)
+    (tmp_path / "mine.toml").write_text(STUDY.format(more=""))
+    return tmp_path
+
+
+@pytest.fixture
+def search(run, sqlite_url, text, folder):
+    """Run a search of the study to its end, with further arguments."""
+
+    def run_study(*words: str, program: str = "run_search.py", study: str = "", **options):
+        study = study or str(folder / "mine.toml")
+        common = ("--storage", sqlite_url, "--threads", "1", "--lockstep", "1")
+        common += ("--set=precision='fp32'",)
+        if program == "run_search.py":
+            common += ("--corpus", str(text))
+        return run(program, study, *common, *TINY, *words, **({"report": False} | options))
+
+    return run_study
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def reject(done) -> str:
+    """Return the one line that rejects bad input."""
+    printed = [line for line in done.stdout.splitlines() if not line.startswith("preparing ")]
+    assert (done.returncode, printed) == (2, []), done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def kept_copies(folder: Path) -> list[Path]:
+    return sorted((folder / "studies.db.cells").rglob("*"))
+
+
+INVALID = {
+    "missing file": (None, "", "not found: expected a file"),
+    "syntax": ("class Mine(\n", "", "is not valid Python ('(' was never closed, line 1)"),
+    "exception": (f"{CELL}\n1 / 0\n", "", "its file raises ZeroDivisionError"),
+    "no class": (CELL.replace("Mine", "Yours"), "", "its file has no class Mine, expected Yours"),
+    "no module": ("class Mine:\n    pass\n", "", "Mine is not a class of torch.nn.Module"),
+    "no sizes": (CELL.replace("state_size: int", "size: int"), "", "has no argument state_size"),
+    "no annotation": (CELL.replace("tanh: bool", "tanh"), "", "option tanh of cell Mine has no"),
+    "reserved": (CELL.replace("depth: int", "momentum: int"), "", "has an option momentum, which"),
+    "unknown option": (CELL, "size = [1]", "nknown key"),
+    "other type": (CELL, "tanh = [1]", "has tanh = 1: expected true or false"),
+    "other choice": (CELL, 'kind = ["c"]', "has kind = 'c': expected one of 'a', 'b'"),
+    "fraction": (CELL, "depth = [1.5]", "has depth = 1.5: expected an integer"),
+    "constructor": (
+        CELL.replace("super().__init__()", "super().__init__(); assert depth < 3, 'too deep'"),
+        "depth = [1, 3]",
+        "cell Mine(input_size=4, state_size=4, depth=3) raises AssertionError (too deep) in line",
+    ),
+    "shape": (
+        CELL.replace("return state, state", "return state[:, :1], state"),
+        "",
+        "forward returned the output of shape (1, 1): expected a tensor of the input's shape",
+    ),
+    "nan": (
+        CELL.replace("return state, state", "return state / 0 * 0, state"),
+        "",
+        "the loss of step 1 is NaN or infinite in fp32",
+    ),
+    "hash": (
+        CELL.replace("self.tanh = tanh", "self.tanh = tanh; self.factor = hash('x') % 1000")
+        .replace("return state, state", "return state * self.factor, state"),
+        "",
+        "has other outputs in another process, with another hash seed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_cell_that_cannot_be_searched_is_rejected_in_one_line(search, folder, case):
+    cell, more, reason = INVALID[case]
+    if cell is None:
+        (folder / "cells" / "mine.py").unlink()
+    else:
+        (folder / "cells" / "mine.py").write_text(cell)
+    (folder / "mine.toml").write_text(STUDY.format(more=more))
+    before = read_files(folder)
+    assert reason in reject(search())
+    assert read_files(folder) == before
+
+
+def test_two_cells_of_one_name_and_names_of_built_in_cells_are_rejected(search, folder):
+    shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
+    text = STUDY.format(more="").replace('Mine"]', 'Mine", "copy.py:Mine"]')
+    (folder / "mine.toml").write_text(text)
+    assert "'cells/mine.py:Mine' is named Mine as well: expected distinct class" in reject(search())
+    (folder / "mine.toml").write_text(STUDY.format(more="").replace(":Mine", ":gru"))
+    assert "has the name of a built-in cell: rename the class" in reject(search())
+
+
+def test_changed_source_of_a_study_is_rejected(search, folder):
+    assert search().returncode == 0
+    path = folder / "cells" / "mine.py"
+    path.write_text(f"{CELL}\n# changed\n")
+    before = read_files(folder)
+    line = reject(search())
+    assert "error: study 'mine' was created with another version of Mine (cells/mine.py, " in line
+    assert line.endswith("…): restore the file, or choose another --name")
+    assert read_files(folder) == before
+    path.write_text(CELL)
+    assert search().returncode == 0
+
+
+MARKED = f"open(MARKER, 'a').write('executed ')\n{CELL}"
+"""A cell whose file leaves a trace when it is executed."""
+
+
+def test_a_copy_is_executed_where_there_is_no_file_and_never_for_a_report(search, run, folder):
+    """The copy serves a refinement and a study that is opened by its name."""
+    marker = folder / "marker"
+    path = folder / "cells" / "mine.py"
+    path.write_text(MARKED.replace("MARKER", repr(str(marker))))
+    done = search(report=True)
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+    folder_of_copies, copy = kept_copies(folder)
+    assert copy.read_text() == path.read_text()
+    assert copy.name == "cell-Mine.py"
+    path.unlink()
+
+    url = f"sqlite:///{folder}/studies.db"
+    marker.unlink()
+    assert run("run_search.py", "mine", "--storage", url, "--status").returncode == 0
+    done = run("-m", "reports", "mine", "--storage", url, "--output", str(folder / "page.html"))
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+
+    (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
+    done = search(program="refine.py", study=str(folder / "next.toml"))
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+    assert search(study="mine").returncode == 0
+
+    # Of another content it is executed by neither.
+    marker.unlink()
+    copy.write_text(f"{path.name}\n{copy.read_text()}")
+    before = read_files(folder)
+    line = reject(search(study="mine"))
+    assert "the source of cell Mine in" in line
+    assert "is not the file that the study was created with (SHA-256 " in line
+    line = reject(search("--name", "new", program="refine.py", study=str(folder / "next.toml")))
+    assert "is not the file that the study was created with" in line
+    copy.unlink()
+    assert "is missing: check --artifacts, or use the study's own file" in reject(
+        search(study="mine")
+    )
+    assert not marker.exists()
+    del before[str(copy)]
+    assert read_files(folder) == before
+
+    # A report needs neither the file nor the copy.
+    shutil.rmtree(folder_of_copies)
+    done = run("-m", "reports", "mine", "--storage", url, "--output", str(folder / "page.html"))
+    assert done.returncode == 0, done.stderr
+
+
+def config_file(folder: Path, more: str = "", cells: str = "") -> ConfigFile:
+    text = STUDY.format(more=more)
+    (folder / "mine.toml").write_text(text.replace('Mine"]', f'Mine"{cells}]'))
+    settings = [word.removeprefix("--set=") for word in TINY]
+    return load_config_file(str(folder / "mine.toml"), [*settings, "precision='fp32'"])
+
+
+def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, sqlite_url, text):
+    options = StudyOptions(corpus=str(text))
+    file = config_file(folder)
+    create_or_join(file, sqlite_url, options).storage.close()
+    _, copy = kept_copies(folder)
+    for damage in (copy.unlink, lambda: copy.write_text("class Mine: pass")):
+        damage()
+        create_or_join(file, sqlite_url, options).storage.close()
+        assert copy.read_text() == CELL
+
+
+def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, sqlite_url, text):
+    options = StudyOptions(corpus=str(text))
+    create_or_join(config_file(folder), sqlite_url, options).storage.close()
+    wider = config_file(folder, cells=', "cells/mine.py:Other"')
+    with pytest.raises(ConfigMismatchError, match=r"space.cell: .* or --extend if values were"):
+        create_or_join(wider, sqlite_url, options)
+    broken = f"{CELL}\n    def forward(self, x, state):\n        return x, x[:, :1]\n"
+    (folder / "cells" / "other.py").write_text(broken)
+    refused = config_file(folder, cells=', "cells/other.py:Other"')
+    with pytest.raises(CellError, match="cell Other: forward returned the state of shape"):
+        create_or_join(refused, sqlite_url, StudyOptions(corpus=str(text), extend=True))
+    extended = create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), extend=True))
+    assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
+    extended.storage.close()
+    joined = create_or_join(config_file(folder), sqlite_url, options)
+    assert list(joined.config.cells) == ["Mine", "Other"]
+    joined.storage.close()
+    names = [path.name for path in kept_copies(folder) if path.is_file()]
+    assert names == ["cell-Mine.py", "cell-Other.py"]
+
+
+def test_copies_are_confined_to_their_folder_and_errors_name_it(tmp_path, folder):
+    file = load_cells(config_file(folder))
+    cells = file.cells
+    store = CellStore(open_store(str(tmp_path), "sqlite://", "cells"), "made-1")
+    with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
+        CellStore(open_store(str(tmp_path), "sqlite://", "cells"), "../made").load(
+            {"Mine": cells["Mine"].model_copy(update={"sha256": "0" * 64})}
+        )
+    store.save(cells)
+    assert (tmp_path / "made-1" / "cell-Mine.py").read_text() == CELL
+    (tmp_path / "made-1" / "cell-Mine.py").unlink()
+    (tmp_path / "made-1").rmdir()
+    (tmp_path / "made-1").touch()
+    with pytest.raises(ArtifactsError, match=r"source of cell Mine cannot be written to .*made-1"):
+        store.save(cells)
+
+
+def test_large_files_and_long_names_are_rejected(folder):
+    (folder / "cells" / "mine.py").write_text(CELL + "#" * MAX_SOURCE_BYTES)
+    with pytest.raises(CellError, match="is too large, expected at most 1,048,576 bytes"):
+        load_cells(config_file(folder))
+    (folder / "cells" / "mine.py").write_text(CELL.replace("Mine", "M" * 300))
+    long = config_file(folder).with_overrides({"space": {"cell": [f"cells/mine.py:{'M' * 300}"]}})
+    with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
+        load_cells(long)
+
+
+def test_malformed_cells_are_reported_with_the_other_settings(folder):
+    file = config_file(folder).with_overrides({"space": {"cell": ["a b:c d", 5, "nope"]}})
+    assert load_cells(file).cells == {}
+
+
+def check_cell(run, folder, *words: str):
+    return run("-m", "search.check", *words, cwd=folder)
+
+
+def test_check_prints_what_a_cell_passed_and_its_options(run, folder):
+    done = check_cell(run, folder, "cells/mine.py:Mine", "--set", "depth=2")
+    assert done.returncode == 0, done.stderr
+    *passed, lockstep, last = done.stdout.splitlines()
+    assert len(passed) == 9
+    assert all(line.startswith("passed: ") for line in passed)
+    assert lockstep == "networks that differ in training settings are trained in lockstep"
+    assert last == (
+        "Mine passed all checks with 3 combinations of options; options: tanh (true or false, "
+        "default false), kind (one of 'a', 'b', default a), depth (an integer, default 1)"
+    )
+
+
+def test_check_says_why_a_cell_is_trained_alone(run, folder):
+    branching = CELL.replace("return state, state", "return state * int(x.sum() < 1e9), state")
+    (folder / "cells" / "mine.py").write_text(branching)
+    done = check_cell(run, folder, "cells/mine.py:Mine")
+    assert done.returncode == 0, done.stderr
+    assert "are trained one at a time (torch.vmap: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("cells/none.py:Mine",), "cell 'cells/none.py:Mine' not found: expected a file"),
+        (("cells/mine.py",), "'cells/mine.py' is no cell: expected gated, elman, gru, lstm, or"),
+        (("gru",), "gru is a built-in cell: expected a cell of your own"),
+        (("cells/mine.py:Mine", "--set", "size=3"), "cell Mine has no option size: expected tanh"),
+        (("cells/mine.py:Mine", "--set", "tanh=3"), "option tanh of cell Mine is 3: expected bool"),
+        (("cells/mine.py:Mine", "--set", "tanh"), "has no value: expected KEY=VALUE"),
+        (("cells/mine.py:Mine", "--set", "kind=b"), "is not a TOML value"),
+        ((), "Missing argument 'CELL'"),
+    ],
+)
+def test_invalid_input_of_check_is_rejected_in_one_line(run, folder, words, reason):
+    before = read_files(folder)
+    assert reason in reject(check_cell(run, folder, *words))
+    assert read_files(folder) == before
+
+
+def test_check_ends_with_what_failed(run, folder):
+    broken = CELL.replace("return state, state", "return state - state.mean(0), state")
+    (folder / "cells" / "mine.py").write_text(broken)
+    done = check_cell(run, folder, "cells/mine.py:Mine")
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr.startswith("error: cell Mine: one stream of a batch changes the output of")
+    assert len(done.stderr.splitlines()) == 1
