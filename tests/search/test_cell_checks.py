@@ -183,7 +183,7 @@ def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
 
 PROCESSES = {
     "hash": (
-        cell("self.input.weight.data *= 1 + hash('a') % 1000"),
+        cell("self.input.weight.data *= 1 + hash('a') % 1000 / 1e4"),
         "has other initial weights in another process, with another hash seed",
     ),
     "set": (

@@ -124,8 +124,7 @@ INVALID = {
         "the loss of step 1 is NaN or infinite in fp32",
     ),
     "hash": (
-        CELL.replace("self.tanh = tanh", "self.tanh = tanh; self.factor = hash('x') % 1000")
-        .replace("return state, state", "return state * self.factor, state"),
+        CELL.replace("return state, state", "return state * (1 + hash('x') % 99 / 1e3), state"),
         "",
         "has other outputs in another process, with another hash seed",
     ),
@@ -171,41 +170,46 @@ MARKED = f"open(MARKER, 'a').write('executed ')\n{CELL}"
 """A cell whose file leaves a trace when it is executed."""
 
 
-def test_a_copy_is_executed_where_there_is_no_file_and_never_for_a_report(search, run, folder):
-    """The copy serves a refinement and a study that is opened by its name."""
+@pytest.fixture
+def marker(folder) -> Path:
+    """File that exists once the source of the cell was executed."""
     marker = folder / "marker"
-    path = folder / "cells" / "mine.py"
-    path.write_text(MARKED.replace("MARKER", repr(str(marker))))
-    done = search(report=True)
-    assert done.returncode == 0, done.stderr
+    (folder / "cells" / "mine.py").write_text(MARKED.replace("MARKER", repr(str(marker))))
+    return marker
+
+
+def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
+    search, run, folder, marker
+):
+    """In a refinement, and in a study that is opened by its name."""
+    assert search().returncode == 0
     assert marker.exists()
-    folder_of_copies, copy = kept_copies(folder)
-    assert copy.read_text() == path.read_text()
+    path = folder / "cells" / "mine.py"
+    _, copy = kept_copies(folder)
     assert copy.name == "cell-Mine.py"
+    assert copy.read_text() == path.read_text()
     path.unlink()
 
-    url = f"sqlite:///{folder}/studies.db"
     marker.unlink()
+    url = f"sqlite:///{folder}/studies.db"
     assert run("run_search.py", "mine", "--storage", url, "--status").returncode == 0
-    done = run("-m", "reports", "mine", "--storage", url, "--output", str(folder / "page.html"))
-    assert done.returncode == 0, done.stderr
     assert not marker.exists()
 
     (folder / "next.toml").write_text("[refinement]\nsource = 'mine'\ntop = 1\nreplicates = 2\n")
-    done = search(program="refine.py", study=str(folder / "next.toml"))
+    refinement = {"program": "refine.py", "study": str(folder / "next.toml")}
+    done = search(**refinement)
     assert done.returncode == 0, done.stderr
     assert marker.exists()
-    assert search(study="mine").returncode == 0
-
-    # Of another content it is executed by neither.
     marker.unlink()
-    copy.write_text(f"{path.name}\n{copy.read_text()}")
+    assert search(study="mine").returncode == 0
+    assert marker.exists()
+    marker.unlink()
+
+    copy.write_text(f"{copy.read_text()}\n")
     before = read_files(folder)
-    line = reject(search(study="mine"))
-    assert "the source of cell Mine in" in line
-    assert "is not the file that the study was created with (SHA-256 " in line
-    line = reject(search("--name", "new", program="refine.py", study=str(folder / "next.toml")))
-    assert "is not the file that the study was created with" in line
+    refused = "is not the file that the study was created with (SHA-256 "
+    assert refused in reject(search(study="mine"))
+    assert refused in reject(search("--name", "new", **refinement))
     copy.unlink()
     assert "is missing: check --artifacts, or use the study's own file" in reject(
         search(study="mine")
@@ -213,11 +217,6 @@ def test_a_copy_is_executed_where_there_is_no_file_and_never_for_a_report(search
     assert not marker.exists()
     del before[str(copy)]
     assert read_files(folder) == before
-
-    # A report needs neither the file nor the copy.
-    shutil.rmtree(folder_of_copies)
-    done = run("-m", "reports", "mine", "--storage", url, "--output", str(folder / "page.html"))
-    assert done.returncode == 0, done.stderr
 
 
 def config_file(folder: Path, more: str = "", cells: str = "") -> ConfigFile:
