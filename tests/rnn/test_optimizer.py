@@ -177,6 +177,17 @@ def test_neighbour_without_a_finite_gradient_does_not_affect_a_clipped_network()
         torch.testing.assert_close(reference.extract(parameters.values), expected, **EXACT)
 
 
+def test_learning_rates_can_be_scaled_during_training():
+    parameters = NetworkStack(CONFIGS[:1], 3, "fp64", 11).parameters
+    tested = Optimizer(parameters, [OptimizerConfig("sgd", 0.1, momentum=0.0)])
+    before = parameters.values.clone()
+    parameters.full_grads.fill_(1.0)
+    for factor in (1.0, 0.5):
+        tested.learning_rate_factor = factor
+        tested.step()
+    torch.testing.assert_close(before - parameters.values, torch.full_like(before, 0.15))
+
+
 def test_training_does_not_import_the_compiler():
     """``torch.optim`` imports it, which takes every worker a second."""
     code = (
