@@ -22,8 +22,10 @@ from hooks import HANG_TIMEOUT
 from services import free_port
 
 from reports.stats.decision_rules import read_hypotheses
+from search.cells import load_cells
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
+from studies.loader import load_config_file
 
 PACKAGES = ("reports", "rnn", "search", "studies")
 
@@ -50,12 +52,15 @@ SEQUENCES = {
                 "back-up",
                 "dashboard",
                 "extend",
+                "search-your-own-cell",
             )
         ),
     ],
     "PostgreSQL": ["docs/how-to/many-machines.md"],
 }
 """Pages whose commands run one after another, in one storage each."""
+
+OWN_CELL = "docs/how-to/search-your-own-cell.md"
 
 FEW = (
     "--set=space.input_gate=[false]",
@@ -113,6 +118,9 @@ def checkout(tmp_path) -> Path:
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     (study,) = blocks("README.md", "toml")
     (folder / "my-study.toml").write_text(study, encoding="utf-8")
+    for language, name in (("python", "my_cells.py"), ("toml", "my-cells.toml")):
+        (content,) = blocks(OWN_CELL, language)
+        (folder / name).write_text(content, encoding="utf-8")
     return folder
 
 
@@ -203,6 +211,14 @@ def test_documented_study_file_is_valid(page, number, trials):
     assert len(list(config.grid.combinations())) == trials
 
 
+def test_documented_study_of_an_own_cell_is_valid(tmp_path):
+    for language, name in (("python", "my_cells.py"), ("toml", "my-cells.toml")):
+        (content,) = blocks(OWN_CELL, language)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    config = load_cells(load_config_file(str(tmp_path / "my-cells.toml"))).resolve()
+    assert len(list(config.grid.combinations())) == 12
+
+
 def test_documented_refinement_is_valid():
     _, refinement = blocks("docs/reference/study-file.md", "toml")
     assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
@@ -238,6 +254,7 @@ def test_reference_names_every_option():
         ("run_search", "run_search"),
         ("refine", "refine"),
         ("reports.cli", "reports"),
+        ("search.check", "check"),
     ):
         command = getattr(importlib.import_module(module), name)
         for parameter in command.params:
