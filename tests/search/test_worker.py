@@ -12,7 +12,7 @@ from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
 
-from rnn.config import TrialConfig
+from rnn.config import OptimizerConfig, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.data.tokenizer import TokenCorpus, train_tokenizer
 from rnn.errors import DeviceError
@@ -777,9 +777,9 @@ def test_remaining_time_is_estimated_by_shape():
     )
 
 
-def test_trial_config_consists_of_an_architecture_and_a_replicate():
+def test_trial_config_consists_of_architecture_replicate_and_optimizer():
     config = load_config_file("quick", SETTINGS).resolve()
     point = next(config.grid.combinations())
     assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
-        to_trial_config(point, config).architecture, 3
+        to_trial_config(point, config).architecture, 3, 1, OptimizerConfig(learning_rate=0.003)
     )
