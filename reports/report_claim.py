@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from reports.output import OUTPUT
+from studies.attributes import REPORT_CLAIM
 from studies.storage.create_study import update_system_attributes
 from studies.storage.open import load_study, open_storage
-
-REPORT_ATTR = "rnn_search:report"
-"""Study system attribute: the last :class:`ReportClaim`."""
 
 
 @dataclass(frozen=True)
 class ReportClaim:
-    """Process that writes, or has written, the report of a study.
+    """Process that writes, or has written, the report of a study; stored as ``REPORT_CLAIM``.
 
     Attributes:
         finished: number of finished trials when it claimed the report.
@@ -85,12 +83,12 @@ def claim_report(url: str, study: str, finished: int, was_finished: bool) -> Rep
 
     def update(attributes: dict[str, Any]) -> dict[str, Any]:
         nonlocal found
-        stored = attributes.get(REPORT_ATTR)
+        stored = attributes.get(REPORT_CLAIM)
         found = stored and ReportClaim(**stored)
         if found and found.excludes(mine, was_finished):
             return {}
         found = None
-        return {REPORT_ATTR: asdict(mine)}
+        return {REPORT_CLAIM: asdict(mine)}
 
     _update(url, study, update)
     return found
@@ -102,8 +100,8 @@ def record_report(url: str, study: str, finished: int, path: Path) -> None:
     written = replace(mine, path=str(path), is_written=True)
 
     def update(attributes: dict[str, Any]) -> dict[str, Any]:
-        is_mine = attributes.get(REPORT_ATTR) == asdict(mine)
-        return {REPORT_ATTR: asdict(written)} if is_mine else {}
+        is_mine = attributes.get(REPORT_CLAIM) == asdict(mine)
+        return {REPORT_CLAIM: asdict(written)} if is_mine else {}
 
     _update(url, study, update)
 

@@ -108,7 +108,8 @@ _OPTIONS = (
     click.option(
         "--extend",
         is_flag=True,
-        help="Add trials for values that were added to the config's search space.",
+        help="Add trials for values that were added to the config's search space, and train "
+        "complete trials for more steps if training.steps is larger.",
     ),
     click.option(
         "--yes",

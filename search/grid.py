@@ -18,6 +18,7 @@ from studies.grid import Grid
 from studies.loader import read_study_record
 from studies.space import Params, distributions
 from studies.storage.create_study import PlannedTrial, extend_study
+from studies.storage.earlier_ends import NewEnd
 from studies.storage.storage import LeasedRDBStorage
 
 NO_TRIAL_LEFT = "no_trial_left"
@@ -190,6 +191,7 @@ def extend_grid(
     stored: StudyConfig,
     extended: StudyConfig,
     command: str,
+    new_end: NewEnd | None = None,
 ) -> StudyConfig | None:
     """Add the trials that an extended search space has in addition to the study's.
 
@@ -199,24 +201,57 @@ def extend_grid(
         stored: its stored config.
         extended: config with the extended space.
         command: command line to record.
+        new_end: more steps of all trials; None for the same.
 
     Returns:
         The config that is stored now; None if another process has changed the study meanwhile.
 
     Raises:
         ConfigMismatchError: if the space is not an extension of the study's.
+        StudiesError: if the study cannot be extended now.
     """
-    new_space = extended.grid
+    added = _plan_added(study.study_name, stored, extended)
+    cells = stored.cells | extended.cells
+    update: dict[str, Any] = {"space": extended.space, "cells": cells}
+    if new_end is not None:
+        update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
+    elif extended.space == stored.space:  # extended before, by an attempt whose answer was lost
+        return stored
+    raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
+    if StudyConfig.model_validate(raw) != stored:
+        return None
+    config = stored.model_copy(update=update)
+    grid = config.grid
+    is_done = extend_study(
+        storage,
+        study._study_id,
+        {CONFIG: raw},
+        {
+            CONFIG: config.model_dump(mode="json"),
+            COMMANDS: [*read_study_record(study).commands, command],
+        },
+        {} if grid is None else distributions(grid.search_space),
+        added,
+        new_end,
+    )
+    return config if is_done else None
+
+
+def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[PlannedTrial]:
+    """Return the trials that an extended search space adds.
+
+    Raises:
+        ConfigMismatchError: if it is not an extension.
+    """
+    old_space, new_space = stored.grid, extended.grid
+    if extended.space == stored.space:
+        return []
+    assert old_space is not None
     assert new_space is not None
-    name = f"study {study.study_name!r}"
-    old_space = stored.grid
-    if old_space is None:
-        raise ConfigMismatchError(
-            f"{name} is a refinement without a [space]: extend its source and refine that"
-        )
     if old_space.parameters != new_space.parameters:
         raise ConfigMismatchError(
-            f"{name} has other parameters: --extend expected {', '.join(old_space.parameters)}"
+            f"study {name!r} has other parameters: --extend expected "
+            f"{', '.join(old_space.parameters)}"
         )
     for parameter in old_space.parameters:
         old_values, new_values = (
@@ -225,31 +260,16 @@ def extend_grid(
         )
         if new_values[: len(old_values)] != old_values:
             raise ConfigMismatchError(
-                f"{name} has space.{parameter} = {old_values}, not {new_values}: --extend expected "
-                "the same values in the same order, then new ones"
+                f"study {name!r} has space.{parameter} = {old_values}, not {new_values}: --extend "
+                "expected the same values in the same order, then new ones"
             )
-    if extended.space == stored.space:  # extended before, by an attempt whose answer was lost
-        return stored
     old_grid, new_grid = list(old_space.combinations()), create_sampler(extended).combinations
     if removed := subtract(old_grid, new_grid):
         raise ConfigMismatchError(
-            f"{name} has {len(removed)} trials that space.exclude leaves out: --extend can exclude "
-            "new trials only"
+            f"study {name!r} has {len(removed)} trials that space.exclude leaves out: --extend can "
+            "exclude new trials only"
         )
-    cells = stored.cells | extended.cells
-    config = stored.model_copy(update={"space": extended.space, "cells": cells})
-    is_done = extend_study(
-        storage,
-        study._study_id,
-        {CONFIG: stored.model_dump(mode="json")},
-        {
-            CONFIG: config.model_dump(mode="json"),
-            COMMANDS: [*read_study_record(study).commands, command],
-        },
-        distributions(new_space.search_space),
-        [PlannedTrial(params) for params in subtract(new_grid, old_grid)],
-    )
-    return config if is_done else None
+    return [PlannedTrial(params) for params in subtract(new_grid, old_grid)]
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:

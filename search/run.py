@@ -20,6 +20,7 @@ from search.session import RunOptions, Session, open_session
 from search.status import Status, StatusReader
 from search.terminal import QuietDisplay, SafeConsole, Ticker, create_display
 from search.worker.best_models import BestModelStore
+from search.worker.best_trials import BestTrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
@@ -137,7 +138,9 @@ def _run_worker(
 ) -> None:
     """Run a worker in this process."""
     handle = session.handle
-    models = BestModelStore(handle, session.weights, claims.query_after_flush)
+    query = claims.query_after_flush
+    models = BestModelStore(handle, session.weights, query)
+    finals = BestTrialFiles(handle, session.final_checkpoints, query, "checkpoints")
     scheduler = None
     if handle.config.pruning.enabled:
         scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
@@ -152,6 +155,7 @@ def _run_worker(
             options.lockstep,
             models,
             None if options.is_subprocess else CorpusWatch(handle.corpus),
+            finals,
         )
         count_trials = reader.count_trials
         worker = Worker(claims, trainer, count_trials, stop, display, options.wait, scheduler)

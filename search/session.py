@@ -14,7 +14,7 @@ from search.outage import wait_for_storage
 from search.status import StatusReader
 from search.study import StudyHandle, create_or_join
 from search.worker.shutdown import ShutdownSignal
-from search.worker.trial_artifacts import CheckpointStore, WeightStore
+from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from studies.artifacts import open_store
 from studies.errors import ConfigError
 from studies.loader import ConfigFile, load_config_file, load_overrides
@@ -92,6 +92,7 @@ class Session:
     reader: StatusReader
     device: torch.device
     checkpoints: CheckpointStore
+    final_checkpoints: FinalCheckpointStore
     weights: WeightStore
     worker_name: str
 
@@ -107,6 +108,7 @@ class Session:
             StatusReader(handle.study, handle.storage, handle.config, options.workers),
             device,
             CheckpointStore(checkpoints, handle.artifact_folder),
+            FinalCheckpointStore(checkpoints, handle.artifact_folder),
             WeightStore(weights, handle.artifact_folder),
             f"{socket.gethostname()}/{os.getpid()}",
         )

@@ -14,6 +14,7 @@ from rnn.training.precision import check_precision
 from search.cells import CellStore, check_sources, load_cells, without_cells
 from search.certification import certify_cells
 from search.duration import describe_duration
+from search.extension import describe_new_end, plan_new_end
 from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
@@ -36,6 +37,9 @@ MAX_NAME_LENGTH = 200
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
+
+_EXTENSIBLE = ("space.", "training.steps:")
+"""Settings that an extension can change."""
 
 _CPU = torch.device("cpu")
 
@@ -117,10 +121,12 @@ def create_or_join(
         study = load_study(storage, name)
         record = read_study_record(study)
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder))
-        joined = _join_study(study, storage, record, config, corpus, options, device)
+        joined = _join_study(study, storage, url, record, config, corpus, options, device)
         if joined is None:  # another process has just extended it
             return create_or_join(file, url, options, device)
         stored, join_notice = joined
+        steps = stored.training.steps
+        storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder, steps))
         check_precision(stored.precision, device)
         _keep_cells(stored, url, options, record.artifact_folder)
         tokens = read_token_corpus(record, corpus)
@@ -152,11 +158,8 @@ def _check_options(
     """Reject what needs no corpus to be rejected: extended refinements and unconfirmed grids."""
     grid = config.grid
     if grid is None:
-        if options.extend:
-            raise ConfigMismatchError(
-                f"study {name!r} is a refinement without a [space]: extend its source and refine "
-                "that"
-            )
+        if options.extend and not _exists(url, name):
+            raise _no_space_error(name)
         return
     count = grid.count()
     if count > MAX_UNCONFIRMED and not _exists(url, name):
@@ -171,6 +174,7 @@ def _check_options(
 def _join_study(
     study: optuna.Study,
     storage: LeasedRDBStorage,
+    url: str,
     record: StudyRecord,
     config: StudyConfig,
     corpus: Corpus,
@@ -186,16 +190,21 @@ def _join_study(
     name, stored = study.study_name, record.config
     check_sources(name, stored, config)
     differences = without_cells(diff_configs(stored, record.corpus, config, corpus_record(corpus)))
-    others = [line for line in differences if not line.startswith("space.")]
+    others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
     is_outdated = len(others) < len(differences) and _was_extended(record, config)
     _check_compatible(
         others if options.extend or is_outdated else differences, name, stored, config
     )
     if is_outdated:
-        count = len(create_sampler(stored).combinations)
-        return stored, f"study {name!r} was extended: using its stored grid of {count} trials"
+        return stored, _describe_outdated(name, stored, config)
     if not options.extend:
         return stored, ""
+    store = open_store(options.artifacts, url, "checkpoints", read_only=True)
+    new_end = plan_new_end(name, record, config, options.command, store)
+    if stored.space is None and new_end is None and not record.earlier_ends:
+        raise _no_space_error(name)
+    if _has_earlier_grid(stored, config):
+        config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
     count = _count_added(stored, config)
     check_count(
         count,
@@ -204,10 +213,31 @@ def _join_study(
         lambda count: describe_duration(config, count, device),
     )
     certify_cells(config, config.cells.keys() - stored.cells.keys())
-    extended = extend_grid(study, storage, stored, config, options.command)
+    extended = extend_grid(study, storage, stored, config, options.command, new_end)
     if extended is None:
         return None
-    return extended, describe_trials("extended", count, config, device) if count else ""
+    notices = [describe_trials("extended", count, extended, device)] if count else []
+    if new_end is not None:
+        earlier_end = read_study_record(study).earlier_ends[-1]
+        notices.insert(0, describe_new_end(earlier_end, new_end))
+    return extended, "; ".join(notices)
+
+
+def _describe_outdated(name: str, stored: StudyConfig, config: StudyConfig) -> str:
+    """Return a notice on what a worker uses in place of the values in its file."""
+    used = []
+    if config.space != stored.space:
+        used.append(f"grid of {len(create_sampler(stored).combinations)} trials")
+    if config.training.steps != stored.training.steps:
+        used.append(f"{stored.training.steps:,} steps")
+    return f"study {name!r} was extended: using its stored {' and '.join(used)}"
+
+
+def _no_space_error(name: str) -> ConfigMismatchError:
+    return ConfigMismatchError(
+        f"study {name!r} is a refinement without a [space]: extend its source and refine that, or "
+        "extend training.steps"
+    )
 
 
 def _keep_cells(config: StudyConfig, url: str, options: StudyOptions, folder: str) -> None:
@@ -258,8 +288,17 @@ def _resolve_config(file: ConfigFile, url: str, options: StudyOptions) -> StudyC
 
 def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
     """Return whether a config describes the study as it was before an extension."""
-    old, new = config.grid, record.config.grid
-    return len(record.commands) > 1 and old is not None and new is not None and is_prefix(old, new)
+    return (
+        len(record.commands) > 1
+        and config.training.steps in record.steps
+        and _has_earlier_grid(record.config, config)
+    )
+
+
+def _has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
+    """Return whether a study's grid, if it has one, can be an extension of that of a config."""
+    old, new = config.grid, stored.grid
+    return old is new if old is None or new is None else is_prefix(old, new)
 
 
 def _check_compatible(
@@ -272,9 +311,13 @@ def _check_compatible(
     if len(differences) > MAX_DIFFERENCES:
         listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
     is_extensible = _parameters(stored) == _parameters(config) and all(
-        line.startswith("space.") for line in differences
+        line.startswith(_EXTENSIBLE) for line in differences
     )
-    hint = ", or --extend if values were added at the end of a list" if is_extensible else ""
+    hint = ""
+    if is_extensible and config.training.steps > stored.training.steps:
+        hint = ", or --extend to train longer"
+    elif is_extensible:
+        hint = ", or --extend if values were added at the end of a list"
     raise ConfigMismatchError(
         f"study {name!r} exists with other settings: {listed}; use its settings, or another "
         f"--name{hint}"

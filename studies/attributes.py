@@ -28,6 +28,15 @@ FOLDER_NAME = "[A-Za-z0-9_-]+"
 COMMANDS = "commands"
 """Study attribute: the commands that created and extended the study."""
 
+EARLIER_ENDS = "earlier_ends"
+"""Study attribute: a list of :class:`EarlierEnd`."""
+
+END = "rnn_search:end"
+"""Study system attribute: steps of each trial, in a study whose steps were extended."""
+
+REPORT_CLAIM = "rnn_search:report"
+"""Study system attribute: which process writes the report."""
+
 # ------------------------------------------------------------------ of a trial
 
 IS_GRID_TRIAL = "grid_trial"
@@ -66,6 +75,11 @@ SOURCE_TRIALS = "source_trials"
 EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
 """System attributes: bits per byte on each evaluation window, in text order, by split. As user
 attributes they would be half of what a dashboard loads."""
+
+
+def earlier_end_key(steps: int) -> str:
+    """Return the system attribute of what a trial was when it had ended after these steps."""
+    return f"earlier_end:{steps}"
 
 
 def is_grid_trial(trial: FrozenTrial) -> bool:
@@ -251,6 +265,22 @@ class VersionRecord(BaseModel):
     torch: str
 
 
+class EarlierEnd(BaseModel):
+    """What a study was before its trials were trained for more steps.
+
+    Attributes:
+        steps: number of steps of each trial.
+        command: command that extended the study.
+        values: value of each complete trial, by number.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    steps: Annotated[int, Field(ge=1)]
+    command: str
+    values: dict[int, float]
+
+
 class StudyRecord(BaseModel):
     """The user attributes of a study; :mod:`studies.loader` reads them.
 
@@ -263,6 +293,7 @@ class StudyRecord(BaseModel):
         artifact_folder: unique name of the folder for checkpoints and weights; never a path that
             leads elsewhere, because files in it are removed.
         created_with: versions of the process that created the study; None if unknown.
+        earlier_ends: what the study was before each extension of its steps, in their order.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -274,6 +305,12 @@ class StudyRecord(BaseModel):
     commands: list[str] = []
     artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
     created_with: VersionRecord | None = None
+    earlier_ends: list[EarlierEnd] = []
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of each trial now, then those before each extension, the latest first."""
+        return [self.config.training.steps, *(end.steps for end in reversed(self.earlier_ends))]
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -6,7 +6,7 @@ from typing import Any
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 
-PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights"}
+PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
 """Settings that each worker chooses independently."""
 
 _IGNORED = {"question", "report_threshold", "corpus", "nuisance", *PER_WORKER}

@@ -150,6 +150,7 @@ class StudyConfig(StrictModel):
     objective: Literal["training", "validation"] = "training"
     eval_split: Literal["validation", "test"] = "validation"
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
+    keep_checkpoints: Literal["all"] | Annotated[int, Field(ge=0)] = 0
     gate_inputs: GateInputs = "state"
     precision: PrecisionSetting = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -13,7 +13,8 @@
     ├── LeaseLostError               a trial that the worker no longer holds
     └── StorageUnavailableError      a storage that was unavailable for too long
         └── StorageLostError         a storage that was deleted or replaced during a search
-            └── StudyDeletedError    a study that was deleted during a search
+            ├── StudyDeletedError    a study that was deleted during a search
+            └── StudyExtendedError   a study whose steps were extended during a search
 """
 
 
@@ -63,3 +64,7 @@ class StorageLostError(StorageUnavailableError):
 
 class StudyDeletedError(StorageLostError):
     """A study was deleted during a search."""
+
+
+class StudyExtendedError(StorageLostError):
+    """A study was extended to more steps during a search, which trains to the earlier end."""

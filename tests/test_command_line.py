@@ -332,7 +332,10 @@ def test_extension_runs_the_new_trials_only(search, sqlite_url, tmp_path):
         assert "the same values in the same order" in done.stderr
     done = search("--set=training.steps=6", *wider, "--extend")
     assert done.returncode == 2
-    assert "training.steps" in done.stderr
+    assert "keep_checkpoints" in done.stderr
+    done = search("--set=training.batch_size=6", *wider, "--extend")
+    assert done.returncode == 2
+    assert "training.batch_size" in done.stderr
     assert dump_database(tmp_path) == before
 
     assert search(*wider, "--extend").returncode == 0

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import tenacity
 from optuna.trial import FrozenTrial
@@ -21,11 +21,13 @@ from rnn.training.loop import TrainConfig
 from search.duration import to_train_config
 from search.study import StudyHandle
 from search.versions import LABELS, current_versions, last_versions
+from search.worker.best_trials import BestTrialFiles
 from search.worker.claim import Claim
-from search.worker.trial_artifacts import CheckpointStore
+from search.worker.trial_artifacts import CheckpointStore, TrialArtifacts
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ArtifactsError
+from studies.loader import read_study_record
 from studies.text import format_trials
 
 _LOST = (
@@ -47,18 +49,23 @@ class CheckpointManager:
 
     Args:
         handle: the study.
-        checkpoints: store of the checkpoints.
-
-    Attributes:
-        settings: train config of all trials of the study.
+        checkpoints: store of the checkpoints of unfinished trials.
+        final_checkpoints: those of the best complete trials; None to keep none.
     """
 
-    def __init__(self, handle: StudyHandle, checkpoints: CheckpointStore) -> None:
+    def __init__(
+        self,
+        handle: StudyHandle,
+        checkpoints: CheckpointStore,
+        final_checkpoints: BestTrialFiles | None = None,
+    ) -> None:
         self._config = handle.config
         self._corpus = handle.corpus
         self._vocab_size = handle.token_corpus.tokenizer.size
         self._checkpoints = checkpoints
-        self.settings = to_train_config(handle.config)
+        self._final_checkpoints = final_checkpoints
+        # A checkpoint of an earlier end is one of the same training.
+        self._steps = read_study_record(handle.study).steps
         self._warned_versions: set[tuple[str, str]] = set()
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:
@@ -69,9 +76,10 @@ class CheckpointManager:
         states: dict[Claim, TrainState | None] = {}
         missing: dict[str, list[FrozenTrial]] = {}
         for claim in claims:
-            content = None
+            content: bytes | None = None
+            store: TrialArtifacts = self._checkpoints
             try:
-                content = self._read(claim)
+                content, store = self._read(claim)
                 if content is None and (reason := _explain_missing(claim)):
                     missing.setdefault(reason, []).append(claim.trial)
             except Exception as error:
@@ -79,7 +87,7 @@ class CheckpointManager:
                     f"cannot read the checkpoint of trial {claim.trial.number} "
                     f"({error}); it restarts from step 0"
                 )
-            states[claim] = self._restore(claim, content)
+            states[claim] = self._restore(claim, content, store)
         for reason, trials in missing.items():
             self._report_missing(trials, reason)
         _report_resumed(states)
@@ -100,47 +108,87 @@ class CheckpointManager:
             )
             return False
 
-    def remove(self, number: int) -> None:
-        """Remove the checkpoint of a finished trial."""
+    @property
+    def keeps_final(self) -> bool:
+        """Whether checkpoints of complete trials are kept."""
+        return self._final_checkpoints is not None and self._final_checkpoints.keeps_any
+
+    def write_final(self, claim: Claim, state: TrainState) -> None:
+        """Write the checkpoint of a trial that is about to be complete."""
+        assert self._final_checkpoints is not None
+        number = claim.trial.number
+        try:
+            content = serialize_checkpoint(state, self._identity(claim))
+            self._final_checkpoints.write(number, content)
+        except Exception as error:
+            _logger.warning(f"cannot keep the checkpoint of trial {number} ({error})")
+
+    def select_final(self, values: Mapping[int, float]) -> set[int]:
+        """Return which trials, about to be complete, have a checkpoint to keep.
+
+        Args:
+            values: objective values by trial number.
+        """
+        return self._final_checkpoints.select(values) if self._final_checkpoints else set()
+
+    def clean_up(self, number: int) -> None:
+        """Remove the checkpoint of a finished trial, and kept ones no longer among the best."""
+        if self._final_checkpoints is not None:
+            self._final_checkpoints.evict(number)
         try:
             self._checkpoints.remove(number)
         except Exception as error:
             _logger.warning(f"cannot remove the checkpoint of trial {number} ({error})")
 
-    def _read(self, claim: Claim) -> bytes | None:
+    def _read(self, claim: Claim) -> tuple[bytes | None, TrialArtifacts]:
+        """Return a trial's checkpoint and its store; that of an earlier end if it has no other."""
         trial_config = to_trial_config(claim.trial.params, self._config)
-        settings = self.settings
+        settings = self._train_config(claim)
         limit = max_checkpoint_size(
             trial_config, self._vocab_size, settings.batch_size, settings.steps
         )
-        content = _read_with_retries(self._checkpoints, claim.trial.number, limit + 1)
-        if content is not None and len(content) > limit:
-            raise CheckpointError(f"it has more than {limit:,} bytes, which it cannot have")
-        return content
+        stores: list[TrialArtifacts] = [self._checkpoints]
+        if self._final_checkpoints is not None:
+            stores.append(self._final_checkpoints.store)
+        for store in stores:
+            content = _read_with_retries(store, claim.trial.number, limit + 1)
+            if content is None:
+                continue
+            if len(content) > limit:
+                raise CheckpointError(f"it has more than {limit:,} bytes, which it cannot have")
+            return content, store
+        return None, self._checkpoints
 
-    def _restore(self, claim: Claim, content: bytes | None) -> TrainState | None:
+    def _restore(
+        self, claim: Claim, content: bytes | None, store: TrialArtifacts
+    ) -> TrainState | None:
         """Return the train state in a checkpoint, and have the claim's curve be that of it."""
         number = claim.trial.number
         state = None
         if content is not None:
-            architecture = to_trial_config(claim.trial.params, self._config).architecture
             try:
-                state = deserialize_checkpoint(
-                    architecture, self._identity(claim), content, self._vocab_size
-                )
+                state = self._deserialize(claim, content)
             except CheckpointError as error:
-                self._quarantine(number, content, error)
+                _quarantine(store, number, content, error)
         curve = state.curve if state else {}
         if claim.trial.intermediate_values != curve or claim.has_reported:
             claim.replace_curve(curve)
         return state
 
-    def _quarantine(self, number: int, content: bytes, error: CheckpointError) -> None:
-        try:
-            location = f"moved to {self._checkpoints.quarantine(number, content)}"
-        except Exception as failed:
-            location = f"it cannot be moved away ({failed})"
-        _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
+    def _deserialize(self, claim: Claim, content: bytes) -> TrainState:
+        """Return the train state in a checkpoint of this end of the study or an earlier one."""
+        architecture = to_trial_config(claim.trial.params, self._config).architecture
+        first_error = None
+        for steps in self._steps:
+            identity = self._identity(claim, steps)
+            try:
+                state = deserialize_checkpoint(architecture, identity, content, self._vocab_size)
+            except CheckpointError as error:
+                first_error = first_error or error
+                continue
+            return _continue_to_end(state, self._train_config(claim), steps)
+        assert first_error is not None
+        raise first_error
 
     def _report_missing(self, trials: Sequence[FrozenTrial], reason: str) -> None:
         listed = format_trials(trial.number for trial in trials)
@@ -175,9 +223,15 @@ class CheckpointManager:
                 "stop and use the earlier version"
             )
 
-    def _identity(self, claim: Claim) -> str:
+    def _train_config(self, claim: Claim) -> TrainConfig:
+        return to_train_config(self._config)
+
+    def _identity(self, claim: Claim, steps: int | None = None) -> str:
+        """Return the identity of a trial's training, or of that to an earlier end."""
         trial_config = to_trial_config(claim.trial.params, self._config)
-        return checkpoint_identity(trial_config, self._config, self.settings, self._corpus)
+        train_config = self._train_config(claim)
+        train_config = replace(train_config, steps=steps or train_config.steps)
+        return checkpoint_identity(trial_config, self._config, train_config, self._corpus)
 
 
 def checkpoint_identity(
@@ -206,6 +260,37 @@ def checkpoint_identity(
         "corpus_split": corpus.split,
     }
     return json.dumps(fields, sort_keys=True)
+
+
+def _continue_to_end(state: TrainState, train_config: TrainConfig, steps: int) -> TrainState:
+    """Return the state from which a training to other steps is the same training.
+
+    Args:
+        state: state of the training to these steps.
+        train_config: settings of the training that continues.
+        steps: number of steps of the training that wrote the state.
+
+    Raises:
+        CheckpointError: if weights that its average lacks, or should lack, are part of the average
+            at the new end.
+    """
+    start = train_config.averaging_start_step
+    if start == replace(train_config, steps=steps).averaging_start_step:
+        return state
+    if state.step > start:
+        raise CheckpointError(
+            f"checkpoint of step {state.step:,} is too late: weights are averaged from step "
+            f"{start:,} on"
+        )
+    return replace(state, average=None)
+
+
+def _quarantine(store: TrialArtifacts, number: int, content: bytes, error: CheckpointError) -> None:
+    try:
+        location = f"moved to {store.quarantine(number, content)}"
+    except Exception as failed:
+        location = f"it cannot be moved away ({failed})"
+    _logger.warning(f"trial {number}: {error}; {location}, the trial restarts from step 0")
 
 
 def _report_resumed(states: Mapping[Claim, TrainState | None]) -> None:
@@ -241,5 +326,5 @@ def _explain_missing(claim: Claim) -> str | None:
     wait=tenacity.wait_fixed(0.5),
     reraise=True,
 )
-def _read_with_retries(checkpoints: CheckpointStore, number: int, max_bytes: int) -> bytes | None:
-    return checkpoints.read(number, max_bytes)
+def _read_with_retries(store: TrialArtifacts, number: int, max_bytes: int) -> bytes | None:
+    return store.read(number, max_bytes)

@@ -17,12 +17,14 @@ from rnn.models.shapes import count_parameters
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
+from search.duration import to_train_config
 from search.errors import format_error
 from search.pruning.policy import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
 from search.versions import current_versions, earlier_versions
 from search.worker.best_models import BestModelStore
+from search.worker.best_trials import BestTrialFiles
 from search.worker.checkpointing import CheckpointManager
 from search.worker.claim import Claim
 from search.worker.corpus_watch import CorpusWatch
@@ -47,6 +49,7 @@ class Trainer:
         worker: name of this worker.
         lockstep: maximum number of networks to train together; None to choose by device.
         best_models: store for the weights of the best networks; None to save none.
+        final_checkpoints: store for checkpoints of complete trials; None to keep none.
         corpus_watch: watch of the corpus file; None if the parent process has one.
 
     Attributes:
@@ -65,6 +68,7 @@ class Trainer:
         lockstep: int | None = None,
         best_models: BestModelStore | None = None,
         corpus_watch: CorpusWatch | None = None,
+        final_checkpoints: BestTrialFiles | None = None,
     ) -> None:
         config = handle.config
         assert config.precision != "auto", "resolved when the study was created"
@@ -82,8 +86,8 @@ class Trainer:
         self._evaluator = Evaluator(config, handle.token_corpus)
         self._best_models = best_models
         self._corpus_watch = corpus_watch
-        self._checkpointer = CheckpointManager(handle, checkpoints)
-        self._settings = self._checkpointer.settings
+        self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
+        self._settings = to_train_config(config)
         rungs = compute_rungs(self._settings.steps, self._settings.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
         self._max_lockstep = lockstep
@@ -135,8 +139,8 @@ class Trainer:
                 self._checkpointer.write(claim, loop.train_state(trial_config))
 
     def clean_up(self, number: int) -> None:
-        """Remove the checkpoint of a finished trial, and weights that are no longer the best."""
-        self._checkpointer.remove(number)
+        """Remove the files that a finished trial no longer needs, and those of surpassed trials."""
+        self._checkpointer.clean_up(number)
         if self._best_models is not None:
             self._best_models.evict(number)
 
@@ -236,6 +240,9 @@ class Trainer:
         started_at = time.monotonic()
         # Copies: on_step may drop networks, which are evaluated but not reported.
         trial_configs, train_seconds = loop.configs, list(loop.seconds)
+        last_states = {}  # before the weights are replaced by their averages
+        if self._checkpointer.keeps_final:
+            last_states = {config: loop.train_state(config) for config in trial_configs}
         evaluations = self._evaluator.evaluate(loop, on_step)
         values = {
             claims[trial_config].trial.number: evaluation.value
@@ -243,6 +250,7 @@ class Trainer:
             if evaluation.value is not None and not claims[trial_config].lost
         }
         selected = self._best_models.select(values) if self._best_models else set()
+        kept = self._checkpointer.select_final(values) if last_states else set()
         eval_seconds = (time.monotonic() - started_at) / len(trial_configs)
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
@@ -256,6 +264,8 @@ class Trainer:
             results = dict(evaluation.attributes)
             if claim.trial.number in selected:
                 results["sample"] = self._save_weights(claim, loop, trial_config, evaluation.value)
+            if claim.trial.number in kept:
+                self._checkpointer.write_final(claim, last_states.pop(trial_config))
             attributes = self._attributes(trial_config, rate, seconds + eval_seconds, **results)
             yield claim, TrialResult(TrialState.COMPLETE, evaluation.value, attributes, "complete")
 

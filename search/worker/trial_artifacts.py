@@ -1,4 +1,4 @@
-"""Files of a study's trials: checkpoints of unfinished ones, weights of the best."""
+"""Files of a study's trials: checkpoints of unfinished ones; weights, checkpoints of the best."""
 
 import contextlib
 import io
@@ -58,6 +58,13 @@ class TrialArtifacts:
         with contextlib.suppress(ArtifactNotFound):
             self._store.remove(self._name(number))
 
+    def quarantine(self, number: int, content: bytes) -> str:
+        """Move a damaged file to a name that is never read; return that name."""
+        name = f"{self._folder}/trial-{number}.quarantined"
+        self._store.write(name, io.BytesIO(content))
+        self.remove(number)
+        return name
+
     def remove_temporary_files(self) -> None:
         """Remove what killed writers left, when all trials are finished; a bucket has none."""
         if isinstance(self._store, AtomicFileStore):
@@ -68,16 +75,9 @@ class TrialArtifacts:
 
 
 class CheckpointStore(TrialArtifacts):
-    """Checkpoints of the trials of one study."""
+    """Checkpoints of the unfinished trials of one study."""
 
     suffix = ".checkpoint"
-
-    def quarantine(self, number: int, content: bytes) -> str:
-        """Move a checkpoint to a name that is never read; return that name."""
-        name = f"{self._folder}/trial-{number}.quarantined"
-        self._store.write(name, io.BytesIO(content))
-        self.remove(number)
-        return name
 
     def clear(self) -> None:
         """Remove the files left when all trials are finished; a bucket has none."""
@@ -85,31 +85,40 @@ class CheckpointStore(TrialArtifacts):
             self._store.purge(self._folder, self.suffix)
 
 
-_WEIGHTS_NAME = re.compile(r"trial-(\d+)\.safetensors")
-
-
-class WeightStore(TrialArtifacts):
-    """Weights of the best trials of one study.
+class RankedArtifacts(TrialArtifacts):
+    """Files of the best trials of one study.
 
     Attributes:
         eviction_margin: number of trials ranked after those that are kept that suffices for
             :meth:`evict`: as many as may end at the same time.
     """
 
-    suffix = ".safetensors"
     eviction_margin = 32
 
     def list_trials(self) -> set[int]:
-        """Return the numbers of the trials that have weights."""
-        names = map(_WEIGHTS_NAME.fullmatch, self._store.list_names(self._folder))
+        """Return the numbers of the trials that have a file."""
+        pattern = re.compile(rf"trial-(\d+){re.escape(self.suffix)}")
+        names = map(pattern.fullmatch, self._store.list_names(self._folder))
         return {int(name[1]) for name in names if name}
 
     def evict(self, ranking: Sequence[int], count: int) -> None:
-        """Remove the weights of ranked trials after the best ones.
+        """Remove the files of ranked trials after the best ones.
 
         Args:
-            ranking: numbers of trials, the best first; weights of other trials are kept.
-            count: number of trials whose weights are kept.
+            ranking: numbers of trials, the best first; files of other trials are kept.
+            count: number of trials whose files are kept.
         """
         for number in self.list_trials().intersection(ranking[count:]):
             self.remove(number)
+
+
+class WeightStore(RankedArtifacts):
+    """Weights of the best trials of one study."""
+
+    suffix = ".safetensors"
+
+
+class FinalCheckpointStore(RankedArtifacts):
+    """Checkpoints of complete trials of one study at their last step."""
+
+    suffix = ".final"

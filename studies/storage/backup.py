@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from studies.errors import StorageLostError, StudyDeletedError
+from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
 from studies.storage.engine import log_path
 from studies.storage.storage import LeasedRDBStorage
 from studies.temporary_files import temporary_file
@@ -65,7 +65,7 @@ def rescue_if_lost(storage: LeasedRDBStorage) -> Iterator[None]:
     """
     try:
         yield
-    except StudyDeletedError:
+    except (StudyDeletedError, StudyExtendedError):
         raise
     except StorageLostError as error:
         if storage.file is None or storage.file.is_in_place:

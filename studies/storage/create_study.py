@@ -10,10 +10,11 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import IS_GRID_TRIAL
+from studies.attributes import EARLIER_ENDS, IS_GRID_TRIAL, PAUSED
 from studies.errors import StudiesError
 from studies.space import Params
 from studies.storage.backup import merge_log
+from studies.storage.earlier_ends import NewEnd, reopen_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     STUDIES,
@@ -25,6 +26,7 @@ from studies.storage.trial_rows import (
     TRIAL_USER_ATTRS,
     TRIALS,
     attr_row,
+    has_system_attr,
     insert,
     is_grid_trial,
 )
@@ -92,6 +94,7 @@ def extend_study(
     attributes: Mapping[str, Any],
     distributions: Mapping[str, CategoricalDistribution],
     trials: Sequence[PlannedTrial],
+    new_end: NewEnd | None = None,
 ) -> bool:
     """Append grid trials to a study, and values to the choices of its parameters.
 
@@ -102,40 +105,35 @@ def extend_study(
         attributes: user attributes of the study to replace.
         distributions: distribution of every parameter; each extends the stored one.
         trials: grid trials to add.
+        new_end: more steps, for which the complete trials wait again; None for the same steps.
 
     Returns:
         False, without any change, if the expected attributes have changed.
 
     Raises:
-        StudiesError: if a worker holds a grid trial, because it would continue with the old
-            choices, or if trials are pruned, because they were compared with the old grid only.
+        StudiesError: if a worker holds a grid trial, because it would continue with the old config,
+            or if trials are pruned, because they were compared with the old grid only, and, before
+            the old end, paused; if complete trials cannot continue.
     """
     with storage.transaction() as connection:
         connection.execute(
             sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
         )
+        keys = [*expected, EARLIER_ENDS]
         query = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
-            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(expected)
+            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(keys)
         )
-        if {key: json.loads(value) for key, value in connection.execute(query)} != expected:
+        stored = {key: json.loads(value) for key, value in connection.execute(query)}
+        if {key: stored.get(key) for key in expected} != expected:
             return False
-        count = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-        pruned = connection.scalar(
-            count.where(TRIALS.c.state == TrialState.PRUNED, is_grid_trial())
-        )
-        if pruned:
-            raise StudiesError(
-                f"{pruned} trials are pruned, compared with the old grid only: --extend expects a "
-                "study without pruned trials; start a wider study under another --name"
-            )
-        running = connection.scalar(
-            count.where(TRIALS.c.state == TrialState.RUNNING, is_grid_trial())
-        )
-        if running:
-            raise StudiesError(
-                f"{running} grid trials are held by workers: --extend expects none; stop the "
-                "workers first"
-            )
+        written = dict(attributes)
+        _require_extensible(connection, study_id, new_end)
+        if new_end is not None:
+            earlier_end = reopen_trials(connection, study_id, new_end)
+            written[EARLIER_ENDS] = [
+                *stored.get(EARLIER_ENDS, []),
+                earlier_end.model_dump(mode="json"),
+            ]
         trial_ids = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         for name, distribution in distributions.items():
             connection.execute(
@@ -143,15 +141,41 @@ def extend_study(
                 .where(TRIAL_PARAMS.c.param_name == name, TRIAL_PARAMS.c.trial_id.in_(trial_ids))
                 .values(distribution_json=distribution_to_json(distribution))
             )
-        for key, value in attributes.items():
-            connection.execute(
-                sa.update(STUDY_USER_ATTRS)
-                .where(STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key == key)
-                .values(value_json=json.dumps(value))
+        connection.execute(
+            sa.delete(STUDY_USER_ATTRS).where(
+                STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(written)
             )
+        )
+        rows = [attr_row("study_id", study_id, *item) for item in written.items()]
+        insert(connection, STUDY_USER_ATTRS, rows)
         _insert_trials(connection, study_id, distributions, trials)
     merge_log(storage)
     return True
+
+
+def _require_extensible(connection: Connection, study_id: int, new_end: NewEnd | None) -> None:
+    """Check that no grid trial was compared with others that change, or is held by a worker."""
+    of_study = TRIALS.c.study_id == study_id
+    count = sa.select(sa.func.count()).select_from(TRIALS).where(of_study, is_grid_trial())
+    is_pruned = TRIALS.c.state == TrialState.PRUNED
+    if new_end is None:
+        outcome, remedy = "pruned, compared with the old grid only", "start a wider study"
+    else:
+        # Workers skip locked trials: none is claimed and finished meanwhile.
+        ids = sa.select(TRIALS.c.trial_id).where(of_study).order_by(TRIALS.c.trial_id)
+        connection.execute(ids.with_for_update())
+        is_pruned |= (TRIALS.c.state == TrialState.WAITING) & has_system_attr(PAUSED)
+        outcome, remedy = "pruned or paused, compared at the old steps only", "train longer"
+    if pruned := connection.scalar(count.where(is_pruned)):
+        raise StudiesError(
+            f"{pruned} trials are {outcome}: --extend expects a study without such trials; "
+            f"{remedy} under another --name"
+        )
+    if running := connection.scalar(count.where(TRIALS.c.state == TrialState.RUNNING)):
+        raise StudiesError(
+            f"{running} grid trials are held by workers: --extend expects none; stop the workers "
+            "first"
+        )
 
 
 def update_system_attributes(

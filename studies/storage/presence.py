@@ -1,4 +1,4 @@
-"""Checks that a database and a study have not been deleted while a search uses them."""
+"""Checks that a database and a study are still those that a search uses: neither is deleted."""
 
 import json
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
 
-from studies.errors import StorageLostError, StudyDeletedError
+from studies.attributes import END
+from studies.errors import StorageLostError, StudyDeletedError, StudyExtendedError
 from studies.storage.engine import database_path, log_path, redact
 from studies.storage.retry import error_message, is_transient
-from studies.storage.trial_rows import STUDY_USER_ATTRS
+from studies.storage.trial_rows import STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
 
 _OPEN_FILES = Path("/proc/self/fd")
 """On Linux, a link for each file that this process has open."""
@@ -83,27 +84,33 @@ class StudyIdentity:
         study_id: its id.
         name: its name.
         artifact_folder: its unique folder of artifacts.
+        steps: steps to which this process trains its trials; None if it trains none.
     """
 
     study_id: int
     name: str
     artifact_folder: str
+    steps: int | None = None
 
     def require_stored(self, connection: Connection) -> None:
-        """Check that the study is stored.
+        """Check that the study is stored, and was not extended to more steps.
 
         Raises:
             StudyDeletedError: if it is not.
+            StudyExtendedError: if it was.
             StorageLostError: if the tables cannot be read any more.
         """
-        query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
+        end = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+            STUDY_SYSTEM_ATTRS.c.study_id == self.study_id, STUDY_SYSTEM_ATTRS.c.key == END
+        )
+        query = sa.select(STUDY_USER_ATTRS.c.study_id, end.scalar_subquery()).where(
             STUDY_USER_ATTRS.c.study_id == self.study_id,
             STUDY_USER_ATTRS.c.key == "artifact_folder",
             STUDY_USER_ATTRS.c.value_json == json.dumps(self.artifact_folder),
         )
         storage = redact(connection.engine.url)
         try:
-            study_id = connection.scalar(query)
+            found = connection.execute(query).one_or_none()
         except DBAPIError as error:
             if is_transient(error):
                 raise
@@ -111,11 +118,16 @@ class StudyIdentity:
                 f"storage {storage} was damaged or emptied while this search used it "
                 f"({error_message(error)}): restore it from a backup to resume"
             ) from error
-        if study_id is None:
+        if found is None:
             raise StudyDeletedError(
                 f"study {self.name!r} was deleted from {storage} while this search used it: "
                 "restore it from a backup to resume, or run the same command to start it again; "
                 "its checkpoints and weights are kept"
+            )
+        if self.steps is not None and found[1] not in (None, json.dumps(self.steps)):
+            raise StudyExtendedError(
+                f"study {self.name!r} was extended to {found[1]} steps while this search used it: "
+                "run the same command to continue; recorded results are kept"
             )
 
 

@@ -36,8 +36,9 @@ from reports.dashboard.publish import STATE_ATTR, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.results import read_results
 from reports.errors import DashboardError
-from reports.report_claim import REPORT_ATTR, ReportClaim, claim_report
+from reports.report_claim import ReportClaim, claim_report
 from studies.artifacts import open_store
+from studies.attributes import REPORT_CLAIM
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
 from studies.storage.counts import TrialCounts
@@ -445,10 +446,10 @@ def test_report_is_left_to_the_process_that_claimed_it(url, monkeypatch, tmp_pat
         for was_finished, writes in ((False, at_end), (True, afterwards)):
             with closing(open_storage(url)) as storage:
                 study_id = load_study(storage, "made")._study_id
-                storage.set_study_system_attr(study_id, REPORT_ATTR, dataclasses.asdict(claim))
+                storage.set_study_system_attr(study_id, REPORT_CLAIM, dataclasses.asdict(claim))
             other = claim_report(url, "made", 8, was_finished)
             assert (other is None) == writes, (claim, was_finished)
-            stored = ReportClaim(**attributes(url)[REPORT_ATTR])
+            stored = ReportClaim(**attributes(url)[REPORT_CLAIM])
             assert stored == (mine if writes else claim)
             assert writes or other == claim
 

@@ -1,0 +1,150 @@
+"""Trials of a study whose steps are extended continue from their checkpoints, bit for bit."""
+
+import json
+import signal
+from contextlib import closing
+
+import pytest
+from hooks import Gate
+from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
+
+from studies.loader import read_study_record
+from studies.storage.open import load_study, open_storage
+
+FIVE = {
+    "training_steps": 40,
+    "training_log_every": 10,
+    "checkpoint_seconds": 0.3,
+    "lease_seconds": 1,
+    "space_layers": "[2]",
+    "space_state_size": "[6]",
+    "space_input_gate": "[false]",
+    "space_forget_gate": "[true]",
+    "space_output_gate": "[false]",
+    "space_state_gate": "[true]",
+    "space_residual": "[true, false]",
+    "space_state_source": "['new', 'old', 'both']",
+    "space_exclude": "[{residual=false, state_source='old'}]",
+}
+"""Five trials."""
+
+LONGER = FIVE | {"training_steps": 120}
+
+ALL = "--set=keep_checkpoints='all'"
+
+RESULTS = """
+    SELECT number, value, value_json FROM trials t
+    JOIN trial_values v ON v.trial_id = t.trial_id
+    JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = 'validation_loss'
+    ORDER BY number
+"""
+"""Values, and losses of the averaged weights."""
+
+
+@pytest.fixture
+def search(runner, url, text):
+    return search_starter(runner, url, text)
+
+
+@pytest.fixture
+def finish(search):
+    """Run searches to their end, at the same time; return their output."""
+
+    def run(*options, count=1, **settings):
+        commands = [search(*options, **settings) for _ in range(count)]
+        for command in commands:
+            assert command.wait() == 0, command.output
+        return "".join(command.output for command in commands)
+
+    return run
+
+
+def list_final(tmp_path):
+    return {int(path.stem.removeprefix("trial-")) for path in tmp_path.glob("**/trial-*.final")}
+
+
+def assert_equals_training_at_once(url, reference_curves):
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(5)]
+    assert query(url, CURVES) == reference_curves(**LONGER)
+    assert query(url, RESULTS) == reference_curves(RESULTS, **LONGER)
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return f"--artifacts={tmp_path / 'artifacts'}"
+
+
+def test_extended_trials_equal_those_trained_at_once(
+    search, finish, url, tmp_path, artifacts, reference_curves, tmp_path_factory
+):
+    """From two processes, one of which is killed while it trains to the new end."""
+    finish(ALL, artifacts, count=2, **FIVE)
+    assert list_final(tmp_path) == set(range(5))
+    values = {str(number): value for number, value, _ in query(url, RESULTS)}
+    assert query(url, RESULTS) == reference_curves(RESULTS, **FIVE)
+    refused = search(artifacts, **LONGER)
+    assert refused.wait() == 2
+    assert "--extend to train longer" in refused.stderr
+
+    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 60)
+    first = search(ALL, artifacts, "--extend", gate=gate, **LONGER)
+    wait_until_running([first], lambda: first.pid in gate.held)
+    first.send(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert (
+        "extended from 40 to 120 steps; trials that continue from their checkpoints: 5\n"
+        in first.stdout
+    )
+    assert "trial 0 resumes from step 40\n" in first.output
+    finish(ALL, artifacts, count=2, **LONGER)
+    assert_equals_training_at_once(url, reference_curves)
+
+    with closing(open_storage(url)) as storage:
+        study = load_study(storage, "quick")
+        (end,) = study.user_attrs["earlier_ends"]
+        assert (end["steps"], end["values"]) == (40, values)
+        assert "--extend" in end["command"]
+        assert [each.steps for each in read_study_record(study).earlier_ends] == [40]
+        trial = study.trials[0]
+        earlier = trial.system_attrs["earlier_end:40"]
+        assert earlier["value"] == values["0"]
+        assert earlier["attributes"]["validation_loss"] != trial.user_attrs["validation_loss"]
+        assert len(earlier["attributes"]["validation_windows"]) == 2
+    joined = finish(artifacts, **FIVE)
+    assert "study 'quick' was extended: using its stored 120 steps" in joined
+
+
+def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
+    finish, url, tmp_path, artifacts, reference_curves
+):
+    finish("--set=keep_checkpoints=2", artifacts, count=2, **FIVE)
+    best = sorted(query(url, RESULTS), key=lambda trial: (trial[1], trial[0]))[:2]
+    assert list_final(tmp_path) == {number for number, *_ in best}
+    said = finish("--extend", artifacts, **LONGER)
+    assert "trials that continue from their checkpoints: 2" in said
+    assert "restart from step 0, because they have none: 3" in said
+    assert "no checkpoint of" not in said
+    assert said.count("from step 40") == 2
+    assert_equals_training_at_once(url, reference_curves)
+    assert list_final(tmp_path) == set(), "this worker keeps none"
+    (curve,) = query(
+        url,
+        "SELECT value_json FROM trials t JOIN trial_system_attributes a ON a.trial_id = t.trial_id "
+        f"WHERE key = 'earlier_end:40' AND number NOT IN ({best[0][0]}, {best[1][0]}) "
+        "ORDER BY number LIMIT 1",
+    )
+    assert [step for step, _ in json.loads(curve[0])["curve"]] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts(
+    finish, url, tmp_path, artifacts, reference_curves
+):
+    finish(ALL, artifacts, **FIVE)
+    path = next(tmp_path.glob("**/trial-3.final"))
+    path.write_bytes(path.read_bytes()[:-1])
+    next(tmp_path.glob("**/trial-1.final")).unlink()
+    said = finish("--extend", artifacts, **LONGER)
+    assert "trial 3: checkpoint is damaged" in said
+    assert "trials that continue from their checkpoints: 4; trials that restart" in said
+    assert_equals_training_at_once(url, reference_curves)

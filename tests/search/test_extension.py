@@ -1,0 +1,264 @@
+"""Extension of a study to more steps: what it changes, what it refuses, and races for it."""
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from helpers import TINY, run_simultaneously
+from optuna.trial import TrialState
+from process_runner import query
+
+import search.grid as grid_module
+from search.new_study import StudyOptions
+from search.outage import wait_for_storage
+from search.study import create_or_join
+from search.worker.shutdown import ShutdownSignal
+from search.worker.trial_artifacts import FinalCheckpointStore
+from studies.artifacts import open_store
+from studies.attributes import Failure
+from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
+from studies.loader import load_config_file, read_study_record
+
+FOUR = [
+    *(word.removeprefix("--set=") for word in TINY),
+    "precision='fp32'",
+    "space.layers=[1]",
+    "space.state_size=[3, 4]",
+    "space.input_gate=[false]",
+    "space.output_gate=[false]",
+    "space.forget_gate=[false]",
+    "space.state_gate=[false]",
+    "space.residual=[true]",
+    "space.state_source=['new', 'both']",
+    "space.exclude=[]",
+]
+"""Settings of four trials of 4 steps."""
+
+LONGER = [*FOUR, "training.steps=8"]
+
+LOSSES = {"validation_loss": 3.0, "validation_windows": [1.0, 2.0], "seconds": 1.0, "retries": {}}
+
+
+def join(url, text, settings=FOUR, **options):
+    file = load_config_file("quick", settings)
+    return create_or_join(file, url, StudyOptions(corpus=str(text), **options))
+
+
+def finish(joined, count, state=TrialState.COMPLETE, checkpoint=True):
+    """Finish trials; leave a file for the checkpoint of each complete one."""
+    storage = joined.storage
+    store = open_store(None, f"sqlite:///{storage.engine.url.database}", "checkpoints")
+    for _ in range(count):
+        trial_id = storage.claim(joined.study_id, "me")
+        number = storage.get_trial(trial_id).number
+        is_complete = state is TrialState.COMPLETE
+        if is_complete and checkpoint:
+            FinalCheckpointStore(store, joined.artifact_folder).write(number, b"state")
+        value = 1.0 + number if is_complete else None
+        storage.finish(trial_id, "me", state, value, LOSSES, {2: 5.0, 4: 2.0 + number})
+
+
+def dump(url):
+    tables = ("trials", "trial_values", "study_user_attributes", "study_system_attributes")
+    tables += ("trial_user_attributes", "trial_system_attributes", "trial_intermediate_values")
+    return {table: sorted(query(url, f"SELECT * FROM {table}"), key=repr) for table in tables}
+
+
+def test_only_complete_trials_wait_again_and_keep_what_they_were(sqlite_url, text):
+    joined = join(sqlite_url, text, command="first")
+    finish(joined, 1)
+    finish(joined, 1, checkpoint=False)
+    finish(joined, 1, TrialState.FAIL)
+    waiting = joined.storage.claim(joined.study_id, "me")
+    joined.storage.requeue(waiting, "me", Failure.INTERRUPTED, curve={2: 5.5})
+    before = joined.study.trials
+    extended = join(sqlite_url, text, LONGER, extend=True, command="second")
+    assert extended.config.training.steps == 8
+    assert extended.notice == (
+        "extended from 4 to 8 steps; trials that continue from their checkpoints: 1; trials that "
+        "restart from step 0, because they have none: 1"
+    )
+    continued, restarted, failed, interrupted = extended.study.trials
+    assert (failed, interrupted) == (before[2], before[3])
+    for trial, old in ((continued, before[0]), (restarted, before[1])):
+        assert trial.state is TrialState.WAITING
+        assert (trial.values, trial.datetime_start, trial.datetime_complete) == (None, None, None)
+        assert trial.user_attrs == {}
+        assert trial.params == old.params
+        end = trial.system_attrs["earlier_end:4"]
+        assert end["value"] == old.value
+        assert end["attributes"] == LOSSES
+        assert end["completed"] == old.datetime_complete.isoformat()
+        assert "validation_windows" not in trial.system_attrs
+    assert continued.intermediate_values == before[0].intermediate_values
+    assert "curve" not in continued.system_attrs["earlier_end:4"]
+    assert restarted.intermediate_values == {}
+    assert restarted.system_attrs["earlier_end:4"]["curve"] == [[2, 5.0], [4, 3.0]]
+    assert continued.system_attrs["checkpointed"]
+    assert "checkpointed" not in restarted.system_attrs
+    attributes = extended.study.user_attrs
+    assert attributes["commands"] == ["first", "second"]
+    assert attributes["earlier_ends"] == [
+        {"steps": 4, "command": "second", "values": {"0": 1.0, "1": 2.0}}
+    ]
+
+
+def test_steps_and_values_are_extended_together_and_several_times(sqlite_url, text):
+    finish(join(sqlite_url, text), 4)
+    wider = [*LONGER, "space.layers=[1, 2]"]
+    extended = join(sqlite_url, text, wider, extend=True)
+    assert "; extended with 4 trials, 32 training steps in all" in extended.notice
+    assert len(extended.study.trials) == 8
+    finish(extended, 8)
+    # The earlier values in a file mean those of the study.
+    again = join(sqlite_url, text, [*FOUR, "training.steps=20"], extend=True)
+    assert len(again.study.trials) == 8
+    assert {trial.state for trial in again.study.trials} == {TrialState.WAITING}
+    assert read_study_record(again.study).steps == [20, 8, 4]
+    for settings in (FOUR, LONGER, wider):
+        joined = join(sqlite_url, text, settings, extend=True)
+        assert joined.config.training.steps == 20
+        assert "using its stored" in joined.notice
+        assert "20 steps" in joined.notice
+    assert len(again.study.trials) == 8
+
+
+def prune(joined):
+    finish(joined, 2)
+    finish(joined, 1, TrialState.PRUNED)
+
+
+def pause(joined):
+    finish(joined, 3)
+    trial_id = joined.storage.claim(joined.study_id, "me")
+    joined.storage.pause(trial_id, "me", {})
+
+
+def hold(joined):
+    finish(joined, 3)
+    joined.storage.claim(joined.study_id, "me")
+
+
+KEEP = (
+    "no complete trial has a checkpoint of its end at step 4, from which alone its training "
+    'continues exactly: keep checkpoints with keep_checkpoints = "all" or a number before a study '
+    "is finished; train from the start under another --name"
+)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "settings", "message"),
+    [
+        (lambda joined: finish(joined, 4), ["training.steps=3"], "has training.steps = 4, not 3"),
+        (lambda joined: finish(joined, 4, checkpoint=False), ["training.steps=8"], KEEP),
+        (
+            lambda joined: finish(joined, 4),
+            ["training.steps=5", "evaluation.average=0.5"],
+            "would average weights of step 4 and later (evaluation.average = 0.5), which "
+            "checkpoints of step 4 do not hold: --extend expected training.steps of 7 or more",
+        ),
+        (
+            lambda joined: finish(joined, 4),
+            ["training.steps=8", "training.log_every=4"],
+            "log_every",
+        ),
+        (lambda joined: finish(joined, 4), ["training.steps=8", "space.layers=[2]"], "same order"),
+        (prune, ["training.steps=8"], "1 trials are pruned or paused, compared at the old steps"),
+        (pause, ["training.steps=8"], "1 trials are pruned or paused, compared at the old steps"),
+        (hold, ["training.steps=8"], "1 grid trials are held by workers"),
+    ],
+)
+def test_extension_that_cannot_be_exact_is_refused_and_changes_nothing(
+    sqlite_url, text, prepare, settings, message
+):
+    average = [setting for setting in settings if "average" in setting]
+    prepare(join(sqlite_url, text, [*FOUR, *average]))
+    before = dump(sqlite_url)
+    with pytest.raises(StudiesError) as refused:
+        join(sqlite_url, text, [*FOUR, *settings], extend=True)
+    assert message in str(refused.value)
+    assert dump(sqlite_url) == before
+
+
+@pytest.mark.parametrize("average", ["0.1", "0.5", "0.9", "0.37"])
+def test_least_number_of_steps_in_a_refusal_is_accepted(sqlite_url, text, average):
+    settings = [*FOUR, f"evaluation.average={average}", "training.steps=30"]
+    finish(join(sqlite_url, text, settings), 4)
+    with pytest.raises(ConfigMismatchError, match="or more") as refused:
+        join(sqlite_url, text, [*settings, "training.steps=31"], extend=True)
+    least = int(str(refused.value).split()[-3])
+    with pytest.raises(ConfigMismatchError, match="or more"):
+        join(sqlite_url, text, [*settings, f"training.steps={least - 1}"], extend=True)
+    extended = join(sqlite_url, text, [*settings, f"training.steps={least}"], extend=True)
+    assert extended.config.training.steps == least
+
+
+def extend(url, text):
+    return join(url, text, LONGER, extend=True, command="extend").study.user_attrs
+
+
+def test_concurrent_extensions_extend_the_steps_once(url, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a server's checkpoints are in studies/
+    joined = join(url, text)
+    if not url.startswith("sqlite"):
+        (tmp_path / "studies").mkdir()
+    store = open_store(None, url, "checkpoints")
+    for _ in range(4):
+        trial_id = joined.storage.claim(joined.study_id, "me")
+        number = joined.storage.get_trial(trial_id).number
+        FinalCheckpointStore(store, joined.artifact_folder).write(number, b"state")
+        joined.storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, LOSSES)
+    attributes = run_simultaneously(extend, [(url, str(text))] * 3)
+    assert all(each == attributes[0] for each in attributes)
+    assert attributes[0]["commands"] == ["", "extend"]
+    assert len(attributes[0]["earlier_ends"]) == 1
+    trials = optuna.load_study(study_name="quick", storage=url).trials
+    assert [trial.state for trial in trials] == [TrialState.WAITING] * 4
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_steps_are_extended_once_if_an_answer_is_lost(sqlite_url, text, monkeypatch, moment):
+    finish(join(sqlite_url, text, command="first"), 4)
+    extend_study, calls = grid_module.extend_study, []
+
+    def unreliable(*args):
+        calls.append(args)
+        lost = sa.exc.OperationalError("COMMIT", {}, Exception("gone"), connection_invalidated=True)
+        if moment == "before" and len(calls) == 1:
+            raise lost
+        result = extend_study(*args)
+        if len(calls) == 1:
+            raise lost
+        return result
+
+    monkeypatch.setattr("search.grid.extend_study", unreliable)
+    joined = wait_for_storage(
+        lambda: join(sqlite_url, text, LONGER, extend=True, command="second"),
+        lambda: 600,
+        ShutdownSignal(),
+        lambda line: None,
+    )
+    assert joined.study.user_attrs["commands"] == ["first", "second"]
+    assert len(joined.study.user_attrs["earlier_ends"]) == 1
+
+
+def test_worker_with_the_old_end_writes_nothing_after_an_extension(url, text):
+    """It was between two trials; it would train them to the old end."""
+    joined = join(url, text)
+    join(url, text, LONGER, extend=True)
+    with pytest.raises(StudyExtendedError, match="was extended to 8 steps while this search"):
+        joined.storage.claim(joined.study_id, "old")
+    assert {trial.state for trial in joined.study.trials} == {TrialState.WAITING}
+    joined = join(url, text, LONGER)
+    assert joined.storage.claim(joined.study_id, "new") is not None
+
+
+def test_study_stored_by_an_earlier_version_is_extended(sqlite_url, text):
+    """Its config lacks the settings that are new, and its only table is no list."""
+    finish(join(sqlite_url, text), 4)
+    joined = join(sqlite_url, text)
+    config = joined.study.user_attrs["config"]
+    for name in ("keep_checkpoints", "nuisance", "cells"):
+        del config[name]
+    (config["space"],) = config["space"]
+    joined.study.set_user_attr("config", config)
+    assert join(sqlite_url, text, LONGER, extend=True).config.training.steps == 8
