@@ -95,7 +95,7 @@ def main() -> None:
     else:
         sys.argv = command
         with _repeat("still importing PyTorch"):
-            importlib.import_module("search.cli")
+            importlib.import_module("search.run")
         runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 

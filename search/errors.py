@@ -7,6 +7,8 @@
     ├── GridExhaustedError       (also optuna.TrialPruned) no grid trial is left
     ├── ShutdownRequestedError   an operation was interrupted by a request to stop
     ├── WeightsNotFoundError     the weights of a trial are not available
+    ├── TrialNotFoundError       a study does not have a trial
+    ├── SearchFailedError        a search ended, but without the results that it was run for
     └── ExportError              a folder cannot be written
 """
 
@@ -34,6 +36,14 @@ class ShutdownRequestedError(SearchError):
 
 class WeightsNotFoundError(SearchError):
     """The weights of a trial are not available."""
+
+
+class TrialNotFoundError(SearchError):
+    """A study does not have the trial, or no complete one."""
+
+
+class SearchFailedError(SearchError):
+    """A worker process failed, or the study is finished without a complete trial."""
 
 
 class ExportError(SearchError):

@@ -32,6 +32,28 @@ def export(
     debug: bool,
 ) -> int:
     """Export a model."""
+    export_trial(study, directory, trial, storage, artifacts)
+    click.echo(directory)
+    return 0
+
+
+def export_trial(
+    study: str, directory: Path, trial: int | None, storage: str, artifacts: str | None
+) -> None:
+    """Export the model of a trial to a standalone folder.
+
+    Args:
+        study: name of the study.
+        directory: path of the folder, which must be empty or not exist.
+        trial: number of the trial; None for the best whose weights are stored.
+        storage: URL of the storage.
+        artifacts: location of the artifacts.
+
+    Raises:
+        ExportError: if the path is taken or cannot be written.
+        StudiesError, WeightsNotFoundError, SavedModelError, TokenizerError: see
+            :func:`search.load_model.load_trial_model`.
+    """
     with contextlib.suppress(OSError):  # reported when the folder is written
         _check_is_free(directory)
     loaded = load_trial_model(study, trial, storage, artifacts)
@@ -39,8 +61,6 @@ def export(
     metadata = _describe(loaded, trial_config.bptt_steps)
     model = dataclasses.replace(loaded.model, metadata=metadata)
     write_folder(directory, export_files(model, trial_config.bptt_steps))
-    click.echo(directory)
-    return 0
 
 
 def write_folder(directory: Path, files: dict[str, bytes]) -> None:

@@ -2,13 +2,16 @@
 
 import multiprocessing
 import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
+from typing import Any
 
 import click
 
@@ -42,6 +45,10 @@ _CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
 """Exit codes of workers that finished, or stopped on request."""
 
 
+_main_program_lock = threading.Lock()
+"""Held while worker processes start, see :func:`_hidden_main_program`."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """Result of a run.
@@ -50,13 +57,24 @@ class RunResult:
         study: name of the study.
         finished: number of its finished trials, by any worker.
         was_finished: whether it was finished when this process joined it.
-        exit_code: exit code of the command.
+        signal: number of the signal that stopped the run; None without one.
+        failed_workers: number of worker processes that failed, after a warning for each.
+        failure: why a finished study has no complete trial; "" otherwise.
     """
 
     study: str
     finished: int
     was_finished: bool
-    exit_code: int
+    signal: int | None = None
+    failed_workers: int = 0
+    failure: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, as in shells; 1 after a failure, else 0."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return int(bool(self.failed_workers or self.failure))
 
 
 def run_workers(
@@ -86,7 +104,7 @@ def run_workers(
     except ShutdownRequestedError:
         if not options.is_subprocess:
             console.print_line(STOPPED_EARLY)
-        return RunResult(name, 0, False, stop.exit_code)
+        return RunResult(name, 0, False, stop.signal)
     handle, config = session.handle, session.handle.config
     storage = handle.storage
     # The parent of worker processes rescues a lost file and reports it, once for all of them.
@@ -109,22 +127,22 @@ def run_workers(
             ) as claims,
         ):
             reader.attach(claims)
-            exit_code = 0
+            failed_workers, failure = 0, ""
             if options.workers == 1:
                 _run_worker(options, session, claims, reader, stop, display, has_trained)
             else:
                 console.print_line(f"starting {options.workers} worker processes")
                 watch = CorpusWatch(handle.corpus)
-                exit_code = _run_worker_processes(
+                failed_workers = _run_worker_processes(
                     options, reader, stop, display, watch, has_trained
                 )
             status = reader.read_status()
         merge_log(storage)
         if not options.is_subprocess:
-            exit_code |= _conclude(console, session, status, stop, has_trained)
+            failure = _conclude(console, session, status, stop, has_trained)
     trim_heap()  # a report, which may follow, needs as much memory
     finished = status.counts.finished
-    return RunResult(status.name, finished, was_finished, stop.exit_code or exit_code)
+    return RunResult(status.name, finished, was_finished, stop.signal, failed_workers, failure)
 
 
 def _run_worker(
@@ -183,11 +201,11 @@ def _conclude(
     status: Status,
     stop: ShutdownSignal,
     has_trained: c_bool,
-) -> int:
+) -> str:
     """Print the outcome of a run and remove the checkpoints of a finished study.
 
     Returns:
-        1 if the study is finished without a complete trial, else 0.
+        Why the study is finished without a complete trial; "" otherwise.
     """
     if status.is_finished:
         _remove_leftovers(session)
@@ -199,9 +217,8 @@ def _conclude(
             console.print_line(STOPPED_EARLY)
     if status.is_finished and not status.counts.complete + status.counts.pruned:
         trials = read_trials(session.handle.storage, session.handle.study_id)
-        click.echo(f"error: {explain_failure(status.name, trials, status.counts)}", err=True)
-        return 1
-    return 0
+        return explain_failure(status.name, trials, status.counts)
+    return ""
 
 
 def _remove_leftovers(session: Session) -> None:
@@ -227,7 +244,7 @@ def _run_worker_processes(
     """Start worker processes and wait for them.
 
     Returns:
-        1 if one of them failed, else 0.
+        The number of those that failed.
     """
     # The study exists by now; options that apply to the whole run are not passed on.
     worker = replace(options, workers=1, extend=False, until=None, is_subprocess=True)
@@ -238,8 +255,9 @@ def _run_worker_processes(
         for device in assign_devices(options.device, options.workers)
     ]
     try:
-        for process in processes:
-            process.start()
+        with _hidden_main_program():
+            for process in processes:
+                process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
             display.on_log(reader.read_running())
             watch.check()
@@ -258,7 +276,26 @@ def _run_worker_processes(
         reader.read_status()  # raises the error for all of them if the study is gone
     for process in failed:
         click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
-    return int(bool(failed))
+    return len(failed)
+
+
+@contextmanager
+def _hidden_main_program() -> Iterator[None]:
+    """Keep processes that are spawned meanwhile from running the main program first.
+
+    Each would run a script that is not protected by ``if __name__ == "__main__"``, search included,
+    and workers need nothing from it.
+    """
+    main = vars(sys.modules["__main__"])
+    with _main_program_lock:
+        hidden: dict[str, Any] = {
+            name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+        }
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(hidden)
 
 
 def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:

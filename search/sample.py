@@ -7,6 +7,7 @@ import sys
 import click
 
 from rnn.inference.generation import generate
+from rnn.inference.saved_model import SavedModel
 from search.errors import USER_ERRORS
 from search.load_model import load_trial_model, model_options
 from studies.cli import run_command, study_argument
@@ -58,10 +59,21 @@ def sample(
         raise click.BadParameter("--temperature is nan: expected 0 or more")
     model = load_trial_model(study, trial, storage, artifacts).model
     start = os.fsencode(prompt)  # the bytes as typed, even if they are not valid UTF-8
-    continuation = generate(model, start, length, temperature, top_k, seed)
-    text = to_printable(start + continuation)
+    text = sample_text(model, start, length, temperature, top_k, seed)
     click.echo(text.encode(sys.stdout.encoding or "utf-8", "replace"))
     return 0
+
+
+def sample_text(
+    model: SavedModel,
+    prompt: bytes,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """Return a prompt and its continuation as printable text; see :func:`generate`."""
+    return to_printable(prompt + generate(model, prompt, length, temperature, top_k, seed))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import os
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from studies.artifacts import open_store
 from studies.errors import ConfigError
-from studies.loader import ConfigFile, load_config_file, load_overrides
+from studies.loader import ConfigFile, load_config_file, load_overrides, load_settings
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RunOptions:
     """Options of the command line; see ``run_search.py --help``.
 
     Attributes:
+        settings: settings of the study, named ``study``, in place of a file; None for the file.
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
         is_refinement: whether the study must derive from another, as for ``refine.py``.
@@ -49,6 +51,18 @@ class RunOptions:
     until: float | None = None
     is_subprocess: bool = False
     is_refinement: bool = False
+    settings: Mapping[str, Any] | None = None
+
+    def load_file(self) -> ConfigFile:
+        """Read the study's settings, with overrides.
+
+        Raises:
+            ConfigError, StorageError, StudyFormatError: see
+                :func:`studies.loader.load_config_file`.
+        """
+        if self.settings is not None:
+            return load_settings(self.study, self.settings, self.overrides)
+        return load_config_file(self.study, self.overrides, self.storage)
 
     @property
     def study_options(self) -> StudyOptions:
@@ -67,7 +81,9 @@ class RunOptions:
 
     @property
     def command(self) -> str:
-        """Command line that creates the same study in any storage."""
+        """Command line, or call in Python, that creates the same study in any storage."""
+        if self.settings is not None:
+            return self._call
         program = "refine.py" if self.is_refinement else "run_search.py"
         words = ["python", program, self.study]
         for option, value in (
@@ -82,6 +98,23 @@ class RunOptions:
         words += ["--partial"] if self.partial else []
         words += ["--yes"] if self.yes else []
         return shlex.join(words)
+
+    @property
+    def _call(self) -> str:
+        """Call of :func:`rnn_search.run` that creates the same study."""
+        overrides = load_overrides(self.overrides).settings
+        given = {
+            "name": self.name or self.study,
+            "overrides": overrides,
+            "corpus": self.corpus,
+            "precision": self.precision,
+            "prune": self.prune,
+            "extend": self.extend,
+            "partial": self.partial,
+            "yes": self.yes,
+        }
+        arguments = [f"{name}={value!r}" for name, value in given.items() if value]
+        return f"rnn_search.run({', '.join([repr(dict(self.settings or {})), *arguments])})"
 
 
 @dataclass(frozen=True)
@@ -133,7 +166,7 @@ def open_session(
 
     def open_once() -> Session:
         nonlocal file
-        file = load_config_file(options.study, options.overrides, options.storage)
+        file = options.load_file()
         if options.is_refinement:
             require_refinement(file)
         return Session.open(options, file)

@@ -47,7 +47,7 @@ class SafeConsole(Console):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(force_jupyter=False)  # there each line would be a box of its own
         self.printed_at = time.monotonic()
         self.is_broken = False
 

@@ -1,5 +1,6 @@
 """Options, arguments and error handling that all commands share."""
 
+import copy
 import logging
 import sys
 import traceback
@@ -96,6 +97,17 @@ def run_command(
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
         binary: names of parameters that accept any bytes.
     """
+    command = require_text(command, binary)
+    run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
+
+
+def require_text(command: click.Command, binary: Collection[str] = ()) -> click.Command:
+    """Return a command that rejects arguments that are not valid UTF-8.
+
+    Args:
+        command: a command.
+        binary: names of parameters that accept any bytes.
+    """
     callback = command.callback
     assert callback is not None
 
@@ -105,8 +117,9 @@ def run_command(
                 _require_text(name, value)
         return callback(**params)
 
-    command.callback = run
-    run_with_exit_code(lambda: command.main(standalone_mode=False), bad_input)
+    checked = copy.copy(command)
+    checked.callback = run
+    return checked
 
 
 def _require_text(name: str, value: Any) -> None:

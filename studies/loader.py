@@ -216,6 +216,24 @@ def load_config_file(
     return _override(file, overrides)
 
 
+def load_settings(
+    name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> ConfigFile:
+    """Return the settings of a study that are given in Python, as a config file.
+
+    Args:
+        name: name of the study.
+        settings: nested settings, as a TOML file contains them; paths of cells are relative to the
+            working directory.
+        overrides: see :func:`load_config_file`.
+
+    Raises:
+        ConfigError: if an override is malformed.
+    """
+    file = ConfigFile(name=name, origin="settings", settings=dict(settings), folder=Path())
+    return _override(file, overrides)
+
+
 def load_overrides(overrides: Sequence[str]) -> ConfigFile:
     """Return overrides as a config file that has no other settings.
 

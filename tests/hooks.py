@@ -179,7 +179,7 @@ def install() -> None:
 def _disable_reports() -> None:
     import reports.dashboard.launcher
 
-    reports.dashboard.launcher.DashboardView.finalize = lambda self, *study: None
+    reports.dashboard.launcher.finalize_search = lambda *study: None
 
 
 def _hold_reports() -> None:

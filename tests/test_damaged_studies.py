@@ -162,7 +162,7 @@ def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
     for name in ("compute_block_importances", "compute_importances"):
         monkeypatch.setattr(f"reports.page.sections.{name}", lambda *results: [])
-    monkeypatch.setattr("reports.dashboard.launcher.DashboardView.finalize", lambda *study: None)
+    monkeypatch.setattr("reports.dashboard.launcher.finalize_search", lambda *study: None)
 
 
 @pytest.mark.usefixtures("quiet")

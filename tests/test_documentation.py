@@ -27,7 +27,7 @@ from studies.attributes import TrialRecord
 from studies.config import StudyConfig
 from studies.loader import load_config_file
 
-PACKAGES = ("reports", "rnn", "search", "studies")
+PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -308,7 +308,8 @@ def test_design_lists_every_module():
 def test_every_named_file_exists(page):
     named = set(
         re.findall(
-            r"`((?:benchmarks|docs|reports|rnn|search|studies|tests)/[\w./-]+)`", PAGES[page]
+            r"`((?:benchmarks|docs|examples|reports|rnn|rnn_search|search|studies|tests)/[\w./-]+)`",
+            PAGES[page],
         )
     )
     written = {"reports/out/", "studies/studies.db", "studies/checkpoints", "studies/weights"}

@@ -28,7 +28,7 @@ SEARCH_OUTPUT = [
     "reports/out/best-network/network.py",
 ]
 
-PACKAGES = {"reports", "rnn", "search", "studies"}
+PACKAGES = {"reports", "rnn", "rnn_search", "search", "studies"}
 
 
 def tracked() -> list[str]:

@@ -21,68 +21,68 @@ STOP_TIMEOUT_SECONDS = 0.5
 """How long a dashboard may take to stop before it is killed."""
 
 
-class DashboardView:
-    """Implementation of :class:`search.cli.StudyView`; its failures never end a search."""
+@contextlib.contextmanager
+def serve_dashboard(storage: str, artifacts: str | None, port: int) -> Iterator[None]:
+    """Serve optuna-dashboard in a separate process while the context is active.
 
-    @contextlib.contextmanager
-    def serve_dashboard(self, storage: str, artifacts: str | None, port: int) -> Iterator[None]:
-        """Serve optuna-dashboard in a separate process while the context is active.
+    A failure is printed and does not end the search.
 
-        Args:
-            storage: URL of the storage.
-            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-            port: port to serve on.
-        """
+    Args:
+        storage: URL of the storage.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        port: port to serve on.
+    """
+    try:
+        server = _start_server(storage, artifacts, port)
+    except Exception as error:  # port taken, no memory for a process
+        click.echo(f"dashboard: {error}; the search continues without it")
+        yield
+        return
+    click.echo(f"dashboard: {dashboard_url(port)}")
+    try:
+        yield
+    finally:
+        server.terminate()
         try:
-            server = _start_server(storage, artifacts, port)
-        except Exception as error:  # port taken, no memory for a process
-            click.echo(f"dashboard: {error}; the search continues without it")
-            yield
-            return
-        click.echo(f"dashboard: {dashboard_url(port)}")
-        try:
-            yield
-        finally:
-            server.terminate()
-            try:
-                server.wait(STOP_TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
-    def finalize(
-        self, storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
-    ) -> None:
-        """Write the report of a search that has ended and publish its study.
 
-        If another process does so, only print which; see :mod:`reports.report_claim`.
+def finalize_search(
+    storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
+) -> None:
+    """Write the report of a search that has ended and publish its study; failures are printed only.
 
-        Args:
-            storage: URL of the storage.
-            study: name of the study.
-            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-            finished: number of finished trials.
-            was_finished: whether the study was finished when this process joined it.
-        """
-        try:
-            other = retry_outages(lambda: claim_report(storage, study, finished, was_finished))
-        except Exception as error:  # the results are recorded
-            click.echo(f"no report: {error_message(error)}")
-            return
-        if other is not None:
-            click.echo(f"report: {other.describe(study)}")
-            return
-        path = write_final_report(storage, [study])
-        try:
-            from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
+    If another process does so, only print which; see :mod:`reports.report_claim`.
 
-            with contextlib.closing(open_storage(storage)) as opened:
-                publish_study(opened, study, lambda: open_store(artifacts, storage, "artifacts"))
-        except Exception as error:  # the results are recorded
-            click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
-        if path is not None:
-            with contextlib.suppress(Exception):  # the next command would write it again
-                record_report(storage, study, finished, path)
+    Args:
+        storage: URL of the storage.
+        study: name of the study.
+        artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        finished: number of finished trials.
+        was_finished: whether the study was finished when this process joined it.
+    """
+    try:
+        other = retry_outages(lambda: claim_report(storage, study, finished, was_finished))
+    except Exception as error:  # the results are recorded
+        click.echo(f"no report: {error_message(error)}")
+        return
+    if other is not None:
+        click.echo(f"report: {other.describe(study)}")
+        return
+    path = write_final_report(storage, [study])
+    try:
+        from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
+
+        with contextlib.closing(open_storage(storage)) as opened:
+            publish_study(opened, study, lambda: open_store(artifacts, storage, "artifacts"))
+    except Exception as error:  # the results are recorded
+        click.echo(f"warning: cannot update the dashboard: {error_message(error)}", err=True)
+    if path is not None:
+        with contextlib.suppress(Exception):  # the next command would write it again
+            record_report(storage, study, finished, path)
 
 
 def _start_server(storage: str, artifacts: str | None, port: int) -> "subprocess.Popen[bytes]":

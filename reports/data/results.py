@@ -170,6 +170,7 @@ def read_results(
     name: str,
     with_curves: Collection[int] | None = None,
     with_windows: bool = True,
+    require_complete: bool = True,
 ) -> Results:
     """Read the results of a study.
 
@@ -178,11 +179,12 @@ def read_results(
         name: name of the study.
         with_curves: numbers of the trials whose curves are read; all by default.
         with_windows: whether the losses on each evaluation window are read.
+        require_complete: whether to reject a study in which no trial is complete yet.
 
     Raises:
         StudyNotFoundError: if the study is missing.
         StudyFormatError: if another program or version stored it.
-        ReportError: if no trial is complete.
+        ReportError: if no trial is complete, and one has to be.
     """
     study = load_study(storage, name)
     record = read_study_record(study)
@@ -204,7 +206,7 @@ def read_results(
         identity=study_identity(storage.engine.url, name, record.artifact_folder),
     )
     counts = results.counts
-    if not counts.complete:
+    if require_complete and not counts.complete:
         advice = "run the search first"
         if counts.finished == counts.planned:
             advice = "all trials ended without a loss, see --status"

@@ -67,11 +67,14 @@ class ThreadBudget:
 
     def __enter__(self) -> Self:
         self._blas_limit = _numpy_blas().limit(limits=1)
+        self._threads_before = torch.get_num_threads()
         self.apply()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._blas_limit.restore_original_limits()  # a report may follow
+        # A report may follow, or other work of the script that ran the search.
+        self._blas_limit.restore_original_limits()
+        torch.set_num_threads(self._threads_before)
         self.release()
 
     def release(self) -> None:

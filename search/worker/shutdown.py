@@ -3,6 +3,7 @@
 import multiprocessing
 import re
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Self
@@ -20,6 +21,8 @@ _SIGHUP = getattr(signal, "SIGHUP", None)
 
 class ShutdownSignal:
     """Records requests to shut down; a context manager that installs signal handlers.
+
+    Only the main thread can install them; in other threads signals keep their usual effect.
 
     Requests are SIGINT, SIGTERM, SIGHUP (closed terminal), SIGUSR1 (warning of a batch system), a
     time limit, and the end of the parent process. A second SIGINT raises ``KeyboardInterrupt``.
@@ -39,7 +42,8 @@ class ShutdownSignal:
         self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
+        is_main = threading.current_thread() is threading.main_thread()
+        for number in SIGNALS if is_main else ():
             if number == _SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # set by nohup
             self._previous_handlers[number] = signal.signal(number, self._receive)
@@ -57,11 +61,6 @@ class ShutdownSignal:
             or (self._deadline is not None and time.monotonic() >= self._deadline)
             or (self._parent is not None and not self._parent.is_alive())
         )
-
-    @property
-    def exit_code(self) -> int:
-        """128 plus the signal's number, as in shells; 0 without a signal."""
-        return 0 if self.signal is None else 128 + self.signal
 
     def wait(self, seconds: float) -> None:
         """Sleep, at most until a shutdown is requested."""

@@ -31,7 +31,6 @@ from sqlalchemy import Engine, event
 
 from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
-from reports.dashboard.launcher import DashboardView
 from reports.dashboard.publish import STATE_ATTR, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.results import read_results
@@ -414,7 +413,7 @@ def test_end_of_a_search_writes_the_report_and_publishes(sqlite_url, monkeypatch
     monkeypatch.setattr(
         launcher, "write_final_report", lambda *arguments: reported.append(arguments)
     )
-    DashboardView().finalize(sqlite_url, "made", None, 8, False)
+    launcher.finalize_search(sqlite_url, "made", None, 8, False)
     assert reported == [(sqlite_url, ["made"])]
     assert "8 of 8 trials" in note_of(sqlite_url)
 
@@ -461,7 +460,7 @@ def test_failed_report_does_not_fail_the_search(sqlite_url, monkeypatch, capsys)
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("reports.page.page.write_report", fail)
-    DashboardView().finalize(sqlite_url, "made", None, 8, False)
+    launcher.finalize_search(sqlite_url, "made", None, 8, False)
     assert capsys.readouterr().out == "no report: a defect\n"
     assert "8 of 8 trials" in note_of(sqlite_url)
 
@@ -474,13 +473,13 @@ def test_failed_publication_is_one_warning(sqlite_url, monkeypatch, capsys):
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(publish, "publish_study", fail)
-    DashboardView().finalize(sqlite_url, "made", None, 8, False)
+    launcher.finalize_search(sqlite_url, "made", None, 8, False)
     assert capsys.readouterr().err == "warning: cannot update the dashboard: disk full\n"
 
 
 def test_end_of_a_search_without_its_storage_is_one_line(tmp_path, capsys):
     url = f"sqlite:///{tmp_path}/absent/studies.db"
-    DashboardView().finalize(url, "made", None, 8, False)
+    launcher.finalize_search(url, "made", None, 8, False)
     output = capsys.readouterr().out
     assert output.startswith("no report: ")
     assert output.count("\n") == 1
@@ -704,7 +703,7 @@ def test_no_response_may_be_shown_in_a_frame(served):
 def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with DashboardView().serve_dashboard(sqlite_url, None, port):
+        with launcher.serve_dashboard(sqlite_url, None, port):
             output = capsys.readouterr().out
         assert output == (
             f"dashboard: port {port} cannot be used (Address already in use); choose another "
@@ -719,7 +718,7 @@ def test_port_in_use_is_reported_and_the_search_continues(sqlite_url, capsys, ru
 
 def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", "/no-python")
-    with DashboardView().serve_dashboard(sqlite_url, None, free_port()):
+    with launcher.serve_dashboard(sqlite_url, None, free_port()):
         output = capsys.readouterr().out
     assert "No such file or directory" in output
     assert output.count("\n") == 1
@@ -727,7 +726,7 @@ def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, mo
 
 def test_server_has_stopped_when_the_search_ends(sqlite_url, capsys):
     port = free_port()
-    with DashboardView().serve_dashboard(sqlite_url, None, port):
+    with launcher.serve_dashboard(sqlite_url, None, port):
         assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"
         with pytest.raises(DashboardError, match=f"port {port}"):
             open_listener(port)

@@ -1,28 +1,31 @@
-"""Options and behaviour that ``run_search.py`` and ``refine.py`` share."""
+"""The commands ``run_search.py`` and ``refine.py``, whose options are the same, and the status."""
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any, Protocol, TypeVar, get_args
+from contextlib import closing
+from typing import Any, TypeVar, get_args
 
 import click
 
+from rnn_search.api import run_search_and_report
 from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
-from search.run import run_workers
 from search.session import RunOptions, require_refinement
 from search.status import read_status
-from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import parse_duration
-from studies.cli import artifacts_option, dashboard_port_option, storage_options, study_name
+from studies.cli import (
+    artifacts_option,
+    dashboard_port_option,
+    storage_options,
+    study_argument,
+    study_name,
+)
 from studies.config import PrecisionSetting
-from studies.loader import load_config_file, read_study_record
+from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
 from studies.text import shorten
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-STUDY_HELP = "STUDY is a config in studies/, the path of a TOML file, or a study in the storage."
 
 
 def _parse_duration(
@@ -137,7 +140,7 @@ _OPTIONS = (
 )
 
 
-def search_options(default_study: str) -> Callable[[_F], _F]:
+def _search_options(default_study: str) -> Callable[[_F], _F]:
     """Add the STUDY argument and the options of a search to a command."""
 
     def decorate(command: _F) -> _F:
@@ -149,36 +152,7 @@ def search_options(default_study: str) -> Callable[[_F], _F]:
     return decorate
 
 
-class StudyView(Protocol):
-    """Dashboard and report of a search, injected by the entry points."""
-
-    def serve_dashboard(
-        self, storage: str, artifacts: str | None, port: int
-    ) -> AbstractContextManager[object]:
-        """Return a context manager that serves optuna-dashboard while it is active.
-
-        Args:
-            storage: URL of the storage.
-            artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
-            port: port to serve on.
-        """
-
-    def finalize(
-        self, storage: str, study: str, artifacts: str | None, finished: int, was_finished: bool
-    ) -> None:
-        """Report on a study whose search has ended, unless another process does.
-
-        Args:
-            storage: URL of the storage.
-            study: name of the study.
-            artifacts: location of the artifacts.
-            finished: number of finished trials.
-            was_finished: whether the study was finished when this process joined it.
-        """
-
-
-def run(
-    view: StudyView,
+def _run(
     *,
     is_refinement: bool = False,
     status: bool,
@@ -192,7 +166,6 @@ def run(
     """Run a search as given by its command line.
 
     Args:
-        view: dashboard and report of the search.
         is_refinement: whether the study must derive from another.
         status: print the progress of the study instead.
         as_json: print the status as JSON.
@@ -211,20 +184,50 @@ def run(
     if status:
         _print_status(run_options, as_json)
         return 0
-    storage, artifacts = run_options.storage, run_options.artifacts
-    server = view.serve_dashboard(storage, artifacts, port) if dashboard else nullcontext()
-    result = run_workers(run_options, server)
-    if result.finished and not result.exit_code:
-        with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
-            view.finalize(storage, result.study, artifacts, result.finished, result.was_finished)
+    result = run_search_and_report(run_options, dashboard_port=port if dashboard else None)
+    if result.failure:
+        click.echo(f"error: {result.failure}", err=True)
     return result.exit_code
 
 
 def _print_status(options: RunOptions, as_json: bool) -> None:
     if options.is_refinement:
-        require_refinement(load_config_file(options.study, options.overrides, options.storage))
+        require_refinement(options.load_file())
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
         config = read_study_record(study).config
         status = read_status(study, storage, config)
     click.echo(json.dumps(status.as_json()) if as_json else format_status(status, config))
+
+
+_STUDY_HELP = "STUDY is a config in studies/, the path of a TOML file, or a study in the storage."
+
+
+@click.command(
+    help="Create or join a study and run its trials; any number of processes may share a study."
+    f"\n\n{_STUDY_HELP}"
+)
+@_search_options(default_study="stage-one")
+def run_search(**options: Any) -> int:
+    """Run a search."""
+    return _run(**options)
+
+
+@click.command(
+    help=f"Derive a study from the best trials of another and run its trials.\n\n{_STUDY_HELP}"
+)
+@_search_options(default_study="stage-two")
+@click.option("--partial", is_flag=True, help="Accept a source study that is not finished.")
+def refine(**options: Any) -> int:
+    """Run a refinement."""
+    return _run(is_refinement=True, **options)
+
+
+@click.command(help="Print the progress of a study without changing anything.")
+@study_argument
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@storage_options
+def status(study: str, as_json: bool, storage: str, debug: bool) -> int:
+    """Print the status of a study."""
+    _print_status(RunOptions(study, storage), as_json)
+    return 0

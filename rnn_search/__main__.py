@@ -1,0 +1,5 @@
+"""Entry point of ``python -m rnn_search``."""
+
+from rnn_search.console import main
+
+main()

@@ -1,0 +1,71 @@
+"""The console command ``rnn-search``: one subcommand for each of the project's commands."""
+
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+import rnn_search
+from studies.cli import require_text, run_with_exit_code
+
+
+class _Subcommand(NamedTuple):
+    """Where a subcommand is, imported when it is used: PyTorch and pandas take seconds."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+_SUBCOMMANDS = {
+    "run": _Subcommand("rnn_search.cli", "run_search", "Create or join a study and run its trials"),
+    "refine": _Subcommand(
+        "rnn_search.cli", "refine", "Derive a study from the best trials of another"
+    ),
+    "report": _Subcommand("reports.cli", "reports", "Write an HTML report"),
+    "dashboard": _Subcommand("reports.dashboard.server", "dashboard", "Serve optuna-dashboard"),
+    "status": _Subcommand("rnn_search.cli", "status", "Print the progress of a study"),
+    "check": _Subcommand("search.check", "check", "Check a cell of your own before a search"),
+    "sample": _Subcommand("search.sample", "sample", "Generate text with a trained network"),
+    "export": _Subcommand("search.export", "export", "Export a trained network to a folder"),
+}
+
+
+class _LazyGroup(click.Group):
+    """Group that imports a subcommand when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the names of the subcommands."""
+        return list(_SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand."""
+        if (place := _SUBCOMMANDS.get(cmd_name)) is None:
+            return None
+        command: click.Command = getattr(import_module(place.module), place.attribute)
+        return require_text(command, binary=("prompt",) if cmd_name == "sample" else ())
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.summary) for name, each in _SUBCOMMANDS.items()])
+
+
+@click.command(
+    cls=_LazyGroup,
+    no_args_is_help=False,
+    help="Train every architecture of a search space of recurrent networks once, and report which "
+    "choices matter.",
+)
+@click.version_option(rnn_search.__version__, prog_name="rnn-search")
+def rnn_search_command() -> None:
+    """Run a subcommand."""
+
+
+def main() -> None:
+    """Run the command and exit the process with its exit code."""
+    from rnn_search.errors import USER_ERRORS
+
+    run_with_exit_code(
+        lambda: rnn_search_command.main(prog_name="rnn-search", standalone_mode=False), USER_ERRORS
+    )

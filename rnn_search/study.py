@@ -1,0 +1,329 @@
+"""A stored study, and its trials with their trained networks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optuna import Study as OptunaStudy
+
+from search.errors import TrialNotFoundError
+from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
+from studies.config import StudyConfig, to_trial_config
+from studies.loader import read_study_record
+from studies.space import Params
+from studies.storage.counts import TrialCounts, best_trial_id, count_trials
+from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
+from studies.storage.queries import TrialRow, read_trials
+from studies.storage.storage import LeasedRDBStorage
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+    import plotly.graph_objects as go
+    from torch import nn
+
+    from reports.data.results import Results
+    from reports.stats.effects import Effect
+    from search.status import Status
+
+
+def load(name: str, *, storage: str | None = None, artifacts: str | Path | None = None) -> "Study":
+    """Open a stored study without changing it.
+
+    Args:
+        name: name of the study.
+        storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
+            ``sqlite:///studies/studies.db`` in the working directory.
+        artifacts: folder or ``s3://BUCKET`` of its weights; by default ``$RNN_SEARCH_ARTIFACTS``,
+            or next to the storage.
+
+    Raises:
+        StorageError: if the storage does not exist or cannot be opened.
+        StudyNotFoundError: if it has no such study.
+        StudyFormatError: if another program, or another version of this one, stored the study.
+    """
+    url = storage_or_default(storage)
+    with closing(read_storage(url)) as opened:
+        config = read_study_record(load_study(opened, name)).config
+    return Study(name, config, url, artifacts_or_default(artifacts))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A stored study. Each access reads the storage, so that it shows a running search's progress.
+
+    All properties and methods raise ``StorageError`` or ``StudyNotFoundError`` if the storage or
+    the study is gone.
+
+    Attributes:
+        name: name of the study.
+        config: its settings when it was opened.
+        storage: URL of the storage.
+        artifacts: location of the artifacts; None for the default.
+    """
+
+    name: str
+    config: StudyConfig = field(repr=False)
+    storage: str = field(repr=False)
+    artifacts: str | None = field(default=None, repr=False)
+
+    @property
+    def results(self) -> "pd.DataFrame":
+        """Table of the trials, the best first, indexed by their numbers.
+
+        Columns: ``label`` of the network, ``state``, ``value``, the parameters that vary, and all
+        others: ``docs/reference/stored-data.md`` describes what a trial records.
+        """
+        results = self._read_results(with_curves=False)
+        first = ["label", "state", "value", *results.axes]
+        return results.table[[*first, *results.table.columns.difference(first, sort=False)]]
+
+    @property
+    def curves(self) -> "pd.DataFrame":
+        """Training curves, one row per log point: ``number``, ``step``, ``loss`` in nats."""
+        return self._read_results().curves
+
+    @property
+    def status(self) -> "Status":
+        """Progress: counts, best trial, estimated time left."""
+        from search.status import read_status
+
+        with self._open() as (storage, study):
+            return read_status(study, storage, read_study_record(study).config)
+
+    @property
+    def counts(self) -> TrialCounts:
+        """Number of trials in each state."""
+        with self._open() as (storage, study):
+            return count_trials(storage, study._study_id)
+
+    @property
+    def best(self) -> "Trial":
+        """The complete trial of the lowest value.
+
+        Raises:
+            TrialNotFoundError: if no trial is complete yet.
+        """
+        with self._open() as (storage, study):
+            trial_id = best_trial_id(storage, study._study_id)
+            if trial_id is None:
+                raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
+            (row,) = read_trials(storage, study._study_id, [trial_id])
+        return self._trial(row)
+
+    def trial(self, number: int) -> "Trial":
+        """Return a trial by its number.
+
+        Raises:
+            TrialNotFoundError: if the study has no such trial.
+        """
+        with self._open() as (storage, study):
+            rows = read_trials(storage, study._study_id)
+        for row in rows:
+            if row.number == number:
+                return self._trial(row)
+        raise TrialNotFoundError(
+            f"trial {number} not found in study {self.name!r}, which has {len(rows):,} trials"
+        )
+
+    def effects(self) -> "Effects":
+        """Estimate the effect of each parameter over matched pairs of complete trials.
+
+        Raises:
+            ReportError: if no trial is complete.
+        """
+        from reports.formatting import loss_unit
+        from reports.stats.effects import FactorialTable
+
+        results = self._read_results(with_curves=False, require_complete=True)
+        table = FactorialTable.from_frame(results.table, results.axes)
+        return Effects(table.compute_effects(), loss_unit(results.config))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the HTML report.
+
+        Args:
+            path: file to write; by default in ``reports/out/`` of the working directory.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ReportError: if no trial is complete, or the file cannot be written or replaced.
+        """
+        from reports.page.page import write_report
+
+        return write_report(self.storage, [self.name], None if path is None else Path(path)).path
+
+    @property
+    def optuna(self) -> OptunaStudy:
+        """The study as plain Optuna sees it, opened read-only."""
+        return load_study(read_storage(self.storage), self.name)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[LeasedRDBStorage, OptunaStudy]]:
+        with closing(read_storage(self.storage)) as storage, storage.reading():
+            yield storage, load_study(storage, self.name)
+
+    def _read_results(self, with_curves: bool = True, require_complete: bool = False) -> "Results":
+        from reports.data.results import read_results
+
+        with closing(read_storage(self.storage)) as storage:
+            return read_results(
+                storage, self.name, None if with_curves else (), False, require_complete
+            )
+
+    def _trial(self, row: TrialRow) -> "Trial":
+        label = to_trial_config(row.params, self.config).label
+        return Trial(self, row.number, row.params, row.value, label)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a study: one network.
+
+    The methods need its weights, which are kept for the best trials (``keep_weights``).
+
+    Attributes:
+        study: the study.
+        number: number of the trial.
+        params: its parameters.
+        value: its value, in nats per token; None unless it is complete.
+        label: short description of the network.
+    """
+
+    study: Study = field(repr=False)
+    number: int
+    params: Params
+    value: float | None
+    label: str
+
+    def network(self) -> "nn.Module":
+        """Return the trained network as a plain module on the CPU.
+
+        ``logits, states = network(tokens, network.init_state(streams))`` reads tokens of the shape
+        (time steps, streams) and returns the logits of the next token of each stream.
+
+        Raises:
+            WeightsNotFoundError: if its weights are not stored.
+            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
+        """
+        from rnn.inference.trained_module import build_trained_module
+        from search.load_model import load_trial_model
+
+        return build_trained_module(load_trial_model(*self._place).model)
+
+    def sample(
+        self,
+        prompt: str = "",
+        length: int = 500,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> str:
+        """Return a prompt and the text with which the network continues it.
+
+        Args:
+            prompt: text to continue; a line feed if empty.
+            length: number of tokens to generate.
+            temperature: below 1, likely tokens are preferred; 0 always takes the most likely one.
+            top_k: number of most likely tokens to sample from; None for all.
+            seed: seed of the sampling.
+
+        Raises:
+            ValueError: if a number is out of range.
+            WeightsNotFoundError: if its weights are not stored.
+            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
+        """
+        from search.load_model import load_trial_model
+        from search.sample import sample_text
+
+        model = load_trial_model(*self._place).model
+        return sample_text(model, os.fsencode(prompt), length, temperature, top_k, seed)
+
+    def export(self, folder: str | Path) -> Path:
+        """Export network and tokenizer to a folder that depends on PyTorch only.
+
+        Args:
+            folder: path of the folder, which must be empty or not exist.
+
+        Returns:
+            The path of the folder.
+
+        Raises:
+            ExportError: if the path is taken or cannot be written.
+            WeightsNotFoundError: if its weights are not stored.
+            SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
+        """
+        from search.export import export_trial
+
+        name, number, storage, artifacts = self._place
+        export_trial(name, Path(folder), number, storage, artifacts)
+        return Path(folder)
+
+    @property
+    def _place(self) -> tuple[str, int, str, str | None]:
+        """Arguments of :func:`search.load_model.load_trial_model`."""
+        return self.study.name, self.number, self.study.storage, self.study.artifacts
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Main effects of the parameters of a study.
+
+    Attributes:
+        effects: the effects, with their contrasts.
+        unit: unit of the effects.
+    """
+
+    effects: "list[Effect]"
+    unit: str
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """One row per contrast.
+
+        Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
+        ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval, the
+        number of ``pairs``, and whether it is ``significant``.
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                each.contrast.parameter,
+                each.contrast.before,
+                each.contrast.after,
+                each.mean,
+                each.low,
+                each.high,
+                each.pairs,
+                each.is_significant,
+            )
+            for each in self.effects
+        ]
+        columns = [
+            "parameter", "before", "after", "effect", "low", "high", "pairs", "significant",
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    def plot(self) -> "go.Figure":
+        """Plot each effect with its interval; a notebook displays the figure."""
+        from reports.charts.effect_plots import plot_effects
+
+        return plot_effects(self.effects, self.unit)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html()
+
+
+def storage_or_default(storage: str | None) -> str:
+    """Return the URL of a storage, or of the one that the command line uses."""
+    return storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
+
+
+def artifacts_or_default(artifacts: str | Path | None) -> str | None:
+    """Return a location of artifacts, or the one that the command line uses."""
+    return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
