@@ -1,19 +1,23 @@
 """Studies of users' own cells: which source is loaded, kept, executed and refused."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
 import pytest
 from helpers import TINY
 
+from reports.dashboard.publish import publish_study
 from rnn.cells.source import MAX_SOURCE_BYTES
 from rnn.errors import CellError
 from search.cells import CellStore, load_cells
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
+from studies.cell_record import CellRecord
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.loader import ConfigFile, load_config_file
+from studies.storage.open import open_storage
 
 STUDY = """
 [space]
@@ -342,3 +346,41 @@ def test_check_ends_with_what_failed(run, folder):
     assert len(done.stdout.splitlines()) == 3
     assert done.stderr.startswith("error: cell Mine: one stream of a batch changes the output of")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqlite_url):
+    """They need neither the file nor its copy."""
+    done = search()
+    assert done.returncode == 0, done.stderr
+    (folder / "cells" / "mine.py").unlink()
+    shutil.rmtree(folder / "studies.db.cells")
+    marker.unlink()
+    common = ("mine", "--storage", sqlite_url)
+    done = run("-m", "reports", *common, "--csv", str(folder / "trials.csv"))
+    assert done.returncode == 0, done.stderr
+    run("-m", "reports", *common, "--output", str(folder / "page.html"))
+    with contextlib.closing(open_storage(sqlite_url)) as storage:
+        publish_study(storage, "mine", lambda: open_store(None, sqlite_url, "artifacts"))
+    done = run("-m", "search.export", "mine", str(folder / "exported"), "--storage", sqlite_url)
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+    done = run("-m", "search.sample", *common, "--length", "3")
+    assert done.returncode == 0, done.stderr
+    assert marker.exists()
+
+
+def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text):
+    options = StudyOptions(corpus=str(text), artifacts=bucket)
+    create_or_join(config_file(folder), sqlite_url, options).storage.close()
+    (folder / "cells" / "mine.py").unlink()
+    file = load_config_file("mine", [], sqlite_url)
+    assert list(create_or_join(file, sqlite_url, options).config.cells) == ["Mine"]
+    boto3 = pytest.importorskip("boto3")
+    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
+    (key,) = [each["Key"] for each in stored]
+    assert key.endswith("/cell-Mine.py")
+    other = {"Mine": file.settings["cells"]["Mine"] | {"sha256": "0" * 64}}
+    with pytest.raises(CellError, match=r"in s3://networks/mine-.* is not the file that the"):
+        CellStore(open_store(bucket, sqlite_url, "cells"), key.partition("/")[0]).load(
+            {name: CellRecord(**record) for name, record in other.items()}
+        )
