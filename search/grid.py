@@ -16,10 +16,11 @@ from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.loader import read_study_record
-from studies.space import Params, distributions
+from studies.space import Params, distributions, param_order
 from studies.storage.create_study import PlannedTrial, extend_study
 from studies.storage.earlier_ends import NewEnd
 from studies.storage.storage import LeasedRDBStorage
+from studies.text import shorten
 
 NO_TRIAL_LEFT = "no_trial_left"
 """System attribute of a trial that was asked for when no grid trial was left."""
@@ -92,11 +93,12 @@ class GridSampler(optuna.samplers.GridSampler):
         study._storage.set_trial_system_attr(trial._trial_id, "grid_id", missing[0])
         study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
         for grid_id in missing[1:]:
+            params = self._to_params(self._all_grids[grid_id])
             study.add_trial(
                 create_trial(
                     state=TrialState.WAITING,
-                    params=self._to_params(self._all_grids[grid_id]),
-                    distributions=dict(self._distributions),
+                    params=params,
+                    distributions={name: self._distributions[name] for name in params},
                 )
             )
 
@@ -111,9 +113,16 @@ class GridSampler(optuna.samplers.GridSampler):
 
         Raises:
             GridExhaustedError: for a trial that was rejected.
+            ValueError: for a parameter that the combination lacks.
         """
         if trial.system_attrs.get(NO_TRIAL_LEFT):
             raise GridExhaustedError("no grid trial is left")
+        grid_id = trial.system_attrs.get("grid_id")
+        params = trial.params if grid_id is None else self._to_params(self._all_grids[grid_id])
+        if param_name in self._param_names and param_name not in params:
+            raise ValueError(
+                f"trial {trial.number} has no parameter {param_name!r}: its combination is {params}"
+            )
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -243,33 +252,13 @@ def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[P
     Raises:
         ConfigMismatchError: if it is not an extension.
     """
-    old_space, new_space = stored.grid, extended.grid
     if extended.space == stored.space:
         return []
-    assert old_space is not None
-    assert new_space is not None
-    if old_space.parameters != new_space.parameters:
-        raise ConfigMismatchError(
-            f"study {name!r} has other parameters: --extend expected "
-            f"{', '.join(old_space.parameters)}"
-        )
-    for parameter in old_space.parameters:
-        old_values, new_values = (
-            list(old_space.values(parameter)),
-            list(new_space.values(parameter)),
-        )
-        if new_values[: len(old_values)] != old_values:
-            raise ConfigMismatchError(
-                f"study {name!r} has space.{parameter} = {old_values}, not {new_values}: --extend "
-                "expected the same values in the same order, then new ones"
-            )
-    old_grid, new_grid = list(old_space.combinations()), create_sampler(extended).combinations
-    if removed := subtract(old_grid, new_grid):
-        raise ConfigMismatchError(
-            f"study {name!r} has {len(removed)} trials that space.exclude leaves out: --extend can "
-            "exclude new trials only"
-        )
-    return [PlannedTrial(params) for params in subtract(new_grid, old_grid)]
+    if conflict := find_conflict(stored, extended):
+        raise ConfigMismatchError(f"study {name!r} {conflict}")
+    old, new = stored.grid, create_sampler(extended).combinations
+    assert old is not None
+    return [PlannedTrial(params) for params in subtract(new, old.combinations())]
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
@@ -278,12 +267,54 @@ def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:
     return [params for params in grid if _key(params) not in present]
 
 
-def is_prefix(space: Grid, extended: Grid) -> bool:
-    """Return whether a search space can have been extended to another."""
-    if space.parameters != extended.parameters:
-        return False
-    for name in space.parameters:
-        values = list(space.values(name))
-        if list(extended.values(name))[: len(values)] != values:
-            return False
-    return not subtract(space.combinations(), extended.combinations())
+def find_conflict(stored: StudyConfig, extended: StudyConfig) -> str:
+    """Return why a config's grid is no extension of a study's, as a predicate of it; "" if it is.
+
+    Every list of a stored table must begin that of the same table of the extension, whose further
+    tables are new. Trials have the parameters that their combinations have, so every stored
+    combination must be one of the extended grid.
+    """
+    old, new = stored.grid, extended.grid
+    if old is None or new is None:
+        return "is a refinement without a [space]: extend its source and refine that"
+    old_tables, new_tables = stored.space or (), extended.space or ()
+    if len(new_tables) < len(old_tables):
+        return (
+            f"has {len(old_tables)} tables [[space]], not {len(new_tables)}: --extend expected "
+            "these, then new ones"
+        )
+    for number, old_table in enumerate(old_tables):
+        new_table = new_tables[number]
+        table = "space." if len(old_tables) == 1 else f"space {number + 1}: "
+        for parameter in old.parameters:
+            old_values, new_values = old_table.values(parameter), new_table.values(parameter)
+            if old_values is None or new_values is None:
+                continue
+            if list(new_values[: len(old_values)]) != list(old_values):
+                return (
+                    f"has {table}{parameter} = {list(old_values)}, not {list(new_values)}: "
+                    "--extend expected the same values in the same order, then new ones"
+                )
+    removed = subtract(old.combinations(), new.combinations())
+    return _describe_removal(removed, new) if removed else ""
+
+
+def _describe_removal(removed: Sequence[Params], grid: Grid) -> str:
+    """Say why a grid does not have some combinations of a study."""
+    first = removed[0]
+    wider = next((each for each in grid.combinations() if first.items() <= each.items()), first)
+    if added := wider.keys() - first.keys():
+        return (
+            f"has {len(removed)} trials without {', '.join(param_order(added))}, which they would "
+            "have: --extend expected the parameters of existing trials to stay; start another "
+            "study with --name"
+        )
+    if lost := first.keys() - set(grid.parameters):
+        return (
+            f"has {len(removed)} trials with {', '.join(param_order(lost))}, which they would "
+            "lack: --extend expected the parameters of existing trials to stay"
+        )
+    return (
+        f"has {len(removed)} trials that space leaves out, such as "
+        f"{shorten(repr(first), 300)}: --extend can exclude new trials only"
+    )

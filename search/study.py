@@ -15,7 +15,7 @@ from search.cells import CellStore, check_sources, load_cells, without_cells
 from search.certification import certify_cells
 from search.duration import describe_duration
 from search.extension import describe_new_end, plan_new_end
-from search.grid import GridSampler, create_sampler, extend_grid, is_prefix
+from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
@@ -297,8 +297,9 @@ def _was_extended(record: StudyRecord, config: StudyConfig) -> bool:
 
 def _has_earlier_grid(stored: StudyConfig, config: StudyConfig) -> bool:
     """Return whether a study's grid, if it has one, can be an extension of that of a config."""
-    old, new = config.grid, stored.grid
-    return old is new if old is None or new is None else is_prefix(old, new)
+    if config.space is None or stored.space is None:
+        return config.space is stored.space
+    return not find_conflict(config, stored)
 
 
 def _check_compatible(
@@ -310,23 +311,15 @@ def _check_compatible(
     listed = "; ".join(differences[:MAX_DIFFERENCES])
     if len(differences) > MAX_DIFFERENCES:
         listed += f"; and {len(differences) - MAX_DIFFERENCES} more"
-    is_extensible = _parameters(stored) == _parameters(config) and all(
-        line.startswith(_EXTENSIBLE) for line in differences
-    )
+    added_steps = config.training.steps - stored.training.steps
+    is_extensible = all(line.startswith(_EXTENSIBLE) for line in differences)
     hint = ""
-    if is_extensible and config.training.steps > stored.training.steps:
-        hint = ", or --extend to train longer"
-    elif is_extensible:
-        hint = ", or --extend if values were added at the end of a list"
+    if is_extensible and added_steps >= 0 and _has_earlier_grid(config, stored):
+        hint = f", or --extend to {'train longer' if added_steps else 'add the new trials'}"
     raise ConfigMismatchError(
         f"study {name!r} exists with other settings: {listed}; use its settings, or another "
         f"--name{hint}"
     )
-
-
-def _parameters(config: StudyConfig) -> tuple[str, ...]:
-    grid = config.grid
-    return grid.parameters if grid else ()
 
 
 def _pruner(config: StudyConfig) -> BasePruner:

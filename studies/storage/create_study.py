@@ -14,6 +14,7 @@ from studies.attributes import EARLIER_ENDS, IS_GRID_TRIAL, PAUSED
 from studies.errors import StudiesError
 from studies.space import Params
 from studies.storage.backup import merge_log
+from studies.storage.damage import parse_choices
 from studies.storage.earlier_ends import NewEnd, reopen_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
@@ -103,7 +104,8 @@ def extend_study(
         study_id: id of the study.
         expected: expected values of the user attributes that the new trials depend on.
         attributes: user attributes of the study to replace.
-        distributions: distribution of every parameter; each extends the stored one.
+        distributions: distribution of every parameter. Values that the stored one lacks are
+            appended to its choices, so that stored indices of choices stay valid.
         trials: grid trials to add.
         new_end: more steps, for which the complete trials wait again; None for the same steps.
 
@@ -135,6 +137,7 @@ def extend_study(
                 earlier_end.model_dump(mode="json"),
             ]
         trial_ids = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+        distributions = _append_choices(connection, study_id, distributions)
         for name, distribution in distributions.items():
             connection.execute(
                 sa.update(TRIAL_PARAMS)
@@ -176,6 +179,25 @@ def _require_extensible(connection: Connection, study_id: int, new_end: NewEnd |
             f"{running} grid trials are held by workers: --extend expects none; stop the workers "
             "first"
         )
+
+
+def _append_choices(
+    connection: Connection, study_id: int, distributions: Mapping[str, CategoricalDistribution]
+) -> dict[str, CategoricalDistribution]:
+    """Return the stored distributions with the choices of others that they lack at the end."""
+    query = (
+        sa.select(TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .distinct()
+    )
+    stored = {name: parse_choices(text) for name, text in connection.execute(query)}
+    return {
+        name: CategoricalDistribution(
+            tuple(dict.fromkeys((*stored.get(name, ()), *distribution.choices)))
+        )
+        for name, distribution in distributions.items()
+    }
 
 
 def update_system_attributes(

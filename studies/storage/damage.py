@@ -78,14 +78,19 @@ def parse_choice(index: float, distribution: str) -> Any:
     Raises:
         TypeError, ValueError: if there is none.
     """
-    choices = _parse_choices(distribution)
+    choices = parse_choices(distribution)
     if index not in range(len(choices)):
         raise ValueError(f"its choice is {index} of {len(choices)}, counted from 0")
     return choices[int(index)]
 
 
 @cache
-def _parse_choices(distribution: str) -> Sequence[Any]:
+def parse_choices(distribution: str) -> Sequence[Any]:
+    """Return the choices of a stored distribution.
+
+    Raises:
+        TypeError, ValueError: if it has none.
+    """
     parsed = json_to_distribution(distribution)
     if not isinstance(parsed, CategoricalDistribution):
         raise TypeError(f"its distribution is {type(parsed).__name__}: expected categories")
