@@ -79,8 +79,8 @@ def create_new_study(
         StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
             finished.
     """
-    tokens = tokenize(storage, config, corpus)
     planned, space = _plan_trials(storage, config, options)
+    tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
     precision = _resolve_precision(config.precision, device)
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision, "corpus": corpus.name}),

@@ -1,7 +1,7 @@
 """Derive the trials of a refinement from the best trials of its source study."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,10 +12,11 @@ from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
-from studies.space import BPTT_STEPS, REPLICATE, Params, param_order
+from studies.space import CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
 from studies.storage.queries import TrialRow
+from studies.training import TRAINING_PARAMS, uses_setting
 
 MAX_UNCONFIRMED = 20_000
 """Number of new trials above which a user must confirm them with ``--yes``."""
@@ -31,9 +32,12 @@ def derive_trials(
     keep: float = 1,
     confirmed: bool = False,
 ) -> list[PlannedTrial]:
-    """Apply a refinement's variants and replicates to the best trials of its source.
+    """Apply a refinement's variants and replicates to the best architectures of its source.
 
-    Equal combinations become one trial that lists all source trials that led to it.
+    An architecture is what trials share that differ in replicates and nuisance parameters only. It
+    is judged at its best values of the nuisance parameters, and its derived trials have these. A
+    variant is applied to the architectures that have its parameters. Equal combinations become one
+    trial that lists all source trials that led to it.
 
     Args:
         trials: grid trials of the source study.
@@ -53,10 +57,9 @@ def derive_trials(
     """
     refinement = config.refinement
     assert refinement is not None
-    # Architectures are ranked: a source may contain replicates of each.
-    architectures = {_architecture_key(trial) for trial in trials}
-    has_replicates = len(architectures) < len(trials)
-    planned = len(architectures) if has_replicates else counts.planned
+    groups = _group(trials, config.nuisance)
+    sizes = [len(group) for group in groups.values()]
+    planned = len(groups) if len(groups) < len(trials) else counts.planned
     wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
         raise UnfinishedSourceError(
@@ -64,12 +67,21 @@ def derive_trials(
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
-    if counts.pruned and wanted > (kept := top_count(keep, planned)):
-        raise UnfinishedSourceError(
-            f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} trials, "
-            f"but refinement.top = {refinement.top} needs {wanted}: expected at most {kept}"
-        )
-    ranked = _rank_architectures(rank_trials(trials))
+    if counts.pruned:
+        # Pruning keeps the best trials, of which an architecture has one for each combination of
+        # the nuisance parameters. Before the best trial of the k-th best architecture come at most
+        # all trials of the k - 1 better ones. With one fraction of each, enough are kept.
+        kept = top_count(keep, counts.planned)
+        needed = (wanted - 1) * max(sizes, default=1) + 1
+        if needed > kept:
+            among = "" if needed == wanted else f", which are among the top {needed} trials"
+            expected = (kept - 1) // max(sizes, default=1) + 1
+            raise UnfinishedSourceError(
+                f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} "
+                f"trials, but refinement.top = {refinement.top} needs {wanted}{among}: expected at "
+                f"most {expected}"
+            )
+    ranked = _rank_architectures(groups, config.nuisance)
     if len(ranked) < wanted and not (partial and ranked):
         raise UnfinishedSourceError(
             f"study {refinement.source!r} has {len(ranked)} complete trials, but "
@@ -78,7 +90,7 @@ def derive_trials(
         )
     count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
     check_count(count, config.training.steps, confirmed)
-    return _derive(ranked[:wanted], refinement, config.training.bptt_steps)
+    return _derive(ranked[:wanted], refinement, config)
 
 
 def check_count(
@@ -119,49 +131,106 @@ def _loss(trial: TrialRow) -> float:
     return math.inf if trial.value is None else trial.value
 
 
-def _architecture_key(trial: TrialRow) -> _ParamsKey:
-    """Return a trial's parameters without the replicate."""
-    names = [name for name in param_order(trial.params) if name != REPLICATE]
-    return tuple((name, trial.params[name]) for name in names)
+def _without(params: Params, names: Collection[str]) -> Params:
+    """Return parameters in their order, without some."""
+    return {name: params[name] for name in param_order(params) if name not in names}
 
 
-def _rank_architectures(ranked: list[TrialRow]) -> list[list[TrialRow]]:
-    """Group replicates; the best mean first, ties by number."""
+def _key(params: Params) -> _ParamsKey:
+    return tuple(params.items())
+
+
+def _group(trials: Iterable[TrialRow], nuisance: Sequence[str]) -> dict[_ParamsKey, list[TrialRow]]:
+    """Group the trials of each architecture, in the given order."""
     groups: dict[_ParamsKey, list[TrialRow]] = {}
-    for trial in ranked:
-        groups.setdefault(_architecture_key(trial), []).append(trial)
+    for trial in trials:
+        key = _key(_without(trial.params, (*nuisance, REPLICATE)))
+        groups.setdefault(key, []).append(trial)
+    return groups
+
+
+def _rank_architectures(
+    groups: Mapping[_ParamsKey, Sequence[TrialRow]], nuisance: Sequence[str]
+) -> list[list[TrialRow]]:
+    """Return the complete runs of each architecture at its best values of nuisance parameters.
+
+    The best mean over runs comes first; ties by number.
+    """
 
     def sort_key(runs: list[TrialRow]) -> tuple[float, int]:
         return fmean(map(_loss, runs)), runs[0].number
 
-    return sorted(groups.values(), key=sort_key)
+    best = []
+    for group in groups.values():
+        settings: dict[_ParamsKey, list[TrialRow]] = {}
+        for trial in rank_trials(group):
+            settings.setdefault(_key(_without(trial.params, (REPLICATE,))), []).append(trial)
+        if settings:
+            best.append(min(settings.values(), key=sort_key))
+    return sorted(best, key=sort_key)
 
 
 def _derive(
-    best: list[list[TrialRow]], refinement: Refinement, bptt_steps: int
+    best: list[list[TrialRow]], refinement: Refinement, config: StudyConfig
 ) -> list[PlannedTrial]:
-    sources: dict[tuple[object, ...], list[int]] = {}
-    derived: dict[tuple[object, ...], Params] = {}
-    varies_bptt_steps = any(BPTT_STEPS in variant for variant in refinement.variants)
+    sources: dict[_ParamsKey, list[int]] = {}
+    derived: dict[_ParamsKey, Params] = {}
     # Replicates must be new runs: the source's were selected for their values. A study without
     # replicates runs replicate 0.
     first = 1 + max(int(trial.params.get(REPLICATE, 0)) for runs in best for trial in runs)
+    varied = {name for variant in refinement.variants for name in variant}
+    applied = set()
     for runs in best:
-        base = dict(_architecture_key(runs[0]))
-        if varies_bptt_steps:
-            base.setdefault(BPTT_STEPS, bptt_steps)
-        for variant in refinement.variants:
-            if unknown := variant.keys() - base.keys():
-                raise ConfigError(
-                    f"unknown parameter in refinement.variants: {', '.join(sorted(unknown))}; "
-                    f"trials of {refinement.source!r} have {', '.join(base)}"
-                )
+        base = _without(runs[0].params, (REPLICATE,))
+        for number, variant in enumerate(refinement.variants):
+            params = _apply(variant, base, varied, config)
+            if params is None:
+                continue
+            applied.add(number)
             for replicate in range(first, first + refinement.replicates):
-                params: Params = base | variant
-                if refinement.replicates > 1:
-                    params[REPLICATE] = replicate
-                key = tuple(params.values())
-                derived[key] = params
+                run = params | ({REPLICATE: replicate} if refinement.replicates > 1 else {})
+                key = _key(run)
+                derived[key] = run
                 numbers = sources.setdefault(key, [])
                 numbers += [run.number for run in runs if run.number not in numbers]
+    for number, variant in enumerate(refinement.variants):
+        if number not in applied:
+            present = param_order(name for runs in best for name in runs[0].params)
+            known = ", ".join(name for name in present if name != REPLICATE)
+            lacking = ", ".join(name for name in variant if name not in present)
+            raise ConfigError(
+                f"unknown parameter in refinement.variants: {lacking or ', '.join(variant)}; "
+                f"the best {len(best)} of {refinement.source!r} have {known}"
+            )
     return [PlannedTrial(params, {SOURCE_TRIALS: sources[key]}) for key, params in derived.items()]
+
+
+def _apply(
+    variant: Params, base: Params, varied: Iterable[str], config: StudyConfig
+) -> Params | None:
+    """Return a trial's parameters with a variant's; None if it lacks one of the variant's.
+
+    Args:
+        variant: values to replace.
+        base: parameters of the trial.
+        varied: names in all variants. What the trial does not state has the study's value, or its
+            cell's default, so that the trials of all variants state the same.
+        config: config of the derived study.
+    """
+    options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}
+    known: Params = {name: getattr(config.training, name) for name in TRAINING_PARAMS}
+    known |= {name: option.default for name, option in options.items()}
+    params = {name: known[name] for name in varied if name in known} | base
+    for name, value in variant.items():
+        if name not in params:
+            return None
+        if name in options:
+            if not options[name].fits(value):  # it is a value of another cell's option
+                return None
+            (value,) = options[name].convert([value])
+        params[name] = value
+    optimizer = str(params.get("optimizer", config.training.optimizer))
+    if not all(uses_setting(optimizer, name) for name in variant):
+        return None
+    params = {name: value for name, value in params.items() if uses_setting(optimizer, name)}
+    return _without(params, ())

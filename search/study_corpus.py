@@ -1,13 +1,18 @@
 """The text of a study: its corpus, and the corpus in tokens."""
 
+from collections.abc import Iterable
+
 from rnn.data.corpus import Corpus, load_corpus
 from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.loader import ConfigFile, read_study_record
+from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
+
+SEQUENCE_LENGTH = "sequence_length"
 
 
 def load_study_corpus(file: ConfigFile, config: StudyConfig, is_given: bool) -> Corpus:
@@ -31,14 +36,16 @@ def load_study_corpus(file: ConfigFile, config: StudyConfig, is_given: bool) -> 
         ) from error
 
 
-def tokenize(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) -> TokenCorpus:
+def tokenize(
+    storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus, trials: Iterable[Params]
+) -> TokenCorpus:
     """Return the token corpus of a new study.
 
     A refinement reuses the tokenizer of its source if kind and corpus are the same; otherwise a
     tokenizer is trained on the training split.
 
     Raises:
-        CorpusError: if the corpus is too short for the config.
+        CorpusError: if the corpus is too short for the config or a trial.
     """
     tokens = None
     if config.refinement is not None:
@@ -48,7 +55,7 @@ def tokenize(storage: LeasedRDBStorage, config: StudyConfig, corpus: Corpus) -> 
             tokens = read_token_corpus(source, corpus)
     if tokens is None:
         tokens = TokenCorpus(corpus, train_tokenizer(config.tokenizer, corpus.train))
-    check_length(tokens, config)
+    check_length(tokens, config, trials)
     return tokens
 
 
@@ -57,11 +64,14 @@ def read_token_corpus(record: StudyRecord, corpus: Corpus) -> TokenCorpus:
     return TokenCorpus(corpus, load_tokenizer(record.tokenizer.serialized))
 
 
-def check_length(tokens: TokenCorpus, config: StudyConfig) -> None:
-    """Check that each split is as long as a config needs.
+def check_length(tokens: TokenCorpus, config: StudyConfig, trials: Iterable[Params] = ()) -> None:
+    """Check that each split is as long as a config and, if given, each trial needs.
 
     Raises:
         CorpusError: if one is too short.
     """
-    training, evaluation = config.training, config.evaluation
-    tokens.check_min_length(training.sequence_length, evaluation.window_length, config.eval_split)
+    grid, study_length = config.grid, config.training.sequence_length
+    values = grid.search_space.get(SEQUENCE_LENGTH) if grid else None
+    lengths = [int(value) for value in values or [study_length]]
+    lengths += [int(params.get(SEQUENCE_LENGTH, study_length)) for params in trials]
+    tokens.check_min_length(max(lengths), config.evaluation.window_length, config.eval_split)

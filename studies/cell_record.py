@@ -46,18 +46,20 @@ class OptionRecord(StrictModel):
             ValueError: if one is not; the message begins with the subject.
         """
         for value in values or ():
-            if not self._fits(value) or (self.choices is not None and value not in self.choices):
+            if not self.fits(value):
                 shown = shorten(repr(value))
                 raise ValueError(f"{subject} = {shown}: expected {self.description}")
 
-    def _fits(self, value: ParamValue) -> bool:
+    def fits(self, value: ParamValue) -> bool:
+        """Return whether a value is of the option's type and among its choices."""
         is_bool = self.type == "bool"
         if not isinstance(value, _TYPES[self.type]) or isinstance(value, bool) != is_bool:
             return False
         try:
-            return self.type != "float" or math.isfinite(float(value))
+            is_finite = self.type != "float" or math.isfinite(float(value))
         except OverflowError:  # an integer beyond the largest float
             return False
+        return is_finite and (self.choices is None or value in self.choices)
 
     def convert(self, values: Sequence[ParamValue]) -> list[ParamValue]:
         """Return values as the constructor takes them: a float where an integer is written."""

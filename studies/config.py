@@ -1,6 +1,6 @@
 """The config of a study: the validated form of a ``*.toml`` file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -121,13 +121,21 @@ class Refinement(StrictModel):
     def _check_variants(cls, variants: list[dict[str, ParamValue]]) -> list[dict[str, ParamValue]]:
         if not variants:
             raise ValueError("expected at least one variant ({} is the unchanged architecture)")
-        for variant in variants:
-            for name, value in variant.items():
-                if name in GATED_PARAMS:  # Space alone defines the values of each parameter
-                    Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
-                elif name in TRAINING_PARAMS:
-                    TrainingSpace.model_validate({name: [value]})
-        return variants
+        return [
+            {name: _check_variant_value(name, value) for name, value in variant.items()}
+            for variant in variants
+        ]
+
+
+def _check_variant_value(name: str, value: ParamValue) -> ParamValue:
+    """Return a parameter's value as a grid has it; :class:`StudyConfig` checks other names."""
+    if name in GATED_PARAMS:  # Space and TrainingSpace alone define the values of each parameter
+        space = Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
+        return (space.values(name) or [value])[0]
+    if name in TRAINING_PARAMS:
+        (checked,) = getattr(TrainingSpace.model_validate({name: [value]}), name)
+        return checked  # type: ignore[no-any-return]
+    return value
 
 
 def _list_tables(raw: Any) -> Any:
@@ -206,27 +214,21 @@ class StudyConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _check_grid(self) -> "StudyConfig":
-        try:
-            grid = self.grid
-        except ValueError as error:
-            raise ValueError(f"space {error}") from error
+    def _check_nuisance(self) -> "StudyConfig":
+        grid = self.grid  # refuses tables that contradict each other or the other settings
         if repeated := [name for name in self.nuisance if self.nuisance.count(name) > 1]:
             raise ValueError(f"nuisance names {repeated[0]} twice: expected distinct parameters")
-        if grid is None:
+        if grid is None:  # its trials have the best values of the source's nuisance parameters
+            self._check_params("nuisance", self.nuisance)
             return self
+        varied = [name for name, values in grid.search_space.items() if len(values) > 1]
         for name in self.nuisance:
-            if len(grid.search_space.get(name, ())) < 2:
-                varied = [param for param, values in grid.search_space.items() if len(values) > 1]
+            if name not in varied:
                 raise ValueError(
                     f"nuisance names {name!r}, which does not vary: expected one of "
                     f"{', '.join(varied) or 'the parameters that have several values'}"
                 )
-        if (
-            set(self.nuisance)
-            >= {param for param, values in grid.search_space.items() if len(values) > 1}
-            and self.nuisance
-        ):
+        if self.nuisance and set(varied) <= set(self.nuisance):
             raise ValueError(
                 "nuisance names every parameter that varies: expected one that is judged"
             )
@@ -234,16 +236,25 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_variants(self) -> "StudyConfig":
-        options = {name for cell in self.cells.values() for name in cell.options}
-        known = (*GATED_PARAMS, *TRAINING_PARAMS, *options)
         for variant in self.refinement.variants if self.refinement else ():
-            for name in variant:
-                if name not in known:
+            self._check_params("refinement.variants: a variant", variant)
+            for name, value in variant.items():
+                options = [
+                    cell.options[name] for cell in self.cells.values() if name in cell.options
+                ]
+                if options and not any(option.fits(value) for option in options):
                     raise ValueError(
-                        f"refinement.variants: a variant names {name!r}: expected one of "
-                        f"{', '.join(known)}"
+                        f"refinement.variants: a variant has {name} = {shorten(repr(value))}: "
+                        f"expected {options[0].description}"
                     )
         return self
+
+    def _check_params(self, subject: str, names: Iterable[str]) -> None:
+        options = {name: None for cell in self.cells.values() for name in cell.options}
+        known = dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS))
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{subject} names {name!r}: expected one of {', '.join(known)}")
 
     @model_validator(mode="after")
     def _check_pruning(self) -> "StudyConfig":

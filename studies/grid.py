@@ -165,7 +165,9 @@ class Grid:
                 expected = ", ".join(dict.fromkeys([*Space.model_fields, *options]))
                 raise ValueError(f"{table} has the unknown key {name}: expected one of {expected}")
             for cell in known:
-                cell.options[name].check(f"{cell_name(cell.spec)} has {name}", space.values(name))
+                cell.options[name].check(
+                    f"{table}: {cell_name(cell.spec)} has {name}", space.values(name)
+                )
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""

@@ -130,7 +130,9 @@ class ConfigFile(BaseModel):
         messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
         message = ", or ".join(each[0].lower() + each[1:] for each in messages)
         # An override is blamed for its key and for the table around it, which it may contradict.
-        blamed = f"space.{key}".rstrip(".") if table else key or message.partition(" ")[0]
+        blamed = (
+            f"space.{key}".rstrip(".") if table else key or message.partition(" ")[0].rstrip(":")
+        )
         is_overridden = any(
             f"{o}.".startswith(f"{blamed}.") or f"{blamed}.".startswith(f"{o}.")
             for o in self.overridden
