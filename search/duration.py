@@ -1,30 +1,34 @@
 """Estimate how long a grid takes, before any of its trials was trained."""
 
 import contextlib
-import itertools
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, ParamValue, TrialConfig
 from rnn.models.factory import build_network
 from rnn.models.shapes import count_parameters
 from rnn.training.loop import TrainConfig, TrainLoop
-from search.worker.lockstep_size import auto_lockstep
-from studies.config import StudyConfig, to_trial_config
+from search.worker.lockstep_size import auto_lockstep, differing_params
+from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.space import COST_PARAMS, Params
 from studies.text import format_duration
 
 MAX_SHAPES = 3
-"""Number of shapes that are measured; they are evenly spaced in the number of weights."""
+"""Number of shapes that are measured; they are evenly spaced in their order of cost."""
 
 MEASURE_SECONDS = 0.3
 """Seconds for which each of them is trained, if a step does not take longer."""
+
+_SAMPLE_SIZE = 64
+"""Number of trials of each shape from which networks are chosen."""
 
 
 def describe_duration(config: StudyConfig, count: int, device: torch.device) -> str:
@@ -42,9 +46,16 @@ def describe_duration(config: StudyConfig, count: int, device: torch.device) -> 
     return f", about {format_duration(seconds)} for one worker of this machine"
 
 
-def to_train_config(config: StudyConfig) -> TrainConfig:
-    """Return the settings of the training of all trials of a study."""
-    training = config.training
+def to_train_config(
+    config: StudyConfig, params: Mapping[str, Any] = MappingProxyType({})
+) -> TrainConfig:
+    """Return the settings of a training.
+
+    Args:
+        config: config of the study.
+        params: parameters of the trial, which may set some; none for the study's settings.
+    """
+    training = training_settings(params, config)
     return TrainConfig(
         steps=training.steps,
         batch_size=training.batch_size,
@@ -56,36 +67,68 @@ def to_train_config(config: StudyConfig) -> TrainConfig:
     )
 
 
+@dataclass
+class _Shape:
+    """Trials of about the same cost.
+
+    Attributes:
+        count: number of the trials.
+        sample: some of them, chosen at random.
+    """
+
+    count: int = 0
+    sample: list[Params] = field(default_factory=list)
+
+    def add(self, params: Params, generator: random.Random) -> None:
+        """Count a trial; each is in the sample with the same probability."""
+        self.count += 1
+        if len(self.sample) < _SAMPLE_SIZE:
+            self.sample.append(params)
+        elif (index := generator.randrange(self.count)) < _SAMPLE_SIZE:
+            self.sample[index] = params
+
+
 def _measure_step(config: StudyConfig, device: torch.device) -> float:
     """Return the mean time of a training step of one network of the grid, in seconds."""
-    space = config.grid
-    assert space is not None
-    names = [name for name in space.parameters if name in COST_PARAMS]
-    shapes: list[Params] = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(*map(space.values, names))
-    ]
-    first = next(space.combinations())
-    shapes.sort(key=lambda shape: _count_weights(config, first | shape))
-    measured = min(MAX_SHAPES, len(shapes))
+    grid = config.grid
+    assert grid is not None
     generator = random.Random(config.seed)
+    by_key: dict[tuple[ParamValue | None, ...], _Shape] = {}
+    for params in grid.combinations():
+        key = tuple(params.get(name) for name in COST_PARAMS)
+        by_key.setdefault(key, _Shape()).add(params, generator)
+    shapes = sorted(by_key.values(), key=lambda shape: _estimate_cost(config, shape.sample[0]))
+    measured = min(MAX_SHAPES, len(shapes))
     seconds = []
     for index in range(measured):
-        shape = shapes[(2 * index + 1) * len(shapes) // (2 * measured)]
-        # As a worker would train them: in lockstep, with different switches.
-        streams = max(config.training.batch_size, config.evaluation.windows)
-        limit = auto_lockstep(to_trial_config(first | shape, config), streams, "fp32", device)
-        combinations = [
-            {name: generator.choice(space.values(name)) for name in space.parameters} | shape
-            for _ in range(limit)
-        ]
-        networks = list(dict.fromkeys(to_trial_config(each, config) for each in combinations))
-        seconds.append(_time_steps(networks, to_train_config(config), device) / len(networks))
+        sample = shapes[(2 * index + 1) * len(shapes) // (2 * measured)].sample
+        networks = _select_lockstep(sample, config, device)
+        settings = to_train_config(config, sample[0])
+        seconds.append(_time_steps(networks, settings, device) / len(networks))
     return fmean(seconds)
 
 
-def _count_weights(config: StudyConfig, params: Params) -> int:
-    return count_parameters(to_trial_config(params, config).architecture)
+def _select_lockstep(
+    sample: Sequence[Params], config: StudyConfig, device: torch.device
+) -> list[TrialConfig]:
+    """Return the networks of trials that a worker would train in lockstep with the first."""
+    first = to_trial_config(sample[0], config)
+    streams = max(to_train_config(config, sample[0]).batch_size, config.evaluation.windows)
+    limit = auto_lockstep(first, streams, "fp32", device)
+    differing = differing_params(first)
+
+    def common(params: Params) -> Params:
+        return {name: value for name, value in params.items() if name not in differing}
+
+    matching = [params for params in sample if common(params) == common(sample[0])]
+    return [to_trial_config(params, config) for params in matching[:limit]]
+
+
+def _estimate_cost(config: StudyConfig, params: Params) -> int:
+    """Return a number that grows with the time of a training step."""
+    trial_config = to_trial_config(params, config)
+    weights = count_parameters(trial_config.architecture)
+    return weights * trial_config.bptt_steps * to_train_config(config, params).batch_size
 
 
 def _time_steps(

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import tenacity
 from optuna.trial import FrozenTrial
 
-from rnn.config import OptimizerConfig, TrialConfig
+from rnn.config import CellConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.errors import CheckpointError
 from rnn.training.checkpoint import (
@@ -224,7 +224,7 @@ class CheckpointManager:
             )
 
     def _train_config(self, claim: Claim) -> TrainConfig:
-        return to_train_config(self._config)
+        return to_train_config(self._config, claim.trial.params)
 
     def _identity(self, claim: Claim, steps: int | None = None) -> str:
         """Return the identity of a trial's training, or of that to an earlier end."""
@@ -249,8 +249,10 @@ def checkpoint_identity(
         for name, value in asdict(trial_config.optimizer).items()
         if value != default[name]
     }
-    fields = {
-        "architecture": trial_config.architecture.init_key,
+    architecture = trial_config.architecture
+    source = {"cell_sha256": architecture.sha256} if isinstance(architecture, CellConfig) else {}
+    fields = source | {
+        "architecture": architecture.init_key,
         "replicate": trial_config.replicate,
         "bptt_steps": trial_config.bptt_steps,
         "precision": config.precision,

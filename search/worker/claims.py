@@ -73,7 +73,7 @@ class ClaimManager(StorageClient):
     def claim(
         self,
         exclude: Collection[int] = (),
-        match_on: Sequence[str] = (),
+        lockstep_params: Callable[[FrozenTrial], Sequence[str]] = lambda trial: (),
         lockstep_size: Callable[[FrozenTrial], int] = lambda trial: 1,
         paused_ids: Sequence[int] | None = None,
     ) -> list[Claim]:
@@ -81,7 +81,8 @@ class ClaimManager(StorageClient):
 
         Args:
             exclude: ids of trials that are not claimed, except the first of ``paused_ids``, alone.
-            match_on: parameters that must have equal values, as far as a trial has them.
+            lockstep_params: returns the parameters in which the others must equal the first one;
+                one that it lacks they must lack, too.
             lockstep_size: returns how many trials to claim in total, given the first one.
             paused_ids: id of the paused trial to resume, followed by those that may resume with it;
                 None for trials that are not paused.
@@ -103,7 +104,7 @@ class ClaimManager(StorageClient):
             limit = lockstep_size(first.trial) - 1
             if limit < 1 or (other_ids is not None and not other_ids):
                 return []
-            parameters = [name for name in match_on if name in first.trial.params]
+            parameters = lockstep_params(first.trial)
             try:
                 return storage.claim_matching(
                     first.trial_id, claim_token, limit, parameters, exclude, other_ids

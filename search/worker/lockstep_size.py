@@ -1,14 +1,16 @@
-"""Number of networks to train in lockstep if the user sets none."""
+"""Which networks can train in lockstep, and how many do if the user sets no number."""
 
 from dataclasses import replace
 
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.models.factory import is_stackable
 from rnn.stacked.network import estimate_memory
 from rnn.training.devices import available_memory
 from search.pruning.policy import ALWAYS_CONTINUE
+from studies.space import REPLICATE, SWITCHES
+from studies.training import OPTIMIZER_PARAMS
 
 _MAX_CPU_LAYER_STATE = 256 * 48
 """Layer state of all streams, in numbers, up to which lockstep pays on a CPU: overhead other than
@@ -66,6 +68,17 @@ def auto_lockstep(
     )
     count = max(1, int(memory / size))
     return min(count, _MAX_CPU_LOCKSTEP) if is_cpu else count
+
+
+def differing_params(trial_config: TrialConfig) -> set[str]:
+    """Return the parameters in which networks in lockstep with this one may differ.
+
+    Gated networks are of one shape and read one text; users' own cells are of one architecture and
+    may read several.
+    """
+    if isinstance(trial_config.architecture, CellConfig):
+        return {*OPTIMIZER_PARAMS, REPLICATE}
+    return {*OPTIMIZER_PARAMS, *SWITCHES}
 
 
 def min_keep_probability(device: torch.device) -> float:

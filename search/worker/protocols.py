@@ -44,6 +44,9 @@ class Trainer(Protocol):
     def lockstep_size(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, including it, to train together."""
 
+    def lockstep_params(self, trial: FrozenTrial) -> Sequence[str]:
+        """Return the parameters that trials trained together with this one have in common."""
+
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
     ) -> Iterator[tuple[Claim, TrialResult]]:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from rnn.config import NetworkConfig, Precision, TrialConfig
+from rnn.config import Precision, TrialConfig
+from rnn.errors import CellError
 from rnn.inference.saved_model import SavedModel
-from rnn.models.factory import build_network, is_stackable
+from rnn.models.factory import build_network
 from rnn.models.shapes import count_parameters
 from rnn.training.checkpoint import TrainState
 from rnn.training.devices import is_out_of_memory
@@ -29,7 +30,8 @@ from search.worker.checkpointing import CheckpointManager
 from search.worker.claim import Claim
 from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.lockstep_size import auto_lockstep, min_keep_probability
+from search.worker.lockstep import LockstepPlan
+from search.worker.lockstep_size import min_keep_probability
 from search.worker.model_evaluation import Evaluator
 from search.worker.protocols import PrunerCallback, TrialResult, WorkerCallbacks
 from search.worker.trial_artifacts import CheckpointStore
@@ -87,25 +89,23 @@ class Trainer:
         self._best_models = best_models
         self._corpus_watch = corpus_watch
         self._checkpointer = CheckpointManager(handle, checkpoints, final_checkpoints)
-        self._settings = to_train_config(config)
-        rungs = compute_rungs(self._settings.steps, self._settings.log_every)
+        self._steps = config.training.steps
+        rungs = compute_rungs(self._steps, config.training.log_every)
         self._rungs = {rung.step for rung in rungs} if config.pruning.enabled else set()
-        self._max_lockstep = lockstep
-        self._max_by_shape: dict[tuple[int, int], int] = {}  # after running out of memory
+        self._lockstep_plan = LockstepPlan(
+            config, self._precision, device, self._vocab_size, lockstep
+        )
         self._loop: TrainLoop | None = None
         self._lockstep = 0  # of the current loop, when it began
         self._earlier_versions: dict[TrialConfig, Mapping[str, list[str] | None]] = {}
 
     def lockstep_size(self, trial: FrozenTrial) -> int:
         """Return how many trials like this one, including it, to train together."""
-        trial_config = to_trial_config(trial.params, self.config)
-        if not is_stackable(trial_config):
-            return 1
-        streams = max(self._settings.batch_size, self.config.evaluation.windows)
-        limit = self._max_lockstep or auto_lockstep(
-            trial_config, streams, self._precision, self.device, self._vocab_size
-        )
-        return min(limit, self._max_by_shape.get(_shape(trial_config.architecture), limit))
+        return self._lockstep_plan.size(trial.params)
+
+    def lockstep_params(self, trial: FrozenTrial) -> Sequence[str]:
+        """Return the parameters that trials trained together with this one have in common."""
+        return self._lockstep_plan.common_params(trial.params)
 
     def train(
         self, claims: Sequence[Claim], poll: Callable[[], bool], decide: PrunerCallback
@@ -162,7 +162,9 @@ class Trainer:
         """Train networks that are at the same step together."""
         self._loop = None
         self._lockstep = len(states)
+        params = next(iter(states)).trial.params
         claims = {to_trial_config(claim.trial.params, self.config): claim for claim in states}
+        assert len(claims) == len(states)
         resumed = {
             trial_config: state
             for trial_config, claim in claims.items()
@@ -181,12 +183,12 @@ class Trainer:
                 self.device,
                 {trial_config: state.weights for trial_config, state in resumed.items()},
             )
-            self._loop = loop = TrainLoop(network, self.text.train, self._settings, resumed)
+            settings = to_train_config(self.config, params)
+            self._loop = loop = TrainLoop(network, self.text.train, settings, resumed)
             yield from self._train_and_evaluate(loop, claims, poll, decide)
         except Exception as error:
             if is_out_of_memory(error):
-                shape = _shape(next(iter(claims)).architecture)
-                self._max_by_shape[shape] = max(1, len(claims) // 2)
+                self._lockstep_plan.reduce(params, len(claims))
             raise
 
     def _train_and_evaluate(
@@ -222,12 +224,10 @@ class Trainer:
             for trial_config, loss in zip(loop.configs, point.ema_losses, strict=True):
                 claims[trial_config].report(point.step, loss)
                 number = claims[trial_config].trial.number
-                running.append(
-                    RunningTrial(number, trial_config, point.step, self._settings.steps, loss)
-                )
+                running.append(RunningTrial(number, trial_config, point.step, self._steps, loss))
             self.callbacks.on_log(running)
             yield from self._remove_diverged(loop, claims)
-            if self._rungs and loop.step < self._settings.steps:
+            if self._rungs and loop.step < self._steps:
                 yield from self._pause_or_prune(loop, claims, decide)
         # Decisions that are still pending are ignored: the result is better evidence.
         if loop.configs:
@@ -255,7 +255,7 @@ class Trainer:
         for trial_config, evaluation, seconds in zip(
             trial_configs, evaluations, train_seconds, strict=True
         ):
-            claim, rate = claims[trial_config], self._settings.steps / seconds
+            claim, rate = claims[trial_config], self._steps / seconds
             if claim.lost:
                 continue
             if evaluation.value is None:  # after the last log point, or on held-out text
@@ -346,7 +346,7 @@ class Trainer:
     ) -> Mapping[str, Any]:
         """Return a trial's user attributes; see :class:`studies.attributes.TrialRecord`."""
         return TrialRecord(
-            parameter_count=count_parameters(trial_config.architecture, self._vocab_size),
+            parameter_count=self._count_parameters(trial_config),
             steps_per_second=steps_per_second,
             seconds=seconds,
             host=socket.gethostname(),
@@ -362,10 +362,12 @@ class Trainer:
             **{**self._earlier_versions.get(trial_config, {}), **results},
         ).attributes()
 
+    def _count_parameters(self, trial_config: TrialConfig) -> int:
+        try:
+            return count_parameters(trial_config.architecture, self._vocab_size)
+        except CellError:  # of a trial that fails because its cell cannot be built
+            return 0
+
 
 def _step(state: TrainState | None) -> int:
     return state.step if state else 0
-
-
-def _shape(architecture: NetworkConfig) -> tuple[int, int]:
-    return architecture.layers, architecture.state_size

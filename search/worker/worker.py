@@ -20,7 +20,6 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import SHUTDOWN_GRACE
 from studies.attributes import RETRY_COUNTS, Failure
 from studies.errors import LeaseLostError, StorageUnavailableError
-from studies.space import COST_PARAMS, REPLICATE
 from studies.storage.counts import TrialCounts
 from studies.text import format_trials
 
@@ -38,10 +37,6 @@ PRUNER_WAIT_TIMEOUT = 600.0
 
 REQUEUE_TIMEOUT = 1.0
 """Seconds for requeuing trials when the worker has to exit at once."""
-
-LOCKSTEP_PARAMS = (*COST_PARAMS, REPLICATE)
-"""Parameters that trials trained in lockstep share: their shape, and the replicate, which
-determines the order of the text."""
 
 MAX_RETRIES = 3
 """How often a trial is retried after errors."""
@@ -136,8 +131,9 @@ class Worker:
         return claims or (self.manager.claim() if self._failed_ids else [])
 
     def _claim_matching(self, paused_ids: Sequence[int] | None = None) -> list[Claim]:
+        trainer = self.trainer
         return self.manager.claim(
-            self._failed_ids, LOCKSTEP_PARAMS, self.trainer.lockstep_size, paused_ids
+            self._failed_ids, trainer.lockstep_params, trainer.lockstep_size, paused_ids
         )
 
     def _decide(self, claims: Sequence[Claim]) -> Mapping[Claim, PruneDecision]:

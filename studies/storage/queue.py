@@ -185,14 +185,11 @@ def write_pending(
 
 
 def _same_value(parameter: str, trial_id: int) -> sa.ColumnElement[bool]:
-    """Return the condition that a trial has the same value of a parameter as another trial."""
+    """Return the condition that a trial has the same value of a parameter as another, or none."""
     this, other = TRIAL_PARAMS.alias(), TRIAL_PARAMS.alias()
+    of_this = (this.c.trial_id == TRIALS.c.trial_id) & (this.c.param_name == parameter)
+    of_other = (other.c.trial_id == trial_id) & (other.c.param_name == parameter)
     pairs = sa.select(this.c.trial_id).join(other, this.c.param_value == other.c.param_value)
-    return sa.exists(
-        pairs.where(
-            this.c.param_name == parameter,
-            other.c.param_name == parameter,
-            other.c.trial_id == trial_id,
-            this.c.trial_id == TRIALS.c.trial_id,
-        ).correlate(TRIALS)
-    )
+    is_same = sa.exists(pairs.where(of_this, of_other).correlate(TRIALS))
+    is_absent = ~sa.exists(sa.select(this.c.trial_id).where(of_this).correlate(TRIALS))
+    return is_same | (is_absent & ~sa.exists(sa.select(other.c.trial_id).where(of_other)))

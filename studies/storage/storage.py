@@ -85,7 +85,8 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             trial_id: id of the claimed trial.
             claim_token: token of its claim, which becomes that of the others.
             limit: maximum number to claim.
-            parameters: names of the parameters whose values must match.
+            parameters: names of the parameters whose values must match; one that a trial lacks
+                must be lacking in the others.
             exclude: ids of trials that are not claimed.
             paused_ids: ids of paused trials to claim; None for trials that are not paused.
 

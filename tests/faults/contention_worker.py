@@ -53,6 +53,9 @@ class StubTrainer:
     def lockstep_size(self, trial) -> int:
         return 1
 
+    def lockstep_params(self, trial) -> Sequence[str]:
+        return ()
+
     def train(self, claims: Sequence[Claim], poll, decide) -> Iterator[tuple[Claim, TrialResult]]:
         for claim in claims:
             self.numbers.append(claim.trial.number)

@@ -1,0 +1,102 @@
+"""Which trials of a study a worker trains in lockstep."""
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, Precision, TrialConfig
+from rnn.errors import CellError
+from rnn.models.cell_network import lockstep_obstacle
+from rnn.models.factory import is_stackable
+from search.duration import to_train_config
+from search.worker.lockstep_size import auto_lockstep, differing_params
+from studies.config import StudyConfig, to_trial_config
+from studies.space import CELL, GATED_PARAMS, REPLICATE
+from studies.training import TRAINING_PARAMS
+
+_logger = logging.getLogger(__name__)
+
+
+class LockstepPlan:
+    """Decides how many trials, and which, are trained together with a claimed one.
+
+    Args:
+        config: config of the study.
+        precision: precision of matrix products.
+        device: device to train on.
+        vocab_size: V.
+        limit: maximum number of networks to train together; None to choose by device.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        precision: Precision,
+        device: torch.device,
+        vocab_size: int = BYTE_VOCAB_SIZE,
+        limit: int | None = None,
+    ) -> None:
+        self._config = config
+        self._precision = precision
+        self._device = device
+        self._vocab_size = vocab_size
+        self._limit = limit
+        self._param_names = _list_params(config)
+        self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
+        self._cells_alone: set[str] = set()  # that cannot train in lockstep
+
+    def size(self, params: Mapping[str, Any]) -> int:
+        """Return how many trials like one of these parameters, including it, to train together."""
+        trial_config = to_trial_config(params, self._config)
+        try:
+            if self._limit == 1 or not self._is_stackable(trial_config):
+                return 1
+            batch_size = to_train_config(self._config, params).batch_size
+            streams = max(batch_size, self._config.evaluation.windows)
+            limit = self._limit or auto_lockstep(
+                trial_config, streams, self._precision, self._device, self._vocab_size
+            )
+        except CellError:  # the trial fails when it is trained
+            return 1
+        return min(limit, self._max_by_shape.get(self._shape(params), limit))
+
+    def common_params(self, params: Mapping[str, Any]) -> Sequence[str]:
+        """Return the parameters that trials trained together with one of these share."""
+        differing = differing_params(to_trial_config(params, self._config))
+        return [name for name in self._param_names if name not in differing]
+
+    def reduce(self, params: Mapping[str, Any], count: int) -> None:
+        """Train fewer trials like one of these parameters together: memory is short for so many."""
+        self._max_by_shape[self._shape(params)] = max(1, count // 2)
+
+    def _is_stackable(self, trial_config: TrialConfig) -> bool:
+        """Return whether a network can train in lockstep; log once if a user's cell cannot."""
+        cell = trial_config.architecture
+        if not isinstance(cell, CellConfig):
+            return is_stackable(trial_config)
+        reason = lockstep_obstacle(cell, self._precision, self._device)
+        if reason is not None and cell.cell not in self._cells_alone:
+            self._cells_alone.add(cell.cell)
+            _logger.info(
+                f"cell {cell.cell} cannot be trained in lockstep ({reason}): its trials are "
+                "trained one at a time"
+            )
+        return reason is None
+
+    def _shape(self, params: Mapping[str, Any]) -> Hashable:
+        """Return what determines the memory of a network, up to the switches."""
+        trial_config = to_trial_config(params, self._config)
+        architecture = trial_config.architecture
+        cell = architecture if isinstance(architecture, CellConfig) else type(architecture)
+        size = architecture.layers, architecture.state_size, trial_config.bptt_steps
+        return cell, *size, to_train_config(self._config, params).batch_size
+
+
+def _list_params(config: StudyConfig) -> list[str]:
+    """Return the names of all parameters that a trial of a study can have."""
+    if (grid := config.grid) is not None:
+        return list(grid.parameters)
+    options = [name for cell in config.cells.values() for name in cell.options]
+    return [CELL, *GATED_PARAMS, *options, *TRAINING_PARAMS, REPLICATE]
