@@ -58,6 +58,43 @@ def test_matching_trials_are_claimed_in_order(url):
     ]
 
 
+def test_trials_match_if_they_have_the_same_parameters_with_the_same_values(url):
+    """As in a union of grids: some have no momentum, or no size."""
+    storage = open_storage(url)
+    distributions = {
+        "cell": CategoricalDistribution(("gated", "lstm")),
+        "size": CategoricalDistribution(SIZES),
+        "momentum": CategoricalDistribution((0.5, 0.9)),
+    }
+    small, large = SIZES
+    trials = [
+        {"cell": "gated", "size": small},
+        {"cell": "gated", "size": small, "momentum": 0.5},
+        {"cell": "gated", "size": small, "momentum": 0.9},
+        {"cell": "gated", "size": small},
+        {"cell": "gated"},
+        {"cell": "gated", "size": large},
+        {"cell": "lstm", "size": small},
+        {"cell": "gated", "size": small, "momentum": 0.5},
+        {"cell": "gated"},
+    ]
+    create_study(storage, "union", "loss", {}, distributions, [*map(PlannedTrial, trials)])
+    study_id = load_study(storage, "union")._study_id
+
+    def claim_numbers(parameters):
+        first = storage.claim(study_id, "me/1")
+        trial_ids = [first, *storage.claim_matching(first, "me/1", 99, parameters)]
+        return [storage.get_trial(trial_id).number for trial_id in trial_ids]
+
+    names = ["cell", "size", "momentum", "unknown"]
+    assert claim_numbers(names) == [0, 3]
+    assert claim_numbers(names) == [1, 7]
+    assert claim_numbers(["cell", "size"]) == [2]
+    assert claim_numbers(names) == [4, 8]
+    assert claim_numbers(["size"]) == [5]
+    assert claim_numbers(names) == [6]
+
+
 def test_excluded_trials_are_not_claimed(url):
     storage, study_id = create_two_sizes(url)
     first = storage.claim(study_id, "me/1")

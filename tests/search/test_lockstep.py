@@ -1,0 +1,231 @@
+"""Trials whose training settings and cells differ: which train together, and by which settings."""
+
+import pytest
+import torch
+from test_worker import SETTINGS, stop_in_the_midst, work
+
+from rnn.models.cell_network import CellNetwork
+from rnn.stacked.network import NetworkStack
+from rnn.training.loop import TrainLoop
+from search.cells import load_cells
+from search.duration import describe_duration
+from search.worker.lockstep import LockstepPlan
+from studies.loader import load_config_file
+
+TRAINING = [setting for setting in SETTINGS if not setting.startswith("space.")]
+
+GATED = """
+precision = "fp32"
+
+[space]
+input_gate = [false]
+output_gate = [false]
+state_gate = [true]
+residual = [true]
+forget_gate = [false, true]
+state_source = ["new"]
+layers = [2]
+state_size = [4]
+"""
+
+CELLS = """
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self, input_size: int, state_size: int, *, norm: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_size + state_size, state_size)
+        self.norm = norm
+
+    def forward(self, x, state):
+        state = self.linear(torch.cat((x, state), 1)).tanh()
+        return (state / 2 if self.norm else state), state
+
+
+class Branching(Small):
+    def forward(self, x, state):
+        if not state.isfinite().all():  # vmap cannot branch on data
+            raise ValueError("diverged")
+        return super().forward(x, state)
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Return a function that writes a study file and returns its path."""
+    (tmp_path / "cells.py").write_text(CELLS)
+
+    def write(content):
+        path = tmp_path / "mixed.toml"
+        path.write_text(content)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """Sets of configs that were trained together: (TrialConfig, …) and train config for each."""
+    seen = []
+
+    class Spied(TrainLoop):
+        def __init__(self, stack, text, train_config, *states):
+            seen.append((stack, train_config))
+            super().__init__(stack, text, train_config, *states)
+
+    monkeypatch.setattr("search.worker.trainer.TrainLoop", Spied)
+    return seen
+
+
+def results(joined):
+    """Return each trial's curve and losses by its parameters."""
+    return {
+        frozenset(trial.params.items()): (trial.intermediate_values, trial.user_attrs)
+        for trial in joined.study.trials
+    }
+
+
+def compare(result, other, rel=None):
+    curve, attributes = result
+    other_curve, others = other
+    losses = [(each["training_loss"], each["validation_loss"]) for each in (attributes, others)]
+    if rel is None:
+        assert (curve, losses[0]) == (other_curve, losses[1])
+    else:
+        assert curve == pytest.approx(other_curve, rel=rel)
+        assert losses[0] == pytest.approx(losses[1], rel=rel)
+
+
+VARIED = {
+    "learning_rate": [0.001, 0.02],
+    "batch_size": [4, 6],
+    "sequence_length": [8, 5],
+    "smoothing": [0.5, 0.25],
+    "optimizer": ["sgd", "adam"],
+    "momentum": [0.0, 0.5],
+    "gradient_clipping": [0.0, 0.1],
+    "bptt_steps": [1, 2],
+}
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_trial_trains_by_its_own_settings(sqlite_url, text, study, name):
+    """As the trial of a study in which that setting is the same for all."""
+    values = VARIED[name]
+    optimizer = ["training.optimizer='sgd'"] if name == "momentum" else []
+    varied = study(f"{GATED}[space.training]\n{name} = {values}\n")
+    joined, _ = work(sqlite_url, text, [*TRAINING, *optimizer], study=varied, lockstep=1)
+    assert len(joined.study.trials) == 4
+    found, plain = results(joined), study(GATED)
+    losses = set()
+    for value in values:
+        setting = f"training.{name}={value!r}"
+        fixed, _ = work(
+            sqlite_url, text, [*TRAINING, *optimizer, setting], study=plain, lockstep=1,
+            name=f"fixed {value}",
+        )  # fmt: skip
+        for params, result in results(fixed).items():
+            compare(found[params | {(name, value)}], result)
+            losses.add(result[1]["training_loss"])
+    assert len(losses) == 4, "the setting changes the training"
+
+
+def test_gated_networks_of_several_optimizers_and_switches_train_together(
+    sqlite_url, text, study, stacks
+):
+    path = study(
+        f"{GATED}[space.training]\nlearning_rate = [0.001, 0.02]\noptimizer = ['adam', 'sgd']\n"
+        "momentum = [0.0, 0.5]\nbatch_size = [4, 6]\n"
+    )
+    together, _ = work(sqlite_url, text, TRAINING, study=path)
+    assert len(together.study.trials) == 24
+    assert [len(stack.configs) for stack, _ in stacks] == [12, 12]
+    for stack, train_config in stacks:
+        assert isinstance(stack, NetworkStack)
+        batch_sizes = {dict(config.varied)["batch_size"] for config in stack.configs}
+        assert batch_sizes == {train_config.batch_size}
+    alone, _ = work(sqlite_url, text, TRAINING, study=path, name="alone", lockstep=1)
+    others = results(alone)
+    for params, result in results(together).items():
+        compare(result, others[params], rel=1e-5)
+
+
+UNION = """
+precision = "fp32"
+
+[[space]]
+cell = ["gated", "lstm"]
+input_gate = [false]
+output_gate = [false]
+state_gate = [true]
+residual = [true]
+forget_gate = [false, true]
+state_source = ["new"]
+layers = [2]
+state_size = [4]
+training.learning_rate = [0.001, 0.02]
+
+[[space]]
+cell = ["cells.py:Small", "cells.py:Branching"]
+norm = [false, true]
+layers = [1]
+state_size = [4]
+training.learning_rate = [0.001, 0.02, 0.03]
+"""
+
+
+def test_union_of_cells_trains_each_kind_in_its_own_stacks(sqlite_url, text, study, stacks):
+    path = study(UNION)
+    joined, said = work(sqlite_url, text, TRAINING, study=path)
+    assert len(joined.study.trials) == 4 + 2 + 6 + 6
+    sizes = {}
+    for stack, _ in stacks:
+        cell = getattr(stack.configs[0].architecture, "cell", "gated")
+        sizes.setdefault(cell, []).append(len(stack.configs))
+        if cell == "Small":
+            assert isinstance(stack, CellNetwork)
+            assert len({config.architecture for config in stack.configs}) == 1
+    assert sizes == {"gated": [4], "lstm": [1, 1], "Small": [3, 3], "Branching": [1] * 6}
+    (line,) = [line for line in said if "one at a time" in line]
+    assert line.startswith("cell Branching cannot be trained in lockstep (torch.vmap: ")
+    assert line.endswith("): its trials are trained one at a time")
+    alone, said = work(sqlite_url, text, TRAINING, study=path, name="alone", lockstep=1)
+    assert not any("one at a time" in line for line in said)
+    others = results(alone)
+    for params, result in results(joined).items():
+        compare(result, others[params], rel=1e-4)
+
+
+def test_stopped_trials_of_several_settings_resume_from_their_checkpoints(
+    sqlite_url, text, study, monkeypatch
+):
+    path = study(f"{GATED}[space.training]\nlearning_rate = [0.001, 0.02]\nbatch_size = [4, 6]\n")
+    reference, _ = work(sqlite_url, text, TRAINING, study=path, name="reference", lockstep=1)
+    monkeypatch.setattr("test_worker.work", lambda *args, **rest: work(*args, study=path, **rest))
+    stop_in_the_midst(sqlite_url, text, monkeypatch, TRAINING, lockstep=2)
+    joined, said = work(sqlite_url, text, TRAINING, study=path, lockstep=1)
+    assert sum("from step 4" in line for line in said) == 2
+    assert not any("checkpoint" in line for line in said)
+    expected = results(reference)
+    for params, result in results(joined).items():
+        compare(result, expected[params], rel=1e-5)
+
+
+def test_out_of_memory_of_one_batch_size_does_not_limit_the_other(study):
+    path = study(f"{GATED}[space.training]\nbatch_size = [4, 6]\n")
+    config = load_config_file(path, TRAINING).resolve()
+    first, *_, last = config.grid.combinations()
+    plan = LockstepPlan(config, "fp32", torch.device("cpu"))
+    assert plan.size(first) == plan.size(last) == 32
+    plan.reduce(first, 8)
+    assert (plan.size(first), plan.size(last)) == (4, 32)
+    assert plan.size({**first, "forget_gate": True}) == 4
+
+
+def test_duration_of_a_union_is_estimated(study, monkeypatch):
+    monkeypatch.setattr("search.duration.MEASURE_SECONDS", 0.0)
+    config = load_cells(load_config_file(study(UNION), TRAINING)).resolve()
+    described = describe_duration(config, 18, torch.device("cpu"))
+    assert described.endswith(" for one worker of this machine")
