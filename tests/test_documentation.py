@@ -25,7 +25,7 @@ from reports.stats.decision_rules import read_hypotheses
 from search.cells import load_cells
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
-from studies.loader import load_config_file
+from studies.loader import ConfigFile, load_config_file
 
 PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 
@@ -71,6 +71,7 @@ SMALLER = {
     "stage-one": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
     "quick": (*TINY, *FEW),
     "replicates": ("--set=refinement.top=2", "--set=refinement.replicates=2"),
+    "cells": (*TINY, "--set=space.state_size=[8]"),
     "baselines": (*TINY, "--set=space.layers=[1]", "--set=space.state_size=[8]"),
 }
 """Overrides that make the search of a study small; a derived study inherits most of them."""
@@ -219,8 +220,16 @@ def test_documented_study_of_an_own_cell_is_valid(tmp_path):
     assert len(list(config.grid.combinations())) == 12
 
 
+def test_documented_spaces_have_the_trials_that_the_page_says():
+    counts = []
+    for text in blocks("docs/reference/study-file.md", "toml")[1:-1]:
+        file = ConfigFile(name="a", origin="a", settings=tomllib.loads(text), folder=ROOT)
+        counts.append(load_cells(file).resolve().grid.count())
+    assert counts == [1 + 2, 2 + 4, 2 * 96 + 2 * 2]
+
+
 def test_documented_refinement_is_valid():
-    _, refinement = blocks("docs/reference/study-file.md", "toml")
+    *_, refinement = blocks("docs/reference/study-file.md", "toml")
     assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
 
 

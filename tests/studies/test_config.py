@@ -10,6 +10,8 @@ from studies.loader import load_config_file
 SHIPPED = (
     "quick",
     "quick-refined",
+    "quick-rates",
+    "cells",
     "stage-one",
     "stage-two",
     "replicates",

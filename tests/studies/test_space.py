@@ -1,5 +1,7 @@
 """Search spaces and the resolution of a trial's parameters into a trial config."""
 
+import json
+import math
 from dataclasses import fields
 
 import pytest
@@ -7,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
-from rnn.config import STATE_SOURCES, GatedConfig, TrialConfig
-from studies.config import StudyConfig, to_trial_config
+from rnn.config import STATE_SOURCES, CellConfig, GatedConfig, TrialConfig
+from studies.config import StudyConfig, to_trial_config, training_settings
 from studies.grid import Grid
-from studies.space import GATED_PARAMS, REPLICATE, distributions, observed_search_space
+from studies.space import GATED_PARAMS, REPLICATE, SWITCHES, distributions, observed_search_space
+from studies.storage.damage import check_params
 
 BOOLEANS = st.lists(st.booleans(), min_size=1, max_size=2, unique=True)
 SIZES = st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True)
@@ -139,3 +142,145 @@ def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
         watched.setattr(Grid, "_space_combinations", lambda *_: pytest.fail("listed"))
         with pytest.raises(ValueError, match="has 480,000,000 combinations: expected at most"):
             study_config({**values, "exclude": [{"layers": 1}]})
+
+
+# ------------------------------------------------------------------ unions, cells and settings
+
+CELL = {"spec": "cells.py:MinGRU", "sha256": "0" * 64}
+OPTIONS = {
+    "norm": {"type": "bool", "default": False},
+    "decay": {"type": "float", "default": 0.5},
+    "mode": {"type": "str", "choices": ["a", "b"], "default": "a"},
+    "values": {"type": "int", "default": 1},
+}
+SMALL = {"layers": [1], "state_size": [8]}
+FIXED = {name: [False] for name in SWITCHES if name != "state_source"} | {"state_source": ["new"]}
+MIN_GRU = {"cell": ["cells.py:MinGRU"], **SMALL}
+
+
+def cell_config(*tables: dict, **others) -> StudyConfig:
+    """Config of a study whose tables may name the cell MinGRU."""
+    cells = {"MinGRU": {**CELL, "options": OPTIONS}}
+    raw = {"space": list(tables), "cells": cells, **others}
+    return StudyConfig.model_validate(json.loads(json.dumps(raw)))
+
+
+def combinations(*tables: dict, **others) -> list[dict]:
+    return list(cell_config(*tables, **others).grid.combinations())
+
+
+def test_coinciding_trials_of_a_union_are_one():
+    narrow, wide = {**SMALL, "cell": ["gru"]}, {**SMALL, "cell": ["gru", "lstm"]}
+    assert [params["cell"] for params in combinations(narrow, wide)] == ["gru", "lstm"]
+    # A setting that another table varies has the study's value.
+    varied = {**narrow, "training": {"learning_rate": [0.001, 0.003]}}
+    rates = [params["learning_rate"] for params in combinations(narrow, varied)]
+    assert rates == [0.001, 0.003]
+    faster = combinations(narrow, varied, training={"learning_rate": 0.1})
+    assert [params["learning_rate"] for params in faster] == [0.1, 0.001, 0.003]
+    # So does an option: its default.
+    assert len(combinations(MIN_GRU, {**MIN_GRU, "norm": [False, True]})) == 2
+    assert len(combinations(MIN_GRU, {**MIN_GRU, "values": [1, 2]})) == 2
+
+
+def test_trials_lack_the_parameters_that_do_not_apply():
+    table = {**MIN_GRU, "cell": ["gated", "gru", "cells.py:MinGRU"], "norm": [True, False]}
+    gated, gru, *own = combinations({**table, **FIXED})
+    assert list(gated) == ["cell", *GATED_PARAMS]
+    assert gru == {"cell": "gru", "layers": 1, "state_size": 8}
+    assert own == [
+        {"cell": "MinGRU", "norm": norm, "layers": 1, "state_size": 8} for norm in (True, False)
+    ]
+    config = cell_config({**table, **FIXED})
+    architecture = to_trial_config(own[0], config).architecture
+    assert architecture == CellConfig("MinGRU", "0" * 64, (("norm", True),), 1, 8)
+    # Every trial of a union has `cell` as soon as one table names it.
+    assert combinations({**SMALL, **FIXED}, MIN_GRU)[0]["cell"] == "gated"
+
+
+def test_setting_that_an_optimizer_does_not_use_is_absent():
+    settings = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9], "learning_rate": [1, 0.1]}
+    trials = combinations({**SMALL, "cell": ["gru"], "training": settings})
+    assert len(trials) == 2 + 4
+    assert all(("momentum" in params) == (params["optimizer"] == "sgd") for params in trials)
+    rates = {repr(params["learning_rate"]) for params in trials}
+    assert rates == {"1.0", "0.1"}, "integers are floats where floats are expected"
+    config = cell_config({**SMALL, "cell": ["gru"], "training": settings})
+    trial = to_trial_config(trials[-1], config)
+    assert (trial.optimizer.name, trial.optimizer.momentum) == ("sgd", 0.9)
+    assert trial.varied == (("optimizer", "sgd"), ("learning_rate", 0.1), ("momentum", 0.9))
+    assert training_settings(trials[0], config).learning_rate == 1
+
+
+def test_float_option_is_written_as_an_integer_and_given_as_a_float():
+    decays = [params["decay"] for params in combinations({**MIN_GRU, "decay": [1, 0.25, 1.0]})]
+    assert [repr(decay) for decay in decays] == ["1.0", "0.25"]
+
+
+LR = {"learning_rate": [0.1, 0.2]}
+REFUSED = [
+    ([], {}, "space has no table: expected at least one"),
+    ([{**MIN_GRU, "norm": [1]}], {}, "space: MinGRU has norm = 1: expected true or false"),
+    ([{**MIN_GRU, "values": [True]}], {}, "MinGRU has values = True: expected an integer"),
+    ([{**MIN_GRU, "values": [1.0]}], {}, "MinGRU has values = 1.0: expected an integer"),
+    ([{**MIN_GRU, "decay": [10**400]}], {}, "MinGRU has decay = 1000.*expected a number"),
+    ([{**MIN_GRU, "mode": ["c"]}], {}, "MinGRU has mode = 'c': expected one of 'a', 'b'"),
+    ([{**MIN_GRU, "mode": []}], {}, r"mode is \[\]: expected at least one value"),
+    ([{**MIN_GRU, "mode": ["a", "a"]}], {}, "expected distinct values"),
+    ([MIN_GRU, {**MIN_GRU, "nrom": [True]}], {}, "space 2 has the unknown key nrom: .*, norm"),
+    ([{**SMALL, "norm": [True]}], {}, "space has the unknown key norm"),
+    ([{**SMALL, **LR}], {}, r"space has learning_rate: expected it in \[space.training\]"),
+    ([{**MIN_GRU, "cell": ["other.py:MinGRU"]}], {}, "'cells.py:MinGRU' is named MinGRU as well"),
+    ([{**MIN_GRU, "cell": ["a.py:Other"]}], {}, "'a.py:Other', which is not loaded"),
+    ([{**MIN_GRU, "cell": ["a.py:gru"]}], {}, "has the name of a built-in cell"),
+    ([{**MIN_GRU, "input_gate": [True]}], {}, "space has input_gate and no gated cell"),
+    ([{**SMALL, "training": {"momentum": [0.5, 0.9]}}], {}, "adam does not use: .* optimizer sgd"),
+    ([{**SMALL, "bptt_steps": [1], "training": {"bptt_steps": [2]}}], {}, "bptt_steps twice"),
+    ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
+    ([{**SMALL, "training": LR}], {"nuisance": ["layers"]}, "'layers', which does not vary"),
+    ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate', which .* learning_rate"),
+    ([{**SMALL, "training": LR}], {"nuisance": ["learning_rate"] * 2}, "learning_rate twice"),
+    (
+        [{**MIN_GRU, "training": LR}],
+        {"nuisance": ["learning_rate"]},
+        "nuisance names every parameter that varies",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tables", "others", "message"), REFUSED, ids=lambda each: str(each)[:60])
+def test_contradictory_union_is_refused(tables, others, message):
+    with pytest.raises(ValueError, match=message):
+        cell_config(*tables, **others)
+
+
+def test_option_has_one_type_in_all_cells():
+    """Optuna takes equal values for one choice: 1 of one cell would be read as True or as 1.0."""
+    other = {
+        "spec": "b.py:B",
+        "sha256": "1" * 64,
+        "options": {"norm": {"type": "int", "default": 0}},
+    }
+    cells = {"MinGRU": {**CELL, "options": OPTIONS}, "B": other}
+    tables = [{**MIN_GRU, "norm": [True]}, {**MIN_GRU, "cell": ["b.py:B"], "norm": [1]}]
+    with pytest.raises(ValueError, match="norm, of type bool in MinGRU and int in B"):
+        StudyConfig.model_validate({"space": tables, "cells": cells})
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"learning_rate": "fast"},
+        {"learning_rate": True},
+        {"learning_rate": -1.0},
+        {"momentum": 1.5},
+        {"optimizer": "lion"},
+        {"sequence_length": 1},
+        {"cell": 3},
+        {"norm": math.inf},
+    ],
+)
+def test_stored_parameter_of_a_wrong_value_is_damage(params):
+    check_params({"cell": "MinGRU", "norm": True, "decay": 0.5, "learning_rate": 0.1, "mode": "a"})
+    with pytest.raises(ValueError, match=f"parameter {next(iter(params))}: "):
+        check_params(params)
