@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 from helpers import TINY
 
+import rnn.cells.loading
 from reports.dashboard.publish import publish_study
 from rnn.cells.source import MAX_SOURCE_BYTES
 from rnn.errors import CellError
+from rnn.models.shapes import count_parameters
 from search.cells import CellStore, load_cells
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
 from studies.cell_record import CellRecord
+from studies.config import to_trial_config
 from studies.errors import ArtifactsError, ConfigMismatchError
 from studies.loader import ConfigFile, load_config_file
 from studies.storage.open import open_storage
@@ -241,7 +244,9 @@ def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, sqlit
         assert copy.read_text() == CELL
 
 
-def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, sqlite_url, text):
+def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(
+    folder, sqlite_url, text, monkeypatch
+):
     options = StudyOptions(corpus=str(text))
     create_or_join(config_file(folder), sqlite_url, options).storage.close()
     wider = config_file(folder, cells=', "cells/mine.py:Other"')
@@ -255,8 +260,11 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(folder, sql
     extended = create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), extend=True))
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
     extended.storage.close()
+    monkeypatch.setattr(rnn.cells.loading, "_loaded", {})  # as in another process
     joined = create_or_join(config_file(folder), sqlite_url, options)
     assert list(joined.config.cells) == ["Mine", "Other"]
+    for trial in joined.study.trials:
+        assert count_parameters(to_trial_config(trial.params, joined.config).architecture) > 0
     joined.storage.close()
     names = [path.name for path in kept_copies(folder) if path.is_file()]
     assert names == ["cell-Mine.py", "cell-Other.py"]
