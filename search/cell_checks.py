@@ -150,12 +150,13 @@ def check_deterministic(config: CellConfig) -> None:
                 f"cell {config.cell}: forward changes {name}: expected all that changes from step "
                 "to step to be in the state"
             )
-    logits, after = read_tokens(module, tokens[2:3], states)
-    if not _are_equal(first, (logits, *after)):
-        raise CellError(
-            f"cell {config.cell}: forward returns other numbers for the same input and state: "
-            "expected nothing that is kept between two calls, and no random numbers"
-        )
+    for mode, reason in (
+        (True, "for the same input and state: expected nothing that is kept between two calls"),
+        (False, "after eval(): expected the same as in training"),
+    ):
+        module.train(mode)
+        if not _are_equal(first, _as_list(read_tokens(module, tokens[2:3], states))):
+            raise CellError(f"cell {config.cell}: forward returns other numbers {reason}")
 
 
 def check_streams(config: CellConfig) -> None:

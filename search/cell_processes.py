@@ -94,7 +94,7 @@ def check_processes(configs: Sequence[CellConfig]) -> None:
     """
     sources = {config.sha256 + config.cell: loaded_source(config) for config in configs}
     tokens = draw_tokens(_STEPS, 1)
-    with tempfile.TemporaryDirectory(prefix="rnn-search-") as name:
+    with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as name:
         folder = Path(name)
         request = {
             "path": [str(Path(path).resolve()) for path in sys.path],
