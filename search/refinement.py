@@ -197,10 +197,9 @@ def _derive(
         if number not in applied:
             present = param_order(name for runs in best for name in runs[0].params)
             known = ", ".join(name for name in present if name != REPLICATE)
-            lacking = ", ".join(name for name in variant if name not in present)
             raise ConfigError(
-                f"unknown parameter in refinement.variants: {lacking or ', '.join(variant)}; "
-                f"the best {len(best)} of {refinement.source!r} have {known}"
+                f"unknown parameter in refinement.variants: {', '.join(variant)}; none of the best "
+                f"{len(best)} of {refinement.source!r} has it: they have {known}"
             )
     return [PlannedTrial(params, {SOURCE_TRIALS: sources[key]}) for key, params in derived.items()]
 

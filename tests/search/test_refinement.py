@@ -1,5 +1,8 @@
 """Trials derived from the best of a source study."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from helpers import TINY
 from optuna.trial import TrialState, create_trial
@@ -39,8 +42,9 @@ def source(count: int = 40, failed: int = 0) -> list[TrialRow]:
     ]
 
 
-def config(**refinement) -> StudyConfig:
-    return StudyConfig.model_validate({"refinement": {"source": "s"} | refinement})
+def config(nuisance: Sequence[str] = (), **refinement) -> StudyConfig:
+    refinement = {"source": "s"} | refinement
+    return StudyConfig.model_validate({"refinement": refinement, "nuisance": list(nuisance)})
 
 
 def counts(complete: int, **others: int) -> TrialCounts:
@@ -198,3 +202,131 @@ def test_many_derived_trials_need_confirmation_before_they_are_listed():
     assert len(derive_trials(source(), counts(40), many, confirmed=True)) == 20_002
     with pytest.raises(ConfigError, match="20,000,000,000 new trials are too many"):
         derive_trials(source(), counts(40), config(top=2, replicates=10**10), confirmed=True)
+
+
+# ------------------------------------------------------------------ nuisance parameters and unions
+
+RATES = (0.1, 0.2, 0.4)
+
+
+def at_rates(*values: list[float], **more) -> list[TrialRow]:
+    """Return GRU trials of 1, 2, … layers at each rate, in the order of the numbers."""
+    runs = [
+        (value, {"cell": "gru", "layers": layers, "state_size": 8, "learning_rate": rate} | more)
+        for layers, row in enumerate(values, 1)
+        for rate, value in zip(RATES, row, strict=True)
+    ]
+    return [complete(number, *run) for number, run in enumerate(runs)]
+
+
+def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on():
+    # The second is the best on average, the third at its best rate.
+    trials = at_rates([9, 9, 2], [3, 3, 3], [1, 9, 9])
+    rates = config(top=2, nuisance=["learning_rate"], variants=[{}, {"layers": 4}])
+    derived = derive_trials(trials, counts(9), rates)
+    shapes = [(trial.params["layers"], trial.params["learning_rate"]) for trial in derived]
+    assert shapes == [(3, 0.1), (4, 0.1), (1, 0.4), (4, 0.4)]
+    assert [trial.attributes["source_trials"] for trial in derived] == [[6], [6], [2], [2]]
+    # Of all three architectures, not of nine trials.
+    third = config(top=0.4, nuisance=["learning_rate"])
+    assert [trial.params["layers"] for trial in derive_trials(trials, counts(9), third)] == [3]
+    # Without nuisance parameters, trials are ranked.
+    two = derive_trials(trials, counts(9), config(top=2))
+    assert [trial.params["layers"] for trial in two] == [3, 1]
+
+
+def test_best_nuisance_value_has_the_best_mean_over_replicates():
+    first = at_rates([1, 4, 9], replicate=1)
+    second = at_rates([9, 4, 9], replicate=2)
+    trials = first + [replace(trial, number=3 + trial.number) for trial in second]
+    replicates = config(top=1, replicates=2, nuisance=["learning_rate"])
+    derived = derive_trials(trials, counts(6), replicates)
+    assert [trial.params["learning_rate"] for trial in derived] == [0.2, 0.2]
+    assert [trial.params["replicate"] for trial in derived] == [3, 4]
+    assert sorted(derived[0].attributes["source_trials"]) == [1, 4]
+
+
+def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
+    """Worst case: all trials of the better architectures come before the first of the next."""
+    trials = at_rates([1, 2, 3], [4, 5, 6], [7, 8, 9])
+    kept, pruned = trials[:4], trials[4:]
+    pruned = [TrialRow(row.number, TrialState.PRUNED, row.params, {}) for row in pruned]
+    left = counts(4, pruned=5)
+    two = config(top=2, nuisance=["learning_rate"])
+    derived = derive_trials(kept + pruned, left, two, keep=0.45)
+    assert [trial.params["layers"] for trial in derived] == [1, 2]
+    with pytest.raises(
+        UnfinishedSourceError,
+        match=r"pruned to its top 3 of 9 trials, but refinement.top = 2 needs 2, which are among "
+        "the top 4 trials: expected at most 1",
+    ):
+        derive_trials(kept + pruned, left, two, keep=0.34)
+    for keep in (0.34, 0.45, 0.7, 0.9):  # the same fraction of each always suffices
+        same = config(top=keep, nuisance=["learning_rate"])
+        assert derive_trials(trials, counts(9, pruned=0), same, keep=keep)
+        number = top_count(keep, 3)
+        assert (number - 1) * 3 + 1 <= top_count(keep, 9)
+
+
+UNION = StudyConfig.model_validate(
+    {
+        "cells": {
+            "MinGRU": {
+                "spec": "a.py:MinGRU",
+                "sha256": "0" * 64,
+                "options": {"decay": {"type": "float", "default": 0.5}},
+            }
+        },
+        "space": {
+            "cell": ["gated", "lstm", "a.py:MinGRU"],
+            "layers": [1],
+            "state_size": [8],
+            **{f"{name}_gate": [False] for name in ("input", "forget", "output", "state")},
+            "residual": [True],
+            "state_source": ["new"],
+        },
+    }
+)
+
+
+def refine_union(*variants: dict, **training) -> list[dict]:
+    refinement = {"source": "s", "top": 3, "variants": list(variants)}
+    derived = StudyConfig.model_validate(
+        {"refinement": refinement, "cells": UNION.cells, "training": training}
+    )
+    trials = [complete(n, float(n), params) for n, params in enumerate(UNION.grid.combinations())]
+    return [trial.params for trial in derive_trials(trials, counts(3), derived)]
+
+
+def test_variant_is_applied_to_the_trials_that_have_its_parameters():
+    gated, lstm, _ = refine_union({})
+    changed = refine_union({}, {"forget_gate": True}, {"decay": 1})
+    assert changed[:3] == [gated, gated | {"forget_gate": True}, lstm]
+    # The option is a parameter of all trials of the cell: 0.5 is its default.
+    assert changed[3:] == [
+        {"cell": "MinGRU", "decay": decay, "layers": 1, "state_size": 8} for decay in (0.5, 1.0)
+    ]
+    assert isinstance(changed[4]["decay"], float)
+    assert list(changed[4]) == ["cell", "decay", "layers", "state_size"]
+
+
+def test_variant_of_a_training_setting_is_applied_where_the_optimizer_uses_it():
+    variants = {"learning_rate": 1}, {"optimizer": "sgd", "momentum": 0.5}
+    changed = [params for params in refine_union(*variants) if params["cell"] == "lstm"]
+    lstm = {"cell": "lstm", "layers": 1, "state_size": 8}
+    assert changed == [
+        lstm | {"optimizer": "adam", "learning_rate": 1.0},
+        lstm | {"optimizer": "sgd", "learning_rate": 0.001, "momentum": 0.5},
+    ]
+
+
+def test_variant_that_applies_to_no_trial_is_refused():
+    with pytest.raises(
+        ConfigError, match="momentum; none of the best 3 of 's' has it: they have cell, "
+    ):
+        refine_union({}, {"momentum": 0.5})
+    assert refine_union({"momentum": 0.5}, optimizer="sgd")[0]["momentum"] == 0.5
+    with pytest.raises(ConfigError, match=r"unknown parameter in .*: forget_gate, decay; none of"):
+        refine_union({"forget_gate": True, "decay": 0.1})
+    with pytest.raises(ValueError, match="a variant has decay = 'x': expected a number"):
+        refine_union({"decay": "x"})

@@ -50,3 +50,34 @@ def test_precision_auto_matches_any_precision():
     assert diff_configs(stored, CORPUS, alter(stored, 'precision="auto"'), CORPUS) == []
     (line,) = diff_configs(stored, CORPUS, alter(stored, 'precision="bf16"'), CORPUS)
     assert line == "precision: 'fp32' in the study, 'bf16' here"
+
+
+@pytest.mark.parametrize("bptt_steps", [None, [1, 16]])
+@pytest.mark.parametrize("cell", [None, ["gru"]])
+def test_config_stored_before_unions_is_compatible_with_the_same_file(cell, bptt_steps):
+    """It has one table, with null for the parameters that the study lacks."""
+    table = {"layers": [1], "state_size": [8]}
+    given = {"cell": cell, "bptt_steps": bptt_steps}
+    file = StudyConfig.model_validate(
+        {"space": table | {name: value for name, value in given.items() if value is not None}}
+    )
+    raw = file.model_dump(mode="json")
+    (stored,) = raw.pop("space")
+    del stored["training"], raw["nuisance"], raw["cells"]
+    for name in ("optimizer", "beta1", "beta2", "weight_decay", "momentum", "gradient_clipping"):
+        del raw["training"][name]
+    old = StudyConfig.model_validate(raw | {"space": stored | given})
+    assert diff_configs(old, CORPUS, file, CORPUS) == []
+    assert old == file
+    other = StudyConfig.model_validate({"space": table | {"bptt_steps": [4]}})
+    lines = diff_configs(old, CORPUS, other, CORPUS)
+    assert any(line.startswith("space.training.bptt_steps: ") for line in lines)
+
+
+def test_difference_of_a_union_names_its_table():
+    one = {"layers": [1], "state_size": [8]}
+    stored = StudyConfig.model_validate({"space": [one, one | {"layers": [2]}]})
+    other = StudyConfig.model_validate({"space": [one, one | {"layers": [3]}]})
+    assert diff_configs(stored, CORPUS, other, CORPUS) == [
+        "space.2.layers: [2] in the study, [3] here"
+    ]

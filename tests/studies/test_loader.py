@@ -7,6 +7,7 @@ import pytest
 from helpers import study_attributes
 
 from studies.attributes import StudyRecord
+from studies.cell_record import CellRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.loader import load_config_file
@@ -141,3 +142,98 @@ def test_study_from_before_versions_were_stored_is_read():
     )
     del attributes["created_with"]
     assert StudyRecord.model_validate(attributes).created_with is None
+
+
+UNION = """
+[[space]]
+layers = [1]
+state_size = [8]
+
+[[space]]
+cell = ["gru"]
+layers = [1, 2]
+state_size = [8]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[1, 2]", "[1, 'two']", "{path}: space 2: layers.1 is 'two': input should be a valid int"),
+        ("[1, 2]", "[]", "{path}: space 2: layers is []: expected at least one value"),
+        ("[1, 2]", "[1]\nlayer = 3", "{path}: space 2: unknown key layer: expected one of input_"),
+        ("[1, 2]", "[1]\nlayer = [3]", "{path}: space 2 has the unknown key layer: expected one"),
+        ("[1, 2]", "[1]\ntraining.steps = [3]", "{path}: space 2: unknown key training.steps: exp"),
+        (
+            "[1, 2]",
+            "[1]\ntraining.learning_rate = ['x']",
+            "space 2: training.learning_rate.0 is 'x",
+        ),
+        (
+            "[1, 2]",
+            "[1]\nbptt_steps = [1]\ntraining.bptt_steps = [2]",
+            "space 2: has bptt_steps tw",
+        ),
+        ("state_size = [8]\n\n", "\n", "{path}: space 1: state_size: field required"),
+    ],
+)
+def test_mistake_in_a_union_names_its_table(tmp_path: Path, old, new, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(UNION.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(str(path)).resolve()
+    line = str(caught.value)
+    assert message.format(path=path) in line
+    assert "\n" not in line
+
+
+def test_override_of_the_space_changes_every_table(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(UNION)
+    config = load_config_file(str(path), ["space.layers=[3]", "space.exclude=[]"]).resolve()
+    assert [table.layers for table in config.space] == [[3], [3]]
+    for override, mistake in (
+        ("space.layers=[0]", "--set: space 1: layers.0 is 0: "),
+        ("space.exclude=[{depth=1}]", "--set: space 1 excludes 'depth': "),
+        ("space=[]", "--set: space has no table: "),
+        ("space=3", "--set: space is 3: "),
+        ("nuisance=['layers', 'layers']", "--set: nuisance names layers twice: "),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config_file(str(path), [override]).resolve()
+        assert str(caught.value).startswith(mistake)
+
+
+def test_parameter_that_is_written_twice_is_refused_by_the_parser(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(UNION + "layers = [3]\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml is not valid TOML: .*overwrite"):
+        load_config_file(str(path))
+
+
+def test_cells_of_a_file_are_named_but_never_stated(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(UNION.replace('"gru"', '"gru", "a.py:A", "b:B", "a.py:A", "c"'))
+    file = load_config_file(str(path))
+    assert file.cell_specs == ["a.py:A", "b:B"]
+    assert file.folder == tmp_path
+    with pytest.raises(ConfigError, match="unknown key cells: expected one of question"):
+        load_config_file("quick", ["cells={}"]).resolve()
+
+
+def test_derived_study_inherits_nuisance_parameters_and_cells():
+    record = CellRecord(spec="a.py:A", sha256="0" * 64)
+    raw = {
+        "space": {"cell": ["a.py:A"], "layers": [1, 2], "state_size": [8, 9]},
+        "cells": {"A": record},
+        "nuisance": ["layers"],
+    }
+    source = StudyConfig.model_validate(raw).model_dump(mode="json")
+    file = load_config_file("stage-two", ["refinement.variants=[{learning_rate=1}]"])
+    derived = file.resolve_over(source)
+    assert derived.nuisance == ["layers"], "although each of its architectures has one value"
+    assert derived.cells == {"A": record}
+    assert repr(derived.refinement.variants) == "[{'learning_rate': 1.0}]"
+    for override in ("nuisance=['depth']", "refinement.variants=[{norm=1}]"):
+        with pytest.raises(ConfigError, match=r"names '\w+': expected one of input_gate"):
+            load_config_file("stage-two", [override]).resolve_over(source)
