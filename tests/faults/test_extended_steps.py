@@ -1,12 +1,20 @@
 """Trials of a study whose steps are extended continue from their checkpoints, bit for bit."""
 
 import json
+import os
 import signal
 from contextlib import closing
 
 import pytest
 from hooks import Gate
-from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
+from process_runner import (
+    CURVES,
+    FINISHED,
+    freeze_process,
+    query,
+    search_starter,
+    wait_until_running,
+)
 
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage
@@ -15,7 +23,7 @@ FIVE = {
     "training_steps": 40,
     "training_log_every": 10,
     "checkpoint_seconds": 0.3,
-    "lease_seconds": 1,
+    "lease_seconds": 600,
     "space_layers": "[2]",
     "space_state_size": "[6]",
     "space_input_gate": "[false]",
@@ -31,6 +39,9 @@ FIVE = {
 LONGER = FIVE | {"training_steps": 120}
 
 ALL = "--set=keep_checkpoints='all'"
+
+SHORT_LEASE = "--set=lease.seconds=1"
+"""For a worker whose trial others are to resume."""
 
 RESULTS = """
     SELECT number, value, value_json FROM trials t
@@ -87,7 +98,7 @@ def test_extended_trials_equal_those_trained_at_once(
     assert "--extend to train longer" in refused.stderr
 
     gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 60)
-    first = search(ALL, artifacts, "--extend", gate=gate, **LONGER)
+    first = search(ALL, artifacts, "--extend", SHORT_LEASE, gate=gate, **LONGER)
     wait_until_running([first], lambda: first.pid in gate.held)
     first.send(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
@@ -148,3 +159,115 @@ def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts
     assert "trial 3: checkpoint is damaged" in said
     assert "trials that continue from their checkpoints: 4; trials that restart" in said
     assert_equals_training_at_once(url, reference_curves)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_trials_trained_in_lockstep_continue_in_lockstep(
+    finish, url, tmp_path, artifacts, reference_curves
+):
+    best = "--set=keep_checkpoints=4"
+    finish(best, artifacts, lockstep="5", **FIVE)
+    assert len(list_final(tmp_path)) == 4
+    said = finish(best, artifacts, "--extend", lockstep="5", **LONGER)
+    assert "trials that continue from their checkpoints: 4; trials that restart" in said
+    assert "resume from step 40" in said
+    assert len(list_final(tmp_path)) == 4
+    for statement in (CURVES, RESULTS):
+        rows, others = query(url, statement), reference_curves(statement, **LONGER)
+        for row, other in zip(rows, others, strict=True):
+            assert [float(each) for each in row] == pytest.approx(
+                [float(each) for each in other], rel=1e-5
+            )
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
+    search, finish, url, tmp_path, artifacts, tmp_path_factory, reference_curves
+):
+    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 20)
+    first = search(artifacts, gate=gate, **FIVE)
+    wait_until_running([first], lambda: first.pid in gate.held)
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143
+    said = finish(artifacts, "--extend", **LONGER)
+    assert "extended from 40 to 120 steps\n" in said
+    assert "trial 0 resumes from step 20" in said
+    assert_equals_training_at_once(url, reference_curves)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
+    search, finish, url, artifacts, tmp_path_factory, reference_curves
+):
+    gate = Gate(tmp_path_factory.mktemp("gate") / "gate", 20)
+    frozen = search(ALL, artifacts, SHORT_LEASE, gate=gate, **FIVE)
+    wait_until_running([frozen], lambda: frozen.pid in gate.held)
+    freeze_process(frozen, url)
+    finish(ALL, artifacts, **FIVE)
+    finish("--extend", artifacts, **LONGER)
+    gate.open()
+    frozen.send(signal.SIGCONT)
+    assert frozen.wait() == 1
+    assert (
+        "error: study 'quick' was extended to 120 steps while this search used it: run the same "
+        "command to continue; recorded results are kept\n" in frozen.stderr
+    )
+    assert_equals_training_at_once(url, reference_curves)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_trials_continue_from_checkpoints_in_a_bucket(finish, url, bucket, reference_curves):
+    import boto3
+
+    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    options = {"environment": environment, **FIVE}
+    finish("--set=keep_checkpoints=3", f"--artifacts={bucket}", **options)
+    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
+    assert len([entry for entry in stored if entry["Key"].endswith(".final")]) == 3
+    said = finish(f"--artifacts={bucket}", "--extend", **options | LONGER)
+    assert "trials that continue from their checkpoints: 3; trials that restart" in said
+    assert_equals_training_at_once(url, reference_curves)
+
+
+REFINEMENT = """
+[refinement]
+source = "quick"
+top = 2
+replicates = 2
+"""
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_derived_study_is_extended_and_its_report_written_again(
+    runner, finish, url, tmp_path, artifacts
+):
+    finish(artifacts, **FIVE)
+    path = tmp_path / "again.toml"
+    path.write_text(REFINEMENT)
+    common = ("refine.py", str(path), "--storage", url, "--threads", "1", artifacts, ALL)
+
+    def refine(*options):
+        done = runner.run(*common, "--set=precision='fp32'", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    refused = runner.run(*common, "--extend", cwd=tmp_path)
+    assert (refused.returncode, "is a refinement without" in refused.stderr) == (2, True)
+    refine()
+    (page,) = (tmp_path / "reports" / "out").glob("*.html")
+    assert "40 steps per trial" in page.read_text()
+    refused = runner.run(*common, "--extend", cwd=tmp_path)
+    assert (refused.returncode, "or extend training.steps" in refused.stderr) == (2, True)
+    refused = runner.run(
+        *common, "--extend", "--set=training.steps=80", "--set=refinement.top=3", cwd=tmp_path
+    )
+    assert (refused.returncode, "refinement.top: 2 in the study" in refused.stderr) == (2, True)
+    said = refine("--extend", "--set=training.steps=80")
+    assert "trials that continue from their checkpoints: 4\n" in said
+    assert "80 steps per trial" in page.read_text()
+    assert "extended from" not in refine("--extend", "--set=training.steps=80"), (
+        "nothing is left to do"
+    )
+    reported = runner.run("-m", "reports", "again", "--storage", url, cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "study 'again' was extended: using its stored 80 steps" in refine()
