@@ -186,7 +186,7 @@ class CheckpointManager:
             except CheckpointError as error:
                 first_error = first_error or error
                 continue
-            return _continue_to_end(state, self._train_config(claim), steps)
+            return continue_to_end(state, self._train_config(claim), steps)
         assert first_error is not None
         raise first_error
 
@@ -264,20 +264,20 @@ def checkpoint_identity(
     return json.dumps(fields, sort_keys=True)
 
 
-def _continue_to_end(state: TrainState, train_config: TrainConfig, steps: int) -> TrainState:
-    """Return the state from which a training to other steps is the same training.
+def continue_to_end(state: TrainState, train_config: TrainConfig, old_steps: int) -> TrainState:
+    """Return the state of a training to more steps, given that of the training to fewer.
 
     Args:
-        state: state of the training to these steps.
-        train_config: settings of the training that continues.
-        steps: number of steps of the training that wrote the state.
+        state: state of the training to fewer steps, or the same.
+        train_config: settings of the training to more steps.
+        old_steps: number of steps of the training that wrote the state.
 
     Raises:
         CheckpointError: if weights that its average lacks, or should lack, are part of the average
             at the new end.
     """
     start = train_config.averaging_start_step
-    if start == replace(train_config, steps=steps).averaging_start_step:
+    if start == replace(train_config, steps=old_steps).averaging_start_step:
         return state
     if state.step > start:
         raise CheckpointError(

@@ -3,14 +3,19 @@
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 from helpers import TINY, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
 import search.grid as grid_module
+from rnn.errors import CheckpointError
+from rnn.training.checkpoint import TrainState
+from rnn.training.loop import TrainConfig
 from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.study import create_or_join
+from search.worker.checkpointing import continue_to_end
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
@@ -190,6 +195,22 @@ def test_least_number_of_steps_in_a_refusal_is_accepted(sqlite_url, text, averag
         join(sqlite_url, text, [*settings, f"training.steps={least - 1}"], extend=True)
     extended = join(sqlite_url, text, [*settings, f"training.steps={least}"], extend=True)
     assert extended.config.training.steps == least
+
+
+def test_average_of_the_old_end_is_dropped_unless_it_begins_at_the_same_step():
+    average = {"head.bias": torch.ones(3)}
+    zero = torch.zeros(())
+    state = TrainState(25, 1.0, {}, ({}, {}), [], zero, {}, average)
+
+    def continue_to(steps, fraction):
+        settings = TrainConfig(steps, 4, 8, 2, 0.9, 0, fraction)
+        return continue_to_end(state, settings, old_steps=25)
+
+    assert continue_to(50, 0.1).average is None
+    assert continue_to(50, 0.5).average is None  # from step 25 on
+    assert continue_to(26, 0.9).average is average  # from step 3 on at both ends
+    with pytest.raises(CheckpointError, match="weights are averaged from step 24 on"):
+        continue_to(26, 0.1)
 
 
 def extend(url, text):
