@@ -250,7 +250,9 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(
     options = StudyOptions(corpus=str(text))
     create_or_join(config_file(folder), sqlite_url, options).storage.close()
     wider = config_file(folder, cells=', "cells/mine.py:Other"')
-    with pytest.raises(ConfigMismatchError, match=r"space.cell: .* or --extend if values were"):
+    with pytest.raises(
+        ConfigMismatchError, match=r"space.cell: .* or --extend to add the new trials"
+    ):
         create_or_join(wider, sqlite_url, options)
     broken = f"{CELL}\n    def forward(self, x, state):\n        return x, x[:, :1]\n"
     (folder / "cells" / "other.py").write_text(broken)
