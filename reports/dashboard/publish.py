@@ -79,7 +79,7 @@ class _Publisher:
         # The attributes are read before the state: an older state never replaces a newer one.
         attrs = self.storage.get_study_system_attrs(study_id)
         counts = count_trials(self.storage, study_id)
-        if self._is_current(attrs, counts):
+        if self._is_current(attrs, counts, record):
             return True
 
         results, effects, figure, files = None, [], None, {}
@@ -98,6 +98,7 @@ class _Publisher:
         )
         state = {
             "format": _FORMAT,
+            "steps": record.config.training.steps,
             "counts": asdict(counts),
             "note": list(TextFingerprint.from_text(text)),
             "files": {key: json.loads(value)["filename"] for key, value in files.items()},
@@ -114,11 +115,12 @@ class _Publisher:
             raise ArtifactsError(f"cannot write the study's files ({error})") from error
         return is_stored
 
-    def _is_current(self, attrs: Mapping[str, Any], counts: TrialCounts) -> bool:
-        published = attrs.get(STATE_ATTR)
+    def _is_current(
+        self, attrs: Mapping[str, Any], counts: TrialCounts, record: StudyRecord
+    ) -> bool:
+        published = _published(attrs, record)
         return (
             published is not None
-            and published["format"] == _FORMAT
             and published["counts"] == asdict(counts)
             and bool(published["files"]) == bool(counts.complete)
             and all(_is_present(attrs, key) for key in published["files"])
@@ -145,8 +147,8 @@ class _Publisher:
             for identifier, file in files.items()
         }
         # The names contain the trial numbers, and the curve of a complete trial does not change.
-        published = attrs.get(STATE_ATTR) or {"format": None}
-        if published["format"] == _FORMAT and all(attrs.get(k) == v for k, v in entries.items()):
+        is_comparable = _published(attrs, record) is not None
+        if is_comparable and all(attrs.get(k) == v for k, v in entries.items()):
             return entries
         store = self.open_store()
         for identifier, file in files.items():
@@ -201,6 +203,16 @@ def _plot_effects(results: Results, effects: list[Effect]) -> Any:
     title = f"{effects_title(results.is_gated)}: negative is better"
     figure.update_layout(height=None, title=title)
     return figure
+
+
+def _published(attrs: Mapping[str, Any], record: StudyRecord) -> dict[str, Any] | None:
+    """Return the published state, if it is of this format and the study's number of steps."""
+    state: dict[str, Any] | None = attrs.get(STATE_ATTR)
+    if state is None or state["format"] != _FORMAT:
+        return None
+    # Earlier versions recorded no number of steps, and could not extend it.
+    steps = state.get("steps", record.steps[-1])
+    return state if steps == record.config.training.steps else None
 
 
 def _is_present(attrs: Mapping[str, Any], key: str) -> bool:

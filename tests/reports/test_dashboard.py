@@ -41,6 +41,8 @@ from studies.attributes import REPORT_CLAIM
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
 from studies.storage.counts import TrialCounts
+from studies.storage.create_study import extend_study
+from studies.storage.earlier_ends import NewEnd
 from studies.storage.open import load_study, open_storage
 
 MARKUP = "<script>alert(1)</script> *a* | b"
@@ -144,6 +146,28 @@ def test_study_is_published_again_only_after_a_change(sqlite_url, tmp_path):
     # Otherwise a user who is editing the note could not save it.
     assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
     assert max(len(str(value)) for value in after.values()) <= 2045
+
+
+def test_study_extended_to_more_steps_is_published_again_with_its_files(sqlite_url, tmp_path):
+    """All trials finish in the same order as before: numbers and file names are the same."""
+    files = tmp_path / "files"
+    make_study(sqlite_url, diverged=None)
+    publish_url(sqlite_url, "made", files)
+    (curves,) = [path for path in files.iterdir() if path.read_text().startswith("step,")]
+    assert "\n100,1.500000," in curves.read_text()
+    with closing(open_storage(sqlite_url)) as storage:
+        study = load_study(storage, "made")
+        config = study.user_attrs["config"]
+        longer = config | {"training": config["training"] | {"steps": 20_000}}
+        end = NewEnd(20_000, 10_000, "--extend", set(range(8)))
+        study_id = study._study_id
+        assert extend_study(storage, study_id, {"config": config}, {"config": longer}, {}, [], end)
+    for number in range(8):
+        finish_one(sqlite_url, 1.0 + number / 10)
+    publish_url(sqlite_url, "made", files)
+    assert "1.0000 |" in note_of(sqlite_url)
+    assert "\n100,1.000000," in curves.read_text()
+    assert_current(sqlite_url, "made", files)
 
 
 def test_study_without_complete_trials_has_only_a_note(sqlite_url, tmp_path):
