@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, OptimizerConfig, Precision, TrialConfig
 from rnn.errors import CellError
-from rnn.models.cell_module import CellModule, build_seeded
+from rnn.models.cell_module import CellModule, build_seeded, named_tensors
 from rnn.models.cell_network import CellNetwork
 from rnn.training.checkpoint import TrainState, deserialize_checkpoint, serialize_checkpoint
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -66,7 +66,7 @@ def digest_network(config: CellConfig) -> tuple[str, str]:
     """Return hashes of a new network's parameters and buffers, and of what it computes."""
     module = build(config)
     parameters, outputs = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in _all_tensors(module).items():
+    for name, tensor in named_tensors(module).items():
         parameters.update(f"{name} {tuple(tensor.shape)}\n".encode() + _to_bytes(tensor))
     logits, states = read_tokens(module, draw_tokens(3))
     for tensor in (logits, *states):
@@ -76,11 +76,6 @@ def digest_network(config: CellConfig) -> tuple[str, str]:
 
 def _to_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _all_tensors(module: CellModule) -> dict[str, Tensor]:
-    """Return parameters and buffers, saved or not."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,16 +116,14 @@ def check_deterministic(config: CellConfig) -> None:
     """Require outputs to depend on input, state and parameters alone, and to change nothing."""
     if digest_network(config) != digest_network(config):
         raise CellError(
-            f"cell {config.cell}: its constructor draws random numbers that are not PyTorch's: "
-            "expected initial weights that follow from torch.manual_seed"
+            f"cell {config.cell}: its constructor draws random numbers that are not PyTorch's, or "
+            "initial_state draws some: expected initial weights that follow from "
+            "torch.manual_seed, and no random states"
         )
     module, tokens = build(config), draw_tokens(6)
+    tensors = _copy(named_tensors(module))
     _, states = read_tokens(module, tokens[:2])
-    before, tensors, generator = (
-        [state.clone() for state in states],
-        _copy(_all_tensors(module)),
-        torch.get_rng_state(),
-    )
+    before, generator = [state.clone() for state in states], torch.get_rng_state()
     logits, after = read_tokens(module, tokens[2:3], states)
     if not torch.equal(generator, torch.get_rng_state()):
         raise CellError(
@@ -144,7 +137,12 @@ def check_deterministic(config: CellConfig) -> None:
         )
     first = [tensor.clone() for tensor in (logits, *after)]
     read_tokens(module, tokens[3:], states)
-    for name, tensor in _all_tensors(module).items():
+    for name, tensor in named_tensors(module).items():
+        if name not in tensors:
+            raise CellError(
+                f"cell {config.cell}: forward creates {name}: expected the constructor to create "
+                "all parameters and buffers"
+            )
         if not torch.equal(tensor, tensors[name]):
             raise CellError(
                 f"cell {config.cell}: forward changes {name}: expected all that changes from step "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from rnn.cells.loading import cell_class, describe_error
 from rnn.cells.options import cell_options, check_option_values
@@ -45,21 +45,22 @@ class CellModule(nn.Module):
 
     def _check_parameters(self) -> None:
         names: dict[int, str] = {}
-        for name, parameter in self.named_parameters(remove_duplicate=False):
-            if isinstance(parameter, UninitializedParameter):
+        for name, tensor in named_tensors(self).items():
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            if is_lazy(tensor):
                 raise CellError(
-                    f"parameter {name} of cell {self.cell} has no shape yet: expected the "
+                    f"{kind} {name} of cell {self.cell} has no shape yet: expected the "
                     "constructor to define it"
                 )
-            if parameter.is_complex():
+            if kind == "parameter" and tensor.is_complex():
                 raise CellError(
                     f"parameter {name} of cell {self.cell} is complex: expected real parameters, "
                     "as in a pair of the real and the imaginary part"
                 )
-            if (other := names.setdefault(id(parameter), name)) != name:
+            if (other := names.setdefault(id(tensor), name)) != name:
                 raise CellError(
-                    f"cell {self.cell} has one parameter under two names, {other} and {name}: "
-                    "expected each parameter once"
+                    f"cell {self.cell} has one {kind} under two names, {other} and {name}: "
+                    f"expected each {kind} once"
                 )
 
     def initial_states(self, streams: int) -> list[Tensor]:
@@ -210,16 +211,24 @@ def module_shapes(config: CellConfig, vocab_size: int = BYTE_VOCAB_SIZE) -> Modu
 
 def split_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the trained tensors of a module's state dict, and the constant ones."""
-    state_dict = {
-        name: tensor
-        for name, tensor in module.state_dict(keep_vars=True).items()
-        if isinstance(tensor, Tensor)
-    }
-    trained = {name for name, each in module.named_parameters() if each.requires_grad}
+    tensors = named_tensors(module)
+    # The others are what get_extra_state returns.
+    names = [name for name in module.state_dict() if name in tensors]
     return (
-        {name: tensor.detach() for name, tensor in state_dict.items() if name in trained},
-        {name: tensor.detach() for name, tensor in state_dict.items() if name not in trained},
+        {name: tensors[name].detach() for name in names if is_trained(tensors[name])},
+        {name: tensors[name].detach() for name in names if not is_trained(tensors[name])},
     )
+
+
+def is_trained(tensor: Tensor) -> bool:
+    """Return whether a tensor of a module is trained: a parameter that requires a gradient."""
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers under all of their names, saved or not."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return dict(parameters) | dict(module.named_buffers(remove_duplicate=False))
 
 
 def build_seeded(config: CellConfig, vocab_size: int, seed: int) -> CellModule:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rnn.config import TrialConfig
 from rnn.errors import CellError
-from rnn.models.cell_module import CellModule, split_tensors
-from rnn.stacked.flat_parameters import Block, NamedTensors
+from rnn.models.cell_module import CellModule, is_trained, named_tensors, split_tensors
+from rnn.stacked.flat_parameters import Block, NamedTensors, align
 
 _TRANSPOSED = "embedding.weight"
 """Stored as (K, V, n), so that the row of a token is contiguous."""
@@ -58,7 +58,7 @@ class CellParameters:
         for name, tensor in trained.items():
             size = count * tensor.numel()
             self._places[name] = slice(end, end + size), tuple(tensor.shape)
-            end += -(-size // 64) * 64  # whole cache lines, which matrix products read
+            end += align(size)
         self.values = torch.zeros(end, dtype=dtype, device=device)
         self.full_grads = torch.zeros_like(self.values)
         self.matmul_values, self.matmul_grads = self.values, self.full_grads
@@ -93,8 +93,8 @@ class CellParameters:
         """Return a parameter of all networks (K, …) as a view of a flat tensor (P,)."""
         place, shape = self._places[name]
         if name == _TRANSPOSED:
-            return flat[place].view(-1, *reversed(shape)).mT
-        return flat[place].view(-1, *shape)
+            return flat[place].view(len(self._configs), *reversed(shape)).mT
+        return flat[place].view(len(self._configs), *shape)
 
     def extract(self, k: int, flat: Tensor) -> NamedTensors:
         """Copy the part of network k to CPU memory.
@@ -132,8 +132,8 @@ class CellParameters:
 
 def _constants(module: CellModule) -> dict[str, Tensor]:
     """Return buffers, saved or not, and parameters that require no gradient."""
-    frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
-    return dict(module.named_buffers()) | {name: each.detach() for name, each in frozen.items()}
+    tensors = named_tensors(module).items()
+    return {name: each.detach() for name, each in tensors if not is_trained(each)}
 
 
 def _check_shapes(

@@ -64,8 +64,8 @@ class TrainableNetwork(Protocol):
             states: of :meth:`init_state` or the last step.
 
         Returns:
-            The logits of each stream's next token (K, B, V), and the next states. The next step may
-            reuse their memory.
+            The logits of each stream's next token (K, B, V), and the next states. They share no
+            memory with ``states``; the next step may reuse their memory.
         """
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class FlatParameters:
 
         def allocate(size: int) -> slice:
             nonlocal end
-            first, end = end, end + _align(size)
+            first, end = end, end + align(size)
             return slice(first, first + size)
 
         def weight_size(linear: StackedLinear) -> int:
@@ -180,7 +180,7 @@ class FlatParameters:
                     yield biases[r, 0, columns], params[f"{prefix}{each.param}.bias"]
 
 
-def _align(size: int) -> int:
+def align(size: int) -> int:
     """Round a size up to whole cache lines, which matrix products read."""
     return -(-size // 64) * 64
 

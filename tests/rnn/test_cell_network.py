@@ -28,7 +28,7 @@ from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.step import TrainStep
 
 STREAMS, VOCAB = 3, 11
-ALL = [*EXAMPLES, "TorchGRU", "Everything"]
+ALL = [*EXAMPLES, "TorchGRU", "Everything", "Delay"]
 
 
 def random_text(steps: int, seed: int = 0) -> Tensor:
@@ -94,13 +94,33 @@ def test_gradient_is_that_of_the_last_steps_unrolled_by_hand(cell, bptt_steps, c
     text, carried = random_text(7), network.init_training_state(STREAMS)
     past = [initial(module)]  # states before each step
     for step, (tokens, targets) in enumerate(itertools.pairwise(text)):
-        losses, carried = network.loss_and_grad(tokens, targets, carried)
+        losses, following = network.loss_and_grad(tokens, targets, carried)
+        for old, new in zip(carried, following, strict=True):
+            old.copy_(new)  # as the train loop does
         first = max(0, step + 1 - bptt_steps)
         start = initial(module) if first == 0 else [detached(each) for each in past[first]]
         loss, grads, states = unrolled(module, text[first : step + 1], targets, start)
         torch.testing.assert_close(losses[0], loss)
         assert_close(grads_of(network), grads)
         past.append([detached(each) for each in states])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("cell", ["MinGRU", "Everything", "Delay"])
+def test_losses_on_held_out_text_are_those_of_the_plain_module(cell, count):
+    config = cell_config(cell)
+    network = build_network([TrialConfig(config, k) for k in range(count)], 3, "fp64", VOCAB)
+    module = build_seeded(config, VOCAB, 0).double()
+    module.load_state_dict(weights_of(network))
+    windows = random_text(9)
+    expected = torch.zeros(STREAMS, dtype=torch.float64)
+    with torch.no_grad():
+        states = module.initial_states(STREAMS)
+        for tokens, targets in itertools.pairwise(windows):
+            logits, states = module(tokens[None], states)
+            expected += nn.functional.cross_entropy(logits, targets, reduction="none") / 8
+    losses = compute_eval_losses(network, windows.numpy().astype(np.uint8))
+    torch.testing.assert_close(losses[0], expected)
 
 
 def tensor_memory() -> dict[int, int]:
@@ -401,6 +421,17 @@ class Cell(nn.Module):
             "cell Cell has one parameter under two names, layers.0.a.weight and layers.0.b.weight",
         ),
         (
+            {
+                "constructor": "self.a = nn.BatchNorm1d(4); "
+                "self.register_buffer('b', self.a.running_mean)"
+            },
+            "cell Cell has one buffer under two names, layers.0.b and layers.0.a.running_mean",
+        ),
+        (
+            {"constructor": "self.a = nn.LazyBatchNorm1d(affine=False)"},
+            "buffer layers.0.a.running_mean of cell Cell has no shape yet",
+        ),
+        (
             {"constructor": "self.a = nn.Parameter(torch.zeros(4, dtype=torch.complex64))"},
             "parameter layers.0.a of cell Cell is complex: expected real parameters",
         ),
@@ -457,12 +488,22 @@ def test_cell_that_breaks_the_contract_is_refused(config, expected):
             },
             "torch.vmap: the gradients are not those of a network that trains alone",
         ),
+        (
+            # What depends on the weight in the list is multiplied by zero at first.
+            {
+                "constructor": "self.own = nn.Linear(4, 4); self.weights = [self.own.weight]; "
+                "self.scale = nn.Parameter(torch.zeros(4))",
+                "forward": "return x + self.scale * (x @ self.weights[0] + self.own.bias), state",
+            },
+            "torch.vmap: the gradients are not those of a network that trains alone",
+        ),
     ],
 )
-def test_cell_that_cannot_be_trained_in_lockstep_is_found(config, expected):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cell_that_cannot_be_trained_in_lockstep_is_found(config, expected, precision):
     architecture = cell_of(**config)
-    assert not supports_lockstep(architecture)
-    obstacle = lockstep_obstacle(architecture)
+    assert not supports_lockstep(architecture, precision)
+    obstacle = lockstep_obstacle(architecture, precision)
     assert obstacle.startswith(expected)
     assert "\n" not in obstacle
     network = build_network([TrialConfig(architecture)], 0, vocab_size=VOCAB)

@@ -28,6 +28,22 @@ CELLS = {
                 state = self.cell(x, state)
                 return state, state
         """,
+    # A part of its state becomes another part of the next one, unchanged.
+    "Delay": """
+        class Delay(nn.Module):
+            def __init__(self, input_size, state_size):
+                super().__init__()
+                self.linear = nn.Linear(input_size + state_size, state_size)
+
+            def initial_state(self, batch_size):
+                zeros = self.linear.weight.new_zeros(batch_size, len(self.linear.weight))
+                return zeros, zeros, zeros
+
+            def forward(self, x, state):
+                newest, middle, oldest = state
+                new = self.linear(torch.cat((x, oldest), 1)).tanh()
+                return new - middle, (new, newest, middle)
+        """,
     # It keeps its weights in a list as well.
     "OneStepGRU": """
         class OneStepGRU(nn.Module):

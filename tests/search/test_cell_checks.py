@@ -132,6 +132,20 @@ BROKEN = {
         "check_deterministic",
         "forward changes layers.0.calls: expected all that changes from step to step",
     ),
+    "lazy": (
+        cell(
+            first="if not hasattr(self, 'bias'): self.bias = nn.Parameter(torch.zeros(len(x.T)))",
+            last="y = y + self.bias",
+        ),
+        "check_deterministic",
+        "forward creates layers.0.bias: expected the constructor to create all parameters",
+    ),
+    "random state": (
+        cell() + "\n    def initial_state(self, batch_size):\n"
+        "        return torch.randn(batch_size, self.input.out_features)\n",
+        "check_deterministic",
+        "or initial_state draws some: expected initial weights that follow from",
+    ),
     "memory": (
         cell("self.calls = 0", "self.calls += 1", "y = y + self.calls"),
         "check_deterministic",
