@@ -286,8 +286,6 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
 
     def train(together: Sequence[TrialConfig]) -> list[list[Tensor]]:
         network = CellNetwork(together, 0, precision, vocab_size, device)
-        for k, config in enumerate(together):
-            _disturb_weights(network.parameters, k, config.replicate)
         states = network.init_training_state(streams)
         for read, target in itertools.pairwise(tokens):
             losses, states = network.loss_and_grad(read, target, states)
@@ -312,13 +310,3 @@ def _try_lockstep(config: CellConfig, precision: Precision, device: torch.device
             if not (a - b).norm() <= relative * a.norm() + absolute:
                 return "torch.vmap: the gradients are not those of a network that trains alone"
     return None
-
-
-def _disturb_weights(parameters: CellParameters, k: int, seed: int) -> None:
-    """Change each weight of a network a little: one that is zero hides the gradients of others."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = parameters.extract(k, parameters.values)
-    for name in parameters.names:
-        weight = weights[name]
-        weight += 0.01 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-    parameters.load(k, parameters.values, weights)
