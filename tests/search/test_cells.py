@@ -1,6 +1,7 @@
 """Studies of users' own cells: which source is loaded, kept, executed and refused."""
 
 import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import rnn.cells.loading
 from reports.dashboard.publish import publish_study
 from rnn.cells.source import MAX_SOURCE_BYTES
 from rnn.errors import CellError
+from rnn.inference.saved_model import deserialize_model, serialize_model
 from rnn.models.shapes import count_parameters
 from search.cells import CellStore, load_cells
 from search.new_study import StudyOptions
@@ -394,3 +396,26 @@ def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text):
         CellStore(open_store(bucket, sqlite_url, "cells"), key.partition("/")[0]).load(
             {name: CellRecord(**record) for name, record in other.items()}
         )
+
+
+def test_source_in_a_model_file_is_executed_only_if_it_is_that_of_the_study(
+    search, run, folder, marker, sqlite_url
+):
+    assert search().returncode == 0
+    marker.unlink()
+    (path,) = folder.glob("studies.db.weights/*/*")
+    model = deserialize_model(path.read_bytes())
+    source = dataclasses.replace(model.cell_source, text=f"{model.cell_source.text}\n")
+    other = dataclasses.replace(model.architecture, sha256=source.sha256)
+    for architecture, reason in (
+        (other, "belong to another run"),
+        (model.architecture, "the source of its cell is of another cell"),
+    ):
+        forged = dataclasses.replace(model, architecture=architecture, cell_source=source)
+        path.write_bytes(serialize_model(forged))
+        for command in (("sample", "mine"), ("export", "mine", str(folder / "exported"))):
+            name, *words = command
+            done = run("-m", f"search.{name}", *words, "--storage", sqlite_url)
+            assert reason in reject(done)
+    assert not marker.exists()
+    assert not (folder / "exported").exists()
