@@ -203,7 +203,7 @@ def _join_study(
     new_end = plan_new_end(name, record, config, options.command, store)
     if stored.space is None and new_end is None and not record.earlier_ends:
         raise _no_space_error(name)
-    if _has_earlier_grid(stored, config):
+    if len(record.commands) > 1 and _has_earlier_grid(stored, config):
         config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
     count = _count_added(stored, config)
     check_count(

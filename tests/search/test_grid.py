@@ -5,18 +5,20 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from helpers import create_small_study, run_simultaneously, wait_for_others
+from helpers import ROOT, create_small_study, run_simultaneously, wait_for_others
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 
 import search.grid as grid_module
 import search.new_study as new_study
+from rnn.errors import CorpusError
 from search.errors import GridExhaustedError
 from search.grid import NO_TRIAL_LEFT, GridSampler, subtract
 from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
+from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.space import GATED_PARAMS
 from studies.storage.open import open_storage
@@ -331,3 +333,179 @@ def test_number_of_statements_to_create_a_study_does_not_depend_on_its_size(url)
         return len(statements)
 
     assert count(4) == count(400)
+
+
+# ------------------------------------------------------------------ unions and absent parameters
+
+UNION = """
+[[space]]
+cell = ["gru", "lstm"]
+layers = [2]
+state_size = [4]
+[space.training]
+optimizer = ["adam", "sgd"]
+momentum = [0.0, 0.9]
+
+[[space]]
+cell = ["elman"]
+layers = [1]
+state_size = [4]
+
+[training]
+steps = 4
+sequence_length = 8
+log_every = 2
+
+[evaluation]
+window_length = 8
+"""
+"""Seven trials: two cells with Adam, twice two with SGD, and one of the second table."""
+
+
+@pytest.fixture
+def union(url, text, tmp_path):
+    """Function that opens the study of a file with some text replaced."""
+    path = tmp_path / "union.toml"
+
+    def open_study(*replacements, **options):
+        content = UNION
+        for old, new in replacements:
+            assert old in content
+            content = content.replace(old, new)
+        path.write_text(content)
+        options = StudyOptions(corpus=str(text), **options)
+        return create_or_join(load_config_file(str(path)), url, options).study
+
+    return open_study
+
+
+def suggest_own_params(trial: optuna.Trial) -> float:
+    for name, distribution in trial.distributions.items():
+        assert trial.suggest_categorical(name, distribution.choices) == trial.params[name]
+    if "momentum" not in trial.params:
+        with pytest.raises(ValueError, match=f"trial {trial.number} has no parameter 'momentum'"):
+            trial.suggest_categorical("momentum", [0.0, 0.9])
+    return len(trial.params) + trial.params["layers"] / 10
+
+
+def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, url):
+    study = union()
+    asked = study.ask()
+    study.tell(asked, suggest_own_params(asked))
+    study.optimize(suggest_own_params)
+    plain = optuna.load_study(study_name="union", storage=url)
+    assert [trial.state for trial in plain.trials] == [TrialState.COMPLETE] * 7
+    assert len({frozenset(trial.params.items()) for trial in plain.trials}) == 7
+    assert {tuple(sorted(trial.params)) for trial in plain.trials} == {
+        ("cell", "layers", "optimizer", "state_size"),
+        ("cell", "layers", "momentum", "optimizer", "state_size"),
+    }
+    table = plain.trials_dataframe()
+    assert table["params_momentum"].isna().sum() == 3
+    assert {"cell", "layers", "optimizer"} <= set(optuna.importance.get_param_importances(plain))
+    optuna.visualization.plot_slice(plain)
+    optuna.visualization.plot_parallel_coordinate(plain)
+
+
+def test_study_of_plain_optuna_runs_combinations_that_lack_parameters():
+    combinations = [{"a": 1, "b": True}, {"a": 2}, {"c": "x"}]
+    sampler = GridSampler(SPACE, combinations=combinations)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial):
+        expected = combinations[trial.number]
+        for name, value in expected.items():
+            assert trial.suggest_categorical(name, SPACE[name]) == value
+        absent = next(name for name in SPACE if name not in expected)
+        with pytest.raises(ValueError, match=f"trial {trial.number} has no parameter '{absent}'"):
+            trial.suggest_categorical(absent, SPACE[absent])
+        return 0.0
+
+    study.optimize(objective)
+    assert [trial.params for trial in study.trials] == combinations
+
+
+SMALLER_TABLE = """
+[[space]]
+cell = ["gru"]
+layers = [3]
+state_size = [4]
+[training]"""
+
+
+def test_union_is_extended_in_each_of_its_tables_and_by_new_ones(union):
+    before = [(trial.number, trial.params) for trial in union(command="first").trials]
+    longer = ("layers = [2]", "layers = [2, 5]")
+    values = (longer, ("momentum = [0.0, 0.9]", "momentum = [0.0, 0.9, 0.5]"))
+    study = union(*values, extend=True, command="second")
+    assert len(study.trials) == 2 * 2 * (1 + 3) + 1
+    everything = (*values, ('"elman"', '"elman", "gru"'), ("\n[training]", SMALLER_TABLE))
+    study = union(*everything, extend=True, command="third")
+    assert len(study.trials) == 17 + 4 - 2  # a GRU of one and one of three layers, with Adam
+    assert [(trial.number, trial.params) for trial in study.trials[:7]] == before
+    # Every trial states the same choices: the old ones in their order, then the new ones.
+    for name, choices in {"layers": (2, 1, 5, 3), "momentum": (0.0, 0.9, 0.5)}.items():
+        stated = {trial.distributions[name] for trial in study.trials if name in trial.params}
+        assert [each.choices for each in stated] == [choices]
+    # Workers with an earlier file join the extended study.
+    for replacements in ((), values):
+        assert len(union(*replacements).trials) == 19
+    study.optimize(suggest_own_params)
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize(
+    ("replacement", "message"),
+    [
+        (("layers = [2]", "layers = [3]"), r"has space 1: layers = \[2\], not \[3\]: --extend exp"),
+        (("layers = [1]", "layers = [3, 1]"), r"has space 2: layers = \[1\], not \[3, 1\]"),
+        (('"gru", "lstm"', '"gru"'), r"has space 1: cell = \['gru', 'lstm'\], not \['gru'\]"),
+        (
+            ('optimizer = ["adam", "sgd"]', 'optimizer = ["adam", "sgd"]\nbptt_steps = [1, 2]'),
+            "has 7 trials without bptt_steps, which they would have: --extend expected",
+        ),
+        (("momentum = [0.0, 0.9]", ""), "has 4 trials with momentum, which they would lack"),
+        (
+            ('cell = ["elman"]', 'cell = ["elman"]\nexclude = [{layers = 1}]\n#'),
+            "has no combination",
+        ),
+        (
+            ("layers = [1]", "layers = [1, 2]\nexclude = [{layers = 1}]"),
+            "has 1 trials that space leaves out, such as {'cell': 'elman', 'layers': 1,",
+        ),
+    ],
+)
+def test_extension_that_would_change_existing_trials_is_refused(union, replacement, message):
+    study = union()
+    before = study.trials
+    with pytest.raises((ConfigMismatchError, ConfigError), match=message) as refused:
+        union(replacement, extend=True)
+    assert "\n" not in str(refused.value)
+    assert study.trials == before
+
+
+def test_extension_by_an_own_cell_adds_its_options(sqlite_url, text, tmp_path):
+    path = tmp_path / "cells.toml"
+    table = "layers = [1]\nstate_size = [4]\n[training]\nsteps = 4\nlog_every = 2\n"
+    table += "sequence_length = 8\n[evaluation]\nwindow_length = 8\n"
+
+    def open_study(cells, **options):
+        path.write_text(f"[space]\n{cells}\n{table}")
+        options = StudyOptions(corpus=str(text), artifacts=str(tmp_path / "kept"), **options)
+        return create_or_join(load_config_file(str(path)), sqlite_url, options).study
+
+    open_study('cell = ["gru"]', command="first")
+    spec = f"{ROOT}/examples/cells/min_gru.py:MinGRU"
+    added = f'cell = ["gru", "{spec}"]\ncandidate_tanh = [false, true]'
+    study = open_study(added, extend=True, command="second")
+    assert [trial.params.get("candidate_tanh", "absent") for trial in study.trials[:1]] == [
+        "absent"
+    ]
+    assert sorted(trial.params["candidate_tanh"] for trial in study.trials[1:]) == [False, True]
+    assert len(open_study('cell = ["gru"]').trials) == 3, "a worker with the earlier file"
+
+
+def test_corpus_must_hold_the_longest_sequence_of_the_grid(union):
+    setting = 'optimizer = ["adam", "sgd"]\nsequence_length = [8, 100_000]'
+    with pytest.raises(CorpusError, match="expected 100,000 or more"):
+        union(('optimizer = ["adam", "sgd"]', setting))
