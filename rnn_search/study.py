@@ -1,7 +1,7 @@
 """A stored study, and its trials with their trained networks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,11 +141,12 @@ class Study:
         table = FactorialTable.from_frame(results.table, results.axes)
         return Effects(table.compute_effects(), loss_unit(results.config))
 
-    def report(self, path: str | Path | None = None) -> Path:
+    def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
 
         Args:
             path: file to write; by default in ``reports/out/`` of the working directory.
+            others: names of further studies of the storage to show on the same page.
 
         Returns:
             The path of the file.
@@ -155,7 +156,8 @@ class Study:
         """
         from reports.page.page import write_report
 
-        return write_report(self.storage, [self.name], None if path is None else Path(path)).path
+        names = [self.name, *others]
+        return write_report(self.storage, names, None if path is None else Path(path)).path
 
     @property
     def optuna(self) -> OptunaStudy:

@@ -358,6 +358,7 @@ def _start(request) -> None:
         else:
             sys.argv = [program, *arguments]
             runpy.run_path(str(ROOT / program), run_name="__main__")
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:

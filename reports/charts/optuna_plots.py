@@ -51,7 +51,12 @@ def to_optuna_study(
     selected = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    created = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
+    try:
+        created = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
+    finally:
+        optuna.logging.set_verbosity(verbosity)
     study = _NoCopyStudy(created.study_name, created._storage)
     for number in range(int(rows.index[-1]) + 1):
         if number not in selected:

@@ -1,0 +1,38 @@
+"""Run a first search and see which design choices matter.
+
+Run this file as a script, ``python examples/01_first_search.py``, or cell by cell in an editor or
+a notebook that knows ``# %%``. It takes about half a minute on two cores.
+"""
+
+# %% Train every combination of the switches, 96 networks. `quick` is a study file of the project;
+# a path such as "my-study.toml" works as well. Two worker processes share the trials.
+from rnn_search import load, run
+
+study = run(
+    "quick",
+    workers=2,
+    storage="sqlite:///examples.db",  # a file in the working directory
+    overrides={"training.steps": 100},  # `quick` has 2,000
+)
+
+# %% A row for each trial, the best first: its network, its loss and its parameters.
+print(study.results.head())
+
+# %% The effect of each switch: trials that differ in it alone are compared in pairs. A negative
+# effect lowers the loss.
+print(study.effects().table)
+
+# %% The same as a figure. At the end of a cell of a notebook it shows itself.
+figure = study.effects().plot()
+figure.write_html("effects.html")
+figure
+
+# %% The best network is an ordinary module of PyTorch, with its trained weights.
+network = study.best.network()
+print(study.best.label, sum(weight.numel() for weight in network.parameters()), "weights")
+print(study.best.sample("The ", length=200))
+
+# %% The study is stored. Later it is opened by its name; `run` would resume it if it were not
+# finished.
+study = load("quick", storage="sqlite:///examples.db")
+print(study.status.counts)

@@ -1,0 +1,329 @@
+"""The API in Python: studies, trials and networks, in scripts, notebooks and threads."""
+
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import ROOT, TEXT
+from hooks import HANG_TIMEOUT, Gate, Hooks
+from hypothesis import given
+from hypothesis import strategies as st
+from process_runner import wait_until_running
+
+import rnn_search
+from reports.errors import ReportError
+from rnn_search.api import _to_toml
+from search.errors import (
+    ExportError,
+    SearchFailedError,
+    TrialNotFoundError,
+    WeightsNotFoundError,
+)
+from studies.errors import (
+    ConfigError,
+    ConfigMismatchError,
+    StorageNotFoundError,
+    StudyNotFoundError,
+)
+from studies.text import to_printable
+
+SETTINGS = {
+    "space": {
+        "layers": [1],
+        "state_size": [3],
+        "input_gate": [False],
+        "forget_gate": [False],
+        "output_gate": (False,),
+        "state_gate": [False],
+        "state_source": ["new", "both"],
+    },
+    "training": {"steps": 4, "batch_size": 4, "sequence_length": 8, "log_every": 2},
+    "evaluation": {"windows": 2, "window_length": 8},
+    "precision": "fp32",
+    "keep_weights": 1,
+}
+"""Settings of a study of four trials, which takes a second."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> dict[str, str]:
+    """Storage and corpus of one study, on which most tests look."""
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "text").write_bytes(TEXT)
+    return {"storage": f"sqlite:///{folder}/studies.db", "corpus": f"{folder}/text"}
+
+
+@pytest.fixture(scope="module")
+def study(place):
+    return rnn_search.run(SETTINGS, name="mine", **place)
+
+
+@pytest.fixture
+def empty(tmp_path, text):
+    """Storage that does not exist yet, and a corpus."""
+    return {"storage": f"sqlite:///{tmp_path}/studies.db", "corpus": text}
+
+
+def test_study_shows_its_results(study, tmp_path):
+    table = study.results
+    assert list(table.columns[:5]) == ["label", "state", "value", "residual", "state_source"]
+    assert sorted(table.index) == [0, 1, 2, 3]
+    assert table["value"].is_monotonic_increasing
+    assert set(table["state"]) == {"COMPLETE"}
+    assert study.counts == study.status.counts
+    assert study.counts.complete == 4
+    assert study.config.training.steps == 4
+    assert len(study.curves) == 8
+    best = study.best
+    assert (best.number, best.value) == (table.index[0], table["value"].iloc[0])
+    assert best.label == table["label"].iloc[0]
+    assert study.trial(best.number) == best
+    assert study.optuna.best_value == best.value
+    page = study.report(tmp_path / "page.html")
+    assert page.read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_effects_are_those_of_matched_pairs(study):
+    effects = study.effects()
+    table = effects.table.set_index("parameter")
+    values = study.results.set_index(["residual", "state_source"])["value"]
+    assert table.loc["residual", "effect"] == pytest.approx((values[True] - values[False]).mean())
+    assert list(table["pairs"]) == [2, 2]
+    (trace,) = effects.plot().data
+    assert sorted(trace.x) == pytest.approx(sorted(table["effect"]))
+    assert "<table" in effects._repr_html_()
+
+
+def test_trained_network_is_a_module_that_writes_the_sample(study):
+    network = study.best.network()
+    tokens, states = list(b"The "), network.init_state(1)
+    with torch.inference_mode():
+        for step in range(23):
+            logits, states = network(torch.tensor([[tokens[step]]]), states)
+            if step + 1 == len(tokens):
+                tokens.append(int(logits[0].argmax()))
+    assert study.best.sample("The ", length=20, temperature=0) == to_printable(bytes(tokens))
+    weights = sum(weight.numel() for weight in network.parameters())
+    assert weights == study.results["parameter_count"].iloc[0]
+
+
+def test_trial_is_sampled_and_exported_as_by_the_commands(study, run, tmp_path):
+    words = ("mine", "--storage", study.storage)
+    done = run("-m", "search.sample", *words, "--prompt", "The ", "--length", "30")
+    assert done.stdout == study.best.sample("The ", length=30) + "\n"
+    assert run("-m", "search.export", *words, str(tmp_path / "a")).returncode == 0
+    assert study.best.export(tmp_path / "b") == tmp_path / "b"
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ExportError, match="exists already"):
+        study.best.export(tmp_path / "b")
+
+
+def test_what_is_missing_is_named(study, place, tmp_path):
+    with pytest.raises(TrialNotFoundError, match="trial 9 not found in study 'mine', which has 4"):
+        study.trial(9)
+    worst = study.trial(int(study.results.index[-1]))
+    with pytest.raises(WeightsNotFoundError, match="are not stored"):
+        worst.network()
+    with pytest.raises(StudyNotFoundError, match="existing studies: mine"):
+        rnn_search.load("other", storage=place["storage"])
+    with pytest.raises(StorageNotFoundError, match="run a search first"):
+        rnn_search.load("mine", storage=f"sqlite:///{tmp_path}/none.db")
+
+
+def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, run, monkeypatch):
+    words = ("mine", "--storage", study.storage)
+    assert run("run_search.py", *words, report=False).returncode == 0
+    again = rnn_search.run(SETTINGS, name="mine", **place)
+    assert again == study == rnn_search.load("mine", storage=study.storage)
+    monkeypatch.setenv("RNN_SEARCH_STORAGE", study.storage)
+    assert rnn_search.load("mine") == study
+    with pytest.raises(ConfigMismatchError, match=r"training.steps: 4 in the study, 6 here"):
+        rnn_search.run(SETTINGS, name="mine", overrides={"training.steps": 6}, **place)
+
+
+def test_recorded_call_creates_the_same_study(empty):
+    given = {"overrides": {"training.steps": 6, "space.residual": (True,)}, "prune": True}
+    study = rnn_search.run(SETTINGS, name="called", until=1e-6, **given, **empty)
+    (command,) = study.optuna.user_attrs["commands"]
+    calls = []
+    call = SimpleNamespace(run=lambda *settings, **options: calls.append((settings, options)))
+    eval(command, {"rnn_search": call})
+    (((settings,), options),) = calls
+    again = rnn_search.run(settings, storage=empty["storage"], until=1e-6, **options)
+    assert again == study
+    assert study.config.training.steps == 6
+    assert study.config.pruning.enabled
+
+
+def test_unfinished_study_is_shown(empty):
+    study = rnn_search.run(SETTINGS, name="waiting", until="0.000001s", **empty)
+    assert study.counts.waiting == 4
+    assert set(study.results["state"]) == {"WAITING"}
+    with pytest.raises(TrialNotFoundError, match="no complete trial yet"):
+        _ = study.best
+    with pytest.raises(ReportError, match="no complete trial"):
+        study.effects()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
+        ({"workers": 0}, "workers is 0: expected 1 or more"),
+        ({"threads": -1}, "threads is -1"),
+        ({"lockstep": -1}, "lockstep is -1"),
+        ({"until": "soon"}, "until: invalid duration 'soon': expected seconds, or a duration"),
+        ({"overrides": {"training.stepz": 1}}, "unknown key training.stepz"),
+        ({"overrides": {"training.steps": object()}}, "training.steps is <object"),
+        ({"overrides": {"training.steps": "4"}}, "training.steps is '4'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"study": SETTINGS | {"spaces": 1}}, "settings: unknown key spaces"),
+        ({"study": SETTINGS | {"seed": None}}, "settings.seed is None: expected a number"),
+    ],
+)
+def test_bad_input_is_an_error_and_changes_nothing(empty, tmp_path, given, message):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    given = {"study": SETTINGS, "name": "bad"} | given
+    with pytest.raises(ConfigError, match=message):
+        rnn_search.run(given.pop("study"), **given, **empty)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_study_without_a_complete_trial_is_a_failure(empty, capfd):
+    with pytest.raises(SearchFailedError, match="finished without a complete trial: 4 diverged"):
+        rnn_search.run(SETTINGS, name="high", overrides={"training.learning_rate": 1e30}, **empty)
+    assert capfd.readouterr().err == ""
+
+
+_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+_values = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | _texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(_values)
+def test_overrides_keep_their_values(value):
+    assert tomllib.loads(f"value = {_to_toml('value', value)}") == {"value": value}
+
+
+SCRIPT = """
+from rnn_search import run
+
+print("the script runs")
+study = run({settings!r}, name="mine", storage={storage!r}, corpus={corpus!r}, workers=2)
+print("complete:", study.counts.complete)
+"""
+"""Program without ``if __name__ == "__main__"``."""
+
+
+@pytest.mark.parametrize("way", ["file", pytest.param("stdin", marks=pytest.mark.extended)])
+def test_worker_processes_do_not_run_the_script_again(empty, tmp_path, way):
+    program = SCRIPT.format(
+        settings=SETTINGS, storage=empty["storage"], corpus=str(empty["corpus"])
+    )
+    path = tmp_path / "script.py"
+    path.write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(path) if way == "file" else "-"],
+        input=program,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the script runs") == 1
+    assert "starting 2 worker processes" in done.stdout
+    assert "complete: 4\n" in done.stdout
+    assert done.stderr == ""
+
+
+STOPPED = """
+from rnn_search import run
+
+try:
+    run({settings!r}, name="mine", storage={storage!r}, corpus={corpus!r})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_interrupt_stops_the_search_and_is_raised(empty, tmp_path, runner):
+    gate = Gate(tmp_path / "gate", 2)
+    path = tmp_path / "script.py"
+    path.write_text(
+        STOPPED.format(settings=SETTINGS, storage=empty["storage"], corpus=str(empty["corpus"]))
+    )
+    command = runner.start(str(path), hooks=Hooks(gate=gate))
+    wait_until_running([command], lambda: gate.held)
+    command.send(signal.SIGINT)
+    assert command.wait() == 0, command.output
+    assert command.stdout.endswith(
+        "stopped; progress is saved: run the same command to resume\ninterrupted\n"
+    )
+    command = runner.start(str(path), hooks=Hooks())
+    assert command.wait() == 0
+    assert rnn_search.load("mine", storage=empty["storage"]).counts.complete == 4
+
+
+def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
+    found = []
+    before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    options = {"name": "threaded", "threads": before[0] + 1, **empty}
+    thread = threading.Thread(target=lambda: found.append(rnn_search.run(SETTINGS, **options)))
+    thread.start()
+    thread.join(HANG_TIMEOUT)
+    (study,) = found
+    assert study.counts.complete == 4
+    assert (torch.get_num_threads(), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_package_is_imported_without_slow_libraries():
+    code = """if True:
+        import sys, rnn_search, rnn_search.console
+        assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
+        assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial"}
+        assert all(map(lambda name: getattr(rnn_search, name), rnn_search.__all__))
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# ------------------------------------------------------------------ the examples
+
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+
+NOTEBOOK = """
+import sys
+from pathlib import Path
+
+namespace = vars(sys.modules["__main__"])
+namespace.pop("__file__", None)
+cells = Path(sys.argv[1]).read_text(encoding="utf-8").replace("\\n# %%", "\\0# %%").split("\\0")
+for cell in cells:
+    exec(compile(cell, "<cell>", "exec"), namespace)
+print("ran", len(cells), "cells")
+"""
+"""Program that runs the cells of another one after another, as a notebook does."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_as_a_script_and_as_a_notebook(example, runner, tmp_path):
+    program = tmp_path / "notebook.py"
+    program.write_text(NOTEBOOK)
+    copy = tmp_path / example.name
+    copy.write_text(example.read_text(encoding="utf-8"), encoding="utf-8")
+    for words in ([str(copy)], [str(program), str(copy)]):
+        command = runner.start(*words, cwd=tmp_path, hooks=Hooks())
+        assert command.wait() == 0, command.output
+        assert command.stderr == ""
+    count = example.read_text(encoding="utf-8").count("\n# %%") + 1
+    assert command.stdout.endswith(f"ran {count} cells\n")
