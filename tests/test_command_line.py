@@ -687,3 +687,58 @@ def test_stop_before_training_is_reported(search, workers):
     assert (done.returncode, done.stderr) == (0, "")
     assert "stopped before training began: run the same command to start" in done.stdout
     assert "is saved" not in done.stdout
+
+
+SUBCOMMANDS = ("run", "refine", "report", "dashboard", "status", "check", "sample", "export")
+
+
+def test_console_command_has_every_command(run):
+    done = run("-m", "rnn_search", "--help")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^  ([a-z]+) ", done.stdout, re.MULTILINE) == [*SUBCOMMANDS]
+    for name in SUBCOMMANDS:
+        done = run("-m", "rnn_search", name, "--help")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"Usage: rnn-search {name} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Missing command"),
+        (["search"], "No such command 'search'"),
+        (["run", "stage-three"], "study 'stage-three' not found"),
+        (["run", "quick", "--workers", "0"], "--workers"),
+        (["refine", "quick"], "'quick' has no [refinement]"),
+        (["status", "quick"], "does not exist: run a search first"),
+        (["report", "quick"], "does not exist: run a search first"),
+        (["check", "missing.py:Cell"], "missing.py"),
+        (["sample", "quick", "--length", "0"], "--length"),
+        (["export", "quick", "\udcff"], "directory is not valid UTF-8"),
+    ],
+)
+def test_console_command_rejects_bad_input_in_one_line(run, tmp_path, words, message):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    done = run("-m", "rnn_search", *words, cwd=tmp_path, RNN_SEARCH_STORAGE=storage)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_console_command_does_what_the_commands_do(search, run, sqlite_url, tmp_path):
+    assert search().returncode == 0
+    common = ("quick", "--storage", sqlite_url)
+    for words, command in (
+        (("run", *common, "--status"), ("run_search.py", *common, "--status")),
+        (("status", *common, "--json"), ("run_search.py", *common, "--status", "--json")),
+        (
+            ("sample", *common, "--prompt", "\udcff"),
+            ("-m", "search.sample", *common, "--prompt", "\udcff"),
+        ),
+    ):
+        done, expected = run("-m", "rnn_search", *words), run(*command)
+        assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    page = tmp_path / "page.html"
+    assert run("-m", "rnn_search", "report", *common, "--output", str(page)).returncode == 0
+    assert page.is_file()

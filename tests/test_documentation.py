@@ -21,6 +21,7 @@ from helpers import ROOT, TINY
 from hooks import HANG_TIMEOUT
 from services import free_port
 
+import rnn_search
 from reports.stats.decision_rules import read_hypotheses
 from search.cells import load_cells
 from studies.attributes import TrialRecord
@@ -231,6 +232,25 @@ def test_documented_spaces_have_the_trials_that_the_page_says():
 def test_documented_refinement_is_valid():
     *_, refinement = blocks("docs/reference/study-file.md", "toml")
     assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
+
+
+def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys):
+    """On a storage with the study that the page names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RNN_SEARCH_STORAGE", sqlite_url)
+    small = {"training.steps": 4, "training.batch_size": 4, "training.sequence_length": 8}
+    small |= {"training.log_every": 2, "evaluation.windows": 2, "evaluation.window_length": 8}
+    run = rnn_search.run
+
+    def run_small(study, overrides=(), workers=1, **options):
+        return run(study, overrides=dict(overrides) | small, corpus=text, **options)
+
+    monkeypatch.setattr(rnn_search, "run", run_small, raising=False)
+    for page in ("README.md", "docs/how-to/use-python.md"):
+        namespace: dict[str, object] = {}
+        for block in blocks(page, "python"):
+            exec(block, namespace)
+    assert (tmp_path / "quick.html").is_file()
 
 
 def test_documented_hypothesis_is_valid(tmp_path):

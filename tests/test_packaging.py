@@ -12,6 +12,8 @@ import pytest
 from helpers import ROOT
 from test_command_line import ONE_TRIAL
 
+import rnn_search
+
 SEARCH_OUTPUT = [
     "studies/studies.db",
     "studies/studies.db-wal",
@@ -26,6 +28,10 @@ SEARCH_OUTPUT = [
     "studies/artifacts/note.py",
     "reports/out/quick.html",
     "reports/out/best-network/network.py",
+    "examples.db",
+    "examples.db.weights/quick-1/trial-0.safetensors",
+    "effects.html",
+    "refined.html",
 ]
 
 PACKAGES = {"reports", "rnn", "rnn_search", "search", "studies"}
@@ -78,7 +84,7 @@ def test_source_distribution_contains_only_tracked_files(built):
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     assert names - {"PKG-INFO"} <= set(tracked())
-    assert {"tests/test_packaging.py", "studies/quick.toml"} <= names
+    assert {"tests/test_packaging.py", "studies/quick.toml", "examples/01_first_search.py"} <= names
 
 
 @pytest.mark.parametrize("name", SEARCH_OUTPUT)
@@ -128,4 +134,11 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     written = {path.relative_to(empty).parts[0] for path in empty.rglob("*")}
     assert written == {"studies", "reports"}
     assert not (installed / "reports" / "out").exists()
+    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "rnn-search = rnn_search.console:main" in entry_points.read_text()
+    assert "complete  2\n" in run("rnn_search", "status", "quick")
+    assert run("rnn_search", "--version") == f"rnn-search, version {rnn_search.__version__}\n"
+    program = "import rnn_search; print(rnn_search.load('quick').counts.complete)"
+    (empty / "program.py").write_text(program)
+    assert run("program") == "2\n"
     assert {path.name for path in (empty / "studies").iterdir()} >= {"studies.db"}
