@@ -9,6 +9,7 @@ import sys
 import threading
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from rnn.cells.options import cell_options
@@ -79,8 +80,11 @@ def _execute(source: CellSource) -> ModuleType:
     lines = source.text.splitlines(keepends=True)
     linecache.cache[filename] = len(source.text), None, lines, filename
     sys.modules[name] = module
+    dtype = torch.get_default_dtype()
     try:
         exec(code, module.__dict__)  # type: ignore[arg-type]
+        if torch.get_default_dtype() != dtype:
+            raise RuntimeError("torch.set_default_dtype changes the networks of other cells")
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise CellError(
@@ -89,6 +93,8 @@ def _execute(source: CellSource) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        torch.set_default_dtype(dtype)
     return module
 
 

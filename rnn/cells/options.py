@@ -14,6 +14,9 @@ from rnn.errors import CellError
 OptionType = Literal["bool", "int", "float", "str"]
 
 _TYPES: dict[type, OptionType] = {bool: "bool", int: "int", float: "float", str: "str"}
+_INT_LIMIT = 2**63
+"""Integers of study files have 64 bits."""
+
 _SIZES = ("input_size", "state_size")
 _EXPECTED_TYPES = "bool, int, float, str or Literal[…] of one of them"
 
@@ -36,8 +39,8 @@ class CellOption:
     def description(self) -> str:
         """What the option takes, for messages."""
         if self.choices is None:
-            return self.type
-        return f"one of {', '.join(map(repr, self.choices))}"
+            return "int of 64 bits" if self.type == "int" else self.type
+        return f"one of {', '.join(map(_shorten, self.choices))}"
 
     def convert(self, value: object) -> ParamValue | None:
         """Return a value as one of this option, an integer as a float; None if it is not one."""
@@ -50,9 +53,22 @@ class CellOption:
             return None
         if isinstance(value, float) and not math.isfinite(value):
             return None
+        if type(value) is int and not -_INT_LIMIT <= value < _INT_LIMIT:
+            return None
+        if isinstance(value, str) and not _is_unicode(value):
+            return None
         if self.choices is not None and value not in self.choices:
             return None
         return typing.cast(ParamValue, value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be stored; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cell_options(cls: type) -> dict[str, CellOption]:
@@ -177,6 +193,6 @@ def _describe_type(hint: Any) -> str:
 def _shorten(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:  # of a user's object
-        text = f"a {type(value).__name__}"
+    except Exception:  # of a user's object, or too many digits
+        text = f"<{type(value).__name__}>"
     return " ".join(text[:100].split())

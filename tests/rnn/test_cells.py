@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 
 from rnn.cells.loading import cell_class, load_cell, loaded_source
 from rnn.cells.options import CellOption, cell_options, check_option_values
@@ -163,11 +164,13 @@ def test_exception_of_a_file_is_named_with_its_line():
         "import sys\nsys.exit(2)": "raises SystemExit (2) in line 2",
         "from . import neighbour": "raises ImportError (attempted relative import",
         "import no_such_package": "raises ModuleNotFoundError (No module named 'no_such_package')",
+        "import torch\ntorch.set_default_dtype(torch.half)": "raises RuntimeError (torch.set_def",
         "raise ValueError('two\\nlines')": "raises ValueError (two lines) in line 1",
     }.items():
         before = set(sys.modules)
         assert expected in refusal(source(text))
         assert not {name for name in set(sys.modules) - before if name.startswith("cell_")}
+        assert torch.get_default_dtype() == torch.float32
 
 
 def test_options_are_read_from_annotations_and_defaults():
@@ -203,6 +206,12 @@ def test_options_are_read_from_annotations_and_defaults():
             "is annotated bool | None: expected bool, int, float, str or Literal",
         ),
         ("self, input_size, state_size, norm: 'Unknown' = 1", "name 'Unknown' is not defined"),
+        ("self, input_size, state_size, norm: int = 10**5000", "is <int>: expected int of 64 bits"),
+        ("self, input_size, state_size, norm: str = '\\ud800'", "is '\\ud800': expected str"),
+        (
+            "self, input_size, state_size, norm: Literal[9**5000] = 9**5000",
+            "is <int>: expected one of <int>",
+        ),
         (
             "self, input_size, state_size, norm: int = True",
             "default of option norm of cell Cell is True: expected int",
@@ -243,7 +252,10 @@ def test_values_of_options_are_checked_and_integers_become_floats():
         ({"radius": "a"}, "option radius of cell Cell is 'a': expected float"),
         ({"radius": float("inf")}, "option radius of cell Cell is inf: expected float"),
         ({"order": 3}, "option order of cell Cell is 3: expected one of 1, 2"),
-        ({"gate": 1}, "cell Cell has no option gate: expected tanh (bool), depth (int), radius"),
+        (
+            {"gate": 1},
+            "cell Cell has no option gate: expected tanh (bool), depth (int of 64 bits), radius",
+        ),
     ):
         assert refusal("Cell", options, values, call=check_option_values).startswith(expected)
     assert refusal("Cell", {}, {"gate": 1}, call=check_option_values).endswith("has none")
