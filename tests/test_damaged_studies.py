@@ -228,6 +228,37 @@ def test_trial_is_checked_however_it_is_read(damage):
                 read(1)
 
 
+def with_config(change: str) -> str:
+    return f"UPDATE study_user_attributes SET value_json = {change} WHERE key = 'config'"
+
+
+RATE = '{"name": "CategoricalDistribution", "attributes": {"choices": ["fast"]}}'
+OPTION = '{"type": "bool", "choices": null, "default": [1]}'
+CELL = f'{{"A": {{"spec": "a.py:A", "sha256": "0", "options": {{"norm": {OPTION}}}}}}}'
+STORED = {
+    with_config("json_set(value_json, '$.space', json('[]'))"): "config.*space has no table",
+    with_config("json_set(value_json, '$.space[0].layers', 'x')"): "config.space.0.layers .*list",
+    with_config("json_set(value_json, '$.space[0].width', json('[1]'))"): "unknown key width",
+    with_config("json_set(value_json, '$.space[0].cell', json('[\"a.py:A\"]'))"): "is not loaded",
+    with_config(f"json_set(value_json, '$.cells', json('{CELL}'))"): "config.cells.A.sha256",
+    with_config("json_set(value_json, '$.nuisance', json('[\"x\"]'))"): "nuisance names 'x'",
+    f"UPDATE trial_params SET param_name = 'learning_rate', distribution_json = '{RATE}' "
+    f"{OF_TRIAL}": r"\(trial 0: parameter learning_rate: .*number",
+    f"UPDATE trial_params SET param_name = 'norm', distribution_json = '{RATE}' {OF_TRIAL}": (
+        "a trial has no parameter 'layers'"
+    ),
+}
+"""Statements that damage what a study stores of tables, cells and parameters, and the message."""
+
+
+@pytest.mark.parametrize("statement", STORED)
+def test_damaged_table_cell_or_setting_is_named_in_one_line(damage, statement):
+    url = damage(statement)
+    with pytest.raises(StudyFormatError, match=STORED[statement]) as refused:
+        reports.cli.reports.main(["quick", "--storage", url], standalone_mode=False)
+    assert "\n" not in str(refused.value)
+
+
 UNREADABLE = [
     "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'config' AND study_id = {}",
     "UPDATE study_system_attributes SET value_json = '[[[[' WHERE study_id = {}",
