@@ -111,8 +111,6 @@ class Space(StrictModel):
         if not isinstance(raw, Mapping) or BPTT_STEPS not in raw:
             return raw
         table = {name: value for name, value in raw.items() if name != BPTT_STEPS}
-        if raw[BPTT_STEPS] is None:  # stored by an earlier version
-            return table
         training = raw.get("training", {})
         if isinstance(training, Mapping):
             if training.get(BPTT_STEPS) is not None:

@@ -505,7 +505,9 @@ def test_extension_by_an_own_cell_adds_its_options(sqlite_url, text, tmp_path):
     assert len(open_study('cell = ["gru"]').trials) == 3, "a worker with the earlier file"
 
 
-def test_corpus_must_hold_the_longest_sequence_of_the_grid(union):
+def test_corpus_must_hold_the_longest_sequence_of_the_grid(union, url, tmp_path):
     setting = 'optimizer = ["adam", "sgd"]\nsequence_length = [8, 100_000]'
     with pytest.raises(CorpusError, match="expected 100,000 or more"):
         union(('optimizer = ["adam", "sgd"]', setting))
+    if url.startswith("sqlite"):
+        assert not list(tmp_path.rglob("*.db")), "refused before anything is written"
