@@ -6,8 +6,7 @@ for On-Line Training of Recurrent Network Trajectories*, 1990). W changes how fa
 reaches and nothing else: neither the text nor the number of updates. The weights change at every
 step, so all W steps are recomputed from the state before them: a step costs W times as much.
 
-B is the number of streams, n the state size, V the vocabulary size, T ≤ W the number of steps that
-a gradient passes through.
+B is the number of streams, n the state size, V the vocabulary size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from rnn.config import (
 )
 from rnn.errors import CellError
 from rnn.models.baselines import BASELINE_LAYERS
+from rnn.models.bptt_window import BPTTWindow
 from rnn.models.gated import GatedLayer, RecurrentLayer, RecurrentNetwork
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.linear import StackedLinear, WeightSlice
@@ -80,7 +80,7 @@ class BPTTNetwork:
         self.vocab_size = vocab_size
         self.device = device or torch.device("cpu")
         self.layers, self.state_size = config.architecture.layers, config.architecture.state_size
-        self._window = config.bptt_steps
+        self._window = BPTTWindow(config.bptt_steps)
         configure_matmul(precision, self.device)
 
         architecture = config.architecture
@@ -135,17 +135,9 @@ class BPTTNetwork:
     def init_training_state(self, streams: int) -> list[Tensor]:
         """Return what training carries from step to step, at a sequence's start: zeros.
 
-        Returns:
-            The state of each layer, as of :meth:`init_state`. Where W > 1, also for each layer the
-            states before each of the last W − 1 steps (1, W − 1, B, n), the tokens read in these
-            steps (1, W − 1, B), and how many of them the sequence has had (1,).
+        See :class:`rnn.models.bptt_window.BPTTWindow`.
         """
-        states, earlier = self.init_state(streams), self._window - 1
-        if not earlier:
-            return states
-        past_states = [state.new_zeros(1, earlier, *state.shape[1:]) for state in states]
-        past_tokens = torch.zeros(1, earlier, streams, dtype=torch.long, device=self.device)
-        return [*states, *past_states, past_tokens, past_tokens.new_zeros(1)]
+        return self._window.begin(self.init_state(streams))
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -178,26 +170,16 @@ class BPTTNetwork:
         Returns:
             The mean loss over the streams (1,), in nats, and the next states.
         """
-        current = start = states[: self.layers]
-        tokens, window = tokens[None], []  # (1, B)
-        if self._window > 1:
-            *past_states, past_tokens, count = states[self.layers :]
-            tokens = torch.cat((past_tokens[0], tokens))  # (W, B)
-            window = [
-                torch.cat((past[:, 1:], now[:, None]), 1)  # (1, W − 1, B, n)
-                for past, now in zip(past_states, current, strict=True)
-            ]
-            window += [tokens[None, 1:], (count + 1).clamp(max=self._window - 1)]
-            # In a sequence's first steps these are the zeros that it starts from.
-            start = [past[:, 0] for past in past_states]
-            tokens = tokens[-1 - int(count) :]  # (T, B)
+        window = self._window.advance(tokens[None], states)
         with torch.enable_grad():
-            logits, next_states = self.module(tokens, [state[0] for state in start])
+            start = [state[0] for state in window.states]
+            logits, next_states = self.module(window.tokens[0], start)
             loss = functional.cross_entropy(logits, targets)
         grads = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
             target.copy_(grad)
-        return loss.detach()[None], [*(state.detach()[None] for state in next_states), *window]
+        after = [state.detach()[None] for state in next_states]
+        return loss.detach()[None], [*after, *window.carried]
 
 
 def build_module(

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from rnn.cells.loading import describe_error
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, Precision, TrialConfig
+from rnn.models.bptt_window import BPTTWindow
 from rnn.models.cell_module import CellModule, InitialStates, build_seeded, named_tensors
 from rnn.models.cell_parameters import CellParameters
 from rnn.stacked.flat_parameters import NamedTensors
@@ -73,10 +74,10 @@ class CellNetwork:
             raise ValueError(
                 f"configs are of {len(shared)} architectures and bptt_steps: expected one of both"
             )
-        ((architecture, self._window),) = shared
-        if not isinstance(architecture, CellConfig) or self._window < 1:
+        ((architecture, bptt_steps),) = shared
+        if not isinstance(architecture, CellConfig) or bptt_steps < 1:
             raise ValueError(
-                f"{architecture.label} with bptt_steps {self._window}: expected a user's own cell "
+                f"{architecture.label} with bptt_steps {bptt_steps}: expected a user's own cell "
                 "and bptt_steps of 1 or more"
             )
         self.seed, self.precision, self.vocab_size = seed, precision, vocab_size
@@ -95,12 +96,11 @@ class CellNetwork:
         self.module = build(self.configs[0])
         self._use_flat_parameters()
 
-        with torch.no_grad():
-            self._state_count = len(self.init_state(1))
         with torch.enable_grad():
             self._learns_initial_state = any(
                 state.requires_grad for state in self._initial_states(1)
             )
+        self._window = BPTTWindow(bptt_steps, self._learns_initial_state)
 
     def _use_flat_parameters(self) -> None:
         """Make the module and ``vmap`` read the flat tensors."""
@@ -136,23 +136,9 @@ class CellNetwork:
     def init_training_state(self, streams: int) -> list[Tensor]:
         """Return what training carries from step to step, at a sequence's start.
 
-        Returns:
-            The states, as of :meth:`init_state`. Where W > 1, also the states before each of the
-            last W − 1 steps (K, W − 1, B, …), and the tokens read in these steps (K, W − 1, B).
-            Where W > 1 or initial states are learned, also how many of the last W steps the
-            sequence has had (K,).
+        See :class:`rnn.models.bptt_window.BPTTWindow`.
         """
-        states, earlier, count = self.init_state(streams), self._window - 1, len(self.configs)
-        carried = list(states)
-        if earlier:
-            carried += [
-                state[:, None].repeat(1, earlier, *[1] * (state.dim() - 1)) for state in states
-            ]
-            shape = count, earlier, streams
-            carried.append(torch.zeros(shape, dtype=torch.long, device=self.device))
-        if earlier or self._learns_initial_state:
-            carried.append(torch.zeros(count, dtype=torch.long, device=self.device))
-        return carried
+        return self._window.begin(self.init_state(streams))
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -186,32 +172,16 @@ class CellNetwork:
         Returns:
             The networks' mean losses over the streams (K,), in nats, and the next states.
         """
-        count = self._state_count
-        start: Sequence[Tensor] | None = states[:count]
-        window, carried = self._stack(tokens)[:, None], []  # (K, 1, B)
-        if self._window > 1:
-            past_states, past_tokens = states[count : 2 * count], states[2 * count]
-            carried = [
-                torch.cat((past[:, 1:], now[:, None]), 1)  # (K, W − 1, B, …)
-                for past, now in zip(past_states, states[:count], strict=True)
-            ]
-            window = torch.cat((past_tokens, window), 1)  # (K, W, B)
-            carried.append(window[:, 1:])
-            # In a sequence's first steps these are the states that it starts from.
-            start = [past[:, 0] for past in past_states]
-        if self._window > 1 or self._learns_initial_state:
-            steps = int(states[-1][0])
-            carried.append((states[-1] + 1).clamp(max=self._window))
-            window = window[:, -1 - steps :]  # (K, T, B)
-            if steps < self._window and self._learns_initial_state:
-                start = None
+        window = self._window.advance(self._stack(tokens), states)
+        is_learned = window.begins_sequence and self._learns_initial_state
         with torch.enable_grad():
-            logits, next_states = self._run(window, start)
+            logits, next_states = self._run(window.tokens, None if is_learned else window.states)
             losses = self.losses(logits, targets).mean(1)  # (K,)
         grads = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
             target.copy_(grad)
-        return losses.detach(), [*(state.detach().clone() for state in next_states), *carried]
+        after = [state.detach().clone() for state in next_states]
+        return losses.detach(), [*after, *window.carried]
 
     def _stack(self, tokens: Tensor) -> Tensor:
         """Return tokens (B,) or (K, B) as (K, B)."""
