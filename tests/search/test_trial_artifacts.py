@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
+from rnn.config import CellConfig, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
 from rnn.training.loop import TrainConfig
 from search.worker.checkpointing import checkpoint_identity
@@ -270,6 +270,21 @@ def test_checkpoint_identity_differs_by_every_setting_of_the_optimizer(settings)
         for optimizer in (OptimizerConfig(), OptimizerConfig(**settings))
     )
     assert default != other
+
+
+def test_checkpoint_identity_differs_by_the_source_of_a_users_cell():
+    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
+    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
+    first, other = (
+        checkpoint_identity(
+            TrialConfig(CellConfig("MinGRU", sha256, (), 2, 8)),
+            config,
+            TrainConfig(20, 6, 9, 2, 0.9, 3),
+            corpus,
+        )
+        for sha256 in ("ab", "cd")
+    )
+    assert first != other
 
 
 SPACE = {"layers": [2], "state_size": [8]}
