@@ -277,14 +277,20 @@ def test_interrupt_stops_the_search_and_is_raised(empty, tmp_path, runner):
 
 def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
     found = []
-    before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
-    options = {"name": "threaded", "threads": before[0] + 1, **empty}
-    thread = threading.Thread(target=lambda: found.append(rnn_search.run(SETTINGS, **options)))
+
+    def search():
+        before = torch.get_num_threads()  # each thread has a setting of its own
+        study = rnn_search.run(SETTINGS, name="threaded", threads=before + 1, **empty)
+        found.extend((study, before, torch.get_num_threads()))
+
+    handler = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=search)
     thread.start()
     thread.join(HANG_TIMEOUT)
-    (study,) = found
+    study, before, after = found
     assert study.counts.complete == 4
-    assert (torch.get_num_threads(), signal.getsignal(signal.SIGINT)) == before
+    assert before == after
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
 def test_package_is_imported_without_slow_libraries():

@@ -1,5 +1,6 @@
 """Output of a search to a log: progress at least every five seconds."""
 
+import builtins
 import logging
 import os
 import signal
@@ -178,3 +179,10 @@ def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch
         assert reader.recent_status().counts.complete == 0
         answers.set()  # the next line shows the late answer
         wait_until(lambda: reader.recent_status().counts.complete == 1)
+
+
+def test_lines_in_a_notebook_are_plain_text(monkeypatch, capsys):
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    SafeConsole().print_line("study quick: 1 of 2 finished")
+    assert capsys.readouterr().out == "study quick: 1 of 2 finished\n"
