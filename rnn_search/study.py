@@ -205,8 +205,9 @@ class Trial:
     def network(self) -> "nn.Module":
         """Return the trained network as a plain module on the CPU.
 
-        ``logits, states = network(tokens, network.init_state(streams))`` reads tokens of the shape
-        (time steps, streams) and returns the logits of the next token of each stream.
+        ``logits, states = network(tokens)`` reads tokens of the shape (time steps, streams) and
+        returns the logits of the next token of each stream; ``network(tokens, states)`` reads on.
+        The source of a cell of one's own, which is stored with the weights, is executed.
 
         Raises:
             WeightsNotFoundError: if its weights are not stored.

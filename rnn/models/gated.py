@@ -140,16 +140,19 @@ class RecurrentNetwork(nn.Module):
         new_zeros = self.embedding.weight.new_zeros
         return [new_zeros(streams, width) for width in self.state_widths]
 
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, states: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Read T tokens of each stream and predict the next one.
 
         Args:
             tokens: (T, B).
-            states: state of each layer before the first token.
+            states: state of each layer before the first token; None for zeros.
 
         Returns:
             The logits (B, V) after the last token, and the state of each layer then.
         """
+        states = self.init_state(tokens.shape[1]) if states is None else states
         # A linear map of a one-hot token is a row of its weights.
         xs = functional.embedding(tokens, self.embedding.weight.T)  # (T, B, n)
         xs = xs + self.embedding.bias  # (T, B, n)
