@@ -247,9 +247,18 @@ RESERVED_OPTION_NAMES = frozenset(
         *("steps", "batch_size", "sequence_length", "log_every", "smoothing", "bptt_steps"),
         *("optimizer", "learning_rate", "beta1", "beta2", "weight_decay", "momentum"),
         "gradient_clipping",
+        # Columns of the trial table, which has one for each parameter.
+        *("study", "number", "state", "value", "label", "architecture", "started", "completed"),
+        *("training_loss", "validation_loss", "validation_bits_per_byte", "validation_stderr"),
+        *("test_bits_per_byte", "test_stderr", "min_loss", "sample", "parameter_count"),
+        *("steps_per_second", "seconds", "host", "worker", "device", "threads", "lockstep"),
+        *("precision", "seed", "python", "torch", "code", "earlier_code", "earlier_torch"),
+        *("failure", "error", "retries", "rung", "keep_probability", "predicted_value", "reason"),
+        "source_trials",
     }
 )
-"""Names that an option of a user's own cell cannot have: other parameters of a study have them."""
+"""Names that an option of a user's own cell cannot have: other parameters of a study, and columns
+of its table of trials, have them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Grid:
             self._check_cells(table, space)
             self._check_options(table, space)
             self._check_optimizer(table, space)
+        self._check_training()
         self._check_types()
         self._check_size()
         for table, space in self._tables():
@@ -164,10 +165,12 @@ class Grid:
                 options = [option for cell in own for option in cell.options]
                 expected = ", ".join(dict.fromkeys([*Space.model_fields, *options]))
                 raise ValueError(f"{table} has the unknown key {name}: expected one of {expected}")
+            values = space.values(name) or ()
             for cell in known:
-                cell.options[name].check(
-                    f"{table}: {cell_name(cell.spec)} has {name}", space.values(name)
-                )
+                subject = f"{table}: {cell_name(cell.spec)} has {name}"
+                cell.options[name].check(subject, values)
+                if len(set(cell.options[name].convert(values))) < len(values):
+                    raise ValueError(f"{subject} = {values}: expected distinct values")
 
     def _check_types(self) -> None:
         """Require one type of an option's values in all cells: equal values are one choice."""
@@ -182,18 +185,22 @@ class Grid:
                             f"{cell}: expected one type, or a study for each"
                         )
 
+    def _optimizers(self, space: Space) -> list[str]:
+        return [str(name) for name in space.values("optimizer") or [self._training.optimizer]]
+
     def _check_optimizer(self, table: str, space: Space) -> None:
-        optimizers = space.values("optimizer") or [self._training.optimizer]
         for name in TRAINING_PARAMS:
-            if space.values(name) is None or any(
-                uses_setting(str(optimizer), name) for optimizer in optimizers
-            ):
-                continue
-            using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, name)]
-            raise ValueError(
-                f"{table} has training.{name}, which {' and '.join(map(str, optimizers))} does not "
-                f"use: expected the optimizer {' or '.join(using)}"
-            )
+            if space.values(name) is not None:
+                _require_use(f"{table} has training.{name}", name, self._optimizers(space))
+
+    def _check_training(self) -> None:
+        optimizers = dict.fromkeys(
+            name for space in self._spaces for name in self._optimizers(space)
+        )
+        for name in TRAINING_PARAMS:
+            value = getattr(self._training, name)
+            if value != TrainingSettings.model_fields[name].default:
+                _require_use(f"training.{name} is {value}", name, list(optimizers))
 
     def _check_size(self) -> None:
         size = sum(
@@ -228,6 +235,18 @@ class Grid:
             raise ValueError(
                 f"{table} has no combination that exclude leaves: expected at least one"
             )
+
+
+def _require_use(subject: str, setting: str, optimizers: Sequence[str]) -> None:
+    """Require that one of some optimizers uses a training setting."""
+    if any(uses_setting(optimizer, setting) for optimizer in optimizers):
+        return
+    using = [optimizer for optimizer in OPTIMIZERS if uses_setting(optimizer, setting)]
+    verb = "does" if len(optimizers) == 1 else "do"
+    raise ValueError(
+        f"{subject}, which {' and '.join(optimizers)} {verb} not use: expected the optimizer "
+        f"{' or '.join(using)}"
+    )
 
 
 def _contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:

@@ -63,9 +63,9 @@ def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.Dat
     for column in _NUMERIC:  # absent from trials of a study that plain Optuna drives
         table[column] = pd.to_numeric(table[column])
     # By value first, then trials that ended without one, then those that have not ended.
-    table["rank"] = table["state"].map({"RUNNING": 1, PAUSED: 2, "WAITING": 3}).fillna(0)
-    table = table.sort_values(["rank", "value", "number"], na_position="last")
-    return table.drop(columns="rank")
+    places = {"RUNNING": 1, PAUSED: 2, "WAITING": 3}
+    table = table.sort_values(["value", "number"], na_position="last")
+    return table.sort_values("state", kind="stable", key=lambda s: s.map(places).fillna(0))
 
 
 def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:

@@ -113,8 +113,8 @@ def _read_option(name: str, parameter: Parameter, hints: Mapping[str, Any]) -> C
         )
     if option in RESERVED_OPTION_NAMES:
         raise CellError(
-            f"cell {name} has an option {option}, which is the name of another parameter of a "
-            "study: rename the option"
+            f"cell {name} has an option {option}, which is the name of another parameter or result "
+            "of a trial: rename the option"
         )
     if option not in hints:
         raise CellError(

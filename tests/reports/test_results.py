@@ -9,9 +9,10 @@ import pytest
 from factories import gated_params, make_runs, make_study
 
 from reports.data.results import read_results
-from reports.data.table_export import write_csv
+from reports.data.table_export import concatenate_tables, write_csv
 from reports.errors import ReportError
 from reports.page.page import write_report
+from rnn.config import RESERVED_OPTION_NAMES
 from search.status import read_status
 from studies.errors import StudyFormatError
 from studies.storage.counts import count_trials
@@ -32,6 +33,23 @@ def test_trial_table_has_the_best_first_and_trials_without_a_value_last(sqlite_u
     assert results.table["seconds"].sum() == 10
     assert len(results.curves) == 12
     assert results.curves.iloc[0].to_dict() == {"number": 0, "step": 50, "loss": 2.5}
+
+
+def test_no_option_of_a_cell_has_the_name_of_a_column(sqlite_url):
+    make_study(sqlite_url)
+    table = concatenate_tables([read_results(read_storage(sqlite_url), "made")])
+    assert set(table) <= RESERVED_OPTION_NAMES
+
+
+def test_trial_table_has_every_option_of_a_cell(sqlite_url):
+    option = {"type": "int", "default": 1}
+    cells = {"Cell": {"spec": "c.py:Cell", "sha256": "0" * 64, "options": {"rank": option}}}
+    space = {"cell": ["c.py:Cell"], "rank": [1, 2], "layers": [1], "state_size": [4]}
+    params = {"cell": "Cell", "layers": 1, "state_size": 4}
+    runs = [(params | {"rank": rank}, 2.0 - rank, {}) for rank in (1, 2)]
+    make_runs(sqlite_url, "made", {"space": space, "cells": cells}, runs)
+    table = read_results(read_storage(sqlite_url), "made").table
+    assert list(table["rank"]) == [2, 1]
 
 
 def test_study_without_a_complete_trial_is_refused(sqlite_url, tmp_path):
