@@ -70,7 +70,7 @@ INVALID = [
     (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "not a TOML value"),
     (
         ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
-        "layers is 1.5: input should be a valid boolean, or input should be a valid integer, or ",
+        "space excludes layers = 1.5: expected one of 1",
     ),
     (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "missing' not found"),
     (["run_search.py", "quick", "--corpus", "{tmp}/empty"], "is empty"),

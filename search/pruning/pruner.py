@@ -16,7 +16,7 @@ from search.pruning.policy import (
     compute_rungs,
     compute_steps_to_next_rung,
 )
-from search.pruning.predictions import DesignMatrix
+from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
 from studies.config import top_count
 
 
@@ -74,7 +74,8 @@ class TopFractionPruner(BasePruner):
         trials[index] = trial
         state = self._state(study, trials)
         needed = top_count(self._keep, max(self._planned, len(trials)))
-        if state.in_stage(TrialStage.COMPLETE).sum() < needed:
+        # Without a regression the prediction is the current loss, which complete trials are below.
+        if state.in_stage(TrialStage.COMPLETE).sum() < max(needed, MIN_COMPLETE):
             return False
         return PruningPolicy(state, self._keep, self._confidence).should_stop(index)
 
