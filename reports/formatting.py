@@ -6,6 +6,8 @@ from html import escape
 from typing import Any
 
 import jinja2
+import numpy as np
+import pandas as pd
 
 from studies.config import StudyConfig
 from studies.text import format_trials
@@ -13,6 +15,9 @@ from studies.text import format_trials
 _OBJECTIVES = {"training": "minimum smoothed training loss", "validation": "validation loss"}
 
 _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+
+OPTIMIZER_NAMES = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
+"""Names of the optimizers, for a reader."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
@@ -40,7 +45,7 @@ def curve_axis_title(config: StudyConfig) -> str:
 
 def effects_title(is_gated: bool) -> str:
     """Return the title of the main effects."""
-    return f"Effect of each {'switch' if is_gated else 'choice'}"
+    return f"Effect of each {'switch' if is_gated else 'parameter'}"
 
 
 def format_param(name: str) -> str:
@@ -49,10 +54,20 @@ def format_param(name: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``."""
-    if isinstance(value, bool):
+    """Format the value of a parameter: on and off for a switch, ``LSTM`` for ``lstm``.
+
+    A missing value gives "". Numbers are shown as Python writes them: ``0.001``, ``1e-05``.
+    """
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
         return "on" if value else "off"
     return _CELLS.get(value, str(value))
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a scalar of a frame is a missing value: None, NaN or ``pandas.NA``."""
+    return value is None or value is pd.NA or value != value
 
 
 def escape_html(text: object) -> str:

@@ -23,10 +23,18 @@ from reports.formatting import (
     load_templates,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.stats.decision_rules import Finding, Hypothesis, evaluate_hypothesis, read_hypotheses
+from reports.stats.decision_rules import (
+    Finding,
+    Hypothesis,
+    Verdict,
+    evaluate_hypothesis,
+    read_hypotheses,
+)
 from reports.stats.effects import FactorialTable
 from reports.stats.leaderboard import summarize_study
+from reports.stats.nuisance import join_names
 from reports.stats.paired_difference import MIN_PAIRS
+from rnn.config import BASELINE_CELLS
 from studies.artifacts import atomic_write
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
@@ -52,7 +60,8 @@ def evaluate_hypotheses(
     differences are a result of the selection of its source trials.
 
     Args:
-        results: results of the study; replicates count as one trial with their mean value.
+        results: results of the study; replicates count as one trial with their mean value, and each
+            architecture is judged at its best values of the nuisance parameters.
         hypotheses: the hypotheses.
         margin: nats that count as no difference.
 
@@ -65,22 +74,26 @@ def evaluate_hypotheses(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    parameters, refinement = results.parameters, results.config.refinement
+    parameters, refinement = results.judged_parameters, results.config.refinement
     varied = set(parameters)
     if refinement is not None:
         varied &= set().union(*refinement.variants)
-    if not varied or not results.is_gated:
+    if not varied or set(results.cells) <= set(BASELINE_CELLS):
         return []
-    means = results.table.groupby(parameters)["value"].mean().reset_index()
+    groups = results.judge().groupby(parameters, dropna=False)
+    means = groups["value"].mean().reset_index()
     table, threshold = FactorialTable.from_frame(means, parameters), results.config.report_threshold
     subsets = {"all": table}
     if threshold is not None:
         subsets[f"below {threshold}"] = table.subset({}, threshold)
+    options = [name for cell in results.config.cells.values() for name in cell.options]
     return [
         finding
         for number, hypothesis in enumerate(hypotheses, 1)
         for name, subset in subsets.items()
-        for finding in evaluate_hypothesis(number, hypothesis, subset, name, margin, varied)
+        for finding in evaluate_hypothesis(
+            number, hypothesis, subset, name, margin, varied, options
+        )
     ]
 
 
@@ -104,7 +117,7 @@ def render_page(
         ReportError: if a study is not finished, or none of them tests a hypothesis.
     """
     findings = {each.name: evaluate_hypotheses(each, hypotheses, margin) for each in studies}
-    if not any(findings.values()):
+    if all(each.verdict is Verdict.NOT_TESTABLE for group in findings.values() for each in group):
         names = ", ".join(repr(each.name) for each in studies)
         raise ReportError(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
@@ -113,7 +126,7 @@ def render_page(
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
     for study, group in findings.items():
         for finding in group:
-            if finding.verdict is not None:
+            if finding.verdict not in (None, Verdict.NOT_TESTABLE):
                 cells = verdicts.setdefault(finding.number, {})
                 cells.setdefault((study, finding.subset), []).append(finding.verdict)
     differing = {
@@ -133,6 +146,14 @@ def render_page(
         provenance=[(each, _describe_provenance(each)) for each in studies],
         note=note,
         command=command,
+        has_untestable=any(
+            each.verdict is Verdict.NOT_TESTABLE for group in findings.values() for each in group
+        ),
+        nuisance=[
+            f"{escape_markdown(each.name)}: {join_names(each.nuisance)}"
+            for each in studies
+            if each.nuisance
+        ],
         columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
         differing=differing,
     )

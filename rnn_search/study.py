@@ -131,15 +131,17 @@ class Study:
     def effects(self) -> "Effects":
         """Estimate the effect of each parameter over matched pairs of complete trials.
 
+        Architectures are compared at their best values of the nuisance parameters.
+
         Raises:
             ReportError: if no trial is complete.
         """
         from reports.formatting import loss_unit
-        from reports.stats.effects import FactorialTable
+        from reports.stats.nuisance import build_judged_table
 
         results = self._read_results(with_curves=False, require_complete=True)
-        table = FactorialTable.from_frame(results.table, results.axes)
-        return Effects(table.compute_effects(), loss_unit(results.config))
+        effects = build_judged_table(results).compute_effects()
+        return Effects(effects, loss_unit(results.config))
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -20,7 +20,7 @@ _MAX_ITEMS = 5
 def format_effect(effect: Effect) -> str:
     """Return an effect in one line."""
     return (
-        f"{effect.contrast.description}: {format_signed(effect.mean)} nats"
+        f"{effect.description}: {format_signed(effect.mean)} nats"
         f"{_format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
         f"{effect.pairs:,} pairs"
     )
@@ -57,7 +57,7 @@ def describe_medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
     """List the median value of the trials by each parameter."""
     parts = []
     for name in parameters:
-        medians = rows.groupby(name)["value"].median()
+        medians = rows.dropna(subset=name).groupby(name)["value"].median()
         values = (f"{format_value(value)} {median:.3f}" for value, median in medians.items())
         parts.append(f"{format_param(name)}: {', '.join(values)}")
     return "Median loss by value: " + "; ".join(parts) + "."

@@ -1,6 +1,7 @@
 """Effects over all trials, and over each subset of them that a reader may choose."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,16 @@ from reports.charts.effect_plots import plot_effects, plot_interactions
 from reports.data.results import Results
 from reports.formatting import effects_title, format_param, format_value, loss_unit
 from reports.stats.effects import Effect, FactorialTable
+from reports.stats.nuisance import build_judged_table, join_names
 from studies.space import BPTT_STEPS
 
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
-"""Parameters by which a reader may choose a subset, in addition to the loss."""
+"""Parameters by which a reader may choose a subset, in addition to the loss and to nuisance
+parameters."""
+
+MAX_SUBSETS = 150
+"""Maximum number of subsets, each of which has its chart on the page; filters that would exceed it
+are left out."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class EffectSubset:
         trial_count: number of trials with a value.
         effects: effects of the contrasts with a pair.
         chart: chart of the effects; None without effects.
+        noun: what is counted: a trial, or an architecture at its best.
     """
 
     key: str
@@ -36,6 +44,12 @@ class EffectSubset:
     trial_count: int
     effects: list[Effect]
     chart: Chart | None
+    noun: str = "trial"
+
+    @property
+    def best_of(self) -> list[str]:
+        """Descriptions of the effects that compare a cell or an optimizer at its best."""
+        return [effect.description for effect in self.effects if max(effect.variants) > 1]
 
 
 @dataclass(frozen=True)
@@ -62,19 +76,22 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     if threshold is not None:
         below = ("below", f"below {threshold} nats", threshold)
         filters.append(SubsetFilter("Loss", None, [everything, below]))
-    for name in FILTER_PARAMS:
+    for name in dict.fromkeys([*results.nuisance, *FILTER_PARAMS]):
         if name in results.parameters:
-            values = sorted(results.table[name].unique().tolist())
+            values = sorted(results.table[name].dropna().unique().tolist())
             options = [(str(i), format_value(value), value) for i, value in enumerate(values)]
             label = format_param(name).capitalize()
-            filters.append(SubsetFilter(label, name, [everything, *options]))
+            first = ("", "each architecture’s best", None)
+            first = first if name in results.nuisance else everything
+            count = math.prod(len(each.options) for each in filters) * (len(values) + 1)
+            if count <= MAX_SUBSETS:
+                filters.append(SubsetFilter(label, name, [first, *options]))
     return filters
 
 
-def compute_effect_subsets(
-    results: Results, filters: list[SubsetFilter], table: FactorialTable
-) -> Iterator[EffectSubset]:
+def compute_effect_subsets(results: Results, filters: list[SubsetFilter]) -> Iterator[EffectSubset]:
     """Yield the effects within each subset that the filters can select, all trials first."""
+    tables: dict[tuple[Any, ...], FactorialTable] = {}
     for options in itertools.product(*(each.options for each in filters)):
         values: dict[str | None, Any] = {
             each.parameter: value
@@ -84,17 +101,34 @@ def compute_effect_subsets(
         below = values.pop(None, None)
         fixed = {name: value for name, value in values.items() if name is not None}
         key = "/".join(key for key, _, _ in options)
-        yield compute_effect_subset(results, table, fixed, below, key)
+        nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
+        place = tuple(nuisance.items())
+        if place not in tables:
+            tables[place] = build_judged_table(results, nuisance)
+        yield compute_effect_subset(results, tables[place], fixed, below, key)
 
 
 def compute_effect_subset(
     results: Results, table: FactorialTable, fixed: dict[str, Any], below: float | None, key: str
 ) -> EffectSubset:
-    """Compute the effects among trials with fixed values and, if stated, below a loss."""
-    subset = table.subset(fixed, below)
+    """Compute the effects among trials with fixed values and, if stated, below a loss.
+
+    Args:
+        results: results of the study.
+        table: values of the architectures, at the fixed values of nuisance parameters.
+        fixed: parameter values.
+        below: bound of the loss.
+        key: key of the subset.
+    """
+    judged = {name: value for name, value in fixed.items() if name not in results.nuisance}
+    subset = table.subset(judged, below)
     conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
     conditions += [] if below is None else [f"with a loss below {below} nats"]
     label = " and ".join(conditions) or "in total"
+    is_best = bool(set(results.nuisance) - set(fixed))
+    if is_best:
+        chosen = join_names([name for name in results.nuisance if name not in fixed])
+        label = f"{label}, each at its best {chosen}"
     effects = subset.compute_effects()
     chart = None
     if effects:
@@ -103,7 +137,8 @@ def compute_effect_subset(
             plot_effects(effects, loss_unit(results.config)),
             describe_effects(effects),
         )
-    return EffectSubset(key, label, below is not None, subset.value_count, effects, chart)
+    noun = "architecture" if is_best else "trial"
+    return EffectSubset(key, label, below is not None, subset.value_count, effects, chart, noun)
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:

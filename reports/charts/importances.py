@@ -14,6 +14,7 @@ from reports.charts.chart import Chart
 from reports.charts.optuna_plots import (
     create_importance_evaluators,
     has_enough_trials,
+    list_partial_parameters,
     list_varying_parameters,
     plot_contour,
     plot_distribution,
@@ -25,8 +26,10 @@ from reports.charts.optuna_plots import (
     to_optuna_study,
 )
 from reports.data.results import Results
-from reports.formatting import format_count, value_axis_title
-from reports.stats.effects import find_full_factorial_blocks
+from reports.formatting import format_count, format_param, format_value, value_axis_title
+from reports.stats.effects import list_conditional_params
+from reports.stats.factorial_blocks import find_full_factorial_blocks
+from studies.space import CELL
 
 MAX_FANOVA_TRIALS = 600
 """Trials from which fANOVA is computed: its time grows with the square of their number."""
@@ -88,9 +91,28 @@ def compute_importances(
     ]
 
 
+def compute_conditional_importances(results: Results) -> list[Importances]:
+    """Compute the importances among the trials of each cell that has parameters of its own.
+
+    The same for each optimizer. Over all trials, these parameters have no importance.
+    """
+    complete, found = results.complete, []
+    for owner in (CELL, "optimizer"):
+        if owner not in results.parameters:
+            continue
+        own = list_conditional_params(owner, list_partial_parameters(results, complete.index))
+        for value, rows in complete.groupby(owner):
+            if any(rows[name].nunique() > 1 for name in own):
+                label = f"where {format_param(owner)} is {format_value(value)}"
+                caption = "These trials have parameters that others lack."
+                found += compute_importances(results, list(rows.index), label, caption)
+    return found
+
+
 def compute_block_importances(results: Results) -> list[Importances]:
     """Compute the importances within each full-factorial block of an incomplete design."""
-    blocks = find_full_factorial_blocks(results.table, results.parameters)
+    names = list_varying_parameters(results, results.table.index)
+    blocks = find_full_factorial_blocks(results.table, names)
     complete = results.complete.index
     return [
         importances
@@ -118,14 +140,21 @@ def chart_parameters(
     study = to_optuna_study(results, numbers, names)
     rows = results.table.loc[numbers]
     ranked, axis = importances[0].top_params, value_axis_title(results.config)
+    partial = list_partial_parameters(results, numbers)
+    shown = [name for name in results.parameters if name in (*names, *partial)]
+    listed = ", ".join(map(format_param, partial))
     charts = [
         Chart(
             "Slice: value of every trial over each parameter",
-            plot_slices(study, axis),
-            describe_medians(rows, names),
-            width=130 * len(names),
+            plot_slices(to_optuna_study(results, numbers, shown) if partial else study, axis),
+            describe_medians(rows, shown),
+            f"Only some trials have these parameters, which show those trials: {listed}."
+            if partial
+            else "",
+            width=130 * len(shown),
         )
     ]
+    left_out = f" Parameters that only some trials have are left out: {listed}." if partial else ""
     if len(ranked) > 1:
         top, pair = ranked[:3], ranked[:2]
         charts += [
@@ -134,21 +163,21 @@ def chart_parameters(
                 plot_ranks(study, top, axis),
                 describe_minima(rows, [_to_parameter(label) for label in top]),
                 "The bluer, the better the trial's rank. Where trials coincide, the best is on "
-                "top.",
+                f"top.{left_out}",
                 width=640,
             ),
             Chart(
                 "Parallel coordinates: every trial as a line",
                 plot_parallel_coordinates(study),
                 describe_medians(rows, names),
-                "The best trials are orange, and on top.",
+                f"The best trials are orange, and on top.{left_out}",
                 width=110 * (1 + len(names)),
             ),
             Chart(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
                 plot_contour(study, pair, axis),
                 describe_minima(rows, [_to_parameter(label) for label in pair]),
-                "Least value of the trials with the same two parameters.",
+                f"Least value of the trials with the same two parameters.{left_out}",
             ),
         ]
     return charts

@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from reports.charts.chart import sequential_colors
 from reports.data.results import Results
-from reports.data.trial_table import to_python
+from reports.data.trial_table import list_params
 from reports.formatting import escape_html, format_param, format_value
+from rnn.config import ParamValue
 
 TRIAL_COLOR = "#3b7dd8"
 """Color of a single trial, visible on white and on black."""
@@ -40,17 +41,25 @@ def to_optuna_study(
     Args:
         results: results of the study.
         numbers: numbers of complete trials.
-        parameters: parameters to keep, under readable names.
+        parameters: parameters to keep, under readable names; a trial may lack some.
     """
     distributions = {
         name: CategoricalDistribution(
-            [_format_choice(name, value) for value in sorted(results.table[name].unique().tolist())]
+            [
+                _format_choice(value)
+                for value in sorted(results.table[name].dropna().unique().tolist())
+            ]
         )
         for name in parameters
     }
     selected = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
+    records = rows[parameters].astype(object).to_dict("records")
+    all_params = {
+        number: list_params(record, parameters)
+        for number, record in zip(rows.index, records, strict=True)
+    }
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
@@ -62,24 +71,29 @@ def to_optuna_study(
         if number not in selected:
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue
-        row = rows.loc[number]
+        params = all_params[number]
         study.add_trial(
             create_trial(
                 value=values[number],
-                params={
-                    format_param(name): _format_choice(name, to_python(row[name]))
-                    for name in parameters
-                },
-                distributions={format_param(name): distributions[name] for name in parameters},
+                params={format_param(name): _format_choice(params[name]) for name in params},
+                distributions={format_param(name): distributions[name] for name in params},
             )
         )
     return study
 
 
 def list_varying_parameters(results: Results, numbers: Collection[int]) -> list[str]:
-    """List the parameters that have several values among some trials."""
+    """List the parameters that all of some trials have, with several values among them."""
     rows = results.table.loc[list(numbers)]
-    return [name for name in results.parameters if rows[name].nunique() > 1]
+    names = results.parameters
+    return [name for name in names if rows[name].nunique() > 1 and rows[name].notna().all()]
+
+
+def list_partial_parameters(results: Results, numbers: Collection[int]) -> list[str]:
+    """List the parameters that only a part of some trials have, with several values among them."""
+    rows = results.table.loc[list(numbers)]
+    names = results.parameters
+    return [name for name in names if rows[name].nunique() > 1 and rows[name].isna().any()]
 
 
 def has_enough_trials(results: Results, numbers: Collection[int]) -> bool:
@@ -186,7 +200,6 @@ def plot_history(study: optuna.Study, axis: str) -> go.Figure:
     return figure
 
 
-def _format_choice(parameter: str, value: bool | int | str) -> str | int:
+def _format_choice(value: ParamValue) -> ParamValue:
     """Return the readable form of a value; numbers stay numbers, which Optuna keeps in order."""
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_number else format_value(value)
+    return format_value(value) if isinstance(value, bool | str) else value

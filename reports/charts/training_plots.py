@@ -17,9 +17,14 @@ from reports.charts.chart import (
     sequential_colors,
 )
 from reports.data.results import Results
-from reports.formatting import curve_axis_title, escape_html, format_param, format_value
+from reports.formatting import (
+    curve_axis_title,
+    escape_html,
+    format_param,
+    format_value,
+    is_missing,
+)
 from reports.stats.baseline_references import BaselineReference
-from studies.space import BPTT_STEPS
 from studies.text import format_duration
 
 MAX_CURVES = 1000
@@ -29,6 +34,9 @@ HIGHLIGHTED_CURVES = 10
 """Number of best curves that are drawn thick."""
 
 _RANK_COLORS = 10
+
+_ABSENT_COLOR = "#b9bec6"
+"""Color of the trials that lack a parameter."""
 
 
 def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
@@ -95,12 +103,15 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
         )
     ]
     for name in results.parameters:
-        values = sorted(results.table[name].unique().tolist())
-        is_ordered = name in ("layers", "state_size", BPTT_STEPS) and len(values) > 1
+        values = sorted(results.table[name].dropna().unique().tolist())
+        is_ordered = not isinstance(values[0], bool | str) and len(values) > 1
         colors = sequential_colors(len(values)) if is_ordered else PALETTE
         legend = [(format_value(value), colors[i % len(colors)]) for i, value in enumerate(values)]
         rows = results.table.loc[numbers, name].tolist()
-        schemes.append(ColorScheme(format_param(name), legend, [values.index(v) for v in rows]))
+        if any(map(is_missing, rows)):
+            legend.append((f"without {format_param(name)}", _ABSENT_COLOR))
+        indices = [len(values) if is_missing(v) else values.index(v) for v in rows]
+        schemes.append(ColorScheme(format_param(name), legend, indices))
     return schemes
 
 

@@ -57,7 +57,7 @@ def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> l
         study_id: identifier of the study.
         results: results of the study, without curves.
     """
-    best = results.complete.head(N_BEST)
+    best = results.judge(results.complete).head(N_BEST)
     curves = _format_curves(storage, study_id, best)
     files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
     for rank, (number, row) in enumerate(best.iterrows(), 1):

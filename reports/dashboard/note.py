@@ -16,6 +16,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.stats.nuisance import join_names
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
@@ -64,7 +65,8 @@ def render_note(
         results: results of the same trials; None if no trial is complete.
         has_effects: whether the effects figure is published.
     """
-    best = [] if results is None else results.complete.head(N_BEST).reset_index().to_dict("records")
+    judged = None if results is None else results.judge(results.complete)
+    best = [] if judged is None else judged.head(N_BEST).reset_index().to_dict("records")
     text = _TEMPLATES.get_template("note.md").render(
         name=name,
         config=config,
@@ -76,6 +78,7 @@ def render_note(
         best=best,
         n_below=0 if results is None else len(results.below_threshold),
         has_effects=has_effects,
+        nuisance=join_names(results.nuisance) if results else "",
         has_samples=any(isinstance(row["sample"], str) for row in best),
         effects_title=effects_title(results is None or results.is_gated),
     )
@@ -121,8 +124,9 @@ def fence_code(code: str, language: str) -> str:
 
 
 def to_toml(config: StudyConfig) -> str:
-    """Return a config as TOML that loads as an equal config."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).strip()
+    """Return a config as TOML that loads as an equal config, where its cells' files are."""
+    settings = config.model_dump(mode="json", exclude_none=True, exclude={"cells"})
+    return tomli_w.dumps(settings).strip()
 
 
 _TEMPLATES = load_templates(escaping=False)

@@ -21,7 +21,8 @@ from reports.dashboard.best_trial_files import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit
-from reports.stats.effects import Effect, FactorialTable
+from reports.stats.effects import Effect
+from reports.stats.nuisance import build_judged_table, join_names
 from studies.artifacts import Store
 from studies.attributes import StudyRecord
 from studies.errors import ArtifactsError
@@ -87,7 +88,7 @@ class _Publisher:
         if counts.complete:
             results = read_results(self.storage, name, with_curves=(), with_windows=False)
             counts = results.counts
-            effects = FactorialTable.from_frame(results.table, results.axes).compute_effects()
+            effects = build_judged_table(results).compute_effects()
             figure = _plot_effects(results, effects) if effects else None
             try:
                 files = self._write_files(results, record, attrs)
@@ -200,7 +201,8 @@ class _AttrsOverlay:
 def _plot_effects(results: Results, effects: list[Effect]) -> Any:
     figure = plot_effects(effects, loss_unit(results.config))
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
-    title = f"{effects_title(results.is_gated)}: negative is better"
+    at_best = f" at its best {join_names(results.nuisance)}" if results.nuisance else ""
+    title = f"{effects_title(results.is_gated)}{at_best}: negative is better"
     figure.update_layout(height=None, title=title)
     return figure
 

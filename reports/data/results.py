@@ -2,27 +2,41 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import pandas as pd
 from optuna.trial import TrialState
 
 from reports.data.trial_table import (
-    ARCHITECTURE_PARAMS,
     PAUSED,
     build_trial_table,
+    list_nuisance,
+    list_params,
     read_source_trials,
 )
 from reports.errors import ReportError
-from reports.formatting import loss_unit, objective_name
+from reports.formatting import (
+    OPTIMIZER_NAMES,
+    format_param,
+    format_value,
+    loss_unit,
+    objective_name,
+)
 from reports.output import study_identity
 from studies.attributes import EARLIER_CODE, EARLIER_TORCH, CorpusRecord, TokenizerRecord
 from studies.config import StudyConfig
 from studies.loader import read_study_record
-from studies.space import REPLICATE
+from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.open import load_study
 from studies.storage.queries import read_curves, read_eval_windows, read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.training import (
+    OPTIMIZER_PARAMS,
+    TRAINING_PARAMS,
+    TrainingSettings,
+    uses_setting,
+)
 
 _VALUE = "value"
 
@@ -66,8 +80,9 @@ class Results:
         corpus: the corpus that it was trained on.
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
-            label), ``label`` (with the replicate), ``state``, ``value``, the parameters (BPTT steps
-            always among them), and the attributes that the trial recorded.
+            label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
+            the parameters (BPTT steps always among them; missing where the trial lacks one), and
+            the attributes that the trial recorded.
         curves: one row per log point: ``number``, ``step``, ``loss`` (in nats per token).
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
@@ -87,16 +102,85 @@ class Results:
     windows: dict[int, list[float]] = field(default_factory=dict)
     identity: str = ""
 
+    @cached_property
+    def all_parameters(self) -> list[str]:
+        """Parameters of the trials, BPTT steps always among them, without replicate."""
+        known = (CELL, *GATED_PARAMS, *TRAINING_PARAMS)
+        options = [name for cell in self.config.cells.values() for name in cell.options]
+        return param_order(name for name in (*known, *options) if name in self.table)
+
     @property
     def parameters(self) -> list[str]:
-        """Parameters of the architecture that have several values in this study."""
-        present = [name for name in ARCHITECTURE_PARAMS if name in self.table]
-        return [name for name in present if self.table[name].nunique() > 1]
+        """Parameters that have several values in this study, nuisance parameters included.
+
+        Those of a derived study are not: each of its architectures has one value.
+        """
+        names = self.all_parameters
+        if self.config.refinement is not None:
+            names = [name for name in names if name not in self.carried]
+        return [name for name in names if self.table[name].nunique() > 1]
+
+    @cached_property
+    def nuisance(self) -> list[str]:
+        """Parameters over which each architecture is judged at its best values."""
+        if self.config.refinement is not None:
+            return []
+        return [name for name in self.parameters if name in self.config.nuisance]
+
+    @cached_property
+    def carried(self) -> list[str]:
+        """Nuisance parameters of a derived study, which has one value for each architecture."""
+        if self.config.refinement is None:
+            return []
+        rows = self.table.to_dict("records")
+        names = [*self.all_parameters, REPLICATE]
+        return list_nuisance(self.config, [list_params(row, names) for row in rows])
+
+    @property
+    def judged_parameters(self) -> list[str]:
+        """Parameters that distinguish architectures: those with several values, less nuisance."""
+        return [name for name in self.parameters if name not in self.nuisance]
+
+    @property
+    def cells(self) -> list[str]:
+        """Names of the cells."""
+        return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
 
     @property
     def is_gated(self) -> bool:
-        """Whether the networks are gated, with switches, rather than baseline cells."""
-        return "cell" not in self.table
+        """Whether all networks are gated."""
+        return self.cells == [GATED_CELL]
+
+    @property
+    def has_gated(self) -> bool:
+        """Whether some networks are gated."""
+        return GATED_CELL in self.cells
+
+    def values_of(self, setting: str) -> str:
+        """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""
+        values = [getattr(self.config.training, setting)]
+        if setting in self.table:
+            values = sorted(self.table[setting].dropna().unique().tolist())
+        return ", ".join(f"{v:,}" if isinstance(v, int) else format_value(v) for v in values)
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer, or optimizers, with the settings that are not the default."""
+        default = TrainingSettings()
+        names = self.values_of("optimizer").split(", ")
+        titles = [OPTIMIZER_NAMES[name] for name in names]
+        settings = [
+            f"{format_param(name)} {self.values_of(name)}"
+            for name in OPTIMIZER_PARAMS
+            if name != "optimizer"
+            and any(uses_setting(each, name) for each in names)
+            and (
+                name in self.table
+                or name in ("learning_rate", "momentum")
+                or getattr(self.config.training, name) != getattr(default, name)
+            )
+        ]
+        return f"{' and '.join(titles)} with {', '.join(settings)}"
 
     @property
     def metric(self) -> Metric:
@@ -134,6 +218,26 @@ class Results:
     def axes(self) -> list[str]:
         """Parameters that distinguish any two trials: those with several values, and replicate."""
         return self.parameters + ([REPLICATE] if REPLICATE in self.table else [])
+
+    @property
+    def judged_axes(self) -> list[str]:
+        """Parameters that distinguish any two rows of :meth:`judge`."""
+        return [name for name in self.axes if name not in self.nuisance]
+
+    def judge(self, table: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Return the row of each architecture at its best values of the nuisance parameters.
+
+        Without nuisance parameters these are all rows.
+
+        Args:
+            table: rows to choose from; by default all trials. The best has the least ``value``.
+        """
+        rows = self.table if table is None else table
+        if not self.nuisance:
+            return rows
+        rows = rows.sort_values("value", kind="stable", na_position="last")
+        names = [name for name in self.all_parameters if name not in self.nuisance]
+        return rows.drop_duplicates(names)
 
     @property
     def has_replicates(self) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import ARCHITECTURE_PARAMS
 from reports.errors import ReportError
 from studies.artifacts import atomic_write
 from studies.attributes import RETRY_COUNTS, SOURCE_TRIALS
@@ -29,7 +28,8 @@ _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """Concatenate the trial tables of some studies.
 
-    Switches are booleans, times are in UTC, unrecorded values are missing. Source trials and retry
+    Switches are booleans, times are in UTC; unrecorded values, and parameters that a trial lacks,
+    are missing. Source trials and retry
     counts, which are no scalars, are JSON.
     """
     tables = []
@@ -92,11 +92,12 @@ def write_curves(results: Sequence[Results], path: Path) -> None:
         ReportError: if the file cannot be written.
     """
     (each,) = results
-    names = [name for name in (*ARCHITECTURE_PARAMS, REPLICATE) if name in each.table]
+    names = [*each.all_parameters, *([REPLICATE] if REPLICATE in each.table else [])]
     if BPTT_STEPS not in each.axes:
         names.remove(BPTT_STEPS)
     rows = each.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
-    rows = rows.astype(dict.fromkeys(rows.select_dtypes(bool), int))
+    flags = rows.select_dtypes(bool)  # those that some trials lack included
+    rows = rows.astype({name: "Int64" if flags[name].isna().any() else int for name in flags})
     curves = each.curves.pivot(index="number", columns="step", values="loss").add_prefix("loss_")
     text = rows.join(curves).sort_index().to_csv(index=False, lineterminator="\n").encode()
     _write(path, lambda: gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

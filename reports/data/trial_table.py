@@ -1,12 +1,13 @@
 """Stored trials as a frame with one row per trial."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
+from reports.formatting import is_missing
 from rnn.config import NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
@@ -19,10 +20,11 @@ from studies.attributes import (
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import StudyFormatError, StudyNotFoundError
 from studies.loader import read_study_record
-from studies.space import BPTT_STEPS, CELL, GATED_PARAMS, REPLICATE
+from studies.space import BPTT_STEPS, CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.open import load_study
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.training import TRAINING_PARAMS, uses_setting
 
 DIVERGED = "DIVERGED"
 """State of a trial whose loss was not finite: it failed, or plain Optuna stored that value."""
@@ -51,15 +53,22 @@ _RECORDED = [
 ]
 """Recorded attributes in the table: the replicate is a parameter, evaluation windows are apart."""
 
-ARCHITECTURE_PARAMS = [CELL, *GATED_PARAMS, BPTT_STEPS]
-"""Parameters that define an architecture, BPTT steps included."""
+_NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
+"""Types of columns with missing values."""
 
 
 def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
     """Build the trial table, see :class:`reports.data.results.Results`."""
-    has_bptt = {_bptt_steps(trial, config) for trial in trials} != {1}
-    rows = [_make_row(trial, config, has_bptt) for trial in trials]
-    table = pd.DataFrame(rows).set_index("number")
+    params = _resolve_params(trials, config)
+    values = {name: {row.get(name) for row in params} for name in TRAINING_PARAMS}
+    varied = {name for name, found in values.items() if len(found) > 1}
+    varied |= {BPTT_STEPS} if values[BPTT_STEPS] != {1} else set()
+    nuisance = set(list_nuisance(config, params))
+    rows = [
+        _make_row(trial, each, config, varied - nuisance, nuisance)
+        for trial, each in zip(trials, params, strict=True)
+    ]
+    table = set_param_types(pd.DataFrame(rows).set_index("number"), params)
     for column in _NUMERIC:  # absent from trials of a study that plain Optuna drives
         table[column] = pd.to_numeric(table[column])
     # By value first, then trials that ended without one, then those that have not ended.
@@ -69,35 +78,93 @@ def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.Dat
 
 
 def read_source_trials(storage: LeasedRDBStorage, config: StudyConfig) -> pd.DataFrame:
-    """Read the complete trials of a refinement's source; none if it is gone or not comparable."""
-    rows = []
+    """Read the complete trials of a refinement's source; none if it is gone or not comparable.
+
+    A parameter that the source did not vary has its value of the source's config.
+    """
+    rows, params = [], []
     if config.refinement is not None:
         try:
             source = load_study(storage, config.refinement.source)
             source_config = read_study_record(source).config
             if source_config.tokenizer == config.tokenizer:
-                rows = [
-                    {
-                        "number": trial.number,
-                        "value": value,
-                        BPTT_STEPS: _bptt_steps(trial, source_config),
-                    }
-                    | trial.params
-                    for trial in read_trials(storage, source._study_id)
-                    if (value := _value_by(config.objective, trial, source_config)) is not None
-                ]
+                for trial in read_trials(storage, source._study_id):
+                    value = _value_by(config.objective, trial, source_config)
+                    if value is not None:
+                        params.append(resolve_params(trial.params, source_config, TRAINING_PARAMS))
+                        rows.append({"number": trial.number, "value": value} | params[-1])
         except (StudyNotFoundError, StudyFormatError):
             pass
-    columns = ["number", "value", *ARCHITECTURE_PARAMS]
-    return pd.DataFrame(rows, columns=columns).set_index("number")
+    columns = list(dict.fromkeys(["number", "value", *(name for row in rows for name in row)]))
+    return set_param_types(pd.DataFrame(rows, columns=columns).set_index("number"), params)
+
+
+def list_nuisance(config: StudyConfig, params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the nuisance parameters of the study that some trial has.
+
+    A derived study carries each architecture's best values on. Where it has several values for one
+    architecture, they are ordinary parameters: there are none.
+    """
+    names = [name for name in config.nuisance if any(name in row for row in params)]
+    if config.refinement is None:
+        return names
+    values: dict[Any, set[Any]] = {}
+    for row in params:
+        key = frozenset(item for item in row.items() if item[0] not in (*names, REPLICATE))
+        values.setdefault(key, set()).add(tuple(row.get(name) for name in names))
+    return names if all(len(each) == 1 for each in values.values()) else []
+
+
+def resolve_params(
+    params: Mapping[str, Any], config: StudyConfig, names: Iterable[str]
+) -> dict[str, Any]:
+    """Return a trial's parameters, and of other names those that its study's config fixes."""
+    optimizer = str(params.get("optimizer", config.training.optimizer))
+    cell = config.cells.get(params.get(CELL, GATED_CELL))
+    resolved = dict(params)
+    for name in names:
+        if name in TRAINING_PARAMS and uses_setting(optimizer, name):
+            resolved.setdefault(name, getattr(config.training, name))
+        elif cell is not None and name in cell.options:
+            resolved.setdefault(name, cell.options[name].default)
+    return {name: resolved[name] for name in param_order(resolved)}
+
+
+def set_param_types(table: pd.DataFrame, params: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Set the types of the columns in which some trials lack a parameter.
+
+    Switches stay booleans and integers stay integers there, next to missing values.
+    """
+    types = {}
+    for name in param_order(name for row in params for name in row):
+        kinds = {type(row[name]) for row in params if name in row}
+        if any(name not in row for row in params) and len(kinds) == 1:
+            types[name] = _NULLABLE.get(kinds.pop(), "object")
+    return table.astype(types)
+
+
+def list_params(row: "pd.Series[Any] | Mapping[Any, Any]", names: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters that a table row has, as Python values."""
+    return {
+        name: to_python(row[name]) for name in names if name in row and not is_missing(row[name])
+    }
 
 
 def decode_architecture(
-    row: "pd.Series[Any] | dict[str, Any]", config: StudyConfig
+    row: "pd.Series[Any] | Mapping[str, Any]", config: StudyConfig
 ) -> NetworkConfig:
     """Decode the architecture of a table row, whose values may be NumPy scalars."""
-    params = {name: to_python(row[name]) for name in ARCHITECTURE_PARAMS if name in row}
-    return to_trial_config(params, config).architecture
+    names = (
+        CELL,
+        *GATED_PARAMS,
+        *(name for cell in config.cells.values() for name in cell.options),
+    )
+    return to_trial_config(list_params(row, names), config).architecture
+
+
+def format_settings(params: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Format the settings of a trial as they follow a label: ``, learning_rate 0.003``."""
+    return "".join(f", {name} {text}" for name in names if (text := str(params.get(name, ""))))
 
 
 def to_python(value: Any) -> Any:
@@ -105,17 +172,23 @@ def to_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _bptt_steps(trial: TrialRow, config: StudyConfig) -> int:
-    steps: int = trial.params.get(BPTT_STEPS, config.training.bptt_steps)
-    return steps
+def _resolve_params(trials: Sequence[TrialRow], config: StudyConfig) -> list[dict[str, Any]]:
+    """Return each trial's parameters: all that some trial has and that apply, and BPTT steps."""
+    names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
+    return [resolve_params(trial.params, config, names) for trial in trials]
 
 
-def _make_row(trial: TrialRow, config: StudyConfig, has_bptt: bool) -> dict[str, Any]:
-    steps = _bptt_steps(trial, config)
-    architecture = decode_architecture(trial.params, config).label
-    if has_bptt:
-        architecture += f", bptt_steps {steps}"
-    replicate = f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""
+def _make_row(
+    trial: TrialRow,
+    params: Mapping[str, Any],
+    config: StudyConfig,
+    varied: Collection[str],
+    nuisance: Collection[str],
+) -> dict[str, Any]:
+    architecture = to_trial_config(params, config).architecture.label
+    architecture += format_settings(params, [name for name in params if name in varied])
+    settings = format_settings(params, [name for name in params if name in nuisance])
+    replicate = f" #{params[REPLICATE]}" if REPLICATE in params else ""
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name in (EARLIER_CODE, EARLIER_TORCH):
         recorded[name] = ", ".join(recorded[name] or ()) or None
@@ -125,11 +198,10 @@ def _make_row(trial: TrialRow, config: StudyConfig, has_bptt: bool) -> dict[str,
     return recorded | {
         "number": trial.number,
         "architecture": architecture,
-        "label": architecture + replicate,
+        "label": architecture + settings + replicate,
         "state": DIVERGED if has_failed or is_infinite else state,
         "value": trial.value,
-        **trial.params,
-        BPTT_STEPS: steps,
+        **params,
         SOURCE_TRIALS: trial.attributes.get(SOURCE_TRIALS),
         "started": trial.started,
         "completed": trial.completed,

@@ -27,7 +27,7 @@ def format_headline(sections: Sequence[Section]) -> str:
     leader, metric = best.leaderboard[0], best.results.metric
     runs = f", mean of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
     line = (
-        f"best: {leader.label} (trial {leader.number}{_of_study(best, sections)}), "
+        f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
         f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"
     )
     for section in sections:

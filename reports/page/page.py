@@ -40,6 +40,7 @@ from reports.formatting import (
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import format_headline
 from reports.page.sections import Section, build_sections
+from reports.stats.nuisance import format_setting
 from rnn.codegen import generate_forward, generate_latex, generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
@@ -155,6 +156,7 @@ def _templates() -> jinja2.Environment:
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
+        "format_setting": format_setting,
         "format_value": format_value,
     }
     return environment

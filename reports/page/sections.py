@@ -22,6 +22,7 @@ from reports.charts.importances import (
     chart_parameters,
     chart_study,
     compute_block_importances,
+    compute_conditional_importances,
     compute_importances,
 )
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
@@ -33,15 +34,16 @@ from reports.stats.baseline_references import (
     describe_training_differences,
     find_references,
 )
-from reports.stats.effects import Effect, FactorialTable
+from reports.stats.effects import Effect
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
+from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.refinement_effects import (
     VariantEffect,
     compare_with_source,
     compute_variant_effects,
 )
-from studies.space import BPTT_STEPS
+from studies.space import BPTT_STEPS, COST_PARAMS
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Section:
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
         effects: effects within each combination of filters; the whole grid comes first.
+        nuisance: summary of the nuisance parameters; None without them.
         pruning: summary of pruning; None if it was not enabled.
         early_effects: effects at the last step that all trials of a pruned study have reached.
         interactions: chart of the two-way interactions.
@@ -60,7 +63,9 @@ class Section:
         summary: ranking and comparison of the architectures.
         replicates_chart: chart of the runs of each replicated architecture.
         pairwise_chart: chart of their pairwise comparison.
-        importances: parameter importances.
+        importances: parameter importances: over all trials, among those that have parameters of
+            their own, and within full-factorial blocks.
+        has_blocks: whether some of them are those of full-factorial blocks.
         optuna_charts: Optuna's other charts.
         slopes: chart of a refinement's architectures in the source and in each variant.
         variants: effect of each variant of a refinement.
@@ -76,6 +81,7 @@ class Section:
     is_complete: bool
     filters: list[SubsetFilter]
     effects: list[EffectSubset]
+    nuisance: NuisanceSummary | None
     pruning: PruningSummary | None
     early_effects: EffectSubset | None
     interactions: Chart | None
@@ -84,6 +90,7 @@ class Section:
     replicates_chart: Chart | None
     pairwise_chart: Chart | None
     importances: list[Importances]
+    has_blocks: bool
     optuna_charts: list[Chart]
     slopes: Chart | None
     variants: list[VariantEffect]
@@ -129,7 +136,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         results: results of the study.
         references: baseline cells to draw in its charts.
     """
-    grid = FactorialTable.from_frame(results.table, results.axes)
+    grid = build_judged_table(results)
     filters = list_filters(results)
     threshold = results.config.report_threshold
     complete, below = list(results.complete.index), list(results.below_threshold.index)
@@ -137,17 +144,21 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
     pruning = summarize_pruning(results)
-    cost_params = [name for name in ("cell", BPTT_STEPS) if name in results.parameters]
-    cost_params += ["layers", "state_size"]
+    varied = [name for name in COST_PARAMS if name in results.parameters]
+    first = ("cell", BPTT_STEPS)
+    cost_params = [name for name in first if name in varied] + ["layers", "state_size"]
+    cost_params += [name for name in varied if name not in cost_params]
     importances = compute_importances(results, complete, "all complete trials")
+    blocks = compute_block_importances(results)
     below_importances = (
         compute_importances(results, below, "below the threshold") if has_below else []
     )
     return Section(
         results=results,
-        is_complete=grid.is_complete,
+        is_complete=not results.table["value"].isna().any(),
         filters=filters,
-        effects=list(compute_effect_subsets(results, filters, grid)),
+        effects=list(compute_effect_subsets(results, filters)),
+        nuisance=summarize_nuisance(results),
         pruning=pruning,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
         interactions=chart_interactions(grid),
@@ -157,7 +168,8 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if results.has_replicates
         else None,
         pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
-        importances=importances + compute_block_importances(results),
+        importances=[*importances, *compute_conditional_importances(results), *blocks],
+        has_blocks=bool(blocks),
         optuna_charts=chart_parameters(results, complete, importances) + chart_study(results),
         slopes=Chart(
             "From the source to each variant",

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from reports.data.results import Results
+from rnn.config import BASELINE_CELLS
 from studies.config import StudyConfig
-from studies.space import BPTT_STEPS
+from studies.space import BPTT_STEPS, CELL
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,27 @@ class BaselineReference:
 
 
 def find_references(results: Results, others: Sequence[Results]) -> list[BaselineReference]:
-    """Find the baseline cells that a gated study can be compared with.
+    """Find the baseline cells of other studies that a study can be compared with.
 
     Args:
-        results: results of the study; a study of baseline cells has no references.
+        results: results of the study. One of baseline cells alone has no references, and none has
+            a cell of its own as a reference.
         others: studies on the same page. Those with another corpus or tokenizer are ignored.
     """
-    if not results.is_gated:
+    if set(results.cells) <= set(BASELINE_CELLS):
         return []
+    wanted = {str(cell) for cell in BASELINE_CELLS if cell not in results.cells}
     studies = [
         other
         for other in others
-        if not other.is_gated
+        if wanted & set(other.cells)
         and other.corpus.sha256 == results.corpus.sha256
         and other.config.tokenizer == results.config.tokenizer
     ]
     return [
         reference
         for study in studies
-        for reference in _find_in_study(results, study, names_study=len(studies) > 1)
+        for reference in _find_in_study(results, study, wanted, names_study=len(studies) > 1)
     ]
 
 
@@ -76,11 +79,14 @@ def describe_training_differences(references: Sequence[BaselineReference]) -> st
     )
 
 
-def _find_in_study(results: Results, other: Results, names_study: bool) -> list[BaselineReference]:
+def _find_in_study(
+    results: Results, other: Results, cells: set[str], names_study: bool
+) -> list[BaselineReference]:
     metric = results.metric
     rows = other.complete.assign(training_loss=_least_training_losses(other))
+    rows = other.judge(rows[rows[CELL].isin(cells)])
     columns = ["value", "training_loss", metric.column]
-    keys = ["cell", BPTT_STEPS, "architecture"]
+    keys = [CELL, BPTT_STEPS, "architecture"]
     means = rows.groupby(keys)[list(dict.fromkeys(columns))].mean().reset_index()
     best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
     ours, theirs = results.config, other.config
@@ -113,8 +119,16 @@ def _least_training_losses(results: Results) -> "pd.Series[float]":
 
 def _list_training_differences(ours: StudyConfig, theirs: StudyConfig) -> str:
     settings, others = ours.training.model_dump(), theirs.training.model_dump()
+    # A setting that a study varies is part of its labels, or a nuisance parameter.
+    varied = {
+        name for each in (ours, theirs) if each.grid is not None for name in each.grid.parameters
+    }
     return ", ".join(
-        f"{name} {others[name]:,} against {value:,} here"
+        f"{name} {_format_setting(others[name])} against {_format_setting(value)} here"
         for name, value in settings.items()
-        if name != BPTT_STEPS and others[name] != value
+        if name != BPTT_STEPS and name not in varied and others[name] != value
     )
+
+
+def _format_setting(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:,}"

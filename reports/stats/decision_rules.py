@@ -13,14 +13,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from reports.errors import ReportError
 from reports.formatting import format_param
 from reports.stats.effects import Contrast, FactorialTable
 from reports.stats.paired_difference import MIN_PAIRS, PairedDifference
+from rnn.config import ParamValue
 from studies.files import read_toml
-from studies.space import GATED_PARAMS, REPLICATE
+from studies.space import CELL, GATED_PARAMS, REPLICATE
 from studies.strict_model import StrictModel
 from studies.training import TRAINING_PARAMS
 
@@ -31,6 +33,8 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     UNDECIDED = "undecided"
     FAILS = "does not hold"
+    NOT_TESTABLE = "not testable"
+    """The hypothesis names a parameter that no study of this kind has."""
 
 
 _LEAST_FAVORABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
@@ -91,14 +95,13 @@ class SettingContrast(StrictModel):
     """
 
     label: str = ""
-    before: dict[str, bool | int | str] = Field(min_length=1)
-    after: dict[str, bool | int | str]
+    before: dict[str, ParamValue] = Field(min_length=1)
+    after: dict[str, ParamValue]
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
         if self.before.keys() != self.after.keys():
             raise ValueError("expected the same parameters before and after")
-        _require_known(self.before)
         return self
 
     @property
@@ -121,11 +124,6 @@ class LargerThan(StrictModel):
 
     contrast: SettingContrast
     switches: list[str]
-
-    @model_validator(mode="after")
-    def _check_switches(self) -> Self:
-        _require_known(self.switches)
-        return self
 
     def list_contrasts(self, table: FactorialTable) -> Iterator[SettingContrast]:
         """Yield the contrast with each switch off against the switch without the contrast."""
@@ -168,9 +166,16 @@ class Hypothesis(StrictModel):
     def _check_test(self) -> Self:
         if not (self.contrasts or self.consecutive or self.larger_than):
             raise ValueError("expected contrasts, consecutive or larger_than")
-        if self.consecutive:
-            _require_known([self.consecutive])
         return self
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of all parameters that it names."""
+        larger = self.larger_than
+        contrasts = [*self.contrasts, *self.context, *([larger.contrast] if larger else [])]
+        names = [name for contrast in contrasts for name in contrast.before]
+        names += larger.switches if larger else []
+        return list(dict.fromkeys(names + ([self.consecutive] if self.consecutive else [])))
 
     @property
     def decision_rule(self) -> DecisionRule:
@@ -239,6 +244,7 @@ def evaluate_hypothesis(
     subset: str,
     margin: float,
     parameters: Collection[str],
+    options: Collection[str] = (),
 ) -> list[Finding]:
     """Test a hypothesis on a subset of trials.
 
@@ -249,10 +255,17 @@ def evaluate_hypothesis(
         subset: name of the subset.
         margin: largest difference, in nats, that counts as none.
         parameters: parameters that may be contrasted.
+        options: options of the study's own cells.
 
     Returns:
-        The context contrasts and the verdicts; empty if no contrast has a pair.
+        The context contrasts and the verdicts; empty if no contrast has a pair. A hypothesis about
+        a name that is neither an option nor a parameter of the program is not testable.
     """
+    known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
+    if unknown := [name for name in hypothesis.parameters if name not in known]:
+        names = ", ".join(map(repr, unknown))
+        nothing = PairedDifference.from_differences(np.empty(0))
+        return [Finding(number, f"no parameter {names}", subset, nothing, Verdict.NOT_TESTABLE)]
 
     def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[tuple[str, PairedDifference]]:
         for contrast in contrasts:
@@ -278,10 +291,3 @@ def evaluate_hypothesis(
 def _unfavorableness(finding: Finding) -> tuple[int, float]:
     assert finding.verdict is not None
     return _LEAST_FAVORABLE_LAST.index(finding.verdict), finding.effect.high
-
-
-def _require_known(parameters: Iterable[str]) -> None:
-    for name in parameters:
-        known = ("cell", *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE)
-        if name not in known:
-            raise ValueError(f"unknown parameter {name!r}: expected one of {', '.join(known)}")

@@ -3,22 +3,25 @@
 In a full factorial design two trials that differ in one parameter alone are a matched pair. The
 mean difference over all pairs is the parameter's main effect; the difference of two such
 differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
-chapter 5).
+chapter 5). In a union of grids a trial may lack a parameter, such as a switch of another cell; both
+trials of a pair have it or both lack it.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reports.formatting import format_param, format_value
+from reports.formatting import format_param, format_value, is_missing
 from reports.stats.paired_difference import Floats, PairedDifference
-from studies.space import REPLICATE
+from rnn.config import OPTIMIZERS, RESERVED_OPTION_NAMES
+from studies.space import BUILT_IN_CELLS, CELL, REPLICATE, SWITCHES
+from studies.training import uses_setting
 
 STATE_SOURCE_ORDER = ("old", "new", "both")
 """Order of the state sources: a contrast goes from an earlier to a later one."""
@@ -66,17 +69,31 @@ class Effect(PairedDifference):
         only_before: number of pairs left out because the second trial has no value.
         only_after: number of pairs left out because the first trial has no value.
         neither: number of pairs left out because neither trial has a value.
+        variants: number of trials of which each side of a pair is the best, before and after: 1
+            but for cells and optimizers that have parameters of their own.
     """
 
     contrast: Contrast
     only_before: int
     only_after: int
     neither: int
+    variants: tuple[int, int] = (1, 1)
 
     @property
     def missing_pairs(self) -> int:
         """Number of pairs that the design has and that lack a value."""
         return self.only_before + self.only_after + self.neither
+
+    @property
+    def description(self) -> str:
+        """The parameter and both of its values, and which of them is the best of several."""
+        before, after = (
+            format_value(value) + (f" (best of {count})" if count > 1 else "")
+            for value, count in zip(
+                (self.contrast.before, self.contrast.after), self.variants, strict=True
+            )
+        )
+        return f"{format_param(self.contrast.parameter)}: {after} against {before}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,43 +118,36 @@ class Interaction(PairedDifference):
 
 @dataclass(frozen=True)
 class FactorialTable:
-    """Values of a study's trials as an array with one axis per parameter.
+    """Values of a study's trials by their parameters.
 
     Attributes:
-        axes: values of each parameter, in the order of the array.
-        values: values of the trials; NaN where there is none.
-        planned: whether the study has a trial there.
+        axes: values of each parameter in order, over the trials that have it.
+        codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
+        values: (trials,), their values; NaN where there is none.
     """
 
     axes: Mapping[str, Sequence[Any]]
+    codes: NDArray[np.int64]
     values: Floats
-    planned: Flags
-    _axis_index: Mapping[str, int] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        index = {name: i for i, name in enumerate(self.axes)}
-        object.__setattr__(self, "_axis_index", index)
+    _keys: dict[frozenset[str], NDArray[np.int64]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
         """Arrange the rows of a frame.
 
         Args:
-            table: one row per trial, with a column for each parameter and ``value``, NaN where the
-                trial has none.
+            table: one row per trial, with a column for each parameter, missing where the trial
+                lacks it, and ``value``, NaN where the trial has none.
             parameters: names of the axes; any two rows differ in one of them or more.
         """
-        axes = {name: _sort_values(table[name]) for name in parameters}
-        places = tuple(
-            table[name].map({value: i for i, value in enumerate(values)}).to_numpy(dtype=int)
-            for name, values in axes.items()
-        )
-        shape = tuple(map(len, axes.values()))
-        values, planned = np.full(shape, math.nan), np.zeros(shape, dtype=bool)
-        # If nothing varies, there is a single trial and an array without axes.
-        values[places] = table["value"].to_numpy(dtype=float) if axes else table["value"].iloc[0]
-        planned[places] = True
-        return cls(axes, values, planned)
+        axes = {name: sort_values(table[name]) for name in parameters}
+        codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
+        for i, (name, values) in enumerate(axes.items()):
+            place = {value: code for code, value in enumerate(values)}
+            codes[:, i] = [-1 if is_missing(v) else place[v] for v in table[name].tolist()]
+        return cls(axes, codes, table["value"].to_numpy(dtype=float))
 
     @property
     def value_count(self) -> int:
@@ -147,34 +157,28 @@ class FactorialTable:
     @property
     def is_complete(self) -> bool:
         """Whether every planned trial has a value."""
-        return not np.isnan(self.values[self.planned]).any()
+        return not np.isnan(self.values).any()
 
     def subset(self, fixed: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
         """Keep trials with the given parameter values and, if stated, values below a bound."""
-        values, planned = self.values, self.planned
-        for parameter, value in fixed.items():
-            axis = self._axis_index[parameter]
-            others = np.array([other != value for other in self.axes[parameter]])
-            others = others.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-            values, planned = np.where(others, math.nan, values), planned & ~others
+        is_kept = self._find(fixed)
+        values = self.values[is_kept]
         if below is not None:
             values = np.where(values < below, values, math.nan)
-        return FactorialTable(self.axes, values, planned)
+        return FactorialTable(self.axes, self.codes[is_kept], values)
 
     def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate: each value of a parameter with the one before it.
+        """List the contrasts to estimate.
 
-        A state source switches two states on or off: reading both is compared with reading either.
+        Of a parameter that is a number or a switch, each value is compared with the one before it;
+        of a text, which has no order, each two values. A state source switches two states on or
+        off: reading both is compared with reading either.
         """
         return [
             Contrast(name, before, after)
             for name, values in self.axes.items()
             if name != REPLICATE
-            for before, after in (
-                [("old", "both"), ("new", "both")]
-                if name == "state_source" and len(values) == 3
-                else itertools.pairwise(values)
-            )
+            for before, after in _pair_values(name, values)
         ]
 
     def compute_difference(
@@ -189,26 +193,30 @@ class FactorialTable:
         Returns:
             The difference; it has no pairs if the table lacks one of the values.
         """
-        settings = (*before.items(), *after.items())
-        if any(value not in self.axes.get(name, ()) for name, value in settings):
-            return PairedDifference.from_differences(np.empty(0))
-        difference = self._select(self.values, after) - self._select(self.values, before)
-        return PairedDifference.from_differences(difference)
+        first, second = self._match(before), self._match(after)
+        return PairedDifference.from_differences(second.values - first.values)
 
     def compute_effect(self, contrast: Contrast) -> Effect:
-        """Estimate the main effect of a contrast."""
-        sides = ({contrast.parameter: value} for value in (contrast.before, contrast.after))
-        masks = [(self._select(self.values, side), self._select(self.planned, side))
-                 for side in sides]  # fmt: skip
-        (before, before_planned), (after, after_planned) = masks
-        planned = before_planned & after_planned
-        has_before, has_after = ~np.isnan(before) & planned, ~np.isnan(after) & planned
+        """Estimate the main effect of a contrast.
+
+        A cell that has parameters which the other one lacks, its switches or options, is compared
+        at the best of them, and so is an optimizer.
+        """
+        own = self._list_own(contrast)
+        before, after = (
+            self._match({contrast.parameter: value}, own)
+            for value in (contrast.before, contrast.after)
+        )
+        planned = before.is_planned & after.is_planned
+        has_before = ~np.isnan(before.values) & planned
+        has_after = ~np.isnan(after.values) & planned
         return Effect.from_differences(
-            after - before,
+            after.values - before.values,
             contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
             neither=int((planned & ~has_before & ~has_after).sum()),
+            variants=(before.variants, after.variants),
         )
 
     def compute_effects(self) -> list[Effect]:
@@ -218,16 +226,15 @@ class FactorialTable:
 
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
-        before, after = (
-            self._select(self.values, {first.parameter: value})
-            for value in (first.before, first.after)
-        )
-        difference_before, difference_after = (
-            self._select(after - before, {second.parameter: value})
-            for value in (second.before, second.after)
+        (neither, only_second), (only_first, both) = (
+            [
+                self._match({first.parameter: one, second.parameter: other}).values
+                for other in (second.before, second.after)
+            ]
+            for one in (first.before, first.after)
         )
         return Interaction.from_differences(
-            difference_after - difference_before, first=first, second=second
+            (both - only_second) - (only_first - neither), first=first, second=second
         )
 
     def compute_interactions(self) -> list[Interaction]:
@@ -239,59 +246,98 @@ class FactorialTable:
         )
         return [interaction for interaction in interactions if interaction.pairs]
 
-    def _select(self, array: NDArray[Any], fixed: Mapping[str, Any]) -> NDArray[Any]:
-        """Return a slice of the array, in which the axes of fixed parameters have length one."""
+    def _find(self, fixed: Mapping[str, Any]) -> Flags:
+        """Return which trials have the given parameter values."""
+        found = np.ones(len(self.values), dtype=bool)
         for parameter, value in fixed.items():
-            array = array.take([self.axes[parameter].index(value)], self._axis_index[parameter])
-        return array
+            values = self.axes.get(parameter, ())
+            if value not in values:
+                return np.zeros(len(self.values), dtype=bool)
+            column = list(self.axes).index(parameter)
+            found &= self.codes[:, column] == list(values).index(value)
+        return found
 
+    def _match(self, fixed: Mapping[str, Any], own: frozenset[str] = frozenset()) -> "_Side":
+        """Return the trials with the given values, by their values of all other parameters.
 
-def find_full_factorial_blocks(
-    table: pd.DataFrame, parameters: Sequence[str]
-) -> dict[str, pd.DataFrame]:
-    """Find the largest blocks of an incomplete factorial design that lack no combination.
+        Args:
+            fixed: parameter values.
+            own: parameters that are ignored: of the trials that differ in these alone, the best
+                one is returned.
+        """
+        contexts = self._number_contexts(own.union(fixed))
+        found = self._find(fixed)
+        places, values = contexts[found], self.values[found]
+        best = np.full(int(contexts.max(initial=-1)) + 1, math.nan)
+        np.fmin.at(best, places, values)
+        counts = np.bincount(places, minlength=len(best))
+        return _Side(best, counts > 0, int(counts.max(initial=0)))
 
-    Where combinations are excluded, a parameter's effect is confounded with the effects of the
-    parameters that the exclusion ties it to; within a full block it is not.
+    def _number_contexts(self, without: frozenset[str]) -> NDArray[np.int64]:
+        """Number the trials: equal numbers for equal values of the remaining parameters."""
+        if without not in self._keys:
+            keys = np.zeros(len(self.values), dtype=np.int64)
+            for i, (name, values) in enumerate(self.axes.items()):
+                if name not in without:
+                    keys = keys * (len(values) + 1) + self.codes[:, i] + 1
+                    # Renumbered at once: the product of all parameters' values may not fit.
+                    keys = np.unique(keys, return_inverse=True)[1]
+            self._keys[without] = keys
+        return self._keys[without]
 
-    Args:
-        table: one row per trial, with a column for each parameter.
-        parameters: parameters that vary.
-
-    Returns:
-        Rows by the name of the block, such as ``state size is 256``; empty if the design is full,
-        or if no single parameter splits it into full blocks.
-    """
-    if _is_full(table, parameters):
-        return {}
-    candidates = dict(
-        itertools.chain.from_iterable(
-            _split_if_full(table, name, parameters) for name in parameters
+    def _list_own(self, contrast: Contrast) -> frozenset[str]:
+        """Return the parameters that only one side of a contrast has, because of the contrast."""
+        conditional = list_conditional_params(contrast.parameter, self.axes)
+        columns = [i for i, name in enumerate(self.axes) if name in conditional]
+        has_before, has_after = (
+            (self.codes[self._find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
+            for value in (contrast.before, contrast.after)
         )
-    )
-    rows = {name: set(block.index) for name, block in candidates.items()}
-    return {
-        name: block
-        for name, block in candidates.items()
-        if not any(rows[name] < rows[other] for other in candidates)
-    }
+        names = list(self.axes)
+        return frozenset(names[columns[i]] for i in np.flatnonzero(has_before != has_after))
 
 
-def _split_if_full(
-    table: pd.DataFrame, parameter: str, parameters: Sequence[str]
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    blocks = dict(iter(table.groupby(parameter)))
-    if len(blocks) > 1 and all(_is_full(block, parameters) for block in blocks.values()):
-        for value, block in blocks.items():
-            yield f"{format_param(parameter)} is {format_value(value)}", block
+class _Side(NamedTuple):
+    """One side of all pairs, by context: the values of all other parameters.
+
+    Attributes:
+        values: (contexts,), the trials' values; NaN where there is none.
+        is_planned: (contexts,), whether the study has a trial there.
+        variants: largest number of trials of which a value is the best.
+    """
+
+    values: Floats
+    is_planned: Flags
+    variants: int
 
 
-def _is_full(table: pd.DataFrame, parameters: Sequence[str]) -> bool:
-    combinations = math.prod(table[name].nunique() for name in parameters)
-    return not parameters or len(table.drop_duplicates(list(parameters))) == combinations
+def list_conditional_params(parameter: str, names: Iterable[str]) -> set[str]:
+    """List the parameters that only some values of a parameter have, among some names.
+
+    The switches and the options belong to cells, some training settings to optimizers.
+    """
+    if parameter == CELL:
+        return {name for name in names if name in SWITCHES or name not in RESERVED_OPTION_NAMES}
+    if parameter == "optimizer":
+        return {name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)}
+    return set()
 
 
-def _sort_values(column: "pd.Series[Any]") -> list[Any]:
-    """Sort the distinct values: off before on, numbers ascending, state sources as listed above."""
-    values = set(column)
+def sort_values(column: "pd.Series[Any]") -> list[Any]:
+    """Sort the distinct values: off before on, numbers ascending, state sources as listed above.
+
+    Users' cells come after the built-in ones. Missing values are left out.
+    """
+    values = {value for value in column.tolist() if not is_missing(value)}
+    if column.name == CELL:
+        return sorted(values, key=lambda cell: (cell not in BUILT_IN_CELLS, cell))
     return [source for source in STATE_SOURCE_ORDER if source in values] or sorted(values)
+
+
+def _pair_values(name: str, values: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    if name == "state_source":
+        full = [("old", "both"), ("new", "both")]
+        return full if len(values) == len(STATE_SOURCE_ORDER) else itertools.pairwise(values)
+    if values and isinstance(values[0], str):
+        return itertools.combinations(values, 2)
+    return itertools.pairwise(values)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from reports.data.results import Results
-from reports.data.trial_table import decode_architecture
+from reports.data.trial_table import decode_architecture, format_settings, list_params
 from reports.stats.paired_difference import CONFIDENCE
 from reports.stats.pairwise_comparison import (
     Comparison,
@@ -32,7 +33,7 @@ class LeaderboardEntry:
     """An architecture with the results of its complete runs.
 
     Attributes:
-        label: name of the architecture, with its BPTT steps where the study has several.
+        label: name of the architecture, with the training settings in which the study varies.
         architecture: its configuration.
         bptt_steps: number of time steps that a gradient goes back.
         number: number of its trial; with several runs, of the run with the least value, which is
@@ -50,6 +51,8 @@ class LeaderboardEntry:
         source_trials: numbers of the trials that it was derived from.
         sample: generated text; None if there is none.
         sample_trial: number of the trial that generated the text.
+        best_values: values of the nuisance parameters at which it is the best, or that a derived
+            study carries on.
         gap: difference to the best architecture, in bits per byte or by the metric; None for the
             best, and without losses on the same evaluation windows.
     """
@@ -71,12 +74,18 @@ class LeaderboardEntry:
     source_trials: list[int]
     sample: str | None
     sample_trial: int | None
+    best_values: dict[str, Any]
     gap: Difference | None = None
 
     @property
     def runs(self) -> int:
         """Number of complete runs."""
         return len(self.losses)
+
+    @property
+    def full_label(self) -> str:
+        """The label, with the best values of the nuisance parameters."""
+        return self.label + format_settings(self.best_values, self.best_values)
 
 
 @dataclass(frozen=True)
@@ -130,14 +139,20 @@ def summarize_study(results: Results) -> StudySummary:
 
 
 def rank_architectures(results: Results) -> list[LeaderboardEntry]:
-    """Rank the architectures of a study by the mean metric of their complete runs."""
-    groups, column = results.complete.groupby("architecture"), results.metric.column
-    entries = [_make_entry(results.config, column, str(label), runs) for label, runs in groups]
+    """Rank the architectures of a study by the mean metric of their complete runs.
+
+    Where there are nuisance parameters, each architecture has one run: the best one.
+    """
+    groups = results.judge(results.complete).groupby("architecture")
+    column, names = results.metric.column, [*results.nuisance, *results.carried]
+    entries = [
+        _make_entry(results.config, column, names, str(label), runs) for label, runs in groups
+    ]
     return sorted(entries, key=lambda entry: (entry.mean, entry.number))
 
 
 def _make_entry(
-    config: StudyConfig, column: str, label: str, runs: pd.DataFrame
+    config: StudyConfig, column: str, nuisance: Sequence[str], label: str, runs: pd.DataFrame
 ) -> LeaderboardEntry:
     runs = runs.sort_values("value", kind="stable")
     losses, best = runs[column], runs.iloc[0]
@@ -163,6 +178,7 @@ def _make_entry(
         source_trials=best[SOURCE_TRIALS] or [],
         sample=samples.iloc[0] if len(samples) else None,
         sample_trial=int(samples.index[0]) if len(samples) else None,
+        best_values=list_params(best, nuisance),
     )
 
 

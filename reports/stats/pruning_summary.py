@@ -69,5 +69,5 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         prediction_error=float(errors.mean()) if len(errors) else math.nan,
         common_step=common_step,
         missing_count=len(table) - len(reached),
-        early_table=FactorialTable.from_frame(early_table, results.axes),
+        early_table=FactorialTable.from_frame(results.judge(early_table), results.judged_axes),
     )

@@ -1,16 +1,18 @@
 """Effects of a refinement's variants, against the source study and the unchanged architectures."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import ARCHITECTURE_PARAMS
+from reports.data.trial_table import list_params, resolve_params
 from reports.formatting import format_param, format_value
 from reports.stats.paired_difference import PairedDifference
 from studies.attributes import SOURCE_TRIALS
+from studies.space import REPLICATE
 
 UNCHANGED = "unchanged"
 """Name of the variant that changes nothing."""
@@ -24,8 +26,9 @@ class SourceComparison:
         source: name of the source study.
         study: name of the refinement.
         rows: one row per source architecture and variant: ``origin`` (number of the source trial,
-            the lowest of its replicates), ``source_value`` and ``value`` (means over replicates),
-            ``variant`` (name of the change) and ``label`` (name of the new architecture).
+            the lowest of its replicates), ``source_value`` and ``value`` (means over replicates; of
+            the source the best over its nuisance values), ``variant`` (name of the change) and
+            ``label`` (name of the new architecture).
     """
 
     source: str
@@ -68,26 +71,62 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     refinement = results.config.refinement
     if refinement is None or results.sources.empty:
         return None
-    names = [name for name in ARCHITECTURE_PARAMS if name in results.table]
+    names = results.all_parameters
+    sources: dict[int, dict[str, Any]] = {
+        int(number): resolve_params(
+            list_params(row, results.sources.columns), results.config, names
+        )
+        | {"value": row["value"]}
+        for number, row in zip(
+            results.sources.index, results.sources.to_dict("records"), strict=True
+        )
+    }
     rows = []
     for row in results.complete.to_dict("records"):
-        origins = results.sources[results.sources.index.isin(row[SOURCE_TRIALS] or [])]
-        # Replicates of a source architecture count as one trial with their mean value.
-        for _, runs in origins.groupby(names, sort=False, dropna=False):
-            source, value = runs.iloc[0], runs["value"].mean()
+        params = list_params(row, names)
+        origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
+        for number, source in _find_best_sources(sources, origins, results.config.nuisance):
             changes = (
-                f"{format_param(name)} {format_value(row[name])}"
+                f"{format_param(name)} {format_value(params.get(name)) or 'none'}"
                 for name in names
-                if row[name] != source[name]
+                if params.get(name) != source.get(name)
             )
             variant = ", ".join(changes) or UNCHANGED
-            rows.append((runs.index.min(), value, variant, row["architecture"], row["value"]))
+            rows.append((number, source["value"], variant, row["architecture"], row["value"]))
     if not rows:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     keys = ["origin", "source_value", "variant", "label"]
     means = table.groupby(keys)["value"].mean().reset_index()
     return SourceComparison(refinement.source, results.name, means)
+
+
+def _find_best_sources(
+    sources: Mapping[int, dict[str, Any]], numbers: Sequence[int], nuisance: Collection[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return each source architecture at its best, and the lowest number of its trials.
+
+    Replicates count as one trial with their mean value. Of the values of nuisance parameters, the
+    best is taken.
+    """
+    runs: dict[Any, dict[Any, list[int]]] = {}
+    for number in sorted(numbers):
+        params = {
+            name: value
+            for name, value in sources[number].items()
+            if name not in ("value", REPLICATE)
+        }
+        architecture = frozenset(item for item in params.items() if item[0] not in nuisance)
+        runs.setdefault(architecture, {}).setdefault(frozenset(params.items()), []).append(number)
+    best = []
+    for settings in runs.values():
+        means = {
+            group[0]: sum(sources[number]["value"] for number in group) / len(group)
+            for group in settings.values()
+        }
+        number = min(means, key=means.__getitem__)
+        best.append((number, sources[number] | {"value": means[number]}))
+    return best
 
 
 def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:

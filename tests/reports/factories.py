@@ -1,6 +1,7 @@
 """Studies with made-up results, of which the statistics are known."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -170,6 +171,10 @@ def make_runs(
         attributes = RECORDED | {"seconds": 2.0, "parameter_count": 10, "worker": "w"} | recorded
         least = attributes.get("training_loss", value)
         curve = {50: least + 1, 100: least}
+        if math.isnan(value):
+            attributes = RECORDED | {"failure": "diverged"}
+            storage.finish(trial_id, "me", TrialState.FAIL, None, attributes)
+            continue
         storage.finish(trial_id, "me", TrialState.COMPLETE, value, attributes, curve)
     storage.close()
 
@@ -231,6 +236,67 @@ def make_baselines(url: str, name: str = "cells", text: str = "ab", **raw) -> No
     make_runs(url, name, config, runs, text)
 
 
+MIN_GRU = {
+    "spec": "cells/min_gru.py:MinGRU",
+    "sha256": "ab" * 32,
+    "options": {
+        "norm": {"type": "bool", "default": False},
+        "expansion": {"type": "float", "default": 1.0},
+    },
+}
+"""Record of a user's cell; reports read no source."""
+
+UNION = {
+    "cells": {"MinGRU": MIN_GRU},
+    "nuisance": ["learning_rate"],
+    "space": [
+        {
+            "cell": ["gated", "gru", "cells/min_gru.py:MinGRU"],
+            "layers": [1, 2],
+            "state_size": [4, 8],
+            **{name: [False] for name in GATED_PARAMS[:4]},
+            "state_source": ["new"],
+            "norm": [False, True],
+            "training": {"learning_rate": [0.001, 0.003, 0.01]},
+        },
+        {
+            "cell": ["cells/min_gru.py:MinGRU"],
+            "layers": [1],
+            "state_size": [4],
+            "expansion": [0.5],
+            "training": {"learning_rate": [0.001, 0.003, 0.01]},
+        },
+    ],
+}
+"""Config of a union of three cells at three learning rates; ``residual`` and ``norm`` vary."""
+
+RATES = [0.001, 0.003, 0.01]
+
+
+def union_value(params: dict) -> float:
+    """Return a trial's value: each cell has its best learning rate, less wide networks a lower."""
+    best = {"gated": 0.003, "gru": 0.01, "MinGRU": 0.001}[params["cell"]]
+    distance = abs(RATES.index(params["learning_rate"]) - RATES.index(best))
+    value = {"gated": 2.0, "gru": 1.9, "MinGRU": 1.8}[params["cell"]] + 0.1 * distance
+    value -= 0.05 * params["layers"] + 0.01 * params["state_size"]
+    value -= 0.2 * params.get("residual", False) + 0.03 * params.get("norm", False)
+    return round(value + 0.1 * (params.get("expansion") == 0.5), 6)
+
+
+def make_union(url: str, name: str = "union", missing: Sequence[int] = (), **raw: Any) -> None:
+    """Create a finished study of :data:`UNION`; some trials, by number, have diverged."""
+    config = UNION | raw
+    trials = list(StudyConfig.model_validate(config).grid.combinations())
+    runs = [
+        (params, math.nan if number in missing else union_value(params), {})
+        for number, params in enumerate(trials)
+    ]
+    make_runs(url, name, config, runs)
+
+
 def distributions_of(trials: list[dict]) -> dict[str, CategoricalDistribution]:
-    values = {name: dict.fromkeys(params[name] for params in trials) for name in trials[0]}
+    names = dict.fromkeys(name for params in trials for name in params)
+    values = {
+        name: dict.fromkeys(params[name] for params in trials if name in params) for name in names
+    }
     return {name: CategoricalDistribution(tuple(found)) for name, found in values.items()}

@@ -36,7 +36,7 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     assert row["label"] == "1×4 GRU, bptt_steps 1"
     assert decode_architecture(row, results.config) == BaselineConfig("gru", 1, 4)
     section = build_section(results)
-    assert section.effects_title == "Effect of each choice"
+    assert section.effects_title == "Effect of each parameter"
     labels = [effect.contrast.label for effect in section.effects[0].effects]
     assert labels == ["cell GRU → LSTM", "state size 4 → 8", "bptt steps 1 → 16"]
     assert [effect.mean for effect in section.effects[0].effects] == pytest.approx([0.4, 0.2, 0.1])
@@ -44,7 +44,7 @@ def test_study_of_baseline_cells_has_no_switches(sqlite_url):
     assert section.cost_params == ["cell", "bptt_steps", "layers", "state_size"]
     assert len(section.costs) == 8
     page = "".join(render_page([section]))
-    assert "Effect of each choice</h2>" in page
+    assert "Effect of each parameter</h2>" in page
     assert "through 1 and 16 steps" in page
     assert "gate inputs" not in page
 

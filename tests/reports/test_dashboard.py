@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import optuna
 import pytest
-from factories import gated_params, make_runs, make_study
+from factories import UNION, gated_params, make_runs, make_study, make_union
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -109,6 +109,21 @@ def test_note_has_question_progress_best_trials_and_config(sqlite_url, tmp_path)
         stored = load_study(storage, "made").user_attrs["config"]
     written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
     assert StudyConfig.model_validate(written) == StudyConfig.model_validate(stored)
+
+
+def test_union_is_published_at_each_architectures_best(sqlite_url, tmp_path):
+    make_union(sqlite_url)
+    publish_url(sqlite_url, "union", tmp_path / "files")
+    body = note_of(sqlite_url, "union")
+    assert "one per architecture: that of its best learning rate" in body
+    best = [line for line in body.splitlines() if "MinGRU, norm true" in line]
+    assert len(best) == len({line.partition(", learning")[0] for line in best}) > 1
+    assert f"Cell MinGRU: cells/min\\_gru.py:MinGRU, SHA-256 `{'ab' * 32}`." in body
+    written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
+    expected = StudyConfig.model_validate(UNION)
+    assert StudyConfig.model_validate(written | {"cells": UNION["cells"]}) == expected
+    files = {each["filename"] for each in artifacts_of(sqlite_url, "union").values()}
+    assert "best-1-trial-57.py" in files
 
 
 def test_study_of_another_version_is_left_alone(sqlite_url, tmp_path):

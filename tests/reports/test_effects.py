@@ -12,7 +12,8 @@ from scipy.stats import bootstrap
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.results import read_results
-from reports.stats.effects import Contrast, FactorialTable, find_full_factorial_blocks
+from reports.stats.effects import Contrast, FactorialTable
+from reports.stats.factorial_blocks import find_full_factorial_blocks
 from reports.stats.paired_difference import bootstrap_interval
 from studies.storage.open import read_storage
 

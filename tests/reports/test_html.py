@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from factories import make_refinement
+from factories import make_refinement, make_union
 
 from reports.data.results import read_results
 from reports.page.page import render_page
@@ -58,13 +58,14 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     url = f"sqlite:///{tmp_path_factory.mktemp('page')}/studies.db"
     make_refinement(url)
+    make_union(url)
     storage = read_storage(url)
-    results = [read_results(storage, name) for name in ("made", "derived")]
+    results = [read_results(storage, name) for name in ("made", "derived", "union")]
     return Page("".join(render_page(build_sections(results))))
 
 
 def test_page_is_well_formed_and_self_contained(page):
-    assert [page.texts["s1"], page.texts["s2"]] == [["made"], ["derived"]]
+    assert [page.texts[f"s{i}"] for i in (1, 2, 3)] == [["made"], ["derived"], ["union"]]
     identifiers = page.every("id")
     assert len(set(identifiers)) == len(identifiers)
     links = page.every("href")

@@ -5,7 +5,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
-from factories import make_study
+from factories import make_study, make_union
 from helpers import TINY
 from process_runner import wait_until
 
@@ -93,6 +93,26 @@ def test_refinement_and_its_source_on_one_page(browser, derived, tmp_path):
         scroll_to_every_chart(page)
         assert page.locator("#s2-comparison").inner_text() == "Comparison"
         assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(
+    browser, sqlite_url, tmp_path, width
+):
+    make_union(sqlite_url, missing=[7])
+    path = write_report(sqlite_url, ["union"], tmp_path / "page.html").path
+    with opened(browser, path, width) as page:
+        assert scroll_to_every_chart(page) >= 14
+        first = page.locator("table.effects tbody tr").first
+        assert first.locator("td").first.inner_text() == "+0.100"
+        page.locator(".chooser select").first.select_option("0.003")
+        assert first.locator("td").first.inner_text() == "+0.200"
+        assert "20 trials with learning rate 0.003" in page.locator(".chosen").inner_text()
+        flags = page.locator("table.nuisance tr", has_text="cell gated → MinGRU").locator(
+            ".differs"
+        )
+        assert flags.all_inner_texts() == ["≠ sign", "≠ sign"]
+        assert page.locator(".warning").count() == 2
 
 
 def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):

@@ -1,0 +1,223 @@
+"""Effects where each architecture is judged at its own best values of the nuisance parameters.
+
+A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
+architecture is a combination of all other parameters. It is judged at its best: by the least value
+among its complete trials, over all values of the nuisance parameters. An effect at the best is the
+mean difference over pairs of architectures that differ in one parameter alone, each at its best; an
+effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
+Space Odyssey*, 2017, tune the learning rate for each of their architectures).
+
+The least of several runs is biased low: it selects lucky runs as well as good values. The bias is
+about the same for architectures with as many values, and falls out of their difference.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.data.results import Results
+from reports.data.trial_table import list_params
+from reports.formatting import format_param, format_value
+from reports.stats.effects import Effect, FactorialTable, sort_values
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Architectures whose best value is the lowest or the highest one tried.
+
+    Attributes:
+        parameter: name of the nuisance parameter.
+        value: the value.
+        is_highest: whether it is the highest that these architectures were tried at, rather than
+            the lowest.
+        count: number of these architectures.
+        total: number of architectures that were tried at several values of the parameter.
+    """
+
+    parameter: str
+    value: Any
+    is_highest: bool
+    count: int
+    total: int
+
+    @property
+    def warning(self) -> str:
+        """The warning, a sentence without its final full stop."""
+        end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
+        is_are = "architecture is" if self.total == 1 else "architectures are"
+        return (
+            f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
+            f"{format_value(self.value)}, the {end} value tried: try {advice} ones"
+        )
+
+
+@dataclass(frozen=True)
+class EffectAtBest:
+    """A contrast's effect at each architecture's best, and at each single setting.
+
+    Attributes:
+        best: effect at each architecture's best.
+        single: effect at each setting; None without a pair.
+    """
+
+    best: Effect
+    single: list[Effect | None]
+
+    def find_disagreement(self, index: int) -> str:
+        """Return in what the effect at a single setting differs: sign, significance, or ""."""
+        effect = self.single[index]
+        if effect is None:
+            return ""
+        differs = {
+            "sign": np.sign(effect.mean) != np.sign(self.best.mean),
+            "significance": effect.is_significant != self.best.is_significant,
+        }
+        return " and ".join(name for name, found in differs.items() if found)
+
+
+@dataclass(frozen=True)
+class NuisanceSummary:
+    """Where architectures have their best values, and what follows for the effects.
+
+    Attributes:
+        parameters: names of the nuisance parameters.
+        settings: combinations of their values that occur; without those that a trial lacks.
+        best_counts: number of architectures that are best at each setting.
+        trials: number of trials.
+        architectures: number of architectures.
+        judged: number of architectures with a complete trial.
+        incomplete: number of these that lack a value at one of their settings or more.
+        fewest, most: least and largest number of complete trials of a judged architecture.
+        planned: least and largest number of settings that the study has for an architecture.
+        edges: architectures that are best at an end of the values tried.
+        effects: effects of each contrast.
+    """
+
+    parameters: list[str]
+    settings: list[dict[str, Any]]
+    best_counts: list[int]
+    trials: int
+    architectures: int
+    judged: int
+    incomplete: int
+    fewest: int
+    most: int
+    planned: tuple[int, int]
+    edges: list[Edge]
+    effects: list[EffectAtBest]
+
+    @property
+    def names(self) -> str:
+        """Names of the parameters, for a reader: ``learning rate``."""
+        return join_names(self.parameters)
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether each judged architecture has as many complete trials."""
+        return self.fewest == self.most
+
+    @property
+    def disagreeing(self) -> list[EffectAtBest]:
+        """Contrasts of which an effect at a single setting differs in sign or significance."""
+        return [
+            each
+            for each in self.effects
+            if any(map(each.find_disagreement, range(len(self.settings))))
+        ]
+
+
+def join_names(parameters: Sequence[str]) -> str:
+    """Join the names of parameters, for a reader."""
+    return " and ".join(map(format_param, parameters))
+
+
+def format_setting(setting: Mapping[str, Any]) -> str:
+    """Format a combination of values: ``0.001``; of several parameters with their names."""
+    if len(setting) == 1:
+        return format_value(next(iter(setting.values())))
+    return ", ".join(f"{format_param(name)} {format_value(v)}" for name, v in setting.items())
+
+
+def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None) -> FactorialTable:
+    """Arrange the values of the architectures, each at its best.
+
+    Args:
+        results: results of the study; without nuisance parameters, each trial is judged.
+        fixed: values of nuisance parameters; the best is chosen among the trials that have them.
+    """
+    rows = results.table
+    for name, value in (fixed or {}).items():
+        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
+    return FactorialTable.from_frame(results.judge(rows), results.judged_axes)
+
+
+def summarize_nuisance(results: Results) -> NuisanceSummary | None:
+    """Summarize the nuisance parameters of a study; None if it has none."""
+    names = results.nuisance
+    if not names:
+        return None
+    table = results.table
+    others = [name for name in results.all_parameters if name not in names]
+    rows = [list_params(row, names) for _, row in table.iterrows()]
+    order = {name: sort_values(table[name]) for name in names}
+    settings = sorted(
+        {tuple(row.items()): row for row in rows}.values(),
+        key=lambda row: [order[n].index(row[n]) if n in row else -1 for n in names],
+    )
+    place = pd.Series([settings.index(row) for row in rows], index=table.index)
+    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    has_value = table["value"].notna()
+    complete = has_value.groupby(architecture).sum()
+    planned = architecture.value_counts()
+    judged = complete[complete > 0]
+    best = results.judge(table[has_value])
+    single = [
+        FactorialTable.from_frame(table[place == i], results.judged_axes)
+        for i in range(len(settings))
+    ]
+    effects = build_judged_table(results).compute_effects()
+    return NuisanceSummary(
+        parameters=names,
+        settings=settings,
+        best_counts=[int((place[best.index] == i).sum()) for i in range(len(settings))],
+        trials=len(table),
+        architectures=len(planned),
+        judged=len(judged),
+        incomplete=int((judged < planned[judged.index]).sum()),
+        fewest=int(judged.min()),
+        most=int(judged.max()),
+        planned=(int(planned.min()), int(planned.max())),
+        edges=[edge for name in names for edge in _find_edges(table, best, architecture, name)],
+        effects=[_compare_settings(effect, single) for effect in effects],
+    )
+
+
+def _compare_settings(best: Effect, tables: Sequence[FactorialTable]) -> EffectAtBest:
+    single = (table.compute_effect(best.contrast) for table in tables)
+    return EffectAtBest(best, [effect if effect.pairs else None for effect in single])
+
+
+def _find_edges(
+    table: pd.DataFrame, best: pd.DataFrame, architecture: "pd.Series[int]", name: str
+) -> list[Edge]:
+    """Count the architectures whose best value of a parameter is the lowest or highest tried."""
+    values = table[name].dropna()
+    if any(isinstance(value, bool | str) for value in values.tolist()):  # without an order
+        return []
+    tried = values.astype(float).groupby(architecture[values.index]).agg(["min", "max", "nunique"])
+    chosen = best[name].dropna().astype(float)
+    tried = tried.reindex(architecture[chosen.index]).set_axis(chosen.index)
+    chosen, tried = chosen[tried["nunique"] > 1], tried[tried["nunique"] > 1]
+    exact = {float(value): value for value in values.tolist()}
+    edges = []
+    for column in ("min", "max"):
+        at_edge = chosen[chosen == tried[column]]
+        if column == "min":  # nothing is below zero
+            at_edge = at_edge[at_edge > 0]
+        for value, count in sorted(Counter(at_edge.tolist()).items()):
+            edges.append(Edge(name, exact[value], column == "max", count, len(chosen)))
+    return edges

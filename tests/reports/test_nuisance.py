@@ -1,0 +1,323 @@
+"""Effects at each architecture's best learning rate, and reports of unions of grids."""
+
+import itertools
+import math
+import re
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import MIN_GRU, RATES, UNION, gated_params, make_runs, make_union, union_value
+
+from reports.charts.importances import compute_conditional_importances, compute_importances
+from reports.charts.training_plots import list_color_schemes
+from reports.data.results import read_results
+from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.page.page import write_report
+from reports.page.sections import build_section, build_sections
+from reports.stats.effects import Contrast, FactorialTable
+from reports.stats.leaderboard import rank_architectures
+from reports.stats.nuisance import build_judged_table, summarize_nuisance
+from reports.stats.refinement_effects import compare_with_source
+from studies.config import StudyConfig
+from studies.storage.open import read_storage
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
+
+def results_of(url, name="union"):
+    return read_results(read_storage(url), name)
+
+
+def words_of(url, names, path):
+    html = write_report(url, names, path).path.read_text("utf-8")
+    return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
+    """Random values, two nuisance parameters, and some trials without a value."""
+    draw = np.random.default_rng(seed)
+    raw = {
+        "nuisance": ["learning_rate", "batch_size"],
+        "space": {
+            **{name: [False] for name in list(gated_params())[:4]},
+            "state_source": ["new"],
+            "layers": [1, 2, 3],
+            "state_size": [4, 8],
+            "training": {"learning_rate": RATES, "batch_size": [8, 16]},
+        },
+    }
+    trials = list(StudyConfig.model_validate(raw).grid.combinations())
+    values = [math.nan if draw.random() < 0.2 else float(draw.normal(2)) for _ in trials]
+    make_runs(sqlite_url, "random", raw, [(p, v, {}) for p, v in zip(trials, values, strict=True)])
+    results = results_of(sqlite_url, "random")
+    summary = summarize_nuisance(results)
+
+    def losses(rate=None, size=None, **wanted):
+        """Return the values of the trials with these parameters."""
+        wanted |= {} if rate is None else {"learning_rate": rate, "batch_size": size}
+        found = [
+            value
+            for params, value in zip(trials, values, strict=True)
+            if all(params[name] == each for name, each in wanted.items())
+        ]
+        return [value for value in found if not math.isnan(value)]
+
+    domain = {"residual": [False, True], "layers": [1, 2, 3], "state_size": [4, 8]}
+    architectures = [
+        dict(zip(domain, each, strict=True)) for each in itertools.product(*domain.values())
+    ]
+    settings = [(rate, size) for size in (8, 16) for rate in RATES]
+
+    def expected(contrast, rate=None, size=None):
+        differences = []
+        for each in architectures:
+            if each[contrast.parameter] == contrast.before:
+                before = losses(rate, size, **each)
+                after = losses(rate, size, **each | {contrast.parameter: contrast.after})
+                if before and after:
+                    differences.append(min(after) - min(before))
+        return differences
+
+    assert summary.settings == [{"batch_size": s, "learning_rate": r} for r, s in settings]
+    assert {each.best.contrast for each in summary.effects} == {
+        Contrast("residual", False, True),
+        Contrast("layers", 1, 2),
+        Contrast("layers", 2, 3),
+        Contrast("state_size", 4, 8),
+    }
+    for each in summary.effects:
+        differences = expected(each.best.contrast)
+        assert each.best.pairs == len(differences)
+        assert each.best.mean == pytest.approx(statistics.mean(differences))
+        for found, setting in zip(each.single, settings, strict=True):
+            differences = expected(each.best.contrast, *setting)
+            if differences:
+                assert found.pairs == len(differences)
+                assert found.mean == pytest.approx(statistics.mean(differences))
+            else:
+                assert found is None
+    best = [
+        min(((losses(*s, **each) or [math.inf])[0], s) for s in settings)[1]
+        for each in architectures
+    ]
+    assert summary.best_counts == [best.count(setting) for setting in settings]
+    counts = [len(losses(**each)) for each in architectures]
+    assert (summary.trials, summary.architectures, summary.judged) == (72, 12, 12)
+    assert (summary.fewest, summary.most) == (min(counts), max(counts))
+    assert summary.incomplete == sum(count < 6 for count in counts)
+    edges = {(edge.parameter, edge.value): edge.count for edge in summary.edges}
+    lowest = sum(rate == 0.001 for rate, _ in best)
+    highest = sum(rate == 0.01 for rate, _ in best)
+    assert edges.get(("learning_rate", 0.001), 0) == lowest
+    assert edges.get(("learning_rate", 0.01), 0) == highest
+    assert edges.get(("batch_size", 8), 0) + edges.get(("batch_size", 16), 0) == 12
+    filtered = build_judged_table(results, {"batch_size": 8})
+    effect = filtered.compute_effect(Contrast("state_size", 4, 8))
+    eights = [
+        min(after) - min(before)
+        for each in architectures
+        if each["state_size"] == 4
+        and (before := losses(**each, batch_size=8))
+        and (after := losses(**each | {"state_size": 8}, batch_size=8))
+    ]
+    assert effect.mean == pytest.approx(statistics.mean(eights))
+
+
+def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_path):
+    make_union(sqlite_url)
+    results = results_of(sqlite_url)
+    assert results.parameters[:4] == ["cell", "residual", "norm", "expansion"]
+    assert results.parameters[4:] == ["layers", "state_size", "learning_rate"]
+    assert (results.cells, results.has_gated, results.is_gated) == (
+        ["MinGRU", "gated", "gru"],
+        True,
+        False,
+    )
+    write_csv([results], tmp_path / "rows.csv")
+    write_parquet([results], tmp_path / "rows.parquet")
+    write_curves([results], tmp_path / "curves.csv")
+    for rows in (
+        results.table.reset_index(),
+        pd.read_csv(tmp_path / "rows.csv"),
+        pd.read_parquet(tmp_path / "rows.parquet"),
+    ):
+        own = rows[rows["cell"] == "MinGRU"]
+        assert own["input_gate"].isna().all()
+        assert {bool(each) for each in own["norm"]} == {False, True}
+        others = rows[rows["cell"] != "MinGRU"]
+        assert others["norm"].isna().all()
+        assert rows.loc[rows["cell"] == "gru", "residual"].isna().all()
+        assert set(rows["learning_rate"]) == set(RATES)
+    text = (tmp_path / "rows.csv").read_text()
+    assert ",True," in text
+    assert "<NA>" not in text
+    row = results.complete.iloc[0]
+    assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
+    assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning_rate 0.001"
+
+
+def test_effects_of_a_union_compare_like_with_like(sqlite_url):
+    make_union(sqlite_url)
+    effects = {
+        each.contrast.label: each
+        for each in build_judged_table(results_of(sqlite_url)).compute_effects()
+    }
+    assert list(effects) == [
+        "cell gated → GRU", "cell gated → MinGRU", "cell GRU → MinGRU", "residual", "norm",
+        "expansion 0.5 → 1.0", "layers 1 → 2", "state size 4 → 8"]  # fmt: skip
+    # Switches among the gated trials, options among the trials of the cell that has them.
+    assert (effects["residual"].pairs, effects["norm"].pairs) == (4, 4)
+    assert effects["residual"].mean == pytest.approx(-0.2)
+    assert effects["expansion 0.5 → 1.0"].pairs == 1
+    assert effects["state size 4 → 8"].pairs == 2 * 2 + 2 + 2 * 2
+    # Each cell at its best switches, options and learning rate, for equal layers and sizes.
+    to_gru, to_own = effects["cell gated → GRU"], effects["cell gated → MinGRU"]
+    assert (to_gru.pairs, to_gru.variants) == (4, (2, 1))
+    assert to_gru.mean == pytest.approx(1.9 - (2.0 - 0.2))
+    assert to_own.mean == pytest.approx((1.8 - 0.03) - (2.0 - 0.2))
+    assert to_gru.description == "cell: GRU against gated (best of 2)"
+
+
+def test_cells_without_own_parameters_are_compared_setting_by_setting():
+    rows = [
+        {"cell": cell, "optimizer": optimizer, "momentum": momentum, "value": value}
+        for cell, shift in (("gru", 0.0), ("lstm", 0.5))
+        for optimizer, momentum, value in (
+            ("adam", None, 1.0 + shift),
+            ("sgd", 0.0, 3.0 + shift),
+            ("sgd", 0.9, 2.0 + 2 * shift),
+        )
+    ]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), ["cell", "optimizer", "momentum"])
+    effects = {each.contrast.label: each for each in table.compute_effects()}
+    assert effects["cell GRU → LSTM"].variants == (1, 1)
+    assert effects["cell GRU → LSTM"].pairs == 3
+    assert effects["cell GRU → LSTM"].mean == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    # SGD at its best momentum.
+    assert effects["optimizer adam → sgd"].variants == (1, 2)
+    assert effects["optimizer adam → sgd"].mean == pytest.approx((1.0 + 1.5) / 2)
+    assert effects["momentum 0.0 → 0.9"].pairs == 2
+
+
+def test_leaderboard_and_page_judge_each_architecture_at_its_best(sqlite_url, tmp_path):
+    make_union(sqlite_url, missing=[7])
+    results = results_of(sqlite_url)
+    entries = rank_architectures(results)
+    assert len(entries) == 21
+    assert {entry.runs for entry in entries} == {1}
+    assert entries[0].best_values == {"learning_rate": 0.001}
+    assert entries[0].mean == pytest.approx(
+        min(union_value(params) for params in StudyConfig.model_validate(UNION).grid.combinations())
+    )
+    words = words_of(sqlite_url, ["union"], tmp_path / "page.html")
+    for text in (
+        "Best of 21 architectures, each at its best learning rate: 2×8 MinGRU, norm true",
+        "63 trials of 21 architectures at 3 values of learning rate.",
+        "10 of 21 architectures are best at learning rate 0.001, the lowest value tried: try lower",
+        "4 of 21 architectures are best at learning rate 0.01, the highest value tried: try higher",
+        "1 of these has a trial without a value",
+        "The architectures have from 2 to 3 runs, which favours those with more.",
+        "21 architectures in total, each at its best learning rate.",
+        "biased low by selection",
+        "The class MinGRU of cells/min_gru.py:MinGRU with norm on, expansion 1.0.",
+        "Adam with learning rate 0.001, 0.003, 0.01",
+    ):
+        assert text in words, text
+
+
+def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
+    make_union(sqlite_url)
+    summary = summarize_nuisance(results_of(sqlite_url))
+    (cells,) = (
+        each for each in summary.effects if each.best.contrast.label == "cell gated → MinGRU"
+    )
+    # Each cell has its best at another learning rate: gated at 0.003, MinGRU at 0.001.
+    assert [round(each.mean, 6) for each in cells.single] == [-0.13, 0.07, 0.07]
+    assert cells.best.mean == pytest.approx(-0.03)
+    assert [cells.find_disagreement(i) for i in range(3)] == ["", "sign", "sign"]
+    assert cells in summary.disagreeing
+    assert summary.is_fair
+
+
+def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
+    make_union(sqlite_url)
+    section = build_section(results_of(sqlite_url))
+    assert [each.name for each in section.filters] == ["Learning rate", "Cell", "State size"]
+    subsets = {each.key: each for each in section.effects}
+    (cell,) = (e for e in subsets["1//"].effects if e.contrast.label == "cell gated → MinGRU")
+    assert cell.mean == pytest.approx(0.07)
+    assert (subsets["1//"].noun, subsets["1//"].label) == ("trial", "with learning rate 0.003")
+    assert subsets["//"].noun == "architecture"
+
+
+def test_curves_of_a_union_are_colored_by_parameters_that_some_lack(sqlite_url):
+    make_union(sqlite_url)
+    schemes = {each.label: each for each in list_color_schemes(results_of(sqlite_url))}
+    assert [meaning for meaning, _ in schemes["norm"].legend] == ["off", "on", "without norm"]
+    assert schemes["norm"].indices.count(2) == 63 - 27
+    assert [meaning for meaning, _ in schemes["learning rate"].legend] == ["0.001", "0.003", "0.01"]
+
+
+def test_derived_study_shows_the_values_that_it_carries_on(sqlite_url, tmp_path):
+    """Two architectures of different learning rates, twice each: one row per architecture."""
+    make_union(sqlite_url)
+    best = {
+        "gated": gated_params(2, 8, cell="gated", residual=True, learning_rate=0.003),
+        "gru": {"cell": "gru", "layers": 2, "state_size": 8, "learning_rate": 0.01},
+    }
+    raw = {
+        "nuisance": ["learning_rate"],
+        "cells": {"MinGRU": MIN_GRU},
+        "refinement": {"source": "union", "replicates": 2},
+    }
+    runs = [
+        (params | {"replicate": replicate}, value + replicate / 100, {})
+        for params, value in zip(best.values(), (1.6, 1.7), strict=True)
+        for replicate in (1, 2)
+    ]
+    source = results_of(sqlite_url).complete.query("cell == 'gru' and layers == 2")
+    numbers = source[source["state_size"] == 8].index.tolist()
+    make_runs(sqlite_url, "derived", raw, runs, sources=numbers)
+    results = results_of(sqlite_url, "derived")
+    assert (results.nuisance, results.carried) == ([], ["learning_rate"])
+    assert "learning_rate" not in results.parameters
+    entries = rank_architectures(results)
+    assert [(each.runs, each.best_values) for each in entries] == [
+        (2, {"learning_rate": 0.003}),
+        (2, {"learning_rate": 0.01}),
+    ]
+    # The source's three learning rates count as one architecture, at its best.
+    comparison = compare_with_source(results)
+    (row,) = comparison.rows[comparison.rows["variant"] == "unchanged"].to_dict("records")
+    assert row["source_value"] == pytest.approx(1.9 - 0.1 - 0.08)
+    words = words_of(sqlite_url, ["union", "derived"], tmp_path / "page.html")
+    assert "each architecture has one value, the best in union" in words
+
+
+def test_gated_trials_of_a_study_are_compared_with_the_baselines_of_a_union(sqlite_url):
+    make_union(sqlite_url)
+    raw = {"space": {"layers": [1], "state_size": [4]}}
+    make_runs(sqlite_url, "plain", raw, [(gated_params(), 2.0, {})])
+    storage = read_storage(sqlite_url)
+    plain, union = build_sections([read_results(storage, n) for n in ("plain", "union")])
+    (line,) = plain.curves.figure.layout.shapes
+    assert line.name == "2×8 GRU"
+    assert line.y0 == pytest.approx(1.9 - 0.1 - 0.08)
+    assert not union.curves.figure.layout.shapes
+
+
+def test_importances_are_over_common_parameters_and_within_each_cell(sqlite_url):
+    make_union(sqlite_url)
+    results = results_of(sqlite_url)
+    (everywhere,) = compute_importances(results, list(results.complete.index), "all")
+    assert set(everywhere.top_params) == {"cell", "layers", "state size", "learning rate"}
+    own, gated = compute_conditional_importances(results)
+    assert (own.label, gated.label) == (
+        "where cell is MinGRU (27 trials)",
+        "where cell is gated (24 trials)",
+    )
+    assert {"norm", "expansion"} <= set(own.top_params)
+    assert "residual" in gated.top_params
