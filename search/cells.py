@@ -20,8 +20,8 @@ from rnn.errors import CellError
 from studies.artifacts import Store, store_location
 from studies.cell_record import CellRecord, OptionRecord, cell_name
 from studies.config import StudyConfig
+from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.loader import ConfigFile
 
 MAX_NAME_BYTES = 200
 """Length of the name of a class, which names a file."""

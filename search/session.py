@@ -17,8 +17,9 @@ from search.study import StudyHandle, create_or_join
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore, WeightStore
 from studies.artifacts import open_store
+from studies.config_file import ConfigFile
 from studies.errors import ConfigError
-from studies.loader import ConfigFile, load_config_file, load_overrides, load_settings
+from studies.loader import load_config_file, load_overrides, load_settings
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from studies.artifacts import open_store
 from studies.attributes import StudyRecord
 from studies.compatibility import PER_WORKER, diff_configs
 from studies.config import StudyConfig
+from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
-from studies.loader import ConfigFile, read_study_record
+from studies.loader import read_study_record
 from studies.space import observed_search_space
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.presence import StudyIdentity

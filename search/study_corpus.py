@@ -7,7 +7,8 @@ from rnn.data.tokenizer import TokenCorpus, load_tokenizer, train_tokenizer
 from rnn.errors import CorpusError
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
-from studies.loader import ConfigFile, read_study_record
+from studies.config_file import ConfigFile
+from studies.loader import read_study_record
 from studies.space import Params
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage

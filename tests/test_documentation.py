@@ -26,7 +26,8 @@ from reports.stats.decision_rules import read_hypotheses
 from search.cells import load_cells
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
-from studies.loader import ConfigFile, load_config_file
+from studies.config_file import ConfigFile
+from studies.loader import load_config_file
 
 PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 

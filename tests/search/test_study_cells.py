@@ -20,8 +20,9 @@ from search.study import create_or_join
 from studies.artifacts import open_store
 from studies.cell_record import CellRecord
 from studies.config import to_trial_config
+from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigMismatchError
-from studies.loader import ConfigFile, load_config_file
+from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
 STUDY = """
