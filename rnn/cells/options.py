@@ -89,7 +89,7 @@ def cell_options(cls: type) -> dict[str, CellOption]:
             )
     try:
         hints = typing.get_type_hints(constructor)
-    except Exception as error:  # an annotation is any code
+    except (Exception, SystemExit) as error:  # an annotation is any code
         raise CellError(
             f"an annotation of the constructor of cell {name} cannot be resolved ({error}): "
             "expected names that the file defines or imports"

@@ -3,7 +3,7 @@
 T is the number of time steps, B the number of streams, n the state size, V the vocabulary size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class CellModule(nn.Module):
         for layer in self.layers:
             initial_state = getattr(layer, "initial_state", None)
             if initial_state is not None:
-                state = initial_state(streams)
+                state = self._call("initial_state", initial_state, streams)
             else:
                 state = weight.new_zeros(streams, self.head.in_features)
             tensors = self._to_tensors(state, "initial_state returned")
@@ -121,7 +121,7 @@ class CellModule(nn.Module):
         Both keep their shapes and dtypes: under ``torch.autocast`` a cell may return bfloat16.
         """
         old = [next(states) for _ in range(size or 1)]
-        result = layer(x, old[0] if size is None else tuple(old))
+        result = self._call("forward", layer, x, old[0] if size is None else tuple(old))
         if not isinstance(result, tuple) or len(result) != 2:
             raise CellError(
                 f"cell {self.cell}: forward returned {_describe(result)}: expected the output and "
@@ -144,6 +144,13 @@ class CellModule(nn.Module):
         return output.to(x.dtype), [
             tensor.to(before.dtype) for tensor, before in zip(new, old, strict=True)
         ]
+
+    def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of the cell, which must not end the process."""
+        try:
+            return function(*arguments)
+        except SystemExit as error:
+            raise CellError(f"cell {self.cell}: {name} raises {describe_error(error)}") from error
 
     def _to_tensors(self, state: Any, origin: str) -> list[Tensor]:
         tensors = list(state) if isinstance(state, tuple) else [state]
@@ -246,7 +253,7 @@ def _build_layer(config: CellConfig) -> nn.Module:
     options = check_option_values(config.cell, cell_options(cls), dict(config.options))
     try:
         return cls(input_size=n, state_size=n, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         given = "".join(f", {name}={value!r}" for name, value in options.items())
