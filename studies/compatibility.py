@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from studies.attributes import CorpusRecord
+from studies.cell_record import cell_name
 from studies.config import StudyConfig
 
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
@@ -37,7 +38,10 @@ def diff_configs(
 def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude=_IGNORED)
     tables: list[dict[str, Any]] = settings["space"] or []
-    for table in tables:  # the order of exclusions is irrelevant
+    for table in tables:
+        if table["cell"]:  # by name: other machines have the files elsewhere
+            table["cell"] = list(map(cell_name, table["cell"]))
+        # The order of exclusions is irrelevant.
         table["exclude"].sort(key=lambda exclusion: sorted(map(repr, exclusion.items())))
     if len(tables) == 1:
         settings["space"] = tables[0]
