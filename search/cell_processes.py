@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,27 @@ _PROGRAM = '''
 """Run exports with nothing else to import, then build networks in this process."""
 
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
+
+folder = Path(sys.argv[1])
+request = json.loads((folder / "request.json").read_text())
+
+
+def end_with_parent():
+    while os.getppid() == request["parent"]:
+        time.sleep(0.5)
+    os._exit(1)  # a cell may hang
+
+
+threading.Thread(target=end_with_parent, daemon=True).start()
 
 import torch
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-request = json.loads((folder / "request.json").read_text())
 answer = {"errors": {}, "logits": {}}
 own = ("reports", "rnn", "search", "studies")
 sys.modules |= dict.fromkeys(own)  # imports of these packages raise an exception
@@ -56,7 +71,7 @@ for number in range(int(sys.argv[3])):
             for token in request["tokens"]:
                 logits, states = network(torch.tensor([token]), states)
         answer["logits"][number] = logits[0].tolist()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())[:200]
         answer["errors"][number] = f"{type(error).__name__} ({message})"
     sys.path.remove(place)
@@ -87,16 +102,27 @@ def digest_networks(request: dict[str, Any]) -> list[tuple[str, str]]:
 def check_processes(configs: Sequence[CellConfig]) -> None:
     """Require networks to be the same in other processes, and their exports to run alone.
 
+    Raises:
+        CellError: if a network differs with the hash seed, or an export does not run.
+    """
+    for fault in find_faults(configs):
+        raise fault
+
+
+def find_faults(configs: Sequence[CellConfig]) -> Iterator[CellError]:
+    """Yield what is wrong with networks in other processes, at most one error for each.
+
     Two processes are started at the same moment; the hash seeds of Python are 1 and 2.
 
     Raises:
-        CellError: if a network differs with the hash seed, or an export does not run.
+        CellError: if a process fails.
     """
     sources = {config.sha256 + config.cell: loaded_source(config) for config in configs}
     tokens = draw_tokens(_STEPS, 1)
     with tempfile.TemporaryDirectory(prefix="rnn-search-check-") as name:
         folder = Path(name)
         request = {
+            "parent": os.getpid(),
             "path": [str(Path(path).resolve()) for path in sys.path],
             "sources": [asdict(source) for source in sources.values()],
             "configs": [asdict(config) for config in configs],
@@ -106,7 +132,10 @@ def check_processes(configs: Sequence[CellConfig]) -> None:
         for number, config in enumerate(configs):
             _write_export(config, folder / str(number))
         first, second = _run(folder, len(configs), configs[0].cell)
-    _compare(configs, first, second, tokens)
+    for number, config in enumerate(configs):
+        fault = _compare(config, str(number), first, second, tokens)
+        if fault:
+            yield CellError(f"cell {config.cell}{fault}")
 
 
 def _write_export(config: CellConfig, folder: Path) -> None:
@@ -122,73 +151,79 @@ def _write_export(config: CellConfig, folder: Path) -> None:
 def _run(folder: Path, exports: int, cell: str) -> list[dict[str, Any]]:
     """Run the program in two processes, and return their answers."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    processes = []
-    try:
+    answers, end = [], time.monotonic() + TIMEOUT
+    with ExitStack() as on_exit:
+        processes = []
         for seed, count in (("1", exports), ("2", 0)):
             # Neither the current folder nor that of the user is searched for modules.
             arguments = [sys.executable, "-s", "-P", "-c", _PROGRAM, folder, f"{seed}.json", count]
-            processes.append(
-                subprocess.Popen(
-                    list(map(str, arguments)),
-                    cwd=folder,
-                    env=clean | {"PYTHONHASHSEED": seed, "CUDA_VISIBLE_DEVICES": ""},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
-                )
+            # Not a pipe, which a process that the cell starts would keep open.
+            errors = on_exit.enter_context((folder / f"{seed}.err").open("wb"))
+            process = subprocess.Popen(
+                list(map(str, arguments)),
+                cwd=folder,
+                env=clean | {"PYTHONHASHSEED": seed, "CUDA_VISIBLE_DEVICES": ""},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
             )
-        answers = []
-        for process, seed in zip(processes, "12", strict=True):
-            _, errors = process.communicate(timeout=TIMEOUT)
+            on_exit.callback(process.wait)
+            on_exit.callback(process.kill)
+            processes.append((seed, process))
+        for seed, process in processes:
+            try:
+                process.wait(max(0, end - time.monotonic()))
+            except subprocess.TimeoutExpired as error:
+                raise CellError(
+                    f"cell {cell}: a new process did not build it in {TIMEOUT:.0f} s: expected a "
+                    "cell that waits for nothing"
+                ) from error
             path = folder / f"{seed}.json"
             if not path.exists():
-                last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+                printed = path.with_suffix(".err").read_text(errors="replace").strip()
+                reason = printed.splitlines()[-1:] or [f"exit code {process.returncode}"]
                 raise CellError(
-                    f"cell {cell}: a new process cannot build it ({last[0][:200]}): expected a "
+                    f"cell {cell}: a new process cannot build it ({reason[0][:200]}): expected a "
                     "file that needs nothing but installed packages"
                 )
             answers.append(json.loads(path.read_text()))
-        return answers
-    except subprocess.TimeoutExpired as error:
-        raise CellError(
-            f"cell {cell}: a new process did not build it in {TIMEOUT:.0f} s: expected a cell "
-            "that waits for nothing"
-        ) from error
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    return answers
 
 
 def _compare(
-    configs: Sequence[CellConfig],
+    config: CellConfig,
+    key: str,
     first: dict[str, Any],
     second: dict[str, Any],
     tokens: torch.Tensor,
-) -> None:
-    for number, config in enumerate(configs):
-        one, other = first["digests"][number], second["digests"][number]
-        here = digest_network(config)[0]
-        if one != other or one[0] != here:
-            what = "outputs" if one[0] == other[0] == here else "initial weights"
-            raise CellError(
-                f"cell {config.cell} has other {what} in another process, with another hash seed "
-                "of Python: expected nothing that depends on hash(), the order of a set, or the "
-                "process"
-            )
-        key = str(number)
-        if key in first["errors"]:
-            raise CellError(
-                f"cell {config.cell}: its export does not run without this program: "
-                f"{first['errors'][key]}: expected a file that needs nothing but installed packages"
-            )
-        logits = read_tokens(build(config, initialization_seed(TrialConfig(config), 0)), tokens)[0][
-            0
-        ]
-        if not torch.allclose(torch.tensor(first["logits"][key]), logits, rtol=1e-3, atol=1e-4):
-            raise CellError(
-                f"cell {config.cell}: its export computes other numbers: expected a cell that "
-                "depends on nothing but its options and its state dict"
-            )
+) -> str:
+    """Return what is wrong with a network, as the end of a message; "" if nothing is.
+
+    Args:
+        config: the network.
+        key: its key in the answers.
+        first: answer of the process that ran the export, too.
+        second: answer of the other process.
+        tokens: what the export read.
+    """
+    one, other = first["digests"][int(key)], second["digests"][int(key)]
+    here = digest_network(config)[0]
+    if one != other or one[0] != here:
+        what = "outputs" if one[0] == other[0] == here else "initial weights"
+        return (
+            f" has other {what} in another process, with another hash seed of Python: expected "
+            "nothing that depends on hash(), the order of a set, or the process"
+        )
+    if key in first["errors"]:
+        return (
+            f": its export does not run without this program: {first['errors'][key]}: expected a "
+            "file that needs nothing but installed packages"
+        )
+    module = build(config, initialization_seed(TrialConfig(config), 0))
+    logits = read_tokens(module, tokens)[0][0]
+    if not torch.allclose(torch.tensor(first["logits"][key]), logits, rtol=1e-3, atol=1e-4):
+        return (
+            ": its export computes other numbers: expected a cell that depends on nothing but its "
+            "options and its state dict"
+        )
+    return ""

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import click
 
-from rnn.cells.loading import load_cell
+from rnn.cells.loading import cell_class
 from rnn.cells.options import cell_options, check_option_values
-from rnn.cells.source import read_cell_source
-from rnn.config import format_value
+from rnn.config import CellConfig, format_value
 from rnn.models.cell_network import lockstep_obstacle
 from search.cells import load_record
 from search.certification import check_networks, list_networks
@@ -40,8 +39,8 @@ def check(cell: str, overrides: tuple[str, ...], debug: bool) -> int:
     if name == cell:
         raise ConfigError(f"{cell} is a built-in cell: expected a cell of your own")
     record = load_record(cell, Path())
-    cls = load_cell(read_cell_source(cell, Path()))
-    base = check_option_values(name, cell_options(cls), load_overrides(overrides).settings)
+    options = cell_options(cell_class(CellConfig(name, record.sha256, (), 1, 1)))
+    base = check_option_values(name, options, load_overrides(overrides).settings)
     networks = list_networks(name, record, {}, base=base)
     check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
     obstacle = lockstep_obstacle(networks[0])

@@ -96,7 +96,7 @@ def run_workers(
     has_trained = RawValue(c_bool, False) if has_trained is None else has_trained
     console = SafeConsole()
     name = options.name or study_name(options.study)
-    preparing = f"preparing study {name}: opening the storage and loading the corpus"
+    preparing = f"preparing study {name}: opening the storage, loading corpus and cells"
     stop = ShutdownSignal(options.until, with_parent=options.is_subprocess)
     try:
         with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
