@@ -1,16 +1,17 @@
 """Certification of users' own cells: each check refuses a cell that breaks it and nothing else."""
 
+import signal
 import textwrap
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from process_runner import wait_until
 
 import search.cell_processes
-from rnn.cells.loading import load_cell
-from rnn.cells.source import read_cell_source
 from rnn.errors import CellError
 from search.cell_checks import CHECKS
+from search.cell_processes import find_faults
 from search.cells import load_record
 from search.certification import check_networks, list_networks
 from studies.cell_record import CellRecord, OptionRecord
@@ -91,6 +92,21 @@ BROKEN = {
         cell(first="if not self.on: raise IndexError('too far')"),
         "check_shapes",
         "raises IndexError (too far) in line 15 (with on = false): expected that output and state",
+    ),
+    "exit of the constructor": (
+        cell("if not on: raise SystemExit"),
+        "check_shapes",
+        "cell Cell(input_size=8, state_size=8, on=False) raises SystemExit in line",
+    ),
+    "exit": (
+        cell(first="raise SystemExit(0)"),
+        "check_shapes",
+        "cell Cell: forward raises SystemExit (0) in line 15",
+    ),
+    "exit of the state": (
+        cell() + "\n    def initial_state(self, batch_size):\n        raise SystemExit(0)\n",
+        "check_shapes",
+        "cell Cell: initial_state raises SystemExit (0) in line",
     ),
     "shared": (
         cell("self.other = self.input"),
@@ -200,7 +216,7 @@ def test_each_check_refuses_a_cell_that_breaks_it_alone(tmp_path, broken):
     assert passed == passed_before(check)
 
 
-PROCESSES = {
+ELSEWHERE = {
     "hash": (
         cell("self.input.weight.data *= 1 + hash('a') % 1000 / 1e4"),
         "has other initial weights in another process, with another hash seed",
@@ -217,19 +233,33 @@ PROCESSES = {
         cell(last="y = y * (2 if __name__ == 'cell' else 1)"),
         "its export computes other numbers",
     ),
-    "environment": (
-        "import os\nassert 'PYTHONHASHSEED' not in os.environ\n" + cell(),
-        "a new process cannot build it (rnn.errors.CellError: cell 'mine.py:Cell' cannot be",
+    "exit": (
+        cell("if __name__ == 'cell': raise SystemExit"),
+        "its export does not run without this program: SystemExit ()",
     ),
 }
 
 
-@pytest.mark.parametrize("broken", PROCESSES)
-def test_cell_that_differs_in_a_new_process_is_refused(tmp_path, broken, monkeypatch):
+def test_cells_that_differ_in_a_new_process_are_refused(tmp_path):
+    """All of them in the same two processes."""
+    networks = [networks_of(text, tmp_path)[0] for text, _ in ELSEWHERE.values()]
+    for check in CHECKS:
+        for network in networks:
+            check.run(network)
+    faults = list(map(str, find_faults(networks)))
+    assert len(faults) == len(networks)
+    for fault, (_, reason) in zip(faults, ELSEWHERE.values(), strict=True):
+        assert fault.startswith("cell Cell")
+        assert reason in fault
+    with pytest.raises(CellError, match="has other initial weights"):
+        check_networks(networks[:1])
+
+
+def test_cell_that_cannot_be_loaded_in_a_new_process_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    text, reason = PROCESSES[broken]
+    text = "import os\nassert 'PYTHONHASHSEED' not in os.environ\n" + cell()
     passed, message = refuse(text, tmp_path)
-    assert reason in message
+    assert "a new process cannot build it (rnn.errors.CellError: cell 'mine.py:Cell' c" in message
     assert passed == [check.passed for check in CHECKS]
 
 
@@ -239,7 +269,33 @@ def test_cell_that_never_returns_in_a_new_process_is_refused(tmp_path, monkeypat
     assert "a new process did not build it in 0 s" in message
 
 
-def test_what_the_contract_allows_passes(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_processes_of_a_check_end_with_it(runner, tmp_path, number):
+    """Even if the cell hangs, and the check is killed."""
+    hanging = f"""
+import os, pathlib, sys, time
+if sys.argv[0] == "-c":
+    pathlib.Path({str(tmp_path)!r}, f"{{os.getpid()}}.pid").touch()
+    time.sleep(1000)
+"""
+    (tmp_path / "mine.py").write_text(hanging + cell())
+    command = runner.start("-m", "search.check", "mine.py:Cell", cwd=tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2 or command.code is not None)
+    assert command.code is None, command.output
+    command.send(number)
+    assert command.wait() in (130, -number)
+    wait_until(lambda: not any(is_running(int(path.stem)) for path in tmp_path.glob("*.pid")))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_the_contract_allows_and_the_examples_pass(tmp_path):
+    """All of them in the same two processes."""
     text = cell(
         """
         self.start = nn.Parameter(torch.zeros(state_size))
@@ -250,20 +306,18 @@ def test_what_the_contract_allows_passes(tmp_path):
     )
     text += "\n    def initial_state(self, batch_size):\n"
     text += "        return self.start.expand(batch_size, -1)\n"
-    check_networks(networks_of(text, tmp_path))
-
-
-@pytest.mark.parametrize("example", sorted((ROOT / "examples" / "cells").glob("*.py")))
-def test_examples_pass(example):
-    name = next(
-        line.partition("(")[0].removeprefix("class ")
-        for line in example.read_text("utf-8").splitlines()
-        if line.startswith("class ")
-    )
-    spec = f"{example.name}:{name}"
-    record = load_record(spec, example.parent)
-    load_cell(read_cell_source(spec, example.parent))
-    check_networks(list_networks(name, record, {}))
+    networks = networks_of(text, tmp_path)
+    examples = sorted((ROOT / "examples" / "cells").glob("*.py"))
+    assert len(examples) == 3
+    for example in examples:
+        name = next(
+            line.partition("(")[0].removeprefix("class ")
+            for line in example.read_text("utf-8").splitlines()
+            if line.startswith("class ")
+        )
+        record = load_record(f"{example.name}:{name}", example.parent)
+        networks += list_networks(name, record, {})
+    check_networks(networks)
 
 
 def test_each_value_of_each_option_is_checked_once():

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from helpers import TINY
 
 import rnn.cells.loading
@@ -15,6 +16,7 @@ from rnn.errors import CellError
 from rnn.inference.saved_model import deserialize_model, serialize_model
 from rnn.models.shapes import count_parameters
 from search.cells import CellStore, load_cells
+from search.check import check
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
@@ -87,6 +89,30 @@ def search(run, sqlite_url, text, folder):
         return run(program, study, *common, *TINY, *words, **({"report": False} | options))
 
     return run_study
+
+
+@pytest.fixture
+def few_checks(monkeypatch) -> None:
+    """Check no cell in other processes, which takes seconds: tests here are about its source."""
+    monkeypatch.setattr("search.certification.check_processes", lambda networks: None)
+
+
+@pytest.fixture
+def create(folder, sqlite_url, text, few_checks):
+    """Create the study that ``search`` runs."""
+
+    def create_study(**options) -> None:
+        options = StudyOptions(corpus=str(text), **options)
+        create_or_join(config_file(folder), sqlite_url, options).storage.close()
+
+    return create_study
+
+
+def config_file(folder: Path, more: str = "", cells: str = "") -> ConfigFile:
+    text = STUDY.format(more=more)
+    (folder / "mine.toml").write_text(text.replace('Mine"]', f'Mine"{cells}]'))
+    settings = [word.removeprefix("--set=") for word in TINY]
+    return load_config_file(str(folder / "mine.toml"), [*settings, "precision='fp32'"])
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -163,8 +189,8 @@ def test_two_cells_of_one_name_and_names_of_built_in_cells_are_rejected(search, 
     assert "has the name of a built-in cell: rename the class" in reject(search())
 
 
-def test_changed_source_of_a_study_is_rejected(search, folder):
-    assert search().returncode == 0
+def test_changed_source_of_a_study_is_rejected(search, folder, create):
+    create()
     path = folder / "cells" / "mine.py"
     path.write_text(f"{CELL}\n# changed\n")
     before = read_files(folder)
@@ -174,6 +200,17 @@ def test_changed_source_of_a_study_is_rejected(search, folder):
     assert read_files(folder) == before
     path.write_text(CELL)
     assert search().returncode == 0
+
+
+def test_worker_may_have_the_source_in_another_place(folder, sqlite_url, text, create):
+    create()
+    options = StudyOptions(corpus=str(text))
+    shutil.move(folder / "cells", folder / "elsewhere")
+    elsewhere = {"space": {"cell": ["elsewhere/mine.py:Mine"]}}
+    file = config_file(folder).with_overrides(elsewhere)
+    joined = create_or_join(file, sqlite_url, options)
+    assert joined.config.cells["Mine"].spec == "cells/mine.py:Mine"
+    joined.storage.close()
 
 
 MARKED = f"open(MARKER, 'a').write('executed ')\n{CELL}"
@@ -189,9 +226,11 @@ def marker(folder) -> Path:
 
 
 def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
-    search, run, folder, marker
+    search, run, folder, marker, create
 ):
     """In a refinement, and in a study that is opened by its name."""
+    create()
+    marker.unlink()
     assert search().returncode == 0
     assert marker.exists()
     path = folder / "cells" / "mine.py"
@@ -229,29 +268,20 @@ def test_a_copy_is_executed_where_there_is_no_file_if_it_is_that_of_the_study(
     assert read_files(folder) == before
 
 
-def config_file(folder: Path, more: str = "", cells: str = "") -> ConfigFile:
-    text = STUDY.format(more=more)
-    (folder / "mine.toml").write_text(text.replace('Mine"]', f'Mine"{cells}]'))
-    settings = [word.removeprefix("--set=") for word in TINY]
-    return load_config_file(str(folder / "mine.toml"), [*settings, "precision='fp32'"])
-
-
-def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, sqlite_url, text):
-    options = StudyOptions(corpus=str(text))
-    file = config_file(folder)
-    create_or_join(file, sqlite_url, options).storage.close()
+def test_missing_or_damaged_copy_is_written_by_a_worker_that_joins(folder, create):
+    create()
     _, copy = kept_copies(folder)
     for damage in (copy.unlink, lambda: copy.write_text("class Mine: pass")):
         damage()
-        create_or_join(file, sqlite_url, options).storage.close()
+        create()
         assert copy.read_text() == CELL
 
 
 def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(
-    folder, sqlite_url, text, monkeypatch
+    folder, sqlite_url, text, monkeypatch, create
 ):
+    create()
     options = StudyOptions(corpus=str(text))
-    create_or_join(config_file(folder), sqlite_url, options).storage.close()
     wider = config_file(folder, cells=', "cells/mine.py:Other"')
     with pytest.raises(
         ConfigMismatchError, match=r"space.cell: .* or --extend to add the new trials"
@@ -324,12 +354,12 @@ def test_check_prints_what_a_cell_passed_and_its_options(run, folder):
     )
 
 
-def test_check_says_why_a_cell_is_trained_alone(run, folder):
+def test_check_says_why_a_cell_is_trained_alone(folder, few_checks):
     branching = CELL.replace("return state, state", "return state * int(x.sum() < 1e9), state")
     (folder / "cells" / "mine.py").write_text(branching)
-    done = check_cell(run, folder, "cells/mine.py:Mine")
-    assert done.returncode == 0, done.stderr
-    assert "are trained one at a time (torch.vmap: " in done.stdout
+    done = CliRunner().invoke(check, [f"{folder}/cells/mine.py:Mine"], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "are trained one at a time (torch.vmap: " in done.output
 
 
 @pytest.mark.parametrize(
@@ -361,8 +391,9 @@ def test_check_ends_with_what_failed(run, folder):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqlite_url):
+def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqlite_url, create):
     """They need neither the file nor its copy."""
+    create()
     done = search()
     assert done.returncode == 0, done.stderr
     (folder / "cells" / "mine.py").unlink()
@@ -371,7 +402,10 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     common = ("mine", "--storage", sqlite_url)
     done = run("-m", "reports", *common, "--csv", str(folder / "trials.csv"))
     assert done.returncode == 0, done.stderr
-    run("-m", "reports", *common, "--output", str(folder / "page.html"))
+    done = run("-m", "reports", *common, "--output", str(folder / "page.html"))
+    assert done.returncode == 0, done.stderr
+    done = run("run_search.py", *common, "--status")
+    assert done.returncode == 0, done.stderr
     with contextlib.closing(open_storage(sqlite_url)) as storage:
         publish_study(storage, "mine", lambda: open_store(None, sqlite_url, "artifacts"))
     done = run("-m", "search.export", "mine", str(folder / "exported"), "--storage", sqlite_url)
@@ -382,9 +416,9 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     assert marker.exists()
 
 
-def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text):
+def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text, create):
+    create(artifacts=bucket)
     options = StudyOptions(corpus=str(text), artifacts=bucket)
-    create_or_join(config_file(folder), sqlite_url, options).storage.close()
     (folder / "cells" / "mine.py").unlink()
     file = load_config_file("mine", [], sqlite_url)
     assert list(create_or_join(file, sqlite_url, options).config.cells) == ["Mine"]
@@ -400,8 +434,9 @@ def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text):
 
 
 def test_source_in_a_model_file_is_executed_only_if_it_is_that_of_the_study(
-    search, run, folder, marker, sqlite_url
+    search, run, folder, marker, sqlite_url, create
 ):
+    create()
     assert search().returncode == 0
     marker.unlink()
     (path,) = folder.glob("studies.db.weights/*/*")
