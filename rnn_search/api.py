@@ -160,18 +160,21 @@ def run_search_and_report(
 
 
 def _require_positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}: expected 1 or more")
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}: expected an integer of 1 or more")
     return value
 
 
 def _parse_until(until: str | float | None) -> float | None:
     try:
-        return parse_duration(until) if isinstance(until, str) else until
+        seconds = parse_duration(until) if isinstance(until, str) else until
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"duration {seconds} is not positive")
     except ValueError as error:
         raise ConfigError(
             f"until: {error}: expected seconds, or a duration such as 45m, 3h or 1h30m"
         ) from error
+    return seconds
 
 
 def _to_plain(key: str, value: Any) -> Any:

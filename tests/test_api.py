@@ -175,7 +175,10 @@ def test_unfinished_study_is_shown(empty):
     ("given", "message"),
     [
         ({"name": None}, r"settings have no name: expected run\({...}, name='my-study'\)"),
-        ({"workers": 0}, "workers is 0: expected 1 or more"),
+        ({"workers": 0}, "workers is 0: expected an integer of 1 or more"),
+        ({"workers": 1.5}, "workers is 1.5: expected an integer of 1 or more"),
+        ({"workers": "2"}, "workers is '2': expected an integer of 1 or more"),
+        ({"until": -1}, "until: duration -1 is not positive: expected seconds"),
         ({"threads": -1}, "threads is -1"),
         ({"lockstep": -1}, "lockstep is -1"),
         ({"until": "soon"}, "until: invalid duration 'soon': expected seconds, or a duration"),

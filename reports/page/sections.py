@@ -149,7 +149,9 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     cost_params = [name for name in first if name in varied] + ["layers", "state_size"]
     cost_params += [name for name in varied if name not in cost_params]
     importances = compute_importances(results, complete, "all complete trials")
+    conditional = compute_conditional_importances(results)
     blocks = compute_block_importances(results)
+    shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
     below_importances = (
         compute_importances(results, below, "below the threshold") if has_below else []
     )
@@ -168,7 +170,11 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if results.has_replicates
         else None,
         pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
-        importances=[*importances, *compute_conditional_importances(results), *blocks],
+        importances=[
+            *importances,
+            *conditional,
+            *(each for each in blocks if each.label not in shown),
+        ],
         has_blocks=bool(blocks),
         optuna_charts=chart_parameters(results, complete, importances) + chart_study(results),
         slopes=Chart(

@@ -4,7 +4,7 @@ import random
 
 import optuna
 import pytest
-from factories import make_runs, make_study
+from factories import UNION, make_runs, make_study, make_union
 from optuna.importance import (
     FanovaImportanceEvaluator,
     PedAnovaImportanceEvaluator,
@@ -121,6 +121,20 @@ def test_importances_are_computed_for_blocks_of_a_design_with_exclusions(sqlite_
         "where residual is on (4 trials)",
         "where state size is 8 (4 trials)",
     ]
+
+
+@pytest.mark.usefixtures("only_importances")
+def test_importances_of_a_cell_that_is_a_full_block_are_shown_once(sqlite_url):
+    gated = {name: values for name, values in UNION["space"][0].items() if name != "norm"}
+    common = {name: gated[name] for name in ("state_size", "training")}
+    space = [{**gated, "cell": ["gated"]}, {**common, "cell": ["gru"], "layers": [1]}]
+    make_union(sqlite_url, space=space, cells={})
+    labels = [
+        each.label
+        for each in build_section(read_results(read_storage(sqlite_url), "union")).importances
+    ]
+    assert labels.count("where cell is gated (24 trials)") == 1
+    assert labels.count("where layers is 1 (18 trials)") == 1
 
 
 def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):

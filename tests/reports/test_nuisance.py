@@ -222,7 +222,7 @@ def test_leaderboard_and_page_judge_each_architecture_at_its_best(sqlite_url, tm
         "The architectures have from 2 to 3 runs, which favours those with more.",
         "21 architectures in total, each at its best learning rate.",
         "biased low by selection",
-        "The class MinGRU of cells/min_gru.py:MinGRU with norm on, expansion 1.0.",
+        "The class cells/min_gru.py:MinGRU with norm on, expansion 1.0.",
         "Adam with learning rate 0.001, 0.003, 0.01",
     ):
         assert text in words, text
