@@ -15,8 +15,8 @@ study = run(
     overrides={"training.steps": 100},  # `quick` has 2,000
 )
 
-# %% A row for each trial, the best first: its network, its loss and its parameters.
-print(study.results.head())
+# %% A row for each trial, the best first. Other columns have its parameters and all measurements.
+print(study.results[["label", "value"]].head())
 
 # %% The effect of each switch: trials that differ in it alone are compared in pairs. A negative
 # effect lowers the loss.

@@ -292,7 +292,8 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval, the
-        number of ``pairs``, and whether it is ``significant``.
+        number of ``pairs``, and whether it is ``significant``. A cell with switches or options is
+        compared at the best of them (``docs/statistics.md``).
         """
         import pandas as pd
 
