@@ -335,6 +335,7 @@ def _start(request) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests run under nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or as a shell's background job
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(request["environment"])
