@@ -119,7 +119,7 @@ def checkout(tmp_path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-    (study,) = blocks("README.md", "toml")
+    study, _ = blocks("README.md", "toml")  # the second is a part of one
     (folder / "my-study.toml").write_text(study, encoding="utf-8")
     for language, name in (("python", "my_cells.py"), ("toml", "my-cells.toml")):
         (content,) = blocks(OWN_CELL, language)
