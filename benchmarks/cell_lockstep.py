@@ -1,7 +1,7 @@
 """Speed of users' own cells in lockstep by ``torch.vmap``, relative to one after another."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from rnn.config import CellConfig, OptimizerConfig, Precision, TrialConfig
 from rnn.data.corpus import ByteArray, load_corpus
 from rnn.models.factory import build_network
 from rnn.training.loop import TrainConfig, TrainLoop
+from search.worker.lockstep_size import auto_lockstep
 
 CELLS = {
     "MinGRU": "examples/cells/min_gru.py",
@@ -32,32 +33,45 @@ def measure() -> Iterator[str]:
     torch.set_num_threads(1)
     text = load_corpus("stdlib").train
     columns = "".join(f"   {count:2} in lockstep" for count in COUNTS[1:])
+    columns += "   --lockstep auto"
     yield (
         "own cells, two layers, one thread: milliseconds per network and step, one after another; "
-        f"then how many times faster in lockstep, minimum of {ROUNDS} each"
+        f"then how many times faster in lockstep, minimum of {ROUNDS} each; last, how many "
+        "--lockstep auto trains together"
     )
     for precision in ("fp32", "bf16"):
         yield f"  {precision}                             alone{columns}"
         for name in CELLS:
             for state_size in STATE_SIZES:
                 for batch_size in BATCH_SIZES:
+                    config = _load_config(name, state_size)
+                    auto = auto_lockstep(
+                        TrialConfig(config), batch_size, precision, torch.device("cpu")
+                    )
                     alone, *stacked = _seconds_per_step(
-                        name, state_size, batch_size, text, precision
+                        config, (*COUNTS, auto), batch_size, text, precision
                     )
                     ratios = "".join(f"   {alone / each:12.2f}×" for each in stacked)
                     yield (
                         f"  {name:13} n {state_size:3}  batch {batch_size:3}  "
-                        f"{1000 * alone:8.2f} ms{ratios}"
+                        f"{1000 * alone:8.2f} ms{ratios} ({auto})"
                     )
 
 
-def _seconds_per_step(
-    name: str, state_size: int, batch_size: int, text: ByteArray, precision: Precision
-) -> list[float]:
-    """Return the time per network and step for each number of networks in lockstep."""
+def _load_config(name: str, state_size: int) -> CellConfig:
     source = read_cell_source(f"{CELLS[name]}:{name}", Path(__file__).parents[1])
     load_cell(source)
-    architecture = CellConfig(name, source.sha256, (), 2, state_size)
+    return CellConfig(name, source.sha256, (), 2, state_size)
+
+
+def _seconds_per_step(
+    architecture: CellConfig,
+    counts: Sequence[int],
+    batch_size: int,
+    text: ByteArray,
+    precision: Precision,
+) -> list[float]:
+    """Return the time per network and step for each number of networks in lockstep."""
 
     def run(count: int, steps: int) -> float:
         configs = [
@@ -72,9 +86,9 @@ def _seconds_per_step(
         return (time.perf_counter() - start) / (steps * count)
 
     steps = {}
-    for count in COUNTS:
+    for count in set(counts):
         run(count, 2)  # warms up
         steps[count] = min(200, max(2, int(BLOCK_SECONDS / (run(count, 3) * count))))
     # Rounds alternate between the numbers: what else the machine does then affects all of them.
-    rounds = [[run(count, steps[count]) for count in COUNTS] for _ in range(ROUNDS)]
+    rounds = [[run(count, steps[count]) for count in counts] for _ in range(ROUNDS)]
     return [min(each) for each in zip(*rounds, strict=True)]

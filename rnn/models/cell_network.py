@@ -26,7 +26,7 @@ from rnn.models.cell_module import CellModule, InitialStates, build_seeded, name
 from rnn.models.cell_parameters import CellParameters
 from rnn.stacked.flat_parameters import NamedTensors
 from rnn.stacked.network import initialization_seed
-from rnn.training.devices import is_out_of_memory
+from rnn.training.devices import is_out_of_memory, keep_freed_memory
 from rnn.training.precision import configure_matmul
 
 
@@ -84,6 +84,8 @@ class CellNetwork:
         self.device = device or torch.device("cpu")
         self.layers = architecture.layers
         configure_matmul(precision, self.device)
+        if len(self.configs) > 1:
+            keep_freed_memory()
 
         def build(config: TrialConfig) -> CellModule:
             return build_seeded(architecture, vocab_size, initialization_seed(config, seed))

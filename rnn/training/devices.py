@@ -8,6 +8,9 @@ import torch
 
 from rnn.errors import DeviceError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's ``mallopt``."""
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
@@ -47,6 +50,18 @@ def available_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
     return psutil.virtual_memory().available
+
+
+def keep_freed_memory() -> None:
+    """Make this process keep memory that it frees; without effect if the C library is not glibc.
+
+    By default glibc returns large blocks to the operating system. A training step that frees and
+    allocates the same blocks again then spends up to half of its time on page faults.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
 
 
 def trim_heap() -> None:

@@ -22,6 +22,13 @@ _MAX_CPU_LOCKSTEP = 32
 _MAX_CPU_BYTES = 256 * 2**20
 """Memory of networks in lockstep on a CPU: at most twice that of one large network."""
 
+_MAX_CPU_CELL_BYTES = 64 * 2**20
+"""Memory of networks of a user's own cell in lockstep on a CPU: weights, moments and activations of
+more do not stay in the caches, which one network after another uses better."""
+
+_MIN_CPU_CELLS = 8
+"""Fewer networks of a user's own cell train alone on a CPU: ``torch.vmap`` adds overhead."""
+
 _MEMORY_FRACTION = 0.8
 
 _MIN_GPU_KEEP_PROBABILITY = 0.01
@@ -61,12 +68,15 @@ def auto_lockstep(
             state_source="both",
         )
     memory = available_memory(device) * _MEMORY_FRACTION
+    is_cell = isinstance(architecture, CellConfig)
     if is_cpu:
-        memory = min(memory, _MAX_CPU_BYTES)
+        memory = min(memory, _MAX_CPU_CELL_BYTES if is_cell else _MAX_CPU_BYTES)
     size = estimate_memory(
         trial_config._replace(architecture=largest), streams, precision, vocab_size
     )
     count = max(1, int(memory / size))
+    if is_cpu and is_cell and count < _MIN_CPU_CELLS:
+        return 1
     return min(count, _MAX_CPU_LOCKSTEP) if is_cpu else count
 
 

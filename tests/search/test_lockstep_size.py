@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from user_cells import EXAMPLES, cell_config
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
@@ -37,6 +38,19 @@ def test_lockstep_on_a_cpu_uses_no_more_memory_than_one_large_network():
     assert count == auto_lockstep(TrialConfig(all_options(32, 3)), 256, "bf16", CPU) > 16
     allocated = count * estimate_memory(TrialConfig(all_options(32, 3)), 256, "bf16")
     assert allocated < 2 * estimate_memory(TrialConfig(all_options(256, 3)), 256, "bf16")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_cpu_trains_users_own_cells_in_lockstep_if_many_fit_into_a_little_memory(name):
+    """Those of 256 states are faster one after another: `python -m benchmarks cell-lockstep`."""
+    for state_size, streams, expected in [
+        (32, 32, range(32, 33)),
+        (32, 256, range(8, 32)),
+        (256, 8, range(1, 2)),
+        (256, 256, range(1, 2)),
+    ]:
+        trial_config = TrialConfig(cell_config(name, state_size=state_size))
+        assert auto_lockstep(trial_config, streams, "fp32", CPU) in expected
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])

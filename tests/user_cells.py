@@ -7,7 +7,7 @@ from rnn.cells.loading import load_cell
 from rnn.cells.source import CellSource, read_cell_source
 from rnn.config import CellConfig, ParamValue
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 EXAMPLES = {
     "MinGRU": "examples/cells/min_gru.py",
