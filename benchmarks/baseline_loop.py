@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnn.codegen import generate_module
+from rnn.codegen.module_code import generate_module
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, OptimizerConfig
 from rnn.data.corpus import ByteArray, load_corpus
 from rnn.training.loop import EMA_INIT, TrainConfig, sample_batch

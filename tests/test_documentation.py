@@ -237,6 +237,7 @@ def test_documented_refinement_is_valid():
 
 def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys):
     """On a storage with the study that the page names."""
+    shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RNN_SEARCH_STORAGE", sqlite_url)
     small = {"training.steps": 4, "training.batch_size": 4, "training.sequence_length": 8}

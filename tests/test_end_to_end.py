@@ -485,9 +485,14 @@ precision = "fp32"
 keep_weights = 1
 
 [space]
-cell = ["{cells}/min_gru.py:MinGRU", "{cells}/layer_norm_gru.py:LayerNormGRU"]
+cell = [
+    "{cells}/min_gru.py:MinGRU",
+    "{cells}/layer_norm_gru.py:LayerNormGRU",
+    "{cells}/diagonal_lru.py:DiagonalLRU",
+]
 candidate_tanh = [false, true]
 norm = ["none", "all"]
+gated = [false, true]
 layers = [1]
 state_size = [3, 4]
 
@@ -507,7 +512,7 @@ window_length = 8
 [checkpoint]
 seconds = 0.1
 """
-"""Sixteen tiny networks of two cells of users."""
+"""24 tiny networks of the three example cells."""
 
 
 def test_cells_of_users_are_searched_once_each_with_a_killed_process(
@@ -542,12 +547,13 @@ def test_cells_of_users_are_searched_once_each_with_a_killed_process(
     assert undisturbed.wait() == 0, undisturbed.stderr
 
     url, reference = (f"sqlite:///{tmp_path}/{name}/studies.db" for name in ("here", "reference"))
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(16)]
+    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(24)]
     assert query(url, CURVES) == query(reference, CURVES)
     study = optuna.load_study(study_name="mine", storage=url)
-    assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 16
+    assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 24
+    options = {"MinGRU": "candidate_tanh", "LayerNormGRU": "norm", "DiagonalLRU": "gated"}
     for trial in study.trials:
-        option = {"MinGRU": "candidate_tanh", "LayerNormGRU": "norm"}[trial.params["cell"]]
+        option = options[trial.params["cell"]]
         assert set(trial.params) == {"cell", option, "layers", "state_size", "learning_rate"}
 
     # Its networks are used where the files do not exist.

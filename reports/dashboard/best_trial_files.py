@@ -10,7 +10,7 @@ from reports.dashboard.note import N_BEST
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture
 from reports.formatting import loss_unit
-from rnn.codegen import generate_module
+from rnn.codegen.module_code import generate_module
 from studies.space import BPTT_STEPS
 from studies.storage.queries import read_curves
 from studies.storage.storage import LeasedRDBStorage

@@ -41,7 +41,9 @@ from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import format_headline
 from reports.page.sections import Section, build_sections
 from reports.stats.nuisance import format_setting
-from rnn.codegen import generate_forward, generate_latex, generate_module
+from rnn.codegen.equations import generate_latex
+from rnn.codegen.forward_code import generate_forward
+from rnn.codegen.module_code import generate_module
 from studies.artifacts import atomic_write
 from studies.storage.open import read_storage
 from studies.text import format_duration, to_printable

@@ -23,6 +23,7 @@ from reports.data.results import Results
 from reports.data.trial_table import list_params
 from reports.formatting import format_param, format_value
 from reports.stats.effects import Effect, FactorialTable, sort_values
+from studies.config import top_count
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class SettingRanking:
+    """How the architectures rank at a single setting, next to their ranks at their best.
+
+    Attributes:
+        best_count: number of architectures that are best at this setting.
+        complete: number of architectures with a value at this setting.
+        correlation: Spearman's correlation of these values with the values at the best; NaN if
+            there are fewer than three or if all are equal.
+        shared: number of architectures of the best tenth that are in the best tenth here.
+    """
+
+    best_count: int
+    complete: int
+    correlation: float
+    shared: int
+
+
+@dataclass(frozen=True)
 class EffectAtBest:
     """A contrast's effect at each architecture's best, and at each single setting.
 
@@ -86,7 +105,8 @@ class NuisanceSummary:
     Attributes:
         parameters: names of the nuisance parameters.
         settings: combinations of their values that occur; without those that a trial lacks.
-        best_counts: number of architectures that are best at each setting.
+        rankings: ranking of the architectures at each setting.
+        best_tenth: number of architectures in the best tenth.
         trials: number of trials.
         architectures: number of architectures.
         judged: number of architectures with a complete trial.
@@ -99,7 +119,8 @@ class NuisanceSummary:
 
     parameters: list[str]
     settings: list[dict[str, Any]]
-    best_counts: list[int]
+    rankings: list[SettingRanking]
+    best_tenth: int
     trials: int
     architectures: int
     judged: int
@@ -175,15 +196,20 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     planned = architecture.value_counts()
     judged = complete[complete > 0]
     best = results.judge(table[has_value])
-    single = [
-        FactorialTable.from_frame(table[place == i], results.judged_axes)
-        for i in range(len(settings))
-    ]
+    at_setting = [table[place == i] for i in range(len(settings))]
+    single = [FactorialTable.from_frame(rows, results.judged_axes) for rows in at_setting]
+    values = [best, *(results.judge(rows[rows["value"].notna()]) for rows in at_setting)]
+    at_best, *at_single = (rows.set_index(architecture[rows.index])["value"] for rows in values)
+    best_tenth = top_count(0.1, len(judged))
     effects = build_judged_table(results).compute_effects()
     return NuisanceSummary(
         parameters=names,
         settings=settings,
-        best_counts=[int((place[best.index] == i).sum()) for i in range(len(settings))],
+        rankings=[
+            _rank(at_best, values, best_tenth, int((place[best.index] == i).sum()))
+            for i, values in enumerate(at_single)
+        ],
+        best_tenth=best_tenth,
         trials=len(table),
         architectures=len(planned),
         judged=len(judged),
@@ -194,6 +220,16 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
         edges=[edge for name in names for edge in _find_edges(table, best, architecture, name)],
         effects=[_compare_settings(effect, single) for effect in effects],
     )
+
+
+def _rank(
+    at_best: "pd.Series[float]", at_setting: "pd.Series[float]", top: int, best_count: int
+) -> SettingRanking:
+    """Compare the values of the architectures at a setting with those at their best."""
+    pairs = pd.DataFrame({"best": at_best[at_setting.index], "setting": at_setting})
+    correlation = float(pairs.corr("spearman", min_periods=3).to_numpy()[0, 1])
+    shared = at_best.nsmallest(top).index.intersection(at_setting.nsmallest(top).index)
+    return SettingRanking(best_count, len(pairs), correlation, len(shared))
 
 
 def _compare_settings(best: Effect, tables: Sequence[FactorialTable]) -> EffectAtBest:

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from rnn.codegen import generate_module, state_dict_mapping
+from rnn.codegen.module_code import generate_module, state_dict_mapping
 from rnn.config import CellConfig
 from rnn.data import bpe
 from rnn.data.tokenizer import BPETokenizer
@@ -94,7 +94,7 @@ def export_files(model: SavedModel, bptt_steps: int = 1) -> dict[str, bytes]:
 
     Returns:
         The content of each file by name: ``network.py``, of
-        :func:`rnn.codegen.generate_module`; ``weights.pt``, its state dict for
+        :func:`rnn.codegen.module_code.generate_module`; ``weights.pt``, its state dict for
         ``torch.load(weights_only=True)``; ``tokenizer.py``, with the functions ``encode`` and
         ``decode``, and the files it needs; ``run.py``, which generates text; ``README.md``. For
         a user's own cell also ``cell.py``, its source file as it was written, which is not

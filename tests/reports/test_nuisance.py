@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from factories import MIN_GRU, RATES, UNION, gated_params, make_runs, make_union, union_value
+from scipy.stats import spearmanr
 
 from reports.charts.importances import compute_conditional_importances, compute_importances
 from reports.charts.training_plots import list_color_schemes
@@ -103,7 +104,20 @@ def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
         min(((losses(*s, **each) or [math.inf])[0], s) for s in settings)[1]
         for each in architectures
     ]
-    assert summary.best_counts == [best.count(setting) for setting in settings]
+    assert [each.best_count for each in summary.rankings] == [best.count(s) for s in settings]
+    at_best = {i: min(losses(**each)) for i, each in enumerate(architectures)}
+    assert summary.best_tenth == 1
+    for ranking, setting in zip(summary.rankings, settings, strict=True):
+        here = {
+            i: found[0]
+            for i, each in enumerate(architectures)
+            if (found := losses(*setting, **each))
+        }
+        expected_rank = spearmanr(list(here.values()), [at_best[i] for i in here]).statistic
+        assert ranking.complete == len(here)
+        assert ranking.correlation == pytest.approx(expected_rank)
+        first, other = (min(values, key=values.get) for values in (at_best, here))
+        assert ranking.shared == (first == other)
     counts = [len(losses(**each)) for each in architectures]
     assert (summary.trials, summary.architectures, summary.judged) == (72, 12, 12)
     assert (summary.fewest, summary.most) == (min(counts), max(counts))
@@ -240,6 +254,31 @@ def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
     assert [cells.find_disagreement(i) for i in range(3)] == ["", "sign", "sign"]
     assert cells in summary.disagreeing
     assert summary.is_fair
+
+
+def test_page_shows_how_each_single_value_would_have_ranked(sqlite_url, tmp_path):
+    """With a trial missing; the rank correlation of two architectures or fewer is not shown."""
+    make_union(sqlite_url, missing=[7])
+    rankings = summarize_nuisance(results_of(sqlite_url)).rankings
+    assert sum(each.complete for each in rankings) == 62
+    words = words_of(sqlite_url, ["union"], tmp_path / "page.html")
+    assert "rank correlationbest 2 in common" in words
+    for rate, each in zip(RATES, rankings, strict=True):
+        cells = f"{rate}{each.best_count}{each.complete}{each.correlation:.2f}{each.shared}"
+        assert cells in words
+    two = [
+        (gated_params(1, size, learning_rate=rate), size + rate, {})
+        for size in (4, 8)
+        for rate in RATES
+    ]
+    raw = {
+        "nuisance": ["learning_rate"],
+        "space": {"layers": [1], "state_size": [4, 8], "training": {"learning_rate": RATES}},
+    }
+    make_runs(sqlite_url, "two", raw, two)
+    words = words_of(sqlite_url, ["two"], tmp_path / "two.html")
+    best, complete, shared = 2, 2, 1
+    assert f"{RATES[0]}{best}{complete}{shared}" in words
 
 
 def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnn.codegen import generate_module, state_dict_mapping
+from rnn.codegen.module_code import generate_module, state_dict_mapping
 from rnn.config import (
     BASELINE_CELLS,
     GATE_INPUTS,

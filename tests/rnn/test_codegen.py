@@ -20,7 +20,9 @@ from network_configs import (
 )
 from torch import Tensor
 
-from rnn.codegen import generate_forward, generate_latex, generate_module
+from rnn.codegen.equations import generate_latex
+from rnn.codegen.forward_code import generate_forward
+from rnn.codegen.module_code import generate_module
 from rnn.config import BaselineConfig, GatedConfig, NetworkConfig, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.stacked.network import draw_initial_weights

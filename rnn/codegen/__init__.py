@@ -1,0 +1,1 @@
+"""A network config as PyTorch source and as equations, without the options it does not use."""
