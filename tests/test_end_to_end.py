@@ -484,20 +484,21 @@ objective = "validation"
 precision = "fp32"
 keep_weights = 1
 
-[space]
-cell = [
-    "{cells}/min_gru.py:MinGRU",
-    "{cells}/layer_norm_gru.py:LayerNormGRU",
-    "{cells}/diagonal_lru.py:DiagonalLRU",
-]
+[[space]]
+cell = ["{cells}/min_gru.py:MinGRU", "{cells}/layer_norm_gru.py:LayerNormGRU"]
 candidate_tanh = [false, true]
 norm = ["none", "all"]
+layers = [1]
+state_size = [3, 4]
+training.learning_rate = [0.001, 0.01]
+
+[[space]]
+cell = ["{cells}/diagonal_lru.py:DiagonalLRU", "{cells}/min_gru.py:MinGRU"]
+candidate_tanh = [true]  # those of MinGRU are in the first grid
 gated = [false, true]
 layers = [1]
 state_size = [3, 4]
-
-[space.training]
-learning_rate = [0.001, 0.01]
+training.learning_rate = [0.001, 0.01]
 
 [training]
 steps = 12
@@ -512,7 +513,7 @@ window_length = 8
 [checkpoint]
 seconds = 0.1
 """
-"""24 tiny networks of the three example cells."""
+"""A union of 24 tiny networks of the three example cells; four are in both of its grids."""
 
 
 def test_cells_of_users_are_searched_once_each_with_a_killed_process(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from reports.data.results import Results
 from reports.errors import ReportError
@@ -29,8 +30,8 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """Concatenate the trial tables of some studies.
 
     Switches are booleans, times are in UTC; unrecorded values, and parameters that a trial lacks,
-    are missing. Source trials and retry
-    counts, which are no scalars, are JSON.
+    are missing. Source trials and retry counts, which are no scalars, are JSON. An option whose
+    type differs between studies is text.
     """
     tables = []
     for each in results:
@@ -40,6 +41,9 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     rows = pd.concat(tables, ignore_index=True)
     for column in (SOURCE_TRIALS, RETRY_COUNTS):
         rows[column] = rows[column].map(json.dumps, na_action="ignore")
+    for name, values in rows.items():
+        if infer_dtype(values, skipna=True).startswith("mixed"):  # Parquet needs one type
+            rows[name] = values.map(str, na_action="ignore")
     return rows
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from factories import gated_params, make_runs
+from factories import MIN_GRU, gated_params, make_runs
 
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_parquet
@@ -41,3 +41,28 @@ def test_csv_has_one_line_per_trial(sqlite_url, tmp_path):
     assert written.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
     assert pd.isna(missing)
     assert pd.read_parquet(tmp_path / "rows.parquet")["sample"].iloc[0] == text
+
+
+def test_option_of_another_type_in_each_study_is_text(sqlite_url, tmp_path):
+    """``norm`` is a bool of one cell and a text of another."""
+    types = {"own": ("bool", False, True), "other": ("str", "none", "all")}
+    for name, (kind, default, value) in types.items():
+        options = {"norm": {"type": kind, "default": default}}
+        raw = {
+            "cells": {"MinGRU": {**MIN_GRU, "options": options}},
+            "space": {
+                "cell": ["cells/min_gru.py:MinGRU"],
+                "layers": [1],
+                "state_size": [4],
+                "norm": [default, value],
+            },
+        }
+        params = {"cell": "MinGRU", "layers": 1, "state_size": 4}
+        runs = [(params | {"norm": each}, 1.0, {}) for each in (default, value)]
+        make_runs(sqlite_url, name, raw, runs)
+    storage = read_storage(sqlite_url)
+    results = [read_results(storage, name) for name in types]
+    write_csv(results, tmp_path / "rows.csv")
+    write_parquet(results, tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["norm"].tolist() == ["False", "True", "none", "all"]
