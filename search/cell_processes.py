@@ -30,62 +30,7 @@ TIMEOUT = 600.0
 
 _STEPS = 5
 
-_PROGRAM = '''
-"""Run exports with nothing else to import, then build networks in this process."""
-
-import json
-import os
-import sys
-import threading
-import time
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-request = json.loads((folder / "request.json").read_text())
-
-
-def end_with_parent():
-    while os.getppid() == request["parent"]:
-        time.sleep(0.5)
-    os._exit(1)  # a cell may hang
-
-
-threading.Thread(target=end_with_parent, daemon=True).start()
-
-import torch
-
-torch.set_num_threads(1)
-answer = {"errors": {}, "logits": {}}
-own = ("reports", "rnn", "search", "studies")
-sys.modules |= dict.fromkeys(own)  # imports of these packages raise an exception
-for number in range(int(sys.argv[3])):
-    place = str(folder / str(number))
-    sys.path.insert(0, place)
-    try:
-        from network import Network
-
-        network = Network()
-        network.load_state_dict(torch.load(f"{place}/weights.pt", weights_only=True))
-        states = network.init_state(1)
-        with torch.inference_mode():
-            for token in request["tokens"]:
-                logits, states = network(torch.tensor([token]), states)
-        answer["logits"][number] = logits[0].tolist()
-    except (Exception, SystemExit) as error:
-        message = " ".join(str(error).split())[:200]
-        answer["errors"][number] = f"{type(error).__name__} ({message})"
-    sys.path.remove(place)
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(place):
-            del sys.modules[name]
-for name in own:
-    del sys.modules[name]
-sys.path[:] = request["path"]
-from search.cell_processes import digest_networks
-
-answer["digests"] = digest_networks(request)
-(folder / sys.argv[2]).write_text(json.dumps(answer))
-'''
+_PROGRAM = Path(__file__).with_name("cell_check_program.py")
 
 
 def digest_networks(request: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,7 +101,7 @@ def _run(folder: Path, exports: int, cell: str) -> list[dict[str, Any]]:
         processes = []
         for seed, count in (("1", exports), ("2", 0)):
             # Neither the current folder nor that of the user is searched for modules.
-            arguments = [sys.executable, "-s", "-P", "-c", _PROGRAM, folder, f"{seed}.json", count]
+            arguments = [sys.executable, "-s", "-P", _PROGRAM, folder, f"{seed}.json", count]
             # Not a pipe, which a process that the cell starts would keep open.
             errors = on_exit.enter_context((folder / f"{seed}.err").open("wb"))
             process = subprocess.Popen(

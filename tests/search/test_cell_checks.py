@@ -274,7 +274,7 @@ def test_processes_of_a_check_end_with_it(runner, tmp_path, number):
     """Even if the cell hangs, and the check is killed."""
     hanging = f"""
 import os, pathlib, sys, time
-if sys.argv[0] == "-c":
+if sys.argv[0].endswith("cell_check_program.py"):
     pathlib.Path({str(tmp_path)!r}, f"{{os.getpid()}}.pid").touch()
     time.sleep(1000)
 """
