@@ -44,8 +44,10 @@ def check(cell: str, overrides: tuple[str, ...], debug: bool) -> int:
     networks = list_networks(name, record, {}, base=base)
     check_networks(networks, lambda passed: click.echo(f"passed: {passed}"))
     obstacle = lockstep_obstacle(networks[0])
-    lockstep = "in lockstep" if obstacle is None else f"one at a time ({obstacle})"
-    click.echo(f"networks that differ in training settings are trained {lockstep}")
+    if obstacle is None:
+        click.echo("networks that differ in settings of the optimizer can be trained in lockstep")
+    else:
+        click.echo(f"networks are trained one at a time ({obstacle})")
     click.echo(
         f"{name} passed all checks with {len(networks)} combination"
         f"{'s' * (len(networks) > 1)} of options; options: {_describe_options(record)}"

@@ -55,11 +55,8 @@ def to_optuna_study(
     selected = set(numbers)
     rows = results.table.sort_index()
     values = rows["value"].to_dict()
-    records = rows[parameters].astype(object).to_dict("records")
-    all_params = {
-        number: list_params(record, parameters)
-        for number, record in zip(rows.index, records, strict=True)
-    }
+    records = rows[parameters].astype(object).to_dict("index")
+    all_params = {number: list_params(record, parameters) for number, record in records.items()}
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:

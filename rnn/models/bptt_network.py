@@ -177,7 +177,7 @@ class BPTTNetwork:
             loss = functional.cross_entropy(logits, targets)
         grads = torch.autograd.grad(loss, self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
-            target.copy_(grad)
+            target.copy_(grad.detach())  # torch 2.7 makes zeros that require a gradient
         after = [state.detach()[None] for state in next_states]
         return loss.detach()[None], [*after, *window.carried]
 

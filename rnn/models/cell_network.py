@@ -181,7 +181,7 @@ class CellNetwork:
             losses = self.losses(logits, targets).mean(1)  # (K,)
         grads = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
         for target, grad in zip(self._grads, grads, strict=True):
-            target.copy_(grad)
+            target.copy_(grad.detach())  # torch 2.7 makes zeros that require a gradient
         after = [state.detach().clone() for state in next_states]
         return losses.detach(), [*after, *window.carried]
 

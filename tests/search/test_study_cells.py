@@ -347,7 +347,9 @@ def test_check_prints_what_a_cell_passed_and_its_options(run, folder):
     *passed, lockstep, last = done.stdout.splitlines()
     assert len(passed) == 9
     assert all(line.startswith("passed: ") for line in passed)
-    assert lockstep == "networks that differ in training settings are trained in lockstep"
+    assert lockstep == (
+        "networks that differ in settings of the optimizer can be trained in lockstep"
+    )
     assert last == (
         "Mine passed all checks with 3 combinations of options; options: tanh (true or false, "
         "default false), kind (one of 'a', 'b', default a), depth (an integer, default 1)"
