@@ -114,13 +114,17 @@ def check_finite(config: CellConfig) -> None:
 
 def check_deterministic(config: CellConfig) -> None:
     """Require outputs to depend on input, state and parameters alone, and to change nothing."""
-    if digest_network(config) != digest_network(config):
+    if digest_network(config)[0] != digest_network(config)[0]:
         raise CellError(
-            f"cell {config.cell}: its constructor draws random numbers that are not PyTorch's, or "
-            "initial_state draws some: expected initial weights that follow from "
-            "torch.manual_seed, and no random states"
+            f"cell {config.cell}: its constructor draws random numbers that are not PyTorch's: "
+            "expected initial weights that follow from torch.manual_seed"
         )
     module, tokens = build(config), draw_tokens(6)
+    if not _are_equal(module.initial_states(STREAMS), module.initial_states(STREAMS)):
+        raise CellError(
+            f"cell {config.cell}: initial_state returns other numbers at each call: expected a "
+            "state that follows from the parameters and buffers"
+        )
     tensors = _copy(named_tensors(module))
     _, states = read_tokens(module, tokens[:2])
     before, generator = [state.clone() for state in states], torch.get_rng_state()

@@ -1,6 +1,6 @@
 """Certification of users' own cells, before their first trial."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rnn.cells.loading import describe_error
 from rnn.config import CellConfig, ParamValue, format_value
@@ -23,20 +23,26 @@ LAYERS = 2
 _PROCESSES = "networks and exports are the same in a new process"
 
 
-def certify_cells(config: StudyConfig, names: Collection[str]) -> None:
-    """Check cells of a study on tiny networks, with the values of options that it has.
+def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> None:
+    """Check the cells of a study on tiny networks, with the values of options that it has.
 
     Args:
         config: config of the study, whose cells are loaded.
-        names: names of the cells to check.
+        certified: config of the same study before an extension; cells that have no other values
+            and sizes in it are not checked again.
 
     Raises:
         CellError: if one breaks the contract of a cell.
     """
     networks: list[CellConfig] = []
-    for name in (name for name in config.cells if name in names):
-        record = config.cells[name]
+    for name, record in config.cells.items():
         values, sizes = _read_values(config, name, record)
+        if (
+            certified is not None
+            and name in certified.cells
+            and (values, sizes) == _read_values(certified, name, record)
+        ):
+            continue
         size = min(min(sizes, default=STATE_SIZE), MAX_STATE_SIZE)
         networks += list_networks(name, record, values, size)
     if networks:

@@ -113,7 +113,7 @@ def create_or_join(
     if config.cells:
         open_store(options.artifacts, url, "cells")  # refuses what cannot be used
         if not _exists(url, name):
-            certify_cells(config, config.cells)
+            certify_cells(config)
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
@@ -213,7 +213,7 @@ def _join_study(
         options.confirmed,
         lambda count: describe_duration(config, count, device),
     )
-    certify_cells(config, config.cells.keys() - stored.cells.keys())
+    certify_cells(config, stored)
     extended = extend_grid(study, storage, stored, config, options.command, new_end)
     if extended is None:
         return None

@@ -78,9 +78,8 @@ B is the number of texts read in parallel, n = {n} the state size, V = {v} the v
 {gradient}
 """
 
+import cell
 from torch import nn
-
-from cell import {cell}
 
 
 class Network(nn.Module):
@@ -180,8 +179,7 @@ def _generate_cell_module(config: CellConfig, vocab_size: int, bptt_steps: int) 
             if bptt_steps > 1
             else "It was trained without gradients across time steps."
         ),
-        cell=config.cell,
-        call=f"{config.cell}(input_size={n}, state_size={n}{options})",
+        call=f"cell.{config.cell}(input_size={n}, state_size={n}{options})",
         layers=config.layers,
     )
 

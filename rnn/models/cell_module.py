@@ -118,7 +118,8 @@ class CellModule(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Advance a layer by one step; return its output (B, n) and the tensors of its state.
 
-        Both keep their shapes and dtypes: under ``torch.autocast`` a cell may return bfloat16.
+        Both keep their shapes and dtypes: what a cell returns in bfloat16 under ``torch.autocast``
+        is converted.
         """
         old = [next(states) for _ in range(size or 1)]
         result = self._call("forward", layer, x, old[0] if size is None else tuple(old))
@@ -141,6 +142,14 @@ class CellModule(nn.Module):
                 f"cell {self.cell}: forward returned the state {_describe(state)}: expected the "
                 f"shapes of the initial state, {_describe(old[0] if size is None else tuple(old))}"
             )
+        for tensor, before in zip(new, old, strict=True):
+            if tensor.dtype != before.dtype and not (
+                tensor.is_floating_point() and before.is_floating_point()
+            ):
+                raise CellError(
+                    f"cell {self.cell}: forward returned a state of {tensor.dtype}: expected "
+                    f"{before.dtype}, that of the initial state"
+                )
         return output.to(x.dtype), [
             tensor.to(before.dtype) for tensor, before in zip(new, old, strict=True)
         ]

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 
 from rnn.config import CellConfig, OptimizerConfig, TrialConfig
 from rnn.data.corpus import Corpus
-from rnn.errors import CheckpointError
+from rnn.errors import CellError, CheckpointError
 from rnn.training.checkpoint import (
     TrainState,
     deserialize_checkpoint,
@@ -82,6 +82,8 @@ class CheckpointManager:
                 content, store = self._read(claim)
                 if content is None and (reason := _explain_missing(claim)):
                     missing.setdefault(reason, []).append(claim.trial)
+            except CellError:
+                pass  # the trial fails with it when its network is built
             except Exception as error:
                 _logger.warning(
                     f"cannot read the checkpoint of trial {claim.trial.number} "

@@ -19,6 +19,17 @@ from rnn.stacked.network import draw_initial_weights
 
 TEXT = b"the cat, the h\xc3\xa4t; that\n    cat and that hat 123 == 12"
 TOKENS = train_tokenizer("bpe:280", np.frombuffer(TEXT * 9, np.uint8))
+NAMED_NETWORK = """
+class Network(nn.GRUCell):
+    def __init__(self, input_size: int, state_size: int) -> None:
+        super().__init__(input_size, state_size)
+
+    def forward(self, x, state):
+        state = super().forward(x, state)
+        return state, state
+"""
+"""A cell that has the name of the generated class."""
+
 NETWORKS = {
     "gated": (GatedConfig(True, True, True, True, True, "both", 2, 4), load_tokenizer(None)),
     "candidate": (
@@ -27,6 +38,7 @@ NETWORKS = {
     ),
     "lstm": (BaselineConfig("lstm", 2, 4), TOKENS),
     "example": (cell_config("LayerNormGRU", 2, 4, norm="gates"), TOKENS),
+    "same name": (cell_config("Network", 1, 4, text=NAMED_NETWORK), load_tokenizer(None)),
     "everything": (cell_config("Everything", 2, 4, scale=0.25), load_tokenizer(None)),
 }
 

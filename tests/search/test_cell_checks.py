@@ -134,7 +134,7 @@ BROKEN = {
         "its constructor draws random numbers that are not PyTorch's",
     ),
     "dropout": (
-        cell(last="y = nn.functional.dropout(y, 1e-9)"),
+        cell(last="y = nn.functional.dropout(y, 0.1)"),
         "check_deterministic",
         "forward draws random numbers, as dropout does",
     ),
@@ -160,7 +160,25 @@ BROKEN = {
         cell() + "\n    def initial_state(self, batch_size):\n"
         "        return torch.randn(batch_size, self.input.out_features)\n",
         "check_deterministic",
-        "or initial_state draws some: expected initial weights that follow from",
+        "initial_state returns other numbers at each call: expected a state that follows",
+    ),
+    "random state of numpy": (
+        cell("import numpy; self.noise = numpy.random")
+        + "\n    def initial_state(self, batch_size):\n"
+        "        return torch.full((batch_size, self.input.out_features), self.noise.rand())\n",
+        "check_deterministic",
+        "initial_state returns other numbers at each call: expected a state that follows",
+    ),
+    "random output of numpy": (
+        cell("import numpy; self.noise = numpy.random", last="y = y + self.noise.rand()"),
+        "check_deterministic",
+        "forward returns other numbers for the same input and state",
+    ),
+    "dtype": (
+        cell() + "\n    def initial_state(self, batch_size):\n"
+        "        return torch.zeros(batch_size, self.input.out_features, dtype=torch.int64)\n",
+        "check_shapes",
+        "forward returned a state of torch.float32: expected torch.int64",
     ),
     "memory": (
         cell("self.calls = 0", "self.calls += 1", "y = y + self.calls"),

@@ -305,6 +305,28 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(
     assert names == ["cell-Mine.py", "cell-Other.py"]
 
 
+def test_new_values_of_an_option_are_checked_before_a_study_is_extended(
+    folder, sqlite_url, text, few_checks
+):
+    """The constructor takes any depth; a forward pass fails with 3. Other extensions are free."""
+    (folder / "cells" / "mine.py").write_text(
+        CELL.replace(
+            "self.tanh = tanh", "self.tanh = tanh; self.size = (2, 1, 1, None)[depth]"
+        ).replace("self.tanh else state.sigmoid()", "self.tanh else state.sigmoid() / self.size")
+    )
+    first = config_file(folder, "depth = [0, 1]")
+    create_or_join(first, sqlite_url, StudyOptions(corpus=str(text))).storage.close()
+    options = StudyOptions(corpus=str(text), extend=True)
+    database = folder / "studies.db"
+    before = database.read_bytes()
+    with pytest.raises(CellError, match=r"cell Mine raises TypeError.*depth = 3"):
+        create_or_join(config_file(folder, "depth = [0, 1, 3]"), sqlite_url, options)
+    assert database.read_bytes() == before
+    extended = create_or_join(config_file(folder, "depth = [0, 1, 2]"), sqlite_url, options)
+    assert {trial.params["depth"] for trial in extended.study.trials} == {0, 1, 2}
+    extended.storage.close()
+
+
 def test_copies_are_confined_to_their_folder_and_errors_name_it(tmp_path, folder):
     file = load_cells(config_file(folder))
     cells = file.cells
