@@ -90,7 +90,9 @@ def derive_trials(
         )
     count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
     check_count(count, config.training.steps, confirmed)
-    return _derive(ranked[:wanted], refinement, config)
+    # All trials of the source count, so that those of the best have the same names for any top.
+    present = {name for trial in trials for name in trial.params}
+    return _derive(ranked[:wanted], present & set(TRAINING_PARAMS), refinement, config)
 
 
 def check_count(
@@ -171,14 +173,22 @@ def _rank_architectures(
 
 
 def _derive(
-    best: list[list[TrialRow]], refinement: Refinement, config: StudyConfig
+    best: list[list[TrialRow]], settings: set[str], refinement: Refinement, config: StudyConfig
 ) -> list[PlannedTrial]:
+    """Apply the variants to the best architectures; see :func:`derive_trials`.
+
+    Args:
+        best: runs of each architecture, the best first.
+        settings: training settings that are parameters of some of the source's trials.
+        refinement: variants and replicates.
+        config: config of the derived study.
+    """
     sources: dict[_ParamsKey, list[int]] = {}
     derived: dict[_ParamsKey, Params] = {}
     # Replicates must be new runs: the source's were selected for their values. A study without
     # replicates runs replicate 0.
     first = 1 + max(int(trial.params.get(REPLICATE, 0)) for runs in best for trial in runs)
-    varied = {name for variant in refinement.variants for name in variant}
+    varied = settings.union(*refinement.variants)
     applied = set()
     for runs in best:
         base = _without(runs[0].params, (REPLICATE,))
@@ -212,8 +222,9 @@ def _apply(
     Args:
         variant: values to replace.
         base: parameters of the trial.
-        varied: names in all variants. What the trial does not state has the study's value, or its
-            cell's default, so that the trials of all variants state the same.
+        varied: names in all variants, and training settings that are parameters of the source. What
+            the trial does not state has the study's value, or its cell's default: equal trials
+            state the same, also where a variant changes the optimizer. No variant changes the cell.
         config: config of the derived study.
     """
     options = config.cells[cell].options if (cell := str(base.get(CELL))) in config.cells else {}

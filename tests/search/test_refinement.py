@@ -330,3 +330,32 @@ def test_variant_that_applies_to_no_trial_is_refused():
         refine_union({"forget_gate": True, "decay": 0.1})
     with pytest.raises(ValueError, match="a variant has decay = 'x': expected a number"):
         refine_union({"decay": "x"})
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "setting", "values", "default"),
+    [(["adam", "sgd"], "momentum", [0.0, 0.9], 0.9), (["sgd", "adam"], "beta1", [0.8, 0.9], 0.9)],
+)
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_run_that_a_change_of_the_optimizer_repeats_is_one(
+    optimizers, setting, values, default, replicates
+):
+    """The trial whose optimizer lacks the setting becomes the one at the study's value."""
+    table = {"cell": ["gru"], "layers": [1], "state_size": [8]}
+    training = {"optimizer": optimizers, "learning_rate": [0.01], setting: values}
+    grid = StudyConfig(space=table | {"training": training}).grid
+    trials = [complete(n, float(n), params) for n, params in enumerate(grid.combinations())]
+    assert setting not in trials[0].params
+    before, after = optimizers
+
+    def derive(**refinement):
+        changed = config(variants=[{}, {"optimizer": after}], replicates=replicates, **refinement)
+        derived = derive_trials(trials, counts(3), changed)[::replicates]
+        params = [trial.params for trial in derived]
+        return derived, [(each["optimizer"], each.get(setting)) for each in params]
+
+    derived, found = derive(top=3)
+    assert found == [(before, None), (after, default), (after, values[0])]
+    assert [trial.attributes["source_trials"] for trial in derived] == [[0], [0, 2], [1]]
+    # The parameters of a trial do not depend on how many are derived.
+    assert derive(top=1)[1] == [(before, None), (after, default)]

@@ -126,6 +126,7 @@ def test_baseline_cells_have_no_switches_to_search_or_exclude():
         ("refinement.top=1.5", ["refinement.top is 1.5"]),
         ("refinement.variants=[]", ["at least one variant"]),
         ("refinement.variants=[{depth=3}]", ["'depth'", "layers, state_size"]),
+        ("refinement.variants=[{cell='gru'}]", ["'cell'", "layers, state_size"]),
         ("refinement.variants=[{layers='a'}]", ["layers", "'a'", "integer"]),
         ("refinement.replicates=0", ["refinement.replicates is 0"]),
     ],
