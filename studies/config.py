@@ -38,7 +38,7 @@ from studies.space import (
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.strict_model import StrictModel
 from studies.text import shorten
-from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace
+from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace, uses_setting
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
@@ -232,7 +232,27 @@ class StudyConfig(StrictModel):
             raise ValueError(
                 "nuisance names every parameter that varies: expected one that is judged"
             )
+        for name in grid.find_constant(self.nuisance):
+            raise ValueError(
+                f"nuisance names {name!r}, which has one value for each architecture: expected "
+                f"several values for the same other parameters{self._nuisance_hint(grid, name)}"
+            )
         return self
+
+    def _nuisance_hint(self, grid: Grid, name: str) -> str:
+        """Say how an optimizer can be a nuisance although others have further settings; or ""."""
+        settings = [
+            setting
+            for setting in TRAINING_PARAMS
+            if name == "optimizer" and setting in grid.parameters and setting not in self.nuisance
+            if not all(uses_setting(str(each), setting) for each in grid.values("optimizer"))
+        ]
+        if not settings or name in grid.find_constant([*self.nuisance, *settings]):
+            return ""
+        varied = ", ".join(each for each in settings if len(grid.values(each)) > 1)
+        fixed = ", ".join(each for each in settings if len(grid.values(each)) == 1)
+        hint = f"; name {varied} as well" if varied else ""
+        return hint + (f"; give {fixed} in [training]" if fixed else "")
 
     @model_validator(mode="after")
     def _check_variants(self) -> "StudyConfig":

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rnn.config import OPTIMIZERS, ParamValue
 from studies.cell_record import CellRecord, OptionRecord, cell_name
@@ -105,10 +105,64 @@ class Grid:
                     seen.add(key)
                     yield params
 
-    def _space_combinations(self, space: Space) -> Iterator[Params]:
-        """Yield the combinations of one table; some may occur twice."""
+    def find_constant(self, names: Collection[str]) -> list[str]:
+        """List those of some parameters that have one value wherever all other parameters agree.
+
+        A combination that lacks a parameter has no value of it. The answer for a large grid takes
+        no longer than for a small one: of the values that no exclusion names and that occur in the
+        same tables and cells, a few represent all.
+        """
+        constant = [name for name in self.parameters if name in names]
+        values = self._representatives(names)
+        found: dict[frozenset[tuple[str, ParamValue]], Params] = {}
+        for space in self._spaces:
+            for params in self._space_combinations(space, values):
+                others = frozenset(item for item in params.items() if item[0] not in names)
+                first = found.setdefault(others, {})
+                for name in [name for name in constant if name in params]:
+                    if first.setdefault(name, params[name]) != params[name]:
+                        constant.remove(name)
+                if not constant:
+                    return []
+        return constant
+
+    def _representatives(self, names: Collection[str]) -> dict[str, set[ParamValue]]:
+        """Return values of each parameter that represent all of its values.
+
+        Exchanging two values everywhere in the grid changes nothing if no exclusion names them and
+        they occur in the same tables and cells. Of such values, two represent a parameter in
+        ``names``, and one any other.
+        """
+        blocks = [
+            {name: set(values) for name, values in self._values(space, cell).items()}
+            for space in self._spaces
+            for cell in space.cell_names
+        ]
+        named = {item for space in self._spaces for each in space.exclude for item in each.items()}
+        kept: dict[str, set[ParamValue]] = {}
+        for parameter, values in self.search_space.items():
+            seen: dict[tuple[object, ...], int] = {}
+            for value in values:
+                # An optimizer decides which parameters there are.
+                is_unique = parameter == "optimizer" or (parameter, value) in named
+                where = (value in block.get(parameter, ()) for block in blocks)
+                kind = ((value,) if is_unique else None, *where)
+                seen[kind] = seen.get(kind, 0) + 1
+                if seen[kind] <= (2 if parameter in names else 1):
+                    kept.setdefault(parameter, set()).add(value)
+        return kept
+
+    def _space_combinations(
+        self, space: Space, given: Mapping[str, Collection[ParamValue]] | None = None
+    ) -> Iterator[Params]:
+        """Yield the combinations of one table, of the given values only; some may occur twice."""
         for cell in space.cell_names:
             values = self._values(space, cell)
+            if given is not None:
+                values = {
+                    name: [value for value in each if value in given[name]]
+                    for name, each in values.items()
+                }
             for combination in itertools.product(*values.values()):
                 params = dict(zip(values, combination, strict=True))
                 optimizer = params.get("optimizer", self._training.optimizer)

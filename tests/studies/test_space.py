@@ -1,11 +1,12 @@
 """Search spaces and the resolution of a trial's parameters into a trial config."""
 
+import itertools
 import json
 import math
 from dataclasses import fields
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from optuna.trial import create_trial
 
@@ -218,6 +219,10 @@ def test_float_option_is_written_as_an_integer_and_given_as_a_float():
 
 
 LR = {"learning_rate": [0.1, 0.2]}
+TWO = {"layers": [1, 2]}
+OPTIMIZERS = {"optimizer": ["adam", "sgd"], "momentum": [0.0, 0.9]}
+CROSSED = [{"layers": 1, "learning_rate": 0.1}, {"layers": 2, "learning_rate": 0.2}]
+
 REFUSED = [
     ([], {}, "space has no table: expected at least one"),
     ([{**MIN_GRU, "norm": [1]}], {}, "space: MinGRU has norm = 1: expected true or false"),
@@ -247,7 +252,118 @@ REFUSED = [
         {"nuisance": ["learning_rate"]},
         "nuisance names every parameter that varies",
     ),
+    (
+        [{**MIN_GRU, **TWO, "training": OPTIMIZERS}],
+        {"nuisance": ["optimizer"]},
+        "'optimizer', which has one value for each architecture: expected several values for the "
+        "same other parameters; name momentum as well ",
+    ),
+    (
+        [{**MIN_GRU, **TWO, "training": {"optimizer": ["adam", "sgd"], "beta1": [0.9]}}],
+        {"nuisance": ["optimizer"]},
+        r"'optimizer', which has one .* same other parameters; give beta1 in \[training\] ",
+    ),
+    (
+        [
+            {**SMALL, "cell": ["gru"], "training": {"learning_rate": [0.01]}},
+            {**SMALL, "cell": ["lstm"], "training": {"learning_rate": [0.001]}},
+        ],
+        {"nuisance": ["learning_rate"]},
+        "'learning_rate', which has one value for each .* for the same other parameters ",
+    ),
+    (
+        [{**MIN_GRU, **TWO, "training": LR, "exclude": CROSSED}],
+        {"nuisance": ["learning_rate"]},
+        "'learning_rate', which has one value for each architecture",
+    ),
 ]
+
+
+def is_constant(combinations: list[dict], names: list[str], name: str) -> bool:
+    """Whether no two combinations that agree in all parameters but some differ in one of these."""
+    having = [params for params in combinations if name in params]
+    return not any(
+        one[name] != other[name]
+        and {item for item in one.items() if item[0] not in names}
+        == {item for item in other.items() if item[0] not in names}
+        for one, other in itertools.combinations(having, 2)
+    )
+
+
+TABLES = st.fixed_dictionaries(
+    {
+        "cell": st.lists(
+            st.sampled_from(["gru", "lstm", "cells.py:MinGRU"]), min_size=1, unique=True
+        ),
+        "layers": st.just([1, 2, 3]),
+        "state_size": st.lists(st.sampled_from([8, 16, 32]), min_size=1, unique=True),
+    },
+    optional={
+        "training": st.fixed_dictionaries(
+            {"optimizer": st.permutations(["adam", "sgd"])},
+            optional={
+                "learning_rate": st.lists(
+                    st.sampled_from([0.1, 0.2, 0.3]), min_size=1, unique=True
+                ),
+                "momentum": st.sampled_from([[0.0], [0.0, 0.9]]),
+                "beta1": st.sampled_from([[0.8], [0.8, 0.9]]),
+            },
+        ),
+        "exclude": st.lists(
+            st.fixed_dictionaries(
+                {"layers": st.sampled_from([1, 2, 3])},
+                optional={"optimizer": st.sampled_from(["adam", "sgd"])},
+            ),
+            max_size=4,
+        ),
+    },
+)
+
+
+@settings(deadline=None)
+@given(st.lists(TABLES, min_size=1, max_size=2), st.randoms(use_true_random=False))
+def test_constant_parameters_are_those_of_a_brute_force_search(tables, random):
+    try:
+        grid = cell_config(*tables).grid
+    except ValueError:  # an exclusion of an optimizer that the table lacks, or of everything
+        reject()
+    listed = list(grid.combinations())
+    names = random.sample(grid.parameters, random.randint(1, len(grid.parameters) - 1))
+    expected = [name for name in grid.parameters if name in names]
+    assert grid.find_constant(names) == [
+        name for name in expected if is_constant(listed, names, name)
+    ]
+
+
+def test_optimizer_is_a_nuisance_together_with_its_settings():
+    table = {**MIN_GRU, **TWO, "training": OPTIMIZERS}
+    assert cell_config(table, nuisance=["optimizer", "momentum"]).nuisance
+    # Without it, if several optimizers have the same settings.
+    three = {**table, "training": {**OPTIMIZERS, "optimizer": ["adam", "sgd", "rmsprop"]}}
+    assert cell_config(three, nuisance=["optimizer"]).nuisance
+
+
+def test_nuisance_of_a_large_grid_is_checked_without_listing_it(monkeypatch):
+    """Validation reads every stored study: it may not take as long as the grid."""
+    listed = []
+    combine = Grid._space_combinations
+
+    def count(*arguments):
+        for params in combine(*arguments):
+            listed.append(params)
+            yield params
+
+    monkeypatch.setattr(Grid, "_space_combinations", count)
+    table = {"cell": ["gru"], "layers": [*range(1, 101)], "state_size": [*range(1, 501)]}
+    large = {**table, "training": {"batch_size": [1, 2]}, "exclude": [{"layers": 7}]}
+    cell_config(large, nuisance=["batch_size"])
+    with pytest.raises(ValueError, match="'batch_size', which has one value for each"):
+        cell_config(
+            {**large, "training": {"batch_size": [1]}},
+            {**large, "cell": ["lstm"], "training": {"batch_size": [2]}},
+            nuisance=["batch_size"],
+        )
+    assert len(listed) < 100
 
 
 @pytest.mark.parametrize(("tables", "others", "message"), REFUSED, ids=lambda each: str(each)[:60])
