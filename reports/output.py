@@ -89,12 +89,12 @@ def _require_replaceable(path: Path, identity: str, prefix: bytes) -> None:
     with open_regular(path) as file:
         head = file.read(_HEAD)
     if not head.startswith(prefix):
-        raise OutputTakenError(f"{path} exists and is not a report; choose another --output")
+        raise OutputTakenError(f"{path} exists and is not a report; choose another path")
     found = _IDENTITY.search(head)
     if found is None or found[1].decode() != identity:
         raise OutputTakenError(
             f"{path} is a report of other studies, of another storage or of an older version; "
-            "remove it or choose another --output"
+            "remove it or choose another path"
         )
 
 

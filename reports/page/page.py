@@ -109,7 +109,7 @@ def write_page(
         atomic_write(path, (piece.encode() for piece in render_page(sections, refresh_seconds)))
     except OSError as error:
         raise ReportError(
-            f"cannot write the report to {path} ({error.strerror}); choose another --output"
+            f"cannot write the report to {path} ({error.strerror}); choose another path"
         ) from error
     return Report(path, note, format_headline(sections))
 

@@ -71,7 +71,7 @@ def test_output_of_another_storage_is_not_replaced(command, folder, urls, capsys
         write(command, capsys, *arguments, urls[1])
     assert str(refusal.value) == (
         "page is a report of other studies, of another storage or of an older version; remove it "
-        "or choose another --output"
+        "or choose another path"
     )
     assert (folder / path).read_bytes() == before
     write(command, capsys, *arguments, urls[0])
@@ -100,7 +100,7 @@ def test_file_without_an_identity_is_kept(folder, urls, capsys, content):
     assert path != str(taken)
     assert str(taken) in note
     assert taken.read_text() == content
-    with pytest.raises(OutputTakenError, match="choose another --output"):
+    with pytest.raises(OutputTakenError, match="choose another path"):
         write(reports, capsys, "made", "--storage", urls[0], "--output", str(taken))
     assert taken.read_text() == content
 
