@@ -31,6 +31,7 @@ class RunOptions:
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
         is_refinement: whether the study must derive from another, as for ``refine.py``.
+        is_command: whether the options come from a command line, which messages then name.
     """
 
     study: str
@@ -53,6 +54,7 @@ class RunOptions:
     is_subprocess: bool = False
     is_refinement: bool = False
     settings: Mapping[str, Any] | None = None
+    is_command: bool = True
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -62,8 +64,10 @@ class RunOptions:
                 :func:`studies.loader.load_config_file`.
         """
         if self.settings is not None:
-            return load_settings(self.study, self.settings, self.overrides)
-        return load_config_file(self.study, self.overrides, self.storage)
+            file = load_settings(self.study, self.settings, self.overrides)
+        else:
+            file = load_config_file(self.study, self.overrides, self.storage)
+        return file if self.is_command else file.model_copy(update={"override_option": ""})
 
     @property
     def study_options(self) -> StudyOptions:

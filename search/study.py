@@ -149,6 +149,8 @@ def _check_name(name: str) -> None:
         raise ConfigError(
             f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
         )
+    if not name.strip():
+        raise ConfigError(f"study name {name!r} is blank: expected printable characters")
     if not name.isprintable():  # messages and terminals show it
         raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
 

@@ -20,7 +20,8 @@ class ConfigFile(BaseModel):
         name: name of the study.
         origin: source of the settings, as error messages name it.
         settings: nested settings that the source states.
-        overridden: dotted keys set on the command line.
+        overridden: dotted keys set by options.
+        override_option: option that sets them, as error messages name it; "" for none.
         is_stored: whether the source is a stored study, which states every setting.
         folder: folder that paths of users' cells are relative to; None for a stored study.
         cells: records of the users' cells that the settings name; see :meth:`with_cells`.
@@ -30,6 +31,7 @@ class ConfigFile(BaseModel):
     origin: str
     settings: dict[str, Any]
     overridden: list[str] = []
+    override_option: str = "--set"
     is_stored: bool = False
     folder: Path | None = None
     cells: dict[str, CellRecord] = {}
@@ -127,15 +129,14 @@ class ConfigFile(BaseModel):
             f"{o}.".startswith(f"{blamed}.") or f"{blamed}.".startswith(f"{o}.")
             for o in self.overridden
         )
-        where = "--set" if is_overridden else self.origin
-        if table:
-            where = f"{where}: {table}"
+        parts = (self.override_option if is_overridden else self.origin, table)
+        where = "".join(f"{part}: " for part in parts if part)
         if self._is_unknown(first):
             expected = ", ".join(self._fields(first["loc"][:-1]))
-            return f"{where}: unknown key {key}: expected one of {expected}"
+            return f"{where}unknown key {key}: expected one of {expected}"
         if isinstance(first["input"], Mapping):
-            return f"{where}: {key + ': ' if key else ''}{message}"
-        return f"{where}: {key + ' ' if key else ''}is {first['input']!r}: {message}"
+            return f"{where}{key + ': ' if key else ''}{message}"
+        return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"
 
     def _locate(self, error: ErrorDetails) -> tuple[str, str]:
         """Return the table of a union in which an error is, or "", and its dotted key."""
