@@ -16,15 +16,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn_search.api import run
+    from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
     from rnn_search.study import Effects, Study, Trial, load
 
 __version__ = "0.1.0"
 
-__all__ = ["Effects", "Study", "Trial", "load", "run"]
+_MODULES = {
+    "api": ("run",),
+    "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
+    "study": ("Effects", "Study", "Trial", "load"),
+}
+"""Names of each module that the package exports."""
+
+__all__ = [
+    "Effects",
+    "RNNError",
+    "ReportError",
+    "SearchError",
+    "StudiesError",
+    "Study",
+    "Trial",
+    "load",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is used first: PyTorch and pandas take seconds."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'api' if name == 'run' else 'study'}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the names that are imported when they are used, too."""
+    return sorted({*globals(), *__all__})

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 
 from reports.dashboard import launcher
-from rnn_search.study import Study, artifacts_or_default, load, storage_or_default
+from rnn_search.study import (
+    Study,
+    artifacts_or_default,
+    load,
+    require_integer,
+    storage_or_default,
+)
 from search.errors import SearchFailedError
 from search.run import RunResult, run_workers
 from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker
-from search.worker.shutdown import parse_duration
+from search.worker.shutdown import MAX_SECONDS, parse_duration
 from studies.errors import ConfigError
+from studies.files import MAX_DEPTH
 from studies.text import shorten
 
 
@@ -59,19 +66,21 @@ def run(
     Args:
         study: name of a study file in ``studies/``, path of a study file, name of a stored study,
             or the settings themselves, as a study file contains them, for which ``name`` is
-            required.
+            required. Paths of cells in a study file are relative to the file, those in settings to
+            the working directory.
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         name: name of the study; by default that of its file.
         overrides: settings by dotted key, as in ``{"training.steps": 500}``.
         workers: number of worker processes; 1 trains in this process.
-        threads: CPU threads per worker; by default a share of this machine's cores.
+        threads: CPU threads per worker, 1 to 1024; by default a share of this machine's cores.
         lockstep: maximum number of networks that a worker trains in lockstep; None to choose it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         precision: precision of matrix products; fixed when the study is created.
         corpus: ``stdlib``, ``enwik8`` or a file, instead of the study file's corpus.
         prune: whether to prune trials that are unlikely to finish among the best.
-        extend: whether to add the trials of values that were added to the search space.
+        extend: whether to add the trials of values that were added to the search space, and to
+            train complete trials for more steps if ``training.steps`` is larger.
         partial: whether to derive from a source study that is not finished.
         yes: whether to create more than 20,000 trials, which are refused otherwise.
         wait: whether to wait for trials that other workers still run.
@@ -95,6 +104,12 @@ def run(
         OSError, sqlalchemy.exc.SQLAlchemyError: if a disk or a database fails; recorded results are
             kept.
     """
+    _check_arguments(study, name, overrides)
+    require_integer("workers", workers)
+    if threads is not None:
+        require_integer("threads", threads, 1, 1024)
+    if lockstep is not None:
+        require_integer("lockstep", lockstep)
     settings = None
     if isinstance(study, Mapping):
         if name is None:
@@ -106,9 +121,9 @@ def run(
         name,
         None if corpus is None else str(corpus),
         tuple(f"{key}={_to_toml(key, value)}" for key, value in (overrides or {}).items()),
-        _require_positive("workers", workers),
-        threads and _require_positive("threads", threads),
-        lockstep and _require_positive("lockstep", lockstep),
+        workers,
+        threads,
+        lockstep,
         device,
         precision,
         prune,
@@ -119,6 +134,7 @@ def run(
         artifacts_or_default(artifacts),
         _parse_until(until),
         settings=settings,
+        is_command=False,
     )
     result = run_search_and_report(options, report)
     if result.signal is not None:
@@ -159,40 +175,63 @@ def run_search_and_report(
     return result
 
 
-def _require_positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}: expected an integer of 1 or more")
-    return value
+def _check_arguments(study: object, name: object, overrides: object) -> None:
+    if not isinstance(study, str | Path | Mapping):
+        raise ConfigError(
+            f"study is {shorten(repr(study))}: expected a name, a path or a dict of settings"
+        )
+    if name is not None and not (isinstance(name, str) and name):
+        raise ConfigError(f"name is {shorten(repr(name))}: expected a text that is not empty")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides is {shorten(repr(overrides))}: expected a dict such as "
+            "{'training.steps': 500}"
+        )
 
 
 def _parse_until(until: str | float | None) -> float | None:
-    try:
-        seconds = parse_duration(until) if isinstance(until, str) else until
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"duration {seconds} is not positive")
-    except ValueError as error:
-        raise ConfigError(
-            f"until: {error}: expected seconds, or a duration such as 45m, 3h or 1h30m"
-        ) from error
-    return seconds
+    expected = "expected seconds, or a duration such as 45m, 3h or 1h30m"
+    if until is None:
+        return None
+    if isinstance(until, str):
+        try:
+            return parse_duration(until)
+        except ValueError as error:
+            raise ConfigError(f"until: {error}: {expected}") from error
+    is_number = isinstance(until, int | float) and not isinstance(until, bool)
+    if not (is_number and 0 < until <= MAX_SECONDS):
+        raise ConfigError(f"until is {shorten(repr(until))}: {expected}, at most ten years")
+    return until
 
 
-def _to_plain(key: str, value: Any) -> Any:
+def _to_plain(key: str, value: Any, depth: int = 0) -> Any:
     """Convert a setting to the types that TOML has; tuples, arrays and NumPy's numbers included.
 
     Raises:
-        ConfigError: if it is of another type.
+        ConfigError: if it is of another type, or nested too deeply, as one that contains itself.
     """
+    if depth > MAX_DEPTH:
+        raise ConfigError(
+            f"{shorten(key)} is nested too deeply: expected at most {MAX_DEPTH} nested dicts and "
+            "lists"
+        )
     if isinstance(value, Mapping):
-        return {str(name): _to_plain(f"{key}.{name}", each) for name, each in value.items()}
+        return {
+            str(name): _to_plain(f"{key}.{name}", each, depth + 1) for name, each in value.items()
+        }
     if isinstance(value, np.ndarray | np.generic):
-        return _to_plain(key, value.tolist())
+        return _to_plain(key, value.tolist(), depth)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_to_plain(key, each) for each in value]
+        return [_to_plain(key, each, depth + 1) for each in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, type):
+        raise ConfigError(
+            f"{key} has the class {value.__name__}: write it to a file and name it as "
+            f"'path/to/file.py:{value.__name__}'"
+        )
     raise ConfigError(
         f"{key} is {shorten(repr(value))}: expected a number, a text, a bool, a list or a dict"
     )

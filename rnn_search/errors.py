@@ -1,7 +1,44 @@
-"""Errors that the commands of this package report as one line."""
+"""Errors of the API; the commands report them as one line."""
 
 from reports.errors import ReportError
-from search.errors import USER_ERRORS as SEARCH_ERRORS
+from rnn.errors import RNNError
+from search.errors import (
+    ExportError,
+    SearchError,
+    SearchFailedError,
+    TrialNotFoundError,
+    UnfinishedSourceError,
+    WeightsNotFoundError,
+)
+from studies.errors import (
+    ConfigError,
+    ConfigMismatchError,
+    StorageError,
+    StorageNotFoundError,
+    StorageUnavailableError,
+    StudiesError,
+    StudyFormatError,
+    StudyNotFoundError,
+)
 
-USER_ERRORS = (*SEARCH_ERRORS, ReportError)
-"""Errors that are reported to the user as one line."""
+__all__ = [
+    "ConfigError",
+    "ConfigMismatchError",
+    "ExportError",
+    "RNNError",
+    "ReportError",
+    "SearchError",
+    "SearchFailedError",
+    "StorageError",
+    "StorageNotFoundError",
+    "StorageUnavailableError",
+    "StudiesError",
+    "StudyFormatError",
+    "StudyNotFoundError",
+    "TrialNotFoundError",
+    "UnfinishedSourceError",
+    "WeightsNotFoundError",
+]
+
+USER_ERRORS = (StudiesError, RNNError, SearchError, ReportError)
+"""Base classes of all errors that are reported to the user as one line."""

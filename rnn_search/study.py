@@ -12,12 +12,15 @@ from optuna import Study as OptunaStudy
 from search.errors import TrialNotFoundError
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig, to_trial_config
+from studies.errors import ConfigError
 from studies.loader import read_study_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, best_trial_id, count_trials
+from studies.storage.engine import parse_url
 from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -37,17 +40,23 @@ def load(name: str, *, storage: str | None = None, artifacts: str | Path | None 
         storage: URL of the storage; by default ``$RNN_SEARCH_STORAGE``, or
             ``sqlite:///studies/studies.db`` in the working directory.
         artifacts: folder or ``s3://BUCKET`` of its weights; by default ``$RNN_SEARCH_ARTIFACTS``,
-            or next to the storage.
+            or next to the storage. Relative paths are those of the working directory at this call.
 
     Raises:
+        ConfigError: if the name is not a text.
         StorageError: if the storage does not exist or cannot be opened.
         StudyNotFoundError: if it has no such study.
         StudyFormatError: if another program, or another version of this one, stored the study.
     """
-    url = storage_or_default(storage)
-    with closing(read_storage(url)) as opened:
-        config = read_study_record(load_study(opened, name)).config
-    return Study(name, config, url, artifacts_or_default(artifacts))
+    if not isinstance(name, str):
+        raise ConfigError(f"name is {shorten(repr(name))}: expected the name of a stored study")
+    study = Study(
+        name,
+        _to_absolute_url(storage_or_default(storage)),
+        _to_absolute_path(artifacts_or_default(artifacts)),
+    )
+    _ = study.config  # reports a study that is missing or cannot be read
+    return study
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,19 @@ class Study:
 
     Attributes:
         name: name of the study.
-        config: its settings when it was opened.
-        storage: URL of the storage.
-        artifacts: location of the artifacts; None for the default.
+        storage: URL of the storage; the path of an SQLite file is absolute.
+        artifacts: location of the artifacts, a folder with its absolute path; None for the default.
     """
 
     name: str
-    config: StudyConfig = field(repr=False)
     storage: str = field(repr=False)
     artifacts: str | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> StudyConfig:
+        """Settings of the study; ``extend`` changes them."""
+        with self._open() as (_, study):
+            return read_study_record(study).config
 
     @property
     def results(self) -> "pd.DataFrame":
@@ -111,7 +124,7 @@ class Study:
             if trial_id is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
             (row,) = read_trials(storage, study._study_id, [trial_id])
-        return self._trial(row)
+            return self._trial(row, read_study_record(study).config)
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
@@ -121,9 +134,9 @@ class Study:
         """
         with self._open() as (storage, study):
             rows = read_trials(storage, study._study_id)
-        for row in rows:
-            if row.number == number:
-                return self._trial(row)
+            for row in rows:
+                if row.number == number:
+                    return self._trial(row, read_study_record(study).config)
         raise TrialNotFoundError(
             f"trial {number} not found in study {self.name!r}, which has {len(rows):,} trials"
         )
@@ -154,9 +167,13 @@ class Study:
             The path of the file.
 
         Raises:
+            ConfigError: if ``others`` is a single text.
             ReportError: if no trial is complete, or the file cannot be written or replaced.
         """
         from reports.page.page import write_report
+
+        if isinstance(others, str):
+            raise ConfigError(f"others is {shorten(repr(others))}: expected a list of names")
 
         names = [self.name, *others]
         return write_report(self.storage, names, None if path is None else Path(path)).path
@@ -179,8 +196,8 @@ class Study:
                 storage, self.name, None if with_curves else (), False, require_complete
             )
 
-    def _trial(self, row: TrialRow) -> "Trial":
-        label = to_trial_config(row.params, self.config).label
+    def _trial(self, row: TrialRow, config: StudyConfig) -> "Trial":
+        label = to_trial_config(row.params, config).label
         return Trial(self, row.number, row.params, row.value, label)
 
 
@@ -200,7 +217,7 @@ class Trial:
 
     study: Study = field(repr=False)
     number: int
-    params: Params
+    params: Params = field(hash=False)
     value: float | None
     label: str
 
@@ -238,13 +255,22 @@ class Trial:
             seed: seed of the sampling.
 
         Raises:
-            ValueError: if a number is out of range.
+            ConfigError: if a number has another type or is out of range.
             WeightsNotFoundError: if its weights are not stored.
             SavedModelError, TokenizerError, ArtifactsError: if they cannot be read.
         """
         from search.load_model import load_trial_model
         from search.sample import sample_text
 
+        require_integer("length", length)
+        require_integer("seed", seed, 0, 2**32 - 1)
+        if top_k is not None:
+            require_integer("top_k", top_k)
+        is_number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+        if not (is_number and temperature >= 0):
+            raise ConfigError(
+                f"temperature is {shorten(repr(temperature))}: expected a number of 0 or more"
+            )
         model = load_trial_model(*self._place).model
         return sample_text(model, os.fsencode(prompt), length, temperature, top_k, seed)
 
@@ -274,9 +300,9 @@ class Trial:
         return self.study.name, self.number, self.study.storage, self.study.artifacts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Effects:
-    """Main effects of the parameters of a study.
+    """Main effects of the parameters of a study; printed as their table.
 
     Attributes:
         effects: the effects, with their contrasts.
@@ -292,8 +318,9 @@ class Effects:
 
         Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
         ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval, the
-        number of ``pairs``, and whether it is ``significant``. A cell with switches or options is
-        compared at the best of them (``docs/statistics.md``).
+        number of ``pairs``, and whether it is ``significant``: its interval excludes zero and rests
+        on at least 8 pairs. A cell with switches or options is compared at the best of them
+        (``docs/statistics.md``).
         """
         import pandas as pd
 
@@ -321,6 +348,10 @@ class Effects:
 
         return plot_effects(self.effects, self.unit)
 
+    def __repr__(self) -> str:
+        shown = self.table.round({"effect": 4, "low": 4, "high": 4})
+        return shown.to_string(index=False)
+
     def _repr_html_(self) -> str:
         return self.table.to_html()
 
@@ -333,3 +364,29 @@ def storage_or_default(storage: str | None) -> str:
 def artifacts_or_default(artifacts: str | Path | None) -> str | None:
     """Return a location of artifacts, or the one that the command line uses."""
     return str(artifacts) if artifacts else os.environ.get(ARTIFACTS_VARIABLE) or None
+
+
+def require_integer(name: str, value: object, low: int = 1, high: int | None = None) -> None:
+    """Check an argument.
+
+    Raises:
+        ConfigError: if it is not an integer from ``low`` to ``high``.
+    """
+    if type(value) is not int or value < low or (high is not None and value > high):
+        bounds = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} is {shorten(repr(value))}: expected an integer {bounds}")
+
+
+def _to_absolute_url(storage: str) -> str:
+    """Return the URL of a storage with the absolute path of its SQLite file."""
+    url = parse_url(storage)
+    if url.get_backend_name() != "sqlite":
+        return storage
+    path = Path(str(url.database)).absolute()
+    return url.set(database=str(path)).render_as_string(hide_password=False)
+
+
+def _to_absolute_path(artifacts: str | None) -> str | None:
+    """Return a location of artifacts with the absolute path of a folder."""
+    is_folder = artifacts is not None and "://" not in artifacts
+    return str(Path(artifacts).absolute()) if artifacts and is_folder else artifacts

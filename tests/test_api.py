@@ -17,7 +17,9 @@ from process_runner import wait_until_running
 
 import rnn_search
 from reports.errors import ReportError
+from rnn_search import errors
 from rnn_search.api import _to_toml
+from rnn_search.errors import USER_ERRORS
 from search.errors import (
     ExportError,
     SearchFailedError,
@@ -48,6 +50,9 @@ SETTINGS = {
     "keep_weights": 1,
 }
 """Settings of a study of four trials, which takes a second."""
+
+CIRCULAR: dict[str, object] = {}
+CIRCULAR["space"] = [CIRCULAR]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,10 @@ def test_effects_are_those_of_matched_pairs(study):
     (trace,) = effects.plot().data
     assert sorted(trace.x) == pytest.approx(sorted(table["effect"]))
     assert "<table" in effects._repr_html_()
+    shown = str(effects)
+    assert shown.splitlines()[0].split() == list(effects.table.columns)
+    assert "..." not in shown
+    assert not table["significant"].any()  # two pairs are too few
 
 
 def test_trained_network_is_a_module_that_writes_the_sample(study):
@@ -124,6 +133,64 @@ def test_trial_is_sampled_and_exported_as_by_the_commands(study, run, tmp_path):
         study.best.export(tmp_path / "b")
 
 
+def test_studies_trials_and_effects_are_keys(study):
+    best, effects = study.best, study.effects()
+    found = {study: 1, best: 2, effects: 3}
+    assert found[rnn_search.load("mine", storage=study.storage)] == 1
+    assert found[study.trial(best.number)] == 2
+    assert found[effects] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"length": 2.5}, "length is 2.5: expected an integer of 1 or more"),
+        ({"length": 0}, "length is 0"),
+        ({"top_k": "3"}, "top_k is '3'"),
+        ({"seed": 2**32}, "seed is 4294967296: expected an integer from 0 to 4294967295"),
+        ({"seed": None}, "seed is None"),
+        ({"temperature": -1}, "temperature is -1: expected a number of 0 or more"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+    ],
+)
+def test_bad_number_of_a_sample_is_an_error(study, given, message):
+    with pytest.raises(ConfigError, match=message):
+        study.best.sample("The ", **given)
+
+
+def test_report_refuses_a_text_as_a_list_and_a_path_that_is_taken(study, tmp_path):
+    with pytest.raises(ConfigError, match="others is 'mine': expected a list of names"):
+        study.report(tmp_path / "page.html", others="mine")
+    (tmp_path / "taken.html").write_text("notes")
+    with pytest.raises(ReportError, match="is not a report; choose another path"):
+        study.report(tmp_path / "taken.html")
+
+
+def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    places = {"storage": "sqlite:///studies.db", "corpus": text.absolute(), "artifacts": "files"}
+    monkeypatch.chdir(tmp_path / "a")
+    study = rnn_search.run(SETTINGS, name="mine", **places)
+    expected = study.best.sample("The ")
+    monkeypatch.chdir(tmp_path / "b")
+    rnn_search.run(SETTINGS, name="mine", until=1e-6, **places)  # without a complete trial
+    assert study.counts.complete == 4
+    assert study.best.sample("The ") == expected
+
+
+def test_study_that_was_open_shows_an_extension(empty):
+    space = {"cell": ["gru"], "layers": [1], "state_size": [3]}
+    study = rnn_search.run(SETTINGS | {"space": space}, name="wider", **empty)
+    space |= {"cell": ["gru", f"{ROOT}/examples/cells/min_gru.py:MinGRU"]}
+    settings = SETTINGS | {"space": space | {"candidate_tanh": [False, True]}}
+    extended = rnn_search.run(settings, name="wider", extend=True, **empty)
+    added = [study.trial(number) for number in (1, 2)]
+    assert {trial.params["cell"] for trial in added} == {"MinGRU"}
+    assert study.best == extended.best
+    assert study.config == extended.config
+
+
 def test_what_is_missing_is_named(study, place, tmp_path):
     with pytest.raises(TrialNotFoundError, match="trial 9 not found in study 'mine', which has 4"):
         study.trial(9)
@@ -134,12 +201,15 @@ def test_what_is_missing_is_named(study, place, tmp_path):
         rnn_search.load("other", storage=place["storage"])
     with pytest.raises(StorageNotFoundError, match="run a search first"):
         rnn_search.load("mine", storage=f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(ConfigError, match="name is None: expected the name of a stored study"):
+        rnn_search.load(None)
 
 
 def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, run, monkeypatch):
     words = ("mine", "--storage", study.storage)
     assert run("run_search.py", *words, report=False).returncode == 0
     again = rnn_search.run(SETTINGS, name="mine", **place)
+    assert again.config == study.config
     assert again == study == rnn_search.load("mine", storage=study.storage)
     monkeypatch.setenv("RNN_SEARCH_STORAGE", study.storage)
     assert rnn_search.load("mine") == study
@@ -155,8 +225,10 @@ def test_recorded_call_creates_the_same_study(empty):
     call = SimpleNamespace(run=lambda *settings, **options: calls.append((settings, options)))
     eval(command, {"rnn_search": call})
     (((settings,), options),) = calls
+    before = study.config
     again = rnn_search.run(settings, storage=empty["storage"], until=1e-6, **options)
     assert again == study
+    assert again.config == before
     assert study.config.training.steps == 6
     assert study.config.pruning.enabled
 
@@ -178,14 +250,32 @@ def test_unfinished_study_is_shown(empty):
         ({"workers": 0}, "workers is 0: expected an integer of 1 or more"),
         ({"workers": 1.5}, "workers is 1.5: expected an integer of 1 or more"),
         ({"workers": "2"}, "workers is '2': expected an integer of 1 or more"),
-        ({"until": -1}, "until: duration -1 is not positive: expected seconds"),
+        ({"workers": True}, "workers is True: expected an integer of 1 or more"),
+        ({"until": -1}, "until is -1: expected seconds, or a duration"),
+        ({"until": True}, "until is True: expected seconds"),
+        ({"until": [60]}, r"until is \[60\]: expected seconds"),
+        ({"until": 1e300}, r"until is 1e\+300: expected seconds, .* at most ten years"),
         ({"threads": -1}, "threads is -1"),
+        ({"threads": 0}, "threads is 0: expected an integer from 1 to 1024"),
+        ({"threads": True}, "threads is True"),
+        ({"threads": 20_000}, "threads is 20000"),
         ({"lockstep": -1}, "lockstep is -1"),
+        ({"lockstep": 0}, "lockstep is 0: expected an integer of 1 or more"),
+        ({"lockstep": True}, "lockstep is True"),
+        ({"name": ""}, "name is '': expected a text that is not empty"),
+        ({"name": " "}, "study name ' ' is blank"),
+        ({"name": 5}, "name is 5"),
+        ({"study": "quick", "name": ""}, "name is ''"),
+        ({"study": None}, "study is None: expected a name, a path or a dict"),
+        ({"overrides": ["training.steps=4"]}, "overrides is .*: expected a dict such as"),
+        ({"study": SETTINGS | {"space": CIRCULAR}}, r"settings.space\..* is nested too deeply"),
+        ({"study": SETTINGS | {"space": {"cell": [object]}}}, "'path/to/file.py:object'"),
         ({"until": "soon"}, "until: invalid duration 'soon': expected seconds, or a duration"),
         ({"overrides": {"training.stepz": 1}}, "unknown key training.stepz"),
         ({"overrides": {"training.steps": object()}}, "training.steps is <object"),
-        ({"overrides": {"training.steps": "4"}}, "training.steps is '4'"),
-        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"overrides": {"training.steps": "4"}}, "^training.steps is '4'"),
+        ({"study": "quick", "overrides": {"training.steps": "4"}}, "^training.steps is '4'"),
+        ({"precision": "fp8"}, "^precision is 'fp8'"),
         ({"study": SETTINGS | {"spaces": 1}}, "settings: unknown key spaces"),
         ({"study": SETTINGS | {"seed": None}}, "settings.seed is None: expected a number"),
     ],
@@ -296,11 +386,18 @@ def test_search_runs_in_a_thread_and_leaves_the_process_as_it_was(empty):
     assert signal.getsignal(signal.SIGINT) == handler
 
 
+def test_base_errors_are_names_of_the_package():
+    bases = {rnn_search.StudiesError, rnn_search.RNNError, rnn_search.SearchError}
+    assert {*bases, rnn_search.ReportError} == set(USER_ERRORS)
+    assert all(issubclass(getattr(errors, name), USER_ERRORS) for name in errors.__all__)
+
+
 def test_package_is_imported_without_slow_libraries():
     code = """if True:
         import sys, rnn_search, rnn_search.console
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
-        assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial"}
+        assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
+        assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
         assert all(map(lambda name: getattr(rnn_search, name), rnn_search.__all__))
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
