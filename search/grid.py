@@ -12,12 +12,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
 from studies.attributes import COMMANDS, CONFIG
+from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.loader import read_study_record
 from studies.space import Params, distributions, param_order
-from studies.storage.create_study import PlannedTrial, extend_study
+from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
 from studies.storage.earlier_ends import NewEnd
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
@@ -204,11 +205,14 @@ def extend_grid(
 ) -> StudyConfig | None:
     """Add the trials that an extended search space has in addition to the study's.
 
+    Its descriptive settings replace the study's. Where nothing else changes, workers may hold
+    trials, and the command is not recorded: the study has the same trials.
+
     Args:
         study: study to extend.
         storage: storage that holds it.
         stored: its stored config.
-        extended: config with the extended space.
+        extended: config with the extended space and the descriptive settings.
         command: command line to record.
         new_end: more steps of all trials; None for the same.
 
@@ -220,16 +224,23 @@ def extend_grid(
         StudiesError: if the study cannot be extended now.
     """
     added = _plan_added(study.study_name, stored, extended)
-    cells = stored.cells | extended.cells
-    update: dict[str, Any] = {"space": extended.space, "cells": cells}
+    changed = list_descriptive_changes(stored, extended)
+    update: dict[str, Any] = {name: getattr(extended, name) for name in changed}
+    is_larger = new_end is not None or extended.space != stored.space
+    if not (is_larger or update):  # extended before, by an attempt whose answer was lost
+        return stored
+    if is_larger:
+        update |= {"space": extended.space, "cells": stored.cells | extended.cells}
     if new_end is not None:
         update["training"] = stored.training.model_copy(update={"steps": new_end.steps})
-    elif extended.space == stored.space:  # extended before, by an attempt whose answer was lost
-        return stored
     raw = study.user_attrs[CONFIG]  # perhaps stored by an earlier version
     if StudyConfig.model_validate(raw) != stored:
         return None
     config = stored.model_copy(update=update)
+    if not is_larger:
+        written = {CONFIG: config.model_dump(mode="json")}
+        is_done = replace_attributes(storage, study._study_id, {CONFIG: raw}, written)
+        return config if is_done else None
     grid = config.grid
     is_done = extend_study(
         storage,

@@ -33,8 +33,8 @@ class StudyOptions:
         corpus: corpus to use instead of the config's.
         precision: precision to use instead of the config's.
         prune: prune trials that are unlikely to finish among the best.
-        extend: add the trials of values that were added to the search space, and train complete
-            trials for more steps.
+        extend: add the trials of values that were added to the search space, train complete trials
+            for more steps, and store changed descriptive settings.
         partial: derive from a source study that is not finished.
         confirmed: create any number of trials.
         command: command line to record with a study that is created or extended.

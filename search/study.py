@@ -23,7 +23,7 @@ from search.study_corpus import check_length, load_study_corpus, read_token_corp
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
 from studies.attributes import StudyRecord
-from studies.compatibility import PER_WORKER, diff_configs
+from studies.compatibility import PER_WORKER, diff_configs, list_descriptive_changes
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
@@ -33,6 +33,7 @@ from studies.storage.open import list_study_names, load_study, open_storage, rea
 from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.text import shorten
 
 MAX_NAME_LENGTH = 200
 
@@ -198,13 +199,14 @@ def _join_study(
     _check_compatible(
         others if options.extend or is_outdated else differences, name, stored, config
     )
-    if is_outdated:
-        return stored, _describe_outdated(name, stored, config)
+    notices = [_describe_outdated(name, stored, config)] if is_outdated else []
+    changed = list_descriptive_changes(stored, config)
     if not options.extend:
-        return stored, ""
+        notices += [_describe_kept(name, stored, changed)] if changed else []
+        return stored, "; ".join(notices)
     store = open_store(options.artifacts, url, "checkpoints", read_only=True)
     new_end = plan_new_end(name, record, config, options.command, store)
-    if stored.space is None and new_end is None and not record.earlier_ends:
+    if stored.space is None and not (new_end or changed or record.earlier_ends):
         raise _no_space_error(name)
     if len(record.commands) > 1 and _has_earlier_grid(stored, config):
         config = config.model_copy(update={"space": stored.space, "cells": stored.cells})
@@ -219,10 +221,14 @@ def _join_study(
     extended = extend_grid(study, storage, stored, config, options.command, new_end)
     if extended is None:
         return None
-    notices = [describe_trials("extended", count, extended, device)] if count else []
     if new_end is not None:
         earlier_end = read_study_record(study).earlier_ends[-1]
-        notices.insert(0, describe_new_end(earlier_end, new_end))
+        notices.append(describe_new_end(earlier_end, new_end))
+    if count:
+        notices.append(describe_trials("extended", count, extended, device))
+    for setting in changed:
+        before, now = _format_setting(stored, setting), _format_setting(extended, setting)
+        notices.append(f"changed {setting} from {before} to {now}")
     return extended, "; ".join(notices)
 
 
@@ -234,6 +240,19 @@ def _describe_outdated(name: str, stored: StudyConfig, config: StudyConfig) -> s
     if config.training.steps != stored.training.steps:
         used.append(f"{stored.training.steps:,} steps")
     return f"study {name!r} was extended: using its stored {' and '.join(used)}"
+
+
+def _describe_kept(name: str, stored: StudyConfig, changed: Sequence[str]) -> str:
+    """Return a notice on descriptive settings that a worker states otherwise than its study."""
+    kept = [f"{setting} = {_format_setting(stored, setting)}" for setting in changed]
+    it = "it" if len(kept) == 1 else "them"
+    return f"study {name!r} keeps its {' and '.join(kept)}: --extend changes {it}"
+
+
+def _format_setting(config: StudyConfig, setting: str) -> str:
+    """Format the value of a setting for a notice."""
+    value = getattr(config, setting)
+    return "none" if value is None else shorten(repr(value))
 
 
 def _no_space_error(name: str) -> ConfigMismatchError:

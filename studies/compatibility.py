@@ -10,7 +10,10 @@ from studies.config import StudyConfig
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
 """Settings that each worker chooses independently."""
 
-_IGNORED = {"question", "report_threshold", "corpus", "nuisance", *PER_WORKER}
+DESCRIPTIVE = ("question", "report_threshold", "nuisance")
+"""Settings that describe what is asked and affect no result; an extension can change them."""
+
+_IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}
 """Settings that do not affect results; the corpus is compared by its hash."""
 
 
@@ -33,6 +36,11 @@ def diff_configs(
         for key in sorted(expected.keys() | actual.keys())
         if expected.get(key) != actual.get(key)
     ]
+
+
+def list_descriptive_changes(stored: StudyConfig, local: StudyConfig) -> list[str]:
+    """List the descriptive settings that a worker's config states otherwise than its study's."""
+    return [name for name in DESCRIPTIVE if getattr(stored, name) != getattr(local, name)]
 
 
 def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:

@@ -355,6 +355,50 @@ def test_extension_runs_the_new_trials_only(search, sqlite_url, tmp_path):
     assert len(optuna.load_study(study_name="quick", storage=sqlite_url).trials) == 4
 
 
+def test_nuisance_is_kept_until_it_is_extended(search, run, sqlite_url):
+    grid = ("--set=space.layers=[1, 2]", "--set=space.training.learning_rate=[0.1, 0.2]")
+    assert search(*grid).returncode == 0
+    study = optuna.load_study(study_name="quick", storage=sqlite_url)
+    attributes, trials = study.user_attrs, study.trials
+    rates = "--set=nuisance=['learning_rate']"
+    line = "study 'quick' keeps its nuisance = []: --extend changes it"
+    done = search(*grid, rates)
+    assert (done.returncode, done.stdout.splitlines().count(line)) == (0, 1), done.stderr
+    for names, message in (
+        (
+            "'state_size'",
+            "'state_size', which does not vary: expected one of layers, learning_rate",
+        ),
+        ("'layers', 'learning_rate'", "every parameter that varies"),
+    ):
+        done = search(*grid, f"--set=nuisance=[{names}]", "--extend")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
+    assert study.user_attrs == attributes
+    done = search(*grid, rates, "--extend")
+    assert done.returncode == 0, done.stderr
+    assert "changed nuisance from [] to ['learning_rate']\n" in done.stdout
+    changed = attributes["config"] | {"nuisance": ["learning_rate"]}
+    assert study.user_attrs == attributes | {"config": changed}
+    assert study.trials == trials
+    assert "keeps its" not in search(*grid, rates).stdout
+    line = "study 'quick' keeps its nuisance = ['learning_rate']: --extend changes it\n"
+    assert line in search(*grid).stdout
+
+    # A derived study can be changed as well, although it has no space to extend.
+    derive = ("refine.py", "quick-refined", "--storage", sqlite_url, *TINY)
+    derive += ("--set=refinement.top=1", "--set=refinement.variants=[{}]")
+    assert run(*derive).returncode == 0
+    done = run(*derive, "--set=question='Why?'")
+    assert re.search("study 'quick-refined' keeps its question = '.*': --extend", done.stdout)
+    done = run(*derive, "--extend")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = run(*derive, "--set=question='Why?'", "--extend")
+    assert "changed question from" in done.stdout
+    derived = optuna.load_study(study_name="quick-refined", storage=sqlite_url)
+    assert derived.user_attrs["config"]["question"] == "Why?"
+
+
 WIDE = tuple(f"space.{name}=[false, true]" for name in GATED_PARAMS[:5])
 WIDE += ("space.state_source=['new', 'old', 'both']", f"space.layers={[*range(1, 101)]}")
 MANY = (*WIDE, "space.state_size=[4, 5, 6]")

@@ -118,14 +118,7 @@ def extend_study(
             the old end, paused; if complete trials cannot continue.
     """
     with storage.transaction() as connection:
-        connection.execute(
-            sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update()
-        )
-        keys = [*expected, EARLIER_ENDS]
-        query = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
-            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(keys)
-        )
-        stored = {key: json.loads(value) for key, value in connection.execute(query)}
+        stored = _lock_attributes(connection, study_id, [*expected, EARLIER_ENDS])
         if {key: stored.get(key) for key in expected} != expected:
             return False
         written = dict(attributes)
@@ -144,16 +137,54 @@ def extend_study(
                 .where(TRIAL_PARAMS.c.param_name == name, TRIAL_PARAMS.c.trial_id.in_(trial_ids))
                 .values(distribution_json=distribution_to_json(distribution))
             )
-        connection.execute(
-            sa.delete(STUDY_USER_ATTRS).where(
-                STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(written)
-            )
-        )
-        rows = [attr_row("study_id", study_id, *item) for item in written.items()]
-        insert(connection, STUDY_USER_ATTRS, rows)
+        _write_attributes(connection, study_id, written)
         _insert_trials(connection, study_id, distributions, trials)
     merge_log(storage)
     return True
+
+
+def replace_attributes(
+    storage: LeasedRDBStorage,
+    study_id: int,
+    expected: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> bool:
+    """Replace user attributes of a study in one transaction, also while workers hold its trials.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        expected: expected values of the user attributes that the new ones depend on.
+        attributes: user attributes to replace.
+
+    Returns:
+        False, without any change, if the expected attributes have changed.
+    """
+    with storage.transaction() as connection:
+        if _lock_attributes(connection, study_id, list(expected)) != expected:
+            return False
+        _write_attributes(connection, study_id, attributes)
+    return True
+
+
+def _lock_attributes(connection: Connection, study_id: int, keys: Sequence[str]) -> dict[str, Any]:
+    """Lock a study for the rest of the transaction; return those of some user attributes it has."""
+    connection.execute(sa.select(STUDIES).where(STUDIES.c.study_id == study_id).with_for_update())
+    query = sa.select(STUDY_USER_ATTRS.c.key, STUDY_USER_ATTRS.c.value_json).where(
+        STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(keys)
+    )
+    return {key: json.loads(value) for key, value in connection.execute(query)}
+
+
+def _write_attributes(connection: Connection, study_id: int, attributes: Mapping[str, Any]) -> None:
+    """Write user attributes of a study in place of those of the same keys."""
+    connection.execute(
+        sa.delete(STUDY_USER_ATTRS).where(
+            STUDY_USER_ATTRS.c.study_id == study_id, STUDY_USER_ATTRS.c.key.in_(attributes)
+        )
+    )
+    rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
+    insert(connection, STUDY_USER_ATTRS, rows)
 
 
 def _require_extensible(connection: Connection, study_id: int, new_end: NewEnd | None) -> None:

@@ -20,6 +20,7 @@ from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
 from studies.attributes import Failure
+from studies.compatibility import DESCRIPTIVE
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
 from studies.loader import load_config_file, read_study_record
 
@@ -211,6 +212,87 @@ def test_average_of_the_old_end_is_dropped_unless_it_begins_at_the_same_step():
     assert continue_to(26, 0.9).average is average  # from step 3 on at both ends
     with pytest.raises(CheckpointError, match="weights are averaged from step 24 on"):
         continue_to(26, 0.1)
+
+
+# ------------------------------------------------------------------ settings that describe a study
+
+DESCRIBED = [*FOUR, "nuisance=['state_size']", "question='Q?'", "report_threshold=2.0"]
+
+
+def dump_without_config(url):
+    """Return the rows of the study, less its config, and the config less its descriptive settings.
+
+    Extensions write the row of the config anew.
+    """
+    tables = dump(url)
+    tables["study_user_attributes"] = [
+        row[1:] for row in tables["study_user_attributes"] if "config" not in row
+    ]
+    config = optuna.load_study(study_name="quick", storage=url).user_attrs["config"]
+    return tables, {key: config[key] for key in config.keys() - set(DESCRIPTIVE)}
+
+
+@pytest.mark.parametrize("prepare", [prune, pause, hold], ids=lambda each: each.__name__)
+def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
+    sqlite_url, text, prepare
+):
+    prepare(join(sqlite_url, text, command="first"))
+    before = dump_without_config(sqlite_url)
+    extended = join(sqlite_url, text, DESCRIBED, extend=True, command="second")
+    config = extended.config
+    assert (config.nuisance, config.question, config.report_threshold) == (["state_size"], "Q?", 2)
+    assert read_study_record(extended.study).config.nuisance == ["state_size"]
+    assert dump_without_config(sqlite_url) == before
+    assert "; changed report_threshold from 2.33 to 2.0; " in extended.notice
+    # In one transaction with new trials: both or neither.
+    with pytest.raises(StudiesError):
+        join(sqlite_url, text, [*FOUR, "training.steps=8"], extend=True)
+    assert read_study_record(extended.study).config.nuisance == ["state_size"]
+
+
+def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sqlite_url, text):
+    finish(join(sqlite_url, text), 4)
+    longer = join(sqlite_url, text, [*DESCRIBED, "training.steps=8"], extend=True)
+    stored = read_study_record(longer.study).config
+    assert (stored.training.steps, stored.nuisance) == (8, ["state_size"])
+    earlier = join(sqlite_url, text)
+    assert earlier.notice.startswith(
+        "study 'quick' was extended: using its stored 8 steps; study 'quick' keeps its question = "
+        "'Q?' and report_threshold = 2.0 and nuisance = ['state_size']: --extend changes them"
+    )
+    assert read_study_record(earlier.study).config == stored
+    earlier = join(sqlite_url, text, [*FOUR, "question='Q?'"], extend=True)
+    assert earlier.notice == (
+        "study 'quick' was extended: using its stored 8 steps; changed report_threshold from 2.0 "
+        "to 2.33; changed nuisance from ['state_size'] to []"
+    )
+    file = load_config_file("quick", [*FOUR, "question='Q?'"])
+    del file.settings["report_threshold"]
+    options = StudyOptions(corpus=str(text), extend=True)
+    earlier = create_or_join(file, sqlite_url, options)
+    assert earlier.notice.endswith("; changed report_threshold from 2.33 to none")
+    changed = stored.model_copy(update={"nuisance": [], "report_threshold": None})
+    assert read_study_record(earlier.study).config == changed
+
+
+def test_concurrent_change_of_descriptive_settings_is_applied_to_what_is_stored(
+    sqlite_url, text, monkeypatch
+):
+    join(sqlite_url, text)
+    replace, calls = grid_module.replace_attributes, []
+
+    def be_overtaken(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            join(sqlite_url, text, [*FOUR, "space.layers=[1, 2]"], extend=True)
+        return replace(*args)
+
+    monkeypatch.setattr("search.grid.replace_attributes", be_overtaken)
+    joined = join(sqlite_url, text, DESCRIBED, extend=True)
+    assert len(calls) == 2
+    assert joined.config.nuisance == ["state_size"]
+    assert joined.config.space[0].layers == [1, 2]
+    assert len(joined.study.trials) == 8
 
 
 def extend(url, text):
