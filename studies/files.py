@@ -72,7 +72,8 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        ValueError: if it is not TOML, nested too deeply or has an integer of more than 64 bits.
+        TOMLDecodeError: if it is not TOML.
+        ValueError: if it is nested too deeply or has an integer of more than 64 bits.
     """
     # The parser takes time and memory that grow with the square of a key's parts.
     if _LONG_KEY.search(text):

@@ -1,5 +1,6 @@
 """Loading of study configs: from TOML files with overrides, and from stored studies."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -127,14 +128,19 @@ def _parse_override(override: str) -> tuple[str, Any]:
         )
     if key.count(".") > MAX_DEPTH:
         raise ConfigError(f"--set {shown!r}: expected a key such as training.steps")
+    not_toml = ConfigError(
+        f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
+        'true, [1, 2] or "text" with its quotes'
+    )
     try:
-        ((_, value),) = parse_toml(f"value = {text}").items()
-    except ValueError as error:  # not TOML, or more than one value
-        raise ConfigError(
-            f"--set {shown!r}: {shorten(text)!r} is not a TOML value: expected one like 2000, 0.5, "
-            'true, [1, 2] or "text" with its quotes'
-        ) from error
-    return key.strip(), value
+        parsed = parse_toml(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        raise not_toml from error
+    except ValueError as error:  # too large, or nested too deeply
+        raise ConfigError(f"--set {shown!r}: {error}") from error
+    if len(parsed) > 1:
+        raise not_toml
+    return key.strip(), parsed["value"]
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

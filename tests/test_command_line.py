@@ -67,7 +67,10 @@ INVALID = [
     (["run_search.py", "quick", "--set", "training.stepz=1"], "unknown key training.stepz"),
     (["run_search.py", "quick", "--set", "training.steps"], "KEY=VALUE"),
     (["run_search.py", "quick", "--set", "training.steps=many"], "not a TOML value"),
-    (["run_search.py", "quick", "--set", "seed=" + "9" * 5000], "not a TOML value"),
+    (
+        ["run_search.py", "quick", "--set", "seed=" + "9" * 5000],
+        "99…': expected integers of at most 64 b",
+    ),
     (
         ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
         "space excludes layers = 1.5: expected one of 1",
