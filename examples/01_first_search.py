@@ -20,9 +20,9 @@ print(study.results[["label", "value"]].head())
 
 # %% The effect of each switch: trials that differ in it alone are compared in pairs. A negative
 # effect lowers the loss.
-print(study.effects().table)
+print(study.effects())
 
-# %% The same as a figure. At the end of a cell of a notebook it shows itself.
+# %% The same as a figure. A notebook displays it as the last expression of a cell.
 figure = study.effects().plot()
 figure.write_html("effects.html")
 figure

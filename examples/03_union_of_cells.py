@@ -25,12 +25,15 @@ study = run(
         "training": {"steps": 100, "batch_size": 32, "sequence_length": 50, "log_every": 25},
         "objective": "validation",
     },
-    name="cells",
+    name="union",
     storage="sqlite:///examples.db",
 )
 
-# %% All of them in one table. The baselines have no value where the switches stand.
-print(study.results[["label", "value", "cell", "residual", "forget_gate", "parameter_count"]])
+# %% All of them in one table. Switch columns are NaN for the baselines.
+print(study.results[["value", "cell", "residual", "forget_gate"]])
 
 # %% The best network of each cell.
 print(study.results.groupby("cell")["value"].min().sort_values())
+
+# %% The effects: switches among the gated networks, cells at the best of their switches.
+print(study.effects())

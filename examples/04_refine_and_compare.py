@@ -1,7 +1,7 @@
 """Train the best architectures of a study longer and several times, and compare them.
 
-The first of a ranking of single runs owes its place to luck as well: seeds differ as much as the
-leaders do. Replicates tell them apart. It takes about half a minute on two cores.
+A ranking of single runs is partly luck: seeds differ as much as the leaders do. Replicates show
+which differences are significant. It takes about half a minute on two cores.
 """
 
 # %% A first study of 12 architectures.
@@ -26,7 +26,7 @@ first = run(
 )
 
 # %% A second study derives from it: its three best architectures, four runs each, twice as long.
-# All settings that are not given here are those of the first.
+# Other settings are inherited from the first study.
 second = run(
     {
         "refinement": {"source": "first", "top": 3, "replicates": 4},

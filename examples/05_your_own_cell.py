@@ -4,7 +4,7 @@ A cell maps an input and a state to an output and a new state. The keyword optio
 constructor are parameters that can be searched. It takes about half a minute on two cores.
 """
 
-# %% The cell: minGRU (Feng et al., 2024), in 45 lines. For yours, name its file, relative to the
+# %% The cell: minGRU (Feng et al., 2024). For yours, name its file, relative to the
 # working directory: "my_cells.py:MyCell".
 import tempfile
 from pathlib import Path
@@ -36,7 +36,7 @@ study = rnn_search.run(
 print(study.results[["label", "value", "parameter_count"]])
 
 # %% The effect of its option, and of the number of layers.
-print(study.effects().table)
+print(study.effects())
 
 # %% Its trained network as a module, and as a folder that needs only PyTorch and this cell.
 best = next(study.trial(number) for number, row in study.results.iterrows() if row.cell == "MinGRU")
