@@ -112,7 +112,8 @@ _OPTIONS = (
         "--extend",
         is_flag=True,
         help="Add trials for values that were added to the config's search space, and train "
-        "complete trials for more steps if training.steps is larger.",
+        "complete trials for more steps if training.steps is larger; store another question, "
+        "report_threshold or nuisance.",
     ),
     click.option(
         "--yes",
