@@ -2,6 +2,7 @@
 
 from reports.errors import ReportError
 from rnn.errors import RNNError
+from search.errors import USER_ERRORS as SEARCH_ERRORS
 from search.errors import (
     ExportError,
     SearchError,
@@ -40,5 +41,5 @@ __all__ = [
     "WeightsNotFoundError",
 ]
 
-USER_ERRORS = (StudiesError, RNNError, SearchError, ReportError)
+USER_ERRORS = (*SEARCH_ERRORS, ReportError)
 """Base classes of all errors that are reported to the user as one line."""

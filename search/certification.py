@@ -26,24 +26,25 @@ _PROCESSES = "networks and exports are the same in a new process"
 def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> None:
     """Check the cells of a study on tiny networks, with the values of options that it has.
 
+    A network of one layer is built of each combination of options and sizes.
+
     Args:
-        config: config of the study, whose cells are loaded.
-        certified: config of the same study before an extension; cells that have no other values
+        config: config of the study; the cells that are checked are loaded.
+        certified: config of the same study before an extension; cells that have the same values
             and sizes in it are not checked again.
 
     Raises:
-        CellError: if one breaks the contract of a cell.
+        CellError: if one cannot be built, or breaks the contract of a cell.
     """
     networks: list[CellConfig] = []
     for name, record in config.cells.items():
-        values, sizes = _read_values(config, name, record)
-        if (
-            certified is not None
-            and name in certified.cells
-            and (values, sizes) == _read_values(certified, name, record)
-        ):
-            continue
-        size = min(min(sizes, default=STATE_SIZE), MAX_STATE_SIZE)
+        values, built = _read_values(config, name, record)
+        if certified is not None and (values, built) == _read_values(certified, name, record):
+            continue  # it may not even be loaded
+        for network in built:
+            parameter_shapes(network)
+        size = min((each.state_size for each in built), default=STATE_SIZE)
+        size = min(size, MAX_STATE_SIZE)
         networks += list_networks(name, record, values, size)
     if networks:
         check_networks(networks)
@@ -51,29 +52,21 @@ def certify_cells(config: StudyConfig, certified: StudyConfig | None = None) -> 
 
 def _read_values(
     config: StudyConfig, name: str, record: CellRecord
-) -> tuple[dict[str, list[ParamValue]], set[int]]:
-    """Return the values that a study has for a cell's options, and its state sizes.
-
-    Raises:
-        CellError: if the cell cannot be built with some of them.
-    """
+) -> tuple[dict[str, list[ParamValue]], list[CellConfig]]:
+    """Return the values that a study has for a cell's options, and its networks of one layer."""
     trials: Iterable[Params] = ()
     if config.grid is not None:
         trials = (params for params in config.grid.combinations() if params[CELL] == name)
     elif config.refinement is not None:  # its other values were checked with its source
         trials = config.refinement.variants
     values: dict[str, dict[ParamValue, None]] = {}
-    sizes: set[int] = set()
     networks: dict[CellConfig, None] = {}
     for params in trials:
         for option in params.keys() & record.options.keys():
             values.setdefault(option, {})[params[option]] = None
         if isinstance(size := params.get("state_size"), int):
-            sizes.add(size)
             networks[_to_network(name, record, params, size, layers=1)] = None
-    for network in networks:
-        parameter_shapes(network)
-    return {option: list(each) for option, each in values.items()}, sizes
+    return {option: list(each) for option, each in values.items()}, list(networks)
 
 
 def list_networks(

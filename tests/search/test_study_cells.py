@@ -14,6 +14,7 @@ from reports.dashboard.publish import publish_study
 from rnn.cells.source import MAX_SOURCE_BYTES
 from rnn.errors import CellError
 from rnn.inference.saved_model import deserialize_model, serialize_model
+from rnn.models.cell_module import module_shapes
 from rnn.models.shapes import count_parameters
 from search.cells import CellStore, load_cells
 from search.check import check
@@ -295,12 +296,15 @@ def test_study_is_extended_by_a_cell_which_a_worker_without_it_loads(
     extended = create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), extend=True))
     assert {trial.params["cell"] for trial in extended.study.trials} == {"Mine", "Other"}
     extended.storage.close()
-    monkeypatch.setattr(rnn.cells.loading, "_loaded", {})  # as in another process
-    joined = create_or_join(config_file(folder), sqlite_url, options)
-    assert list(joined.config.cells) == ["Mine", "Other"]
-    for trial in joined.study.trials:
-        assert count_parameters(to_trial_config(trial.params, joined.config).architecture) > 0
-    joined.storage.close()
+    for extend in (False, True):  # with True, it asks for less than the study has
+        monkeypatch.setattr(rnn.cells.loading, "_loaded", {})  # as in another process
+        module_shapes.cache_clear()
+        options = StudyOptions(corpus=str(text), extend=extend)
+        joined = create_or_join(config_file(folder), sqlite_url, options)
+        assert list(joined.config.cells) == ["Mine", "Other"]
+        for trial in joined.study.trials:
+            assert count_parameters(to_trial_config(trial.params, joined.config).architecture) > 0
+        joined.storage.close()
     names = [path.name for path in kept_copies(folder) if path.is_file()]
     assert names == ["cell-Mine.py", "cell-Other.py"]
 
