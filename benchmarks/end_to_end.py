@@ -85,7 +85,7 @@ def _create(url: str, params: Sequence[Params], precision: str) -> None:
     create_study(
         open_storage(url),
         "stage-one",
-        OBJECTIVE_NAMES["training"],
+        OBJECTIVE_NAMES[config.objective],
         full.study.user_attrs,
         distributions(config.grid.search_space),
         [PlannedTrial(each) for each in params],

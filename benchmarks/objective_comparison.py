@@ -1,10 +1,10 @@
 """Noise of candidate objectives between runs of one architecture.
 
 Eight architectures, five replicates each, with other initial weights and another text order. The
-candidates are the minimum of the smoothed training loss and the loss on held-out text: of the last
-weights, of their mean over the last part of the steps, or after the learning rate has decayed to
-zero over the last fifth. The text is the file that ``RNN_SEARCH_TEXT`` names, or the source code of
-Python's library.
+candidates are the minimum of the smoothed training loss, its mean over the last quarter of the
+steps, and the loss on held-out text: of the last weights, of their mean over the last part of the
+steps, or after the learning rate has decayed to zero over the last fifth. The text is the file that
+``RNN_SEARCH_TEXT`` names, or the source code of Python's library.
 """
 
 import itertools
@@ -26,6 +26,7 @@ from rnn.training.checkpoint import TrainState
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
+from search.worker.model_evaluation import mean_training_loss
 
 VARIABLE = "RNN_SEARCH_TEXT"
 REPLICATES = 5
@@ -114,6 +115,7 @@ def _train_run(variant: int, replicate: int) -> Mapping[str, float]:
     losses = {}
     loop, _ = _train(config, corpus, settings, branch)
     losses["training"] = min(loop.curves[0].values())
+    losses["training-mean"] = mean_training_loss(loop.curves[0], STEPS)
     losses["validation, the last weights"] = _evaluate(loop, corpus)
     for average in AVERAGES:
         loop, _ = _train(config, corpus, replace(settings, average_fraction=average), branch)

@@ -61,6 +61,7 @@ def load_published(path: Path, url: str, name: str = "published") -> None:
             "question": "Which switches make a gated recurrent network good?",
             "report_threshold": 1.9,
             "corpus": ENWIK8.name,
+            "objective": "training",
             "gate_inputs": "candidate",
             "precision": "fp32",
             "space": {

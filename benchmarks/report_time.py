@@ -73,7 +73,7 @@ def _create(url: str) -> None:
     create_study(
         storage,
         "stage-one",
-        OBJECTIVE_NAMES["training"],
+        OBJECTIVE_NAMES[config.objective],
         StudyRecord(config=config, corpus=corpus, artifact_folder="stage-one").attributes(),
         distributions(config.grid.search_space),
         [PlannedTrial(params) for params in grid],

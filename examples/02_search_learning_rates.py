@@ -21,7 +21,6 @@ study = run(
         },
         "nuisance": ["learning_rate"],
         "training": {"steps": 100, "batch_size": 32, "sequence_length": 50, "log_every": 25},
-        "objective": "validation",
     },
     name="learning-rates",
     storage="sqlite:///examples.db",

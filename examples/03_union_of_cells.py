@@ -23,7 +23,6 @@ study = run(
             {"cell": ["gru", "lstm"], "layers": [1], "state_size": [16, 24]},
         ],
         "training": {"steps": 100, "batch_size": 32, "sequence_length": 50, "log_every": 25},
-        "objective": "validation",
     },
     name="union",
     storage="sqlite:///examples.db",

@@ -19,7 +19,6 @@ first = run(
             "forget_gate": [False],
         },
         "training": {"steps": 100, "batch_size": 32, "sequence_length": 50, "log_every": 25},
-        "objective": "validation",
     },
     name="first",
     storage=STORAGE,

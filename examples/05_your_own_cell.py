@@ -28,7 +28,6 @@ study = rnn_search.run(
             {"cell": ["gru"], "layers": [1, 2], "state_size": [16]},
         ],
         "training": {"steps": 100, "batch_size": 32, "sequence_length": 50, "log_every": 25},
-        "objective": "validation",
     },
     name="own-cell",
     storage="sqlite:///examples.db",

@@ -12,7 +12,11 @@ import pandas as pd
 from studies.config import StudyConfig
 from studies.text import format_trials
 
-_OBJECTIVES = {"training": "minimum smoothed training loss", "validation": "validation loss"}
+_OBJECTIVES = {
+    "validation": "validation loss",
+    "training": "minimum smoothed training loss",
+    "training-mean": "mean training loss of the last quarter",
+}
 
 _CELLS = {"elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 

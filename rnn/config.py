@@ -249,7 +249,13 @@ RESERVED_OPTION_NAMES = frozenset(
         "gradient_clipping",
         # Columns of the trial table, which has one for each parameter.
         *("study", "number", "state", "value", "label", "architecture", "started", "completed"),
-        *("training_loss", "validation_loss", "validation_bits_per_byte", "validation_stderr"),
+        *(
+            "training_loss",
+            "training_mean_loss",
+            "validation_loss",
+            "validation_bits_per_byte",
+            "validation_stderr",
+        ),
         *("test_bits_per_byte", "test_stderr", "min_loss", "sample", "parameter_count"),
         *("steps_per_second", "seconds", "host", "worker", "device", "threads", "lockstep"),
         *("precision", "seed", "python", "torch", "code", "earlier_code", "earlier_torch"),

@@ -9,10 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
 
-OBJECTIVE_NAMES = {"training": "smoothed training loss", "validation": "validation loss"}
-"""Meaning of a trial's value, in nats per token, by the study's objective: the minimum of the
-smoothed training loss over the log points, or the final loss on the validation split. Intermediate
-values are the smoothed training loss at each log point in either case."""
+OBJECTIVE_NAMES = {
+    "validation": "validation loss",
+    "training": "smoothed training loss",
+    "training-mean": "mean training loss of the last quarter",
+}
+"""Meaning of a trial's value, in nats per token, by the study's objective: the final loss on the
+validation split, the minimum of the smoothed training loss over the log points, or its mean over
+the log points of the last quarter of the steps. Intermediate values are the smoothed training loss
+at each log point in any case."""
+
+OBJECTIVE_ATTRIBUTES = {
+    "validation": "validation_loss",
+    "training": "training_loss",
+    "training-mean": "training_mean_loss",
+}
+"""User attribute with the loss of each objective; a trial records all of them."""
 
 SCHEMA_VERSION: Final = 2
 """Version of the stored attributes. Raise it when a name or a meaning changes."""
@@ -121,6 +133,10 @@ class TrialRecord(BaseModel):
 
     training_loss: Annotated[
         float | None, _unit("nat/token", "minimum of the smoothed training loss at the log points")
+    ] = None
+    training_mean_loss: Annotated[
+        float | None,
+        _unit("nat/token", "mean of the smoothed training loss over the last quarter of the steps"),
     ] = None
     validation_loss: Annotated[
         float | None, _unit("nat/token", "loss of the trained network on the validation split")

@@ -155,7 +155,7 @@ class StudyConfig(StrictModel):
     report_threshold: PositiveFloat | None = None
     corpus: str = "stdlib"
     tokenizer: str = "bytes"
-    objective: Literal["training", "validation"] = "training"
+    objective: Literal["validation", "training", "training-mean"] = "validation"
     eval_split: Literal["validation", "test"] = "validation"
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
     keep_checkpoints: Literal["all"] | Annotated[int, Field(ge=0)] = 0

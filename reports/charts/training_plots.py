@@ -23,6 +23,7 @@ from reports.formatting import (
     format_param,
     format_value,
     is_missing,
+    objective_name,
 )
 from reports.stats.baseline_references import BaselineReference
 from studies.text import format_duration
@@ -97,7 +98,7 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
     meanings = {0: "best tenth", _RANK_COLORS - 1: "worst tenth, or without a value"}
     schemes = [
         ColorScheme(
-            "validation loss" if results.config.objective == "validation" else "final loss",
+            objective_name(results.config),
             [(meanings.get(i, ""), c) for i, c in enumerate(sequential_colors(_RANK_COLORS))],
             [(count - 1 - i) * _RANK_COLORS // count for i in range(len(numbers))],
         )

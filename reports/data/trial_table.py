@@ -13,6 +13,7 @@ from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
     EVAL_WINDOWS,
+    OBJECTIVE_ATTRIBUTES,
     SOURCE_TRIALS,
     Failure,
     TrialRecord,
@@ -35,6 +36,7 @@ PAUSED = "PAUSED"
 _NUMERIC = (
     "value",
     "training_loss",
+    "training_mean_loss",
     "validation_loss",
     "validation_bits_per_byte",
     "validation_stderr",
@@ -212,5 +214,5 @@ def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | N
     """Return the value of a complete trial by an objective that may not be its study's."""
     if trial.value is None or config.objective == objective:
         return trial.value
-    recorded: float | None = trial.attributes.get(f"{objective}_loss")
+    recorded: float | None = trial.attributes.get(OBJECTIVE_ATTRIBUTES[objective])
     return recorded

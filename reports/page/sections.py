@@ -27,7 +27,7 @@ from reports.charts.importances import (
 )
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
 from reports.data.results import Results
-from reports.formatting import effects_title, value_axis_title
+from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.stats.baseline_references import (
     BaselineReference,
     describe_references,
@@ -222,10 +222,10 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
         return None
     figure = plot_curves(results, references)
     n_drawn, n_curves = len(figure.data), results.curves["number"].nunique()
-    best = "ten best" if results.config.objective == "training" else "ten of lowest validation loss"
     caption = (
         "Smoothed training loss. Hover to see the architecture; click a curve to isolate it, and "
-        f"press Escape or click elsewhere to show all again. Thick lines: the {best}."
+        f"press Escape or click elsewhere to show all again. Thick lines: the ten of lowest "
+        f"{objective_name(results.config)}."
     )
     if n_drawn < n_curves:
         caption += f" {n_drawn:,} of {n_curves:,} curves are drawn."

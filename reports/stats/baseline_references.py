@@ -91,7 +91,7 @@ def _find_in_study(
     best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
     ours, theirs = results.config, other.config
     # Values are comparable by the same objective, held-out losses on the same windows.
-    is_training_loss = metric.is_value and ours.objective == "training"
+    is_training_loss = metric.is_value and ours.objective != "validation"
     is_comparable = (not metric.is_value or ours.objective == theirs.objective) and (
         is_training_loss or ours.evaluation == theirs.evaluation
     )

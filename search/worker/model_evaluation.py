@@ -1,6 +1,7 @@
 """Evaluation of trained networks on held-out text."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from rnn.data.tokenizer import TokenCorpus
 from rnn.models.factory import TrainableNetwork
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
 from rnn.training.loop import TrainLoop
+from studies.attributes import OBJECTIVE_ATTRIBUTES
 from studies.config import StudyConfig
 
 _DIGITS = 5
@@ -52,15 +54,17 @@ class Evaluator:
             splits["test"] = self._evaluate_split(stack, "test", on_step)
         results = []
         for k, curve in enumerate(curves):
-            training = min(curve.values())
-            validation = float(splits["validation"][0][k].mean())
+            losses = {
+                "training": min(curve.values()),
+                "training-mean": mean_training_loss(curve, loop.train_config.steps),
+                "validation": float(splits["validation"][0][k].mean()),
+            }
             attributes: dict[str, Any] = {
-                "training_loss": training,
-                "validation_loss": validation,
+                OBJECTIVE_ATTRIBUTES[objective]: loss for objective, loss in losses.items()
             }
             for split, (_, bits) in splits.items():
                 attributes |= _window_stats(split, bits[k])
-            value = training if self._config.objective == "training" else validation
+            value = losses[self._config.objective]
             numbers = (number for number in attributes.values() if isinstance(number, float))
             is_finite = all(map(math.isfinite, numbers))
             results.append(EvalResult(value if is_finite else None, attributes))
@@ -75,6 +79,22 @@ class Evaluator:
         windows = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
         losses = compute_eval_losses(stack, windows, on_step).double()
         return losses, to_bits_per_byte(losses, windows, self._text.tokenizer.token_byte_lengths)
+
+
+def mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
+    """Return the mean of the smoothed training loss over the last quarter of the steps.
+
+    Networks of a study that are at the same step read the same text, and the minimum of a curve is
+    at one log point for most of them, so that one passage ranks them. The mean takes the passages
+    of a quarter of the training.
+
+    Args:
+        curve: smoothed loss at each log point, by step; at least one.
+        steps: number of steps of the training; without a log point in the last quarter, the last
+            log point alone counts.
+    """
+    last = [loss for step, loss in curve.items() if 4 * step > 3 * steps]
+    return statistics.fmean(last or [curve[max(curve)]])
 
 
 def _window_stats(split: str, bits: Tensor) -> dict[str, Any]:

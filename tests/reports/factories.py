@@ -85,7 +85,7 @@ def create_made_study(
     create_study(
         storage,
         name,
-        OBJECTIVE_NAMES["training"],
+        OBJECTIVE_NAMES[validated.objective],
         study_attributes(validated),
         {n: CategoricalDistribution(tuple(validated.grid.values(n))) for n in GATED_PARAMS},
         [PlannedTrial(params) for params in validated.grid.combinations()],
@@ -121,7 +121,7 @@ def make_refinement(sqlite_url: str) -> None:
     create_study(
         storage,
         "derived",
-        OBJECTIVE_NAMES["training"],
+        OBJECTIVE_NAMES[config.objective],
         study_attributes(config, commands=["python refine.py derived --set 'refinement.top=2'"]),
         distributions_of([params for params, _, _ in trials]),
         [PlannedTrial(params, {"source_trials": origin}) for params, origin, _ in trials],

@@ -77,14 +77,17 @@ def test_refinement_is_compared_with_a_source_of_other_bptt_steps(sqlite_url):
 
 
 def test_source_values_use_the_objective_of_the_refinement(sqlite_url):
-    recorded = {"validation_loss": 2.25}
-    space = {"space": {"layers": [1], "state_size": [4]}}
+    recorded = {"validation_loss": 2.25, "training_mean_loss": 1.5}
+    space = {"space": {"layers": [1], "state_size": [4]}, "objective": "training"}
     make_runs(sqlite_url, "made", space, [(gated_params(), 1.0, recorded)])
-    raw = {"refinement": {"source": "made"}, "objective": "validation"}
+    raw = {"refinement": {"source": "made"}}
     make_runs(sqlite_url, "measured", raw, [(gated_params(), 2.0, {})], sources=[0])
+    by_mean = raw | {"objective": "training-mean"}
+    make_runs(sqlite_url, "mean", by_mean, [(gated_params(), 2.0, {})], sources=[0])
     make_runs(sqlite_url, "tokens", raw | {"tokenizer": "bpe:300"}, [(gated_params(), 2.0, {})])
-    measured, tokens = results_of(sqlite_url, "measured", "tokens")
+    measured, mean, tokens = results_of(sqlite_url, "measured", "mean", "tokens")
     assert measured.sources["value"].tolist() == [2.25]
+    assert mean.sources["value"].tolist() == [1.5]
     assert tokens.sources.empty
 
 
@@ -157,7 +160,7 @@ def test_references_of_several_studies_name_their_study(sqlite_url):
 def test_references_by_another_objective_have_a_training_loss_only(sqlite_url):
     runs = [(gated_params(replicate=i), 2.0, {"validation_bits_per_byte": None}) for i in (1, 2)]
     make_runs(sqlite_url, "own", {"refinement": {"source": "x", "replicates": 2}}, runs)
-    make_baselines(sqlite_url, objective="validation")
+    make_baselines(sqlite_url, objective="training-mean")
     gated, cells = results_of(sqlite_url, "own", "cells")
     references = find_references(gated, [cells])
     assert all(math.isnan(each.metric) for each in references)

@@ -146,8 +146,8 @@ def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
     assert list(figure.data[-1].y) == [2.5, 1.5]
     assert (figure.data[-1].x0, figure.data[-1].dx) == (50, 50)
     by_label = {each.label: each for each in list_color_schemes(results)}
-    assert list(by_label) == ["final loss", "residual", "layers", "state size"]
-    by_loss = by_label["final loss"]
+    assert list(by_label) == ["validation loss", "residual", "layers", "state size"]
+    by_loss = by_label["validation loss"]
     assert by_loss.indices == sorted(by_loss.indices, reverse=True)
     residual = by_label["residual"]
     meanings = [residual.legend[index][0] for index in residual.indices]

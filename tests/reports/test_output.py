@@ -167,8 +167,7 @@ def test_headline_of_a_study_without_effects_names_the_best_network(folder, sqli
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "single", raw, [(gated_params(), 1.25, {})])
     assert headline_for(capsys, sqlite_url, "single") == (
-        "best: 1×4 no gates, new state (trial 0), 1.2500 nats per byte, minimum smoothed "
-        "training loss"
+        "best: 1×4 no gates, new state (trial 0), 1.2500 nats per byte, validation loss"
     )
 
 

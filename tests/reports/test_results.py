@@ -117,5 +117,5 @@ def test_optuna_names_the_value_after_the_objective(sqlite_url):
     study = optuna.load_study(study_name="made", storage=sqlite_url)
     rows = study.trials_dataframe()
     assert "value" not in rows
-    assert study.metric_names == ["smoothed training loss"]
+    assert study.metric_names == ["validation loss"]
     assert rows[f"value_{study.metric_names[0]}"].dropna().tolist() == [1.5, 1.6]

@@ -24,7 +24,7 @@ def test_model_of_a_trial_is_exported(sqlite_url, run, tmp_path):
     assert [path.name for path in directory.parent.iterdir()] == ["network"]
     readme = (directory / "README.md").read_text(encoding="utf-8")
     assert "1×16 no gates, new state" in readme
-    assert "- study: made\n- trial: 2\n- smoothed training loss: 1.9000 nats per byte\n" in readme
+    assert "- study: made\n- trial: 2\n- validation loss: 1.9000 nats per byte\n" in readme
     done = run(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (

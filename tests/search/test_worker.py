@@ -171,6 +171,14 @@ def test_value_is_that_of_the_objective(sqlite_url, text):
         assert trial.value == min(trial.intermediate_values.values())
         assert trial.value != trial.user_attrs["validation_loss"]
     assert joined.study.metric_names == ["smoothed training loss"]
+    joined, _ = work(sqlite_url, text, ["objective='training-mean'"], name="mean")
+    for trial in joined.study.trials:
+        curve = trial.intermediate_values
+        last = [loss for step, loss in curve.items() if step > 0.75 * max(curve)]
+        assert 0 < len(last) < len(curve)
+        assert trial.value == pytest.approx(sum(last) / len(last))
+        assert trial.value == trial.user_attrs["training_mean_loss"]
+    assert joined.study.metric_names == ["mean training loss of the last quarter"]
     other, _ = work(sqlite_url, text, name="other")
     assert other.study.metric_names == ["validation loss"]
 

@@ -23,7 +23,7 @@ def alter(config: StudyConfig, override: str) -> StudyConfig:
         ("space.layers=[1, 2]", "space.layers"),
         ("evaluation.windows=3", "evaluation.windows"),
         ("evaluation.average=0.0", "evaluation.average"),
-        ('objective="validation"', "objective"),
+        ('objective="training"', "objective"),
         ('tokenizer="bpe:300"', "tokenizer"),
         ("training.bptt_steps=4", "training.bptt_steps"),
     ],

@@ -89,7 +89,10 @@ def test_stage_two_derives_from_stage_one_and_replicates_from_stage_two():
         ("tokenizer='bpe:256'", ["tokenizer is 'bpe:256'", "from 257 to 65536"]),
         ("tokenizer='bpe:65537'", ["tokenizer is 'bpe:65537'", "from 257 to 65536"]),
         ("tokenizer='words:300'", ["tokenizer is 'words:300'"]),
-        ("objective='test'", ["objective is 'test'", "'training' or 'validation'"]),
+        (
+            "objective='test'",
+            ["objective is 'test'", "'validation', 'training' or 'training-mean'"],
+        ),
         ("eval_split='test'", ['eval_split = "test" without replicates', "refinement.replicates"]),
         ("evaluation.average=1.0", ["evaluation.average is 1.0", "less than 1"]),
         ("keep_weights=-1", ["keep_weights is -1", "greater than or equal to 0"]),
