@@ -1,5 +1,6 @@
 """Recorded curves of a complete search, and the result of a simulated search over them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.pruning.policy import Rung, compute_rungs
+from search.pruning.policy import Rung, compute_rungs, group_architectures
 from search.pruning.predictions import DesignMatrix, Floats
 from studies.config import top_count
 
@@ -26,19 +27,22 @@ class RecordedCurves:
         steps: (L,) steps of the log points.
         curves: (N, L) losses.
         values: (N,) final values.
+        nuisance: parameters over which each architecture is judged at its best trial.
     """
 
     params: list[dict[str, Any]]
     steps: NDArray[np.int64]
     curves: Floats
     values: Floats
+    nuisance: Sequence[str] = ()
 
     @classmethod
-    def read(cls, path: Path) -> "RecordedCurves":
+    def read(cls, path: Path, nuisance: Sequence[str] = ()) -> "RecordedCurves":
         """Read a CSV file as written by ``python -m reports STUDY --curves FILE``.
 
         Raises:
-            click.BadParameter: if the file is missing, malformed, or has gaps.
+            click.BadParameter: if the file is missing, malformed, has gaps, or lacks a nuisance
+                parameter.
         """
         try:
             table = pd.read_csv(path)
@@ -55,7 +59,11 @@ class RecordedCurves:
             ) from error
         names = [str(name) for name in table if name not in {*columns, VALUE, "seconds"}]
         params = [dict(zip(names, row, strict=True)) for row in table[names].to_numpy().tolist()]
-        return cls(params, steps, curves, values)
+        if unknown := [name for name in nuisance if name not in names]:
+            raise click.BadParameter(
+                f"{path} has no parameter {unknown[0]!r}: expected one of {', '.join(names)}"
+            )
+        return cls(params, steps, curves, values, nuisance)
 
     @property
     def end(self) -> int:
@@ -73,6 +81,18 @@ class RecordedCurves:
         return DesignMatrix.from_params(self.params)
 
     @cached_property
+    def architectures(self) -> NDArray[np.int64]:
+        """Index of each trial's architecture, (N,)."""
+        return group_architectures(self.params, self.nuisance)
+
+    @cached_property
+    def best(self) -> NDArray[np.int64]:
+        """Best trial of each architecture, the best architecture first."""
+        order = np.argsort(self.values, kind="stable")
+        _, first = np.unique(self.architectures[order], return_index=True)
+        return order[np.sort(first)]
+
+    @cached_property
     def losses(self) -> Floats:
         """Loss of each trial at each rung, (N, R)."""
         within = [(self.steps > rung.after) & (self.steps <= rung.step) for rung in self.rungs]
@@ -85,8 +105,9 @@ class ReplayResult:
 
     Attributes:
         cost: share of all steps that were trained.
-        recall: share of the best fraction that was trained to the end.
-        recall_of_ten: share of the best ten that was trained to the end.
+        recall: share of the best fraction of the architectures whose best trial was trained to the
+            end.
+        recall_of_ten: that share of the best ten.
         has_winner: whether the best trial was trained to the end.
         complete: share of all trials that was trained to the end.
         starts: starts and resumptions per trial.
@@ -110,10 +131,10 @@ class ReplayResult:
     ) -> "ReplayResult":
         """Summarize a search from its complete trials, trained steps and starts."""
         count = len(recorded.values)
-        best = np.argsort(recorded.values, kind="stable")
+        best = recorded.best
         return cls(
             cost=steps / (count * recorded.end),
-            recall=float(complete[best[: top_count(keep, count)]].mean()),
+            recall=float(complete[best[: top_count(keep, len(best))]].mean()),
             recall_of_ten=float(complete[best[:10]].mean()),
             has_winner=bool(complete[best[0]]),
             complete=float(complete.mean()),

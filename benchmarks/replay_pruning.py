@@ -99,6 +99,7 @@ class Replay:
             self.values,
             self.recorded.design,
             self.steps_to_next_rung,
+            self.recorded.architectures,
         )
         policy = PruningPolicy(state, self.keep, self.confidence, self.prediction)
         if TrialStage.WAITING not in self.stages:
@@ -214,11 +215,17 @@ PRUNERS = (OURS, OURS_WITHOUT_PAUSING, *optuna_pruners(1))
 
 
 def replay(
-    path: Path, pruner: str, concurrent: int, order: int, keep: float, confidence: float
+    path: Path,
+    pruner: str,
+    concurrent: int,
+    order: int,
+    keep: float,
+    confidence: float,
+    nuisance: Sequence[str] = (),
 ) -> ReplayResult:
     """Simulate one search with the named pruner."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recorded = RecordedCurves.read(path)
+    recorded = RecordedCurves.read(path, nuisance)
     trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
     if pruner == OURS:
         return Replay(recorded, concurrent, keep, confidence).run(trials)
@@ -226,7 +233,12 @@ def replay(
         checks = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
         log_every = int(recorded.steps[0])
         ours = TopFractionPruner(
-            recorded.end, log_every, keep=keep, confidence=confidence, planned=len(trials)
+            recorded.end,
+            log_every,
+            keep=keep,
+            confidence=confidence,
+            planned=len(recorded.best),
+            nuisance=nuisance,
         )
         return replay_in_optuna(recorded, ours, checks, trials, concurrent, keep)
     last = len(recorded.steps) - 1
@@ -242,13 +254,15 @@ def format_table(
     concurrency: Sequence[int],
     keep: float,
     confidence: float,
+    nuisance: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield a header and one line per pruner and number of concurrent trials."""
-    recorded = RecordedCurves.read(path)
-    count = len(recorded.values)
+    recorded = RecordedCurves.read(path, nuisance)
+    count = len(recorded.best)
+    among = f" of {count} architectures" if nuisance else ""
     yield (
-        f"{path.name}: {count} trials, {recorded.end:,} steps, top {top_count(keep, count)}, "
-        f"{orders} orders"
+        f"{path.name}: {len(recorded.values)} trials, {recorded.end:,} steps, "
+        f"top {top_count(keep, count)}{among}, {orders} orders"
     )
     yield (
         f"  {'pruner':18} {'parallel':>9} {'cost':>6} {'recall':>7} {'worst':>6} {'best 10':>8} "
@@ -259,7 +273,15 @@ def format_table(
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     with ProcessPoolExecutor(cores(), multiprocessing.get_context("spawn")) as pool:
         for pruner, concurrent in work:
-            simulate = partial(replay, path, pruner, concurrent, keep=keep, confidence=confidence)
+            simulate = partial(
+                replay,
+                path,
+                pruner,
+                concurrent,
+                keep=keep,
+                confidence=confidence,
+                nuisance=nuisance,
+            )
             results = list(pool.map(simulate, range(orders)))
 
             def mean(name: str, results: Sequence[ReplayResult] = results) -> float:
@@ -307,6 +329,11 @@ def format_table(
     default=0.95,
     show_default=True,
 )
+@click.option(
+    "--nuisance",
+    multiple=True,
+    help="Parameter over which each architecture is judged at its best trial; may be repeated.",
+)
 def main(
     files: tuple[Path, ...],
     pruners: tuple[str, ...],
@@ -314,10 +341,11 @@ def main(
     concurrent: tuple[int, ...],
     keep: float,
     confidence: float,
+    nuisance: tuple[str, ...],
 ) -> None:
     """Print a table for each file."""
     for path in files:
-        for line in format_table(path, pruners, orders, concurrent, keep, confidence):
+        for line in format_table(path, pruners, orders, concurrent, keep, confidence, nuisance):
             click.echo(line)
             sys.stdout.flush()
 

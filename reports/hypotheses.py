@@ -32,7 +32,7 @@ from reports.stats.decision_rules import (
 )
 from reports.stats.effects import FactorialTable
 from reports.stats.leaderboard import summarize_study
-from reports.stats.nuisance import join_names
+from reports.stats.nuisance import find_edges, join_names
 from reports.stats.paired_difference import MIN_PAIRS
 from rnn.config import BASELINE_CELLS
 from studies.artifacts import atomic_write
@@ -154,6 +154,10 @@ def render_page(
             for each in studies
             if each.nuisance
         ],
+        warnings={
+            each.name: [edge.warning for edge in find_edges(each) if edge.is_prominent]
+            for each in studies
+        },
         columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
         differing=differing,
     )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,17 +145,19 @@ class Study:
     def effects(self) -> "Effects":
         """Estimate the effect of each parameter over matched pairs of complete trials.
 
-        Architectures are compared at their best values of the nuisance parameters.
+        Architectures are compared at their best values of the nuisance parameters; a warning says
+        where many are best at the lowest or highest value tried.
 
         Raises:
             ReportError: if no trial is complete.
         """
         from reports.formatting import loss_unit
-        from reports.stats.nuisance import build_judged_table
+        from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
         effects = build_judged_table(results).compute_effects()
-        return Effects(effects, loss_unit(results.config))
+        warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
+        return Effects(effects, loss_unit(results.config), warnings)
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
@@ -307,10 +310,13 @@ class Effects:
     Attributes:
         effects: the effects, with their contrasts.
         unit: unit of the effects.
+        warnings: nuisance parameters of which many architectures are best at an end of the values
+            tried, in sentences.
     """
 
     effects: "list[Effect]"
     unit: str
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def table(self) -> "pd.DataFrame":
@@ -350,10 +356,12 @@ class Effects:
 
     def __repr__(self) -> str:
         shown = self.table.round({"effect": 4, "low": 4, "high": 4})
-        return shown.to_string(index=False)
+        lines = [shown.to_string(index=False), *(f"warning: {each}" for each in self.warnings)]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return self.table.to_html()
+        warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
+        return self.table.to_html() + warnings
 
 
 def storage_or_default(storage: str | None) -> str:

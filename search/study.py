@@ -349,7 +349,11 @@ def _pruner(config: StudyConfig) -> BasePruner:
     if not pruning.enabled:
         return NopPruner()
     return TopFractionPruner(
-        training.steps, training.log_every, keep=pruning.keep, confidence=pruning.confidence
+        training.steps,
+        training.log_every,
+        keep=pruning.keep,
+        confidence=pruning.confidence,
+        nuisance=config.nuisance,
     )
 
 

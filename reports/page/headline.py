@@ -1,4 +1,4 @@
-"""Format the main result of a report as one line for a terminal."""
+"""Format the main result of a report as a line for a terminal, and warnings about it."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ N_EFFECTS = 2
 
 
 def format_headline(sections: Sequence[Section]) -> str:
-    """Name the best network and the largest main effects.
+    """Name the best network and the largest main effects; warnings follow, each on a line.
 
     The network is the best of all studies that are comparable with the first one. The effects are
     those of the first study that has any.
@@ -19,6 +19,16 @@ def format_headline(sections: Sequence[Section]) -> str:
     Args:
         sections: sections of the report; each study has a complete trial.
     """
+    warnings = [
+        f"warning: {warning}{_of_study(section, sections)}"
+        for section in sections
+        if section.nuisance
+        for warning in section.nuisance.warnings
+    ]
+    return "\n".join([_format_result(sections), *warnings])
+
+
+def _format_result(sections: Sequence[Section]) -> str:
     key = _comparison_key(sections[0])
     best = min(
         (section for section in sections if _comparison_key(section) == key),

@@ -63,7 +63,7 @@ class Report:
     Attributes:
         path: path of the file.
         note: one line for the user if the default path was taken; else "".
-        headline: main result in one line.
+        headline: main result in one line, and a line for each warning about it.
     """
 
     path: Path

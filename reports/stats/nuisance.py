@@ -25,6 +25,9 @@ from reports.formatting import format_param, format_value
 from reports.stats.effects import Effect, FactorialTable, sort_values
 from studies.config import top_count
 
+PROMINENT_SHARE = 0.1
+"""Share of the architectures at one end of the values tried from which a report warns of it."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -37,6 +40,7 @@ class Edge:
             the lowest.
         count: number of these architectures.
         total: number of architectures that were tried at several values of the parameter.
+        has_best: whether the best architecture of the study is one of them.
     """
 
     parameter: str
@@ -44,15 +48,22 @@ class Edge:
     is_highest: bool
     count: int
     total: int
+    has_best: bool
+
+    @property
+    def is_prominent(self) -> bool:
+        """Whether the results may rest on it: of a tenth or more, or of the best architecture."""
+        return self.has_best or self.count >= PROMINENT_SHARE * self.total
 
     @property
     def warning(self) -> str:
         """The warning, a sentence without its final full stop."""
         end, advice = ("highest", "higher") if self.is_highest else ("lowest", "lower")
         is_are = "architecture is" if self.total == 1 else "architectures are"
+        best = "; the best of all is among them" if self.has_best and self.total > 1 else ""
         return (
             f"{self.count:,} of {self.total:,} {is_are} best at {format_param(self.parameter)} "
-            f"{format_value(self.value)}, the {end} value tried: try {advice} ones"
+            f"{format_value(self.value)}, the {end} value tried: try {advice} ones{best}"
         )
 
 
@@ -137,6 +148,11 @@ class NuisanceSummary:
         return join_names(self.parameters)
 
     @property
+    def warnings(self) -> list[str]:
+        """Warnings about the prominent edges, sentences without their final full stop."""
+        return [edge.warning for edge in self.edges if edge.is_prominent]
+
+    @property
     def is_fair(self) -> bool:
         """Whether each judged architecture has as many complete trials."""
         return self.fewest == self.most
@@ -217,9 +233,20 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
         fewest=int(judged.min()),
         most=int(judged.max()),
         planned=(int(planned.min()), int(planned.max())),
-        edges=[edge for name in names for edge in _find_edges(table, best, architecture, name)],
+        edges=find_edges(results),
         effects=[_compare_settings(effect, single) for effect in effects],
     )
+
+
+def find_edges(results: Results) -> list[Edge]:
+    """Find the ends of the values tried at which some architectures have their best value."""
+    table = results.table
+    others = [name for name in results.all_parameters if name not in results.nuisance]
+    architecture = table.groupby(others, dropna=False, sort=False).ngroup()
+    best = results.judge(table[table["value"].notna()])
+    return [
+        edge for name in results.nuisance for edge in _find_edges(table, best, architecture, name)
+    ]
 
 
 def _rank(
@@ -240,7 +267,14 @@ def _compare_settings(best: Effect, tables: Sequence[FactorialTable]) -> EffectA
 def _find_edges(
     table: pd.DataFrame, best: pd.DataFrame, architecture: "pd.Series[int]", name: str
 ) -> list[Edge]:
-    """Count the architectures whose best value of a parameter is the lowest or highest tried."""
+    """Count the architectures whose best value of a parameter is the lowest or highest tried.
+
+    Args:
+        table: the trials.
+        best: best trial of each architecture, the best architecture first.
+        architecture: index of each trial's architecture.
+        name: name of the parameter.
+    """
     values = table[name].dropna()
     if any(isinstance(value, bool | str) for value in values.tolist()):  # without an order
         return []
@@ -255,5 +289,6 @@ def _find_edges(
         if column == "min":  # nothing is below zero
             at_edge = at_edge[at_edge > 0]
         for value, count in sorted(Counter(at_edge.tolist()).items()):
-            edges.append(Edge(name, exact[value], column == "max", count, len(chosen)))
+            has_best = best.index[0] in at_edge.index[at_edge == value]
+            edges.append(Edge(name, exact[value], column == "max", count, len(chosen), has_best))
     return edges

@@ -17,7 +17,8 @@ class PruningSummary:
     """Savings and risks of pruning in a study.
 
     Attributes:
-        top_count: number of best trials that pruning is to keep.
+        top_count: number of best architectures that pruning is to keep.
+        total: number of all architectures; that of trials without nuisance parameters.
         expected_share: expected share of them that is complete, by the predictions at the time of
             pruning; NaN until every trial is finished, and without predictions.
         step_share: share of the steps of all trials that was trained.
@@ -31,6 +32,7 @@ class PruningSummary:
     """
 
     top_count: int
+    total: int
     expected_share: float
     step_share: float
     rungs: pd.DataFrame
@@ -47,7 +49,8 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     if not settings.enabled:
         return None
     table, counts = results.table, results.counts
-    kept = top_count(settings.keep, len(table))
+    total = len(results.judge())
+    kept = top_count(settings.keep, total)
     pruned = table[table["state"] == TrialState.PRUNED.name]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
     predicted = results.complete.dropna(subset=["predicted_value"])
@@ -62,6 +65,7 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
     return PruningSummary(
         top_count=kept,
+        total=total,
         expected_share=1 - float(pruned["keep_probability"].sum()) / kept if is_final else math.nan,
         step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),

@@ -15,12 +15,14 @@ from reports.charts.importances import compute_conditional_importances, compute_
 from reports.charts.training_plots import list_color_schemes
 from reports.data.results import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.page.sections import build_section, build_sections
 from reports.stats.effects import Contrast, FactorialTable
 from reports.stats.leaderboard import rank_architectures
 from reports.stats.nuisance import build_judged_table, summarize_nuisance
 from reports.stats.refinement_effects import compare_with_source
+from rnn_search.study import load
 from studies.config import StudyConfig
 from studies.storage.open import read_storage
 
@@ -360,3 +362,60 @@ def test_importances_are_over_common_parameters_and_within_each_cell(sqlite_url)
     )
     assert {"norm", "expansion"} <= set(own.top_params)
     assert "residual" in gated.top_params
+
+
+def make_edges(url, at_highest):
+    """Create 12 architectures, the best first, of which some are best at the highest rate."""
+    raw = {
+        "nuisance": ["learning_rate"],
+        "space": {
+            **{name: [False] for name in list(gated_params())[:4]},
+            "state_source": ["new"],
+            "layers": [1, 2, 3],
+            "state_size": [4, 8],
+            "training": {"learning_rate": RATES},
+        },
+    }
+    grid = StudyConfig.model_validate(raw).grid
+    places = {}
+    trials = []
+    for params in grid.combinations():
+        key = (params["layers"], params["state_size"], params["residual"])
+        place = places.setdefault(key, len(places))
+        best = RATES[-1] if place in at_highest else RATES[1]
+        value = 2 + 0.01 * place + 0.2 * (params["learning_rate"] != best)
+        trials.append((params, value, {}))
+    make_runs(url, "edges", raw, trials)
+
+
+@pytest.mark.parametrize(
+    ("at_highest", "ending"),
+    [
+        ([7], None),  # fewer than a tenth, and not the best
+        ([5, 7], "2 of 12 architectures are best at learning rate 0.01, the highest value tried: "
+         "try higher ones"),
+        ([0], "1 of 12 architectures are best at learning rate 0.01, the highest value tried: "
+         "try higher ones; the best of all is among them"),
+    ],
+)  # fmt: skip
+def test_edge_of_the_values_tried_is_reported_wherever_a_result_is(
+    sqlite_url, tmp_path, at_highest, ending
+):
+    make_edges(sqlite_url, at_highest)
+    report = write_report(sqlite_url, ["edges"], tmp_path / "page.html")
+    _, *warnings = report.headline.splitlines()
+    html = report.path.read_text("utf-8")
+    summary = html[html.index('id="s1-summary"') : html.index('id="s1-effects"')]
+    page, _ = write_hypotheses(sqlite_url, ["edges"], tmp_path / "page.md")
+    effects = load("edges", storage=sqlite_url).effects()
+    if ending is None:
+        assert not warnings
+        assert "highest value tried" not in summary + page.read_text("utf-8") + repr(effects)
+        assert effects.warnings == []
+        return
+    assert warnings == [f"warning: {ending}"]
+    assert f"<strong>{ending}.</strong>" in summary
+    assert f"**Warning:** {ending}." in page.read_text("utf-8")
+    assert effects.warnings == [ending]
+    assert f"warning: {ending}" in repr(effects)
+    assert ending in effects._repr_html_()
