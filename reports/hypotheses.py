@@ -81,8 +81,10 @@ def evaluate_hypotheses(
     if not varied or set(results.cells) <= set(BASELINE_CELLS):
         return []
     groups = results.judge().groupby(parameters, dropna=False)
-    means = groups["value"].mean().reset_index()
-    table, threshold = FactorialTable.from_frame(means, parameters), results.config.report_threshold
+    means = groups["value"].agg(value="mean", runs="count").reset_index()
+    runs = results.complete if results.has_replicates else results.replicates
+    table = FactorialTable.from_frame(means, parameters, runs, is_grid=refinement is None)
+    threshold = results.config.report_threshold
     subsets = {"all": table}
     if threshold is not None:
         subsets[f"below {threshold}"] = table.subset({}, threshold)

@@ -13,6 +13,7 @@ from reports.data.results import Results
 from reports.formatting import effects_title, format_param, format_value, loss_unit
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.nuisance import build_judged_table, join_names
+from reports.stats.run_noise import NoiseSource
 from studies.space import BPTT_STEPS
 
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
@@ -45,6 +46,23 @@ class EffectSubset:
     effects: list[Effect]
     chart: Chart | None
     noun: str = "trial"
+
+    @property
+    def interval_text(self) -> str:
+        """What the intervals were estimated from, in one or two sentences."""
+        sources = {effect.source for effect in self.effects}
+        source = sources.pop() if len(sources) == 1 else NoiseSource.MIXED
+        if source is NoiseSource.PAIRS:
+            return (
+                "The noise between runs cannot be estimated from these trials, so the interval is "
+                "that of the differences between the pairs. It contains the noise and is too wide "
+                "where the effect differs between contexts. An effect of fewer than eight pairs is "
+                "not called significant."
+            )
+        text = f"The noise between runs is estimated from {source}"
+        if source is NoiseSource.REPLICATES:
+            return f"{text} of these architectures."
+        return f"{text}; interactions that exist make it look larger, never smaller."
 
     @property
     def best_of(self) -> list[str]:

@@ -27,7 +27,7 @@ from reports.charts.optuna_plots import (
 )
 from reports.data.results import Results
 from reports.formatting import format_count, format_param, format_value, value_axis_title
-from reports.stats.effects import list_conditional_params
+from reports.stats.contrast import list_conditional_params
 from reports.stats.factorial_blocks import find_full_factorial_blocks
 from studies.space import CELL
 

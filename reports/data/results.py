@@ -89,6 +89,8 @@ class Results:
         tokenizer: the tokenizer of the corpus.
         windows: bits per byte on each evaluation window, by trial number.
         identity: identity of the study, :func:`reports.output.study_identity`.
+        replicates: further runs of its architectures, of other studies, see
+            :func:`reports.data.replicates.find_replicates`; None if there are none.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Results:
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     identity: str = ""
+    replicates: pd.DataFrame | None = None
 
     @cached_property
     def all_parameters(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Compute what the page shows of each study: statistics, charts and text alternatives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from reports.charts.importances import (
     compute_importances,
 )
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
+from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.formatting import effects_title, objective_name, value_axis_title
 from reports.stats.baseline_references import (
@@ -126,7 +127,13 @@ class Section:
 
 def build_sections(results: Sequence[Results]) -> list[Section]:
     """Build the sections of a page; each shows the baseline cells of the other studies."""
-    return [build_section(study, find_references(study, results)) for study in results]
+    return [
+        build_section(
+            replace(study, replicates=find_replicates(study, results)),
+            find_references(study, results),
+        )
+        for study in results
+    ]
 
 
 def build_section(results: Results, references: Sequence[BaselineReference] = ()) -> Section:

@@ -18,8 +18,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from reports.errors import ReportError
 from reports.formatting import format_param
-from reports.stats.effects import Contrast, FactorialTable
-from reports.stats.paired_difference import MIN_PAIRS, PairedDifference
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
+from reports.stats.paired_difference import PairedDifference
 from rnn.config import ParamValue
 from studies.files import read_toml
 from studies.space import CELL, GATED_PARAMS, REPLICATE
@@ -57,8 +58,8 @@ class DecisionRule:
     fails_if: str
 
     def decide(self, difference: PairedDifference, margin: float) -> Verdict:
-        """Return the verdict; it is undecided with fewer than :data:`MIN_PAIRS` pairs."""
-        if difference.pairs < MIN_PAIRS:
+        """Return the verdict; it is undecided if the interval can support no decision."""
+        if not difference.is_decidable:
             return Verdict.UNDECIDED
         if self.holds(difference, margin):
             return Verdict.HOLDS

@@ -3,13 +3,14 @@
 In a full factorial design two trials that differ in one parameter alone are a matched pair. The
 mean difference over all pairs is the parameter's main effect; the difference of two such
 differences is an interaction (Box, Hunter & Hunter, *Statistics for Experimenters*, 2nd edition,
-chapter 5). In a union of grids a trial may lack a parameter, such as a switch of another cell; both
-trials of a pair have it or both lack it.
+chapter 5). These means are exact for the runs of the study; their intervals are those of training
+each network again. In a union of grids a trial may lack a parameter, such as a switch of another
+cell; both trials of a pair have it or both lack it.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,46 +19,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reports.formatting import format_param, format_value, is_missing
-from reports.stats.paired_difference import Floats, PairedDifference
-from rnn.config import OPTIMIZERS, RESERVED_OPTION_NAMES
-from studies.space import BUILT_IN_CELLS, CELL, REPLICATE, SWITCHES
-from studies.training import uses_setting
-
-STATE_SOURCE_ORDER = ("old", "new", "both")
-"""Order of the state sources: a contrast goes from an earlier to a later one."""
+from reports.stats.contrast import Contrast, list_conditional_params, pair_values, sort_values
+from reports.stats.paired_difference import Floats, Integers, PairedDifference
+from reports.stats.run_noise import RunNoise, Runs, estimate_run_noise
+from studies.space import REPLICATE
 
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A change of one parameter, all others being equal.
-
-    Attributes:
-        parameter: name of the parameter.
-        before: value in the first trial of a pair.
-        after: value in the second trial.
-    """
-
-    parameter: str
-    before: Any
-    after: Any
-
-    @property
-    def label(self) -> str:
-        """Short name: the switch that is turned on, or both values."""
-        if isinstance(self.after, bool):
-            return format_param(self.parameter)
-        if self.parameter == "state_source" and self.after == "both":
-            return "old state" if self.before == "new" else "new state"
-        values = (format_value(value) for value in (self.before, self.after))
-        return f"{format_param(self.parameter)} {' → '.join(values)}"
-
-    @property
-    def description(self) -> str:
-        """The parameter and both of its values."""
-        before, after = (format_value(value) for value in (self.before, self.after))
-        return f"{format_param(self.parameter)}: {after} against {before}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,30 +91,46 @@ class FactorialTable:
         axes: values of each parameter in order, over the trials that have it.
         codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
         values: (trials,), their values; NaN where there is none.
+        noise: variance of the values between runs; None if it cannot be estimated.
     """
 
     axes: Mapping[str, Sequence[Any]]
-    codes: NDArray[np.int64]
+    codes: Integers
     values: Floats
-    _keys: dict[frozenset[str], NDArray[np.int64]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    noise: RunNoise | None = None
+    _keys: dict[frozenset[str], Integers] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_frame(cls, table: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
-        """Arrange the rows of a frame.
+    def from_frame(
+        cls,
+        table: pd.DataFrame,
+        parameters: Sequence[str],
+        replicates: pd.DataFrame | None = None,
+        is_grid: bool = True,
+    ) -> "FactorialTable":
+        """Arrange the rows of a frame and estimate the noise of their values.
 
         Args:
             table: one row per trial, with a column for each parameter, missing where the trial
-                lacks it, and ``value``, NaN where the trial has none.
+                lacks it, and ``value``, NaN where the trial has none. An optional column ``runs``
+                has the number of runs of which a value is the mean.
             parameters: names of the axes; any two rows differ in one of them or more.
+            replicates: further runs of the same architectures, with a column for each parameter,
+                ``replicate`` and ``value``. Runs of other architectures are left out.
+            is_grid: whether the trials are planned as a grid; see
+                :func:`reports.stats.run_noise.estimate_run_noise`.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
-        codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
-        for i, (name, values) in enumerate(axes.items()):
-            place = {value: code for code, value in enumerate(values)}
-            codes[:, i] = [-1 if is_missing(v) else place[v] for v in table[name].tolist()]
-        return cls(axes, codes, table["value"].to_numpy(dtype=float))
+        codes, values = _encode(table, axes), table["value"].to_numpy(dtype=float)
+        places = [i for i, name in enumerate(axes) if name != REPLICATE]
+        noise = estimate_run_noise(
+            codes[:, places],
+            values,
+            None if replicates is None else _encode_runs(replicates, axes, places),
+            table["runs"].to_numpy(dtype=float) if "runs" in table else None,
+            is_grid,
+        )
+        return cls(axes, codes, values, noise)
 
     @property
     def value_count(self) -> int:
@@ -165,20 +148,16 @@ class FactorialTable:
         values = self.values[is_kept]
         if below is not None:
             values = np.where(values < below, values, math.nan)
-        return FactorialTable(self.axes, self.codes[is_kept], values)
+        noise = self.noise.select(is_kept) if self.noise else None
+        return FactorialTable(self.axes, self.codes[is_kept], values, noise)
 
     def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate.
-
-        Of a parameter that is a number or a switch, each value is compared with the one before it;
-        of a text, which has no order, each two values. A state source switches two states on or
-        off: reading both is compared with reading either.
-        """
+        """List the contrasts to estimate, see :func:`reports.stats.contrast.pair_values`."""
         return [
             Contrast(name, before, after)
             for name, values in self.axes.items()
             if name != REPLICATE
-            for before, after in _pair_values(name, values)
+            for before, after in pair_values(name, values)
         ]
 
     def compute_difference(
@@ -193,8 +172,8 @@ class FactorialTable:
         Returns:
             The difference; it has no pairs if the table lacks one of the values.
         """
-        first, second = self._match(before), self._match(after)
-        return PairedDifference.from_differences(second.values - first.values)
+        trials = np.array([self._match(before).trials, self._match(after).trials])
+        return PairedDifference.from_trials(self.values, trials, (-1, 1), self.noise)
 
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
@@ -207,11 +186,14 @@ class FactorialTable:
             self._match({contrast.parameter: value}, own)
             for value in (contrast.before, contrast.after)
         )
-        planned = before.is_planned & after.is_planned
-        has_before = ~np.isnan(before.values) & planned
-        has_after = ~np.isnan(after.values) & planned
-        return Effect.from_differences(
-            after.values - before.values,
+        trials = np.array([before.trials, after.trials])
+        planned = (trials >= 0).all(axis=0)
+        has_before, has_after = ~np.isnan(self.values[trials]) & planned
+        return Effect.from_trials(
+            self.values,
+            trials,
+            (-1, 1),
+            self.noise,
             contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
@@ -226,15 +208,13 @@ class FactorialTable:
 
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
-        (neither, only_second), (only_first, both) = (
-            [
-                self._match({first.parameter: one, second.parameter: other}).values
-                for other in (second.before, second.after)
-            ]
+        trials = [
+            self._match({first.parameter: one, second.parameter: other}).trials
             for one in (first.before, first.after)
-        )
-        return Interaction.from_differences(
-            (both - only_second) - (only_first - neither), first=first, second=second
+            for other in (second.before, second.after)
+        ]
+        return Interaction.from_trials(
+            self.values, np.array(trials), (1, -1, -1, 1), self.noise, first=first, second=second
         )
 
     def compute_interactions(self) -> list[Interaction]:
@@ -267,13 +247,16 @@ class FactorialTable:
         """
         contexts = self._number_contexts(own.union(fixed))
         found = self._find(fixed)
-        places, values = contexts[found], self.values[found]
-        best = np.full(int(contexts.max(initial=-1)) + 1, math.nan)
-        np.fmin.at(best, places, values)
-        counts = np.bincount(places, minlength=len(best))
-        return _Side(best, counts > 0, int(counts.max(initial=0)))
+        # The least value of each context is written last, and missing values first.
+        rows = np.flatnonzero(found)
+        values = np.where(np.isnan(self.values[rows]), math.inf, self.values[rows])
+        rows = rows[np.argsort(-values, kind="stable")]
+        trials = np.full(int(contexts.max(initial=-1)) + 1, -1, dtype=np.int64)
+        trials[contexts[rows]] = rows
+        counts = np.bincount(contexts[rows], minlength=len(trials))
+        return _Side(trials, int(counts.max(initial=0)))
 
-    def _number_contexts(self, without: frozenset[str]) -> NDArray[np.int64]:
+    def _number_contexts(self, without: frozenset[str]) -> Integers:
         """Number the trials: equal numbers for equal values of the remaining parameters."""
         if without not in self._keys:
             keys = np.zeros(len(self.values), dtype=np.int64)
@@ -301,43 +284,30 @@ class _Side(NamedTuple):
     """One side of all pairs, by context: the values of all other parameters.
 
     Attributes:
-        values: (contexts,), the trials' values; NaN where there is none.
-        is_planned: (contexts,), whether the study has a trial there.
-        variants: largest number of trials of which a value is the best.
+        trials: (contexts,), index of the trial with the least value; -1 where the study has none.
+        variants: largest number of trials of which one is the best.
     """
 
-    values: Floats
-    is_planned: Flags
+    trials: Integers
     variants: int
 
 
-def list_conditional_params(parameter: str, names: Iterable[str]) -> set[str]:
-    """List the parameters that only some values of a parameter have, among some names.
-
-    The switches and the options belong to cells, some training settings to optimizers.
-    """
-    if parameter == CELL:
-        return {name for name in names if name in SWITCHES or name not in RESERVED_OPTION_NAMES}
-    if parameter == "optimizer":
-        return {name for name in names if not all(uses_setting(each, name) for each in OPTIMIZERS)}
-    return set()
+def _encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
+    """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
+    codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
+    for i, (name, values) in enumerate(axes.items()):
+        place = {value: code for code, value in enumerate(values)}
+        if name in table:
+            codes[:, i] = [-1 if is_missing(v) else place.get(v, -2) for v in table[name].tolist()]
+    return codes
 
 
-def sort_values(column: "pd.Series[Any]") -> list[Any]:
-    """Sort the distinct values: off before on, numbers ascending, state sources as listed above.
-
-    Users' cells come after the built-in ones. Missing values are left out.
-    """
-    values = {value for value in column.tolist() if not is_missing(value)}
-    if column.name == CELL:
-        return sorted(values, key=lambda cell: (cell not in BUILT_IN_CELLS, cell))
-    return [source for source in STATE_SOURCE_ORDER if source in values] or sorted(values)
-
-
-def _pair_values(name: str, values: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-    if name == "state_source":
-        full = [("old", "both"), ("new", "both")]
-        return full if len(values) == len(STATE_SOURCE_ORDER) else itertools.pairwise(values)
-    if values and isinstance(values[0], str):
-        return itertools.combinations(values, 2)
-    return itertools.pairwise(values)
+def _encode_runs(
+    replicates: pd.DataFrame, axes: Mapping[str, Sequence[Any]], places: Sequence[int]
+) -> Runs:
+    rows = replicates[replicates["value"].notna()]
+    return Runs(
+        _encode(rows, axes)[:, places],
+        rows[REPLICATE].to_numpy(dtype=np.int64),
+        rows["value"].to_numpy(dtype=float),
+    )

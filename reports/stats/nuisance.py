@@ -22,7 +22,8 @@ import pandas as pd
 from reports.data.results import Results
 from reports.data.trial_table import list_params
 from reports.formatting import format_param, format_value
-from reports.stats.effects import Effect, FactorialTable, sort_values
+from reports.stats.contrast import sort_values
+from reports.stats.effects import Effect, FactorialTable
 from studies.config import top_count
 
 PROMINENT_SHARE = 0.1
@@ -189,7 +190,22 @@ def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None)
     rows = results.table
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    return FactorialTable.from_frame(results.judge(rows), results.judged_axes)
+    return build_table(results, results.judge(rows), None if fixed else results.replicates)
+
+
+def build_table(
+    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
+) -> FactorialTable:
+    """Arrange some rows of a study, one per architecture and replicate.
+
+    Args:
+        results: results of the study.
+        rows: the rows; their ``value`` may be another than that of the objective.
+        replicates: further runs of the architectures, with the same ``value``.
+    """
+    runs = results.complete if results.has_replicates else replicates
+    is_grid = results.config.refinement is None
+    return FactorialTable.from_frame(rows, results.judged_axes, runs, is_grid)
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:
@@ -213,7 +229,7 @@ def summarize_nuisance(results: Results) -> NuisanceSummary | None:
     judged = complete[complete > 0]
     best = results.judge(table[has_value])
     at_setting = [table[place == i] for i in range(len(settings))]
-    single = [FactorialTable.from_frame(rows, results.judged_axes) for rows in at_setting]
+    single = [build_table(results, rows) for rows in at_setting]
     values = [best, *(results.judge(rows[rows["value"].notna()]) for rows in at_setting)]
     at_best, *at_single = (rows.set_index(architecture[rows.index])["value"] for rows in values)
     best_tenth = top_count(0.1, len(judged))

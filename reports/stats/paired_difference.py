@@ -1,105 +1,134 @@
-"""Mean differences over matched pairs, with bootstrap intervals."""
+"""Mean differences over matched pairs, with intervals of the noise between runs."""
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-RESAMPLES = 4000
-"""Bootstrap resamples; their sampling error is at most a twentieth of the interval's width."""
+from reports.stats.run_noise import NoiseSource, RunNoise
 
 CONFIDENCE = 0.95
 
 MIN_PAIRS = 8
-"""Pairs needed to call an effect significant: with fewer, noise alone passes too often."""
+"""Pairs needed to call an effect significant whose noise is only known from its own pairs."""
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Mean difference over matched pairs, with its 95% interval.
+    """Mean difference over matched pairs, with the noise between runs.
+
+    The mean over the pairs is exact for these runs. Its 95% interval answers what the mean would be
+    if each network were trained again.
 
     Attributes:
         pairs: number of pairs with two values.
         mean: mean of value after minus value before; negative is better. NaN without pairs.
-        low: lower end of the bootstrap interval; NaN with fewer than two pairs.
-        high: upper end of the interval.
+        error: standard error of the mean; NaN if unknown.
+        degrees: degrees of freedom of the error; 0 if it is unknown.
+        source: what the error was estimated from. Estimated from the differences between the pairs
+            it is an upper bound: differences of the effect between contexts count as noise.
         improved_count: number of pairs in which the value falls.
     """
 
     pairs: int
     mean: float
-    low: float
-    high: float
+    error: float
+    degrees: float
+    source: NoiseSource
     improved_count: int
 
     @classmethod
     def from_differences(cls, differences: Floats, **attributes: Any) -> Self:
-        """Estimate the mean of some differences.
+        """Estimate the mean of some differences, and its error from these alone.
 
         Args:
             differences: one per pair, in an array of any shape; NaN where a value is missing.
             attributes: other attributes, of a subclass.
         """
         differences = differences[~np.isnan(differences)]
-        low, high = bootstrap_interval(differences)
+        count = len(differences)
+        attributes.setdefault(
+            "error", float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+        )
+        attributes.setdefault("degrees", float(max(0, count - 1)))
+        attributes.setdefault("source", NoiseSource.PAIRS)
         return cls(
-            pairs=len(differences),
-            mean=float(differences.mean()) if len(differences) else math.nan,
-            low=low,
-            high=high,
+            pairs=count,
+            mean=float(differences.mean()) if count else math.nan,
             improved_count=int((differences < 0).sum()),
             **attributes,
         )
 
+    @classmethod
+    def from_trials(
+        cls,
+        values: Floats,
+        trials: Integers,
+        signs: tuple[int, ...],
+        noise: RunNoise | None,
+        **attributes: Any,
+    ) -> Self:
+        """Estimate the mean of some differences between trials.
+
+        Args:
+            values: (trials,), the values of all trials; NaN where there is none.
+            trials: (signs, pairs), indices of the trials of each pair; -1 where there is none.
+            signs: sign of each trial of a pair in the difference: (-1, 1) for before and after.
+            noise: noise of the values; None estimates it from the differences.
+            attributes: other attributes, of a subclass.
+        """
+        has_values = (trials >= 0).all(axis=0) & ~np.isnan(values[trials]).any(axis=0)
+        used = trials[:, has_values]
+        count = used.shape[1]
+        differences = np.array(signs) @ values[used] if count else np.empty(0)
+        if noise is not None and count:
+            # A trial that occurs in several pairs has the sum of their weights.
+            weights = np.zeros(len(values))
+            np.add.at(weights, used, np.array(signs)[:, None] / count)
+            names = ("error", "degrees", "source")
+            attributes |= dict(zip(names, noise.compute_error(weights), strict=True))
+        return cls.from_differences(differences, **attributes)
+
+    @property
+    def low(self) -> float:
+        """Lower end of Student's 95% interval of the mean; NaN if the error is unknown."""
+        return self.mean - self._half_width
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self._half_width
+
+    @property
+    def _half_width(self) -> float:
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of a zero mean; 1 if the error is unknown or from too few pairs."""
+        if not self.is_decidable:
+            return 1.0
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+
+    @property
+    def is_decidable(self) -> bool:
+        """Whether the interval can support a decision.
+
+        Without another estimate of the noise, :data:`MIN_PAIRS` pairs are needed.
+        """
+        if math.isnan(self.error):
+            return False
+        return self.source is not NoiseSource.PAIRS or self.pairs >= MIN_PAIRS
+
     @property
     def is_significant(self) -> bool:
-        """Whether the interval excludes zero and rests on at least :data:`MIN_PAIRS` pairs."""
-        return self.pairs >= MIN_PAIRS and (self.low > 0 or self.high < 0)
-
-
-def bootstrap_interval(sample: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Compute the bootstrap interval of a mean, bias-corrected and accelerated (BCa).
-
-    The method is that of Efron (*Better Bootstrap Confidence Intervals*, 1987), expanded for small
-    samples (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015, section 4.5). The
-    result depends neither on a global random state nor on the order of the sample.
-
-    Args:
-        sample: (n,)
-        confidence: coverage of the interval.
-
-    Returns:
-        Lower and upper end; NaN if n < 2.
-    """
-    # scipy.stats.bootstrap is not used: at n = 8 its BCa interval covers 88%, this one 93%.
-    n = len(sample)
-    if n < 2:
-        return math.nan, math.nan
-    sample = np.sort(sample)
-    mean = sample.mean()
-    deviations = sample - mean
-    spread = float((deviations**2).sum())
-    if spread == 0:
-        return float(mean), float(mean)
-    generator = np.random.default_rng(0)
-    means = sample[generator.integers(n, size=(RESAMPLES, n), dtype=np.int32)].mean(axis=1)
-    normal = NormalDist()
-    # Half of the resampled means that equal the sample mean count as below it.
-    below = ((means < mean).sum() + (means <= mean).sum()) / (2 * RESAMPLES)
-    bias = normal.inv_cdf(min(max(below, 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    # For a mean, the jackknife estimate of the acceleration has a closed form.
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
-    # Resamples vary less than samples, by (n − 1) / n, and have no heavier tails: Student's t.
-    reach = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1 + confidence) / 2, n - 1))
-    quantiles = []
-    for end in (-reach, reach):
-        shifted = bias + end
-        quantiles.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(means, quantiles)
-    return float(low), float(high)
+        """Whether the interval excludes zero and can support a decision."""
+        return self.is_decidable and (self.low > 0 or self.high < 0)

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from reports.data.results import Results
 from reports.data.trial_table import DIVERGED
 from reports.stats.effects import FactorialTable
+from reports.stats.nuisance import build_table
 from studies.config import top_count
 
 
@@ -73,5 +74,5 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         prediction_error=float(errors.mean()) if len(errors) else math.nan,
         common_step=common_step,
         missing_count=len(table) - len(reached),
-        early_table=FactorialTable.from_frame(results.judge(early_table), results.judged_axes),
+        early_table=build_table(results, results.judge(early_table)),
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from reports.data.results import Results
 from reports.data.trial_table import list_params, resolve_params
 from reports.formatting import format_param, format_value
+from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import PairedDifference
 from studies.attributes import SOURCE_TRIALS
 from studies.space import REPLICATE
@@ -27,13 +28,16 @@ class SourceComparison:
         study: name of the refinement.
         rows: one row per source architecture and variant: ``origin`` (number of the source trial,
             the lowest of its replicates), ``source_value`` and ``value`` (means over replicates; of
-            the source the best over its nuisance values), ``variant`` (name of the change) and
-            ``label`` (name of the new architecture).
+            the source the best over its nuisance values), ``variant`` (name of the change),
+            ``label`` (name of the new architecture) and ``runs`` (number of its replicates).
+        replicates: the runs of all architectures, from which their noise is estimated: ``label``,
+            ``replicate`` and ``value``; None if each has one run.
     """
 
     source: str
     study: str
     rows: pd.DataFrame
+    replicates: pd.DataFrame | None = None
 
     def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each variant, the unchanged one first."""
@@ -97,8 +101,12 @@ def compare_with_source(results: Results) -> SourceComparison | None:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
     keys = ["origin", "source_value", "variant", "label"]
-    means = table.groupby(keys)["value"].mean().reset_index()
-    return SourceComparison(refinement.source, results.name, means)
+    means = table.groupby(keys)["value"].agg(value="mean", runs="size").reset_index()
+    replicates = None
+    if results.has_replicates:
+        replicates = results.complete[["architecture", REPLICATE, "value"]]
+        replicates = replicates.rename(columns={"architecture": "label"})
+    return SourceComparison(refinement.source, results.name, means, replicates)
 
 
 def _find_best_sources(
@@ -132,14 +140,27 @@ def _find_best_sources(
 def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:
     """Estimate the effect of each variant."""
     rows = comparison.rows
-    unchanged = rows[rows["variant"] == UNCHANGED].set_index("origin")["value"]
+    architectures = FactorialTable.from_frame(
+        rows.drop_duplicates("label"), ["label"], comparison.replicates, is_grid=False
+    )
+    # An architecture that derives from several sources has a row for each.
+    place = {label: i for i, label in enumerate(rows["label"].drop_duplicates())}
+    trials = rows["label"].map(place)
+    unchanged = trials[rows["variant"] == UNCHANGED].set_axis(
+        rows.loc[rows["variant"] == UNCHANGED, "origin"]
+    )
     effects = []
     for variant, group in comparison.group_by_variant():
-        values = group.set_index("origin")["value"]
-        is_compared = variant != UNCHANGED
+        pairs = np.empty((2, 0), dtype=np.int64)
+        if variant != UNCHANGED:
+            before = unchanged.reindex(group["origin"], fill_value=-1)
+            pairs = np.array([before, trials[group.index]])
         effects.append(
-            VariantEffect.from_differences(
-                (values - unchanged).to_numpy() if is_compared else np.empty(0),
+            VariantEffect.from_trials(
+                architectures.values,
+                pairs,
+                (-1, 1),
+                architectures.noise,
                 variant=variant,
                 count=len(group),
                 best=float(group["value"].min()),

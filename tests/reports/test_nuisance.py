@@ -18,7 +18,8 @@ from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.page.sections import build_section, build_sections
-from reports.stats.effects import Contrast, FactorialTable
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
 from reports.stats.leaderboard import rank_architectures
 from reports.stats.nuisance import build_judged_table, summarize_nuisance
 from reports.stats.refinement_effects import compare_with_source

@@ -1,0 +1,188 @@
+"""The noise between runs: its estimates, and intervals of effects in simulated studies."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import gated_params, make_replicates, make_runs, make_study
+
+from benchmarks.effect_intervals import NOISE, Scenario, simulate
+from reports.data.replicates import find_replicates
+from reports.data.results import read_results
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
+from reports.stats.nuisance import build_judged_table
+from reports.stats.run_noise import NoiseSource, RunNoise, Runs, estimate_run_noise
+from studies.storage.open import read_storage
+
+SMALL = {"a": [False, True], "b": [False, True], "layers": [1, 2, 3], "state_size": [8, 16]}
+"""24 architectures: the smallest grid of the README."""
+
+
+def coverage(scenario, count):
+    """Return how often the interval of an effect has the mean over all retrained networks."""
+    hits = []
+    for study in simulate(scenario, count):
+        for effect in study.observed.compute_effects():
+            truth = study.truth.compute_effect(effect.contrast).mean
+            hits.append(effect.low <= truth <= effect.high)
+    return np.mean(hits)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        Scenario(name="equal noise"),
+        Scenario(name="noise by size", noise_by_size=(1, 2, 4)),
+        Scenario(name="replicates", replicates=3),
+        Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL),
+    ],
+    ids=lambda scenario: scenario.name,
+)
+def test_intervals_cover_the_mean_of_retrained_networks(scenario):
+    # 420 or 300 intervals; those of one study share its noise estimate.
+    assert 0.91 <= coverage(scenario, 60) <= 0.99
+
+
+def test_intervals_are_as_narrow_as_if_the_noise_were_known():
+    ratios = []
+    for study in simulate(Scenario(name="equal noise"), 30):
+        effect = study.observed.compute_effects()[0]
+        ratios.append((effect.high - effect.low) / (2 * 1.96 * NOISE * math.sqrt(2 / effect.pairs)))
+    assert 0.8 < np.median(ratios) < 1.3
+
+
+def test_real_interactions_of_many_parameters_make_intervals_wider_only():
+    scenario = Scenario(name="four parameters", scales=(0.2, 0.1, 0.05, 0.03))
+    assert coverage(scenario, 40) > 0.95
+    with_replicates = replace(scenario, replicates=4)
+    assert 0.90 <= coverage(with_replicates, 40) <= 0.99
+    (one,), (other,) = (simulate(each, 1) for each in (scenario, with_replicates))
+    assert other.observed.compute_effects()[0].error < one.observed.compute_effects()[0].error
+
+
+def test_noise_alone_is_rarely_significant():
+    found = [
+        effect.is_significant
+        for study in simulate(Scenario(name="nothing", scales=()), 100)
+        for effect in study.observed.compute_effects()
+    ]
+    assert np.mean(found) < 0.09  # nominally 5%; 700 effects, those of a study correlated
+
+
+def test_small_effect_is_found_that_varies_more_between_contexts():
+    found = []
+    for study in simulate(Scenario(name="contexts differ"), 30):
+        table = study.observed
+        shift = np.where(table.codes[:, 0] == 1, -0.02, 0.0)
+        centered = replace(study.truth, values=study.truth.values)
+        contrast = table.list_contrasts()[0]
+        mean = centered.compute_effect(contrast).mean
+        values = table.values + shift - np.where(table.codes[:, 0] == 1, mean, 0.0)
+        found.append(replace(table, values=values).compute_effect(contrast).is_significant)
+    assert np.mean(found) > 0.9  # the effect is five standard errors
+
+
+def test_regions_are_split_where_the_noise_differs():
+    (study,) = simulate(Scenario(name="noise by size", noise_by_size=(1, 1, 20)), 1)
+    noise = study.observed.noise
+    column = list(study.observed.axes).index("state_size")
+    deviations = {
+        size: math.sqrt(noise.variances[noise.regions[study.observed.codes[:, column] == size][0]])
+        for size in range(3)
+    }
+    assert deviations[0] == pytest.approx(NOISE, rel=0.8)
+    assert deviations[2] == pytest.approx(20 * NOISE, rel=0.8)
+    equal = [len(each.observed.noise.variances) for each in simulate(Scenario(name="equal"), 40)]
+    assert sum(count > 1 for count in equal) <= 4
+
+
+def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
+    noise = RunNoise(
+        regions=np.array([0, 0, 1]),
+        variances=np.array([4.0, 9.0]),
+        degrees=np.array([5.0, 10.0]),
+        sources=(NoiseSource.REPLICATES, NoiseSource.INTERACTIONS),
+        run_counts=np.array([1.0, 2.0, 1.0]),
+    )
+    error, degrees, source = noise.compute_error(np.array([1.0, -1.0, 0.0]))
+    assert (error, degrees, source) == (pytest.approx(math.sqrt(4 + 2)), 5, NoiseSource.REPLICATES)
+    error, degrees, source = noise.compute_error(np.array([0.0, 1.0, -2.0]))
+    assert error == pytest.approx(math.sqrt(2 + 36))
+    assert degrees == pytest.approx(38**2 / (2**2 / 5 + 36**2 / 10))
+    assert source is NoiseSource.MIXED
+    # A trial that occurs in two pairs has twice the weight.
+    shared = FactorialTable({}, np.empty((3, 0)), np.array([1.0, 2.0, 4.0]), noise)
+    pairs = np.array([[0, 0], [1, 2]])
+    from reports.stats.paired_difference import PairedDifference
+
+    found = PairedDifference.from_trials(shared.values, pairs, (-1, 1), noise)
+    assert found.mean == pytest.approx(2)
+    assert found.error == pytest.approx(math.sqrt(4 + 4 / 2 / 4 + 9 / 4))
+
+
+def test_what_a_text_order_changes_for_all_runs_is_not_noise():
+    codes = np.arange(6)[:, None].repeat(4, axis=0)
+    replicates = np.tile(np.arange(4), 6)
+    values = codes[:, 0] + 100.0 * replicates
+    noise = np.random.default_rng(0).normal(size=24)
+    runs = Runs(codes, replicates, values + noise)
+    found = estimate_run_noise(np.arange(6)[:, None], np.zeros(6), runs, is_grid=False)
+    assert found.sources == (NoiseSource.REPLICATES,)
+    assert found.degrees[0] == 24 - 6 - 4 + 1
+    assert found.variances[0] == pytest.approx(1, rel=0.8)
+
+
+def test_too_few_trials_leave_the_differences_between_pairs():
+    rows = [
+        {"a": a, "size": size, "value": float(a) + size % 3}
+        for a in (False, True)
+        for size in range(9)
+    ]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "size"])
+    assert table.noise is None
+    effect = table.compute_effect(Contrast("a", False, True))
+    assert effect.source is NoiseSource.PAIRS
+    assert effect.is_significant
+    few = FactorialTable.from_frame(pd.DataFrame(rows[:7] + rows[9:16]), ["a", "size"])
+    assert not few.compute_effect(Contrast("a", False, True)).is_significant
+
+
+def replicates_of(url, **config):
+    make_study(url, diverged=None)
+    runs = [
+        (gated_params(layers, size, replicate=run), 1.5 + layers + size / 10 + noise / 100, {})
+        for layers in (1, 2)
+        for size, noises in ((4, (1, 2, 5)), (8, (3, 3, 1)))
+        for run, noise in enumerate(noises, 1)
+    ]
+    make_runs(url, "again", {"refinement": {"source": "made", "replicates": 3}} | config, runs)
+    storage = read_storage(url)
+    return [read_results(storage, name, with_curves=()) for name in ("made", "again")]
+
+
+def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
+    made, again = replicates_of(sqlite_url)
+    rows = find_replicates(made, [made, again])
+    assert len(rows) == 12
+    table = build_judged_table(replace(made, replicates=rows))
+    assert {effect.source for effect in table.compute_effects()} == {NoiseSource.REPLICATES}
+    assert build_judged_table(made).noise is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"training": {"steps": 77}}, {"objective": "validation"}, {"gate_inputs": "candidate"}],
+    ids=str,
+)
+def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):
+    made, again = replicates_of(sqlite_url, **changed)
+    assert find_replicates(made, [made, again]) is None
+
+
+def test_study_of_replicates_has_its_own_noise(sqlite_url):
+    make_replicates(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "replicates", with_curves=())
+    assert len(find_replicates(results, [results])) == 9
