@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.pruning.policy import Rung, compute_rungs, group_architectures
+from search.pruning.policy import Rung, compute_rungs
 from search.pruning.predictions import DesignMatrix, Floats
 from studies.config import top_count
 
@@ -81,16 +81,14 @@ class RecordedCurves:
         return DesignMatrix.from_params(self.params)
 
     @cached_property
-    def architectures(self) -> NDArray[np.int64]:
-        """Index of each trial's architecture, (N,)."""
-        return group_architectures(self.params, self.nuisance)
-
-    @cached_property
-    def best(self) -> NDArray[np.int64]:
+    def best(self) -> list[int]:
         """Best trial of each architecture, the best architecture first."""
-        order = np.argsort(self.values, kind="stable")
-        _, first = np.unique(self.architectures[order], return_index=True)
-        return order[np.sort(first)]
+        found: dict[tuple[Any, ...], int] = {}
+        for index in np.argsort(self.values, kind="stable").tolist():
+            params = self.params[index]
+            key = tuple(value for name, value in params.items() if name not in self.nuisance)
+            found.setdefault(key if self.nuisance else (index,), index)
+        return list(found.values())
 
     @cached_property
     def losses(self) -> Floats:

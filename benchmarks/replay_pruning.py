@@ -99,7 +99,6 @@ class Replay:
             self.values,
             self.recorded.design,
             self.steps_to_next_rung,
-            self.recorded.architectures,
         )
         policy = PruningPolicy(state, self.keep, self.confidence, self.prediction)
         if TrialStage.WAITING not in self.stages:
@@ -237,8 +236,7 @@ def replay(
             log_every,
             keep=keep,
             confidence=confidence,
-            planned=len(recorded.best),
-            nuisance=nuisance,
+            planned=len(trials),
         )
         return replay_in_optuna(recorded, ours, checks, trials, concurrent, keep)
     last = len(recorded.steps) - 1
@@ -332,7 +330,7 @@ def format_table(
 @click.option(
     "--nuisance",
     multiple=True,
-    help="Parameter over which each architecture is judged at its best trial; may be repeated.",
+    help="Parameter over which the recall judges each architecture at its best; may be repeated.",
 )
 def main(
     files: tuple[Path, ...],

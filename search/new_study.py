@@ -113,11 +113,9 @@ def _plan_trials(
         return [PlannedTrial(params) for params in combinations], grid.search_space
     source = load_study(storage, config.refinement.source)
     counts = count_trials(storage, source._study_id)
-    source_config = read_study_record(source).config
+    keep = read_study_record(source).config.pruning.keep
     trials = read_trials(storage, source._study_id)
-    planned = derive_trials(
-        trials, counts, config, options.partial, source_config, options.confirmed
-    )
+    planned = derive_trials(trials, counts, config, options.partial, keep, options.confirmed)
     return planned, observed_search_space(trial.params for trial in planned)
 
 

@@ -80,11 +80,8 @@ def format_status(status: Status, config: StudyConfig) -> str:
         value = format_loss(best.value)
         rows.append(("best", f"{value}, trial {best.number}, {best.architecture}"))
     if config.pruning.enabled:
-        pruning = config.pruning
-        keep = f"{top_count(pruning.keep, counts.planned)}"
-        if config.nuisance:
-            keep = f"{100 * pruning.keep:g}% of the architectures"
-        rows.append(("to keep", f"top {keep}, with confidence {pruning.confidence:g}"))
+        keep = top_count(config.pruning.keep, counts.planned)
+        rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
     rows.append(("time left", _format_time_left(status, config)))
     if status.retries:
         retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())

@@ -29,7 +29,7 @@ def derive_trials(
     counts: TrialCounts,
     config: StudyConfig,
     partial: bool = False,
-    source: StudyConfig | None = None,
+    keep: float = 1,
     confirmed: bool = False,
 ) -> list[PlannedTrial]:
     """Apply a refinement's variants and replicates to the best architectures of its source.
@@ -44,21 +44,21 @@ def derive_trials(
         counts: number of them by state.
         config: config with a refinement.
         partial: accept an unfinished source.
-        source: config of the source, which states what pruning kept, if it was pruned.
+        keep: fraction of the trials that pruning kept, if the source was pruned.
         confirmed: whether the user has confirmed any number of trials.
 
     Returns:
         Trials derived from the best source trial first.
 
     Raises:
-        UnfinishedSourceError: if the source is unfinished, has too few complete or kept trials, or
-            was pruned with other nuisance parameters.
+        UnfinishedSourceError: if the source is unfinished, or has too few complete or kept trials.
         ConfigError: if a variant names a parameter that the source's trials lack, or the trials are
             too many.
     """
     refinement = config.refinement
     assert refinement is not None
     groups = _group(trials, config.nuisance)
+    sizes = [len(group) for group in groups.values()]
     planned = len(groups) if len(groups) < len(trials) else counts.planned
     wanted = top_count(refinement.top, planned)
     if counts.finished < counts.planned and not partial:
@@ -67,8 +67,20 @@ def derive_trials(
             f"trials ({counts.running} running, {counts.waiting} waiting): finish it first, or use "
             "--partial"
         )
-    if counts.pruned and source is not None:
-        _check_kept(refinement, wanted, planned, source, config.nuisance)
+    if counts.pruned:
+        # Pruning keeps the best trials, of which an architecture has one for each combination of
+        # the nuisance parameters. Before the best trial of the k-th best architecture come at most
+        # all trials of the k - 1 better ones. With one fraction of each, enough are kept.
+        kept = top_count(keep, counts.planned)
+        needed = (wanted - 1) * max(sizes, default=1) + 1
+        if needed > kept:
+            among = "" if needed == wanted else f", which are among the top {needed} trials"
+            expected = (kept - 1) // max(sizes, default=1) + 1
+            raise UnfinishedSourceError(
+                f"study {refinement.source!r} was pruned to its top {kept} of {counts.planned} "
+                f"trials, but refinement.top = {refinement.top} needs {wanted}{among}: expected at "
+                f"most {expected}"
+            )
     ranked = _rank_architectures(groups, config.nuisance)
     if len(ranked) < wanted and not (partial and ranked):
         raise UnfinishedSourceError(
@@ -81,32 +93,6 @@ def derive_trials(
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
     return _derive(ranked[:wanted], present & set(TRAINING_PARAMS), refinement, config)
-
-
-def _check_kept(
-    refinement: Refinement,
-    wanted: int,
-    architectures: int,
-    source: StudyConfig,
-    nuisance: Sequence[str],
-) -> None:
-    """Require that pruning kept as many architectures of the source as are wanted.
-
-    Raises:
-        UnfinishedSourceError: if it kept fewer, or judged them over other nuisance parameters.
-    """
-    if set(source.nuisance) != set(nuisance):
-        raise UnfinishedSourceError(
-            f"study {refinement.source!r} was pruned with nuisance = {source.nuisance}: expected "
-            f"the same in its refinement, got {list(nuisance)}"
-        )
-    kept = top_count(source.pruning.keep, architectures)
-    if wanted > kept:
-        noun = "architectures" if nuisance else "trials"
-        raise UnfinishedSourceError(
-            f"study {refinement.source!r} was pruned to its top {kept} of {architectures} {noun}, "
-            f"but refinement.top = {refinement.top} needs {wanted}: expected at most {kept}"
-        )
 
 
 def check_count(

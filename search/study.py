@@ -349,11 +349,7 @@ def _pruner(config: StudyConfig) -> BasePruner:
     if not pruning.enabled:
         return NopPruner()
     return TopFractionPruner(
-        training.steps,
-        training.log_every,
-        keep=pruning.keep,
-        confidence=pruning.confidence,
-        nuisance=config.nuisance,
+        training.steps, training.log_every, keep=pruning.keep, confidence=pruning.confidence
     )
 
 

@@ -11,10 +11,7 @@ PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints
 """Settings that each worker chooses independently."""
 
 DESCRIPTIVE = ("question", "report_threshold", "nuisance")
-"""Settings that describe what is asked and affect no result; an extension can change them.
-
-Nuisance parameters affect what a study prunes: with pruning, all workers state the same.
-"""
+"""Settings that describe what is asked and affect no result; an extension can change them."""
 
 _IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}
 """Settings that do not affect results; the corpus is compared by its hash."""
@@ -58,8 +55,6 @@ def _identity(config: StudyConfig, corpus: CorpusRecord) -> dict[str, Any]:
         settings["space"] = tables[0]
     elif tables:
         settings["space"] = {str(number): table for number, table in enumerate(tables, start=1)}
-    if config.pruning.enabled:
-        settings["nuisance"] = sorted(config.nuisance)
     return settings | {"corpus": corpus.model_dump(mode="json", exclude={"name"})}
 
 

@@ -67,8 +67,7 @@ class PruningSettings(StrictModel):
 
     Attributes:
         enabled: whether to prune at all.
-        keep: fraction of the architectures to keep, each at its best values of the nuisance
-            parameters, for the next study's ``refinement.top``.
+        keep: fraction of all grid trials to keep, for the next study's ``refinement.top``.
         confidence: expected share of that fraction that is kept, at least.
     """
 

@@ -18,8 +18,7 @@ class PruningSummary:
     """Savings and risks of pruning in a study.
 
     Attributes:
-        top_count: number of best architectures that pruning is to keep.
-        total: number of all architectures; that of trials without nuisance parameters.
+        top_count: number of best trials that pruning is to keep.
         expected_share: expected share of them that is complete, by the predictions at the time of
             pruning; NaN until every trial is finished, and without predictions.
         step_share: share of the steps of all trials that was trained.
@@ -33,7 +32,6 @@ class PruningSummary:
     """
 
     top_count: int
-    total: int
     expected_share: float
     step_share: float
     rungs: pd.DataFrame
@@ -50,8 +48,7 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     if not settings.enabled:
         return None
     table, counts = results.table, results.counts
-    total = len(results.judge())
-    kept = top_count(settings.keep, total)
+    kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialState.PRUNED.name]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
     predicted = results.complete.dropna(subset=["predicted_value"])
@@ -66,7 +63,6 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
     return PruningSummary(
         top_count=kept,
-        total=total,
         expected_share=1 - float(pruned["keep_probability"].sum()) / kept if is_final else math.nan,
         step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),

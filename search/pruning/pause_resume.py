@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search.pruning.policy import (
     PruningPolicy,
@@ -17,7 +16,6 @@ from search.pruning.policy import (
     TrialStage,
     compute_rungs,
     compute_steps_to_next_rung,
-    group_architectures,
 )
 from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
 from studies.attributes import RUNG
@@ -68,14 +66,11 @@ class PauseResumeScheduler:
         self._storage = storage
         self._study_id = study_id
         self._settings = config.pruning
-        self._nuisance = config.nuisance
         self._steps = config.training.steps
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
         self._numbers: list[int] = []
         self._params: list[Mapping[str, Any]] = []
-        self._encoded: (
-            tuple[Sequence[Mapping[str, Any]], DesignMatrix, NDArray[np.int64]] | None
-        ) = None
+        self._encoded: tuple[Sequence[Mapping[str, Any]], DesignMatrix] | None = None
 
     def read(self) -> StudyProgress:
         """Read the state of the study."""
@@ -180,25 +175,20 @@ class PauseResumeScheduler:
         self, progress: StudyProgress, deferred: Collection[int] = ()
     ) -> PruningPolicy:
         trials = progress.trials
-        design, architectures = self._encode(progress.params)
         state = StudyState(
             [_stage(trial, deferred) for trial in trials],
             np.array([trial.losses for trial in trials]),
             np.array([trial.value for trial in trials]),
-            design,
+            self._encode(progress.params),
             compute_steps_to_next_rung(self._rungs, self._steps),
-            architectures,
         )
         return PruningPolicy(state, self._settings.keep, self._settings.confidence)
 
-    def _encode(
-        self, params: Sequence[Mapping[str, Any]]
-    ) -> tuple[DesignMatrix, NDArray[np.int64]]:
+    def _encode(self, params: Sequence[Mapping[str, Any]]) -> DesignMatrix:
         """Encode the trials' parameters; they are the same object until they change."""
         if self._encoded is None or self._encoded[0] is not params:
-            architectures = group_architectures(params, self._nuisance)
-            self._encoded = (params, DesignMatrix.from_params(params), architectures)
-        return self._encoded[1:]
+            self._encoded = (params, DesignMatrix.from_params(params))
+        return self._encoded[1]
 
     def _decision_attributes(
         self, policy: PruningPolicy, index: int, is_final: bool
@@ -217,8 +207,7 @@ class PauseResumeScheduler:
         if is_final:
             attributes["reason"] = (
                 f"at step {step:,} of {self._steps:,}: predicted {mean:.3f} ± {scale:.3f}; "
-                f"the top {policy.top_count} of {state.architecture_count} "
-                f"{'architectures' if self._nuisance else 'trials'} are expected below "
+                f"the top {policy.top_count} of {len(state.stages)} trials are expected below "
                 f"{policy.top_threshold:.3f}; keep probability {keep_probability:.2g} with "
                 f"{complete} trials complete"
             )

@@ -2,9 +2,7 @@
 
 Trials are compared at *rungs*, fixed fractions of the training. Predictions of the final values
 (:mod:`search.pruning.predictions`) give the probability of each trial to finish among the best that
-are to be kept. Where a study has nuisance parameters, the best are architectures, each judged at
-its best trial: a trial counts only if it finishes better than the complete trials of its
-architecture. As in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams, arXiv:1406.3896),
+are to be kept. As in freeze-thaw Bayesian optimization (Swersky, Snoek & Adams, arXiv:1406.3896),
 every trial is trained to the first rung; then the most promising are promoted from rung to rung,
 and their results improve the predictions of the others. The search is complete when less than the
 allowed share of the best is expected among the paused trials; these are then pruned.
@@ -13,11 +11,10 @@ Decisions depend on the stored state of the study alone.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,23 +94,6 @@ def compute_steps_to_next_rung(rungs: Sequence[Rung], steps: int) -> Floats:
     return np.diff([0, *(rung.step for rung in rungs), steps]).astype(float)
 
 
-def group_architectures(
-    trials: Sequence[Mapping[str, Any]], nuisance: Collection[str]
-) -> NDArray[np.int64]:
-    """Return the index of each trial's architecture, (N,).
-
-    Trials of one architecture differ in nuisance parameters only; without these, each trial is one.
-    """
-    if not nuisance:
-        return np.arange(len(trials))
-    keys = [
-        tuple(sorted((name, value) for name, value in params.items() if name not in nuisance))
-        for params in trials
-    ]
-    indices = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-    return np.array([indices[key] for key in keys], dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class StudyState:
     """State of a study's N trials with R rungs.
@@ -124,8 +104,6 @@ class StudyState:
         values: (N,) values of complete trials; NaN for the others.
         design: parameters of the trials.
         steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
-        architectures: (N,) index of each trial's architecture, from 0 without gaps; see
-            :func:`group_architectures`.
     """
 
     stages: Sequence[TrialStage]
@@ -133,21 +111,10 @@ class StudyState:
     values: Floats
     design: DesignMatrix
     steps_to_next_rung: Floats
-    architectures: NDArray[np.int64]
 
     def in_stage(self, *stages: TrialStage) -> Mask:
         """Return which trials are in one of these stages, (N,)."""
         return np.isin(self._codes, [stage.value for stage in stages])
-
-    @cached_property
-    def architecture_count(self) -> int:
-        """Number of architectures; that of trials without nuisance parameters."""
-        return len(np.unique(self.architectures))
-
-    @cached_property
-    def complete_count(self) -> int:
-        """Number of architectures with a complete trial."""
-        return len(np.unique(self.architectures[self.in_stage(TrialStage.COMPLETE)]))
 
     @cached_property
     def _codes(self) -> NDArray[np.int64]:
@@ -165,12 +132,12 @@ class PruningPolicy:
 
     Args:
         state: state of its N trials.
-        keep: fraction of the architectures to keep, each at its best trial.
+        keep: fraction of the trials to keep.
         confidence: share of that fraction that is expected to be kept.
         prediction: final values of the trials that did not fail, if already computed.
 
     Attributes:
-        top_count: number of architectures to keep.
+        top_count: number of trials to keep.
         loss_budget: expected number of them that may be lost.
     """
 
@@ -183,7 +150,7 @@ class PruningPolicy:
     ) -> None:
         self.state = state
         self._given_prediction = prediction
-        self.top_count = top_count(keep, state.architecture_count)
+        self.top_count = top_count(keep, len(state.stages))
         self.loss_budget = (1 - confidence) * self.top_count
 
     @cached_property
@@ -196,27 +163,15 @@ class PruningPolicy:
 
     @cached_property
     def top_threshold(self) -> float:
-        """Value below which as many architectures are expected to finish as are to be kept."""
-        architectures = self.state.architectures[self._viable]
-        return self._viable_prediction.threshold_for_count(self.top_count, architectures)
+        """Value below which as many trials are expected to finish as are to be kept."""
+        return self._viable_prediction.threshold_for_count(self.top_count)
 
     @cached_property
     def keep_probabilities(self) -> Floats:
-        """Probability of each trial to finish among the best, (N,).
-
-        A trial whose architecture has a complete one must finish below that. The sum is the top
-        count where each architecture has one trial, and more otherwise: two unfinished trials of
-        one architecture may both be the one that counts.
-        """
-        viable, state = self._viable, self.state
-        least = np.full(state.architecture_count, np.inf)
-        complete = state.in_stage(TrialStage.COMPLETE)
-        np.fmin.at(least, state.architectures[complete], state.values[complete])
-        limits = np.minimum(self.top_threshold, least[state.architectures])
-        limits[complete] = self.top_threshold
+        """Probability of each trial to finish among the best, (N,); they sum to the top count."""
+        viable = self._viable
         probabilities = np.zeros(len(viable))
-        probabilities[viable] = self._viable_prediction.cdf(limits[viable])
-        probabilities[complete & (state.values > least[state.architectures])] = 0
+        probabilities[viable] = self._viable_prediction.cdf(self.top_threshold)
         return probabilities
 
     @cached_property
@@ -275,10 +230,10 @@ class PruningPolicy:
     def should_prune_now(self, trial: int) -> bool:
         """Return whether a trial at a rung can be pruned whatever the results of the others.
 
-        Only once as many architectures are complete as are to be kept. Together, trials pruned so
-        use at most :data:`HOPELESS_SHARE` of the loss budget.
+        Only once as many trials are complete as are to be kept. Together, trials pruned so use at
+        most :data:`HOPELESS_SHARE` of the loss budget.
         """
-        enough = self.state.complete_count >= self.top_count
+        enough = self.state.in_stage(TrialStage.COMPLETE).sum() >= self.top_count
         bound = HOPELESS_SHARE * self.loss_budget / len(self.state.stages)
         return bool(enough and self.keep_probabilities[trial] <= bound)
 

@@ -106,8 +106,8 @@ class Prediction:
     mean: Floats
     scale: Floats
 
-    def cdf(self, threshold: float | Floats) -> Floats:
-        """Return the probability of each trial to finish below a threshold, or its own, (N,)."""
+    def cdf(self, threshold: float) -> Floats:
+        """Return the probability of each trial to finish below a threshold, (N,)."""
         scale = np.maximum(self.scale, 1e-9 * (1 + np.abs(self.mean)))
         # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
         angle = np.arctan((threshold - self.mean) / scale / math.sqrt(5))
@@ -115,29 +115,15 @@ class Prediction:
         odd: Floats = np.sin(angle) * (cosine + 2 / 3 * cosine**3)
         return 0.5 + (angle + odd) / math.pi
 
-    def threshold_for_count(self, count: int, architectures: NDArray[np.int64]) -> float:
-        """Return the threshold below which ``count`` architectures are expected to finish.
-
-        An architecture finishes at its best trial, and its trials independently of each other.
-
-        Args:
-            count: number of architectures.
-            architectures: (N,) index of each trial's architecture.
-        """
-        present, groups = np.unique(architectures, return_inverse=True)
-        if count >= len(present):
+    def threshold_for_count(self, count: int) -> float:
+        """Return the threshold below which ``count`` of the trials are expected to finish."""
+        if count >= len(self.mean):
             return math.inf
-
-        def expect_below(threshold: float) -> float:
-            with np.errstate(divide="ignore"):
-                log_above = np.log1p(-np.minimum(self.cdf(threshold), 1))
-            return float(-np.expm1(np.bincount(groups, log_above)).sum())
-
         reach = 100 * self.scale.max() + 1e-6
         low, high = self.mean.min() - reach, self.mean.max() + reach
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if expect_below(middle) < count else (low, middle)
+            low, high = (middle, high) if self.cdf(middle).sum() < count else (low, middle)
         return float(high)
 
 

@@ -1,7 +1,7 @@
 """Pruner for plain Optuna, which stops trials for good instead of pausing them."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -15,7 +15,6 @@ from search.pruning.policy import (
     TrialStage,
     compute_rungs,
     compute_steps_to_next_rung,
-    group_architectures,
 )
 from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
 from studies.config import top_count
@@ -26,17 +25,14 @@ class TopFractionPruner(BasePruner):
 
     Optuna cannot resume a stopped trial. So that early trials are not stopped for lack of evidence,
     no trial is pruned before as many are complete as are to be kept, and the expected losses grow
-    no faster than the number of started trials. With nuisance parameters, architectures are kept
-    instead of trials, each at its best trial.
+    no faster than the number of started trials.
 
     Args:
         steps: step at which a trial ends.
         log_every: steps between two reports, and before the first.
-        keep: fraction of all trials, or architectures, to keep.
+        keep: fraction of all trials to keep.
         confidence: share of that fraction that is expected to be kept.
-        planned: number of trials, or architectures, that the study will have, unless they are
-            already enqueued.
-        nuisance: parameters over which each architecture is judged at its best trial.
+        planned: number of trials that the study will have, unless they are already enqueued.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -50,7 +46,6 @@ class TopFractionPruner(BasePruner):
         keep: float = 0.1,
         confidence: float = 0.95,
         planned: int = 0,
-        nuisance: Collection[str] = (),
     ) -> None:
         if not 0 < keep < 1:
             raise ValueError(f"keep is {keep}: expected a value above 0 and below 1")
@@ -65,7 +60,6 @@ class TopFractionPruner(BasePruner):
         self._keep = keep
         self._confidence = confidence
         self._planned = planned
-        self._nuisance = nuisance
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Return whether a trial that has just reported should stop."""
@@ -79,9 +73,9 @@ class TopFractionPruner(BasePruner):
         index = next(i for i, other in enumerate(trials) if other.number == trial.number)
         trials[index] = trial
         state = self._state(study, trials)
-        needed = top_count(self._keep, max(self._planned, state.architecture_count))
+        needed = top_count(self._keep, max(self._planned, len(trials)))
         # Without a regression the prediction is the current loss, which complete trials are below.
-        if state.complete_count < max(needed, MIN_COMPLETE):
+        if state.in_stage(TrialStage.COMPLETE).sum() < max(needed, MIN_COMPLETE):
             return False
         return PruningPolicy(state, self._keep, self._confidence).should_stop(index)
 
@@ -105,14 +99,12 @@ class TopFractionPruner(BasePruner):
             [sign * loss for loss in self._rung_losses(trial.intermediate_values)]
             for trial in trials
         ]
-        params = [trial.params for trial in trials]
         return StudyState(
             stages,
             np.array(losses),
             np.array(values),
-            DesignMatrix.from_params(params),
+            DesignMatrix.from_params([trial.params for trial in trials]),
             compute_steps_to_next_rung(self._rungs, self._steps),
-            group_architectures(params, self._nuisance),
         )
 
     def _rung_losses(self, curve: Mapping[int, float]) -> Iterator[float]:

@@ -1,7 +1,6 @@
 """The pruning policy keeps the best trials and stops or pauses the others."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -12,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
-from benchmarks.recorded_curves import RecordedCurves
+from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replay_pruning import Replay, replay_in_optuna
 from search.pruning.policy import (
     PruningPolicy,
@@ -20,7 +19,6 @@ from search.pruning.policy import (
     TrialStage,
     compute_rungs,
     compute_steps_to_next_rung,
-    group_architectures,
 )
 from search.pruning.predictions import DesignMatrix
 from search.pruning.pruner import TopFractionPruner
@@ -57,8 +55,9 @@ def make_state(stages, reached=2):
             values[i] = math.nan
             losses[i, 0 if stage is TrialStage.WAITING else reached :] = math.nan
     steps = compute_steps_to_next_rung(compute_rungs(STEPS, LOG_EVERY)[:3], STEPS)
-    design = DesignMatrix.from_params([params[i] for i in order])
-    return StudyState(stages, losses, values, design, steps, np.arange(len(order)))
+    return StudyState(
+        stages, losses, values, DesignMatrix.from_params([params[i] for i in order]), steps
+    )
 
 
 def make_policy(stages, keep=0.1, confidence=0.95, **options):
@@ -202,54 +201,17 @@ def test_decisions_are_deterministic():
     assert first.stages == second.stages
 
 
-# ------------------------------------------------------------ nuisance parameters
-
-
-def record_rates(seed, rates=(0.01, 0.1)):
-    """Simulate curves of 48 architectures at each rate; each has an optimum of its own."""
-    recorded, random = record_curves(seed), np.random.default_rng(seed)
-    best = random.normal(0, 0.4, 48)  # in units of the distance of two rates
-    losses = [0.1 * (place - 0.5 - best) ** 2 for place in range(len(rates))]
-    params = [each | {"rate": rate} for rate in rates for each in recorded.params]
-    curves = np.vstack([recorded.curves + loss[:, None] for loss in losses])
-    curves += random.normal(0, 0.003, (len(curves), 1))
-    return RecordedCurves(params, recorded.steps, curves, curves.min(axis=1), ["rate"])
-
-
-def test_trials_that_differ_in_nuisance_parameters_are_one_architecture():
-    params = [{"layers": 1, "rate": 0.1}, {"layers": 2, "rate": 0.1}, {"rate": 0.2, "layers": 1}]
-    assert group_architectures(params, ["rate"]).tolist() == [0, 1, 0]
-    assert group_architectures([params[0]] * 2, []).tolist() == [0, 1]
-
-
-def test_best_architectures_are_kept_at_their_best_rate():
-    results = []
-    for seed in range(2):
-        recorded = record_rates(seed)
-        order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
-        assert len(recorded.best) == 48
-        results.append(Replay(recorded, 24, 0.1, 0.95).run(order))
-    assert np.mean([result.recall for result in results]) >= 0.75  # 6 of 8
-    assert np.mean([result.cost for result in results]) <= 0.45
-
-
-def test_complete_trial_of_an_architecture_leaves_its_others_less_to_gain():
-    """The second trial of the best architecture counts only if it beats the first."""
-    stages = [TrialStage.COMPLETE] * 30 + [TrialStage.PAUSED] * 30
-    state = make_state(stages)
-    alone = PruningPolicy(state, 0.1, 0.95).keep_probabilities
-    first = state.architectures.copy()
-    paused = 30 + int(np.argmax(alone[30:]))
-    first[paused] = 0  # of the architecture of the best trial
-    _, first = np.unique(first, return_inverse=True)
-    shared = PruningPolicy(replace(state, architectures=first), 0.1, 0.95)
-    assert shared.top_count == 5  # of 59 architectures
-    assert shared.keep_probabilities[0] == 1
-    assert shared.keep_probabilities[paused] < alone[paused] / 2
-    # Of two complete trials of one architecture the better one counts.
-    first = np.maximum(np.arange(60) - 1, 0)
-    shared = PruningPolicy(replace(state, architectures=first), 0.1, 0.95)
-    assert shared.keep_probabilities[:3].tolist() == [1, 0, 1]
+def test_recall_of_a_replay_counts_architectures_at_their_best_rate():
+    recorded = record_curves(1)
+    curves = np.vstack([recorded.curves + 0.1, recorded.curves])
+    params = [each | {"rate": rate} for rate in (1, 2) for each in recorded.params]
+    rates = RecordedCurves(params, recorded.steps, curves, curves.min(axis=1), ["rate"])
+    ranked = np.argsort(recorded.values).tolist()
+    assert rates.best == [48 + index for index in ranked]
+    found = np.zeros(96, dtype=bool)
+    found[[48 + index for index in ranked[:2]]] = True
+    found[ranked] = True  # at the worse rate, which does not count
+    assert ReplayResult.summarize(rates, 0.1, found, 1, 1).recall == 2 / 4
 
 
 # ------------------------------------------------------------------ in plain Optuna

@@ -45,20 +45,6 @@ def test_setting_that_does_not_change_results_is_no_difference():
     ]
 
 
-def test_nuisance_parameters_decide_what_a_study_prunes_and_nothing_else():
-    rates = "space.training.learning_rate=[0.1, 0.2]"
-    nuisance = ("nuisance=['learning_rate']",)
-    for pruning, expected in (
-        ("pruning.enabled=false", []),
-        ("pruning.enabled=true", ["nuisance: ['learning_rate'] in the study, [] here"]),
-    ):
-        stored, local = (
-            load_config_file("stage-one", [rates, pruning, *more]).resolve()
-            for more in (nuisance, ())
-        )
-        assert diff_configs(stored, CORPUS, local, CORPUS) == expected
-
-
 def test_precision_auto_matches_any_precision():
     stored = alter(load_config_file("stage-one").resolve(), 'precision="fp32"')
     assert diff_configs(stored, CORPUS, alter(stored, 'precision="auto"'), CORPUS) == []
