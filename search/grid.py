@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
+from search.pruning.audit import draw_added
 from studies.attributes import COMMANDS, CONFIG
 from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
@@ -18,6 +19,7 @@ from studies.errors import ConfigMismatchError
 from studies.grid import Grid
 from studies.loader import read_study_record
 from studies.space import Params, distributions, param_order
+from studies.storage.counts import count_audited
 from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
 from studies.storage.earlier_ends import NewEnd
 from studies.storage.storage import LeasedRDBStorage
@@ -223,7 +225,8 @@ def extend_grid(
         ConfigMismatchError: if the space is not an extension of the study's.
         StudiesError: if the study cannot be extended now.
     """
-    added = _plan_added(study.study_name, stored, extended)
+    audited = count_audited(storage, study._study_id)
+    added = _plan_added(study.study_name, stored, extended, audited)
     changed = list_descriptive_changes(stored, extended)
     update: dict[str, Any] = {name: getattr(extended, name) for name in changed}
     is_larger = new_end is not None or extended.space != stored.space
@@ -257,8 +260,16 @@ def extend_grid(
     return config if is_done else None
 
 
-def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[PlannedTrial]:
+def _plan_added(
+    name: str, stored: StudyConfig, extended: StudyConfig, audited: int
+) -> list[PlannedTrial]:
     """Return the trials that an extended search space adds.
+
+    Args:
+        name: name of the study.
+        stored: its stored config.
+        extended: config with the extended space.
+        audited: number of its trials that are audited.
 
     Raises:
         ConfigMismatchError: if it is not an extension.
@@ -269,7 +280,8 @@ def _plan_added(name: str, stored: StudyConfig, extended: StudyConfig) -> list[P
         raise ConfigMismatchError(f"study {name!r} {conflict}")
     old, new = stored.grid, create_sampler(extended).combinations
     assert old is not None
-    return [PlannedTrial(params) for params in subtract(new, old.combinations())]
+    planned = [PlannedTrial(params) for params in subtract(new, old.combinations())]
+    return draw_added(planned, stored, old.count(), audited)
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:

@@ -10,6 +10,7 @@ from rnn.data.corpus import Corpus
 from rnn.training.precision import supports_bf16
 from search.duration import describe_duration
 from search.grid import create_sampler
+from search.pruning.audit import draw_audited
 from search.refinement import MAX_UNCONFIRMED, derive_trials
 from search.study_corpus import tokenize
 from search.versions import current_versions
@@ -80,6 +81,7 @@ def create_new_study(
             finished.
     """
     planned, space = _plan_trials(storage, config, options)
+    planned = draw_audited(planned, config)
     tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
     precision = _resolve_precision(config.precision, device)
     record = StudyRecord(

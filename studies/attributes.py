@@ -1,7 +1,7 @@
 """Names and models of what a study and its trials store as Optuna attributes."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -46,6 +46,9 @@ EARLIER_ENDS = "earlier_ends"
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
 
+AUDIT_LOOKS = "rnn_search:audit"
+"""Study system attribute: an :class:`AuditLook` by name, for each look at the audited trials."""
+
 REPORT_CLAIM = "rnn_search:report"
 """Study system attribute: which process writes the report."""
 
@@ -53,6 +56,9 @@ REPORT_CLAIM = "rnn_search:report"
 
 IS_GRID_TRIAL = "grid_trial"
 """System attribute that marks grid trials. Workers claim no others, and reports count no others."""
+
+AUDIT = "audit"
+"""System attribute of an audited trial: :class:`AuditState`."""
 
 PAUSED = "paused"
 """System attribute of a paused trial: the time of the pause, UTC."""
@@ -199,7 +205,12 @@ class TrialRecord(BaseModel):
     predicted_value: Annotated[float | None, _unit("nat/token", "value predicted at that step")] = (
         None
     )
-    reason: Annotated[str | None, _unit("", "why it was pruned")] = None
+    predicted_scale: Annotated[
+        float | None, _unit("nat/token", "scale of that prediction, a Student's t-distribution")
+    ] = None
+    reason: Annotated[
+        str | None, _unit("", "why it was pruned, or, if it is audited, would have been")
+    ] = None
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store, without those that are None."""
@@ -231,6 +242,58 @@ def first_message(error: ValidationError) -> str:
     """Return the message of the first mistake, as part of a line."""
     message = error.errors()[0]["msg"]
     return message[0].lower() + message[1:]
+
+
+class AuditState(BaseModel):
+    """What the pruner has decided about an audited trial, which trains on regardless.
+
+    Attributes:
+        rungs: number of rungs to which the pruner has let it train; one more than there are for its
+            end.
+        pruned: whether the pruner would have pruned it there.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    rungs: Annotated[int, Field(ge=1)] = 1
+    pruned: bool = False
+
+
+class AuditLook(BaseModel):
+    """Planned look at the audited trials; see :mod:`search.pruning.audit`.
+
+    Attributes:
+        complete: number of trials that were complete in the pruner's decisions.
+        trials: number of audited trials with a prediction and a final value.
+        inside: number of them whose final value is within two scales of the prediction.
+        alarm: whether the predictions failed the test.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    complete: _Count
+    trials: _Count
+    inside: _Count
+    alarm: bool
+
+
+_T = TypeVar("_T")
+
+
+def parse_audit(kind: type[_T], stored: str) -> _T:
+    """Parse a stored record of the audit.
+
+    Args:
+        kind: type of the record.
+        stored: the record as JSON.
+
+    Raises:
+        ValueError: if this program cannot have stored it.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(stored)
+    except ValidationError as error:
+        raise ValueError(f"its record of the audit: {first_message(error)}") from error
 
 
 class CorpusRecord(BaseModel):

@@ -68,12 +68,15 @@ class PruningSettings(StrictModel):
     Attributes:
         enabled: whether to prune at all.
         keep: fraction of all grid trials to keep, for the next study's ``refinement.top``.
-        confidence: expected share of that fraction that is kept, at least.
+        confidence: share of that fraction that the predictions are to keep, at least.
+        audit: number of grid trials, chosen at random, that are trained to the end whatever the
+            pruner decides, at most a tenth of all; 0 for none.
     """
 
     enabled: bool = False
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    audit: Annotated[int, Field(ge=0, le=10_000)] = 20
 
 
 class LeaseSettings(StrictModel):

@@ -4,8 +4,9 @@ Reads and writes take a few statements; the computation between them may take mi
 thousands of trials.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,20 @@ from search.pruning.policy import (
     TrialStage,
     compute_rungs,
     compute_steps_to_next_rung,
+    to_decision_stage,
 )
 from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
-from studies.attributes import RUNG
+from studies.attributes import AUDIT_LOOKS, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
-from studies.storage.queries import TrialProgress, read_progress, read_trials
+from studies.storage.create_study import update_system_attributes
+from studies.storage.queries import (
+    TrialProgress,
+    read_audit_looks,
+    read_progress,
+    read_trials,
+)
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import AuditDecision
 
 
 @dataclass(frozen=True)
@@ -44,17 +53,48 @@ class StudyProgress:
     Attributes:
         trials: progress of the grid trials, by number.
         params: parameters of each of them; the same object until the study is extended.
+        looks: planned looks at the audited trials so far, by name.
     """
 
     trials: Sequence[TrialProgress]
     params: Sequence[Mapping[str, Any]]
+    looks: Mapping[str, AuditLook] = field(default_factory=dict)
+
+    @property
+    def is_audited(self) -> bool:
+        """Whether some trials are audited."""
+        return any(trial.audit is not None for trial in self.trials)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every trial is finished or paused."""
+        return all(trial.is_paused or trial.state.is_finished() for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions on a study's trials.
+
+    Attributes:
+        stops: trials at a rung that are paused or pruned, by id.
+        resumed: ids of paused trials to resume, the most promising first.
+        pruned: user attributes of the paused trials to prune, by id.
+        audited: decisions about audited trials to store, by id.
+        looks: planned looks at the audited trials to store before anything is pruned, by name.
+    """
+
+    stops: Mapping[int, PruneDecision] = field(default_factory=dict)
+    resumed: Sequence[int] = ()
+    pruned: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    audited: Mapping[int, AuditDecision] = field(default_factory=dict)
+    looks: Mapping[str, AuditLook] = field(default_factory=dict)
 
 
 class PauseResumeScheduler:
     """Decides which trials to pause, resume and prune, from the stored state of the study alone.
 
-    Only :meth:`read` and :meth:`prune` use the storage. The other methods may run in another
-    thread than these.
+    Only :meth:`read`, :meth:`store` and :meth:`prune` use the storage. The other methods may run in
+    another thread than these.
 
     Args:
         storage: storage that holds the study.
@@ -80,11 +120,12 @@ class PauseResumeScheduler:
             params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
             self._params = [params[number] for number in numbers]
             self._numbers = numbers
-        return StudyProgress(trials, self._params)
+        looks = read_audit_looks(self._storage, self._study_id)
+        return StudyProgress(trials, self._params, looks)
 
     def decide(
         self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
-    ) -> dict[int, PruneDecision]:
+    ) -> Decisions:
         """Decide which of these running trials, which have reached a rung, are paused or pruned.
 
         Args:
@@ -94,19 +135,29 @@ class PauseResumeScheduler:
                 them.
 
         Returns:
-            Decisions by trial id; trials that continue are absent.
+            ``stops``, in which trials that continue are absent, and ``audited``.
         """
-        policy = self._build_policy(progress, deferred)
         indices = {trial.trial_id: index for index, trial in enumerate(progress.trials)}
-        decisions = {}
-        for trial_id in trial_ids:
-            index = indices.get(trial_id)
-            if index is None or policy.should_continue(index):
+        asked = {trial_id: indices[trial_id] for trial_id in trial_ids if trial_id in indices}
+        policy = self._build_policy(progress, deferred, asked.values())
+        can_prune = not progress.is_audited or bool(progress.looks)
+        stops: dict[int, PruneDecision] = {}
+        audited: dict[int, AuditDecision] = {}
+        for trial_id, index in asked.items():
+            audit = progress.trials[index].audit
+            if audit is not None and not self._is_at_rung(progress.trials[index], audit):
                 continue
-            is_final = policy.should_prune_now(index)
-            attributes = self._decision_attributes(policy, index, is_final)
-            decisions[trial_id] = PruneDecision(is_final, attributes)
-        return decisions
+            if policy.should_continue(index):
+                if audit is not None:
+                    audited[trial_id] = _let_continue(audit)
+                continue
+            is_final = can_prune and policy.should_prune_now(index)
+            if audit is None:
+                attributes = self._decision_attributes(policy, index, is_final)
+                stops[trial_id] = PruneDecision(is_final, attributes)
+            elif is_final:
+                audited[trial_id] = self._record_pruned(policy, index, audit)
+        return Decisions(stops=stops, audited=audited)
 
     def select_to_resume(
         self,
@@ -114,8 +165,8 @@ class PauseResumeScheduler:
         min_keep_probability: float,
         deferred: Collection[int] = (),
         ignore_running: bool = False,
-    ) -> list[int]:
-        """Return the paused trials to resume in one batch.
+    ) -> Decisions:
+        """Select the paused trials to resume in one batch.
 
         Args:
             progress: state of the study.
@@ -125,70 +176,160 @@ class PauseResumeScheduler:
             ignore_running: resume even if results of running trials are still expected.
 
         Returns:
-            Ids of trials at one rung, the most promising first; empty if none is needed.
+            ``resumed``, trials at one rung, empty if none is needed. With ``audited`` or ``looks``
+            there is more to decide once these are stored.
         """
         trials, policy = progress.trials, self._build_policy(progress, deferred)
+        if looks := self._take_look(policy, progress):
+            return Decisions(looks=looks)
         to_resume = policy.to_resume_ignoring_running if ignore_running else policy.to_resume
         if not to_resume:
-            return []
+            return Decisions()
         reached = policy.state.rungs_reached
         first, *others = to_resume
-        return [trials[first].trial_id] + [
-            trials[index].trial_id
+        chosen = [first] + [
+            index
             for index in others
             if reached[index] == reached[first]
             and policy.keep_probabilities[index] >= min_keep_probability
         ]
+        return Decisions(
+            resumed=[trials[index].trial_id for index in chosen if trials[index].audit is None],
+            audited={
+                trials[index].trial_id: _let_continue(audit)
+                for index in chosen
+                if (audit := trials[index].audit) is not None
+            },
+        )
 
-    def select_to_prune(self, progress: StudyProgress) -> dict[int, Mapping[str, Any]]:
+    def select_to_prune(self, progress: StudyProgress) -> Decisions:
         """Select all paused trials to be pruned if none of them will be resumed.
 
         Returns:
-            User attributes to write, by trial id; empty if some may resume.
+            ``pruned`` and ``audited``, empty if some may resume; or ``looks``, after which there is
+            more to decide.
         """
         policy = self._build_policy(progress)
+        if looks := self._take_look(policy, progress):
+            return Decisions(looks=looks)
         if not policy.is_final:
-            return {}
-        paused = np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist()
-        return {
-            progress.trials[index].trial_id: self._decision_attributes(policy, index, is_final=True)
-            for index in paused
-        }
+            return Decisions()
+        pruned: dict[int, Mapping[str, Any]] = {}
+        audited: dict[int, AuditDecision] = {}
+        for index in np.flatnonzero(policy.state.in_stage(TrialStage.PAUSED)).tolist():
+            trial = progress.trials[index]
+            if trial.audit is None:
+                pruned[trial.trial_id] = self._decision_attributes(policy, index, is_final=True)
+            else:
+                audited[trial.trial_id] = self._record_pruned(policy, index, trial.audit)
+        return Decisions(pruned=pruned, audited=audited)
 
-    def prune(
-        self, progress: StudyProgress, selected: Mapping[int, Mapping[str, Any]]
-    ) -> list[int]:
+    def store(self, decisions: Decisions) -> None:
+        """Store decisions about audited trials, and looks at them; others keep what was stored."""
+        if decisions.audited:
+            self._storage.write_audit(decisions.audited)
+        if decisions.looks:
+            new = {name: look.model_dump() for name, look in decisions.looks.items()}
+
+            def add(stored: dict[str, Any]) -> dict[str, Any]:
+                return {AUDIT_LOOKS: {**new, **stored.get(AUDIT_LOOKS, {})}}
+
+            update_system_attributes(self._storage, self._study_id, add)
+
+    def prune(self, progress: StudyProgress, selected: Decisions) -> list[int]:
         """Prune paused trials, unless the study was extended or a trial resumed since it was read.
 
         Args:
             progress: state of the study from which they were selected.
-            selected: user attributes to write, by trial id.
+            selected: decisions of :meth:`select_to_prune`.
 
         Returns:
             Numbers of the trials pruned by this call.
         """
         trials = progress.trials
-        pruned = set(self._storage.prune_paused(self._study_id, len(trials), selected))
+        pruned = set(
+            self._storage.prune_paused(
+                self._study_id, len(trials), selected.pruned, selected.audited
+            )
+        )
         return [trial.number for trial in trials if trial.trial_id in pruned]
 
+    def _take_look(self, policy: PruningPolicy, progress: StudyProgress) -> dict[str, AuditLook]:
+        """Return the planned look at the audited trials that is due now, by name."""
+        if not progress.is_audited:
+            return {}
+        name = policy.due_look(progress.looks, progress.is_idle)
+        if name is None:
+            return {}
+        found = policy.look()
+        complete = int(policy.state.in_stage(TrialStage.COMPLETE).sum())
+        return {
+            name: AuditLook(
+                complete=complete, trials=found.trials, inside=found.inside, alarm=found.is_alarm
+            )
+        }
+
+    def _is_at_rung(self, trial: TrialProgress, audit: AuditState) -> bool:
+        """Return whether the pruner decides now whether an audited trial would continue."""
+        reached = int((~np.isnan(trial.losses)).sum())
+        return not audit.pruned and reached == audit.rungs
+
     def _build_policy(
-        self, progress: StudyProgress, deferred: Collection[int] = ()
+        self,
+        progress: StudyProgress,
+        deferred: Collection[int] = (),
+        asked: Collection[int] = (),
     ) -> PruningPolicy:
+        """Return the policy for the state of a study.
+
+        Args:
+            progress: state of the study.
+            deferred: ids of waiting trials to retry after an error.
+            asked: indices of running trials to decide about; audited ones are not stopped yet.
+        """
         trials = progress.trials
+        stages = [_stage(trial, deferred) for trial in trials]
+        losses = np.array([trial.losses for trial in trials])
+        values = np.array([trial.value for trial in trials])
+        held_out = np.full(len(trials), -1)
+        for index, trial in enumerate(trials):
+            if trial.audit is None:
+                continue
+            reached = int((~np.isnan(losses[index])).sum())
+            audit, rungs = trial.audit, len(self._rungs)
+            stage, stop = to_decision_stage(
+                stages[index], reached, audit.rungs, audit.pruned, rungs
+            )
+            if stop >= 0 and math.isnan(values[index]):
+                losses[index, stop:] = math.nan
+            elif stop >= 0:
+                held_out[index] = stop
+            stages[index] = stage
+            if index in asked and stage is TrialStage.PAUSED:
+                stages[index] = TrialStage.RUNNING
         state = StudyState(
-            [_stage(trial, deferred) for trial in trials],
-            np.array([trial.losses for trial in trials]),
-            np.array([trial.value for trial in trials]),
+            stages,
+            losses,
+            values,
             self._encode(progress.params),
             compute_steps_to_next_rung(self._rungs, self._steps),
+            held_out,
         )
-        return PruningPolicy(state, self._settings.keep, self._settings.confidence)
+        has_alarm = any(look.alarm for look in progress.looks.values())
+        settings = self._settings
+        return PruningPolicy(state, settings.keep, settings.confidence, recalibrate=has_alarm)
 
     def _encode(self, params: Sequence[Mapping[str, Any]]) -> DesignMatrix:
         """Encode the trials' parameters; they are the same object until they change."""
         if self._encoded is None or self._encoded[0] is not params:
             self._encoded = (params, DesignMatrix.from_params(params))
         return self._encoded[1]
+
+    def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
+        """Return the decision that an audited trial would have been pruned."""
+        attributes = self._decision_attributes(policy, index, is_final=True)
+        attributes["reason"] = f"audited; would have been pruned {attributes['reason']}"
+        return AuditDecision(audit, audit.model_copy(update={"pruned": True}), attributes)
 
     def _decision_attributes(
         self, policy: PruningPolicy, index: int, is_final: bool
@@ -203,7 +344,11 @@ class PauseResumeScheduler:
         mean = float(policy.prediction.mean[index])
         scale = float(policy.prediction.scale[index])
         keep_probability = float(policy.keep_probabilities[index])
-        attributes |= {"keep_probability": keep_probability, "predicted_value": mean}
+        attributes |= {
+            "keep_probability": keep_probability,
+            "predicted_value": mean,
+            "predicted_scale": scale,
+        }
         if is_final:
             attributes["reason"] = (
                 f"at step {step:,} of {self._steps:,}: predicted {mean:.3f} ± {scale:.3f}; "
@@ -212,6 +357,11 @@ class PauseResumeScheduler:
                 f"{complete} trials complete"
             )
         return attributes
+
+
+def _let_continue(audit: AuditState) -> AuditDecision:
+    """Return the decision that an audited trial would have trained to its next rung."""
+    return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
 
 
 def _stage(trial: TrialProgress, deferred: Collection[int]) -> TrialStage:

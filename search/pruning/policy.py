@@ -8,6 +8,11 @@ and their results improve the predictions of the others. The search is complete 
 allowed share of the best is expected among the paused trials; these are then pruned.
 
 Decisions depend on the stored state of the study alone.
+
+Some trials are *audited*: they are trained to the end whatever the policy decides. In decisions an
+audited trial is seen as if it had stopped where the policy would have stopped it: its stage is the
+one that it would have, and its prediction is made without its value. The predictions of the other
+trials use its value.
 """
 
 import math
@@ -20,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from search.pruning.predictions import DesignMatrix, Floats, Mask, Prediction, predict_final_values
+from search.pruning.audit import Look, look, recalibrate
+from search.pruning.predictions import (
+    DesignMatrix,
+    Floats,
+    Mask,
+    Prediction,
+    Rungs,
+    predict_final_values,
+)
 from studies.config import top_count
 
 RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
@@ -35,6 +48,10 @@ ALWAYS_CONTINUE = 0.5
 MAX_ACTIVE_FACTOR = 2.0
 """How many of the most promising trials may be promoted while others run, as a multiple of the
 number to keep."""
+
+FIRST_LOOK, LAST_LOOK = "first", "last"
+"""Planned looks at the audited trials: once as many trials are complete as are to be kept, before
+which none is pruned, and before the paused trials are pruned."""
 
 HOPELESS_SHARE = 0.1
 """Share of the loss budget that trials pruned before the end of the search may use."""
@@ -104,6 +121,8 @@ class StudyState:
         values: (N,) values of complete trials; NaN for the others.
         design: parameters of the trials.
         steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
+        held_out: (N,) number of rungs after which an audited trial with a value is paused or pruned
+            in decisions; -1 for all other trials.
     """
 
     stages: Sequence[TrialStage]
@@ -111,6 +130,7 @@ class StudyState:
     values: Floats
     design: DesignMatrix
     steps_to_next_rung: Floats
+    held_out: Rungs | None = None
 
     def in_stage(self, *stages: TrialStage) -> Mask:
         """Return which trials are in one of these stages, (N,)."""
@@ -121,10 +141,38 @@ class StudyState:
         return np.array([stage.value for stage in self.stages], dtype=np.int64)
 
     @property
-    def rungs_reached(self) -> NDArray[np.int64]:
-        """Number of rungs that each trial has reached, (N,)."""
-        reached: NDArray[np.int64] = (~np.isnan(self.losses)).sum(axis=1)
-        return reached
+    def rungs_reached(self) -> Rungs:
+        """Number of rungs that each trial has reached in decisions, (N,)."""
+        reached: Rungs = (~np.isnan(self.losses)).sum(axis=1)
+        return reached if self.held_out is None else np.where(self.is_held, self.held_out, reached)
+
+    @property
+    def is_held(self) -> Mask:
+        """Which trials have a value that decisions about them do not use, (N,)."""
+        if self.held_out is None:
+            return np.zeros(len(self.stages), dtype=bool)
+        return self.held_out >= 0
+
+
+def to_decision_stage(
+    stage: TrialStage, reached: int, granted: int, is_pruned: bool, rungs: int
+) -> tuple[TrialStage, int]:
+    """Return how decisions see an audited trial, which trains on where others are paused.
+
+    Args:
+        stage: its stage.
+        reached: number of rungs that it has reached.
+        granted: number of rungs to which the policy has let it train; ``rungs`` + 1 for its end.
+        is_pruned: whether the policy would have pruned it there.
+        rungs: number of rungs R.
+
+    Returns:
+        Its stage in decisions, and the number of rungs after which it is stopped in them; -1 if it
+        is not.
+    """
+    if granted > rungs or reached < granted:
+        return stage, -1
+    return (TrialStage.PRUNED if is_pruned else TrialStage.PAUSED), granted
 
 
 class PruningPolicy:
@@ -135,6 +183,7 @@ class PruningPolicy:
         keep: fraction of the trials to keep.
         confidence: share of that fraction that is expected to be kept.
         prediction: final values of the trials that did not fail, if already computed.
+        recalibrate: whether to recalibrate the predictions on the audited trials.
 
     Attributes:
         top_count: number of trials to keep.
@@ -147,8 +196,10 @@ class PruningPolicy:
         keep: float,
         confidence: float,
         prediction: Prediction | None = None,
+        recalibrate: bool = False,
     ) -> None:
         self.state = state
+        self.recalibrate = recalibrate
         self._given_prediction = prediction
         self.top_count = top_count(keep, len(state.stages))
         self.loss_budget = (1 - confidence) * self.top_count
@@ -206,6 +257,21 @@ class PruningPolicy:
         order = np.argsort(-self.promotion_scores[paused], kind="stable")
         return [int(trial) for trial in paused[order]]
 
+    def look(self) -> Look:
+        """Test the predictions on the audited trials that are stopped in decisions."""
+        return look(self.prediction, self.state.values, self.state.is_held)
+
+    def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
+        """Return the planned look that is due before any trial is pruned; None without one.
+
+        Args:
+            taken: names of the looks so far.
+            is_idle: whether no trial is being trained, audited ones included.
+        """
+        if is_idle and self.is_final:
+            return None if LAST_LOOK in taken else LAST_LOOK
+        return FIRST_LOOK if self._has_enough_complete and not taken else None
+
     @property
     def is_final(self) -> bool:
         """Whether no paused trial will be resumed."""
@@ -233,9 +299,8 @@ class PruningPolicy:
         Only once as many trials are complete as are to be kept. Together, trials pruned so use at
         most :data:`HOPELESS_SHARE` of the loss budget.
         """
-        enough = self.state.in_stage(TrialStage.COMPLETE).sum() >= self.top_count
         bound = HOPELESS_SHARE * self.loss_budget / len(self.state.stages)
-        return bool(enough and self.keep_probabilities[trial] <= bound)
+        return self._has_enough_complete and bool(self.keep_probabilities[trial] <= bound)
 
     def should_stop(self, trial: int) -> bool:
         """Return whether a running trial at a rung is pruned where trials cannot be paused."""
@@ -261,6 +326,11 @@ class PruningPolicy:
         return active
 
     @property
+    def _has_enough_complete(self) -> bool:
+        """Whether as many trials are complete as are to be kept."""
+        return bool(self.state.in_stage(TrialStage.COMPLETE).sum() >= self.top_count)
+
+    @property
     def _viable(self) -> Mask:
         return ~self.state.in_stage(TrialStage.FAILED)
 
@@ -269,6 +339,11 @@ class PruningPolicy:
         if self._given_prediction is not None:
             return self._given_prediction
         state, viable = self.state, self._viable
-        return predict_final_values(
-            state.design.select(viable), state.losses[viable], state.values[viable]
+        values = state.values[viable]
+        held_out = None if state.held_out is None else state.held_out[viable]
+        prediction = predict_final_values(
+            state.design.select(viable), state.losses[viable], values, held_out
         )
+        if self.recalibrate:
+            prediction = recalibrate(prediction, values, state.is_held[viable])
+        return prediction

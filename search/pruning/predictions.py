@@ -27,8 +27,12 @@ MIN_COMPLETE = 4
 STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
 
+DEGREES = 5
+"""Degrees of freedom of the predictions: their tails are heavier than a normal distribution's."""
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Rungs = NDArray[np.int64]
 
 _NOISE_STD = (0.1, 0.2, 0.35, 0.6, 1.0)
 """Residual standard deviations, relative to that of the target."""
@@ -127,35 +131,54 @@ class Prediction:
         return float(high)
 
 
-def predict_final_values(design: DesignMatrix, losses: Floats, values: Floats) -> Prediction:
+def predict_final_values(
+    design: DesignMatrix, losses: Floats, values: Floats, held_out: Rungs | None = None
+) -> Prediction:
     """Predict the final values of N trials.
 
     Args:
         design: parameters of the trials.
         losses: (N, R) loss at each rung; NaN from the first rung that a trial has not reached.
         values: (N,) finite values of finished trials; NaN for the others.
+        held_out: (N,) number of rungs from which the value of a finished trial is predicted by
+            leaving it out of the regression; -1 for all other trials. The value is data for the
+            predictions of the others. None if there is no such trial.
     """
     rungs = losses.shape[1]
+    held_out = np.full(len(values), -1) if held_out is None else held_out
     mean, variance = values.copy(), np.zeros(len(values))
     known = ~np.isnan(values)
     reached = np.where(known, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
+    held_mean, held_variance = mean.copy(), variance.copy()
     for rung in range(rungs, -1, -1):
-        new = reached == rung
-        if not new.any():
+        new, held = reached == rung, (held_out == rung) & ~np.isnan(values)
+        if not (new | held).any():
             continue
         features, kinds, loss = _features(design, losses, rung)
         # Trials that were added by hand may be finished without a curve.
         usable = known & np.isfinite(features).all(axis=1)
-        if usable.sum() < MIN_COMPLETE:
+        if usable.sum() < MIN_COMPLETE + held.any():
             mean[new], variance[new] = loss[new], _weak_prior_variance(losses)
+            held_mean[held], held_variance[held] = loss[held], _weak_prior_variance(losses)
         else:
             target = mean[usable] - loss[usable]
             middle = float(np.median(target))
-            mean[new], variance[new] = _bayesian_ridge_average(
-                features[usable], kinds, target - middle, variance[usable], features[new]
+            (mean[new], variance[new]), (held_mean[held], held_variance[held]) = (
+                _bayesian_ridge_average(
+                    features[usable],
+                    kinds,
+                    target - middle,
+                    variance[usable],
+                    features[new],
+                    held[usable],
+                )
             )
             mean[new] += middle + loss[new]
+            held_mean[held] += middle + loss[held]
         known |= new
+    is_held = held_out >= 0
+    mean = np.where(is_held, held_mean, mean)
+    variance = np.where(is_held, held_variance, variance)
     return Prediction(mean, STD_INFLATION * np.sqrt(variance))
 
 
@@ -186,8 +209,13 @@ def _features(
 
 
 def _bayesian_ridge_average(
-    features: Floats, kinds: NDArray[np.int64], target: Floats, variance: Floats, new: Floats
-) -> tuple[Floats, Floats]:
+    features: Floats,
+    kinds: NDArray[np.int64],
+    target: Floats,
+    variance: Floats,
+    new: Floats,
+    held_out: Mask,
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """Fit Bayesian ridge regressions over a grid of hyperparameters and average their predictions.
 
     Args:
@@ -196,9 +224,14 @@ def _bayesian_ridge_average(
         target: (n,).
         variance: (n,) variance of each target, in addition to the noise.
         new: (m, D) features of the rows to predict.
+        held_out: (n,) which of the training rows to predict as well, each without its own target.
+            For given hyperparameters the prediction without row i follows from that with it: with
+            the leverage h = wᵢ xᵢᵀ C xᵢ it is (xᵢᵀ b − h tᵢ) / (1 − h), with the spread
+            xᵢᵀ C xᵢ / (1 − h) (Cook & Weisberg, *Residuals and Influence in Regression*, 1982, section 2.2). The
+            weights of the hyperparameters are those with all rows.
 
     Returns:
-        (m,) means and variances.
+        (m,) means and variances of the new rows; the same of the rows held out.
     """
     scale = max(float(target.std()), 1e-6)
     noise = (_HYPERPARAMETERS[:, 0] * scale) ** 2  # (S,)
@@ -229,11 +262,16 @@ def _bayesian_ridge_average(
     share /= share.sum()
     selected = share > _MIN_WEIGHT
     share = share[selected] / share[selected].sum()  # (s,)
-    means = coefficients[selected] @ new.T  # (s, m)
-    spread = np.stack([((new @ each) * new).sum(axis=1) for each in covariance[selected]])  # (s, m)
-    variances = spread + noise[selected, None]
+    rows = np.vstack([new, features[held_out]])  # (m + h, D)
+    means = coefficients[selected] @ rows.T  # (s, m + h)
+    spread = np.stack([((rows @ each) * rows).sum(axis=1) for each in covariance[selected]])
+    first = len(new)
+    leverage = np.minimum(weight[selected][:, held_out] * spread[:, first:], 1 - 1e-9)  # (s, h)
+    means[:, first:] = (means[:, first:] - leverage * target[held_out]) / (1 - leverage)
+    spread[:, first:] /= 1 - leverage
     mean = share @ means
-    return mean, share @ (variances + (means - mean) ** 2)
+    variances = share @ (spread + noise[selected, None] + (means - mean) ** 2)
+    return (mean[:first], variances[:first]), (mean[first:], variances[first:])
 
 
 def _weak_prior_variance(losses: Floats) -> float:

@@ -17,6 +17,7 @@ from search.pruning.policy import (
     compute_steps_to_next_rung,
 )
 from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
+from studies.attributes import AUDIT
 from studies.config import top_count
 
 
@@ -62,7 +63,9 @@ class TopFractionPruner(BasePruner):
         self._planned = planned
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether a trial that has just reported should stop."""
+        """Return whether a trial that has just reported should stop; an audited one never does."""
+        if AUDIT in trial.system_attrs:
+            return False
         reported = sorted(trial.intermediate_values)
         previous, last = ([0, 0, *reported])[-2:]
         if not any(previous < rung.step <= last for rung in self._rungs):

@@ -18,7 +18,13 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import format_error
-from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision, StudyProgress
+from search.pruning.audit import describe_look
+from search.pruning.pause_resume import (
+    Decisions,
+    PauseResumeScheduler,
+    PruneDecision,
+    StudyProgress,
+)
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
 from studies.errors import StorageUnavailableError, StudiesError
@@ -52,7 +58,7 @@ class PruningDecisions:
         self._poll = poll
         self._pending: dict[int, Claim] = {}  # at a rung, for the next question
         self._asked: dict[int, Claim] = {}  # in the question that is being answered
-        self._answer: Future[dict[int, PruneDecision]] | None = None
+        self._answer: Future[Decisions] | None = None
 
     def decide(
         self, claims: Sequence[Claim], deferred: Collection[int] = ()
@@ -94,24 +100,36 @@ class PruningDecisions:
 
         Without a decision, because it failed, they resume one by one: the study still finishes.
         """
-        selected = self._compute(
-            lambda progress: self._scheduler.select_to_resume(
-                progress, min_keep_probability, deferred, ignore_running
+        while True:
+            selected = self._compute(
+                lambda progress: self._scheduler.select_to_resume(
+                    progress, min_keep_probability, deferred, ignore_running
+                )
             )
-        )
-        if selected is None:
-            progress = self._manager.read(self._scheduler.read)
-            return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
-        return selected
+            if selected is None:
+                progress = self._manager.read(self._scheduler.read)
+                return [trial.trial_id for trial in progress.trials if trial.is_paused][:1]
+            if not self._store(selected) or selected.resumed:
+                return list(selected.resumed)
 
     def prune_paused(self) -> list[int]:
         """Prune all paused trials if none of them will be resumed; return their numbers."""
         answer = self._compute(
             lambda progress: (progress, self._scheduler.select_to_prune(progress))
         )
-        if answer is None or not answer[1]:
+        if answer is None or not (answer[1].pruned or answer[1].audited):
             return []
         return self._manager.read(lambda: self._scheduler.prune(*answer))
+
+    def _store(self, decisions: Decisions) -> bool:
+        """Store decisions about audited trials and looks at them; return whether there are any."""
+        if not (decisions.audited or decisions.looks):
+            return False
+        self._manager.read(lambda: self._scheduler.store(decisions))
+        for look in decisions.looks.values():
+            if look.alarm:
+                _logger.warning(f"pruning held back: {describe_look(look)}")
+        return True
 
     def _take_answer(self) -> dict[Claim, PruneDecision]:
         """Return the decisions of the question that is being answered, if they are known."""
@@ -126,7 +144,9 @@ class PruningDecisions:
         except Exception as error:  # must not count as a failure of the training
             _logger.warning(f"pruning decision failed ({format_error(error)}); the trials continue")
             return {}
-        known = {asked[key]: decision for key, decision in decisions.items() if key in asked}
+        if decisions.audited:
+            self._manager.submit_after_flush(lambda: self._scheduler.store(decisions))
+        known = {asked[key]: decision for key, decision in decisions.stops.items() if key in asked}
         for claim in known:  # may have reached another rung meanwhile
             self._pending.pop(claim.trial_id, None)
         return known

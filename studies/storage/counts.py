@@ -9,6 +9,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.attributes import (
+    AUDIT,
     EARLIER_CODE,
     EARLIER_TORCH,
     FAILURE,
@@ -219,3 +220,11 @@ def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
         )
         .order_by(TRIAL_VALUES.c.value, TRIALS.c.number)
     )
+
+
+def count_audited(storage: LeasedRDBStorage, study_id: int) -> int:
+    """Count the grid trials of a study that are trained to the end whatever the pruner decides."""
+    query = sa.select(sa.func.count()).select_from(TRIALS)
+    query = query.where(TRIALS.c.study_id == study_id, is_grid_trial(), has_system_attr(AUDIT))
+    with storage.reading() as connection:
+        return connection.scalar(query) or 0

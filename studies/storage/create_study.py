@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import EARLIER_ENDS, IS_GRID_TRIAL, PAUSED
+from studies.attributes import AUDIT, EARLIER_ENDS, IS_GRID_TRIAL, PAUSED, AuditState
 from studies.errors import StudiesError
 from studies.space import Params
 from studies.storage.backup import merge_log
@@ -37,10 +37,11 @@ METRIC_NAMES = "study:metric_names"
 
 
 class PlannedTrial(NamedTuple):
-    """Parameters and user attributes of a grid trial to create."""
+    """Parameters and user attributes of a grid trial to create, and whether it is audited."""
 
     params: Params
     attributes: Mapping[str, Any] = {}
+    is_audited: bool = False
 
 
 def create_study(
@@ -292,4 +293,9 @@ def _insert_trials(
     ]
     insert(connection, TRIAL_USER_ATTRS, rows)
     rows = [attr_row("trial_id", trial_id, IS_GRID_TRIAL, True) for trial_id in trial_ids]
+    rows += [
+        attr_row("trial_id", trial_id, AUDIT, AuditState().model_dump())
+        for trial_id, trial in created
+        if trial.is_audited
+    ]
     insert(connection, TRIAL_SYSTEM_ATTRS, rows)

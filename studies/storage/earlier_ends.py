@@ -11,10 +11,13 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import (
+    AUDIT,
+    AUDIT_LOOKS,
     CHECKPOINTED,
     END,
     EVAL_WINDOWS,
     REPORT_CLAIM,
+    AuditState,
     EarlierEnd,
     TrialRecord,
     earlier_end_key,
@@ -30,6 +33,7 @@ from studies.storage.trial_rows import (
     TRIALS,
     attr_row,
     delete_attrs,
+    has_system_attr,
     insert,
     is_grid_trial,
     replace_attrs,
@@ -118,6 +122,11 @@ def reopen_trials(connection: Connection, study_id: int, new_end: NewEnd) -> Ear
         attr_row("trial_id", trial_id, CHECKPOINTED, True)
         for trial_id in numbers.keys() - restarted
     ]
+    audited = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+    rows += [  # the rungs move, so the pruner decides again
+        attr_row("trial_id", trial_id, AUDIT, AuditState().model_dump())
+        for trial_id in connection.scalars(audited.where(has_system_attr(AUDIT)))
+    ]
     replace_attrs(connection, TRIAL_SYSTEM_ATTRS, rows)
     _move_end(connection, study_id, new_end.steps)
     values = {number: results[trial_id]["value"] for trial_id, number in numbers.items()}
@@ -180,11 +189,11 @@ def _read_curves(
 
 
 def _move_end(connection: Connection, study_id: int, steps: int) -> None:
-    """Store the new end, and have the report written again."""
+    """Store the new end, and have audited trials looked at and the report written again."""
     connection.execute(
         sa.delete(STUDY_SYSTEM_ATTRS).where(
             STUDY_SYSTEM_ATTRS.c.study_id == study_id,
-            STUDY_SYSTEM_ATTRS.c.key.in_([END, REPORT_CLAIM]),
+            STUDY_SYSTEM_ATTRS.c.key.in_([AUDIT_LOOKS, END, REPORT_CLAIM]),
         )
     )
     insert(connection, STUDY_SYSTEM_ATTRS, [attr_row("study_id", study_id, END, steps)])

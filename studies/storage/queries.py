@@ -10,11 +10,21 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from studies.attributes import EVAL_WINDOWS, PAUSED, parse_trial_attribute
+from studies.attributes import (
+    AUDIT,
+    AUDIT_LOOKS,
+    EVAL_WINDOWS,
+    PAUSED,
+    AuditLook,
+    AuditState,
+    parse_audit,
+    parse_trial_attribute,
+)
 from studies.storage.damage import check_params, parse_choice, reading, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
+    STUDY_SYSTEM_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -38,6 +48,7 @@ class TrialRow:
         started: time of the last claim, UTC.
         completed: time at which it finished, UTC.
         is_paused: whether it waits for the pruner to resume it.
+        is_audited: whether it is trained to the end whatever the pruner decides.
     """
 
     number: int
@@ -48,6 +59,7 @@ class TrialRow:
     started: datetime | None = None
     completed: datetime | None = None
     is_paused: bool = False
+    is_audited: bool = False
 
 
 @reports_damage
@@ -74,9 +86,14 @@ def read_trials(
                 started=row.datetime_start,
                 completed=row.datetime_complete,
                 is_paused=row.state is TrialState.WAITING and bool(row.is_paused),
+                is_audited=bool(row.is_audited),
             )
             for row in connection.execute(
-                sa.select(TRIALS, has_system_attr(PAUSED).label("is_paused"))
+                sa.select(
+                    TRIALS,
+                    has_system_attr(PAUSED).label("is_paused"),
+                    has_system_attr(AUDIT).label("is_audited"),
+                )
                 .where(TRIALS.c.trial_id.in_(selected), is_grid_trial())
                 .order_by(TRIALS.c.number)
             )
@@ -226,6 +243,7 @@ class TrialProgress:
         is_paused: whether it waits for the pruner to resume it.
         value: value of a complete trial; otherwise NaN.
         losses: loss at each rung; NaN if the trial has not reached it.
+        audit: what the pruner has decided about an audited trial; None for any other.
     """
 
     trial_id: int
@@ -234,6 +252,7 @@ class TrialProgress:
     is_paused: bool
     value: float
     losses: list[float]
+    audit: AuditState | None = None
 
 
 @reports_damage
@@ -275,9 +294,28 @@ def read_progress(
             for trial_id, rung, loss, last in connection.execute(_rung_losses(study_id, rungs)):
                 if trial_id in progress and last == rungs[rung].step and loss is not None:
                     progress[trial_id].losses[rung] = loss
+        audited = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.value_json).where(
+            TRIAL_SYSTEM_ATTRS.c.trial_id.in_(_trial_ids(study_id)),
+            TRIAL_SYSTEM_ATTRS.c.key == AUDIT,
+        )
+        for trial_id, stored in connection.execute(audited):
+            if trial_id in progress:
+                with reading(f"trial {progress[trial_id].number}"):
+                    progress[trial_id].audit = parse_audit(AuditState, stored)
     for trial in progress.values():
         _truncate_at_gap(trial.losses)
     return list(progress.values())
+
+
+@reports_damage
+def read_audit_looks(storage: LeasedRDBStorage, study_id: int) -> dict[str, AuditLook]:
+    """Read the planned looks at the audited trials of a study so far, by name."""
+    query = sa.select(STUDY_SYSTEM_ATTRS.c.value_json).where(
+        STUDY_SYSTEM_ATTRS.c.study_id == study_id, STUDY_SYSTEM_ATTRS.c.key == AUDIT_LOOKS
+    )
+    with storage.reading() as connection:
+        stored = connection.scalar(query)
+    return {} if stored is None else parse_audit(dict[str, AuditLook], stored)
 
 
 def _rung_losses(study_id: int, rungs: Iterable[Rung]) -> sa.Select[Any]:

@@ -26,6 +26,7 @@ from studies.storage.transactions import TransactionalRDBStorage
 from studies.storage.trial_rows import (
     TRIAL_VALUES,
     TRIALS,
+    AuditDecision,
     lock_trials,
     pause,
     prune_paused,
@@ -33,6 +34,7 @@ from studies.storage.trial_rows import (
     running_leases,
     utcnow,
     write_attributes,
+    write_audit,
 )
 
 
@@ -263,8 +265,24 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             write_attributes(connection, {trial_id: attributes})
             pause(connection, trial_id)
 
+    def write_audit(self, decisions: Mapping[int, AuditDecision]) -> list[int]:
+        """Store decisions about audited trials, which train on regardless, in one transaction.
+
+        Args:
+            decisions: the decisions by trial id; one is not stored if another was stored before.
+
+        Returns:
+            Ids of the trials whose decision is stored.
+        """
+        with self.transaction() as connection:
+            return write_audit(connection, decisions)
+
     def prune_paused(
-        self, study_id: int, planned: int, trials: Mapping[int, Mapping[str, Any]]
+        self,
+        study_id: int,
+        planned: int,
+        trials: Mapping[int, Mapping[str, Any]],
+        audited: Mapping[int, AuditDecision] = MappingProxyType({}),
     ) -> list[int]:
         """Prune paused trials in one transaction, if every other grid trial is finished.
 
@@ -272,12 +290,16 @@ class LeasedRDBStorage(TransactionalRDBStorage):
             study_id: id of the study.
             planned: expected number of grid trials; with any other number nothing is done.
             trials: user attributes to write, by trial id.
+            audited: decisions about audited trials to store, by trial id; if others were stored
+                before, nothing is done.
 
         Returns:
             Ids of the trials that were pruned.
         """
         with self.transaction() as connection:
             if not all_finished_or_paused(connection, study_id, planned):
+                return []
+            if len(write_audit(connection, audited, require_all=True)) < len(audited):
                 return []
             return prune_paused(connection, trials)
 

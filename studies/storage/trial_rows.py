@@ -8,14 +8,23 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import ERROR, EVAL_WINDOWS, IS_GRID_TRIAL, PAUSED, RETRY_COUNTS, Failure
+from studies.attributes import (
+    AUDIT,
+    ERROR,
+    EVAL_WINDOWS,
+    IS_GRID_TRIAL,
+    PAUSED,
+    RETRY_COUNTS,
+    AuditState,
+    Failure,
+)
 from studies.storage.leases import LEASE, Lease
 
 _BATCH = 1000
@@ -175,6 +184,52 @@ def prune_paused(connection: Connection, attributes: Mapping[int, Mapping[str, A
         },
     )
     return paused
+
+
+class AuditDecision(NamedTuple):
+    """What the pruner decides about an audited trial, which trains on regardless.
+
+    Attributes:
+        before: earlier decision, which must not have changed.
+        after: decision to store.
+        attributes: user attributes to write.
+    """
+
+    before: AuditState
+    after: AuditState
+    attributes: Mapping[str, Any] = {}
+
+
+def write_audit(
+    connection: Connection, decisions: Mapping[int, AuditDecision], require_all: bool = False
+) -> list[int]:
+    """Store decisions about audited trials, by trial id, unless others were stored before.
+
+    Args:
+        connection: connection in a transaction.
+        decisions: the decisions.
+        require_all: whether to store none of them if one cannot be stored.
+
+    Returns:
+        Ids of the trials whose decision is stored.
+    """
+    lock_trials(connection, decisions)
+    stored = _read_attribute(connection, TRIAL_SYSTEM_ATTRS, AUDIT, decisions)
+    valid = [
+        trial_id
+        for trial_id, decision in decisions.items()
+        if trial_id in stored
+        and AuditState.model_validate_json(stored[trial_id]) == decision.before
+    ]
+    if require_all and len(valid) < len(decisions):
+        return []
+    rows = [
+        attr_row("trial_id", trial_id, AUDIT, decisions[trial_id].after.model_dump())
+        for trial_id in valid
+    ]
+    replace_attrs(connection, TRIAL_SYSTEM_ATTRS, rows)
+    write_attributes(connection, {trial_id: decisions[trial_id].attributes for trial_id in valid})
+    return valid
 
 
 def _clear_claims(connection: Connection, values: Mapping[int, Mapping[str, Any]]) -> None:

@@ -41,6 +41,7 @@ GRID = [
     f"training.log_every={LOG_EVERY}",
     "training.learning_rate=0.02",
     "training.smoothing=0.9",
+    "pruning.audit=0",
     "pruning.confidence=0.7",  # tiny networks differ so little that a higher value keeps all
     "space.layers=[1]",
     "space.output_gate=[false, true]",
@@ -198,7 +199,7 @@ class SlowDecisions:
         def held(*args):
             assert self._open.wait(HANG_TIMEOUT)
             decisions = decide(*args)
-            self.count += len(decisions)
+            self.count += len(decisions.stops)
             return decisions
 
         def note(decisions, compute):
@@ -400,12 +401,12 @@ def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
             joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
 
     pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0)) == TRIALS
+    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == TRIALS
     wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
     create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert scheduler.select_to_resume(scheduler.read(), 0.0) == [], "new trials come first"
+    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == (), "new trials come first"
     pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0)) == 2 * TRIALS
+    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == 2 * TRIALS
 
 
 def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
@@ -427,7 +428,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     assert counts.running == 1
     assert counts.complete >= KEPT
     scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-    assert scheduler.select_to_resume(scheduler.read(), 0, (), True) == []
+    assert scheduler.select_to_resume(scheduler.read(), 0, (), True).resumed == ()
 
 
 def test_paused_trials_without_checkpoints_restart_and_finish(
