@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from optuna.trial import TrialState
 
+from search.pruning.audit import describe_look
 from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR
@@ -82,11 +83,24 @@ def format_status(status: Status, config: StudyConfig) -> str:
     if config.pruning.enabled:
         keep = top_count(config.pruning.keep, counts.planned)
         rows.append(("to keep", f"top {keep}, with confidence {config.pruning.confidence:g}"))
+        rows.append(("audit", _format_audit(status)))
     rows.append(("time left", _format_time_left(status, config)))
     if status.retries:
         retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
         rows.append(("requeued", retries))
     return "\n".join(f"{name:9} {value}" for name, value in rows)
+
+
+def _format_audit(status: Status) -> str:
+    """Format the number of audited trials, and the last look at them."""
+    if not status.audited:
+        return "none: what pruning loses is not measured"
+    text = f"{status.audited} trials"
+    alarms = [look for look in status.looks.values() if look.alarm]
+    if looks := alarms or list(status.looks.values()):
+        last = max(looks, key=lambda look: look.complete)
+        text += f"{'; alarm' if alarms else ''}: {describe_look(last)}"
+    return text
 
 
 def _format_time_left(status: Status, config: StudyConfig) -> str:

@@ -1,7 +1,7 @@
 """Progress of a study, read from its storage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import optuna
@@ -10,17 +10,18 @@ from optuna.trial import TrialState
 from rnn.config import TrialConfig
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
-from studies.attributes import Failure, is_grid_trial
+from studies.attributes import AuditLook, Failure, is_grid_trial
 from studies.config import StudyConfig, to_trial_config
 from studies.storage.counts import (
     TimingStats,
     TrialCounts,
     best_trial_id,
+    count_audited,
     count_retries,
     count_trials,
     timing_by_shape,
 )
-from studies.storage.queries import read_trials
+from studies.storage.queries import read_audit_looks, read_trials
 from studies.storage.storage import LeasedRDBStorage
 
 READ_TIMEOUT = 2.0
@@ -76,6 +77,8 @@ class Status:
         best: best complete trial; None before the first.
         seconds_left: estimated time with the current workers; None if unknown.
         retries: number of requeued trials, by reason.
+        audited: number of trials that are trained to the end whatever the pruner decides.
+        looks: planned looks at these trials so far, by name.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Status:
     best: BestTrial | None
     seconds_left: float | None
     retries: Mapping[Failure, int]
+    audited: int = 0
+    looks: Mapping[str, AuditLook] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
@@ -98,6 +103,10 @@ class Status:
             "best": asdict(self.best) if self.best else None,
             "seconds_left": self.seconds_left,
             "retries": dict(self.retries),
+            "audit": {
+                "trials": self.audited,
+                "looks": {name: look.model_dump() for name, look in self.looks.items()},
+            },
         }
 
 
@@ -130,7 +139,9 @@ def read_status(
             timing = timing_by_shape(storage, study_id)
             seconds_left = estimate_seconds_left(timing, counts, active)
         retries = count_retries(storage, study_id)
-    return Status(study.study_name, counts, best, seconds_left, retries)
+        audited = count_audited(storage, study_id) if config.pruning.enabled else 0
+        looks = read_audit_looks(storage, study_id) if audited else {}
+    return Status(study.study_name, counts, best, seconds_left, retries, audited, looks)
 
 
 def read_running_trials(

@@ -227,7 +227,8 @@ def _bayesian_ridge_average(
         held_out: (n,) which of the training rows to predict as well, each without its own target.
             For given hyperparameters the prediction without row i follows from that with it: with
             the leverage h = wᵢ xᵢᵀ C xᵢ it is (xᵢᵀ b − h tᵢ) / (1 − h), with the spread
-            xᵢᵀ C xᵢ / (1 − h) (Cook & Weisberg, *Residuals and Influence in Regression*, 1982, section 2.2). The
+            xᵢᵀ C xᵢ / (1 − h) (Cook & Weisberg, *Residuals and Influence in Regression*, 1982,
+            section 2.2). The
             weights of the hyperparameters are those with all rows.
 
     Returns:

@@ -1,0 +1,221 @@
+"""A search that prunes trains a random sample of its trials to the end, and learns from it."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
+from test_worker import RecordingCallbacks
+
+from search.new_study import StudyOptions
+from search.pruning.audit import DIVISOR, describe_look
+from search.pruning.pause_resume import Decisions, PauseResumeScheduler
+from search.pruning.policy import TrialStage
+from search.pruning.predictions import Prediction, predict_final_values
+from search.pruning.pruner import TopFractionPruner
+from search.study import create_or_join
+from search.worker.shutdown import ShutdownSignal
+from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
+from studies.loader import load_config_file
+from studies.storage.counts import count_audited, count_trials
+from studies.storage.queries import read_audit_looks
+from studies.storage.trial_rows import AuditDecision
+
+AUDITED = 8
+
+AUDIT_EIGHT = f"pruning.audit={AUDITED}"
+
+BOLD = [AUDIT_EIGHT, "pruning.confidence=0.6", "seed=1"]
+"""Settings with which some of the audited trials would have been pruned."""
+
+
+@pytest.fixture(autouse=True)
+def larger_share(monkeypatch):
+    """Audit up to a third of the trials: the grid of the tests is small."""
+    monkeypatch.setattr("search.pruning.audit.DIVISOR", 3)
+
+
+def audited(joined):
+    return [trial for trial in joined.study.trials if AUDIT in trial.system_attrs]
+
+
+def check_audit(joined):
+    """Audited trials are complete; what the pruner would have done is recorded."""
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.complete + counts.pruned == counts.planned == TRIALS
+    found = audited(joined)
+    assert len(found) == count_audited(joined.storage, joined.study_id) == AUDITED
+    stopped = []
+    for trial in found:
+        TrialRecord.model_validate(trial.user_attrs)
+        assert trial.state is TrialState.COMPLETE
+        assert max(trial.intermediate_values) == STEPS
+        state = AuditState.model_validate(trial.system_attrs[AUDIT])
+        reason = trial.user_attrs.get("reason", "")
+        assert state.pruned == reason.startswith("audited; would have been pruned at step ")
+        if state.pruned:
+            stopped.append(trial)
+            assert trial.user_attrs["predicted_scale"] > 0
+            assert f"{trial.user_attrs['predicted_value']:.3f} ±" in reason
+            assert trial.user_attrs["rung"] < STEPS
+    looks = read_audit_looks(joined.storage, joined.study_id)
+    assert "last" in looks
+    assert looks["last"].trials == len(stopped)
+    return stopped
+
+
+@pytest.mark.parametrize("lockstep", [1, 8])
+def test_audited_trials_are_trained_to_the_end(sqlite_url, text, lockstep):
+    joined, messages = search(sqlite_url, text, *BOLD, lockstep=lockstep)
+    assert check_audit(joined), "none of eight would have been pruned"
+    assert count_trials(joined.storage, joined.study_id).pruned > 0
+    assert messages.count("complete") >= AUDITED
+
+
+def test_interrupted_search_records_the_whole_audit(sqlite_url, text, monkeypatch):
+    """Each worker stops after a few trials; the next one continues."""
+    ended = []
+
+    def on_trial_end(self, event):
+        ended.append(event)
+
+    for _ in range(20):
+        ended.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
+            patch.setattr(ShutdownSignal, "requested", property(lambda self: len(ended) > 7))
+            joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
+        counts = count_trials(joined.storage, joined.study_id)
+        if counts.finished == counts.planned:
+            break
+    joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
+    assert check_audit(joined)
+
+
+def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
+    numbers = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT, f"seed={seed}"])
+        options = StudyOptions(name=name, corpus=str(text), prune=True)
+        joined = create_or_join(file, sqlite_url, options)
+        numbers.append({trial.number for trial in audited(joined)})
+    assert numbers[0] == numbers[1] != numbers[2]
+    assert [len(each) for each in numbers] == [AUDITED] * 3
+
+
+def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
+    file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT])
+    create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    wider = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT, "space.layers=[1, 2]"])
+    joined = create_or_join(
+        wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True)
+    )
+    numbers = [trial.number for trial in audited(joined)]
+    assert sum(number >= TRIALS for number in numbers) == AUDITED
+    assert len(numbers) == 2 * AUDITED
+
+
+@pytest.mark.parametrize(("audit", "count"), [(0, 0), (5, 2), (20, 2)])
+def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch, audit, count):
+    monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
+    file = load_config_file("quick", [*SETTINGS, *GRID, f"pruning.audit={audit}"])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    assert len(audited(joined)) == count
+    unpruned = create_or_join(file, sqlite_url, StudyOptions(name="not-pruned", corpus=str(text)))
+    assert audited(unpruned) == []
+
+
+def mislead(monkeypatch):
+    """Have the pruner predict that every unfinished trial ends far above its value."""
+
+    def predict_badly(*args):
+        found = predict_final_values(*args)
+        return Prediction(found.mean + 30 * found.scale, found.scale)
+
+    monkeypatch.setattr("search.pruning.policy.predict_final_values", predict_badly)
+
+
+def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text, monkeypatch):
+    mislead(monkeypatch)
+    joined, messages = search(sqlite_url, text, AUDIT_EIGHT, lockstep=1)
+    looks = read_audit_looks(joined.storage, joined.study_id)
+    assert any(look.alarm for look in looks.values())
+    (warning,) = (line for line in messages if "pruning held back" in line)
+    assert "audited trials finished within two scales of their predictions, 90% expected" in warning
+    without, _ = search(sqlite_url, text, "pruning.audit=0", name="without", lockstep=1)
+    with_alarm = count_trials(joined.storage, joined.study_id).pruned
+    assert with_alarm < count_trials(without.storage, without.study_id).pruned
+
+
+def make_scheduler(sqlite_url, text):
+    file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    return joined, PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
+
+
+def test_pruner_sees_an_audited_trial_where_it_would_have_stopped_it(sqlite_url, text):
+    """Trained to its end, it is paused at the first rung in decisions, and resumes in them only."""
+    joined, scheduler = make_scheduler(sqlite_url, text)
+    storage, numbers = joined.storage, {trial.number for trial in audited(joined)}
+    ids = {}
+    while (trial_id := storage.claim(joined.study_id, "me/1")) is not None:
+        number = storage.get_trial(trial_id).number
+        ids[number] = trial_id
+        loss = 2 + number / 100
+        if number in numbers:
+            curve = dict.fromkeys(range(LOG_EVERY, STEPS + 1, LOG_EVERY), loss)
+            attributes = dict.fromkeys(("seconds", "steps_per_second"), 1.0)
+            storage.finish(trial_id, "me/1", TrialState.COMPLETE, loss, attributes, curve)
+        else:
+            storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
+    progress = scheduler.read()
+    policy = scheduler._build_policy(progress)
+    assert all(stage is TrialStage.PAUSED for stage in policy.state.stages)
+    assert set(policy.state.rungs_reached.tolist()) == {1}
+    assert set(np.flatnonzero(policy.state.is_held).tolist()) == numbers
+    assert (policy.prediction.scale[sorted(numbers)] > 0).all()
+    selected = scheduler.select_to_resume(progress, 0.0)
+    assert set(selected.audited) == {ids[number] for number in numbers}
+    scheduler.store(selected)
+    scheduler.store(selected)  # again, as another worker that read the same state
+    states = [trial.audit for trial in scheduler.read().trials if trial.audit]
+    assert states == [AuditState(rungs=2)] * AUDITED
+    # A decision on an earlier state is not stored, and nothing is pruned with it.
+    stale = {
+        trial_id: AuditDecision(each.before, each.after)
+        for trial_id, each in selected.audited.items()
+    }
+    paused = {ids[number]: {} for number in ids.keys() - numbers}
+    assert storage.prune_paused(joined.study_id, TRIALS, paused, stale) == []
+    assert len(storage.prune_paused(joined.study_id, TRIALS, paused)) == TRIALS - AUDITED
+
+
+def test_looks_are_stored_once(sqlite_url, text):
+    _, scheduler = make_scheduler(sqlite_url, text)
+    first = AuditLook(complete=3, trials=8, inside=1, alarm=True)
+    scheduler.store(Decisions(looks={"first": first}))
+    scheduler.store(Decisions(looks={"first": first.model_copy(update={"inside": 8})}))
+    assert scheduler.read().looks == {"first": first}
+    assert "1 of 8 audited trials" in describe_look(first)
+    assert "recalibrated" in describe_look(first)
+
+
+def test_damaged_audit_is_reported_in_one_line(sqlite_url, text):
+    joined, scheduler = make_scheduler(sqlite_url, text)
+    joined.storage.set_study_system_attr(joined.study_id, AUDIT_LOOKS, {"first": {"trials": -1}})
+    with pytest.raises(Exception, match="its record of the audit") as error:
+        scheduler.read()
+    assert "\n" not in str(error.value)
+    assert not isinstance(error.value, sqlite3.Error)
+
+
+def test_plain_optuna_does_not_prune_audited_trials(sqlite_url, text):
+    joined, _ = make_scheduler(sqlite_url, text)
+    trial = audited(joined)[0]
+    trial.intermediate_values[LOG_EVERY] = float("nan")  # its pruner stops such a trial
+    assert isinstance(joined.study.pruner, TopFractionPruner)
+    assert not joined.study.pruner.prune(joined.study, trial)
+    other = next(each for each in joined.study.trials if AUDIT not in each.system_attrs)
+    other.intermediate_values[LOG_EVERY] = float("nan")
+    assert joined.study.pruner.prune(joined.study, other)
