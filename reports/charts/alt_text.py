@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from reports.data.results import Metric, Results
 from reports.formatting import format_count, format_param, format_signed, format_value
+from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.leaderboard import LeaderboardEntry
 from reports.stats.paired_difference import PairedDifference
@@ -29,6 +30,20 @@ def format_effect(effect: Effect) -> str:
 def describe_effects(effects: Sequence[Effect]) -> str:
     """List every effect."""
     return "; ".join(map(format_effect, effects)) + "."
+
+
+def describe_conditional_effects(conditional: Sequence[ConditionalEffect]) -> str:
+    """List the effect at each value of the other parameter."""
+    parts = []
+    for each in conditional:
+        levels = (
+            f"{format_value(level.value)} {format_signed(level.mean)}{_format_interval(level)}"
+            for level in each.levels
+        )
+        parts.append(
+            f"{each.contrast.label} by {format_param(each.parameter)}: {', '.join(levels)}"
+        )
+    return "; ".join(parts) + " nats."
 
 
 def format_interaction(interaction: Interaction) -> str:

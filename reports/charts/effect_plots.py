@@ -8,8 +8,10 @@ import plotly.graph_objects as go
 
 from reports.charts.alt_text import format_effect, format_interaction
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
-from reports.formatting import escape_html
+from reports.formatting import escape_html, format_param, format_signed, format_value
+from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
+from reports.stats.paired_difference import PairedDifference
 from reports.stats.refinement_effects import SourceComparison
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
@@ -52,14 +54,78 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
     )
 
 
-def effect_color(effect: Effect) -> str:
+def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> go.Figure:
+    """Plot the effects within each value of another parameter, one row per change and parameter.
+
+    The value is written at the marker, above and below in turn, since two may be close.
+    """
+    rows = list(reversed(conditional))
+    figure = go.Figure()
+    names = [
+        (escape_html(each.contrast.label), escape_html(format_param(each.parameter)))
+        for each in rows
+    ]
+    for y, each in enumerate(rows):
+        effects = sorted(each.levels, key=lambda level: level.mean)
+        name = " by ".join(names[y])
+        texts = [escape_html(format_value(level.value)) for level in effects]
+        figure.add_trace(
+            go.Scatter(
+                x=[level.mean for level in effects],
+                y=[y] * len(effects),
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [level.high - level.mean for level in effects],
+                    "arrayminus": [level.mean - level.low for level in effects],
+                    "thickness": 2,
+                    "width": 5,
+                    "color": NEUTRAL,
+                },
+                mode="lines+markers+text",
+                line={"color": NEUTRAL, "width": 1},
+                marker={
+                    "size": 11,
+                    "color": [effect_color(level) for level in effects],
+                    "symbol": [effect_symbol(level) for level in effects],
+                },
+                text=texts,
+                textposition=[
+                    "top center" if i % 2 == 0 else "bottom center" for i in range(len(effects))
+                ],
+                textfont={"size": 11},
+                cliponaxis=False,
+                customdata=[
+                    f"{name} {text}: {format_signed(level.mean)} nats "
+                    f"[{format_signed(level.low)}, {format_signed(level.high)}], "
+                    f"{level.pairs:,} pairs"
+                    for level, text in zip(effects, texts, strict=True)
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
+    return figure.update_layout(
+        xaxis_title=f"mean difference ({unit})",
+        yaxis={
+            "tickvals": list(range(len(rows))),
+            "ticktext": ["<br>by ".join(name) for name in names],
+            "range": [-0.7, len(rows) - 0.3],
+            "automargin": True,
+        },
+        height=120 + 2 * ROW_HEIGHT * len(rows),
+        showlegend=False,
+    )
+
+
+def effect_color(effect: PairedDifference) -> str:
     """Return the color of an effect, by its direction if it is significant."""
     if not effect.is_significant:
         return NEUTRAL
     return IMPROVES if effect.mean < 0 else WORSENS
 
 
-def effect_symbol(effect: Effect) -> str:
+def effect_symbol(effect: PairedDifference) -> str:
     """Return the marker of an effect, which says the same as its color."""
     if not effect.is_significant:
         return "circle-open"

@@ -2,15 +2,26 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reports.charts.alt_text import describe_effects, describe_interactions
+from reports.charts.alt_text import (
+    describe_conditional_effects,
+    describe_effects,
+    describe_interactions,
+)
 from reports.charts.chart import Chart
-from reports.charts.effect_plots import plot_effects, plot_interactions
+from reports.charts.effect_plots import (
+    plot_conditional_effects,
+    plot_effects,
+    plot_interactions,
+)
 from reports.data.results import Results
 from reports.formatting import effects_title, format_param, format_value, loss_unit
+from reports.stats.conditional_effects import ConditionalEffect
+from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.run_noise import NoiseSource
@@ -19,6 +30,12 @@ from studies.space import BPTT_STEPS
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
 """Parameters by which a reader may choose a subset, in addition to the loss and to nuisance
 parameters."""
+
+MAX_CONDITIONAL = 12
+"""Maximum number of rows of the chart of conditional effects."""
+
+MAX_CONDITIONS = 2
+"""Maximum number of these rows about one contrast."""
 
 MAX_SUBSETS = 150
 """Maximum number of subsets, each of which has its chart on the page; filters that would exceed it
@@ -157,6 +174,31 @@ def compute_effect_subset(
         )
     noun = "architecture" if is_best else "trial"
     return EffectSubset(key, label, below is not None, subset.value_count, effects, chart, noun)
+
+
+def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:
+    """Chart the effects that differ most between values; None if none differs significantly."""
+    differing = [each for each in conditional if each.is_significant]
+    if not differing:
+        return None
+    # Of each contrast the largest difference first, so that no contrast fills the chart.
+    differing.sort(key=lambda each: -each.difference.mean)
+    seen: Counter[Contrast] = Counter()
+    shown = []
+    for each in differing:
+        seen[each.contrast] += 1
+        if seen[each.contrast] <= MAX_CONDITIONS:
+            shown.append(each)
+    shown = shown[:MAX_CONDITIONAL]
+    return Chart(
+        "What the effects depend on",
+        plot_conditional_effects(shown, unit),
+        describe_conditional_effects(shown),
+        "Each row is the effect of one change at the values of one other parameter, written at the "
+        "markers, with 95% intervals. Triangles are significant after the correction for all "
+        "effects of this kind. Rows are those with the largest significant differences.",
+        width=340,
+    )
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:

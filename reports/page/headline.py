@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from reports.formatting import format_count, format_signed
+from reports.formatting import format_count
 from reports.page.sections import Section
-from reports.stats.effects import Effect
 
 N_EFFECTS = 2
 """Number of main effects in the line."""
@@ -41,9 +40,8 @@ def _format_result(sections: Sequence[Section]) -> str:
         f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"
     )
     for section in sections:
-        effects = sorted(section.effects[0].effects, key=lambda effect: -abs(effect.mean))
-        if effects:
-            largest = ", ".join(map(_format_effect, effects[:N_EFFECTS]))
+        if section.ranked_effects:
+            largest = "; ".join(each.text for each in section.ranked_effects[:N_EFFECTS])
             return f"{line}; largest effects{_of_study(section, sections)}: {largest}"
     return line
 
@@ -62,12 +60,3 @@ def _comparison_key(section: Section) -> tuple[object, ...]:
 
 def _of_study(section: Section, sections: Sequence[Section]) -> str:
     return f" of {section.results.name!r}" if len(sections) > 1 else ""
-
-
-def _format_effect(effect: Effect) -> str:
-    interval = (
-        ""
-        if effect.low != effect.low
-        else f" [{format_signed(effect.low)}, {format_signed(effect.high)}]"
-    )
-    return f"{effect.contrast.label} {format_signed(effect.mean)} nats{interval}"

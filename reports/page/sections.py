@@ -12,6 +12,7 @@ from reports.charts.effect_plots import plot_variants
 from reports.charts.filtered_effects import (
     EffectSubset,
     SubsetFilter,
+    chart_conditional_effects,
     chart_interactions,
     compute_effect_subset,
     compute_effect_subsets,
@@ -28,14 +29,19 @@ from reports.charts.importances import (
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
-from reports.formatting import effects_title, objective_name, value_axis_title
+from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
 from reports.stats.baseline_references import (
     BaselineReference,
     describe_references,
     describe_training_differences,
     find_references,
 )
-from reports.stats.effects import Effect
+from reports.stats.conditional_effects import (
+    ConditionalEffect,
+    RankedEffect,
+    compute_conditional_effects,
+    rank_effects,
+)
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
@@ -56,6 +62,8 @@ class Section:
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
         effects: effects within each combination of filters; the whole grid comes first.
+        conditional: effects over the whole grid within each value of the other parameters.
+        conditional_chart: chart of those that differ between the values; None without any.
         nuisance: summary of the nuisance parameters; None without them.
         pruning: summary of pruning; None if it was not enabled.
         early_effects: effects at the last step that all trials of a pruned study have reached.
@@ -82,6 +90,8 @@ class Section:
     is_complete: bool
     filters: list[SubsetFilter]
     effects: list[EffectSubset]
+    conditional: list[ConditionalEffect]
+    conditional_chart: Chart | None
     nuisance: NuisanceSummary | None
     pruning: PruningSummary | None
     early_effects: EffectSubset | None
@@ -119,10 +129,14 @@ class Section:
         return [entry for entry in self.summary.leaderboard if entry.sample]
 
     @property
-    def largest_effects(self) -> list[Effect]:
-        """The three largest significant effects over the whole grid."""
-        significant = [effect for effect in self.effects[0].effects if effect.is_significant]
-        return sorted(significant, key=lambda effect: -abs(effect.mean))[:3]
+    def ranked_effects(self) -> list[RankedEffect]:
+        """Effects over the whole grid, the largest first, with the conditions that rival them."""
+        return rank_effects(self.effects[0].effects, self.conditional)
+
+    @property
+    def largest_effects(self) -> list[RankedEffect]:
+        """The three largest significant effects."""
+        return [each for each in self.ranked_effects if each.is_significant][:3]
 
 
 def build_sections(results: Sequence[Results]) -> list[Section]:
@@ -145,6 +159,8 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     """
     grid = build_judged_table(results)
     filters = list_filters(results)
+    effects = list(compute_effect_subsets(results, filters))
+    conditional_effects = compute_conditional_effects(grid, effects[0].effects)
     threshold = results.config.report_threshold
     complete, below = list(results.complete.index), list(results.below_threshold.index)
     has_below = threshold is not None and 0 < len(below) < len(complete)
@@ -166,7 +182,9 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         results=results,
         is_complete=not results.table["value"].isna().any(),
         filters=filters,
-        effects=list(compute_effect_subsets(results, filters)),
+        effects=effects,
+        conditional=conditional_effects,
+        conditional_chart=chart_conditional_effects(conditional_effects, loss_unit(results.config)),
         nuisance=summarize_nuisance(results),
         pruning=pruning,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,

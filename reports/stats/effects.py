@@ -11,20 +11,18 @@ cell; both trials of a pair have it or both lack it.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from reports.formatting import format_param, format_value, is_missing
-from reports.stats.contrast import Contrast, list_conditional_params, pair_values, sort_values
+from reports.formatting import format_param, format_value
+from reports.stats.contrast import Contrast, sort_values
+from reports.stats.factorial_design import FactorialDesign, encode
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
 from reports.stats.run_noise import RunNoise, Runs, estimate_run_noise
 from studies.space import REPLICATE
-
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +82,16 @@ class Interaction(PairedDifference):
 
 
 @dataclass(frozen=True)
-class FactorialTable:
+class FactorialTable(FactorialDesign):
     """Values of a study's trials by their parameters.
 
     Attributes:
-        axes: values of each parameter in order, over the trials that have it.
-        codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
         values: (trials,), their values; NaN where there is none.
         noise: variance of the values between runs; None if it cannot be estimated.
     """
 
-    axes: Mapping[str, Sequence[Any]]
-    codes: Integers
     values: Floats
     noise: RunNoise | None = None
-    _keys: dict[frozenset[str], Integers] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_frame(
@@ -121,7 +114,7 @@ class FactorialTable:
                 :func:`reports.stats.run_noise.estimate_run_noise`.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
-        codes, values = _encode(table, axes), table["value"].to_numpy(dtype=float)
+        codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
         places = [i for i, name in enumerate(axes) if name != REPLICATE]
         noise = estimate_run_noise(
             codes[:, places],
@@ -144,21 +137,12 @@ class FactorialTable:
 
     def subset(self, fixed: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
         """Keep trials with the given parameter values and, if stated, values below a bound."""
-        is_kept = self._find(fixed)
+        is_kept = self.find(fixed)
         values = self.values[is_kept]
         if below is not None:
             values = np.where(values < below, values, math.nan)
         noise = self.noise.select(is_kept) if self.noise else None
         return FactorialTable(self.axes, self.codes[is_kept], values, noise)
-
-    def list_contrasts(self) -> list[Contrast]:
-        """List the contrasts to estimate, see :func:`reports.stats.contrast.pair_values`."""
-        return [
-            Contrast(name, before, after)
-            for name, values in self.axes.items()
-            if name != REPLICATE
-            for before, after in pair_values(name, values)
-        ]
 
     def compute_difference(
         self, before: Mapping[str, Any], after: Mapping[str, Any]
@@ -181,11 +165,8 @@ class FactorialTable:
         A cell that has parameters which the other one lacks, its switches or options, is compared
         at the best of them, and so is an optimizer.
         """
-        own = self._list_own(contrast)
-        before, after = (
-            self._match({contrast.parameter: value}, own)
-            for value in (contrast.before, contrast.after)
-        )
+        own = self.list_own(contrast)
+        before, after = self._match_contrast(contrast, own)
         trials = np.array([before.trials, after.trials])
         planned = (trials >= 0).all(axis=0)
         has_before, has_after = ~np.isnan(self.values[trials]) & planned
@@ -200,6 +181,37 @@ class FactorialTable:
             neither=int((planned & ~has_before & ~has_after).sum()),
             variants=(before.variants, after.variants),
         )
+
+    def match_by_level(self, contrast: Contrast, parameter: str) -> dict[Any, Integers]:
+        """Match the pairs of a contrast within each value of another parameter.
+
+        Args:
+            contrast: the contrast.
+            parameter: name of the other parameter.
+
+        Returns:
+            Indices (2, pairs) of the trials before and after, by value. All values have the same
+            contexts in the same order: those in which each value has a pair of two values. Empty if
+            there are none.
+        """
+        own = self.list_own(contrast)
+        if parameter in own:
+            return {}
+        pairs = np.array([side.trials for side in self._match_contrast(contrast, own)])
+        pairs = pairs[:, (pairs >= 0).all(axis=0)]
+        pairs = pairs[:, ~np.isnan(self.values[pairs]).any(axis=0)]
+        codes = self.codes[pairs[0], list(self.axes).index(parameter)]
+        found = np.unique(codes[codes >= 0])
+        contexts = self.number_contexts(own | {contrast.parameter, parameter})
+        place = np.full((len(found), int(contexts.max(initial=-1)) + 1), -1, dtype=np.int64)
+        for i, code in enumerate(found):
+            chosen = np.flatnonzero(codes == code)
+            place[i, contexts[pairs[0, chosen]]] = chosen
+        shared = place[:, (place >= 0).all(axis=0)]
+        if not shared.size:
+            return {}
+        values = self.axes[parameter]
+        return {values[code]: pairs[:, chosen] for code, chosen in zip(found, shared, strict=True)}
 
     def compute_effects(self) -> list[Effect]:
         """Estimate the main effect of each contrast that has a pair."""
@@ -226,16 +238,10 @@ class FactorialTable:
         )
         return [interaction for interaction in interactions if interaction.pairs]
 
-    def _find(self, fixed: Mapping[str, Any]) -> Flags:
-        """Return which trials have the given parameter values."""
-        found = np.ones(len(self.values), dtype=bool)
-        for parameter, value in fixed.items():
-            values = self.axes.get(parameter, ())
-            if value not in values:
-                return np.zeros(len(self.values), dtype=bool)
-            column = list(self.axes).index(parameter)
-            found &= self.codes[:, column] == list(values).index(value)
-        return found
+    def _match_contrast(self, contrast: Contrast, own: frozenset[str]) -> list["_Side"]:
+        """Return the trials before and after a contrast; see :meth:`_match`."""
+        values = contrast.before, contrast.after
+        return [self._match({contrast.parameter: value}, own) for value in values]
 
     def _match(self, fixed: Mapping[str, Any], own: frozenset[str] = frozenset()) -> "_Side":
         """Return the trials with the given values, by their values of all other parameters.
@@ -245,8 +251,8 @@ class FactorialTable:
             own: parameters that are ignored: of the trials that differ in these alone, the best
                 one is returned.
         """
-        contexts = self._number_contexts(own.union(fixed))
-        found = self._find(fixed)
+        contexts = self.number_contexts(own.union(fixed))
+        found = self.find(fixed)
         # The least value of each context is written last, and missing values first.
         rows = np.flatnonzero(found)
         values = np.where(np.isnan(self.values[rows]), math.inf, self.values[rows])
@@ -255,29 +261,6 @@ class FactorialTable:
         trials[contexts[rows]] = rows
         counts = np.bincount(contexts[rows], minlength=len(trials))
         return _Side(trials, int(counts.max(initial=0)))
-
-    def _number_contexts(self, without: frozenset[str]) -> Integers:
-        """Number the trials: equal numbers for equal values of the remaining parameters."""
-        if without not in self._keys:
-            keys = np.zeros(len(self.values), dtype=np.int64)
-            for i, (name, values) in enumerate(self.axes.items()):
-                if name not in without:
-                    keys = keys * (len(values) + 1) + self.codes[:, i] + 1
-                    # Renumbered at once: the product of all parameters' values may not fit.
-                    keys = np.unique(keys, return_inverse=True)[1]
-            self._keys[without] = keys
-        return self._keys[without]
-
-    def _list_own(self, contrast: Contrast) -> frozenset[str]:
-        """Return the parameters that only one side of a contrast has, because of the contrast."""
-        conditional = list_conditional_params(contrast.parameter, self.axes)
-        columns = [i for i, name in enumerate(self.axes) if name in conditional]
-        has_before, has_after = (
-            (self.codes[self._find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
-            for value in (contrast.before, contrast.after)
-        )
-        names = list(self.axes)
-        return frozenset(names[columns[i]] for i in np.flatnonzero(has_before != has_after))
 
 
 class _Side(NamedTuple):
@@ -292,22 +275,12 @@ class _Side(NamedTuple):
     variants: int
 
 
-def _encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
-    """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
-    codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
-    for i, (name, values) in enumerate(axes.items()):
-        place = {value: code for code, value in enumerate(values)}
-        if name in table:
-            codes[:, i] = [-1 if is_missing(v) else place.get(v, -2) for v in table[name].tolist()]
-    return codes
-
-
 def _encode_runs(
     replicates: pd.DataFrame, axes: Mapping[str, Sequence[Any]], places: Sequence[int]
 ) -> Runs:
     rows = replicates[replicates["value"].notna()]
     return Runs(
-        _encode(rows, axes)[:, places],
+        encode(rows, axes)[:, places],
         rows[REPLICATE].to_numpy(dtype=np.int64),
         rows["value"].to_numpy(dtype=float),
     )

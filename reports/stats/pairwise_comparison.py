@@ -192,14 +192,19 @@ def add_p_values(differences: Sequence[Difference]) -> list[Difference]:
         ratios = np.abs(means) / errors  # 0 / 0 for two identical architectures
     p = np.nan_to_num(2 * stats.t.sf(ratios, freedom), nan=1.0).max(axis=1)
     p[[each.runs < 2 for each in differences]] = 1.0
-    adjusted = _adjust_by_holm(p)
+    adjusted = adjust_by_holm(p)
     return [
         replace(each, p=float(alone), p_adjusted=float(corrected))
         for each, alone, corrected in zip(differences, p, adjusted, strict=True)
     ]
 
 
-def _adjust_by_holm(p: Floats) -> Floats:
+def adjust_by_holm(p: Floats) -> Floats:
+    """Correct p-values for their number by Holm's method.
+
+    Args:
+        p: (tests,)
+    """
     # statsmodels.multipletests gives the same, but collects all garbage per call: 60 ms or more.
     order = np.argsort(p)
     steps = p[order] * np.arange(len(p), 0, -1)

@@ -154,7 +154,7 @@ def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsy
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
     make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
-    made_effects = "largest effects of 'made': residual +0.400 nats [+0.400, +0.400], layers"
+    made_effects = "largest effects of 'made': residual +0.400 nats [+0.400, +0.400]; layers"
     headline = headline_for(capsys, sqlite_url, "better", "made")
     assert headline.startswith("best: 3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats")
     assert made_effects in headline

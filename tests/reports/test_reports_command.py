@@ -30,7 +30,7 @@ def test_page_and_tables_are_written_and_their_paths_printed(sqlite_url, tmp_pat
     # Each switch has four pairs, of which the diverged trial is missing; values rise by trial.
     assert headline == (
         "best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, validation loss; "
-        "largest effects: residual +0.400 nats [+0.400, +0.400], "
+        "largest effects: residual +0.400 nats [+0.400, +0.400]; "
         "layers 1 → 2 +0.200 nats [+0.200, +0.200]"
     )
     rows = [str(tmp_path / "rows.csv"), str(tmp_path / "rows.parquet")]

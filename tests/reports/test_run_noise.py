@@ -174,7 +174,7 @@ def test_replicates_of_another_study_on_the_page_give_the_noise(sqlite_url):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"training": {"steps": 77}}, {"objective": "validation"}, {"gate_inputs": "candidate"}],
+    [{"training": {"steps": 77}}, {"objective": "training"}, {"gate_inputs": "candidate"}],
     ids=str,
 )
 def test_replicates_that_are_trained_or_judged_otherwise_do_not_count(sqlite_url, changed):

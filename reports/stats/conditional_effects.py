@@ -1,0 +1,212 @@
+"""Effects within each value of another parameter, and whether they say more than the mean.
+
+A main effect is a mean over the values of all other parameters. Where it averages large and small
+effects, or opposite signs, it describes no network. So each contrast is estimated within each value
+of every other parameter, over the pairs that all of these values have in common; the values then
+differ in nothing else.
+
+With so many estimates, some differ by chance. P-values are therefore corrected by Holm's method (*A
+Simple Sequentially Rejective Multiple Test Procedure*, 1979) over all of them: those of the effects
+within a value, and those of the differences between values, where the largest of k differences
+counts k times (Bonferroni).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from reports.formatting import format_param, format_signed, format_value
+from reports.stats.contrast import Contrast
+from reports.stats.effects import Effect, FactorialTable
+from reports.stats.paired_difference import CONFIDENCE, PairedDifference
+from reports.stats.pairwise_comparison import adjust_by_holm
+from studies.space import REPLICATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelEffect(PairedDifference):
+    """Effect of a contrast within one value of another parameter.
+
+    Attributes:
+        value: the value.
+        p_adjusted: p-value after the correction for all effects within a value.
+    """
+
+    value: Any
+    p_adjusted: float = 1.0
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the effect is significant after the correction."""
+        return self.p_adjusted < 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class ConditionalEffect:
+    """Effect of a contrast within each value of another parameter.
+
+    Attributes:
+        main: main effect of the contrast.
+        parameter: the other parameter.
+        levels: effect within each of its values, in order, over the same pairs.
+        difference: largest difference between two values: the greater effect minus the lesser.
+        p_adjusted: p-value of that difference, after the correction for all of them.
+    """
+
+    main: Effect
+    parameter: str
+    levels: tuple[LevelEffect, ...]
+    difference: PairedDifference
+    p_adjusted: float = 1.0
+
+    @property
+    def contrast(self) -> Contrast:
+        """The change of which this is the effect."""
+        return self.main.contrast
+
+    @property
+    def least(self) -> LevelEffect:
+        """The least effect, the most negative one."""
+        return min(self.levels, key=lambda level: level.mean)
+
+    @property
+    def greatest(self) -> LevelEffect:
+        """The greatest effect."""
+        return max(self.levels, key=lambda level: level.mean)
+
+    @property
+    def size(self) -> float:
+        """Absolute value of the largest effect within a value."""
+        return max(abs(level.mean) for level in self.levels)
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the effect differs significantly between two of the values."""
+        return self.p_adjusted < 1 - CONFIDENCE
+
+    @property
+    def has_opposite_signs(self) -> bool:
+        """Whether the change significantly helps at one value and harms at another."""
+        signs = {math.copysign(1, level.mean) for level in self.levels if level.is_significant}
+        return len(signs) > 1
+
+    @property
+    def rivals_main(self) -> bool:
+        """Whether the effect differs between values by as much as the main effect, or more."""
+        return self.is_significant and self.difference.mean >= abs(self.main.mean)
+
+    @property
+    def text(self) -> str:
+        """The extreme effects: ``new state: −0.530 nats without residual, −0.005 with it``.
+
+        Of more than two values, those with the least and the greatest effect are given.
+        """
+        first, last = (each for each in self.levels if each in (self.least, self.greatest))
+        name = format_param(self.parameter)
+        if isinstance(first.value, bool):
+            places = f"without {name}", "with it"
+        else:
+            places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
+        effects = format_signed(first.mean), format_signed(last.mean)
+        return f"{self.contrast.label}: {effects[0]} nats {places[0]}, {effects[1]} {places[1]}"
+
+
+@dataclass(frozen=True)
+class RankedEffect:
+    """An effect with the one condition that says more than its mean.
+
+    Attributes:
+        main: the main effect.
+        condition: its largest interaction that rivals it; None if there is none.
+    """
+
+    main: Effect
+    condition: ConditionalEffect | None
+
+    @property
+    def size(self) -> float:
+        """Absolute value of the effect, or of the largest one under the condition."""
+        return self.condition.size if self.condition else abs(self.main.mean)
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the effect is significant, or differs significantly under the condition."""
+        return self.condition is not None or self.main.is_significant
+
+    @property
+    def text(self) -> str:
+        """The effect under the condition, or else the mean with its interval."""
+        if self.condition:
+            return self.condition.text
+        main, interval = self.main, ""
+        if not math.isnan(main.low):
+            interval = f" [{format_signed(main.low)}, {format_signed(main.high)}]"
+        return f"{main.contrast.label} {format_signed(main.mean)} nats{interval}"
+
+
+def rank_effects(
+    effects: Sequence[Effect], conditional: Sequence[ConditionalEffect]
+) -> list[RankedEffect]:
+    """Rank the effects by their size, each with the condition that rivals its mean most."""
+    ranked = []
+    for effect in effects:
+        rivals = [each for each in conditional if each.main is effect and each.rivals_main]
+        rivals.sort(key=lambda each: -each.difference.mean)
+        ranked.append(RankedEffect(effect, rivals[0] if rivals else None))
+    return sorted(ranked, key=lambda each: -each.size)
+
+
+def compute_conditional_effects(
+    table: FactorialTable, effects: Sequence[Effect]
+) -> list[ConditionalEffect]:
+    """Estimate each effect within each value of every other parameter.
+
+    Args:
+        table: values of the trials.
+        effects: main effects in this table.
+
+    Returns:
+        One conditional effect per effect and parameter, without those that share no pair. The order
+        is that of the effects, and of the parameters of the table.
+    """
+    found = [
+        conditional
+        for effect in effects
+        for name in table.axes
+        if name not in (effect.contrast.parameter, REPLICATE)
+        if (conditional := _compute_conditional_effect(table, effect, name))
+    ]
+    if not found:
+        return []
+    counts = [math.comb(len(each.levels), 2) for each in found]
+    p = np.array([each.difference.p for each in found]) * counts
+    adjusted = adjust_by_holm(np.minimum(1, p))
+    of_levels = iter(adjust_by_holm(np.array([lv.p for each in found for lv in each.levels])))
+    return [
+        replace(
+            each,
+            levels=tuple(replace(lv, p_adjusted=float(next(of_levels))) for lv in each.levels),
+            p_adjusted=float(p),
+        )
+        for each, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _compute_conditional_effect(
+    table: FactorialTable, effect: Effect, parameter: str
+) -> ConditionalEffect | None:
+    pairs = table.match_by_level(effect.contrast, parameter)
+    if len(pairs) < 2:
+        return None
+    levels = [
+        LevelEffect.from_trials(table.values, trials, (-1, 1), table.noise, value=value)
+        for value, trials in pairs.items()
+    ]
+    means = [level.mean for level in levels]
+    trials = list(pairs.values())
+    four = np.vstack([trials[int(np.argmin(means))], trials[int(np.argmax(means))]])
+    difference = PairedDifference.from_trials(table.values, four, (1, -1, -1, 1), table.noise)
+    return ConditionalEffect(effect, parameter, tuple(levels), difference)

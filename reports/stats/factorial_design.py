@@ -1,0 +1,88 @@
+"""The design of a study: which trial has which values of the parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from reports.formatting import is_missing
+from reports.stats.contrast import Contrast, list_conditional_params, pair_values
+from reports.stats.run_noise import Integers
+from studies.space import REPLICATE
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FactorialDesign:
+    """Parameters of a study's trials, complete or not, or a union of several designs.
+
+    Attributes:
+        axes: values of each parameter in order, over the trials that have it.
+        codes: (trials, parameters), indices into these values; -1 where a trial lacks a parameter.
+    """
+
+    axes: Mapping[str, Sequence[Any]]
+    codes: Integers
+
+    def list_contrasts(self) -> list[Contrast]:
+        """List the contrasts to estimate, see :func:`reports.stats.contrast.pair_values`."""
+        return [
+            Contrast(name, before, after)
+            for name, values in self.axes.items()
+            if name != REPLICATE
+            for before, after in pair_values(name, values)
+        ]
+
+    def find(self, fixed: Mapping[str, Any]) -> Flags:
+        """Return which trials have the given parameter values."""
+        found = np.ones(len(self.codes), dtype=bool)
+        for parameter, value in fixed.items():
+            values = self.axes.get(parameter, ())
+            if value not in values:
+                return np.zeros(len(self.codes), dtype=bool)
+            column = list(self.axes).index(parameter)
+            found &= self.codes[:, column] == list(values).index(value)
+        return found
+
+    def number_contexts(self, without: frozenset[str]) -> Integers:
+        """Number the trials: equal numbers for equal values of the remaining parameters."""
+        if without not in self._contexts:
+            keys = np.zeros(len(self.codes), dtype=np.int64)
+            for i, (name, values) in enumerate(self.axes.items()):
+                if name not in without:
+                    keys = keys * (len(values) + 1) + self.codes[:, i] + 1
+                    # Renumbered at once: the product of all parameters' values may not fit.
+                    keys = np.unique(keys, return_inverse=True)[1]
+            self._contexts[without] = keys
+        return self._contexts[without]
+
+    def list_own(self, contrast: Contrast) -> frozenset[str]:
+        """Return the parameters that only one side of a contrast has, because of the contrast."""
+        conditional = list_conditional_params(contrast.parameter, self.axes)
+        columns = [i for i, name in enumerate(self.axes) if name in conditional]
+        has_before, has_after = (
+            (self.codes[self.find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
+            for value in (contrast.before, contrast.after)
+        )
+        names = list(self.axes)
+        return frozenset(names[columns[i]] for i in np.flatnonzero(has_before != has_after))
+
+    @cached_property
+    def _contexts(self) -> dict[frozenset[str], Integers]:
+        """Numbers of the trials that were computed before."""
+        return {}
+
+
+def encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
+    """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
+    codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
+    for i, (name, values) in enumerate(axes.items()):
+        place = {value: code for code, value in enumerate(values)}
+        if name in table:
+            codes[:, i] = [-1 if is_missing(v) else place.get(v, -2) for v in table[name].tolist()]
+    return codes
