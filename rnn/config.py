@@ -256,6 +256,8 @@ RESERVED_OPTION_NAMES = frozenset(
             "validation_bits_per_byte",
             "validation_stderr",
         ),
+        *("context_bins", "context_excess", "context_stderr", "context_loss", "recall_accuracy"),
+        *("effective_context", "effective_context_low", "effective_context_high"),
         *("test_bits_per_byte", "test_stderr", "min_loss", "sample", "parameter_count"),
         *("steps_per_second", "seconds", "host", "worker", "device", "threads", "lockstep"),
         *("precision", "seed", "python", "torch", "code", "earlier_code", "earlier_torch"),

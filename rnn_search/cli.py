@@ -54,7 +54,7 @@ _OPTIONS = (
     click.option(
         "--corpus",
         metavar="NAME|PATH",
-        help="Corpus to use instead of the config's: stdlib, enwik8 or a file.",
+        help="Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
     ),
     click.option(
         "--set",

@@ -1,4 +1,4 @@
-"""Corpora as raw bytes: the running Python's standard library, enwik8, or any file."""
+"""Corpora as raw bytes: the running Python's standard library, enwik8, recall:D, or any file."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnn.data import download
+from rnn.data.recall import RECALL, generate_recall, parse_distance
 from rnn.errors import CorpusError
 
 ByteArray = npt.NDArray[np.uint8]
@@ -71,14 +72,16 @@ class Corpus:
     """A text, split by position: the first 90% train, then 5% validation and 5% test.
 
     Attributes:
-        name: ``stdlib``, ``enwik8``, or the path of a file.
+        name: ``stdlib``, ``enwik8``, ``recall:D``, or the path of a file.
         text: bytes (length,), in memory: a mapping would change with its file.
-        file: file that the text was read from; None for ``stdlib``.
+        file: file that the text was read from; None for ``stdlib`` and ``recall:D``.
+        recall_distance: D of ``recall:D``; None for other corpora.
     """
 
     name: str
     text: ByteArray
     file: CorpusFile | None = None
+    recall_distance: int | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -126,14 +129,16 @@ def load_corpus(name: str) -> Corpus:
 
     Args:
         name: ``stdlib`` (the sources of the running Python's standard library), ``enwik8``
-            (downloaded on first use) or the path of a file.
+            (downloaded on first use), ``recall:D`` (:mod:`rnn.data.recall`) or the path of a file.
 
     Raises:
-        CorpusError: if the file is missing, empty, unreadable, not a regular file, larger than the
-            memory or changed while it is read, or the download fails.
+        CorpusError: if the distance D is not valid, the file is missing, empty, unreadable, not a
+            regular file, larger than the memory or changed while it is read, or the download fails.
     """
     if name == "stdlib":
         return Corpus(name, np.frombuffer(b"".join(_library_sources()), dtype=np.uint8))
+    if (distance := parse_distance(name)) is not None:
+        return Corpus(f"{RECALL}{distance}", generate_recall(distance), recall_distance=distance)
     if name == "enwik8":
         path = download.fetch_enwik8()
         if not path.is_file():  # a pipe would block
@@ -152,7 +157,8 @@ def load_corpus(name: str) -> Corpus:
         resolved = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # also for names that no file can have
         raise CorpusError(
-            f"corpus {name!r} not found: expected 'stdlib', 'enwik8' or a path to a file"
+            f"corpus {name!r} not found: expected 'stdlib', 'enwik8', 'recall:D' or a path to a "
+            "file"
         ) from error
     # Checked before the file is opened: a pipe would block, a device might never end.
     if not stat.S_ISREG(mode):

@@ -1,7 +1,8 @@
 """Losses of networks on held-out text."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,19 @@ from torch import Tensor
 
 from rnn.data.corpus import TokenArray, gather_windows
 from rnn.models.factory import TrainableNetwork
+
+
+class EvalObserver(Protocol):
+    """What else is computed while networks are evaluated; see :mod:`rnn.training.context`."""
+
+    def observe(self, t: int, logits: Tensor, losses: Tensor) -> None:
+        """Follow a step.
+
+        Args:
+            t: number of the step; it has read token t.
+            logits: of each stream's next token (K, windows, V).
+            losses: of each stream's next token (K, windows), in nats.
+        """
 
 
 def select_eval_windows(text: TokenArray, window_count: int, window_length: int) -> TokenArray:
@@ -34,7 +48,10 @@ def select_eval_windows(text: TokenArray, window_count: int, window_length: int)
 
 
 def compute_eval_losses(
-    stack: TrainableNetwork, windows: TokenArray, on_step: Callable[[], None] = lambda: None
+    stack: TrainableNetwork,
+    windows: TokenArray,
+    on_step: Callable[[], None] = lambda: None,
+    observers: Sequence[EvalObserver] = (),
 ) -> Tensor:
     """Compute the loss of every network on each window.
 
@@ -42,6 +59,8 @@ def compute_eval_losses(
         stack: the K networks.
         windows: tokens (window_length, windows), of :func:`select_eval_windows`.
         on_step: callback after every step; an exception that it raises ends the evaluation.
+        observers: called after every step, in their order. One that calls ``stack.forward`` comes
+            last, because it may overwrite the logits.
 
     Returns:
         Mean cross-entropy of each window (K, windows), in nats per token.
@@ -52,9 +71,12 @@ def compute_eval_losses(
     total = stack.parameters.values.new_zeros(len(stack.configs), count)
     for t in range(length - 1):
         logits, next_states = stack.forward(tokens[t], states)  # (K, windows, V)
-        total += stack.losses(logits, tokens[t + 1])  # (K, windows)
+        losses = stack.losses(logits, tokens[t + 1])  # (K, windows)
+        total += losses
         for state, next_state in zip(states, next_states, strict=True):
             state.copy_(next_state)
+        for observer in observers:
+            observer.observe(t, logits, losses)
         on_step()
     return total / (length - 1)
 

@@ -2,21 +2,23 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from rnn.data.corpus import TokenArray
 from rnn.data.tokenizer import TokenCorpus
 from rnn.models.factory import TrainableNetwork
+from rnn.training.context import MIN_CONTEXT_LENGTH, ContextLosses, RecallAccuracy
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows, to_bits_per_byte
 from rnn.training.loop import TrainLoop
 from studies.attributes import OBJECTIVE_ATTRIBUTES
 from studies.config import StudyConfig
 
 _DIGITS = 5
-"""Recorded digits of a window's bits per byte: rounding is a thousandth of the windows' spread."""
+"""Recorded digits of bits per byte, by window or bin: rounding is a thousandth of their spread."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +51,70 @@ class Evaluator:
         curves = list(loop.curves)
         loop.swap_in_averaged_weights()
         stack = loop.stack  # on_step may remove networks from the loop
-        splits = {"validation": self._evaluate_split(stack, "validation", on_step)}
+        validation = self._evaluate_validation(stack, on_step)
+        tests: Sequence[dict[str, Any]] = [{} for _ in curves]
         if self._config.eval_split == "test":
-            splits["test"] = self._evaluate_split(stack, "test", on_step)
+            windows = self._select_windows("test")
+            losses = compute_eval_losses(stack, windows, on_step)
+            tests = self._window_stats("test", losses, windows)
         results = []
-        for k, curve in enumerate(curves):
-            losses = {
-                "training": min(curve.values()),
-                "training-mean": mean_training_loss(curve, loop.train_config.steps),
-                "validation": float(splits["validation"][0][k].mean()),
+        for curve, validated, tested in zip(curves, validation, tests, strict=True):
+            attributes = {
+                OBJECTIVE_ATTRIBUTES["training"]: min(curve.values()),
+                OBJECTIVE_ATTRIBUTES["training-mean"]: mean_training_loss(
+                    curve, loop.train_config.steps
+                ),
+                **validated,
+                **tested,
             }
-            attributes: dict[str, Any] = {
-                OBJECTIVE_ATTRIBUTES[objective]: loss for objective, loss in losses.items()
-            }
-            for split, (_, bits) in splits.items():
-                attributes |= _window_stats(split, bits[k])
-            value = losses[self._config.objective]
+            value = attributes[OBJECTIVE_ATTRIBUTES[self._config.objective]]
             numbers = (number for number in attributes.values() if isinstance(number, float))
             is_finite = all(map(math.isfinite, numbers))
             results.append(EvalResult(value if is_finite else None, attributes))
         return results
 
-    def _evaluate_split(
-        self, stack: TrainableNetwork, split: str, on_step: Callable[[], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Return each window's loss (K, windows) in nats per token and in bits per byte."""
+    def _evaluate_validation(
+        self, stack: TrainableNetwork, on_step: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        """Return the attributes of each network on the validation split."""
+        windows = self._select_windows("validation")
+        distance = self._text.corpus.recall_distance
+        recall = None if distance is None else RecallAccuracy(stack, windows, distance)
+        context = ContextLosses(stack, windows) if len(windows) >= MIN_CONTEXT_LENGTH else None
+        observers = [each for each in (recall, context) if each is not None]
+        losses = compute_eval_losses(stack, windows, on_step, observers).double()
+        attributes = self._window_stats("validation", losses, windows)
+        for k, each in enumerate(attributes):
+            each[OBJECTIVE_ATTRIBUTES["validation"]] = float(losses[k].mean())
+            if recall is not None and recall.count:
+                each["recall_accuracy"] = recall.accuracy[k]
+            if context is not None:
+                long, excess = (self._to_bits(x, windows) for x in (context.long, context.excess))
+                each |= _context_stats(context.bins, long[k], excess[:, k])
+        return attributes
+
+    def _select_windows(self, split: str) -> TokenArray:
         evaluation = self._config.evaluation
-        tokens: Any = getattr(self._text, split)
-        windows = select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
-        losses = compute_eval_losses(stack, windows, on_step).double()
-        return losses, to_bits_per_byte(losses, windows, self._text.tokenizer.token_byte_lengths)
+        tokens: TokenArray = getattr(self._text, split)
+        return select_eval_windows(tokens, evaluation.windows, evaluation.window_length)
+
+    def _to_bits(self, losses: Tensor, windows: TokenArray) -> Tensor:
+        return to_bits_per_byte(losses, windows, self._text.tokenizer.token_byte_lengths)
+
+    def _window_stats(
+        self, split: str, losses: Tensor, windows: TokenArray
+    ) -> list[dict[str, Any]]:
+        """Return the attributes of each network, given the losses of its windows (K, windows)."""
+        stats = []
+        for bits in self._to_bits(losses.double(), windows):
+            attributes: dict[str, Any] = {
+                f"{split}_bits_per_byte": float(bits.mean()),
+                f"{split}_windows": _round(bits),
+            }
+            if len(bits) > 1:
+                attributes[f"{split}_stderr"] = float(_stderr(bits))
+            stats.append(attributes)
+        return stats
 
 
 def mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
@@ -97,13 +133,28 @@ def mean_training_loss(curve: Mapping[int, float], steps: int) -> float:
     return statistics.fmean(last or [curve[max(curve)]])
 
 
-def _window_stats(split: str, bits: Tensor) -> dict[str, Any]:
-    """Return the attributes of a split, given its windows' bits per byte (windows,)."""
-    count = len(bits)
-    attributes: dict[str, Any] = {
-        f"{split}_bits_per_byte": float(bits.mean()),
-        f"{split}_windows": [round(window, _DIGITS) for window in bits.tolist()],
+def _context_stats(bins: list[int], long: Tensor, excess: Tensor) -> dict[str, Any]:
+    """Return the attributes of a network's losses with a limited context.
+
+    Args:
+        bins: largest number of tokens of context in each bin.
+        long: loss with the long context (windows,), in bits per byte.
+        excess: loss with the short context minus that (bins, windows).
+    """
+    if not (long.isfinite().all() and excess.isfinite().all()):
+        return {}
+    attributes = {
+        "context_bins": bins,
+        "context_loss": float(long.mean()),
+        "context_excess": _round(excess.mean(1)),
     }
-    if count > 1:
-        attributes[f"{split}_stderr"] = float(bits.std()) / math.sqrt(count)
-    return attributes
+    return attributes | ({"context_stderr": _round(_stderr(excess))} if len(long) > 1 else {})
+
+
+def _round(values: Tensor) -> list[float]:
+    return [round(value, _DIGITS) for value in values.tolist()]
+
+
+def _stderr(values: Tensor) -> Tensor:
+    """Return the standard error of the mean over the last axis."""
+    return values.std(-1) / math.sqrt(values.shape[-1])
