@@ -95,6 +95,10 @@ EVAL_WINDOWS = {"validation": "validation_windows", "test": "test_windows"}
 attributes they would be half of what a dashboard loads."""
 
 
+CONTEXT_LISTS = ("context_bins", "context_excess", "context_stderr")
+"""User attributes: the loss by the length of the context, a number for each bin."""
+
+
 def earlier_end_key(steps: int) -> str:
     """Return the system attribute of what a trial was when it had ended after these steps."""
     return f"earlier_end:{steps}"

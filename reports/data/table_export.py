@@ -13,7 +13,7 @@ from pandas.api.types import infer_dtype
 from reports.data.results import Results
 from reports.errors import ReportError
 from studies.artifacts import atomic_write
-from studies.attributes import RETRY_COUNTS, SOURCE_TRIALS
+from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import require_regular
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -30,8 +30,8 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """Concatenate the trial tables of some studies.
 
     Switches are booleans, times are in UTC; unrecorded values, and parameters that a trial lacks,
-    are missing. Source trials and retry counts, which are no scalars, are JSON. An option whose
-    type differs between studies is text.
+    are missing. Source trials, retry counts and losses by context, no scalars, are JSON. An option
+    whose type differs between studies is text.
     """
     tables = []
     for each in results:
@@ -39,7 +39,7 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
         table.insert(0, STUDY, each.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
-    for column in (SOURCE_TRIALS, RETRY_COUNTS):
+    for column in (SOURCE_TRIALS, RETRY_COUNTS, *CONTEXT_LISTS):
         rows[column] = rows[column].map(json.dumps, na_action="ignore")
     for name, values in rows.items():
         if infer_dtype(values, skipna=True).startswith("mixed"):  # Parquet needs one type

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
+from reports.data.context import read_profile
 from reports.formatting import is_missing
 from rnn.config import NetworkConfig
 from studies.attributes import (
@@ -42,6 +43,11 @@ _NUMERIC = (
     "validation_stderr",
     "test_bits_per_byte",
     "test_stderr",
+    "context_loss",
+    "recall_accuracy",
+    "effective_context",
+    "effective_context_low",
+    "effective_context_high",
     "parameter_count",
     "steps_per_second",
     "seconds",
@@ -71,8 +77,8 @@ def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.Dat
         for trial, each in zip(trials, params, strict=True)
     ]
     table = set_param_types(pd.DataFrame(rows).set_index("number"), params)
-    for column in _NUMERIC:  # absent from trials of a study that plain Optuna drives
-        table[column] = pd.to_numeric(table[column])
+    for column in _NUMERIC:  # absent from older trials, and from those that plain Optuna drives
+        table[column] = pd.to_numeric(table[column]) if column in table else np.nan
     # By value first, then trials that ended without one, then those that have not ended.
     places = {"RUNNING": 1, PAUSED: 2, "WAITING": 3}
     table = table.sort_values(["value", "number"], na_position="last")
@@ -194,6 +200,13 @@ def _make_row(
     recorded = {name: trial.attributes.get(name) for name in _RECORDED}
     for name in (EARLIER_CODE, EARLIER_TORCH):
         recorded[name] = ", ".join(recorded[name] or ()) or None
+    if (profile := read_profile(recorded)) is not None:
+        context = profile.estimate()
+        recorded |= {
+            "effective_context": context.size,
+            "effective_context_low": context.low,
+            "effective_context_high": context.high,
+        }
     state = PAUSED if trial.is_paused else trial.state.name
     is_infinite = trial.state is TrialState.COMPLETE and trial.value is None
     has_failed = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED

@@ -8,6 +8,7 @@ import pandas as pd
 from reports.charts import alt_text
 from reports.charts.chart import Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
+from reports.charts.context_plots import chart_context
 from reports.charts.effect_plots import plot_variants
 from reports.charts.filtered_effects import (
     EffectSubset,
@@ -72,6 +73,7 @@ class Section:
         summary: ranking and comparison of the architectures.
         replicates_chart: chart of the runs of each replicated architecture.
         pairwise_chart: chart of their pairwise comparison.
+        context_chart: chart of the loss by the length of the context; None without such losses.
         importances: parameter importances: over all trials, among those that have parameters of
             their own, and within full-factorial blocks.
         has_blocks: whether some of them are those of full-factorial blocks.
@@ -100,6 +102,7 @@ class Section:
     summary: StudySummary
     replicates_chart: Chart | None
     pairwise_chart: Chart | None
+    context_chart: Chart | None
     importances: list[Importances]
     has_blocks: bool
     optuna_charts: list[Chart]
@@ -122,6 +125,16 @@ class Section:
         """Best architectures; of replicated studies all of them."""
         summary = self.summary
         return summary.entries if self.results.has_replicates else summary.leaderboard
+
+    @property
+    def has_recall(self) -> bool:
+        """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
+        return bool(self.results.complete["recall_accuracy"].notna().any())
+
+    @property
+    def longest_context(self) -> int:
+        """Largest number of tokens of context of which losses were recorded."""
+        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
 
     @property
     def samples(self) -> list[LeaderboardEntry]:
@@ -195,6 +208,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if results.has_replicates
         else None,
         pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
+        context_chart=chart_context(results, summary.entries),
         importances=[
             *importances,
             *conditional,

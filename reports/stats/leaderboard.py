@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from reports.data.context import ContextProfile, average_profiles, read_profile
 from reports.data.results import Results
 from reports.data.trial_table import decode_architecture, format_settings, list_params
 from reports.stats.paired_difference import CONFIDENCE
@@ -53,6 +54,8 @@ class LeaderboardEntry:
         sample_trial: number of the trial that generated the text.
         best_values: values of the nuisance parameters at which it is the best, or that a derived
             study carries on.
+        context: loss by the length of the context, the mean over the runs; None if a run lacks it.
+        recall_accuracy: mean accuracy on the corpus ``recall:D``; NaN on others.
         gap: difference to the best architecture, in bits per byte or by the metric; None for the
             best, and without losses on the same evaluation windows.
     """
@@ -75,6 +78,8 @@ class LeaderboardEntry:
     sample: str | None
     sample_trial: int | None
     best_values: dict[str, Any]
+    context: ContextProfile | None
+    recall_accuracy: float
     gap: Difference | None = None
 
     @property
@@ -157,6 +162,7 @@ def _make_entry(
     runs = runs.sort_values("value", kind="stable")
     losses, best = runs[column], runs.iloc[0]
     samples = runs["sample"].dropna()
+    profiles = [read_profile(row) for row in runs.to_dict("records")]
     mean, std = float(losses.mean()), float(losses.std())
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(runs) - 1)))
     half_width = quantile * std / math.sqrt(len(runs))
@@ -179,6 +185,8 @@ def _make_entry(
         sample=samples.iloc[0] if len(samples) else None,
         sample_trial=int(samples.index[0]) if len(samples) else None,
         best_values=list_params(best, nuisance),
+        context=average_profiles([each for each in profiles if each]) if all(profiles) else None,
+        recall_accuracy=float(runs["recall_accuracy"].mean()),
     )
 
 

@@ -39,7 +39,7 @@ def test_only_the_token_at_the_distance_informs_about_answers(distance):
     information = {
         d: mutual_information(text[answers - d], text[answers]) for d in range(1, reach + 1)
     }
-    # Half of the tokens before are letters, which determine the answer: 3 bits; the others, nothing.
+    # Half of the tokens before are letters, with all 3 bits; the others have none.
     assert information.pop(distance) == pytest.approx(1.5, abs=0.02)
     assert max(information.values()) < 0.001
     # Nor do two other tokens together, as a sum or a difference of them would.

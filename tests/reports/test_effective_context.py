@@ -1,0 +1,148 @@
+"""Effective context: the estimate on simulated networks, and where it is shown."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import gated_params, make_runs, make_study
+
+from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
+from reports.data.results import read_results
+from reports.data.table_export import write_csv, write_parquet
+from reports.page.page import write_report
+from reports.page.sections import build_section
+from studies.storage.open import read_storage
+
+BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def simulate(decay, rng, windows=128, largest=1.5, bins=BINS):
+    """Simulate a network whose excess loss falls exponentially with the context.
+
+    The difference of the two losses of a target scatters by twice its expectation and 0.05 bits.
+    """
+    low, mean, stderr = 0, [], []
+    for high in bins:
+        expected = largest * np.exp(-(np.arange(low, high) + 1) / decay)
+        scatter = 2 * expected + 0.05
+        losses = (expected + rng.normal(0, 1, (windows, high - low)) * scatter).mean(1)
+        mean.append(losses.mean())
+        stderr.append(losses.std(ddof=1) / math.sqrt(windows))
+        low = high
+    return ContextProfile(bins, np.array(mean), np.array(stderr), 2.0)
+
+
+def true_context(decay, largest=1.5):
+    """Return the context at which the simulated excess is the threshold."""
+    return decay * math.log(largest / THRESHOLD)
+
+
+@pytest.mark.parametrize("decay", [1, 3, 10, 30])
+def test_effective_context_of_simulated_networks_is_recovered(decay):
+    rng = np.random.default_rng(decay)
+    truth = true_context(decay)
+    estimates = [simulate(decay, rng).estimate() for _ in range(60)]
+    sizes = np.array([each.size for each in estimates])
+    assert np.median(sizes) == pytest.approx(truth, rel=0.1), "bins are a factor of two wide"
+    assert np.mean((sizes > truth / 1.3) & (sizes < truth * 1.3)) > 0.9
+    # 95% and more, as the error of the interpolation within bins is added.
+    assert np.mean([each.low / 1.1 <= truth <= each.high * 1.1 for each in estimates]) > 0.85
+
+
+def test_longer_memory_has_a_larger_estimate():
+    rng = np.random.default_rng(0)
+    pairs = [(simulate(8, rng).estimate(), simulate(16, rng).estimate()) for _ in range(30)]
+    assert np.mean([short.size < long.size for short, long in pairs]) > 0.97
+
+
+def test_network_without_memory_has_an_effective_context_of_one():
+    rng = np.random.default_rng(1)
+    flat = [simulate(0.05, rng).estimate() for _ in range(60)]
+    assert np.mean([each.size == 1 for each in flat]) > 0.95
+    assert all(each.low == 1 for each in flat)
+
+
+def test_memory_beyond_half_a_window_is_said_to_be_longer():
+    estimate = simulate(1000, np.random.default_rng(2)).estimate()
+    assert (estimate.size, estimate.high) == (math.inf, math.inf)
+    assert str(estimate) == "> 256 [> 256, > 256]"
+
+
+def test_noise_of_one_bin_does_not_move_the_estimate():
+    profile = simulate(3, np.random.default_rng(3))
+    noisy = ContextProfile(profile.bins, profile.excess.copy(), profile.stderr.copy(), 2.0)
+    noisy.excess[7], noisy.stderr[7] = 0.03, 0.02
+    assert noisy.estimate().size == pytest.approx(profile.estimate().size, rel=0.1)
+
+
+def test_single_window_gives_no_interval():
+    profile = read_profile({"context_bins": [1, 2], "context_excess": [0.5, 0.0],
+                            "context_loss": 2.0})  # fmt: skip
+    estimate = profile.estimate()
+    assert 1 < estimate.size < 2
+    assert math.isnan(estimate.low)
+    assert "[" not in str(estimate)
+
+
+def test_runs_of_an_architecture_are_averaged():
+    rng = np.random.default_rng(4)
+    mean = average_profiles([simulate(3, rng), simulate(30, rng)])
+    assert true_context(3) < mean.estimate().size < true_context(30)
+
+
+def results_of(url, name):
+    return read_results(read_storage(url), name)
+
+
+def words_of(url, name, path):
+    """Return the words of a page, without markup."""
+    return " ".join(
+        re.sub(r"<[^>]*>", " ", write_report(url, [name], path).path.read_text()).split()
+    )
+
+
+def profile_attributes(decay, **more):
+    profile = simulate(decay, np.random.default_rng(5), bins=BINS[:7])
+    return {
+        "context_bins": list(profile.bins),
+        "context_excess": profile.excess.tolist(),
+        "context_stderr": profile.stderr.tolist(),
+        "context_loss": profile.loss,
+        **more,
+    }
+
+
+def test_page_and_tables_show_the_effective_context(sqlite_url, tmp_path):
+    runs = [
+        (gated_params(1), 1.0, profile_attributes(2, recall_accuracy=0.5)),
+        (gated_params(2), 1.5, profile_attributes(6, recall_accuracy=0.25)),
+        (gated_params(3), 2.0, {}),  # trained before these losses were recorded
+    ]
+    raw = {"space": {"layers": [1, 2, 3], "state_size": [4]}}
+    make_runs(sqlite_url, "memory", raw, runs)
+    words = words_of(sqlite_url, "memory", tmp_path / "page.html")
+    section = build_section(results_of(sqlite_url, "memory"))
+    best, second, old = section.summary.entries
+    assert best.context.estimate().size < second.context.estimate().size
+    assert old.context is None
+    for entry in (best, second):
+        assert str(entry.context.estimate()) in words
+    chart = section.context_chart
+    assert [len(trace.x) for trace in chart.figure.data] == [7, 7]
+    assert chart.width <= 390
+    assert f"effective context {best.context.estimate()} bytes" in chart.alt_text
+    assert "recall accuracy" in words
+    write_csv([results_of(sqlite_url, "memory")], tmp_path / "rows.csv")
+    write_parquet([results_of(sqlite_url, "memory")], tmp_path / "rows.parquet")
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        assert rows["effective_context"][0] == pytest.approx(best.context.estimate().size)
+        assert rows["effective_context"].isna().tolist() == [False, False, True]
+        assert rows["context_bins"][0] == "[1, 2, 4, 8, 16, 32, 64]"
+
+
+def test_older_study_has_no_section_about_memory(sqlite_url, tmp_path):
+    make_study(sqlite_url)
+    assert build_section(results_of(sqlite_url, "made")).context_chart is None
+    assert "effective context" not in words_of(sqlite_url, "made", tmp_path / "page.html")
