@@ -15,10 +15,11 @@ from process_runner import wait_until
 from rnn.config import OptimizerConfig, TrialConfig
 from rnn.data.corpus import load_corpus
 from rnn.data.tokenizer import TokenCorpus, train_tokenizer
-from rnn.errors import DeviceError
+from rnn.errors import CorpusError, DeviceError
 from rnn.inference.saved_model import deserialize_model
 from rnn.models.shapes import count_parameters
 from rnn.stacked.network import NetworkStack
+from rnn.training.context import ContextLosses
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.duration import to_train_config
@@ -147,6 +148,15 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
             windows = trial.system_attrs["validation_windows"]
             assert windows == pytest.approx(expected.tolist(), abs=1e-5)
             assert "test_bits_per_byte" not in trial.user_attrs
+            assert "recall_accuracy" not in trial.user_attrs
+            context = ContextLosses(run.stack, held_out)
+            compute_eval_losses(run.stack, held_out, observers=[context])
+            assert trial.user_attrs["context_bins"] == context.bins == [1, 2, 4]
+            excess = context.excess[:, 0].mean(1) / math.log(2)
+            assert trial.user_attrs["context_excess"] == pytest.approx(excess.tolist(), abs=1e-4)
+            assert len(trial.user_attrs["context_stderr"]) == 3
+            long = context.long.mean().item() / math.log(2)
+            assert trial.user_attrs["context_loss"] == pytest.approx(long)
             assert trial.user_attrs["parameter_count"] == count_parameters(
                 trial_config.architecture
             )
@@ -163,6 +173,16 @@ def trained(config, trial_config, text):
     run = TrainLoop(NetworkStack([trial_config], config.seed, config.precision), text, settings)
     list(run.train())
     return run
+
+
+def test_trial_on_the_recall_corpus_records_its_accuracy(sqlite_url):
+    joined, _ = work(sqlite_url, "recall:2")
+    assert joined.study.user_attrs["corpus"]["name"] == "recall:2"
+    accuracies = {trial.user_attrs["recall_accuracy"] for trial in joined.study.trials}
+    assert len(accuracies) > 1
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    with pytest.raises(CorpusError, match="expected 'bytes', in which its distance is counted"):
+        work(sqlite_url, "recall:2", ["tokenizer='bpe:300'"], name="pairs")
 
 
 def test_value_is_that_of_the_objective(sqlite_url, text):
