@@ -17,6 +17,7 @@ from benchmarks import (
     orderly_stop,
     overhead,
     precision,
+    replicate_verdicts,
     report_time,
     training_step,
 )
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "core-sharing": core_sharing.measure,
     "claiming": claiming.measure,
     "orderly-stop": orderly_stop.measure,
+    "replicates": replicate_verdicts.measure,
     "reporting": report_time.measure,
 }
 

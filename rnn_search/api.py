@@ -2,13 +2,16 @@
 
 import json
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reports.cli import retry_outages
 from reports.dashboard import launcher
 from rnn_search.study import (
     Study,
@@ -22,6 +25,7 @@ from search.run import RunResult, run_workers
 from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker
 from search.worker.shutdown import MAX_SECONDS, parse_duration
+from studies.cli import study_name
 from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import shorten
@@ -47,6 +51,7 @@ def run(
     until: str | float | None = None,
     artifacts: str | Path | None = None,
     report: bool = False,
+    until_decided: bool = False,
 ) -> Study:
     """Create or join a study, or derive one from another, and run its trials.
 
@@ -90,6 +95,9 @@ def run(
             ``$RNN_SEARCH_ARTIFACTS``, or next to the storage.
         report: whether to write the report of a finished study to ``reports/out/`` and publish the
             study to optuna-dashboard, as the command line does.
+        until_decided: whether to compare replicated architectures at planned looks
+            (``refinement.looks``) and to add runs until each is worse than the best or as good, or
+            the last look is reached.
 
     Returns:
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
@@ -136,6 +144,7 @@ def run(
         _parse_until(until),
         settings=settings,
         is_command=False,
+        until_decided=until_decided,
     )
     result = run_search_and_report(options, report)
     if result.signal is not None:
@@ -167,13 +176,55 @@ def run_search_and_report(
     server: AbstractContextManager[None] = nullcontext()
     if dashboard_port is not None:
         server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
-    result = run_workers(options, server)
+    if options.until_decided:
+        result = _run_until_decided(options, server)
+    else:
+        result = run_workers(options, server)
     if report and result.finished and not result.exit_code:
         with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
             launcher.finalize_search(
                 storage, result.study, artifacts, result.finished, result.was_finished
             )
     return result
+
+
+def _run_until_decided(options: RunOptions, context: AbstractContextManager[None]) -> RunResult:
+    """Run the trials of each planned look of a study, and take it, until the study is decided.
+
+    The study is as it was after each step, so that any number of processes may do so at once, and
+    one that is killed is continued by the next.
+    """
+    from rnn_search import planned_looks  # slow: imports pandas
+
+    console, start = SafeConsole(), time.monotonic()
+    name = options.name or study_name(options.study)
+    with ExitStack() as stack:
+
+        @contextmanager
+        def describe() -> Iterator[None]:
+            stack.enter_context(context)
+            if line := planned_looks.describe_plan(options.storage, name):
+                console.print_line(line)
+            yield
+
+        opened: AbstractContextManager[None] = describe()
+        remaining, has_looked = options, False
+        while True:
+            result = run_workers(remaining, opened)
+            if result.exit_code or not result.is_finished:
+                return result
+            look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
+            if look is not None:
+                for line in look.lines:
+                    console.print_line(line)
+            if look is not None and look.is_last:
+                return replace(result, was_finished=result.was_finished and not has_looked)
+            has_looked, opened = True, nullcontext()
+            if options.until is not None:
+                left = options.until - (time.monotonic() - start)
+                if left <= 0:
+                    return result
+                remaining = replace(options, until=left)
 
 
 def _check_arguments(study: object, name: object, overrides: object) -> None:

@@ -219,6 +219,12 @@ def run_search(**options: Any) -> int:
 )
 @_search_options(default_study="stage-two")
 @click.option("--partial", is_flag=True, help="Accept a source study that is not finished.")
+@click.option(
+    "--until-decided",
+    is_flag=True,
+    help="Compare replicates at the planned looks of the config, and add runs until each "
+    "architecture is worse than the best or as good, or the last look is reached.",
+)
 def refine(**options: Any) -> int:
     """Run a refinement."""
     return _run(is_refinement=True, **options)

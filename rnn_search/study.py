@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # slow to import
 
     from reports.data.results import Results
     from reports.stats.effects import Effect
+    from reports.stats.leaderboard import StudySummary
     from search.status import Status
 
 
@@ -159,6 +160,26 @@ class Study:
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
         return Effects(effects, loss_unit(results.config), warnings)
 
+    def verdicts(self) -> "Verdicts":
+        """Compare replicated architectures with the best one, whichever that is.
+
+        A study with planned looks is compared at its latest look.
+
+        Raises:
+            ReportError: if no trial is complete, or there are no replicates to compare.
+        """
+        from reports.errors import ReportError
+        from reports.stats.leaderboard import summarize_study
+
+        results = self._read_results(False, require_complete=True, with_windows=True)
+        summary = summarize_study(results)
+        if summary.judgement is None:
+            raise ReportError(
+                f"study {self.name!r} has no replicates to compare: expected one derived with "
+                "refinement.replicates of 2 or more, and its first look if it has looks"
+            )
+        return Verdicts(summary, results.metric.unit)
+
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
 
@@ -191,12 +212,14 @@ class Study:
         with closing(read_storage(self.storage)) as storage, storage.reading():
             yield storage, load_study(storage, self.name)
 
-    def _read_results(self, with_curves: bool = True, require_complete: bool = False) -> "Results":
+    def _read_results(
+        self, with_curves: bool = True, require_complete: bool = False, with_windows: bool = False
+    ) -> "Results":
         from reports.data.results import read_results
 
         with closing(read_storage(self.storage)) as storage:
             return read_results(
-                storage, self.name, None if with_curves else (), False, require_complete
+                storage, self.name, None if with_curves else (), with_windows, require_complete
             )
 
     def _trial(self, row: TrialRow, config: StudyConfig) -> "Trial":
@@ -362,6 +385,64 @@ class Effects:
     def _repr_html_(self) -> str:
         warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
         return self.table.to_html() + warnings
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdicts:
+    """Verdicts on the replicated architectures of a study; printed as their table.
+
+    Attributes:
+        summary: the architectures, ranked and compared.
+        unit: unit of the losses and differences.
+    """
+
+    summary: "StudySummary"
+    unit: str
+
+    @property
+    def margin(self) -> float:
+        """Largest difference to the best that makes no difference, ``refinement.margin``."""
+        assert self.summary.judgement is not None
+        return self.summary.judgement.margin
+
+    @property
+    def smallest(self) -> str | None:
+        """The smallest architecture that is as good as the best; None if no smaller one is."""
+        return self.summary.smallest.label if self.summary.smallest else None
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """One row per architecture, the best mean first.
+
+        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss``, ``difference`` to the
+        best mean, ``at_most``: upper confidence bound of the difference to the best architecture,
+        whichever that is, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the
+        margin) or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                each.label,
+                int(each.parameter_count),
+                each.runs,
+                each.mean,
+                each.gap.mean if each.gap else 0.0,
+                each.bound,
+                "best mean" if each is self.summary.best else str(each.verdict),
+            )
+            for each in self.summary.entries
+        ]
+        columns = ["architecture", "parameters", "runs", "loss", "difference", "at_most", "verdict"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        shown = self.table.round({"loss": 4, "difference": 4, "at_most": 4}).to_string(index=False)
+        smallest = self.smallest or "none"
+        return f"{shown}\nsmallest as good (margin {self.margin:g} {self.unit}): {smallest}"
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html()
 
 
 def storage_or_default(storage: str | None) -> str:

@@ -40,6 +40,7 @@ class StudyOptions:
         confirmed: create any number of trials.
         command: command line to record with a study that is created or extended.
         artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
+        until_decided: compare replicates at planned looks, and add runs until they are decided.
     """
 
     name: str | None = None
@@ -51,6 +52,7 @@ class StudyOptions:
     confirmed: bool = False
     command: str = ""
     artifacts: str | None = None
+    until_decided: bool = False
 
 
 def create_new_study(

@@ -57,7 +57,7 @@ def derive_trials(
     """
     refinement = config.refinement
     assert refinement is not None
-    groups = _group(trials, config.nuisance)
+    groups = group_by_architecture(trials, config.nuisance)
     sizes = [len(group) for group in groups.values()]
     planned = len(groups) if len(groups) < len(trials) else counts.planned
     wanted = top_count(refinement.top, planned)
@@ -88,7 +88,7 @@ def derive_trials(
             f"refinement.top = {refinement.top} needs {wanted}: "
             + ("lower it" if ranked else "use another source")
         )
-    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.replicates
+    count = min(wanted, len(ranked)) * len(refinement.variants) * refinement.initial_runs
     check_count(count, config.training.steps, confirmed)
     # All trials of the source count, so that those of the best have the same names for any top.
     present = {name for trial in trials for name in trial.params}
@@ -142,7 +142,9 @@ def _key(params: Params) -> _ParamsKey:
     return tuple(params.items())
 
 
-def _group(trials: Iterable[TrialRow], nuisance: Sequence[str]) -> dict[_ParamsKey, list[TrialRow]]:
+def group_by_architecture(
+    trials: Iterable[TrialRow], nuisance: Sequence[str] = ()
+) -> dict[_ParamsKey, list[TrialRow]]:
     """Group the trials of each architecture, in the given order."""
     groups: dict[_ParamsKey, list[TrialRow]] = {}
     for trial in trials:
@@ -197,7 +199,7 @@ def _derive(
             if params is None:
                 continue
             applied.add(number)
-            for replicate in range(first, first + refinement.replicates):
+            for replicate in range(first, first + refinement.initial_runs):
                 run = params | ({REPLICATE: replicate} if refinement.replicates > 1 else {})
                 key = _key(run)
                 derived[key] = run

@@ -60,6 +60,7 @@ class RunResult:
         signal: number of the signal that stopped the run; None without one.
         failed_workers: number of worker processes that failed, after a warning for each.
         failure: why a finished study has no complete trial; "" otherwise.
+        is_finished: whether it was finished when the run ended.
     """
 
     study: str
@@ -68,6 +69,7 @@ class RunResult:
     signal: int | None = None
     failed_workers: int = 0
     failure: str = ""
+    is_finished: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -142,7 +144,15 @@ def run_workers(
             failure = _conclude(console, session, status, stop, has_trained)
     trim_heap()  # a report, which may follow, needs as much memory
     finished = status.counts.finished
-    return RunResult(status.name, finished, was_finished, stop.signal, failed_workers, failure)
+    return RunResult(
+        status.name,
+        finished,
+        was_finished,
+        stop.signal,
+        failed_workers,
+        failure,
+        status.is_finished,
+    )
 
 
 def _run_worker(

@@ -31,6 +31,7 @@ class RunOptions:
         until: seconds after which to stop.
         is_subprocess: whether this is a worker process whose parent reports the progress.
         is_refinement: whether the study must derive from another, as for ``refine.py``.
+        until_decided: whether to add runs of replicates until they are decided.
         is_command: whether the options come from a command line, which messages then name.
     """
 
@@ -55,6 +56,7 @@ class RunOptions:
     is_refinement: bool = False
     settings: Mapping[str, Any] | None = None
     is_command: bool = True
+    until_decided: bool = False
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -82,6 +84,7 @@ class RunOptions:
             self.yes,
             self.command,
             self.artifacts,
+            self.until_decided,
         )
 
     @property
@@ -102,6 +105,7 @@ class RunOptions:
         words += ["--extend"] if self.extend else []
         words += ["--partial"] if self.partial else []
         words += ["--yes"] if self.yes else []
+        words += ["--until-decided"] if self.until_decided else []
         return shlex.join(words)
 
     @property
@@ -117,6 +121,7 @@ class RunOptions:
             "extend": self.extend,
             "partial": self.partial,
             "yes": self.yes,
+            "until_decided": self.until_decided,
         }
         arguments = [f"{name}={value!r}" for name, value in given.items() if value]
         return f"rnn_search.run({', '.join([repr(dict(self.settings or {})), *arguments])})"

@@ -19,6 +19,7 @@ from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
+from search.replicates import join_looks, plan_looks
 from search.study_corpus import check_length, load_study_corpus, read_token_corpus
 from search.versions import describe_study_mixing
 from studies.artifacts import open_store
@@ -106,6 +107,8 @@ def create_or_join(
     name = options.name or file.name
     _check_name(name)
     config = _resolve_config(file, url, options)
+    if not file.is_stored or file.name != name:
+        config = plan_looks(config, options.until_decided)
     _check_options(name, url, config, options, device)
     check_precision(config.precision, device)
     corpus = load_study_corpus(file, config, options.corpus is not None)
@@ -192,6 +195,7 @@ def _join_study(
         study at the same moment.
     """
     name, stored = study.study_name, record.config
+    config = join_looks(name, stored, config, options.until_decided)
     check_sources(name, stored, config)
     differences = without_cells(diff_configs(stored, record.corpus, config, corpus_record(corpus)))
     others = [line for line in differences if not line.startswith(_EXTENSIBLE)]
@@ -204,6 +208,11 @@ def _join_study(
     if not options.extend:
         notices += [_describe_kept(name, stored, changed)] if changed else []
         return stored, "; ".join(notices)
+    if stored.refinement is not None and stored.refinement.looks:
+        raise ConfigMismatchError(
+            f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
+            "expected a study without; train longer under another --name"
+        )
     store = open_store(options.artifacts, url, "checkpoints", read_only=True)
     new_end = plan_new_end(name, record, config, options.command, store)
     if stored.space is None and not (new_end or changed or record.earlier_ends):

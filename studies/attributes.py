@@ -43,6 +43,9 @@ COMMANDS = "commands"
 EARLIER_ENDS = "earlier_ends"
 """Study attribute: a list of :class:`EarlierEnd`."""
 
+LOOKS = "looks"
+"""Study attribute: a list of :class:`LookRecord`."""
+
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
 
@@ -381,6 +384,26 @@ class EarlierEnd(BaseModel):
     values: dict[int, float]
 
 
+class LookRecord(BaseModel):
+    """Result of one planned comparison of replicated architectures.
+
+    An architecture is named by the number of its first trial.
+
+    Attributes:
+        runs: number of runs of each compared architecture.
+        level: probability of a false verdict that this look spends.
+        verdicts: verdict of each architecture, those of earlier looks included.
+        continued: architectures that get the runs of the next look; empty after the last one.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    runs: Annotated[int, Field(ge=1)]
+    level: Annotated[float, Field(gt=0, lt=1)]
+    verdicts: dict[_Count, Literal["worse", "as good", "undecided"]]
+    continued: list[_Count]
+
+
 class StudyRecord(BaseModel):
     """The user attributes of a study; :mod:`studies.loader` reads them.
 
@@ -394,6 +417,7 @@ class StudyRecord(BaseModel):
             leads elsewhere, because files in it are removed.
         created_with: versions of the process that created the study; None if unknown.
         earlier_ends: what the study was before each extension of its steps, in their order.
+        looks: planned comparisons of replicates so far, in their order.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -406,6 +430,7 @@ class StudyRecord(BaseModel):
     artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
     created_with: VersionRecord | None = None
     earlier_ends: list[EarlierEnd] = []
+    looks: list[LookRecord] = []
 
     @property
     def steps(self) -> list[int]:

@@ -97,6 +97,10 @@ class OutageSettings(StrictModel):
     seconds: Annotated[float, Field(ge=0)] = 600
 
 
+DEFAULT_LOOKS = (3, 5, 10, 20)
+"""Numbers of runs at which replicates are compared until they are decided, unless a study says."""
+
+
 class Refinement(StrictModel):
     """How a study's trials derive from another study's results.
 
@@ -104,13 +108,31 @@ class Refinement(StrictModel):
         source: name of the other study.
         top: its best architectures to derive from: a fraction below 1, or a number.
         variants: parameter changes, each applied to each of them; {} for no change.
-        replicates: number of runs of each result.
+        replicates: number of runs of each result; with looks the last of these.
+        margin: largest difference to the best of replicated architectures that makes no difference,
+            in the unit by which they are ranked: bits per byte, or nats per token.
+        looks: numbers of runs at which the architectures are compared until they are decided. A
+            stored study without them has one comparison of all runs.
     """
 
     source: str
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
     variants: list[dict[str, ParamValue]] = [{}]
     replicates: PositiveInt = 1
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
+
+    @property
+    def initial_runs(self) -> int:
+        """Number of runs of each result when the study is created."""
+        return self.looks[0] if self.looks else self.replicates
+
+    @field_validator("looks")
+    @classmethod
+    def _check_looks(cls, looks: list[int]) -> list[int]:
+        if looks != sorted(set(looks)):
+            raise ValueError("expected numbers of runs that increase, as in [3, 5, 10, 20]")
+        return looks
 
     @field_validator("source")
     @classmethod
@@ -201,8 +223,9 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_test_split(self) -> "StudyConfig":
-        replicates = self.refinement.replicates if self.refinement else 1
-        if self.eval_split == "test" and replicates < 2:
+        refinement = self.refinement
+        has_replicates = refinement and (refinement.replicates > 1 or refinement.looks)
+        if self.eval_split == "test" and not has_replicates:
             raise ValueError(
                 'has eval_split = "test" without replicates: expected refinement.replicates of 2 '
                 "or more, because a split that guides a search is no test"

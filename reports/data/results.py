@@ -23,7 +23,13 @@ from reports.formatting import (
     objective_name,
 )
 from reports.output import study_identity
-from studies.attributes import EARLIER_CODE, EARLIER_TORCH, CorpusRecord, TokenizerRecord
+from studies.attributes import (
+    EARLIER_CODE,
+    EARLIER_TORCH,
+    CorpusRecord,
+    LookRecord,
+    TokenizerRecord,
+)
 from studies.config import StudyConfig
 from studies.loader import read_study_record
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
@@ -91,6 +97,7 @@ class Results:
         identity: identity of the study, :func:`reports.output.study_identity`.
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
+        looks: planned looks at replicates so far.
     """
 
     name: str
@@ -104,6 +111,7 @@ class Results:
     windows: dict[int, list[float]] = field(default_factory=dict)
     identity: str = ""
     replicates: pd.DataFrame | None = None
+    looks: list[LookRecord] = field(default_factory=list)
 
     @cached_property
     def all_parameters(self) -> list[str]:
@@ -311,6 +319,7 @@ def read_results(
         sources=read_source_trials(storage, config),
         tokenizer=record.tokenizer,
         identity=study_identity(storage.engine.url, name, record.artifact_folder),
+        looks=record.looks,
     )
     counts = results.counts
     if require_complete and not counts.complete:

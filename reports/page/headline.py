@@ -39,6 +39,10 @@ def _format_result(sections: Sequence[Section]) -> str:
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
         f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"
     )
+    summary = best.summary
+    if summary.has_verdicts and summary.judgement:
+        name = summary.smallest.full_label if summary.smallest else "no smaller network is shown"
+        line += f"; smallest as good (margin {summary.judgement.margin}): {name}"
     for section in sections:
         if section.ranked_effects:
             largest = "; ".join(each.text for each in section.ranked_effects[:N_EFFECTS])

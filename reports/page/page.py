@@ -41,6 +41,7 @@ from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import format_headline
 from reports.page.sections import Section, build_sections
 from reports.stats.nuisance import format_setting
+from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.codegen.equations import generate_latex
 from rnn.codegen.forward_code import generate_forward
 from rnn.codegen.module_code import generate_module
@@ -160,6 +161,7 @@ def _templates() -> jinja2.Environment:
         "module_code": generate_module,
         "format_setting": format_setting,
         "format_value": format_value,
+        "min_shrunk": MIN_ARCHITECTURES,
     }
     return environment
 

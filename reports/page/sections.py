@@ -45,6 +45,7 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.stats.planned_looks import find_detectable_gap
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.refinement_effects import (
     VariantEffect,
@@ -74,6 +75,7 @@ class Section:
         replicates_chart: chart of the runs of each replicated architecture.
         pairwise_chart: chart of their pairwise comparison.
         context_chart: chart of the loss by the length of the context; None without such losses.
+        detectable_gap: gap that their comparison finds with a probability of 80%; None without one.
         importances: parameter importances: over all trials, among those that have parameters of
             their own, and within full-factorial blocks.
         has_blocks: whether some of them are those of full-factorial blocks.
@@ -103,6 +105,7 @@ class Section:
     replicates_chart: Chart | None
     pairwise_chart: Chart | None
     context_chart: Chart | None
+    detectable_gap: float | None
     importances: list[Importances]
     has_blocks: bool
     optuna_charts: list[Chart]
@@ -209,6 +212,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         else None,
         pairwise_chart=chart_differences(summary.comparison) if summary.comparison else None,
         context_chart=chart_context(results, summary.entries),
+        detectable_gap=find_detectable_gap(summary.comparison) if summary.comparison else None,
         importances=[
             *importances,
             *conditional,

@@ -20,9 +20,9 @@ import numpy as np
 
 from reports.formatting import format_param, format_signed, format_value
 from reports.stats.contrast import Contrast
+from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.paired_difference import CONFIDENCE, PairedDifference
-from reports.stats.pairwise_comparison import adjust_by_holm
 from studies.space import REPLICATE
 
 

@@ -1,7 +1,7 @@
 """Architectures of a study, ranked and compared on the same held-out text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ from reports.stats.pairwise_comparison import (
     compare_pairwise,
     compute_difference,
 )
+from reports.stats.planned_looks import limit_runs, take_look
+from reports.stats.verdicts import Judgement, Verdict, judge
 from rnn.config import NetworkConfig
-from studies.attributes import SOURCE_TRIALS
+from studies.attributes import SOURCE_TRIALS, LookRecord
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -58,6 +60,9 @@ class LeaderboardEntry:
         recall_accuracy: mean accuracy on the corpus ``recall:D``; NaN on others.
         gap: difference to the best architecture, in bits per byte or by the metric; None for the
             best, and without losses on the same evaluation windows.
+        verdict: of a replicated architecture, what its runs show.
+        bound: upper confidence bound of its difference to the best architecture, whichever that is;
+            infinite without one.
     """
 
     label: str
@@ -81,6 +86,8 @@ class LeaderboardEntry:
     context: ContextProfile | None
     recall_accuracy: float
     gap: Difference | None = None
+    verdict: Verdict | None = None
+    bound: float = math.inf
 
     @property
     def runs(self) -> int:
@@ -98,20 +105,35 @@ class StudySummary:
     """Architectures of a study, the best first.
 
     Attributes:
-        entries: every architecture with a complete run.
-        comparison: pairwise comparison of replicated architectures; None for single runs.
-        smallest: of replicated architectures, the smallest that is not significantly worse than the
-            best.
+        entries: every architecture with a complete run. With planned looks the order is that of the
+            differences to the best over common runs, because the numbers of runs differ.
+        judgement: verdicts on replicated architectures; None for single runs, and before the first
+            planned look.
+        smallest: of replicated architectures, the smallest that is as good as the best; None if
+            none that is smaller than the best is shown to be.
+        look: planned look that the verdicts are of; None without planned looks, or before the
+            first.
     """
 
     entries: list[LeaderboardEntry]
-    comparison: Comparison | None
-    smallest: LeaderboardEntry | None
+    judgement: Judgement | None = None
+    smallest: LeaderboardEntry | None = None
+    look: LookRecord | None = None
 
     @property
     def best(self) -> LeaderboardEntry:
         """The best architecture; of replicates the best on average, not the luckiest run."""
         return self.entries[0]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Pairwise comparison of replicated architectures; None for single runs."""
+        return self.judgement.comparison if self.judgement else None
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether there are enough runs for verdicts."""
+        return self.comparison is not None and self.comparison.generalizes_over_runs
 
     @property
     def leaderboard(self) -> list[LeaderboardEntry]:
@@ -121,7 +143,7 @@ class StudySummary:
     @property
     def compares_single_runs(self) -> bool:
         """Whether single runs are compared, each with the best."""
-        return self.comparison is None and any(entry.gap for entry in self.entries)
+        return self.judgement is None and any(entry.gap for entry in self.entries)
 
 
 def summarize_study(results: Results) -> StudySummary:
@@ -129,18 +151,73 @@ def summarize_study(results: Results) -> StudySummary:
     entries = rank_architectures(results)
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
-        return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries], None, None)
-    losses = _losses_by_window(results) or _losses_by_metric(results)
-    comparison = compare_pairwise({entry.label: losses[entry.label] for entry in entries})
-    smallest = None
-    if comparison.generalizes_over_runs:
-        sizes = {entry.label: entry.parameter_count for entry in entries}
-        label = comparison.find_smallest_not_worse(sizes)
-        smallest = next(entry for entry in entries if entry.label == label)
+        return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
+    losses = list_losses(results)
+    assert results.config.refinement is not None
+    if results.config.refinement.looks:
+        return _summarize_looks(results, entries, losses)
+    ranked = {entry.label: losses[entry.label] for entry in entries}
+    judgement = judge(compare_pairwise(ranked), results.config.refinement.margin)
+    best = judgement.comparison.best
     entries = [
-        replace(entry, gap=comparison.between(entry.label, comparison.best)) for entry in entries
+        replace(entry, gap=judgement.comparison.between(entry.label, best)) for entry in entries
     ]
-    return StudySummary(entries, comparison, smallest)
+    return _add_verdicts(entries, judgement, None)
+
+
+def _summarize_looks(
+    results: Results, entries: Sequence[LeaderboardEntry], losses: Mapping[str, LossesByRun]
+) -> StudySummary:
+    """Rank and compare replicates by the latest planned look whose runs are all finished."""
+    counts, looks = results.counts, results.looks
+    is_due = counts.finished == counts.planned and not (looks and not looks[-1].continued)
+    if not (looks or is_due):
+        return StudySummary(list(entries))
+    # Without new runs, the latest look is repeated: runs after it are left out.
+    judgement, look = look_at_results(results, looks if is_due else looks[:-1], losses)
+    by_label = {entry.label: entry for entry in entries}
+    best, limited = judgement.comparison.best, limit_runs(losses, look.runs)
+    gaps = {name: compute_difference(runs, limited[best]) for name, runs in limited.items()}
+    order = sorted(gaps, key=lambda name: (name != best, gaps[name].mean, by_label[name].number))
+    ranked = [replace(by_label[name], gap=None if name == best else gaps[name]) for name in order]
+    ranked += [entry for entry in entries if entry.label not in gaps]
+    return _add_verdicts(ranked, judgement, look)
+
+
+def look_at_results(
+    results: Results, earlier: Sequence[LookRecord], losses: Mapping[str, LossesByRun] | None = None
+) -> tuple[Judgement, LookRecord]:
+    """Take the planned look of a study after some earlier ones.
+
+    Args:
+        results: results of a study of replicates with planned looks.
+        earlier: results of the earlier looks.
+        losses: losses of its runs; None to read them from the results.
+    """
+    refinement = results.config.refinement
+    assert refinement is not None
+    firsts = results.table.reset_index().groupby("architecture")["number"].min()
+    numbers = {str(name): int(number) for name, number in firsts.items()}
+    losses = list_losses(results) if losses is None else losses
+    return take_look(losses, numbers, refinement.looks, refinement.margin, earlier)
+
+
+def _add_verdicts(
+    entries: Sequence[LeaderboardEntry], judgement: Judgement, look: LookRecord | None
+) -> StudySummary:
+    """Add the verdict of each architecture, and find the smallest that is as good as the best."""
+    entries = [
+        replace(
+            entry,
+            verdict=judgement.verdicts.get(entry.label),
+            bound=judgement.bounds.get(entry.label, math.inf),
+        )
+        for entry in entries
+    ]
+    sizes = {entry.label: entry.parameter_count for entry in entries}
+    label = judgement.find_smallest_as_good(sizes)
+    smallest = next((entry for entry in entries if entry.label == label), None)
+    return StudySummary(entries, judgement, smallest, look)
 
 
 def rank_architectures(results: Results) -> list[LeaderboardEntry]:
@@ -202,6 +279,11 @@ def _compare_with_best(
         for other in others
         if count and len(windows[other.label]) == count
     }
+
+
+def list_losses(results: Results) -> dict[str, LossesByRun]:
+    """Return the losses of each architecture: by window, or the metric of each run."""
+    return _losses_by_window(results) or _losses_by_metric(results)
 
 
 def _losses_by_window(results: Results) -> dict[str, LossesByRun] | None:

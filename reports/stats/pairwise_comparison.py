@@ -2,14 +2,12 @@
 
 Runs of two architectures with the same replicate number read the training text in the same order,
 and the evaluation windows are the same for all. So the differences d (R, W) of R runs on W windows
-are paired in both directions. They follow a two-way crossed random-effects model without
-replication within cells (Cornfield & Tukey, *Average Values of Mean Squares in Factorials*, 1956),
-with the degrees of freedom of Satterthwaite (*An Approximate Distribution of Estimates of Variance
-Components*, 1946). These are estimates, and too large where a few runs happen to agree: with two or
-three runs, most studies would show differences that do not exist. Therefore a difference must also
-pass Student's t-test over the runs alone and over the windows alone. Holm's correction (*A Simple
-Sequentially Rejective Multiple Test Procedure*, 1979) keeps the chance of any false positive among
-all comparisons to 5%.
+are paired in both directions, :mod:`reports.stats.crossed_model`. The degrees of freedom of that
+model are estimates, and too large where a few runs happen to agree. Therefore a difference must
+also pass Student's t-test over the runs alone and over the windows alone. The mean squares of the
+runs are shrunk towards their common value, :mod:`reports.stats.variance_shrinkage`. Holm's
+correction (*A Simple Sequentially Rejective Multiple Test Procedure*, 1979) keeps the chance of any
+false positive among all comparisons to the level.
 
 Single runs have no p-value: a second run of either architecture would move the difference more than
 other text would. The interval of such a difference covers the text alone.
@@ -21,12 +19,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
+from reports.stats.crossed_model import (
+    MeanSquares,
+    adjust_by_holm,
+    compute_mean_squares,
+    compute_p_values,
+    compute_widths,
+    estimate_errors,
+)
 from reports.stats.paired_difference import CONFIDENCE, Floats
 
 LossesByRun = Mapping[int, Sequence[float]]
 """An architecture's loss on each evaluation window (W,), by replicate; W is 1 for a mean loss."""
+
+LEVEL = 0.05
+"""Probability of any false positive among all comparisons of a study."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Difference:
         p: two-sided p-value of a zero mean, the largest of the three tests; 1 with fewer than two
             runs.
         p_adjusted: p-value after Holm's correction for all comparisons of the study.
+        level: p-value below which the difference is significant.
     """
 
     mean: float
@@ -51,17 +60,17 @@ class Difference:
     windows: int
     p: float = 1.0
     p_adjusted: float = 1.0
+    level: float = LEVEL
 
     @property
     def is_significant(self) -> bool:
         """Whether the difference is significant after the correction for all comparisons."""
-        return self.p_adjusted < 1 - CONFIDENCE
+        return self.p_adjusted < self.level
 
     @property
     def half_width(self) -> float:
         """Half the width of Student's 95% interval of the mean, without a correction."""
-        errors, freedom = np.array(self.errors).T
-        return float((stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * errors).max())
+        return self._width((1 - CONFIDENCE) / 2)
 
     @property
     def low(self) -> float:
@@ -78,6 +87,14 @@ class Difference:
         """The difference of the second minus the first."""
         return replace(self, mean=-self.mean)
 
+    def upper_bound(self, level: float) -> float:
+        """Return the upper confidence bound of the mean; infinite with fewer than two runs."""
+        return self.mean + self._width(level) if self.runs > 1 else math.inf
+
+    def _width(self, tail: float) -> float:
+        errors, freedom = np.array(self.errors)[None, :, 0], np.array(self.errors)[None, :, 1]
+        return float(compute_widths(errors, freedom, tail)[0])
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -86,10 +103,14 @@ class Comparison:
     Attributes:
         names: names of the architectures, the best first.
         pairs: difference by (worse, better) name.
+        level: probability of any false positive among them.
+        count: number of architectures for which the tests are corrected.
     """
 
     names: list[str]
     pairs: dict[tuple[str, str], Difference]
+    level: float
+    count: int
 
     @property
     def best(self) -> str:
@@ -123,91 +144,75 @@ class Comparison:
         difference = self.between(first, second)
         return difference is not None and difference.is_significant
 
-    def find_smallest_not_worse(self, sizes: Mapping[str, float]) -> str:
-        """Return the smallest architecture that is not significantly worse than the best.
 
-        Args:
-            sizes: number of parameters by name; of equal sizes the better one is returned.
-        """
-        candidates = (name for name in self.names if not self.is_significant(name, self.best))
-        return min(candidates, key=sizes.__getitem__)  # min returns the first of equals
-
-
-def compare_pairwise(losses: Mapping[str, LossesByRun]) -> Comparison:
+def compare_pairwise(
+    losses: Mapping[str, LossesByRun], level: float = LEVEL, count: int | None = None
+) -> Comparison:
     """Compare each two architectures.
 
     Args:
         losses: losses by architecture, the best first; as many windows in each of them.
+        level: probability of any false positive.
+        count: number of architectures to correct for; None for that of the losses. A later look at
+            some of a study's architectures corrects for all of them.
     """
     names = list(losses)
+    count = count or len(names)
     pairs = [(worse, better) for better, worse in itertools.combinations(names, 2)]
-    differences = [compute_difference(losses[worse], losses[better]) for worse, better in pairs]
-    return Comparison(names, dict(zip(pairs, add_p_values(differences), strict=True)))
+    differences = [_subtract(losses[worse], losses[better]) for worse, better in pairs]
+    tested = _add_p_values(_estimate(differences, len(names)), level, math.comb(count, 2))
+    return Comparison(names, dict(zip(pairs, tested, strict=True)), level, count)
 
 
 def compute_difference(first: LossesByRun, second: LossesByRun) -> Difference:
-    """Compute the difference of two architectures over their common runs.
+    """Compute the difference of two architectures over their common runs, without a test."""
+    (difference,) = _estimate([_subtract(first, second)], 2)
+    return difference
 
-    The variance of the mean is (MS_runs + MS_windows − MS_residual) / (R W), at least the larger
-    of MS_runs and MS_windows over R W. For a single run it is the variance over the windows alone,
-    for a single window that over the runs alone.
-    """
+
+def _subtract(first: LossesByRun, second: LossesByRun) -> Floats:
+    """Return the differences (R, W) of two architectures over their common runs."""
     common = sorted(first.keys() & second.keys())
-    d = np.array([[*first[run]] for run in common], dtype=float)
-    d = d - np.array([[*second[run]] for run in common], dtype=float)
     if not common:
-        return Difference(math.nan, ((math.nan, math.nan),) * 3, 0, 0)
-    runs, windows = d.shape
-    mean = float(d.mean())
-    run_means, window_means = d.mean(axis=1) - mean, d.mean(axis=0) - mean
-    if min(runs, windows) == 1:
-        free = max(runs, windows) - 1
-        square = float((d - mean).ravel() @ (d - mean).ravel()) / free if free else math.nan
-        error = math.sqrt(square / (free + 1)), free or math.nan
-        return Difference(mean, (error,) * 3, runs, windows)
-    residual = (d - mean - run_means[:, None] - window_means).ravel()
-    squares = np.array(
-        [windows * run_means @ run_means, runs * window_means @ window_means, residual @ residual]
-    )
-    free_by_source = np.array([runs - 1, windows - 1, (runs - 1) * (windows - 1)])
-    squares = squares / free_by_source
-    scaled = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
-    freedom = (
-        float(scaled**2 / (squares**2 / free_by_source).sum())
-        if scaled > 0
-        else float(free_by_source[2])
-    )
-    errors = np.sqrt(np.array([scaled, *squares[:2]]) / d.size).tolist()
-    freedoms = freedom, runs - 1, windows - 1
-    return Difference(mean, tuple(zip(errors, freedoms, strict=True)), runs, windows)
+        return np.empty((0, 0))
+    d = np.array([[*first[run]] for run in common], dtype=float)
+    return np.asarray(d - np.array([[*second[run]] for run in common], dtype=float))
 
 
-def add_p_values(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences with their p-values, uncorrected and corrected by Holm's method."""
+def _estimate(differences: Sequence[Floats], architectures: int) -> list[Difference]:
+    """Estimate the mean of each pair's differences (R, W), and its standard errors."""
+    counted = [each for each in differences if each.size]
+    if not counted:
+        return [_nothing() for _ in differences]
+    squares = MeanSquares(*np.transpose([compute_mean_squares(each) for each in counted]))
+    runs = np.array([len(each) for each in counted])
+    windows = counted[0].shape[1]
+    errors, freedom = estimate_errors(squares, runs, windows, architectures)
+    found = iter(zip(squares.mean, errors, freedom, runs, strict=True))
+    result = []
+    for each in differences:
+        if not each.size:
+            result.append(_nothing())
+            continue
+        mean, error, free, count = next(found)
+        pair = tuple(zip(error.tolist(), free.tolist(), strict=True))
+        result.append(Difference(float(mean), pair, int(count), windows))
+    return result
+
+
+def _nothing() -> Difference:
+    return Difference(math.nan, ((math.nan, math.nan),) * 3, 0, 0)
+
+
+def _add_p_values(differences: Sequence[Difference], level: float, total: int) -> list[Difference]:
+    """Return the differences with their p-values, uncorrected and corrected."""
     if not differences:
         return []
-    means = np.array([[each.mean] for each in differences])
+    mean = np.array([each.mean for each in differences])
     errors, freedom = np.moveaxis(np.array([each.errors for each in differences]), 2, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.abs(means) / errors  # 0 / 0 for two identical architectures
-    p = np.nan_to_num(2 * stats.t.sf(ratios, freedom), nan=1.0).max(axis=1)
+    p = compute_p_values(mean, errors, freedom)
     p[[each.runs < 2 for each in differences]] = 1.0
-    adjusted = adjust_by_holm(p)
     return [
-        replace(each, p=float(alone), p_adjusted=float(corrected))
-        for each, alone, corrected in zip(differences, p, adjusted, strict=True)
+        replace(each, p=float(alone), p_adjusted=float(corrected), level=level)
+        for each, alone, corrected in zip(differences, p, adjust_by_holm(p, total), strict=True)
     ]
-
-
-def adjust_by_holm(p: Floats) -> Floats:
-    """Correct p-values for their number by Holm's method.
-
-    Args:
-        p: (tests,)
-    """
-    # statsmodels.multipletests gives the same, but collects all garbage per call: 60 ms or more.
-    order = np.argsort(p)
-    steps = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted

@@ -194,14 +194,15 @@ def make_replicates(
     gap: float = 0.5,
     replicates: int = 3,
     windows: int = 4,
+    **refinement: Any,
 ) -> None:
-    """Create two architectures a twentieth of a gap apart, and a third one worse by the whole gap.
+    """Create two architectures that hardly differ, and a third one worse by a gap.
 
     The first, of two layers, is the best on the held-out text and the worst by its value; the
     second, of one layer, has half its parameters.
     """
     runs = []
-    shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 20, 1.9, 100), (1, 8, gap, 1.8, 150))
+    shapes = ((2, 4, 0.0, 2.0, 200), (1, 4, gap / 200, 1.9, 100), (1, 8, gap, 1.8, 150))
     for layers, size, worse, value, count in shapes:
         for run in range(replicates):
             # Effects of the run and of the window, and some noise.
@@ -210,7 +211,7 @@ def make_replicates(
                 + worse
                 + run / 10
                 + window / 5
-                + ((7 * run + 3 * window + 5 * size * layers) % 11) / 200
+                + ((7 * run + 3 * window + 5 * size * layers) % 11) / 700
                 for window in range(windows)
             ]
             recorded: dict = {"parameter_count": count, "training_loss": value + run / 100}
@@ -220,7 +221,7 @@ def make_replicates(
             runs.append(
                 (gated_params(layers, size, replicate=run + 1), value + run / 100, recorded)
             )
-    raw = {"refinement": {"source": "made", "replicates": replicates}}
+    raw = {"refinement": {"source": "made", "replicates": replicates} | refinement}
     make_runs(url, name, raw, runs)
 
 

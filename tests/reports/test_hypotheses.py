@@ -195,11 +195,14 @@ def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
     page = render_page([finished(planned, AS_SAID), *others], PUBLISHED)
     of_replicates = page[page.index("## replicates") : page.index("## cells")]
     small, best = others[0].complete.groupby("parameter_count")["architecture"].first()[[100, 200]]
-    assert f"The best on average is {best}; the smallest architecture that is not" in of_replicates
-    assert f"significantly worse is **{small}**." in of_replicates
+    assert (
+        f"The best on average is {best}. Verdicts on the others: 1 worse, 1 as good"
+        in of_replicates
+    )
+    assert f"0 undecided; the smallest as good is **{small}**." in of_replicates
     rows = [line for line in of_replicates.splitlines() if line.startswith("| ") and "×" in line]
     assert [row.split(" | ")[1] for row in rows[:2]] == [best, small]
-    assert [row.rstrip(" |").split(" | ")[-1] for row in rows[1:]] == ["no", "yes"]
+    assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == ["best mean", "as good", "worse"]
     of_cells = page[page.index("## cells") : page.index("## Disagreements")]
     assert "How good are baseline cells?" in of_cells
     assert "1×4 GRU, bptt\\_steps 16" in of_cells

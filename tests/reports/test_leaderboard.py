@@ -71,7 +71,7 @@ def test_replicates_without_held_out_losses_are_ranked_by_their_values(sqlite_ur
     assert "generalizes to other training runs, but not to other text" in words
 
 
-def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sqlite_url, tmp_path):
+def test_page_names_the_smallest_architecture_that_is_as_good(sqlite_url, tmp_path):
     make_replicates(sqlite_url)
     section = build_section(results_of(sqlite_url))
     comparison = section.summary.comparison
@@ -81,7 +81,9 @@ def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sq
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert f"by the mean of its 3 runs: {BEST}, " in words
     assert "bits per byte (test loss)" in words
-    assert f"The smallest that is not significantly worse is {SMALLER}: 2." in words
+    counts = "1 worse, 1 as good (at most 0.02 bits per byte worse than the best), 0 undecided"
+    assert counts in words
+    assert f"The smallest as good is {SMALLER}: 2." in words
     assert "with 100 parameters instead of 200." in words
     assert "over replicates of the same number and over the same evaluation windows" in words
     heat = section.pairwise_chart.figure.data[0]
@@ -91,8 +93,22 @@ def test_page_names_the_smallest_architecture_that_is_not_significantly_worse(sq
     assert "new state: 3; 2" in section.pairwise_chart.alt_text
     html = (tmp_path / "page.html").read_text("utf-8")
     table = html.partition('leaderboard">\n<thead>')[2].partition("</table>")[0]
-    rows = re.findall(r"<th scope=\"row\">(.*?)</th>.*?<td>(yes|no|)</td>", table, re.DOTALL)
-    assert rows == [(BEST, ""), (SMALLER, "no"), (WORST, "yes")]
+    pattern = r"<th scope=\"row\">(.*?)</th>.*?<td>([a-z ]+)</td>"
+    rows = re.findall(pattern, table, re.DOTALL)
+    assert rows == [(BEST, "best mean"), (SMALLER, "as good"), (WORST, "worse")]
+    assert re.search("a gap of 0\\.0[0-9]+ bits per byte is found with a probability of 80%", words)
+
+
+def test_page_says_that_no_smaller_architecture_is_as_good(sqlite_url, tmp_path):
+    make_replicates(sqlite_url, gap=10)  # the second is worse by 0.05
+    assert summarize_study(results_of(sqlite_url)).smallest is None
+    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    assert "No smaller architecture is shown to be as good." in words
+
+
+def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
+    make_replicates(sqlite_url, gap=10, margin=0.2)
+    assert summarize_study(results_of(sqlite_url)).smallest.label == SMALLER
 
 
 def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url, tmp_path):
@@ -120,7 +136,7 @@ def test_single_runs_are_compared_with_the_best_on_the_same_windows(sqlite_url, 
     assert [gap.mean for gap in gaps.values()] == pytest.approx([0.001, 0.5])
     assert gaps[second].low < 0 < gaps[second].high
     assert gaps[third].low == pytest.approx(0.5)
-    assert (section.summary.comparison, section.summary.smallest) == (None, None)
+    assert (section.summary.judgement, section.summary.smallest) == (None, None)
     words = words_of(sqlite_url, ["single"], tmp_path / "page.html")
     assert "The difference to the best is over the same evaluation windows" in words
     assert "the selection of the best of 3. Replicate architectures to compare them." in words

@@ -1,0 +1,161 @@
+"""Planned looks at replicated architectures: error spending, detectable gaps, and each look.
+
+A study that adds runs until its architectures are decided tests them several times. The 5% error is
+spent over the looks by a function of the share t of the largest number of runs (Lan & DeMets,
+*Discrete Sequential Boundaries for Clinical Trials*, Biometrika 70, 1983): their second one, of
+Pocock's type, alpha(t) = 5% ln(1 + (e - 1) t). A look has the error that its share adds. The errors
+add up to 5%, so by Bonferroni's inequality no verdict of any look is false with a probability of
+95%, whatever the dependence between looks and whichever architectures are continued. Spending of
+the type of O'Brien and Fleming leaves the first looks nothing: 0.00004% at 3 of 20 runs.
+
+A verdict is final. An architecture is continued while it is undecided, and while any is undecided,
+those that may still be the best are continued as well: a distance from the best must cover them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from reports.stats.pairwise_comparison import LEVEL, Comparison, LossesByRun, compare_pairwise
+from reports.stats.variance_shrinkage import expect_freedom
+from reports.stats.verdicts import Judgement, Verdict, judge
+from studies.attributes import LookRecord
+
+POWER = 0.8
+"""Probability with which a look finds a gap that it is said to find."""
+
+RUN_NOISE = {"bits per byte": 0.013, "nats": 0.009}
+"""Standard deviation between runs of one architecture that read the text in the same order, by the
+beginning of the unit: measured, docs/benchmarks.md, "Objectives"."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What makes the mean difference of two architectures vary.
+
+    Attributes:
+        of_run: standard deviation of one run, beyond what runs of the same number have in common.
+        of_text: standard error of a difference over the evaluation windows; more runs do not reduce
+            it.
+        is_measured: whether it was measured in this study.
+    """
+
+    of_run: float
+    of_text: float = 0.0
+    is_measured: bool = False
+
+    def find_gap(self, runs: int, architectures: int, level: float) -> float:
+        """Return the gap between two architectures that a look finds with :data:`POWER`.
+
+        The runs' variance is taken to be the same for all architectures.
+
+        Args:
+            runs: number of runs at the look.
+            architectures: number of architectures that are compared.
+            level: error that the look spends.
+        """
+        freedom = expect_freedom(runs, architectures)
+        tail = level / math.comb(architectures, 2) / 2
+        error = math.sqrt(2 * self.of_run**2 / runs + self.of_text**2)
+        critical = float(stats.t.isf(tail, freedom))
+
+        def miss(shift: float) -> float:
+            return float(special.nctdtr(freedom, shift, critical)) - (1 - POWER)
+
+        return error * float(optimize.brentq(miss, 0, 2 * critical + 10))
+
+
+def spend_error(looks: Sequence[int]) -> list[float]:
+    """Return the error that each look spends; the sum is 5%.
+
+    Args:
+        looks: number of runs at each look, increasing.
+    """
+    spent = [LEVEL * math.log1p((math.e - 1) * runs / looks[-1]) for runs in looks]
+    return np.diff(spent, prepend=0.0).tolist()
+
+
+def estimate_noise(comparison: Comparison) -> Noise | None:
+    """Estimate the noise from the pairs of a comparison; None without replicated ones."""
+    pairs = [each for each in comparison.pairs.values() if each.runs > 1]
+    if not pairs:
+        return None
+    # Variances of the mean in the crossed model, and over the runs alone.
+    crossed, runs = np.array([[error for error, _ in each.errors[:2]] for each in pairs]).T ** 2
+    counts = np.array([each.runs for each in pairs])
+    of_text = max(0.0, float(np.mean(crossed - runs)))
+    return Noise(math.sqrt(float(np.mean(runs * counts)) / 2), math.sqrt(of_text), True)
+
+
+def find_detectable_gap(comparison: Comparison) -> float | None:
+    """Return the gap that a comparison finds with :data:`POWER`; None if it has no test."""
+    noise = estimate_noise(comparison)
+    if noise is None:
+        return None
+    runs = round(float(np.median([each.runs for each in comparison.pairs.values()])))
+    return noise.find_gap(max(2, runs), comparison.count, comparison.level)
+
+
+def take_look(
+    losses: Mapping[str, LossesByRun],
+    numbers: Mapping[str, int],
+    looks: Sequence[int],
+    margin: float,
+    earlier: Sequence[LookRecord],
+) -> tuple[Judgement, LookRecord]:
+    """Compare the architectures at the look after some earlier ones.
+
+    Args:
+        losses: losses of each architecture with complete runs; later runs are left out.
+        numbers: number of the first trial of each architecture of the study.
+        looks: number of runs at each look.
+        margin: see :func:`reports.stats.verdicts.judge`.
+        earlier: results of the earlier looks.
+
+    Returns:
+        The comparison of the architectures that got the runs of this look, with the verdicts of
+        all, and what to store.
+    """
+    index = len(earlier)
+    level = spend_error(looks)[index]
+    decided = earlier[-1].verdicts if earlier else {}
+    is_compared = set(earlier[-1].continued) if earlier else set(numbers.values())
+    compared = limit_runs(losses, looks[index])
+    compared = {name: runs for name, runs in compared.items() if numbers[name] in is_compared}
+    comparison = compare_pairwise(sort_by_mean(compared), level, len(numbers))
+    judgement = judge(comparison, margin)
+    verdicts = {
+        name: Verdict(decided.get(number, Verdict.UNDECIDED)) for name, number in numbers.items()
+    }
+    for name, verdict in judgement.verdicts.items():
+        if verdicts[name] is Verdict.UNDECIDED:
+            verdicts[name] = verdict
+    waiting = [n for n in compared if verdicts[n] is Verdict.UNDECIDED and n != comparison.best]
+    rivals = [n for n in judgement.candidates if verdicts[n] is not Verdict.WORSE]
+    is_last = index == len(looks) - 1 or not waiting
+    continued = sorted(numbers[name] for name in {*waiting, *rivals, comparison.best})
+    record = LookRecord(
+        runs=looks[index],
+        level=level,
+        verdicts={numbers[name]: verdict.value for name, verdict in verdicts.items()},
+        continued=[] if is_last else continued,
+    )
+    return replace(judgement, verdicts=verdicts), record
+
+
+def limit_runs(losses: Mapping[str, LossesByRun], count: int) -> dict[str, LossesByRun]:
+    """Return the losses of the first runs, by number, of all architectures."""
+    first = sorted({run for runs in losses.values() for run in runs})[:count]
+    limited = {
+        name: {run: runs[run] for run in first if run in runs} for name, runs in losses.items()
+    }
+    return {name: runs for name, runs in limited.items() if runs}
+
+
+def sort_by_mean(losses: Mapping[str, LossesByRun]) -> dict[str, LossesByRun]:
+    """Sort architectures by the mean of their losses over runs and windows, the best first."""
+    means = {name: np.mean([*runs.values()]) for name, runs in losses.items()}
+    return {name: losses[name] for name in sorted(losses, key=means.__getitem__)}

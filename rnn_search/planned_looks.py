@@ -1,0 +1,130 @@
+"""Planned looks at replicates, taken between two searches of a study, until it is decided."""
+
+from contextlib import closing
+from dataclasses import dataclass
+
+from reports.data.results import Results, read_results
+from reports.formatting import format_count
+from reports.stats.leaderboard import look_at_results, summarize_study
+from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
+from search.refinement import group_by_architecture
+from search.replicates import record_look
+from studies.loader import read_study_record
+from studies.storage.open import load_study, open_storage
+from studies.storage.queries import read_trials
+
+
+@dataclass(frozen=True)
+class LookResult:
+    """What a look found.
+
+    Attributes:
+        lines: lines for the user.
+        is_last: whether no look follows.
+    """
+
+    lines: list[str]
+    is_last: bool
+
+
+def describe_plan(storage: str, name: str) -> str:
+    """Return one line on the looks of a study, and on the gaps that they find, before the first.
+
+    Returns:
+        "" for a study without looks, or after the first.
+    """
+    # Not read-only: closing such a file would release the locks that a search in this process has.
+    with closing(open_storage(storage)) as opened:
+        study = load_study(opened, name)
+        record = read_study_record(study)
+        count = len(group_by_architecture(read_trials(opened, study._study_id)))
+    refinement = record.config.refinement
+    if refinement is None or not refinement.looks or record.looks or count < 2:
+        return ""
+    unit = "bits per byte"
+    noise = Noise(RUN_NOISE[unit])
+    shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
+    return (
+        f"looks at {', '.join(map(str, refinement.looks))} runs, which spend {shares} of error; "
+        f"margin {refinement.margin:g}; {_describe_gaps(noise, refinement.looks, count, unit)}"
+    )
+
+
+def take_due_look(storage: str, name: str) -> LookResult | None:
+    """Take the look that is due, and add the runs that it asks for.
+
+    Any number of processes may do so at the same moment: the first one stores the look and the
+    trials in one transaction, and the others find them.
+
+    Args:
+        storage: URL of the storage.
+        name: name of the study.
+
+    Returns:
+        The look, which another process may have stored; None if trials are unfinished.
+
+    Raises:
+        ReportError: if no trial is complete.
+        StudiesError: if the storage or the study cannot be used.
+    """
+    with closing(open_storage(storage)) as opened:
+        while True:
+            study = load_study(opened, name)
+            record = read_study_record(study)
+            if record.looks and not record.looks[-1].continued:
+                return LookResult(_describe(read_results(opened, name, ())), True)
+            results = read_results(opened, name, ())
+            if results.counts.finished < results.counts.planned:
+                return None
+            _, look = look_at_results(results, record.looks)
+            if record_look(opened, study, record, look) is not None:
+                results = read_results(opened, name, ())
+                return LookResult(_describe(results), not look.continued)
+
+
+def _describe(results: Results) -> list[str]:
+    """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
+    refinement, look = results.config.refinement, results.looks[-1]
+    summary = summarize_study(results)
+    judgement = summary.judgement
+    assert refinement is not None
+    assert judgement is not None
+    unit, count = results.metric.unit, judgement.comparison.count
+    verdicts = ", ".join(
+        f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
+    )
+    line = (
+        f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts} "
+        f"(margin {refinement.margin:g} {unit})"
+    )
+    noise = estimate_noise(judgement.comparison)
+    later = [runs for runs in refinement.looks if runs > look.runs]
+    if look.continued:
+        added = format_count(later[0] - look.runs, "more run")
+        line += f"; {len(look.continued)} of {count} architectures get {added}"
+        if noise is None:
+            return [line]
+        first = refinement.looks.index(later[0])
+        return [line, _describe_gaps(noise, refinement.looks, count, unit, first)]
+    if summary.smallest:
+        smallest = summary.smallest
+        return [
+            line,
+            f"smallest as good as the best: {smallest.label}, {smallest.parameter_count:,.0f} "
+            f"parameters instead of {summary.best.parameter_count:,.0f}",
+        ]
+    return [line, f"no network smaller than the best, {summary.best.label}, is shown to be as good"]
+
+
+def _describe_gaps(noise: Noise, looks: list[int], count: int, unit: str, first: int = 0) -> str:
+    """Say which gaps the looks from one on find, with a run noise."""
+    levels = spend_error(looks)
+    gaps = ", ".join(
+        f"{noise.find_gap(runs, count, level):.3f} at {runs}"
+        for runs, level in list(zip(looks, levels, strict=True))[first:]
+    )
+    source = "measured" if noise.is_measured else "assumed"
+    return (
+        f"gaps found with a probability of 80%, {source} run noise {noise.of_run:.3f} {unit}: "
+        f"{gaps} runs"
+    )

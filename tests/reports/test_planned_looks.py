@@ -1,0 +1,196 @@
+"""Planned looks at replicates: the error they spend, the gaps they find, and what each decides."""
+
+import math
+
+import numpy as np
+import pytest
+from factories import gated_params, make_runs
+
+from benchmarks.replicate_verdicts import (
+    MARGIN,
+    NOISES,
+    RUN_NOISE,
+    TEXT_NOISE,
+    has_false_verdict,
+    run_until_decided,
+    simulate_looks,
+    simulate_losses,
+)
+from reports.data.results import read_results
+from reports.page.page import write_report
+from reports.stats.leaderboard import summarize_study
+from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.planned_looks import (
+    Noise,
+    estimate_noise,
+    find_detectable_gap,
+    spend_error,
+    take_look,
+)
+from studies.attributes import LookRecord
+from studies.config import DEFAULT_LOOKS
+from studies.loader import read_study_record
+from studies.storage.open import load_study, open_storage, read_storage
+
+NAMES = {"a": 0, "b": 2, "c": 4, "d": 6}
+
+
+def make_losses(runs, **means):
+    """Return losses of one window; the scatter of the runs is the same at each number of runs."""
+    generator = np.random.default_rng(0)
+    return {
+        name: {run + 1: [mean + 0.01 * generator.normal()] for run in range(runs)}
+        for name, mean in means.items()
+    }
+
+
+def test_looks_spend_five_percent_by_pococks_function():
+    levels = spend_error(DEFAULT_LOOKS)
+    assert sum(levels) == pytest.approx(0.05)
+    assert levels[0] == pytest.approx(0.05 * math.log(1 + (math.e - 1) * 3 / 20))
+    assert [round(100 * level, 2) for level in levels] == [1.15, 0.64, 1.31, 1.9]
+    assert spend_error([10]) == pytest.approx([0.05])
+
+
+def test_gap_is_found_with_the_stated_probability():
+    noise = Noise(RUN_NOISE, 2**0.5 * TEXT_NOISE)
+    for runs in (3, 5, 10):
+        gaps = np.zeros(10)
+        gaps[-1] = noise.find_gap(runs, 10, 0.05)
+        found = simulate_looks(gaps, NOISES["equal"], runs, 300).is_worse[:, -1, 0].mean()
+        # Holm's later steps and the variation of the estimated variances move it a little.
+        assert 0.6 < found < 0.95, runs
+    assert noise.find_gap(3, 10, 0.01) > noise.find_gap(3, 10, 0.05) > noise.find_gap(5, 10, 0.05)
+
+
+def test_measured_noise_is_that_of_runs_and_text():
+    losses = simulate_losses(np.random.default_rng(0), np.zeros(10), NOISES["equal"], 20, 1)[0]
+    comparison = compare_pairwise({str(i): dict(enumerate(each)) for i, each in enumerate(losses)})
+    noise = estimate_noise(comparison)
+    # The noise of single windows is part of that of a run.
+    assert noise.of_run == pytest.approx(RUN_NOISE, rel=0.2)
+    assert noise.of_text == pytest.approx(2**0.5 * TEXT_NOISE, rel=0.6)
+    assert find_detectable_gap(comparison) == pytest.approx(noise.find_gap(20, 10, 0.05))
+    single = compare_pairwise({"a": {1: [1.0]}, "b": {1: [2.0]}})
+    assert (estimate_noise(single), find_detectable_gap(single)) == (None, None)
+
+
+def test_only_undecided_architectures_and_rivals_of_the_best_continue():
+    losses = make_losses(3, a=1.0, b=1.01, c=1.02, d=3.0)
+    judgement, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    assert (look.runs, look.level) == (3, pytest.approx(spend_error([3, 5])[0]))
+    assert look.verdicts[6] == "worse"
+    assert look.continued == [0, 2, 4]
+    assert judgement.verdicts["d"] == "worse"
+    more = make_losses(5, a=1.0, b=1.01, c=1.02) | {"d": losses["d"]}
+    judgement, last = take_look(more, NAMES, [3, 5], MARGIN, [look])
+    assert last.continued == []
+    assert last.verdicts[6] == "worse", "verdicts are final"
+    assert "d" not in judgement.comparison.names
+    assert judgement.comparison.count == 4, "the correction is for all"
+    assert judgement.comparison.pairs["b", "a"].runs == 5
+
+
+def test_runs_after_a_look_do_not_change_it():
+    more = make_losses(9, a=1.0, b=1.01, c=1.02, d=3.0)
+    few = {name: {run: runs[run] for run in (1, 2, 3)} for name, runs in more.items()}
+    assert (
+        take_look(more, NAMES, [3, 5], MARGIN, [])[1]
+        == take_look(few, NAMES, [3, 5], MARGIN, [])[1]
+    )
+
+
+def test_looks_end_when_all_are_decided():
+    losses = make_losses(3, a=1.0, b=3.0, c=5.0, d=7.0)
+    _, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    assert [look.verdicts[number] for number in (2, 4, 6)] == ["worse"] * 3
+    assert look.continued == []
+
+
+def test_architecture_without_a_complete_run_is_undecided_and_does_not_continue():
+    losses = make_losses(3, a=1.0, b=1.0, c=1.0)
+    _, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    assert look.verdicts[6] == "undecided"
+    assert 6 not in look.continued
+
+
+@pytest.mark.parametrize("noise", ["equal", "half fourfold"])
+@pytest.mark.parametrize("gap", [0.0, MARGIN])
+def test_no_look_of_a_study_has_a_false_verdict_in_95_percent_of_studies(gap, noise):
+    gaps = np.full(6, gap)
+    gaps[0] = 0
+    relative = NOISES[noise][2:8]
+    generator = np.random.default_rng(2)
+    found = [
+        run_until_decided(simulate_losses(generator, gaps, relative, 10, 1, 8)[0], [3, 5, 10])
+        for _ in range(150)
+    ]
+    assert np.mean([has_false_verdict(each, gaps) for each in found]) <= 0.1
+
+
+def test_clear_differences_need_few_runs():
+    gaps = np.array([0.0, 0.3, 0.3, 0.4, 0.4, 0.5])
+    generator = np.random.default_rng(3)
+    found = [
+        run_until_decided(simulate_losses(generator, gaps, np.ones(6), 20, 1, 8)[0])
+        for _ in range(20)
+    ]
+    assert np.mean([each.runs for each in found]) < 6 * 5
+    assert all(each.verdicts.count("worse") == 5 for each in found)
+
+
+def make_looks(url, runs, looks=()):
+    """Create a study of three architectures with looks at 3 and 5 runs, the third one far worse."""
+    generator = np.random.default_rng(5)
+    trials = [
+        (
+            gated_params(layers, replicate=run + 1),
+            2.0,
+            {
+                "parameter_count": 10 * layers,
+                "test_bits_per_byte": mean,
+                "test_windows": [mean] * 2,
+            },
+        )
+        for layers, worse, count in ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3))
+        for run in range(count)
+        for mean in [2 + worse + 0.1 * run + 0.02 * generator.normal()]
+    ]
+    refinement = {"source": "made", "replicates": 5, "looks": [3, 5]}
+    make_runs(url, "looked", {"eval_split": "test", "refinement": refinement}, trials)
+    if looks:
+        storage = open_storage(url)
+        study = load_study(storage, "looked")
+        study.set_user_attr("looks", [look.model_dump(mode="json") for look in looks])
+        storage.close()
+
+
+def test_report_shows_the_look_whose_runs_are_complete(sqlite_url, tmp_path):
+    make_looks(sqlite_url, runs=3)
+    results = read_results(read_storage(sqlite_url), "looked")
+    summary = summarize_study(results)
+    assert summary.look.runs == 3
+    assert summary.comparison.level == pytest.approx(spend_error([3, 5])[0])
+    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
+    html = write_report(sqlite_url, ["looked"], tmp_path / "page.html").path.read_text("utf-8")
+    assert "This is the look at 3 runs, of planned looks at 3, 5" in html
+    assert "2 of 3 architectures continue to the next look." in html
+
+
+def test_report_of_a_later_look_ranks_over_common_runs(sqlite_url):
+    """The third architecture has the three runs of the easiest texts."""
+    first = LookRecord(
+        runs=3,
+        level=spend_error([3, 5])[0],
+        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+        continued=[0, 5],
+    )
+    make_looks(sqlite_url, runs=5, looks=[first])
+    results = read_results(read_storage(sqlite_url), "looked")
+    assert read_study_record(load_study(read_storage(sqlite_url), "looked")).looks == [first]
+    summary = summarize_study(results)
+    assert summary.look.runs == 5
+    assert [entry.runs for entry in summary.entries] == [5, 5, 3]
+    assert [entry.verdict for entry in summary.entries][2] == "worse"
+    assert summary.entries[2].gap.runs == 3
+    assert summary.entries[2].gap.mean == pytest.approx(2, abs=0.1)

@@ -1,0 +1,128 @@
+"""Verdicts on replicated architectures: by hand, and their error rates in simulated studies."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.replicate_verdicts import (
+    MARGIN,
+    NOISES,
+    count_false_as_good,
+    name_smallest,
+    simulate_looks,
+)
+from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.verdicts import Verdict, bound_distances, judge
+
+
+def runs_around(mean, scale, count=12, seed=0):
+    """Return runs with exactly this mean, and one window."""
+    noise = np.random.default_rng(seed).normal(scale=scale, size=count)
+    return {i: [value] for i, value in enumerate((noise - noise.mean() + mean).tolist())}
+
+
+def judge_runs(margin=0.02, **losses):
+    return judge(compare_pairwise(losses), margin)
+
+
+def test_three_verdicts():
+    judgement = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.01, 0.001, seed=2),
+        noisy=runs_around(1.012, 0.05, seed=3),
+        far=runs_around(1.2, 0.001, seed=4),
+    )
+    assert judgement.comparison.is_significant("near", "best")
+    assert judgement.verdicts == {
+        "best": Verdict.UNDECIDED,  # "noisy" may be better
+        "near": Verdict.WORSE,
+        "noisy": Verdict.UNDECIDED,
+        "far": Verdict.WORSE,
+    }
+    assert set(judgement.candidates) == {"best", "noisy"}
+    without = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.01, 0.001, seed=2),
+        far=runs_around(1.2, 0.001, seed=4),
+    )
+    assert without.comparison.is_significant("near", "best")
+    assert without.verdicts == {
+        "best": Verdict.AS_GOOD,
+        "near": Verdict.AS_GOOD,  # significantly worse, by less than the margin
+        "far": Verdict.WORSE,
+    }
+    assert without.bounds["best"] == 0, "it is shown to be the best"
+    assert 0.01 < without.bounds["near"] < 0.02
+    assert [without.count(verdict) for verdict in Verdict] == [1, 1, 0]
+
+
+def test_bound_of_two_architectures_is_students():
+    first, second = runs_around(1, 0.01, seed=1), runs_around(1.004, 0.01, seed=2)
+    judgement = judge_runs(best=first, other=second)
+    d = np.ravel([*second.values()]) - np.ravel([*first.values()])
+    expected = d.mean() + stats.t.ppf(0.95, 11) * d.std(ddof=1) / 12**0.5
+    assert judgement.bounds["other"] == pytest.approx(expected)
+
+
+def test_distances_are_bounded_to_those_that_may_be_the_best():
+    # The third is worse than the first, so that the wide bound to it does not count.
+    upper = np.array([[0.0, 0.3, -0.1], [0.2, 0.0, 0.9], [1.2, 1.0, 0.0]])
+    bounds, may_be_best = bound_distances(upper)
+    assert may_be_best.tolist() == [True, True, False]
+    assert bounds == pytest.approx([0.3, 0.2, 1.2])
+
+
+def test_smallest_is_one_that_is_shown_to_be_as_good():
+    losses = {
+        "best": runs_around(1, 0.001, seed=1),
+        "near": runs_around(1.005, 0.001, seed=2),
+        "far": runs_around(1.2, 0.001, seed=3),
+    }
+    judgement = judge_runs(**losses)
+    assert judgement.find_smallest_as_good({"best": 30, "near": 20, "far": 10}) == "near"
+    assert judgement.find_smallest_as_good({"best": 20, "near": 20, "far": 10}) is None
+    few = {name: {run: runs[run] for run in (0, 1)} for name, runs in losses.items()}
+    few["near"] = {0: [1.05], 1: [0.96]}
+    assert judge_runs(**few).find_smallest_as_good({"best": 3, "near": 2, "far": 1}) is None
+
+
+def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others():
+    judgement = judge_runs(
+        best=runs_around(1, 0.001, seed=1),
+        near=runs_around(1.005, 0.001, seed=2),
+        diverged={0: [1.0]},
+    )
+    assert judgement.verdicts["near"] is Verdict.AS_GOOD
+    assert judgement.verdicts["diverged"] is Verdict.UNDECIDED
+    assert judgement.bounds["diverged"] == np.inf
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("runs", [2, 3, 10])
+def test_none_beyond_the_margin_is_as_good(runs, noise):
+    """The worst case: all are exactly the margin worse than the best."""
+    gaps = np.full(10, MARGIN)
+    gaps[0] = 0
+    look = simulate_looks(gaps, NOISES[noise], runs, studies=400)
+    assert count_false_as_good(look, gaps) <= 0.08
+
+
+def test_bounds_hold_together_for_all_architectures():
+    gaps = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
+    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=400)
+    assert (look.bounds < gaps).any(axis=1).mean() <= 0.07
+
+
+def test_few_runs_do_not_make_a_small_architecture_as_good():
+    """The rule that this one replaces names one beyond the margin in nearly all studies."""
+    ramp = np.linspace(0, 0.09, 10)
+    look = simulate_looks(ramp, NOISES["equal"], runs=3, studies=300)
+    before, after = (ramp[name_smallest(look, rule)] >= MARGIN for rule in (True, False))
+    is_named = name_smallest(look, False) > look.means.argmin(axis=1)
+    assert before.mean() > 0.8
+    assert (after & is_named).mean() <= 0.06
+
+
+def test_many_runs_show_that_equal_architectures_are_as_good():
+    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=100)
+    assert look.is_as_good.mean() > 0.6

@@ -1,0 +1,150 @@
+"""Replicates with planned looks: their settings, and the runs that a look adds."""
+
+import pytest
+from optuna.trial import TrialState
+
+from search.replicates import join_looks, plan_looks, plan_runs, record_look
+from studies.attributes import LookRecord
+from studies.config import DEFAULT_LOOKS, StudyConfig
+from studies.errors import ConfigError, ConfigMismatchError, StudiesError
+from studies.loader import read_study_record
+from studies.space import distributions, observed_search_space
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
+from studies.storage.queries import TrialRow, read_trials
+
+from helpers import study_attributes  # isort: skip
+
+
+def derived(**refinement) -> StudyConfig:
+    return StudyConfig.model_validate({"refinement": {"source": "s"} | refinement})
+
+
+def test_looks_of_the_file_or_the_default_are_planned():
+    planned = plan_looks(derived(looks=[2, 4], replicates=7), until_decided=True).refinement
+    assert (planned.looks, planned.replicates, planned.initial_runs) == ([2, 4], 4, 2)
+    default = plan_looks(derived(), until_decided=True).refinement
+    assert (default.looks, default.replicates) == (list(DEFAULT_LOOKS), DEFAULT_LOOKS[-1])
+
+
+def test_looks_of_the_file_are_ignored_without_the_option():
+    planned = plan_looks(derived(looks=[2, 4], replicates=7), until_decided=False).refinement
+    assert (planned.looks, planned.replicates, planned.initial_runs) == ([], 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("config", "until_decided", "message"),
+    [
+        ({"space": {"layers": [1], "state_size": [4]}}, True, "expected a study with"),
+        (
+            {"refinement": {"source": "s", "looks": [3, 5]}, "eval_split": "test"},
+            False,
+            'without --until-decided: study has eval_split = "test" without replicates',
+        ),
+        (
+            {"refinement": {"source": "s"}, "pruning": {"enabled": True}},
+            True,
+            "with --until-decided: study has pruning.enabled and 20 replicates",
+        ),
+    ],
+)
+def test_contradictions_are_refused(config, until_decided, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_looks(StudyConfig.model_validate(config), until_decided)
+
+
+@pytest.mark.parametrize("looks", [[5, 3], [3, 3], [1, 3]])
+def test_looks_must_increase_from_two_runs(looks):
+    with pytest.raises(ValueError, match=r"increase|greater than or equal to 2"):
+        derived(looks=looks)
+
+
+def test_worker_without_the_option_joins_a_study_with_looks():
+    stored = derived(looks=[2, 4], replicates=4)
+    assert join_looks("n", stored, derived(replicates=9), until_decided=False) == stored
+    assert join_looks("n", stored, stored, until_decided=True) == stored
+    with pytest.raises(ConfigMismatchError, match="created with one comparison of all runs"):
+        join_looks("n", derived(replicates=4), stored, until_decided=True)
+
+
+ARCHITECTURES = [{"layers": layers} for layers in (1, 2, 3)]
+
+
+def rows(counts, first=4):
+    """Return trials of each architecture, with replicates from the first number on."""
+    params = [
+        each | {"replicate": first + run}
+        for each, count in zip(ARCHITECTURES, counts, strict=True)
+        for run in range(count)
+    ]
+    return [
+        TrialRow(number, TrialState.COMPLETE, each, {"source_trials": [each["layers"]]}, 1.0)
+        for number, each in enumerate(params)
+    ]
+
+
+def test_added_runs_are_paired_by_their_number():
+    planned = plan_runs(rows((2, 2, 2)), continued=[0, 4], runs=4)
+    assert [(t.params["layers"], t.params["replicate"]) for t in planned] == [
+        (1, 6), (3, 6), (1, 7), (3, 7)
+    ]  # fmt: skip
+    assert [t.attributes["source_trials"] for t in planned[:2]] == [[1], [3]]
+
+
+def test_runs_that_exist_are_not_added_again():
+    trials = rows((4, 2, 3))
+    planned = plan_runs(trials, continued=[0, 4, 6], runs=4)
+    found = [(t.params["layers"], t.params["replicate"]) for t in planned]
+    assert found == [(2, 6), (2, 7), (3, 7)]
+
+
+@pytest.fixture
+def looked(url):
+    """A study of three architectures with two complete runs each, before its first look."""
+    storage = open_storage(url)
+    trials = [row.params for row in rows((2, 2, 2))]
+    planned = [PlannedTrial(params, {"source_trials": [0]}) for params in trials]
+    space = distributions(observed_search_space(trials))
+    config = derived(looks=[2, 3, 5], replicates=5)
+    create_study(storage, "looked", "loss", study_attributes(config), space, planned)
+    study_id = storage.get_study_id_from_name("looked")
+    for number in range(len(trials)):
+        trial_id = storage.claim(study_id, "me")
+        storage.finish(trial_id, "me", TrialState.COMPLETE, float(number), {})
+    yield storage
+    storage.close()
+
+
+def look_at(runs, *continued):
+    verdicts = dict.fromkeys((0, 2, 4), "undecided")
+    return LookRecord(runs=runs, level=0.01, verdicts=verdicts, continued=list(continued))
+
+
+def test_look_and_its_trials_are_stored_once(looked):
+    """Two processes take the same look; only the first one stores it."""
+    study = load_study(looked, "looked")
+    record = read_study_record(study)
+    assert record_look(looked, study, record, look_at(2, 0, 4)) == 2
+    assert record_look(looked, study, record, look_at(2, 0, 4)) is None
+    stored = read_study_record(load_study(looked, "looked"))
+    assert stored.looks == [look_at(2, 0, 4)]
+    trials = read_trials(looked, study._study_id)
+    assert [(t.params["layers"], t.params["replicate"]) for t in trials[6:]] == [(1, 6), (3, 6)]
+    assert all(t.state is TrialState.WAITING for t in trials[6:])
+
+
+def test_last_look_adds_no_trials(looked):
+    study = load_study(looked, "looked")
+    assert record_look(looked, study, read_study_record(study), look_at(2)) == 0
+    assert len(read_trials(looked, study._study_id)) == 6
+    assert read_study_record(load_study(looked, "looked")).looks == [look_at(2)]
+
+
+def test_look_waits_for_trials_that_a_worker_holds(looked):
+    study = load_study(looked, "looked")
+    assert record_look(looked, study, read_study_record(study), look_at(2, 0, 4)) == 2
+    looked.claim(study._study_id, "me")
+    with pytest.raises(StudiesError, match="held by workers"):
+        record_look(
+            looked, study, read_study_record(load_study(looked, "looked")), look_at(3, 0, 4)
+        )

@@ -1,0 +1,153 @@
+"""Replicates with planned looks, from Python and the command line, with several processes."""
+
+import signal
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+from hooks import HANG_TIMEOUT
+
+import rnn_search
+from reports.stats.planned_looks import spend_error
+from studies.errors import ConfigError, ConfigMismatchError
+from studies.loader import read_study_record
+from studies.storage.open import load_study, read_storage
+
+SOURCE = {
+    "objective": "validation",
+    "space": {
+        "layers": [1],
+        "state_size": [3, 4],
+        "input_gate": [False],
+        "forget_gate": [False],
+        "state_gate": [False],
+        "residual": [True],
+        "state_source": ["new"],
+    },
+    "training": {"steps": 4, "batch_size": 4, "sequence_length": 8, "log_every": 2},
+    "evaluation": {"windows": 2, "window_length": 8},
+    "keep_weights": 1,
+}
+"""Four tiny networks."""
+
+REPLICATES = """
+[refinement]
+source = "source"
+top = 3
+margin = 1e-9
+looks = [2, 3, 5]
+"""
+"""Replicates that are not decided before the last look."""
+
+
+@pytest.fixture
+def place(sqlite_url, text):
+    """Storage with the source study."""
+    rnn_search.run(SOURCE, name="source", storage=sqlite_url, corpus=text)
+    return {"storage": sqlite_url}
+
+
+@pytest.fixture
+def command(place, tmp_path):
+    """Command that replicates until decided."""
+    (tmp_path / "copies.toml").write_text(REPLICATES)
+    file = str(tmp_path / "copies.toml")
+    return ("refine.py", file, "--until-decided", "--storage", place["storage"])
+
+
+def read_record(url):
+    with closing(read_storage(url)) as storage:
+        return read_study_record(load_study(storage, "copies"))
+
+
+def check_finished(url):
+    """Check that each run of each look was trained exactly once, and each look stored once."""
+    looks = read_record(url).looks
+    assert [look.runs for look in looks] == [2, 3, 5]
+    assert [look.level for look in looks] == pytest.approx(spend_error([2, 3, 5]))
+    table = rnn_search.load("copies", storage=url).results
+    assert set(table["state"]) == {"COMPLETE"}
+    assert not table.duplicated(["state_size", "output_gate", "replicate"]).any()
+    counts = table.groupby(["state_size", "output_gate"])["replicate"].agg(["min", "max", "size"])
+    assert len(counts) == 3
+    assert (counts["min"] == 1).all()
+    assert (counts["max"] == counts["size"]).all()
+    expected = {look.runs for look in looks}
+    assert set(counts["size"]) <= expected
+    assert counts["size"].max() == 5
+
+
+def test_runs_are_added_until_the_last_look(place, capsys):
+    settings = {"refinement": {"source": "source", "top": 3, "margin": 1e-9, "looks": [2, 3, 5]}}
+    study = rnn_search.run(settings, name="copies", until_decided=True, **place)
+    check_finished(place["storage"])
+    printed = capsys.readouterr().out
+    assert "looks at 2, 3, 5 runs, which spend" in printed
+    assert "assumed run noise 0.013 bits per byte" in printed
+    assert "look at 2 runs, 2.62% of error: 0 worse, 0 as good, 2 undecided" in printed
+    assert "3 of 3 architectures get 1 more run" in printed
+    assert "measured run noise" in printed
+    assert "is shown to be as good" in printed
+    # Repeated, it finds what is stored and trains nothing.
+    assert rnn_search.run(settings, name="copies", until_decided=True, **place) == study
+    check_finished(place["storage"])
+    verdicts = study.verdicts().table
+    assert set(verdicts["verdict"]) <= {"best mean", "undecided", "worse"}
+    assert verdicts["runs"].max() == 5
+
+
+def test_wide_margin_decides_at_the_first_look(place, capsys):
+    settings = {"refinement": {"source": "source", "top": 3, "margin": 1e9, "looks": [2, 3, 5]}}
+    study = rnn_search.run(settings, name="copies", until_decided=True, **place)
+    assert [look.runs for look in read_record(place["storage"]).looks] == [2]
+    assert study.counts.complete == 6
+    assert "2 as good, 0 undecided" in capsys.readouterr().out
+    assert study.verdicts().smallest is not None or len(set(study.verdicts().table.parameters)) < 3
+
+
+def test_without_the_option_replicates_have_one_comparison(place):
+    settings = {"refinement": {"source": "source", "top": 3, "replicates": 2, "looks": [2, 3]}}
+    study = rnn_search.run(settings, name="copies", **place)
+    assert study.counts.complete == 6
+    assert read_record(place["storage"]).looks == []
+    with pytest.raises(ConfigMismatchError, match="one comparison of all runs"):
+        rnn_search.run(settings, name="copies", until_decided=True, **place)
+    with pytest.raises(ConfigError, match="expected a study with"):
+        rnn_search.run(SOURCE, name="other", until_decided=True, **place)
+
+
+def test_several_processes_take_each_look_once(place, command, runner):
+    processes = [runner.start(*command, "--workers", "1") for _ in range(3)]
+    for process in processes:
+        assert process.wait() == 0, process.output
+    check_finished(place["storage"])
+    assert any("look at 5 runs" in process.stdout for process in processes)
+
+
+def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, runner, tmp_path):
+    process = runner.start(*command, "--set=lease.seconds=1")
+    end = time.monotonic() + HANG_TIMEOUT
+    looks = (
+        "SELECT value_json FROM study_user_attributes WHERE key = 'looks' AND value_json != '[]'"
+    )
+    while time.monotonic() < end:
+        with closing(sqlite3.connect(tmp_path / "studies.db")) as database:
+            try:
+                if database.execute(looks).fetchone():
+                    break
+            except sqlite3.OperationalError:  # being created
+                pass
+        time.sleep(0.01)
+    process.send(signal.SIGKILL)
+    process.wait()
+    again = runner.run(*command, "--set=lease.seconds=1")
+    assert again.returncode == 0, again.stderr
+    check_finished(place["storage"])
+
+
+def test_extension_of_a_study_with_looks_is_refused(place, command, runner):
+    assert runner.run(*command).returncode == 0
+    done = runner.run(*command, "--extend", "--set=training.steps=6")
+    assert done.returncode == 2
+    assert "has planned looks" in done.stderr
