@@ -16,6 +16,7 @@ from benchmarks import (
     objective_comparison,
     orderly_stop,
     overhead,
+    pareto_simulation,
     precision,
     replicate_verdicts,
     report_time,
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "orderly-stop": orderly_stop.measure,
     "replicates": replicate_verdicts.measure,
     "reporting": report_time.measure,
+    "pareto": pareto_simulation.measure,
 }
 
 

@@ -24,12 +24,14 @@ __version__ = "0.1.0"
 _MODULES = {
     "api": ("run",),
     "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
+    "pareto": ("Pareto",),
     "study": ("Effects", "Study", "Trial", "load"),
 }
 """Names of each module that the package exports."""
 
 __all__ = [
     "Effects",
+    "Pareto",
     "RNNError",
     "ReportError",
     "SearchError",

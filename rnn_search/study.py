@@ -6,10 +6,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from optuna import Study as OptunaStudy
 
+from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig, to_trial_config
@@ -179,6 +180,35 @@ class Study:
                 "refinement.replicates of 2 or more, and its first look if it has looks"
             )
         return Verdicts(summary, results.metric.unit)
+
+    def pareto(self, cost: Literal["parameters", "seconds"] = "parameters") -> Pareto:
+        """Find the architectures that no other one beats at its cost, by their held-out loss.
+
+        Architectures are compared at their best values of the nuisance parameters.
+
+        Args:
+            cost: number of parameters, or computing time of a run in seconds.
+
+        Raises:
+            ConfigError: if the cost is another one.
+            ReportError: if no trial is complete, or fewer than two architectures have a held-out
+                loss and a comparable cost.
+        """
+        from reports.errors import ReportError
+        from reports.stats.leaderboard import summarize_study
+        from reports.stats.pareto_front import summarize_costs
+
+        if cost not in ("parameters", "seconds"):
+            raise ConfigError(f"cost is {shorten(repr(cost))}: expected 'parameters' or 'seconds'")
+        results = self._read_results(False, require_complete=True, with_windows=True)
+        summary = summarize_costs(results, summarize_study(results))
+        front = summary.front(cost) if summary else None
+        if summary is None or front is None:
+            raise ReportError(
+                f"study {self.name!r} has no front by {cost}: expected two or more architectures "
+                "with a held-out loss and different costs under the same conditions"
+            )
+        return Pareto(front, summary.is_replicated)
 
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.

@@ -24,6 +24,9 @@ alembic.util.load_python_file = cache(alembic.util.load_python_file)
 
 ROOT = Path(__file__).parents[1]
 
+QUICK = str(ROOT / "tests" / "quick.toml")
+"""A study file for the tests: the 96 combinations of the switches at one learning rate."""
+
 TINY = (
     "--set=training.steps=4",
     "--set=training.batch_size=4",

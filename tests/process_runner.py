@@ -25,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import hooks
+from helpers import QUICK
 from hooks import HANG_TIMEOUT, Hooks
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ class ProcessRunner:
         hooks: Hooks = Hooks(),  # noqa: B008  # it is immutable
         **environment: str,
     ) -> Command:
-        """Start a command, as ``start("run_search.py", "quick")`` or ``start("-m", "reports")``.
+        """Start a command, as ``start("run_search.py", QUICK)`` or ``start("-m", "reports")``.
 
         Args:
             arguments: command line.
@@ -224,7 +225,7 @@ def search_starter(runner, url, text):
     ):
         given = {key.replace("_", ".", 1): value for key, value in settings.items()}
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
-        common = ("quick", "--storage", url, "--corpus", str(text), "--threads", "1")
+        common = (QUICK, "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
         hooks = Hooks(patient, report=False, gate=gate, clock=clock, decisions=decisions)
         return runner.start(

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from helpers import ROOT, TEXT, TINY
+from helpers import QUICK, TEXT, TINY
 from optuna.trial import TrialState
 
 from rnn.training.precision import supports_bf16
@@ -44,7 +44,7 @@ def dump_database(folder: Path) -> list[str]:
 def search(run, sqlite_url, text):
     """Run a search of one trial with further arguments, without a report by default."""
 
-    def run_one(*words: str, study: str = "quick", report: bool = False):
+    def run_one(*words: str, study: str = QUICK, report: bool = False):
         return run(
             "run_search.py",
             study,
@@ -64,35 +64,35 @@ INVALID = [
     (["run_search.py", "stage-three"], "study 'stage-three' not found"),
     (["run_search.py", "no/such.toml"], "'no/such.toml' not found"),
     (["run_search.py", "{tmp}/malformed.toml"], "is not valid TOML"),
-    (["run_search.py", "quick", "--set", "training.stepz=1"], "unknown key training.stepz"),
-    (["run_search.py", "quick", "--set", "training.steps"], "KEY=VALUE"),
-    (["run_search.py", "quick", "--set", "training.steps=many"], "not a TOML value"),
+    (["run_search.py", QUICK, "--set", "training.stepz=1"], "unknown key training.stepz"),
+    (["run_search.py", QUICK, "--set", "training.steps"], "KEY=VALUE"),
+    (["run_search.py", QUICK, "--set", "training.steps=many"], "not a TOML value"),
     (
-        ["run_search.py", "quick", "--set", "seed=" + "9" * 5000],
+        ["run_search.py", QUICK, "--set", "seed=" + "9" * 5000],
         "99…': expected integers of at most 64 b",
     ),
     (
-        ["run_search.py", "quick", "--set", "space.exclude=[{{layers=1.5}}]"],
+        ["run_search.py", QUICK, "--set", "space.exclude=[{{layers=1.5}}]"],
         "space excludes layers = 1.5: expected one of 1",
     ),
-    (["run_search.py", "quick", "--corpus", "{tmp}/missing"], "missing' not found"),
-    (["run_search.py", "quick", "--corpus", "{tmp}/empty"], "is empty"),
-    (["run_search.py", "quick", "--corpus", "{tmp}/short"], "tokens (vocabulary of 256)"),
-    (["run_search.py", "quick", "--device", "cuda:7"], "device 'cuda:7' not found on this machine"),
-    (["run_search.py", "quick", "--device", "tpu"], "device 'tpu'"),
-    (["run_search.py", "quick", "--precision", "fp8"], "fp8"),
-    (["run_search.py", "quick", "--workers", "0"], "--workers"),
-    (["run_search.py", "quick", "--threads", "0"], "--threads"),
-    (["run_search.py", "quick", "--json"], "--json requires --status"),
-    (["run_search.py", "quick", "--frobnicate"], "--frobnicate"),
-    (["run_search.py", "quick", "--status"], "does not exist: run a search first"),
-    (["run_search.py", "quick", "--storage", "sqlite:////no/folder/s.db"], "/no/folder"),
-    (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/notes.db"], "cannot be opened"),
-    (["run_search.py", "quick", "--storage", "mysql://me:s3cret@host/db"], "mysql://me:***@host"),
+    (["run_search.py", QUICK, "--corpus", "{tmp}/missing"], "missing' not found"),
+    (["run_search.py", QUICK, "--corpus", "{tmp}/empty"], "is empty"),
+    (["run_search.py", QUICK, "--corpus", "{tmp}/short"], "tokens (vocabulary of 256)"),
+    (["run_search.py", QUICK, "--device", "cuda:7"], "device 'cuda:7' not found on this machine"),
+    (["run_search.py", QUICK, "--device", "tpu"], "device 'tpu'"),
+    (["run_search.py", QUICK, "--precision", "fp8"], "fp8"),
+    (["run_search.py", QUICK, "--workers", "0"], "--workers"),
+    (["run_search.py", QUICK, "--threads", "0"], "--threads"),
+    (["run_search.py", QUICK, "--json"], "--json requires --status"),
+    (["run_search.py", QUICK, "--frobnicate"], "--frobnicate"),
+    (["run_search.py", QUICK, "--status"], "does not exist: run a search first"),
+    (["run_search.py", QUICK, "--storage", "sqlite:////no/folder/s.db"], "/no/folder"),
+    (["run_search.py", QUICK, "--storage", "sqlite:///{tmp}/notes.db"], "cannot be opened"),
+    (["run_search.py", QUICK, "--storage", "mysql://me:s3cret@host/db"], "mysql://me:***@host"),
     (
         [
             "run_search.py",
-            "quick",
+            QUICK,
             "--status",
             "--storage",
             "postgresql+psycopg://me:s3cret@127.0.0.1:1/db",
@@ -100,44 +100,44 @@ INVALID = [
         "cannot be opened",
     ),
     (
-        ["run_search.py", "quick", "--storage", "postgresql+psycopg://me:p@s3cret@host/db"],
+        ["run_search.py", QUICK, "--storage", "postgresql+psycopg://me:p@s3cret@host/db"],
         "expected %40 instead",
     ),
     (
         [
             "run_search.py",
-            "quick",
+            QUICK,
             "--status",
             "--storage",
             "postgresql://me@127.0.0.1:1/d?sslpassword=s3cret",
         ],
         "cannot be opened",
     ),
-    (["run_search.py", "quick", "--status", "--storage", "sqlite:///" + 300 * "x"], "too long"),
-    (["run_search.py", "quick", "--threads", "99999999999"], "--threads"),
-    (["run_search.py", "quick", "--artifacts", 300 * "x"], "is not writable"),
-    (["run_search.py", "quick", "--artifacts", "{tmp}/no/folder"], "is not writable"),
-    (["run_search.py", "quick", "--artifacts", "s3://"], "is not a bucket"),
-    (["run_search.py", "quick", "--until", "soon"], "expected a duration such as 45m, 3h or 1h30m"),
-    (["run_search.py", "quick", "--until", "9" * 5000 + "d"], "is longer than ten years"),
-    (["run_search.py", "quick", "--lockstep", "9" * 5000], "expected auto or a positive integer"),
-    (["run_search.py", "quick", "--set", "lease.seconds=0.1"], "lease.seconds"),
+    (["run_search.py", QUICK, "--status", "--storage", "sqlite:///" + 300 * "x"], "too long"),
+    (["run_search.py", QUICK, "--threads", "99999999999"], "--threads"),
+    (["run_search.py", QUICK, "--artifacts", 300 * "x"], "is not writable"),
+    (["run_search.py", QUICK, "--artifacts", "{tmp}/no/folder"], "is not writable"),
+    (["run_search.py", QUICK, "--artifacts", "s3://"], "is not a bucket"),
+    (["run_search.py", QUICK, "--until", "soon"], "expected a duration such as 45m, 3h or 1h30m"),
+    (["run_search.py", QUICK, "--until", "9" * 5000 + "d"], "is longer than ten years"),
+    (["run_search.py", QUICK, "--lockstep", "9" * 5000], "expected auto or a positive integer"),
+    (["run_search.py", QUICK, "--set", "lease.seconds=0.1"], "lease.seconds"),
     (["run_search.py", "{tmp}/pipe.toml"], "pipe.toml cannot be read: not a regular file"),
     (["run_search.py", "{tmp}/folder.toml"], "folder.toml cannot be read: Is a directory"),
     (["run_search.py", "{tmp}/escapes.toml"], r"unknown key a\nb\x1b[2J: expected one of"),
-    (["run_search.py", "quick", "--storage", "sqlite:///{tmp}/pipe.toml"], "not a regular file"),
-    (["run_search.py", "quick", "--storage", "sqlite:////dev/null"], "not a regular file"),
-    (["run_search.py", "quick", "--status", "--storage", "sqlite:///{tmp}/pipe.toml"], "regular"),
+    (["run_search.py", QUICK, "--storage", "sqlite:///{tmp}/pipe.toml"], "not a regular file"),
+    (["run_search.py", QUICK, "--storage", "sqlite:////dev/null"], "not a regular file"),
+    (["run_search.py", QUICK, "--status", "--storage", "sqlite:///{tmp}/pipe.toml"], "regular"),
     (["-m", "reports.hypotheses", "quick", "--hypotheses", "{tmp}/pipe.toml"], "not a regular"),
     (["-m", "reports.hypotheses", "quick", "--hypotheses", "{tmp}/deep.toml"], "32 nested tables"),
-    (["run_search.py", "quick", "--name", "a\nb"], r"'a\nb' has control characters"),
-    (["run_search.py", "quick", "--name", "\x1b[2J"], r"'\x1b[2J' has control characters"),
-    (["run_search.py", "quick", "--name", "a\udcff"], r"name is not valid UTF-8: expected text"),
+    (["run_search.py", QUICK, "--name", "a\nb"], r"'a\nb' has control characters"),
+    (["run_search.py", QUICK, "--name", "\x1b[2J"], r"'\x1b[2J' has control characters"),
+    (["run_search.py", QUICK, "--name", "a\udcff"], r"name is not valid UTF-8: expected text"),
     (["run_search.py", "a\udcff"], r"study is not valid UTF-8: expected text, not 'a\udcff'"),
-    (["run_search.py", "quick", "--corpus", "a\udcff"], "corpus is not valid UTF-8"),
-    (["run_search.py", "quick", "--artifacts", "a\udcff"], "artifacts is not valid UTF-8"),
-    (["run_search.py", "quick", "--storage", "sqlite:///\udcff"], "storage is not valid UTF-8"),
-    (["run_search.py", "quick", "--set", "question='\udcff'"], "overrides is not valid UTF-8"),
+    (["run_search.py", QUICK, "--corpus", "a\udcff"], "corpus is not valid UTF-8"),
+    (["run_search.py", QUICK, "--artifacts", "a\udcff"], "artifacts is not valid UTF-8"),
+    (["run_search.py", QUICK, "--storage", "sqlite:///\udcff"], "storage is not valid UTF-8"),
+    (["run_search.py", QUICK, "--set", "question='\udcff'"], "overrides is not valid UTF-8"),
     (["-m", "reports", "quick", "--output", "\udcff"], "output is not valid UTF-8"),
     (["refine.py", "quick-refined", "--set", 'refinement.source="a\\u0000"'], "printable"),
     (["refine.py", "quick-refined"], "does not exist: run a search first"),
@@ -185,7 +185,7 @@ def test_invalid_input_is_rejected_in_one_line_and_changes_nothing(run, tmp_path
 
 
 def test_debug_shows_the_traceback(run, sqlite_url):
-    done = run("run_search.py", "quick", "--corpus", "missing", "--storage", sqlite_url, "--debug")
+    done = run("run_search.py", QUICK, "--corpus", "missing", "--storage", sqlite_url, "--debug")
     assert "Traceback" in done.stderr
     assert "CorpusError" in done.stderr
 
@@ -209,7 +209,7 @@ def create_only(sqlite_url, text):
 
     def create(*overrides: str, **options: bool):
         settings = [word.removeprefix("--set=") for word in ONE_TRIAL]
-        file = load_config_file("quick", [*settings, *overrides])
+        file = load_config_file(QUICK, [*settings, *overrides])
         return create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), **options)).study
 
     return create
@@ -411,7 +411,7 @@ MANY = (*WIDE, "space.state_size=[4, 5, 6]")
 def test_many_trials_need_confirmation(run, sqlite_url, text, tmp_path):
     before = read_files(tmp_path)
     many = ("--storage", sqlite_url, "--corpus", str(text), *(f"--set={word}" for word in MANY))
-    done = run("run_search.py", "quick", *TINY, *many)
+    done = run("run_search.py", QUICK, *TINY, *many)
     assert done.returncode == 2
     assert re.fullmatch(
         r"error: 28,800 new trials, 115,200 training steps in all, about [\d.]+ (s|min|h|days) for "
@@ -421,7 +421,7 @@ def test_many_trials_need_confirmation(run, sqlite_url, text, tmp_path):
     ), done.stderr
     assert read_files(tmp_path) == before
     excluded = "--set=space.exclude=[{forget_gate=true}]"
-    assert run("run_search.py", "quick", *TINY, *many, excluded, "--status").returncode == 2
+    assert run("run_search.py", QUICK, *TINY, *many, excluded, "--status").returncode == 2
 
 
 def test_confirmed_trials_are_created_and_counted(create_only, sqlite_url):
@@ -606,7 +606,7 @@ def test_smaller_grid_is_rejected_unless_the_study_was_extended(create_only, sea
 
 def test_status_is_printed_as_json(search, run, sqlite_url):
     assert search().returncode == 0
-    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    done = run("run_search.py", QUICK, "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
     assert status["planned"] == status["complete"] == 1
     assert status["best"]["number"] == 0
@@ -615,7 +615,7 @@ def test_status_is_printed_as_json(search, run, sqlite_url):
 
 def test_study_with_a_dot_in_its_name_is_found_by_every_command(search, run, sqlite_url, tmp_path):
     config = tmp_path / "v1.2.toml"
-    config.write_bytes((ROOT / "studies/quick.toml").read_bytes())
+    config.write_bytes(Path(QUICK).read_bytes())
     assert search(study=str(config)).returncode == 0
     assert optuna.get_all_study_names(sqlite_url) == ["v1.2"]
     for given in ("v1.2", str(config)):
@@ -661,7 +661,7 @@ def foreign_files(tmp_path) -> Path:
 
 
 COMMANDS = {
-    "status": ("run_search.py", "quick", "--status"),
+    "status": ("run_search.py", QUICK, "--status"),
     "refine": ("refine.py", "quick-refined", *TINY, "--set=refinement.top=1"),
     "reports": ("-m", "reports", "quick"),
     "table": ("-m", "reports", "quick", "--csv", "trials.csv"),
@@ -703,7 +703,7 @@ def test_diverged_trial_is_finished_and_reported(search, run, sqlite_url):
     (trial,) = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert trial.state is TrialState.FAIL
     assert trial.user_attrs["failure"] == "diverged"
-    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    done = run("run_search.py", QUICK, "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
     assert (status["planned"], status["diverged"], status["failed"]) == (1, 1, 0)
 
@@ -779,7 +779,7 @@ def test_console_command_rejects_bad_input_in_one_line(run, tmp_path, words, mes
 
 def test_console_command_does_what_the_commands_do(search, run, sqlite_url, tmp_path):
     assert search().returncode == 0
-    common = ("quick", "--storage", sqlite_url)
+    common = (QUICK, "--storage", sqlite_url)
     for words, command in (
         (("run", *common, "--status"), ("run_search.py", *common, "--status")),
         (("status", *common, "--json"), ("run_search.py", *common, "--status", "--json")),

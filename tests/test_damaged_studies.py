@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 import sqlalchemy as sa
-from helpers import TEXT, TINY, create_small_study
+from helpers import QUICK, TEXT, TINY, create_small_study
 
 import refine
 import reports.cli
@@ -47,7 +47,7 @@ def finished(tmp_path_factory, runner):
     (folder / "text").write_bytes(TEXT)
     common = ("--storage", f"sqlite:///{folder}/studies.db", "--threads", "1")
     corpus = ("--corpus", str(folder / "text"))
-    done = runner.run("run_search.py", "quick", *common, *corpus, *SETTINGS, report=False)
+    done = runner.run("run_search.py", QUICK, *common, *corpus, *SETTINGS, report=False)
     assert done.returncode == 0, done.stderr
     with connected(folder) as database:
         present = {key for (key,) in database.execute("SELECT key FROM trial_user_attributes")}
@@ -133,13 +133,13 @@ def run_commands(url, folder, text, is_fast=False):
 
     corpus = ("--corpus", str(text), "--threads", "1")
     commands = [
-        (run_search.run_search, "quick", "--status", "--json"),
+        (run_search.run_search, QUICK, "--status", "--json"),
         (reports.cli.reports, "quick", "--csv", f"{folder}/a.csv", "--curves", f"{folder}/b.csv"),
         (sample, "quick", "--length", "5"),
     ]
     if not is_fast:
         commands += [
-            (run_search.run_search, "quick", *corpus, *SETTINGS),
+            (run_search.run_search, QUICK, *corpus, *SETTINGS),
             (refine.refine, "quick-refined", "--threads", "1", *DERIVED),
             (reports.cli.reports, "quick", "--output", f"{folder}/page.html"),
             (export, "quick", f"{folder}/exported"),
@@ -282,11 +282,11 @@ def test_damaged_study_leaves_the_others_in_the_list(url, statement):
 
 def test_other_studies_of_the_storage_are_not_affected(damage, finished, run):
     url = damage("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'config'")
-    done = run("run_search.py", "quick", "--storage", url, "--status")
+    done = run("run_search.py", QUICK, "--storage", url, "--status")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "study 'quick' is damaged" in done.stderr
     common = ("--storage", url, "--corpus", str(finished / "text"), "--threads", "1")
-    done = run("run_search.py", "quick", "--name", "other", *common, *SETTINGS, report=False)
+    done = run("run_search.py", QUICK, "--name", "other", *common, *SETTINGS, report=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers import ROOT, TINY
+from helpers import QUICK, ROOT, TINY
 from hooks import Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import CURVES, FINISHED, query, wait_until, wait_until_running
@@ -52,13 +52,13 @@ def gate(tmp_path_factory) -> Gate:
 
 def grid_combinations(overrides: tuple[str, ...]) -> list[dict]:
     settings = [word.removeprefix("--set=") for word in overrides]
-    return list(load_config_file("quick", settings).resolve().grid.combinations())
+    return list(load_config_file(QUICK, settings).resolve().grid.combinations())
 
 
 def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text, run, start, gate):
     """Two processes search in a new SQLite file, two refine, then both studies are reported."""
     common = ("--storage", sqlite_url, "--corpus", str(text))
-    search = ("run_search.py", "quick", *common, *SMALL)
+    search = ("run_search.py", QUICK, *common, *SMALL)
     processes = [start(*search, hooks=Hooks(gate=gate)) for _ in range(2)]
     wait_until_running(processes, lambda: len(gate.held) == 2)
     gate.open()
@@ -160,7 +160,7 @@ def finish_together(url, text, start, gate, tmp_path):
     """
 
     def run_together(count, **hooks):
-        words = ("run_search.py", "quick", "--corpus", str(text), *THREE)
+        words = ("run_search.py", QUICK, "--corpus", str(text), *THREE)
         searches = [
             start(*words, "--storage", url, cwd=tmp_path, hooks=Hooks(gate=gate, **hooks))
             for _ in range(count)
@@ -193,7 +193,7 @@ def test_one_of_three_processes_writes_the_report(url, tmp_path, text, run, fini
         assert line in {f"report: {page}", *(f"report: {name} {way}; {hint}" for way in ways)}
 
     # A command on the finished study writes a report only if there is none.
-    again = ("run_search.py", "quick", "--storage", url, "--corpus", str(text), *THREE)
+    again = ("run_search.py", QUICK, "--storage", url, "--corpus", str(text), *THREE)
     inode = page.stat().st_ino
     done = run(*again, cwd=tmp_path)
     assert f"report: {name} wrote it to {page}; {hint}" in done.stdout.splitlines()
@@ -222,7 +222,7 @@ def test_report_of_a_killed_process_is_written_by_the_next(
     assert report_lines(other) == [f"report: {name} writes it to {page.parent}; {hint}"]
     writer.send(signal.SIGKILL)
     assert writer.wait() == -signal.SIGKILL
-    again = ("run_search.py", "quick", "--storage", url, "--corpus", str(text), *THREE)
+    again = ("run_search.py", QUICK, "--storage", url, "--corpus", str(text), *THREE)
     done = run(*again, cwd=tmp_path)
     assert f"report: {page}" in done.stdout.splitlines(), done.stderr
     assert page.is_file()
@@ -231,7 +231,7 @@ def test_report_of_a_killed_process_is_written_by_the_next(
 def test_two_worker_processes_share_a_postgresql_study(postgresql_url, tmp_path, text, start, gate):
     search = start(
         "run_search.py",
-        "quick",
+        QUICK,
         "--corpus",
         str(text),
         *SMALL,
@@ -260,7 +260,7 @@ def held(sqlite_url, text, start, gate):
 
     def start_and_hold(*words, workers=1, **options):
         search = start(
-            *("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *TINY),
+            *("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY),
             *("--workers", str(workers), *words),
             hooks=Hooks(gate=gate, report=False),
             **options,
@@ -342,7 +342,7 @@ def test_closed_terminal_stops_its_worker(held, sqlite_url):
 
 
 def test_log_on_a_full_disk_does_not_end_a_search(start, sqlite_url, text):
-    words = ("run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *SMALL)
+    words = ("run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *SMALL)
     start(*words, stdout="/dev/full", hooks=Hooks(report=False)).wait()
     trials = optuna.load_study(study_name="quick", storage=sqlite_url).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
@@ -367,7 +367,7 @@ def test_workers_stop_when_their_parent_is_killed(held, sqlite_url, tmp_path):
 
 def test_status_counts_running_trials(held, sqlite_url, run):
     search = held("--lockstep", "5")
-    done = run("run_search.py", "quick", "--storage", sqlite_url, "--status", "--json")
+    done = run("run_search.py", QUICK, "--storage", sqlite_url, "--status", "--json")
     status = json.loads(done.stdout)
     assert (status["planned"], status["running"], status["waiting"]) == (96, 5, 91)
     assert status["best"] is None
@@ -381,7 +381,7 @@ def read_files(folder):
 
 
 def test_status_changes_nothing(sqlite_url, tmp_path, text, run):
-    common = ("run_search.py", "quick", "--storage", sqlite_url)
+    common = ("run_search.py", QUICK, "--storage", sqlite_url)
     assert run(*common, "--status").returncode == 2
     assert list(tmp_path.iterdir()) == [text]
     assert run(*common, "--corpus", str(text), *SMALL, report=False).returncode == 0
@@ -405,7 +405,7 @@ def test_no_wait_leaves_the_last_trials_to_other_workers(held, sqlite_url, text,
     )
     search = held(*one)
     common = ("--storage", sqlite_url, "--corpus", str(text))
-    done = run("run_search.py", "quick", *common, *TINY, *one, "--no-wait")
+    done = run("run_search.py", QUICK, *common, *TINY, *one, "--no-wait")
     assert done.returncode == 0, done.stderr
     assert "0 of 1 finished, 1 running" in done.stdout
     search.send(signal.SIGTERM)
@@ -439,7 +439,7 @@ def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate,
         "--set=space.input_gate=[true]", "--set=space.forget_gate=[true]",
         "--set=space.output_gate=[true]", "--set=space.state_size=[3]",
     )  # fmt: skip
-    search = ("run_search.py", "quick", "--corpus", str(text), *TINY, *one)
+    search = ("run_search.py", QUICK, "--corpus", str(text), *TINY, *one)
 
     def check(*expected):
         modes = list_modes(folder)

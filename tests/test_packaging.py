@@ -123,8 +123,9 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    residual = "--set=space.residual=[false, true]"
-    output = run("run_search", "quick", "--corpus", str(text), *ONE_TRIAL, residual)
+    two = ("--set=space.residual=[false, true]", "--set=space.training.learning_rate=[0.01]")
+    two += ("--set=nuisance=[]",)
+    output = run("run_search", "quick", "--corpus", str(text), *ONE_TRIAL, *two)
     page = empty / "reports" / "out" / "quick.html"
     assert f"report: {page}\n" in output
     page.unlink()

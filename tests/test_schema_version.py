@@ -4,7 +4,7 @@ import contextlib
 import sqlite3
 
 import pytest
-from helpers import TINY, study_attributes
+from helpers import QUICK, TINY, study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -30,9 +30,9 @@ NEWER = study_attributes(StudyConfig.model_validate(CONFIG)) | {
 }
 
 COMMANDS = [
-    ("run_search.py", "quick", "--corpus", "{tmp}/text", *TINY),
+    ("run_search.py", QUICK, "--corpus", "{tmp}/text", *TINY),
     ("run_search.py", "old", "--corpus", "{tmp}/text"),
-    ("run_search.py", "quick", "--status"),
+    ("run_search.py", QUICK, "--status"),
     ("refine.py", "quick-refined", "--corpus", "{tmp}/text", *TINY),
     ("-m", "reports", "quick"),
     ("-m", "reports", "quick", "--watch"),

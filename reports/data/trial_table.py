@@ -8,7 +8,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from reports.data.context import read_profile
-from reports.formatting import is_missing
+from reports.formatting import format_count, is_missing
 from rnn.config import NetworkConfig
 from studies.attributes import (
     EARLIER_CODE,
@@ -229,3 +229,16 @@ def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | N
         return trial.value
     recorded: float | None = trial.attributes.get(OBJECTIVE_ATTRIBUTES[objective])
     return recorded
+
+
+def format_conditions(rows: pd.DataFrame) -> str:
+    """Format what the computing time of runs depends on; "" if it differs between them."""
+    names = ["device", "host", "precision", "threads", "lockstep"]
+    found = rows.reindex(columns=names).fillna({"lockstep": 1}).drop_duplicates()
+    if len(found) != 1 or found.isna().any(axis=None):
+        return ""
+    device, host, precision, threads, lockstep = found.iloc[0]
+    return (
+        f"{device} of {host}, {precision}, {format_count(int(threads), 'thread')}, "
+        f"{format_count(int(lockstep), 'network')} in lockstep"
+    )

@@ -27,6 +27,7 @@ from reports.charts.importances import (
     compute_conditional_importances,
     compute_importances,
 )
+from reports.charts.pareto_plots import chart_front
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
@@ -45,6 +46,7 @@ from reports.stats.conditional_effects import (
 )
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.stats.pareto_front import CostSummary, summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.refinement_effects import (
@@ -88,6 +90,8 @@ class Section:
         timeline: chart of the trials by worker and time.
         cost_params: parameters that determine the computing time.
         costs: computing time by these parameters.
+        costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
+        cost_charts: chart of each front.
     """
 
     results: Results
@@ -117,6 +121,8 @@ class Section:
     timeline: Chart | None
     cost_params: list[str]
     costs: pd.DataFrame
+    costs_and_losses: CostSummary | None
+    cost_charts: list[Chart]
 
     @property
     def effects_title(self) -> str:
@@ -182,6 +188,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     has_below = threshold is not None and 0 < len(below) < len(complete)
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
+    fronts = summarize_costs(results, summary, references)
     pruning = summarize_pruning(results)
     varied = [name for name in COST_PARAMS if name in results.parameters]
     first = ("cell", BPTT_STEPS)
@@ -237,6 +244,8 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         timeline=_chart_timeline(results),
         cost_params=cost_params,
         costs=_summarize_costs(results, cost_params),
+        costs_and_losses=fronts,
+        cost_charts=[chart_front(front, fronts) for front in fronts.fronts] if fronts else [],
     )
 
 

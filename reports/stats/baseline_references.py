@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports.data.results import Results
+from reports.data.trial_table import format_conditions
 from rnn.config import BASELINE_CELLS
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS, CELL
@@ -23,6 +24,11 @@ class BaselineReference:
         training_loss: least smoothed training loss, in nats per token; NaN if unknown.
         metric: loss by the metric of the study that it is a reference for; NaN if not comparable.
         training_differences: settings in which its training differs from that study's; may be "".
+        held_out_loss: loss on the held-out split of that study, in bits per byte; NaN if it was
+            evaluated on other windows.
+        parameter_count: number of weights and biases.
+        seconds: mean computing time of a run.
+        conditions: what the time depends on, :func:`reports.data.trial_table.format_conditions`.
     """
 
     label: str
@@ -30,6 +36,10 @@ class BaselineReference:
     training_loss: float
     metric: float
     training_differences: str
+    held_out_loss: float
+    parameter_count: float
+    seconds: float
+    conditions: str
 
 
 def find_references(results: Results, others: Sequence[Results]) -> list[BaselineReference]:
@@ -85,10 +95,12 @@ def _find_in_study(
     metric = results.metric
     rows = other.complete.assign(training_loss=_least_training_losses(other))
     rows = other.judge(rows[rows[CELL].isin(cells)])
-    columns = ["value", "training_loss", metric.column]
+    held_out = f"{metric.split}_bits_per_byte"
+    columns = ["value", "training_loss", metric.column, held_out, "parameter_count", "seconds"]
     keys = [CELL, BPTT_STEPS, "architecture"]
     means = rows.groupby(keys)[list(dict.fromkeys(columns))].mean().reset_index()
     best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
+    conditions = {label: format_conditions(runs) for label, runs in rows.groupby("architecture")}
     ours, theirs = results.config, other.config
     # Values are comparable by the same objective, held-out losses on the same windows.
     is_training_loss = metric.is_value and ours.objective != "validation"
@@ -103,6 +115,10 @@ def _find_in_study(
             row["training_loss"],
             row[metric.column] if is_comparable else math.nan,
             differences,
+            row[held_out] if ours.evaluation == theirs.evaluation else math.nan,
+            row["parameter_count"],
+            row["seconds"],
+            conditions[row["architecture"]],
         )
         for row in best.to_dict("records")
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers import NO_SYNC, create_small_study
+from helpers import NO_SYNC, QUICK, create_small_study
 from hooks import Gate
 from process_runner import SETTINGS, query, search_starter, wait_until_running
 from services import PostgreSQL
@@ -169,7 +169,7 @@ def test_file_that_is_deleted_at_the_end_of_a_search_is_reported(
     overrides = tuple(f"{key}={value}" for key, value in settings.items())
     monkeypatch.setattr(search_run, "_run_worker", lambda *_: (folder / "studies.db").unlink())
     with pytest.raises(StorageLostError, match="its content was rescued"):
-        run_workers(RunOptions("quick", file_url, corpus=str(text), overrides=overrides))
+        run_workers(RunOptions(QUICK, file_url, corpus=str(text), overrides=overrides))
     rescued = f"sqlite:///{folder}/studies.db.rescued"
     assert query(rescued, "SELECT state FROM trials") == [("COMPLETE",)]
 

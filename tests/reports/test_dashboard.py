@@ -22,6 +22,7 @@ from uuid import uuid4
 import optuna
 import pytest
 from factories import UNION, gated_params, make_runs, make_study, make_union
+from helpers import QUICK
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
@@ -804,7 +805,7 @@ def test_dashboard_ends_with_the_search(
     port = free_port()
     gate = Gate(tmp_path / "gate", step=1)
     search = runner.start(
-        *("run_search.py", "quick", "--corpus", str(text), "--threads", "1"),
+        *("run_search.py", QUICK, "--corpus", str(text), "--threads", "1"),
         *(f"--set={key}={value}" for key, value in SETTINGS.items()),
         *("--dashboard", "--port", str(port), "--artifacts", str(text.parent), "--name", name),
         hooks=Hooks(gate=gate),

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from factories import make_study, make_union
-from helpers import TINY
+from helpers import QUICK, TINY
 from process_runner import wait_until
 
 from reports.page.page import write_report
@@ -119,7 +119,7 @@ def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):
     place = ("--storage", sqlite_url)
     ungated = ("--set=space.input_gate=[false]", "--set=space.output_gate=[false]")
     options = (*place, *TINY, *ungated, "--corpus", str(text), "--threads=1")
-    searched = run("run_search.py", "quick", *options, report=False)
+    searched = run("run_search.py", QUICK, *options, report=False)
     assert searched.returncode == 0, searched.stderr
     path = tmp_path / "page.html"
     assert run("-m", "reports", "quick", *place, "--output", str(path)).returncode == 0

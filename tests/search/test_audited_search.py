@@ -4,6 +4,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from helpers import QUICK
 from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
 from test_worker import RecordingCallbacks
@@ -96,7 +97,7 @@ def test_interrupted_search_records_the_whole_audit(sqlite_url, text, monkeypatc
 def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
     numbers = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT, f"seed={seed}"])
+        file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT, f"seed={seed}"])
         options = StudyOptions(name=name, corpus=str(text), prune=True)
         joined = create_or_join(file, sqlite_url, options)
         numbers.append({trial.number for trial in audited(joined)})
@@ -105,9 +106,9 @@ def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
 
 
 def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
-    file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT])
     create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    wider = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT, "space.layers=[1, 2]"])
+    wider = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT, "space.layers=[1, 2]"])
     joined = create_or_join(
         wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True)
     )
@@ -119,7 +120,7 @@ def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
 @pytest.mark.parametrize(("audit", "count"), [(0, 0), (5, 2), (20, 2)])
 def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch, audit, count):
     monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
-    file = load_config_file("quick", [*SETTINGS, *GRID, f"pruning.audit={audit}"])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID, f"pruning.audit={audit}"])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     assert len(audited(joined)) == count
     unpruned = create_or_join(file, sqlite_url, StudyOptions(name="not-pruned", corpus=str(text)))
@@ -149,7 +150,7 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
 
 
 def make_scheduler(sqlite_url, text):
-    file = load_config_file("quick", [*SETTINGS, *GRID, AUDIT_EIGHT])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     return joined, PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 

@@ -10,7 +10,7 @@ import stat
 import pytest
 import torch
 from filelock import FileLock
-from helpers import TINY
+from helpers import QUICK, TINY
 from hooks import HANG_TIMEOUT
 from threadpoolctl import ThreadpoolController, threadpool_info
 
@@ -206,7 +206,7 @@ def test_search_runs_though_another_user_holds_the_folder(tmp_path, sqlite_url, 
     put_foreign_folder(place)
     with FileLock(place / "zzz"):
         done = run(
-            "run_search.py", "quick", "--storage", sqlite_url, "--corpus", str(text), *TINY,
+            "run_search.py", QUICK, "--storage", sqlite_url, "--corpus", str(text), *TINY,
             "--set=space.input_gate=[true]", "--set=space.forget_gate=[true]",
             "--set=space.output_gate=[true]", "--set=space.state_size=[3]",
             report=False, TMPDIR=str(temporary),

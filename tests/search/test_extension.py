@@ -4,7 +4,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
-from helpers import TINY, run_simultaneously
+from helpers import QUICK, TINY, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
@@ -45,7 +45,7 @@ LOSSES = {"validation_loss": 3.0, "validation_windows": [1.0, 2.0], "seconds": 1
 
 
 def join(url, text, settings=FOUR, **options):
-    file = load_config_file("quick", settings)
+    file = load_config_file(QUICK, settings)
     return create_or_join(file, url, StudyOptions(corpus=str(text), **options))
 
 
@@ -266,7 +266,7 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
         "study 'quick' was extended: using its stored 8 steps; changed report_threshold from 2.0 "
         "to 2.33; changed nuisance from ['state_size'] to []"
     )
-    file = load_config_file("quick", [*FOUR, "question='Q?'"])
+    file = load_config_file(QUICK, [*FOUR, "question='Q?'"])
     del file.settings["report_threshold"]
     options = StudyOptions(corpus=str(text), extend=True)
     earlier = create_or_join(file, sqlite_url, options)

@@ -9,7 +9,7 @@ from functools import partialmethod
 import hooks
 import optuna
 import pytest
-from helpers import TEXT
+from helpers import QUICK, TEXT
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
@@ -340,7 +340,7 @@ def test_search_finishes_without_pruning_decisions(
     sqlite_url, text, unpruned, monkeypatch, caplog, fail
 ):
     """Also with trials that were paused before."""
-    file = load_config_file("quick", [*SETTINGS, *GRID])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     for _ in range(3):
         trial_id = joined.storage.claim(joined.study_id, "paused/1")
@@ -391,7 +391,7 @@ def test_trial_that_failed_here_is_paused_and_resumed(sqlite_url, text, unpruned
 
 
 def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
-    file = load_config_file("quick", [*SETTINGS, *GRID])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
 
@@ -402,7 +402,7 @@ def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
 
     pause_all()
     assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == TRIALS
-    wider = load_config_file("quick", [*SETTINGS, *GRID, "space.layers=[1, 2]"])
+    wider = load_config_file(QUICK, [*SETTINGS, *GRID, "space.layers=[1, 2]"])
     create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
     assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == (), "new trials come first"
     pause_all()
@@ -411,7 +411,7 @@ def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
 
 def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
     """Another worker hangs with the last trial; this one waits, then ignores it."""
-    file = load_config_file("quick", [*SETTINGS, *GRID])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     assert joined.storage.claim(joined.study_id, "hangs/1") is not None
     waits = []
@@ -524,7 +524,7 @@ def test_pruning_of_replicates_is_rejected(sqlite_url, text):
 
 def test_plain_optuna_runs_a_study_with_pruning(sqlite_url, text):
     """With the study's pruner, which stops trials instead of pausing them."""
-    file = load_config_file("quick", [*SETTINGS, *GRID])
+    file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
 
     gates = ("output_gate", "forget_gate", "state_gate")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from helpers import TINY
+from helpers import QUICK, TINY
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import Engine, event
 
@@ -166,7 +166,7 @@ def test_source_trials_are_ranked_without_reading_curves(url, text):
     options = StudyOptions(corpus=str(text))
     settings = [word.removeprefix("--set=") for word in TINY]
     space = ["space.layers=[1]", "space.state_size=[3]"]
-    first = create_or_join(load_config_file("quick", [*settings, *space]), url, options)
+    first = create_or_join(load_config_file(QUICK, [*settings, *space]), url, options)
     count = len(first.study.sampler.combinations)
     for value in range(count):
         trial_id = first.storage.claim(first.study_id, "me")
@@ -246,41 +246,26 @@ def test_best_nuisance_value_has_the_best_mean_over_replicates():
     assert sorted(derived[0].attributes["source_trials"]) == [1, 4]
 
 
-def pruned_source(keep: float, nuisance: Sequence[str]) -> StudyConfig:
-    space = {"layers": [1, 2, 3], "state_size": [32], "training": {"learning_rate": [0.1, 0.2]}}
-    return StudyConfig.model_validate(
-        {"space": space, "pruning": {"enabled": True, "keep": keep}, "nuisance": list(nuisance)}
-    )
-
-
-def test_pruned_source_keeps_the_same_fraction_of_its_architectures():
-    """An architecture is kept if its best trial is, whatever its other trials ended as."""
-    trials = at_rates([1, 2, 3], [9, 4, 9], [7, 8, 9])
-    kept, pruned = (0, 4), [row for row in trials if row.number not in (0, 4)]
+def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
+    """Worst case: all trials of the better architectures come before the first of the next."""
+    trials = at_rates([1, 2, 3], [4, 5, 6], [7, 8, 9])
+    kept, pruned = trials[:4], trials[4:]
     pruned = [TrialRow(row.number, TrialState.PRUNED, row.params, {}) for row in pruned]
-    trials = [trials[number] for number in kept] + pruned
-    left, two = counts(2, pruned=7), config(top=2, nuisance=["learning_rate"])
-    enough = pruned_source(0.67, ["learning_rate"])
-    derived = derive_trials(trials, left, two, source=enough)
+    left = counts(4, pruned=5)
+    two = config(top=2, nuisance=["learning_rate"])
+    derived = derive_trials(kept + pruned, left, two, keep=0.45)
     assert [trial.params["layers"] for trial in derived] == [1, 2]
-    assert [trial.params["learning_rate"] for trial in derived] == [0.1, 0.2]
     with pytest.raises(
         UnfinishedSourceError,
-        match=r"pruned to its top 1 of 3 architectures, but refinement\.top = 2 needs 2: expected "
-        "at most 1",
+        match=r"pruned to its top 3 of 9 trials, but refinement.top = 2 needs 2, which are among "
+        "the top 4 trials: expected at most 1",
     ):
-        derive_trials(trials, left, two, source=pruned_source(0.34, ["learning_rate"]))
-
-
-def test_pruned_source_of_other_nuisance_parameters_is_refused():
-    """Pruning that judged trials may have lost an architecture's best, and the reverse."""
-    trials, left = at_rates([1, 2, 3], [4, 5, 6]), counts(5, pruned=1)
-    with pytest.raises(
-        UnfinishedSourceError,
-        match=r"pruned with nuisance = \['learning_rate'\]: expected the same in its refinement, "
-        r"got \[\]",
-    ):
-        derive_trials(trials, left, config(), source=pruned_source(0.5, ["learning_rate"]))
+        derive_trials(kept + pruned, left, two, keep=0.34)
+    for keep in (0.34, 0.45, 0.7, 0.9):  # the same fraction of each always suffices
+        same = config(top=keep, nuisance=["learning_rate"])
+        assert derive_trials(trials, counts(9, pruned=0), same, keep=keep)
+        number = top_count(keep, 3)
+        assert (number - 1) * 3 + 1 <= top_count(keep, 9)
 
 
 UNION = StudyConfig.model_validate(

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import optuna
 import pytest
-from helpers import TINY
+from helpers import QUICK, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import query, wait_until
@@ -47,7 +47,7 @@ def search(runner, sqlite_url, text):
     def start(*words, gate=None, **options):
         common = ("--storage", sqlite_url, "--corpus", str(text), *TINY)
         hooks = Hooks(report=False, gate=gate)
-        return runner.start("run_search.py", "quick", *common, *words, hooks=hooks, **options)
+        return runner.start("run_search.py", QUICK, *common, *words, hooks=hooks, **options)
 
     return start
 
@@ -163,7 +163,7 @@ def test_message_of_another_thread_is_printed_by_the_main_thread(capsys):
 def test_progress_does_not_wait_for_a_slow_storage(sqlite_url, text, monkeypatch):
     settings = [word.removeprefix("--set=") for word in (*TINY, *ONE)]
     joined = create_or_join(
-        load_config_file("quick", settings), sqlite_url, StudyOptions(corpus=str(text))
+        load_config_file(QUICK, settings), sqlite_url, StudyOptions(corpus=str(text))
     )
     reader = StatusReader(joined.study, joined.storage, joined.config)
     with (

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 import torch
-from helpers import TEXT, run_simultaneously
+from helpers import QUICK, TEXT, run_simultaneously
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
@@ -77,8 +77,8 @@ class RecordingCallbacks(QuietDisplay):
         self.messages.append(event.message)
 
 
-def work(url, text, overrides=(), study="quick", threads=1, lockstep=None, artifacts=None, **terms):
-    file = load_config_file(study, [*(SETTINGS if study == "quick" else ()), *overrides])
+def work(url, text, overrides=(), study=QUICK, threads=1, lockstep=None, artifacts=None, **terms):
+    file = load_config_file(study, [*(SETTINGS if study == QUICK else ()), *overrides])
     joined = create_or_join(file, url, StudyOptions(corpus=text and str(text), **terms))
     checkpoints = CheckpointStore(open_store(artifacts, url, "checkpoints"), joined.artifact_folder)
     weights = WeightStore(open_store(artifacts, url, "weights"), joined.artifact_folder)
@@ -258,7 +258,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, tmp_pa
 def test_worker_saves_its_number_of_models_and_keeps_those_of_others(sqlite_url, text, monkeypatch):
     """The study keeps three: a worker that keeps one removes none of the best three."""
     monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    file = load_config_file("quick", [*SETTINGS, "keep_weights=3"])
+    file = load_config_file(QUICK, [*SETTINGS, "keep_weights=3"])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
     trials = joined.study.trials
@@ -278,7 +278,7 @@ def test_worker_saves_its_number_of_models_and_keeps_those_of_others(sqlite_url,
 
 
 def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
-    config = load_config_file("quick", SETTINGS).resolve()
+    config = load_config_file(QUICK, SETTINGS).resolve()
     config = config.model_copy(update={"eval_split": "test"})
     whole = TokenCorpus(load_corpus(str(text)), train_tokenizer("bytes", b""))
     trial_configs = [to_trial_config(point, config) for point in config.grid.combinations()][:3]
@@ -361,7 +361,7 @@ def test_worker_updates_its_share_of_the_cores_between_steps(sqlite_url, text, m
 
 
 def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
-    file = load_config_file("quick", SETTINGS)
+    file = load_config_file(QUICK, SETTINGS)
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     joined.storage.claim(joined.study_id, "you/1")
     seen = []
@@ -376,7 +376,7 @@ def test_waiting_worker_releases_its_cores(sqlite_url, text, monkeypatch):
 def test_order_of_the_trials_depends_on_the_seed_of_the_study(sqlite_url, text):
     def order(seed):
         file = load_config_file(
-            "quick", [f"seed={seed}", "evaluation.window_length=8", "training.sequence_length=8"]
+            QUICK, [f"seed={seed}", "evaluation.window_length=8", "training.sequence_length=8"]
         )
         joined = create_or_join(
             file, sqlite_url, StudyOptions(name=f"seed {seed}", corpus=str(text))
@@ -399,7 +399,7 @@ def test_divergence_after_the_last_log_point_is_detected(sqlite_url, text):
 def test_restarted_trial_replaces_its_curve(sqlite_url, text):
     """Its last worker recorded values but left no checkpoint to resume from."""
     joined = create_or_join(
-        load_config_file("quick", SETTINGS), sqlite_url, StudyOptions(corpus=str(text))
+        load_config_file(QUICK, SETTINGS), sqlite_url, StudyOptions(corpus=str(text))
     )
     trial_id = joined.storage.claim(joined.study_id, "gone")
     joined.storage.report(trial_id, "gone", {3: 9.0, 12: 9.0})
@@ -499,7 +499,7 @@ def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     ended = []
 
     def join():
-        file = load_config_file("quick", [*SETTINGS, "training.steps=12"])
+        file = load_config_file(QUICK, [*SETTINGS, "training.steps=12"])
         joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
         joined.storage.close()
         return joined.warning
@@ -690,7 +690,7 @@ def test_trials_at_the_same_step_are_resumed_together(sqlite_url, text, monkeypa
     """Some were requeued during training, others never started."""
     overrides = ["training.log_every=2"]
     alone, _ = work(sqlite_url, text, overrides, name="alone", lockstep=1)
-    file = load_config_file("quick", [*SETTINGS, *overrides])
+    file = load_config_file(QUICK, [*SETTINGS, *overrides])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
 
     stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
@@ -760,7 +760,7 @@ def test_trial_is_requeued_on_any_exception(sqlite_url, text, monkeypatch, error
 
 
 def test_trials_added_by_plain_optuna_are_ignored(sqlite_url, text):
-    file = load_config_file("quick", SETTINGS)
+    file = load_config_file(QUICK, SETTINGS)
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
     plain = optuna.load_study(study_name="quick", storage=sqlite_url)
     plain.enqueue_trial({"input_gate": True})
@@ -775,12 +775,12 @@ def test_trials_added_by_plain_optuna_are_ignored(sqlite_url, text):
 
 
 def extend(url: str, text: str) -> int:
-    file = load_config_file("quick", [*SETTINGS, "space.layers=[2, 3]"])
+    file = load_config_file(QUICK, [*SETTINGS, "space.layers=[2, 3]"])
     return len(create_or_join(file, url, StudyOptions(corpus=text, extend=True)).study.trials)
 
 
 def test_concurrent_extensions_extend_the_study_once(url, text):
-    create_or_join(load_config_file("quick", SETTINGS), url, StudyOptions(corpus=str(text)))
+    create_or_join(load_config_file(QUICK, SETTINGS), url, StudyOptions(corpus=str(text)))
     run_simultaneously(extend, [(url, str(text))] * 3)
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.number for trial in trials] == list(range(12))
@@ -806,7 +806,7 @@ def test_remaining_time_is_estimated_by_shape():
 
 
 def test_trial_config_consists_of_architecture_replicate_and_optimizer():
-    config = load_config_file("quick", SETTINGS).resolve()
+    config = load_config_file(QUICK, SETTINGS).resolve()
     point = next(config.grid.combinations())
     assert to_trial_config(point | {"replicate": 3}, config) == TrialConfig(
         to_trial_config(point, config).architecture, 3, 1, OptimizerConfig(learning_rate=0.003)

@@ -10,7 +10,7 @@ from studies.loader import load_config_file
 SHIPPED = (
     "quick",
     "quick-refined",
-    "quick-rates",
+    "stage-one-rates",
     "cells",
     "stage-one",
     "stage-two",
@@ -42,10 +42,11 @@ def test_stage_one_has_432_grid_trials():
     assert (training.log_every, training.learning_rate, training.smoothing) == (50, 0.001, 0.95)
 
 
-def test_quick_has_all_combinations_of_the_switches():
+def test_quick_has_all_combinations_of_the_switches_at_three_learning_rates():
     config = load_config_file("quick").resolve()
     combinations = list(config.grid.combinations())
-    assert len(combinations) == 96
+    assert len(combinations) == 288
+    assert config.nuisance == ["learning_rate"]
     assert len({tuple(list(p.values())[:6]) for p in combinations}) == 96
 
 

@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import study_attributes
+from helpers import QUICK, study_attributes
 
 from studies.attributes import StudyRecord
 from studies.cell_record import CellRecord
@@ -107,7 +107,7 @@ def test_invalid_toml_is_refused_with_its_path(tmp_path: Path, content: bytes):
 )
 def test_hostile_override_is_refused_in_a_short_line(override: str, reason: str):
     with pytest.raises(ConfigError, match=f"--set .*{reason}") as refused:
-        load_config_file("quick", [override])
+        load_config_file(QUICK, [override])
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 400
 
@@ -225,7 +225,7 @@ def test_cells_of_a_file_are_named_but_never_stated(tmp_path: Path):
     assert file.cell_specs == ["a.py:A", "b:B"]
     assert file.folder == tmp_path
     with pytest.raises(ConfigError, match="unknown key cells: expected one of question"):
-        load_config_file("quick", ["cells={}"]).resolve()
+        load_config_file(QUICK, ["cells={}"]).resolve()
 
 
 def test_derived_study_inherits_nuisance_parameters_and_cells():

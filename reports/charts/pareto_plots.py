@@ -1,0 +1,168 @@
+"""Figures of loss against cost, with the Pareto front."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, Chart
+from reports.formatting import escape_html, format_signed
+from reports.stats.pareto_front import (
+    Cost,
+    CostedArchitecture,
+    CostSummary,
+    FrontMember,
+    ParetoFront,
+)
+
+AXIS_TITLES: dict[Cost, str] = {
+    "parameters": "parameters",
+    "seconds": "computing time of a run (s)",
+}
+"""Title of the axis of each cost."""
+
+_SHOWN_QUANTILE = 0.75
+"""Share of the architectures within the range of the losses at first: bad ones hide the front."""
+
+MAX_LISTED = 6
+"""Front members that the text alternative lists."""
+
+
+def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
+    """Chart the losses of a study against one cost."""
+    noun = "parameters" if front.cost == "parameters" else "training time"
+    title = f"Loss against {noun}"
+    caption = (
+        "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
+        f"lower loss. Circles: {_describe_similar(summary)} Gray: worse."
+    )
+    if front.references:
+        caption += " Crosses: the best of each baseline cell of the other studies on this page."
+    return Chart(title, plot_front(front), describe_front(front), caption)
+
+
+def plot_front(front: ParetoFront) -> go.Figure:
+    """Plot each architecture's held-out loss against its cost, on a logarithmic axis."""
+    members = [member.architecture for member in front.members]
+    everything = [*members, *front.similar, *front.worse]
+    costs = [each.cost(front.cost) for each in [*everything, *front.references]]
+    losses = [each.loss for each in everything]
+    figure = go.Figure(
+        [
+            _trace(front.cost, front.worse, "worse", color=NEUTRAL, size=5, opacity=0.55),
+            _trace(
+                front.cost,
+                front.similar,
+                "not distinguishable from the front",
+                symbol="circle-open",
+                color=IMPROVES,
+                size=9,
+                line={"width": 2},
+            ),
+            go.Scatter(
+                x=[each.cost(front.cost) for each in members] + [max(costs)],
+                y=[each.loss for each in members] + [members[-1].loss],
+                mode="lines",
+                line={"shape": "hv", "color": IMPROVES, "width": 2},
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            _trace(front.cost, members, "front", symbol="diamond", color=IMPROVES, size=11),
+            *(
+                _trace(
+                    front.cost,
+                    [each],
+                    escape_html(each.label),
+                    symbol="x",
+                    color=PALETTE[1 + index % (len(PALETTE) - 1)],
+                    size=10,
+                )
+                for index, each in enumerate(front.references)
+            ),
+        ]
+    )
+    shown = [*(each.loss for each in [*members, *front.similar, *front.references])]
+    top = max([float(np.quantile(losses, _SHOWN_QUANTILE)), *shown])
+    bottom = min([*losses, *shown])
+    room = 0.06 * (top - bottom)
+    return figure.update_layout(
+        xaxis={"title": AXIS_TITLES[front.cost]} | _scale(min(costs), max(costs)),
+        yaxis={
+            "title": "held-out loss (bits per byte)",
+            "range": [bottom - room, top + room],
+        },
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        height=460,
+    )
+
+
+def _scale(low: float, high: float) -> dict[str, Any]:
+    """Return the settings of an axis of costs: linear within a factor of five, else logarithmic."""
+    if low <= 0 or high < 5 * low:
+        room = 0.06 * (high - low)
+        return {"range": [low - room, high + room], "nticks": 5, "tickformat": ",~r"}
+    first, last = math.log10(low), math.log10(high)
+    room = 0.06 * (last - first)
+    factors = (1, 3) if last - first > 1.5 else (1, 2, 5)
+    ticks = [f * 10**e for e in range(math.floor(first), math.ceil(last) + 1) for f in factors]
+    return {
+        "type": "log",
+        "range": [first - room, last + room],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,.6g}" for tick in ticks],
+    }
+
+
+def describe_front(front: ParetoFront) -> str:
+    """List the members of a front, for a reader without the figure."""
+    listed = "; ".join(_describe_member(front.cost, each) for each in front.members[:MAX_LISTED])
+    more = len(front.members) - MAX_LISTED
+    text = f"The front, from the cheapest: {listed}" + (f"; and {more} more." if more > 0 else ".")
+    text += (
+        f" Off the front, {len(front.similar)} are not distinguishable from it and "
+        f"{len(front.worse)} are worse."
+    )
+    if front.references:
+        cells = "; ".join(_describe(front.cost, each) for each in front.references)
+        text += f" Baseline cells: {cells}."
+    return text
+
+
+def _describe(cost: Cost, each: CostedArchitecture) -> str:
+    unit = "parameters" if cost == "parameters" else "s"
+    amount = f"{each.cost(cost):,.0f}" if cost == "parameters" else f"{each.cost(cost):,.2f}"
+    return f"{each.label}: {each.loss:.4f} bits per byte at {amount} {unit}"
+
+
+def _describe_member(cost: Cost, member: FrontMember) -> str:
+    gap = member.gap
+    behind = f", {format_signed(gap.mean, 4)} to the best" if gap else ""
+    return _describe(cost, member.architecture) + behind
+
+
+def _describe_similar(summary: CostSummary) -> str:
+    if summary.is_replicated:
+        return "not significantly worse than the front at their cost, corrected for all pairs."
+    return "not distinguishable from the front at their cost, over the text of these single runs."
+
+
+def _trace(
+    cost: Cost, points: Sequence[CostedArchitecture], name: str, **marker: object
+) -> go.Scatter:
+    unit = " parameters" if cost == "parameters" else " s"
+    spec = ",.0f" if cost == "parameters" else ",.2f"
+    return go.Scatter(
+        x=[each.cost(cost) for each in points],
+        y=[each.loss for each in points],
+        mode="markers",
+        marker=marker,
+        name=name,
+        text=[
+            escape_html(each.label + (f" (trial {each.number})" if each.number is not None else ""))
+            for each in points
+        ],
+        hovertemplate=f"%{{text}}<br>%{{x:{spec}}}{unit}<br>%{{y:.4f}}<extra></extra>",
+        showlegend=bool(points),
+    )

@@ -1,0 +1,301 @@
+"""Architectures by their cost: the Pareto front, and which cheaper ones are not worse.
+
+An architecture is on the front if none that costs as much or less has a lower held-out loss. The
+front of noisy losses has members by luck: among equal architectures, one that costs more enters it
+whenever its run happens to be better. So each member is compared with the cheaper architectures,
+and each architecture off the front with the member that costs as much or less.
+
+Replicated architectures are compared by run and window, corrected for all pairs of the study
+(:mod:`reports.stats.pairwise_comparison`). Single runs are compared over the evaluation windows:
+their interval covers other text, but no other run.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from scipy import stats
+
+from reports.data.results import Results
+from reports.data.trial_table import format_conditions
+from reports.stats.baseline_references import BaselineReference
+from reports.stats.leaderboard import LeaderboardEntry, StudySummary
+from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.pairwise_comparison import Comparison, Difference, compute_difference
+
+Cost = Literal["parameters", "seconds"]
+"""Cost of an architecture: its weights and biases, or the computing time of a run in seconds."""
+
+
+@dataclass(frozen=True)
+class CostedArchitecture:
+    """An architecture with its costs and its loss.
+
+    Attributes:
+        label: name of the architecture.
+        number: number of its trial; None for a baseline cell of another study.
+        parameters: number of weights and biases.
+        seconds: mean computing time of a run; NaN where it is not comparable.
+        loss: held-out loss in bits per byte, the mean over its runs.
+        best_values: values of the nuisance parameters at which it is the best.
+    """
+
+    label: str
+    number: int | None
+    parameters: float
+    seconds: float
+    loss: float
+    best_values: dict[str, Any] = field(default_factory=dict)
+
+    def cost(self, cost: Cost) -> float:
+        """Return one of its costs."""
+        return self.parameters if cost == "parameters" else self.seconds
+
+
+@dataclass(frozen=True)
+class FrontMember:
+    """An architecture on the front.
+
+    Attributes:
+        architecture: the architecture.
+        gap: difference to the best architecture of the study, in bits per byte; None for the best,
+            and without losses on the same evaluation windows.
+        cheaper: cheapest architecture that costs less and is not significantly worse; None if all
+            of them are.
+    """
+
+    architecture: CostedArchitecture
+    gap: Difference | None
+    cheaper: CostedArchitecture | None
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """Pareto front of a study by one cost.
+
+    Attributes:
+        cost: the cost.
+        members: architectures on the front, the cheapest first.
+        similar: architectures off the front that are not significantly worse than the member which
+            costs as much or less.
+        worse: architectures that are.
+        references: baseline cells of other studies.
+        left_out: number of architectures whose cost is not comparable.
+    """
+
+    cost: Cost
+    members: list[FrontMember]
+    similar: list[CostedArchitecture]
+    worse: list[CostedArchitecture]
+    references: list[CostedArchitecture]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class CostSummary:
+    """Fronts of a study.
+
+    Attributes:
+        fronts: front by parameters, and by seconds where they are comparable.
+        split: held-out split of the losses.
+        is_replicated: whether the comparisons cover other runs, and are corrected for their number.
+        conditions: device, precision, threads and lockstep of the runs whose seconds are compared.
+    """
+
+    fronts: list[ParetoFront]
+    split: str
+    is_replicated: bool
+    conditions: str
+
+    def front(self, cost: Cost) -> ParetoFront | None:
+        """Return the front by a cost; None if it is not comparable."""
+        return next((front for front in self.fronts if front.cost == cost), None)
+
+
+def summarize_costs(
+    results: Results, summary: StudySummary, references: Sequence[BaselineReference] = ()
+) -> CostSummary | None:
+    """Find the fronts of a study; None if its losses or windows are not recorded.
+
+    Args:
+        results: results of the study; each architecture counts at its best values of the nuisance
+            parameters.
+        summary: ranking and comparison of its architectures.
+        references: baseline cells of other studies.
+    """
+    split = results.metric.split
+    comparison = summary.comparison
+    is_replicated = comparison is not None and comparison.generalizes_over_runs
+    rows = results.judge(results.complete)
+    losses = rows.groupby("architecture")[f"{split}_bits_per_byte"].mean().to_dict()
+    groups = rows.groupby("architecture")
+    conditions = {str(label): format_conditions(runs) for label, runs in groups}
+    known = Counter(text for text in conditions.values() if text)
+    (common, _), *_ = known.most_common(1) or [("", 0)]
+    costed = {
+        entry.label: CostedArchitecture(
+            entry.label,
+            entry.number,
+            entry.parameter_count,
+            entry.seconds if conditions[entry.label] == common != "" else math.nan,
+            float(losses[entry.label]),
+            entry.best_values,
+        )
+        for entry in summary.entries
+    }
+    costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
+    compared: Comparisons | None = None
+    if is_replicated and comparison is not None:
+        compared = ReplicatedComparisons(comparison)
+    elif windows := _windows(results, summary.entries, list(costed)):
+        compared = SingleRunComparisons(windows)
+    if compared is None:
+        return None
+    costed = {label: each for label, each in costed.items() if compared.knows(label)}
+    if len(costed) < 2:
+        return None
+    drawn = [
+        CostedArchitecture(
+            each.label,
+            None,
+            each.parameter_count,
+            each.seconds if each.conditions == common != "" else math.nan,
+            each.held_out_loss,
+        )
+        for each in references
+    ]
+    fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
+    return CostSummary([f for f in fronts if f], split, is_replicated, common)
+
+
+class Comparisons(Protocol):
+    """Which architectures are significantly worse than others."""
+
+    def knows(self, label: str) -> bool:
+        """Return whether an architecture can be compared."""
+        ...
+
+    def gap(self, label: str, best: str) -> Difference | None:
+        """Return the difference of an architecture to the best."""
+        ...
+
+    def find_worse(self, label: str) -> set[str]:
+        """Return the architectures that are significantly worse than one."""
+        ...
+
+
+class ReplicatedComparisons:
+    """Differences over runs and windows, corrected for all pairs of the study."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def knows(self, label: str) -> bool:
+        """Return whether an architecture was compared."""
+        return label in self._comparison.names
+
+    def gap(self, label: str, best: str) -> Difference | None:
+        """Return the difference of an architecture to the best."""
+        return self._comparison.between(label, best)
+
+    def find_worse(self, label: str) -> set[str]:
+        """Return the architectures that are significantly worse than one."""
+        pairs = {name: self._comparison.between(name, label) for name in self._comparison.names}
+        return {
+            name
+            for name, difference in pairs.items()
+            if difference is not None and difference.is_significant and difference.mean > 0
+        }
+
+
+class SingleRunComparisons:
+    """Differences of which Student's interval over the windows lies above zero.
+
+    Args:
+        windows: bits per byte on each window, as many for each architecture.
+    """
+
+    def __init__(self, windows: Mapping[str, Sequence[float]]) -> None:
+        self._labels = list(windows)
+        self._losses = np.array([windows[label] for label in self._labels])  # (N, W)
+
+    def knows(self, label: str) -> bool:
+        """Return whether an architecture was evaluated on the windows."""
+        return label in self._labels
+
+    def gap(self, label: str, best: str) -> Difference | None:
+        """Return the difference of an architecture to the best."""
+        first, second = (
+            {0: self._losses[self._labels.index(each)].tolist()} for each in (label, best)
+        )
+        return compute_difference(first, second)
+
+    def find_worse(self, label: str) -> set[str]:
+        """Return the architectures that are worse than one beyond the variation over text."""
+        d = self._losses - self._losses[self._labels.index(label)]  # (N, W)
+        count = d.shape[1]
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * d.std(axis=1, ddof=1) / count**0.5
+        return {self._labels[i] for i in np.flatnonzero(d.mean(axis=1) > half)}
+
+
+def _windows(
+    results: Results, entries: Sequence[LeaderboardEntry], labels: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return the losses on each window of the architectures that have the most common number."""
+    found = {
+        entry.label: results.windows.get(entry.number, [])
+        for entry in entries
+        if entry.label in labels
+    }
+    lengths = Counter(len(each) for each in found.values() if len(each) > 1)
+    if not lengths:
+        return {}
+    (length, _), *_ = lengths.most_common(1)
+    return {label: each for label, each in found.items() if len(each) == length}
+
+
+def find_front(
+    cost: Cost,
+    costed: Mapping[str, CostedArchitecture],
+    compared: Comparisons,
+    references: Sequence[CostedArchitecture] = (),
+) -> ParetoFront | None:
+    """Find the front by one cost; None if fewer than two costs are known.
+
+    Args:
+        cost: the cost.
+        costed: architectures by label.
+        compared: which of them are significantly worse than others.
+        references: baseline cells of other studies.
+    """
+    known = {label: each for label, each in costed.items() if np.isfinite(each.cost(cost))}
+    if len({each.cost(cost) for each in known.values()}) < 2:  # nothing to trade
+        return None
+    order = sorted(known, key=lambda label: (known[label].cost(cost), known[label].loss))
+    best = min(costed, key=lambda label: costed[label].loss)
+    on_front: list[str] = []
+    off_front: list[tuple[str, str]] = []
+    for label in order:
+        if not on_front or known[label].loss < known[on_front[-1]].loss:
+            on_front.append(label)
+        else:
+            off_front.append((label, on_front[-1]))
+    worse = {label: compared.find_worse(label) for label in on_front}
+    members = []
+    for label in on_front:
+        limit = known[label].cost(cost)
+        cheaper = (known[name] for name in order if name not in worse[label])
+        first = next((each for each in cheaper if each.cost(cost) < limit), None)
+        gap = None if label == best else compared.gap(label, best)
+        members.append(FrontMember(known[label], gap, first))
+    return ParetoFront(
+        cost,
+        members,
+        [known[label] for label, member in off_front if label not in worse[member]],
+        [known[label] for label, member in off_front if label in worse[member]],
+        [each for each in references if np.isfinite([each.cost(cost), each.loss]).all()],
+        len(costed) - len(known),
+    )
