@@ -1,17 +1,25 @@
 """Planned looks at replicates, taken between two searches of a study, until it is decided."""
 
+import math
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+
 from reports.data.results import Results, read_results
+from reports.errors import ReportError
 from reports.formatting import format_count
 from reports.stats.leaderboard import look_at_results, summarize_study
+from reports.stats.nuisance import build_judged_table
 from reports.stats.planned_looks import RUN_NOISE, Noise, estimate_noise, spend_error
 from search.refinement import group_by_architecture
 from search.replicates import record_look
+from studies.attributes import StudyRecord
+from studies.errors import StudiesError
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage
 from studies.storage.queries import read_trials
+from studies.storage.storage import LeasedRDBStorage
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,11 @@ def describe_plan(storage: str, name: str) -> str:
         study = load_study(opened, name)
         record = read_study_record(study)
         count = len(group_by_architecture(read_trials(opened, study._study_id)))
-    refinement = record.config.refinement
-    if refinement is None or not refinement.looks or record.looks or count < 2:
-        return ""
+        refinement = record.config.refinement
+        if refinement is None or not refinement.looks or record.looks or count < 2:
+            return ""
+        noise = _expect_noise(opened, record, count)
     unit = "bits per byte"
-    noise = Noise(RUN_NOISE[unit])
     shares = ", ".join(f"{level:.2%}" for level in spend_error(refinement.looks))
     return (
         f"looks at {', '.join(map(str, refinement.looks))} runs, which spend {shares} of error; "
@@ -123,8 +131,26 @@ def _describe_gaps(noise: Noise, looks: list[int], count: int, unit: str, first:
         f"{noise.find_gap(runs, count, level):.3f} at {runs}"
         for runs, level in list(zip(looks, levels, strict=True))[first:]
     )
-    source = "measured" if noise.is_measured else "assumed"
     return (
-        f"gaps found with a probability of 80%, {source} run noise {noise.of_run:.3f} {unit}: "
-        f"{gaps} runs"
+        f"gaps found with a probability of 80%, {noise.source} run noise {noise.of_run:.3f} "
+        f"{unit}: {gaps} runs"
     )
+
+
+def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) -> Noise:
+    """Return the noise of runs in the source study, near its best, or that of other studies."""
+    assumed = Noise(RUN_NOISE)
+    assert record.config.refinement is not None
+    try:
+        results = read_results(storage, record.config.refinement.source, (), False)
+    except (ReportError, StudiesError):  # deleted meanwhile
+        return assumed
+    if results.config.objective != "validation":  # the noise of the training loss is another one
+        return assumed
+    table = build_judged_table(results)
+    if table.noise is None:
+        return assumed
+    best = np.argsort(table.values)[:count]
+    variance = float(table.noise.variances[table.noise.regions[best]].mean())
+    of_run = math.sqrt(variance) / math.log(2) / record.tokenizer.bytes_per_token
+    return Noise(of_run, source=f"from {results.name!r} estimated")

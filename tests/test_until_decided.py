@@ -1,5 +1,6 @@
 """Replicates with planned looks, from Python and the command line, with several processes."""
 
+import re
 import signal
 import sqlite3
 import time
@@ -91,6 +92,7 @@ def test_runs_are_added_until_the_last_look(place, capsys):
     assert "is shown to be as good" in printed
     # Repeated, it finds what is stored and trains nothing.
     assert rnn_search.run(settings, name="copies", until_decided=True, **place) == study
+    assert "look at 2 runs" not in capsys.readouterr().out
     check_finished(place["storage"])
     verdicts = study.verdicts().table
     assert set(verdicts["verdict"]) <= {"best mean", "undecided", "worse"}
@@ -115,6 +117,18 @@ def test_without_the_option_replicates_have_one_comparison(place):
         rnn_search.run(settings, name="copies", until_decided=True, **place)
     with pytest.raises(ConfigError, match="expected a study with"):
         rnn_search.run(SOURCE, name="other", until_decided=True, **place)
+
+
+def test_noise_before_the_first_look_is_that_of_the_source(sqlite_url, text, capsys):
+    """A grid of 32 networks has enough high-order interactions to estimate it from."""
+    switches = ("input_gate", "forget_gate", "output_gate", "state_gate", "residual")
+    space = {"layers": [1], "state_size": [3], "state_source": ["new"]}
+    space |= {name: [False, True] for name in switches}
+    place = {"storage": sqlite_url, "corpus": text}
+    rnn_search.run(SOURCE | {"space": space}, name="source", **place)
+    settings = {"refinement": {"source": "source", "top": 2, "margin": 1e9, "looks": [2]}}
+    rnn_search.run(settings, name="copies", until_decided=True, **place)
+    assert re.search(r"from 'source' estimated run noise 0\.\d*[1-9]", capsys.readouterr().out)
 
 
 def test_several_processes_take_each_look_once(place, command, runner):

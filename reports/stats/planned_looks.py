@@ -27,9 +27,9 @@ from studies.attributes import LookRecord
 POWER = 0.8
 """Probability with which a look finds a gap that it is said to find."""
 
-RUN_NOISE = {"bits per byte": 0.013, "nats": 0.009}
-"""Standard deviation between runs of one architecture that read the text in the same order, by the
-beginning of the unit: measured, docs/benchmarks.md, "Objectives"."""
+RUN_NOISE = 0.013
+"""Standard deviation between runs of one architecture that read the text in the same order, in bits
+per byte: 0.0088 nats per byte, docs/benchmarks.md, "Objectives"."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Noise:
         of_run: standard deviation of one run, beyond what runs of the same number have in common.
         of_text: standard error of a difference over the evaluation windows; more runs do not reduce
             it.
-        is_measured: whether it was measured in this study.
+        source: where it is known from, as an adjective.
     """
 
     of_run: float
     of_text: float = 0.0
-    is_measured: bool = False
+    source: str = "assumed"
 
     def find_gap(self, runs: int, architectures: int, level: float) -> float:
         """Return the gap between two architectures that a look finds with :data:`POWER`.
@@ -87,7 +87,7 @@ def estimate_noise(comparison: Comparison) -> Noise | None:
     crossed, runs = np.array([[error for error, _ in each.errors[:2]] for each in pairs]).T ** 2
     counts = np.array([each.runs for each in pairs])
     of_text = max(0.0, float(np.mean(crossed - runs)))
-    return Noise(math.sqrt(float(np.mean(runs * counts)) / 2), math.sqrt(of_text), True)
+    return Noise(math.sqrt(float(np.mean(runs * counts)) / 2), math.sqrt(of_text), "measured")
 
 
 def find_detectable_gap(comparison: Comparison) -> float | None:
