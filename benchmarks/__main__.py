@@ -11,6 +11,7 @@ from benchmarks import (
     cell_lockstep,
     claiming,
     core_sharing,
+    effect_intervals,
     effective_context,
     end_to_end,
     objective_comparison,
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "replicates": replicate_verdicts.measure,
     "reporting": report_time.measure,
     "pareto": pareto_simulation.measure,
+    "effects": effect_intervals.measure,
 }
 
 

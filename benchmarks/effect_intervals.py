@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from reports.stats.conditional_effects import compute_conditional_effects
 from reports.stats.effects import FactorialTable
 from reports.stats.run_noise import Runs, estimate_run_noise
 
@@ -27,6 +28,15 @@ NOISE = 0.02
 Floats = NDArray[np.float64]
 
 
+SMALL_GRID: Mapping[str, Sequence[bool | int]] = {
+    "gate_a": [False, True],
+    "gate_b": [False, True],
+    "layers": [1, 2, 3],
+    "state_size": [8, 16],
+}
+"""24 architectures, as in the example of the README."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A way to draw the values of a grid.
@@ -35,6 +45,9 @@ class Scenario:
         name: name of the scenario.
         scales: standard deviation of the effects of each order, in nats: main effects, interactions
             of two parameters, of three ….
+        reversal: effect of each of the first two switches where the other one is on; where it is
+            off, the effect has the opposite sign.
+        joint: effect of each of the first two switches where the other one is on, and only there.
         noise_by_size: factor of the noise of each state size.
         replicates: number of replicates of the best tenth of the architectures; 0 for none.
         grid: values of each parameter, ``state_size`` among them; :data:`GRID` by default.
@@ -42,6 +55,8 @@ class Scenario:
 
     name: str
     scales: Sequence[float] = (0.2, 0.1, 0.05)
+    reversal: float = 0.0
+    joint: float = 0.0
     noise_by_size: Sequence[float] = (1, 1, 1)
     replicates: int = 0
     grid: Mapping[str, Sequence[bool | int]] | None = None
@@ -76,8 +91,11 @@ def simulate(scenario: Scenario, count: int, seed: int = 0) -> Iterator[Simulati
     empty = FactorialTable.from_frame(frame, parameters, is_grid=False)
     factors = np.array(scenario.noise_by_size)
     deviations = NOISE * factors[empty.codes[:, parameters.index("state_size")] % len(factors)]
+    signs = 2 * empty.codes[:, [0, 1]] - 1
     for _ in range(count):
         expected = draw_values(empty.codes, scenario.scales, generator)
+        expected = expected + scenario.reversal / 2 * signs[:, 0] * signs[:, 1]
+        expected = expected + scenario.joint * empty.codes[:, 0] * empty.codes[:, 1]
         values = expected + generator.normal(size=len(expected)) * deviations
         runs = None
         if scenario.replicates:
@@ -145,3 +163,77 @@ def _draw_runs(
     drawn = expected[trials] + order[replicates - 1]
     drawn += generator.normal(size=len(trials)) * deviations[trials]
     return Runs(codes[trials], replicates, drawn)
+
+
+_SCENARIOS = (
+    Scenario(name="equal noise, 96 architectures"),
+    Scenario(name="noise ×1, ×2, ×4 by state size", noise_by_size=(1, 2, 4)),
+    Scenario(name="real interactions of four parameters", scales=(0.2, 0.1, 0.05, 0.02)),
+    Scenario(
+        name="the same, three replicates of nine", scales=(0.2, 0.1, 0.05, 0.02), replicates=3
+    ),
+    Scenario(name="24 architectures", scales=(0.2, 0.1), grid=SMALL_GRID),
+    Scenario(name="24, real interactions of three", grid=SMALL_GRID),
+)
+
+_FLAGS = (
+    Scenario(name="main effects only", scales=(0.1,)),
+    Scenario(name="main effects only, noise by size", scales=(0.1,), noise_by_size=(1, 2, 4)),
+    Scenario(name="no effects", scales=()),
+    Scenario(name="main effects, 24 architectures", scales=(0.1,), grid=SMALL_GRID),
+    Scenario(name="effect of one sign or none (−0.2, 0)", scales=(), joint=-0.2),
+    Scenario(name="opposite signs, ±0.02", scales=(), reversal=0.02),
+    Scenario(name="opposite signs, ±0.03", scales=(), reversal=0.03),
+)
+
+
+def measure(count: int = 300) -> Iterator[str]:
+    """Yield the tables of intervals and flags over simulated studies."""
+    yield f"{count} simulated studies each: before (bootstrap over the pairs) and after (noise)"
+    yield (
+        "scenario | covered, before | after | width / that of known noise, before | after | "
+        "effect of 3 standard errors found, before | after"
+    )
+    for scenario in _SCENARIOS:
+        found = [row for study in simulate(scenario, count) for row in _compare_intervals(study)]
+        means = np.mean(found, axis=0)
+        widths = np.median(found, axis=0)[2:4]
+        yield (
+            f"{scenario.name} | {means[0]:.1%} | {means[1]:.1%} | {widths[0]:.2f} | "
+            f"{widths[1]:.2f} | {means[4]:.0%} | {means[5]:.0%}"
+        )
+    yield "scenario | studies with a significant range | with opposite signs"
+    for scenario in _FLAGS:
+        flags = np.array([find_flags(study.observed) for study in simulate(scenario, count)])
+        yield f"{scenario.name} | {flags[:, 0].mean():.1%} | {flags[:, 1].mean():.1%}"
+
+
+def find_flags(table: FactorialTable) -> tuple[bool, bool]:
+    """Return whether any effect differs between values, and whether any has opposite signs."""
+    found = compute_conditional_effects(table, table.compute_effects())
+    differs = any(each.is_significant for each in found)
+    return differs, any(each.has_opposite_signs for each in found)
+
+
+def _compare_intervals(study: Simulation) -> Iterator[tuple[float, ...]]:
+    """Yield coverage, relative width and power of the old and the new interval of each effect."""
+    table = study.observed
+    for effect in table.compute_effects():
+        other = next(name for name in table.axes if name != effect.contrast.parameter)
+        before, after = np.hstack(list(table.match_by_level(effect.contrast, other).values()))
+        intervals = (
+            bootstrap_interval(table.values[after] - table.values[before]),
+            (
+                effect.low,
+                effect.high,
+            ),
+        )
+        truth = study.truth.compute_effect(effect.contrast).mean
+        variances = study.deviations[before] ** 2 + study.deviations[after] ** 2
+        error = math.sqrt(variances.sum()) / len(variances)
+        covers = [low <= truth <= high for low, high in intervals]
+        widths = [(high - low) / (2 * 1.96 * error) for low, high in intervals]
+        # The same interval around an effect of three standard errors.
+        shift = 3 * error - truth
+        excludes = [low + shift > 0 or high + shift < 0 for low, high in intervals]
+        yield (*covers, *widths, *excludes)

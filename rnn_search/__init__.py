@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rnn_search.api import run
+    from rnn_search.effects import Effects
     from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
-    from rnn_search.study import Effects, Study, Trial, load
+    from rnn_search.study import Study, Trial, load
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,8 @@ _MODULES = {
     "api": ("run",),
     "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
     "pareto": ("Pareto",),
-    "study": ("Effects", "Study", "Trial", "load"),
+    "effects": ("Effects",),
+    "study": ("Study", "Trial", "load"),
 }
 """Names of each module that the package exports."""
 

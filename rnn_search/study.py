@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from optuna import Study as OptunaStudy
 
+from rnn_search.effects import Effects
 from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
@@ -26,11 +26,9 @@ from studies.text import shorten
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
-    import plotly.graph_objects as go
     from torch import nn
 
     from reports.data.results import Results
-    from reports.stats.effects import Effect
     from reports.stats.leaderboard import StudySummary
     from search.status import Status
 
@@ -148,18 +146,22 @@ class Study:
         """Estimate the effect of each parameter over matched pairs of complete trials.
 
         Architectures are compared at their best values of the nuisance parameters; a warning says
-        where many are best at the lowest or highest value tried.
+        where many are best at the lowest or highest value tried. Each effect is also estimated
+        within each value of the other parameters.
 
         Raises:
             ReportError: if no trial is complete.
         """
         from reports.formatting import loss_unit
+        from reports.stats.conditional_effects import compute_conditional_effects
         from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
-        effects = build_judged_table(results).compute_effects()
+        table = build_judged_table(results)
+        effects = table.compute_effects()
+        conditional = compute_conditional_effects(table, effects)
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-        return Effects(effects, loss_unit(results.config), warnings)
+        return Effects(effects, loss_unit(results.config), warnings, conditional)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.
@@ -354,67 +356,6 @@ class Trial:
     def _place(self) -> tuple[str, int, str, str | None]:
         """Arguments of :func:`search.load_model.load_trial_model`."""
         return self.study.name, self.number, self.study.storage, self.study.artifacts
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Effects:
-    """Main effects of the parameters of a study; printed as their table.
-
-    Attributes:
-        effects: the effects, with their contrasts.
-        unit: unit of the effects.
-        warnings: nuisance parameters of which many architectures are best at an end of the values
-            tried, in sentences.
-    """
-
-    effects: "list[Effect]"
-    unit: str
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def table(self) -> "pd.DataFrame":
-        """One row per contrast.
-
-        Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
-        ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval, the
-        number of ``pairs``, and whether it is ``significant``: its interval excludes zero and rests
-        on at least 8 pairs. A cell with switches or options is compared at the best of them
-        (``docs/statistics.md``).
-        """
-        import pandas as pd
-
-        rows = [
-            (
-                each.contrast.parameter,
-                each.contrast.before,
-                each.contrast.after,
-                each.mean,
-                each.low,
-                each.high,
-                each.pairs,
-                each.is_significant,
-            )
-            for each in self.effects
-        ]
-        columns = [
-            "parameter", "before", "after", "effect", "low", "high", "pairs", "significant",
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
-
-    def plot(self) -> "go.Figure":
-        """Plot each effect with its interval; a notebook displays the figure."""
-        from reports.charts.effect_plots import plot_effects
-
-        return plot_effects(self.effects, self.unit)
-
-    def __repr__(self) -> str:
-        shown = self.table.round({"effect": 4, "low": 4, "high": 4})
-        lines = [shown.to_string(index=False), *(f"warning: {each}" for each in self.warnings)]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
-        return self.table.to_html() + warnings
 
 
 @dataclass(frozen=True, eq=False, repr=False)

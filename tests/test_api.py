@@ -103,9 +103,14 @@ def test_effects_are_those_of_matched_pairs(study):
     assert sorted(trace.x) == pytest.approx(sorted(table["effect"]))
     assert "<table" in effects._repr_html_()
     shown = str(effects)
-    assert shown.splitlines()[0].split() == list(effects.table.columns)
+    assert shown.splitlines()[0].split() == list(effects.table.columns.drop("source"))
     assert "..." not in shown
     assert not table["significant"].any()  # two pairs are too few
+    assert set(table["depends_on"]) == {""}
+    within = effects.conditional.set_index(["parameter", "by", "value"])["effect"]
+    for source in ("new", "both"):
+        one = values[True, source] - values[False, source]
+        assert within["residual", "state_source", source] == pytest.approx(one)
 
 
 def test_trained_network_is_a_module_that_writes_the_sample(study):

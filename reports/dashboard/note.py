@@ -16,6 +16,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.stats.conditional_effects import RankedEffect
 from reports.stats.nuisance import join_names
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
@@ -23,6 +24,9 @@ from studies.storage.counts import TrialCounts
 
 N_BEST = 5
 """Number of best trials that the note lists and whose files are stored."""
+
+N_EFFECTS = 3
+"""Number of largest effects that the note lists."""
 
 SEPARATOR = "*Text above this line is kept. Everything below it is updated automatically.*"
 """Line between a user's text and the generated text."""
@@ -52,7 +56,7 @@ def render_note(
     commands: Sequence[str],
     counts: TrialCounts,
     results: Results | None,
-    has_effects: bool,
+    effects: Sequence[RankedEffect],
 ) -> str:
     """Render the generated part of the note; equal states of a study give equal texts.
 
@@ -63,7 +67,7 @@ def render_note(
         commands: commands that created and extended the study.
         counts: number of trials by state.
         results: results of the same trials; None if no trial is complete.
-        has_effects: whether the effects figure is published.
+        effects: effects of the published figure, the largest first.
     """
     judged = None if results is None else results.judge(results.complete)
     best = [] if judged is None else judged.head(N_BEST).reset_index().to_dict("records")
@@ -77,7 +81,8 @@ def render_note(
         nats=loss_unit(config),
         best=best,
         n_below=0 if results is None else len(results.below_threshold),
-        has_effects=has_effects,
+        has_effects=bool(effects),
+        largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",
         has_samples=any(isinstance(row["sample"], str) for row in best),
         effects_title=effects_title(results is None or results.is_gated),

@@ -21,6 +21,11 @@ from reports.dashboard.best_trial_files import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit
+from reports.stats.conditional_effects import (
+    RankedEffect,
+    compute_conditional_effects,
+    rank_effects,
+)
 from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
 from studies.artifacts import Store
@@ -83,19 +88,22 @@ class _Publisher:
         if self._is_current(attrs, counts, record):
             return True
 
-        results, effects, figure, files = None, [], None, {}
+        results, figure, files = None, None, {}
+        ranked: list[RankedEffect] = []
         error: Exception | None = None
         if counts.complete:
             results = read_results(self.storage, name, with_curves=(), with_windows=False)
             counts = results.counts
-            effects = build_judged_table(results).compute_effects()
+            table = build_judged_table(results)
+            effects = table.compute_effects()
+            ranked = rank_effects(effects, compute_conditional_effects(table, effects))
             figure = _plot_effects(results, effects) if effects else None
             try:
                 files = self._write_files(results, record, attrs)
             except Exception as caught:  # artifact stores raise exceptions of any kind
                 error = caught
         text = render_note(
-            name, record.config, record.corpus, record.commands, counts, results, bool(effects)
+            name, record.config, record.corpus, record.commands, counts, results, ranked
         )
         state = {
             "format": _FORMAT,

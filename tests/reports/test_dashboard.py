@@ -290,7 +290,7 @@ def test_markup_in_names_is_escaped(sqlite_url):
         results = read_results(storage, MARKUP)
     results = dataclasses.replace(results, table=results.table.assign(label="a|b\n```"))
     text = note.render_note(
-        "made", results.config, results.corpus, ["```"], TrialCounts(8), results, False
+        "made", results.config, results.corpus, ["```"], TrialCounts(8), results, []
     )
     assert r"&ensp;a\|b \`\`\` | 1.5000" in text
     assert "````sh\n```\n````" in text

@@ -8,17 +8,15 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study
 
-from benchmarks.effect_intervals import NOISE, Scenario, simulate
+from benchmarks.effect_intervals import NOISE, SMALL_GRID, Scenario, simulate
 from reports.data.replicates import find_replicates
 from reports.data.results import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.nuisance import build_judged_table
+from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, Runs, estimate_run_noise
 from studies.storage.open import read_storage
-
-SMALL = {"a": [False, True], "b": [False, True], "layers": [1, 2, 3], "state_size": [8, 16]}
-"""24 architectures: the smallest grid of the README."""
 
 
 def coverage(scenario, count):
@@ -37,7 +35,7 @@ def coverage(scenario, count):
         Scenario(name="equal noise"),
         Scenario(name="noise by size", noise_by_size=(1, 2, 4)),
         Scenario(name="replicates", replicates=3),
-        Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL),
+        Scenario(name="few trials", scales=(0.2, 0.1), grid=SMALL_GRID),
     ],
     ids=lambda scenario: scenario.name,
 )
@@ -76,11 +74,9 @@ def test_small_effect_is_found_that_varies_more_between_contexts():
     found = []
     for study in simulate(Scenario(name="contexts differ"), 30):
         table = study.observed
-        shift = np.where(table.codes[:, 0] == 1, -0.02, 0.0)
-        centered = replace(study.truth, values=study.truth.values)
         contrast = table.list_contrasts()[0]
-        mean = centered.compute_effect(contrast).mean
-        values = table.values + shift - np.where(table.codes[:, 0] == 1, mean, 0.0)
+        shift = -0.02 - study.truth.compute_effect(contrast).mean
+        values = table.values + shift * table.codes[:, 0]
         found.append(replace(table, values=values).compute_effect(contrast).is_significant)
     assert np.mean(found) > 0.9  # the effect is five standard errors
 
@@ -116,8 +112,6 @@ def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
     # A trial that occurs in two pairs has twice the weight.
     shared = FactorialTable({}, np.empty((3, 0)), np.array([1.0, 2.0, 4.0]), noise)
     pairs = np.array([[0, 0], [1, 2]])
-    from reports.stats.paired_difference import PairedDifference
-
     found = PairedDifference.from_trials(shared.values, pairs, (-1, 1), noise)
     assert found.mean == pytest.approx(2)
     assert found.error == pytest.approx(math.sqrt(4 + 4 / 2 / 4 + 9 / 4))

@@ -1,0 +1,134 @@
+"""Effects of a study's parameters, as tables and as a figure."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from reports.stats.conditional_effects import ConditionalEffect
+    from reports.stats.effects import Effect
+    from reports.stats.paired_difference import PairedDifference
+
+_COLUMNS = [
+    "parameter", "before", "after", "effect", "low", "high", "pairs", "significant",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects:
+    """Main effects of the parameters of a study; printed as their table.
+
+    Attributes:
+        effects: the effects, with their contrasts.
+        unit: unit of the effects.
+        warnings: nuisance parameters of which many architectures are best at an end of the values
+            tried, in sentences.
+        conditional_effects: the effects within each value of the other parameters.
+    """
+
+    effects: "list[Effect]"
+    unit: str
+    warnings: list[str] = field(default_factory=list)
+    conditional_effects: "list[ConditionalEffect]" = field(default_factory=list)
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """One row per contrast.
+
+        Columns: ``parameter``, the values ``before`` and ``after``, their mean difference
+        ``effect`` (negative is better) with the ends ``low`` and ``high`` of its 95% interval,
+        which is that of training each network again, the number of ``pairs``, whether it is
+        ``significant`` (the interval excludes zero; an interval from the differences between the
+        pairs must rest on at least 8), and the ``source`` of the interval. Where the effect differs
+        between the values of another parameter by as much as its mean or more, ``depends_on`` names
+        that parameter, and ``least`` and ``greatest`` are the effects at its values. A cell with
+        switches or options is compared at the best of them (``docs/statistics.md``).
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                *_describe(each, each),
+                str(each.source),
+                condition.parameter if condition else "",
+                condition.least.mean if condition else math.nan,
+                condition.greatest.mean if condition else math.nan,
+            )
+            for each, condition in self._list_conditions()
+        ]
+        columns = [*_COLUMNS, "source", "depends_on", "least", "greatest"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def conditional(self) -> "pd.DataFrame":
+        """One row per contrast, other parameter and value of it.
+
+        Columns: those of a contrast, as in :attr:`table`, here within the ``value`` of the
+        parameter ``by``; all values have the same pairs. ``range`` is the difference between the
+        greatest and the least effect by this parameter, ``differs`` whether it is significant,
+        ``rivals_main`` whether it is also at least as large as the main effect, and
+        ``opposite_signs`` whether significant effects have both signs. Significance is corrected
+        for the number of rows, or of ranges, by Holm's method; the intervals are not.
+        """
+        import pandas as pd
+
+        rows = [
+            (
+                *_describe(each.main, level),
+                each.parameter,
+                level.value,
+                each.difference.mean,
+                each.is_significant,
+                each.rivals_main,
+                each.has_opposite_signs,
+            )
+            for each in self.conditional_effects
+            for level in each.levels
+        ]
+        columns = ["by", "value", "range", "differs", "rivals_main", "opposite_signs"]
+        return pd.DataFrame(rows, columns=_COLUMNS + columns)
+
+    def plot(self) -> "go.Figure":
+        """Plot each effect with its interval; a notebook displays the figure."""
+        from reports.charts.effect_plots import plot_effects
+
+        return plot_effects(self.effects, self.unit)
+
+    def _list_conditions(self) -> "Iterator[tuple[Effect, ConditionalEffect | None]]":
+        """Yield each effect with the condition that rivals its mean most."""
+        from reports.stats.conditional_effects import rank_effects
+
+        ranked = rank_effects(self.effects, self.conditional_effects)
+        conditions = {each.main.contrast: each.condition for each in ranked}
+        for effect in self.effects:
+            yield effect, conditions[effect.contrast]
+
+    def __repr__(self) -> str:
+        numbers = ["effect", "low", "high", "least", "greatest"]
+        # The source is the same in each row of most tables, and long.
+        shown = self.table.drop(columns="source").round(dict.fromkeys(numbers, 4))
+        text = shown.to_string(index=False, na_rep="")
+        return "\n".join([text, *(f"warning: {each}" for each in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(f"<p><strong>{escape(each)}.</strong></p>" for each in self.warnings)
+        return self.table.to_html(na_rep="") + warnings
+
+
+def _describe(main: "Effect", effect: "PairedDifference") -> tuple[object, ...]:
+    contrast = main.contrast
+    return (
+        contrast.parameter,
+        contrast.before,
+        contrast.after,
+        effect.mean,
+        effect.low,
+        effect.high,
+        effect.pairs,
+        effect.is_significant,
+    )
