@@ -1,5 +1,8 @@
 """``python -m reports.hypotheses STUDY [STUDY …]``: test hypotheses on finished studies.
 
+Tested are the hypotheses that the studies store, and those of a file, which are exploratory where a
+study does not store them.
+
 Studies that test no hypothesis, of replicates or baseline cells, are listed with the ranking and
 comparison of their architectures.
 """
@@ -7,11 +10,13 @@ comparison of their architectures.
 import itertools
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from pydantic import Field, ValidationError
 
 from reports.data.results import Results, read_results
 from reports.errors import ReportError
@@ -23,47 +28,108 @@ from reports.formatting import (
     load_templates,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
-from reports.stats.decision_rules import (
-    Finding,
-    Hypothesis,
-    Verdict,
-    evaluate_hypothesis,
-    read_hypotheses,
+from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
+from reports.stats.hypothesis_tests import (
+    HypothesisTest,
+    StudyTables,
+    describe_comparison,
+    describe_region,
+    list_contrasted,
 )
-from reports.stats.effects import FactorialTable
 from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import find_edges, join_names
 from reports.stats.paired_difference import MIN_PAIRS
-from rnn.config import BASELINE_CELLS
 from studies.artifacts import atomic_write
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
 from studies.errors import StudiesError
+from studies.files import read_toml
+from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
 from studies.storage.open import read_storage
+from studies.strict_model import StrictModel
 from studies.text import format_duration
 
 HYPOTHESES = Path(__file__).with_suffix(".toml")
 """Default file of hypotheses: what was published about the first search of this kind."""
 
-EQUIVALENCE_MARGIN = 0.02
-"""Nats that count as no difference: about the spread between runs of one architecture."""
-
 _HEADING = "# Hypotheses, tested"
 
 
-def evaluate_hypotheses(
-    results: Results, hypotheses: Sequence[Hypothesis], margin: float = EQUIVALENCE_MARGIN
-) -> list[Finding]:
-    """Test the hypotheses that a finished study can test.
+@dataclass(frozen=True)
+class StudyTests:
+    """Tests of hypotheses on one study.
 
-    In a refinement only the parameters that its variants change are contrasted: its other
-    differences are a result of the selection of its source trials.
+    Attributes:
+        results: results of the study.
+        tests: test of each hypothesis that the study can test, by the number of the hypothesis.
+    """
+
+    results: Results
+    tests: dict[int, HypothesisTest]
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether it tests a hypothesis."""
+        return any(test.findings for test in self.tests.values())
+
+    def list_verdicts(self) -> Iterator[tuple[int, str, Verdict]]:
+        """Yield each verdict with the number of its hypothesis and what it is about."""
+        threshold = self.results.config.report_threshold
+        for number, test in self.tests.items():
+            for finding in test.findings:
+                if finding.verdict:
+                    yield number, "mean loss", finding.verdict
+                if finding.outcome_verdict:
+                    yield number, f"below {threshold}", finding.outcome_verdict
+
+
+class _HypothesisFile(StrictModel):
+    hypothesis: list[Hypothesis] = Field(min_length=1)
+
+
+def read_hypotheses(path: Path) -> list[Hypothesis]:
+    """Read hypotheses from a TOML file; ``reports/hypotheses.toml`` describes its keys.
+
+    Raises:
+        ReportError: if the file cannot be read or a key or value is not valid.
+    """
+    try:
+        return _HypothesisFile.model_validate(read_toml(path)).hypothesis
+    except OSError as error:
+        raise ReportError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise ReportError(f"{path}: {key}: {message}") from error
+    except ValueError as error:  # TOML or UTF-8
+        raise ReportError(f"{path}: not valid TOML: {error}") from error
+
+
+def list_hypotheses(
+    studies: Sequence[Results], hypotheses: Sequence[Hypothesis], margin: float = DEFAULT_MARGIN
+) -> list[Hypothesis]:
+    """List the hypotheses of a file, then those that only studies store, each with its margin."""
+    given = [each.with_margin(margin) for each in hypotheses]
+    stored = [record.hypothesis for results in studies for record in results.hypotheses]
+    listed: list[Hypothesis] = []
+    for hypothesis in (*given, *stored):
+        if hypothesis not in listed:
+            listed.append(hypothesis)
+    return listed
+
+
+def evaluate_study(
+    results: Results, hypotheses: Sequence[Hypothesis], margin: float = DEFAULT_MARGIN
+) -> StudyTests:
+    """Test hypotheses on a finished study.
 
     Args:
-        results: results of the study; replicates count as one trial with their mean value, and each
-            architecture is judged at its best values of the nuisance parameters.
-        hypotheses: the hypotheses.
-        margin: nats that count as no difference.
+        results: results of the study.
+        hypotheses: hypotheses of :func:`list_hypotheses`; of those that a study stores, only the
+            study itself is tested.
+        margin: largest difference, in nats, that counts as none unless a hypothesis says otherwise.
 
     Raises:
         ReportError: if the study is not finished.
@@ -74,35 +140,20 @@ def evaluate_hypotheses(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    parameters, refinement = results.judged_parameters, results.config.refinement
-    varied = set(parameters)
-    if refinement is not None:
-        varied &= set().union(*refinement.variants)
-    if not varied or set(results.cells) <= set(BASELINE_CELLS):
-        return []
-    groups = results.judge().groupby(parameters, dropna=False)
-    means = groups["value"].agg(value="mean", runs="count").reset_index()
-    runs = results.complete if results.has_replicates else results.replicates
-    table = FactorialTable.from_frame(means, parameters, runs, is_grid=refinement is None)
-    threshold = results.config.report_threshold
-    subsets = {"all": table}
-    if threshold is not None:
-        subsets[f"below {threshold}"] = table.subset({}, threshold)
-    options = [name for cell in results.config.cells.values() for name in cell.options]
-    return [
-        finding
-        for number, hypothesis in enumerate(hypotheses, 1)
-        for name, subset in subsets.items()
-        for finding in evaluate_hypothesis(
-            number, hypothesis, subset, name, margin, varied, options
-        )
-    ]
+    if not list_contrasted(results):
+        return StudyTests(results, {})
+    tables = StudyTables(results)
+    tests = (tables.test(each.with_margin(margin)) for each in hypotheses)
+    return StudyTests(
+        results,
+        {number: test for number, test in enumerate(tests, 1) if test.findings or test.is_unknown},
+    )
 
 
 def render_page(
     studies: Sequence[Results],
     hypotheses: Sequence[Hypothesis],
-    margin: float = EQUIVALENCE_MARGIN,
+    margin: float = DEFAULT_MARGIN,
     note: str = "",
     command: str = "",
 ) -> str:
@@ -110,27 +161,27 @@ def render_page(
 
     Args:
         studies: results of finished studies; one or more of them tests a hypothesis.
-        hypotheses: the hypotheses.
-        margin: nats that count as no difference.
+        hypotheses: hypotheses to test in addition to those that the studies store.
+        margin: largest difference, in nats, that counts as none unless a hypothesis says otherwise.
         note: remark on how the studies were made, such as the machine.
         command: command that writes the page.
 
     Raises:
         ReportError: if a study is not finished, or none of them tests a hypothesis.
     """
-    findings = {each.name: evaluate_hypotheses(each, hypotheses, margin) for each in studies}
-    if all(each.verdict is Verdict.NOT_TESTABLE for group in findings.values() for each in group):
+    listed = list_hypotheses(studies, hypotheses, margin)
+    tested = [evaluate_study(each, listed) for each in studies]
+    if not any(each.has_findings for each in tested):
         names = ", ".join(repr(each.name) for each in studies)
         raise ReportError(
             f"no hypothesis is tested by {names}: expected a gated study with several values of a "
             "parameter in the hypotheses"
         )
     verdicts: dict[int, dict[tuple[str, str], list[str]]] = {}
-    for study, group in findings.items():
-        for finding in group:
-            if finding.verdict not in (None, Verdict.NOT_TESTABLE):
-                cells = verdicts.setdefault(finding.number, {})
-                cells.setdefault((study, finding.subset), []).append(finding.verdict)
+    for study in tested:
+        for number, subject, verdict in study.list_verdicts():
+            cells = verdicts.setdefault(number, {})
+            cells.setdefault((study.results.name, subject), []).append(verdict)
     differing = {
         number: cells
         for number, cells in sorted(verdicts.items())
@@ -139,18 +190,19 @@ def render_page(
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
         identity_tag=identity_tag(report_identity(each.identity for each in studies)),
-        hypotheses=list(enumerate(hypotheses, 1)),
-        margin=margin,
+        hypotheses=list(enumerate(listed, 1)),
+        rules=RULES,
+        has_regions=any(each.region for each in listed),
         min_pairs=MIN_PAIRS,
+        outcome_margin=f"{OUTCOME_MARGIN:.0%}",
         objectives=OBJECTIVE_NAMES,
-        studies=[(each, findings[each.name]) for each in studies if findings[each.name]],
-        others=[(each, summarize_study(each)) for each in studies if not findings[each.name]],
+        studies=[each for each in tested if each.tests],
+        others=[(each.results, summarize_study(each.results)) for each in tested if not each.tests],
         provenance=[(each, _describe_provenance(each)) for each in studies],
         note=note,
         command=command,
-        has_untestable=any(
-            each.verdict is Verdict.NOT_TESTABLE for group in findings.values() for each in group
-        ),
+        has_untestable=any(test.is_unknown for each in tested for test in each.tests.values()),
+        not_testable=Verdict.NOT_TESTABLE,
         nuisance=[
             f"{escape_markdown(each.name)}: {join_names(each.nuisance)}"
             for each in studies
@@ -169,7 +221,7 @@ def write_hypotheses(
     storage_url: str,
     names: Sequence[str],
     output: Path | None = None,
-    margin: float = EQUIVALENCE_MARGIN,
+    margin: float = DEFAULT_MARGIN,
     note: str = "",
     hypotheses: Path = HYPOTHESES,
 ) -> tuple[Path, str]:
@@ -180,7 +232,7 @@ def write_hypotheses(
         names: names of the studies, in the order of the page.
         output: file to write; ``findings.md`` in :data:`OUTPUT` by default, see
             :func:`reports.output.choose_path`.
-        margin: nats that count as no difference.
+        margin: see :func:`render_page`.
         note: see :func:`render_page`.
         hypotheses: TOML file of the hypotheses.
 
@@ -213,7 +265,7 @@ def _format_command(studies: Sequence[Results], margin: float, note: str, hypoth
     """Return the command that writes the same page again, wherever the storage is."""
     words = ["python", "-m", "reports.hypotheses", *(each.name for each in studies)]
     words += [] if hypotheses == HYPOTHESES else ["--hypotheses", str(hypotheses)]
-    words += [] if margin == EQUIVALENCE_MARGIN else ["--margin", str(margin)]
+    words += [] if margin == DEFAULT_MARGIN else ["--margin", str(margin)]
     return shlex.join(words + (["--note", note] if note else []))
 
 
@@ -237,7 +289,9 @@ def _describe_provenance(results: Results) -> str:
 
 _TEMPLATES = load_templates(escaping=False)
 _TEMPLATES.filters |= {
+    "comparison": describe_comparison,
     "escaped": escape_markdown,
+    "region": describe_region,
     "file_name": lambda name: Path(name).name,
     "number": format_number,
     "signed": format_signed,
@@ -254,7 +308,8 @@ _TEMPLATES.filters |= {
     metavar="FILE.toml",
     type=click.Path(dir_okay=False, path_type=Path),
     default=HYPOTHESES,
-    help="Hypotheses to test; by default those published about the first search of this kind.",
+    help="Hypotheses to test in addition to those that the studies store; by default those "
+    "published about the first search of this kind.",
 )
 @click.option(
     "--output",
@@ -266,9 +321,9 @@ _TEMPLATES.filters |= {
     "--margin",
     metavar="NATS",
     type=click.FloatRange(min=0, min_open=True),
-    default=EQUIVALENCE_MARGIN,
+    default=DEFAULT_MARGIN,
     show_default=True,
-    help="Largest difference that counts as none.",
+    help="Largest difference that counts as none, for hypotheses of the file without a margin.",
 )
 @click.option(
     "--note",

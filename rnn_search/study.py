@@ -212,6 +212,39 @@ class Study:
             )
         return Pareto(front, summary.is_replicated)
 
+    def outcomes(self) -> "pd.DataFrame":
+        """Count, for each change, the matched pairs that it brings below ``report_threshold``.
+
+        One row per contrast: ``parameter``, ``before``, ``after``; the numbers of pairs that are
+        ``both_good`` (below the threshold), ``rescued`` (by the change), ``ruined``, ``both_bad``
+        and ``unknown``; ``p`` of an exact sign test, ``p_adjusted`` for all rows, and whether it is
+        ``significant``. Without a threshold there are no rows.
+
+        Raises:
+            ReportError: if no trial is complete.
+        """
+        from reports.stats.outcome_table import build_outcome_table, compute_outcomes, to_frame
+
+        results = self._read_results(with_curves=False, require_complete=True)
+        threshold = results.config.report_threshold
+        if threshold is None:
+            return to_frame([])
+        return to_frame(compute_outcomes(build_outcome_table(results, threshold)))
+
+    def hypotheses(self) -> "pd.DataFrame":
+        """Test the hypotheses that the study stores.
+
+        One row per contrast: ``claim``, ``status`` (when the hypothesis was stored), whether it is
+        ``exploratory``, ``contrast``, ``region``, ``margin``; the mean difference ``effect`` with
+        ``low``, ``high`` and ``pairs``, and its ``verdict``; the numbers of ``rescued`` and
+        ``ruined`` pairs and ``outcome_verdict``. While trials are unfinished there is one row per
+        hypothesis, without a verdict.
+        """
+        from reports.stats.hypothesis_tests import StudyTables, to_frame
+
+        results = self._read_results(with_curves=False)
+        return to_frame(StudyTables(results).test_stored())
+
     def report(self, path: str | Path | None = None, others: Sequence[str] = ()) -> Path:
         """Write the HTML report.
 

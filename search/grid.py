@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -12,14 +13,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
 from search.pruning.audit import draw_added
-from studies.attributes import COMMANDS, CONFIG
+from studies.attributes import COMMANDS, CONFIG, HYPOTHESES
 from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
+from studies.hypotheses import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import Params, distributions, param_order
-from studies.storage.counts import count_audited
+from studies.storage.counts import count_audited, count_started, count_trials
 from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
 from studies.storage.earlier_ends import NewEnd
 from studies.storage.storage import LeasedRDBStorage
@@ -240,8 +242,10 @@ def extend_grid(
     if StudyConfig.model_validate(raw) != stored:
         return None
     config = stored.model_copy(update=update)
+    written: dict[str, Any] = {CONFIG: config.model_dump(mode="json")}
+    if "hypothesis" in changed:
+        written[HYPOTHESES] = _update_hypotheses(study, storage, config)
     if not is_larger:
-        written = {CONFIG: config.model_dump(mode="json")}
         is_done = replace_attributes(storage, study._study_id, {CONFIG: raw}, written)
         return config if is_done else None
     grid = config.grid
@@ -249,15 +253,31 @@ def extend_grid(
         storage,
         study._study_id,
         {CONFIG: raw},
-        {
-            CONFIG: config.model_dump(mode="json"),
-            COMMANDS: [*read_study_record(study).commands, command],
-        },
+        written | {COMMANDS: [*read_study_record(study).commands, command]},
         {} if grid is None else distributions(grid.search_space),
         added,
         new_end,
     )
     return config if is_done else None
+
+
+def _update_hypotheses(
+    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
+) -> list[dict[str, Any]]:
+    """Return what a study stores about its hypotheses once its config is the given one."""
+    record, counts = read_study_record(study), count_trials(storage, study._study_id)
+    # Trials that wait to be trained for more steps have been finished before.
+    ended = max((len(end.values) for end in record.earlier_ends), default=0)
+    now = Registration(
+        time=datetime.now(UTC),
+        started=max(count_started(storage, study._study_id), ended),
+        finished=max(counts.finished, ended),
+        planned=counts.planned,
+        report_threshold=config.report_threshold,
+        nuisance=config.nuisance,
+    )
+    records = update_records(record.hypotheses, config.hypothesis, now)
+    return [each.model_dump(mode="json") for each in records]
 
 
 def _plan_added(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import torch
@@ -16,6 +17,7 @@ from search.study_corpus import tokenize
 from search.versions import current_versions
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
+from studies.hypotheses import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import SearchSpace, distributions, observed_search_space
 from studies.storage.counts import count_trials
@@ -86,6 +88,12 @@ def create_new_study(
     planned = draw_audited(planned, config)
     tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
     precision = _resolve_precision(config.precision, device)
+    now = Registration(
+        time=datetime.now(UTC),
+        planned=len(planned),
+        report_threshold=config.report_threshold,
+        nuisance=config.nuisance,
+    )
     record = StudyRecord(
         config=config.model_copy(update={"precision": precision, "corpus": corpus.name}),
         corpus=corpus_record(corpus),
@@ -97,6 +105,7 @@ def create_new_study(
         commands=[options.command],
         artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
         created_with=current_versions(),
+        hypotheses=update_records([], config.hypothesis, now),
     )
     metric = OBJECTIVE_NAMES[config.objective]
     create_study(storage, name, metric, record.attributes(), distributions(space), planned)

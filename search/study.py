@@ -206,6 +206,7 @@ def _join_study(
     notices = [_describe_outdated(name, stored, config)] if is_outdated else []
     changed = list_descriptive_changes(stored, config)
     if not options.extend:
+        _check_stated(name, record, config)
         notices += [_describe_kept(name, stored, changed)] if changed else []
         return stored, "; ".join(notices)
     if stored.refinement is not None and stored.refinement.looks:
@@ -238,6 +239,8 @@ def _join_study(
     for setting in changed:
         before, now = _format_setting(stored, setting), _format_setting(extended, setting)
         notices.append(f"changed {setting} from {before} to {now}")
+    if "hypothesis" in changed:
+        notices += _describe_marks(record, read_study_record(study))
     return extended, "; ".join(notices)
 
 
@@ -258,9 +261,32 @@ def _describe_kept(name: str, stored: StudyConfig, changed: Sequence[str]) -> st
     return f"study {name!r} keeps its {' and '.join(kept)}: --extend changes {it}"
 
 
+def _check_stated(name: str, record: StudyRecord, config: StudyConfig) -> None:
+    """Reject a worker whose file states a hypothesis that its study has not stored.
+
+    One that has been withdrawn is in the file of a worker from before.
+    """
+    known = [each.hypothesis for each in record.hypotheses]
+    for number, hypothesis in enumerate(config.hypothesis, 1):
+        if hypothesis not in known:
+            raise ConfigMismatchError(
+                f"study {name!r} exists without hypothesis {number} "
+                f"({shorten(hypothesis.claim)!r}): use its hypotheses, or --extend to store others "
+                "with the number of trials that are finished"
+            )
+
+
+def _describe_marks(before: StudyRecord, now: StudyRecord) -> list[str]:
+    """Return a notice for each hypothesis that was stored or withdrawn."""
+    new = [each for each in now.hypotheses if each not in before.hypotheses]
+    return [f"hypothesis {shorten(each.hypothesis.claim)!r}: {each.mark}" for each in new]
+
+
 def _format_setting(config: StudyConfig, setting: str) -> str:
     """Format the value of a setting for a notice."""
     value = getattr(config, setting)
+    if setting == "hypothesis":
+        return f"a list of {len(value)}"
     return "none" if value is None else shorten(repr(value))
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
+from studies.hypotheses import HypothesisRecord
 
 OBJECTIVE_NAMES = {
     "validation": "validation loss",
@@ -45,6 +46,9 @@ EARLIER_ENDS = "earlier_ends"
 
 LOOKS = "looks"
 """Study attribute: a list of :class:`LookRecord`."""
+
+HYPOTHESES = "hypotheses"
+"""Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
 
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
@@ -418,6 +422,8 @@ class StudyRecord(BaseModel):
         created_with: versions of the process that created the study; None if unknown.
         earlier_ends: what the study was before each extension of its steps, in their order.
         looks: planned comparisons of replicates so far, in their order.
+        hypotheses: hypotheses that the study's file states or has stated, in the order in which
+            they were stored.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -431,6 +437,7 @@ class StudyRecord(BaseModel):
     created_with: VersionRecord | None = None
     earlier_ends: list[EarlierEnd] = []
     looks: list[LookRecord] = []
+    hypotheses: list[HypothesisRecord] = []
 
     @property
     def steps(self) -> list[int]:

@@ -10,7 +10,7 @@ from studies.config import StudyConfig
 PER_WORKER = {"lease", "checkpoint", "outage", "keep_weights", "keep_checkpoints"}
 """Settings that each worker chooses independently."""
 
-DESCRIPTIVE = ("question", "report_threshold", "nuisance")
+DESCRIPTIVE = ("question", "report_threshold", "nuisance", "hypothesis")
 """Settings that describe what is asked and affect no result; an extension can change them."""
 
 _IGNORED = {"corpus", *DESCRIPTIVE, *PER_WORKER}

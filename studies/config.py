@@ -27,6 +27,7 @@ from rnn.config import (
 from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
+from studies.hypotheses import Hypothesis, check_distinct, check_hypotheses, check_names
 from studies.space import (
     BPTT_STEPS,
     CELL,
@@ -194,6 +195,7 @@ class StudyConfig(StrictModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     outage: OutageSettings = OutageSettings()
     nuisance: list[str] = []
+    hypothesis: list[Hypothesis] = []
     cells: dict[str, CellRecord] = {}
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None
@@ -280,6 +282,24 @@ class StudyConfig(StrictModel):
         hint = f"; name {varied} as well" if varied else ""
         return hint + (f"; give {fixed} in [training]" if fixed else "")
 
+    @field_validator("hypothesis")
+    @classmethod
+    def _set_margins(cls, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        return [each.with_margin() for each in hypotheses]
+
+    @model_validator(mode="after")
+    def _check_hypotheses(self) -> "StudyConfig":
+        if not self.hypothesis:
+            return self
+        if self.grid is not None:
+            check_hypotheses(self.hypothesis, self.grid.search_space, self.nuisance)
+            return self
+        known = (CELL, *self._list_params())  # the source's trials decide which values there are
+        for number, each in enumerate(self.hypothesis, 1):
+            check_names(f"hypothesis {number}", each, known)
+        check_distinct(self.hypothesis)
+        return self
+
     @model_validator(mode="after")
     def _check_variants(self) -> "StudyConfig":
         for variant in self.refinement.variants if self.refinement else ():
@@ -296,11 +316,15 @@ class StudyConfig(StrictModel):
         return self
 
     def _check_params(self, subject: str, names: Iterable[str]) -> None:
-        options = {name: None for cell in self.cells.values() for name in cell.options}
-        known = dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS))
+        known = self._list_params()
         for name in names:
             if name not in known:
                 raise ValueError(f"{subject} names {name!r}: expected one of {', '.join(known)}")
+
+    def _list_params(self) -> list[str]:
+        """List the parameters that a derived trial can have."""
+        options = (name for cell in self.cells.values() for name in cell.options)
+        return list(dict.fromkeys((*GATED_PARAMS, *options, *TRAINING_PARAMS)))
 
     @model_validator(mode="after")
     def _check_pruning(self) -> "StudyConfig":

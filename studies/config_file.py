@@ -92,7 +92,9 @@ class ConfigFile(BaseModel):
         Args:
             source: a :meth:`pydantic.BaseModel.model_dump` of the source's config.
         """
-        not_inherited = ("space", "refinement", "question", "pruning", "eval_split")
+        not_inherited = (
+            "space", "refinement", "question", "hypothesis", "pruning", "eval_split",
+        )  # fmt: skip
         inherited = {key: value for key, value in source.items() if key not in not_inherited}
         return self._validate(_merge(inherited, self.settings))
 
@@ -122,8 +124,9 @@ class ConfigFile(BaseModel):
         messages = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in errors)
         message = ", or ".join(each[0].lower() + each[1:] for each in messages)
         # An override is blamed for its key and for the table around it, which it may contradict.
+        kind = table.partition(" ")[0]
         blamed = (
-            f"space.{key}".rstrip(".") if table else key or message.partition(" ")[0].rstrip(":")
+            f"{kind}.{key}".rstrip(".") if table else key or message.partition(" ")[0].rstrip(":")
         )
         is_overridden = any(
             f"{o}.".startswith(f"{blamed}.") or f"{blamed}.".startswith(f"{o}.")
@@ -139,8 +142,10 @@ class ConfigFile(BaseModel):
         return f"{where}{key + ' ' if key else ''}is {first['input']!r}: {message}"
 
     def _locate(self, error: ErrorDetails) -> tuple[str, str]:
-        """Return the table of a union in which an error is, or "", and its dotted key."""
+        """Return the one of several tables in which an error is, or "", and its dotted key."""
         location, table = error["loc"], ""
+        if location[:1] == ("hypothesis",) and len(location) > 1:
+            table, location = f"hypothesis {int(location[1]) + 1}", location[2:]
         if location[:1] == ("space",) and len(location) > 1:
             if isinstance(self.settings.get("space"), list):
                 table, location = f"space {int(location[1]) + 1}", location[2:]

@@ -14,6 +14,7 @@ from studies.space import (
     Params,
     SearchSpace,
     Space,
+    contains_exact,
     param_order,
 )
 from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
@@ -280,7 +281,7 @@ class Grid:
                 if name not in values:
                     expected = ", ".join(param_order(values))
                     raise ValueError(f"{table} excludes {name!r}: expected one of {expected}")
-                if not _contains_exact(values[name], value):
+                if not contains_exact(values[name], value):
                     expected = ", ".join(map(repr, dict.fromkeys(values[name])))
                     raise ValueError(
                         f"{table} excludes {name} = {value!r}: expected one of {expected}"
@@ -300,11 +301,4 @@ def _require_use(subject: str, setting: str, optimizers: Sequence[str]) -> None:
     raise ValueError(
         f"{subject}, which {' and '.join(optimizers)} {verb} not use: expected the optimizer "
         f"{' or '.join(using)}"
-    )
-
-
-def _contains_exact(values: Sequence[ParamValue], value: ParamValue) -> bool:
-    """Return whether a value is among others; ``True`` is not 1."""
-    return any(
-        value == other and isinstance(value, bool) == isinstance(other, bool) for other in values
     )

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,7 @@ from reports.stats.run_noise import NoiseSource
 from studies.space import BPTT_STEPS
 
 FILTER_PARAMS = ("cell", BPTT_STEPS, "state_size", "state_source")
-"""Parameters by which a reader may choose a subset, in addition to the loss and to nuisance
-parameters."""
+"""Parameters by which a reader may choose a subset, in addition to nuisance parameters."""
 
 MAX_CONDITIONAL = 12
 """Maximum number of rows of the chart of conditional effects."""
@@ -49,7 +48,6 @@ class EffectSubset:
     Attributes:
         key: keys of the chosen options, joined by ``/``.
         label: name of the subset.
-        is_below: whether only trials below a loss belong to it.
         trial_count: number of trials with a value.
         effects: effects of the contrasts with a pair.
         chart: chart of the effects; None without effects.
@@ -58,7 +56,6 @@ class EffectSubset:
 
     key: str
     label: str
-    is_below: bool
     trial_count: int
     effects: list[Effect]
     chart: Chart | None
@@ -89,28 +86,24 @@ class EffectSubset:
 
 @dataclass(frozen=True)
 class SubsetFilter:
-    """A choice of subsets by one parameter or by the loss.
+    """A choice of subsets by one parameter.
 
     Attributes:
         name: name of the parameter, for a reader.
-        parameter: the parameter; None for the loss.
-        options: (key, label, value) of each option; of the loss the value is an upper bound. The
-            first option, with the value None, selects everything.
+        parameter: the parameter.
+        options: (key, label, value) of each option. The first one, with the value None, selects
+            everything.
     """
 
     name: str
-    parameter: str | None
+    parameter: str
     options: list[tuple[str, str, Any]]
 
 
 def list_filters(results: Results) -> list[SubsetFilter]:
     """List the filters that a reader has, in the order of the keys of a subset."""
     everything = ("", "any", None)
-    filters = []
-    threshold = results.config.report_threshold
-    if threshold is not None:
-        below = ("below", f"below {threshold} nats", threshold)
-        filters.append(SubsetFilter("Loss", None, [everything, below]))
+    filters: list[SubsetFilter] = []
     for name in dict.fromkeys([*results.nuisance, *FILTER_PARAMS]):
         if name in results.parameters:
             values = sorted(results.table[name].dropna().unique().tolist())
@@ -124,46 +117,42 @@ def list_filters(results: Results) -> list[SubsetFilter]:
     return filters
 
 
-def compute_effect_subsets(results: Results, filters: list[SubsetFilter]) -> Iterator[EffectSubset]:
-    """Yield the effects within each subset that the filters can select, all trials first."""
-    tables: dict[tuple[Any, ...], FactorialTable] = {}
+def list_subsets(filters: list[SubsetFilter]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the key and the fixed values of each subset of some filters, all trials first."""
     for options in itertools.product(*(each.options for each in filters)):
-        values: dict[str | None, Any] = {
+        values = {
             each.parameter: value
             for each, (_, _, value) in zip(filters, options, strict=True)
             if value is not None
         }
-        below = values.pop(None, None)
-        fixed = {name: value for name, value in values.items() if name is not None}
-        key = "/".join(key for key, _, _ in options)
+        yield "/".join(key for key, _, _ in options), values
+
+
+def compute_effect_subsets(results: Results, filters: list[SubsetFilter]) -> Iterator[EffectSubset]:
+    """Yield the effects within each subset that the filters can select, all trials first."""
+    tables: dict[tuple[Any, ...], FactorialTable] = {}
+    for key, fixed in list_subsets(filters):
         nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
         place = tuple(nuisance.items())
         if place not in tables:
             tables[place] = build_judged_table(results, nuisance)
-        yield compute_effect_subset(results, tables[place], fixed, below, key)
+        yield compute_effect_subset(results, tables[place], fixed, key)
 
 
 def compute_effect_subset(
-    results: Results, table: FactorialTable, fixed: dict[str, Any], below: float | None, key: str
+    results: Results, table: FactorialTable, fixed: dict[str, Any], key: str
 ) -> EffectSubset:
-    """Compute the effects among trials with fixed values and, if stated, below a loss.
+    """Compute the effects among trials with fixed values.
 
     Args:
         results: results of the study.
         table: values of the architectures, at the fixed values of nuisance parameters.
         fixed: parameter values.
-        below: bound of the loss.
         key: key of the subset.
     """
     judged = {name: value for name, value in fixed.items() if name not in results.nuisance}
-    subset = table.subset(judged, below)
-    conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
-    conditions += [] if below is None else [f"with a loss below {below} nats"]
-    label = " and ".join(conditions) or "in total"
-    is_best = bool(set(results.nuisance) - set(fixed))
-    if is_best:
-        chosen = join_names([name for name in results.nuisance if name not in fixed])
-        label = f"{label}, each at its best {chosen}"
+    subset = table.subset(judged)
+    label, noun = describe_subset(results, fixed)
     effects = subset.compute_effects()
     chart = None
     if effects:
@@ -172,8 +161,17 @@ def compute_effect_subset(
             plot_effects(effects, loss_unit(results.config)),
             describe_effects(effects),
         )
-    noun = "architecture" if is_best else "trial"
-    return EffectSubset(key, label, below is not None, subset.value_count, effects, chart, noun)
+    return EffectSubset(key, label, subset.value_count, effects, chart, noun)
+
+
+def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of a subset, and of what is counted in it: a trial or an architecture."""
+    conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
+    label = " and ".join(conditions) or "in total"
+    free = [name for name in results.nuisance if name not in fixed]
+    if not free:
+        return label, "trial"
+    return f"{label}, each at its best {join_names(free)}", "architecture"
 
 
 def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str) -> Chart | None:

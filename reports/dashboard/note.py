@@ -18,6 +18,7 @@ from reports.formatting import (
 )
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.nuisance import join_names
+from reports.stats.outcome_table import build_outcome_table, compute_outcomes, describe_outcomes
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
@@ -80,7 +81,7 @@ def render_note(
         metric=objective_name(config),
         nats=loss_unit(config),
         best=best,
-        n_below=0 if results is None else len(results.below_threshold),
+        outcomes=_describe_outcomes(results),
         has_effects=bool(effects),
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",
@@ -88,6 +89,14 @@ def render_note(
         effects_title=effects_title(results is None or results.is_gated),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _describe_outcomes(results: Results | None) -> str:
+    """Say which changes bring networks below the threshold; "" without one."""
+    if results is None or results.config.report_threshold is None:
+        return ""
+    table = build_outcome_table(results, results.config.report_threshold)
+    return describe_outcomes(compute_outcomes(table), results, loss_unit(results.config))
 
 
 def merge_note(body: str, previous: TextFingerprint | None, generated: str) -> str:

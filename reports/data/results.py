@@ -31,6 +31,7 @@ from studies.attributes import (
     TokenizerRecord,
 )
 from studies.config import StudyConfig
+from studies.hypotheses import HypothesisRecord
 from studies.loader import read_study_record
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
@@ -94,6 +95,7 @@ class Results:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
         windows: bits per byte on each evaluation window, by trial number.
+        hypotheses: the hypotheses that the study stores.
         identity: identity of the study, :func:`reports.output.study_identity`.
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
@@ -109,6 +111,7 @@ class Results:
     sources: pd.DataFrame
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
+    hypotheses: list[HypothesisRecord] = field(default_factory=list)
     identity: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
@@ -262,13 +265,6 @@ class Results:
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
 
     @property
-    def below_threshold(self) -> pd.DataFrame:
-        """Rows with a value below ``report_threshold``; all complete trials if it is not set."""
-        threshold = self.config.report_threshold
-        rows = self.complete
-        return rows if threshold is None else rows[rows["value"] < threshold]
-
-    @property
     def counts(self) -> TrialCounts:
         """Number of trials in each state."""
         counts = self.table["state"].value_counts()
@@ -318,6 +314,7 @@ def read_results(
         ),
         sources=read_source_trials(storage, config),
         tokenizer=record.tokenizer,
+        hypotheses=record.hypotheses,
         identity=study_identity(storage.engine.url, name, record.artifact_folder),
         looks=record.looks,
     )

@@ -27,6 +27,7 @@ from reports.charts.importances import (
     compute_conditional_importances,
     compute_importances,
 )
+from reports.charts.outcome_plots import OutcomeSubset, compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
 from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
 from reports.data.replicates import find_replicates
@@ -44,8 +45,10 @@ from reports.stats.conditional_effects import (
     compute_conditional_effects,
     rank_effects,
 )
+from reports.stats.hypothesis_tests import HypothesisTest, StudyTables
 from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
+from reports.stats.outcome_table import describe_outcomes
 from reports.stats.pareto_front import CostSummary, summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
@@ -65,9 +68,12 @@ class Section:
         results: results of the study.
         is_complete: whether every combination of the grid has a value.
         filters: filters for the effects.
+        hypotheses: the hypotheses that the study stores, and their tests.
         effects: effects within each combination of filters; the whole grid comes first.
         conditional: effects over the whole grid within each value of the other parameters.
         conditional_chart: chart of those that differ between the values; None without any.
+        outcomes: outcomes of the pairs below and above the threshold within each combination;
+            empty without a threshold.
         nuisance: summary of the nuisance parameters; None without them.
         pruning: summary of pruning; None if it was not enabled.
         early_effects: effects at the last step that all trials of a pruned study have reached.
@@ -84,9 +90,6 @@ class Section:
         optuna_charts: Optuna's other charts.
         slopes: chart of a refinement's architectures in the source and in each variant.
         variants: effect of each variant of a refinement.
-        below: effects among the trials below the report threshold.
-        below_importances: importances among these.
-        below_optuna_charts: Optuna's other charts of these.
         timeline: chart of the trials by worker and time.
         cost_params: parameters that determine the computing time.
         costs: computing time by these parameters.
@@ -97,9 +100,11 @@ class Section:
     results: Results
     is_complete: bool
     filters: list[SubsetFilter]
+    hypotheses: list[HypothesisTest]
     effects: list[EffectSubset]
     conditional: list[ConditionalEffect]
     conditional_chart: Chart | None
+    outcomes: list[OutcomeSubset]
     nuisance: NuisanceSummary | None
     pruning: PruningSummary | None
     early_effects: EffectSubset | None
@@ -115,9 +120,6 @@ class Section:
     optuna_charts: list[Chart]
     slopes: Chart | None
     variants: list[VariantEffect]
-    below: EffectSubset | None
-    below_importances: list[Importances]
-    below_optuna_charts: list[Chart]
     timeline: Chart | None
     cost_params: list[str]
     costs: pd.DataFrame
@@ -128,6 +130,14 @@ class Section:
     def effects_title(self) -> str:
         """Heading of the main effects."""
         return effects_title(self.results.is_gated)
+
+    @property
+    def outcome_sentence(self) -> str:
+        """Which changes bring networks below the threshold; "" without one."""
+        if not self.outcomes:
+            return ""
+        unit = loss_unit(self.results.config)
+        return describe_outcomes(self.outcomes[0].outcomes, self.results, unit)
 
     @property
     def leaderboard(self) -> list[LeaderboardEntry]:
@@ -183,9 +193,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     filters = list_filters(results)
     effects = list(compute_effect_subsets(results, filters))
     conditional_effects = compute_conditional_effects(grid, effects[0].effects)
-    threshold = results.config.report_threshold
-    complete, below = list(results.complete.index), list(results.below_threshold.index)
-    has_below = threshold is not None and 0 < len(below) < len(complete)
+    complete = list(results.complete.index)
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
     fronts = summarize_costs(results, summary, references)
@@ -198,16 +206,15 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     conditional = compute_conditional_importances(results)
     blocks = compute_block_importances(results)
     shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
-    below_importances = (
-        compute_importances(results, below, "below the threshold") if has_below else []
-    )
     return Section(
         results=results,
         is_complete=not results.table["value"].isna().any(),
         filters=filters,
+        hypotheses=StudyTables(results).test_stored(),
         effects=effects,
         conditional=conditional_effects,
         conditional_chart=chart_conditional_effects(conditional_effects, loss_unit(results.config)),
+        outcomes=list(compute_outcome_subsets(results, filters)),
         nuisance=summarize_nuisance(results),
         pruning=pruning,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
@@ -238,9 +245,6 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if source_comparison
         else None,
         variants=compute_variant_effects(source_comparison) if source_comparison else [],
-        below=compute_effect_subset(results, grid, {}, threshold, "below") if has_below else None,
-        below_importances=below_importances,
-        below_optuna_charts=chart_parameters(results, below, below_importances),
         timeline=_chart_timeline(results),
         cost_params=cost_params,
         costs=_summarize_costs(results, cost_params),
@@ -250,7 +254,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
 
 
 def _compute_early_effects(results: Results, pruning: PruningSummary) -> EffectSubset | None:
-    subset = compute_effect_subset(results, pruning.early_table, {}, None, "early")
+    subset = compute_effect_subset(results, pruning.early_table, {}, "early")
     return subset if subset.effects else None
 
 

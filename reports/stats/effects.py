@@ -135,14 +135,11 @@ class FactorialTable(FactorialDesign):
         """Whether every planned trial has a value."""
         return not np.isnan(self.values).any()
 
-    def subset(self, fixed: Mapping[str, Any], below: float | None = None) -> "FactorialTable":
-        """Keep trials with the given parameter values and, if stated, values below a bound."""
+    def subset(self, fixed: Mapping[str, Any]) -> "FactorialTable":
+        """Keep the trials with the given value of each parameter, or one of those in a list."""
         is_kept = self.find(fixed)
-        values = self.values[is_kept]
-        if below is not None:
-            values = np.where(values < below, values, math.nan)
         noise = self.noise.select(is_kept) if self.noise else None
-        return FactorialTable(self.axes, self.codes[is_kept], values, noise)
+        return FactorialTable(self.axes, self.codes[is_kept], self.values[is_kept], noise)
 
     def compute_difference(
         self, before: Mapping[str, Any], after: Mapping[str, Any]
@@ -218,6 +215,19 @@ class FactorialTable(FactorialDesign):
         effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
         return [effect for effect in effects if effect.pairs]
 
+    def match_pairs(
+        self, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> tuple[Floats, Floats]:
+        """Return the values before and after of all pairs of two settings, each (pairs,)."""
+        return self._pair_values(self._match(before), self._match(after))
+
+    def match_contrast(self, contrast: Contrast) -> tuple[Floats, Floats]:
+        """Return the values before and after of all pairs of a contrast, each (pairs,).
+
+        The pairs are those of :meth:`compute_effect`.
+        """
+        return self._pair_values(*self._match_contrast(contrast, self.list_own(contrast)))
+
     def compute_interaction(self, first: Contrast, second: Contrast) -> Interaction:
         """Estimate the interaction of two contrasts of different parameters."""
         trials = [
@@ -261,6 +271,11 @@ class FactorialTable(FactorialDesign):
         trials[contexts[rows]] = rows
         counts = np.bincount(contexts[rows], minlength=len(trials))
         return _Side(trials, int(counts.max(initial=0)))
+
+    def _pair_values(self, before: "_Side", after: "_Side") -> tuple[Floats, Floats]:
+        trials = np.array([before.trials, after.trials])
+        first, second = self.values[trials[:, (trials >= 0).all(axis=0)]]
+        return first, second
 
 
 class _Side(NamedTuple):

@@ -39,14 +39,15 @@ class FactorialDesign:
         ]
 
     def find(self, fixed: Mapping[str, Any]) -> Flags:
-        """Return which trials have the given parameter values."""
+        """Return which trials have the given value of each parameter, or one of those in a list."""
         found = np.ones(len(self.codes), dtype=bool)
         for parameter, value in fixed.items():
-            values = self.axes.get(parameter, ())
-            if value not in values:
+            values = list(self.axes.get(parameter, ()))
+            wanted = value if isinstance(value, list) else [value]
+            codes = [values.index(each) for each in wanted if each in values]
+            if not codes:
                 return np.zeros(len(self.codes), dtype=bool)
-            column = list(self.axes).index(parameter)
-            found &= self.codes[:, column] == list(values).index(value)
+            found &= np.isin(self.codes[:, list(self.axes).index(parameter)], codes)
         return found
 
     def number_contexts(self, without: frozenset[str]) -> Integers:

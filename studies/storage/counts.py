@@ -24,6 +24,7 @@ from studies.space import COST_PARAMS
 from studies.storage.damage import reading, reports_damage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
+    INTERMEDIATE_VALUES,
     TRIAL_PARAMS,
     TRIAL_USER_ATTRS,
     TRIAL_VALUES,
@@ -111,6 +112,23 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
             if is_paused and state is TrialState.WAITING:
                 counts["paused"] = counts.get("paused", 0) + count
     return TrialCounts(**counts)
+
+
+@reports_damage
+def count_started(storage: LeasedRDBStorage, study_id: int) -> int:
+    """Count the grid trials that have been started, those that were requeued since included."""
+    has_curve = sa.exists().where(INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id)
+    query = (
+        sa.select(sa.func.count())
+        .select_from(TRIALS)
+        .where(
+            TRIALS.c.study_id == study_id,
+            is_grid_trial(),
+            (TRIALS.c.state != TrialState.WAITING) | has_curve,
+        )
+    )
+    with storage.reading() as connection:
+        return connection.scalar(query) or 0
 
 
 @reports_damage

@@ -37,20 +37,6 @@ def test_optuna_study_has_the_selected_trials_with_readable_parameters(sqlite_ur
 
 
 @pytest.mark.usefixtures("only_importances")
-def test_charts_below_the_threshold_contain_only_such_trials(sqlite_url):
-    make_study(sqlite_url)
-    section = build_section(read_results(read_storage(sqlite_url), "made"))
-    assert list(section.results.below_threshold.index) == [
-        0,
-        1,
-        2,
-        4,
-    ]  # the fourth, of 1.8, diverged
-    assert section.below.trial_count == 4
-    assert [each.label for each in section.below_importances] == ["below the threshold (4 trials)"]
-
-
-@pytest.mark.usefixtures("only_importances")
 def test_importances_equal_optunas(sqlite_url):
     make_study(sqlite_url)
     results = read_results(read_storage(sqlite_url), "made")

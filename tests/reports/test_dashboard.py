@@ -105,7 +105,7 @@ def test_note_has_question_progress_best_trials_and_config(sqlite_url, tmp_path)
     assert "6 of 8 trials are finished" in body
     assert "\n| 5 | 0 | 1 | 0 | 0 | 2 |\n" in body
     assert "| 1 | 0 | &ensp;1×4 no gates, new state | 1.5000 |" in body
-    assert "4 of 5 complete trials have a loss below 2.0 nats" in body
+    assert "4 of 6 networks are below 2.0 nats per byte; no change makes a significant" in body
     with closing(open_storage(sqlite_url)) as storage:
         stored = load_study(storage, "made").user_attrs["config"]
     written = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])

@@ -81,18 +81,17 @@ def test_table_without_parameters_has_no_effects():
     table = table_of([{"value": 1.5}], parameters=())
     assert table.is_complete
     assert (table.value_count, table.compute_effects(), table.compute_interactions()) == (1, [], [])
-    assert table.subset({}, below=1.0).value_count == 0
+    assert table.subset({}).value_count == 1
 
 
-def test_subset_is_selected_by_parameter_and_by_loss():
+def test_subset_is_selected_by_one_or_several_values_of_a_parameter():
     table = table_of(by_hand())
     assert table.subset({"size": 1}).compute_effect(A).mean == pytest.approx(-0.5)
     assert [effect.contrast for effect in table.subset({"size": 1}).compute_effects()] == [A]
-    below = table.subset({}, below=1.75)
-    assert below.value_count == 4
-    effect = below.compute_effect(A)
-    assert (effect.pairs, effect.only_after) == (1, 2)
-    assert effect.mean == pytest.approx(0.3)
+    two = table.subset({"size": [2, 3]})
+    assert (two.value_count, two.compute_effect(A).pairs) == (4, 2)
+    assert two.compute_effect(A).mean == pytest.approx((-0.1 + 0.3) / 2)
+    assert table.subset({"size": [4]}).compute_effects() == []
 
 
 def test_state_source_is_contrasted_as_two_switches():

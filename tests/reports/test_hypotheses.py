@@ -1,11 +1,15 @@
 """Verdicts on hypotheses, the file they are read from, and the page about them."""
 
 import dataclasses
+import itertools
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 from factories import (
+    RECORDED,
     distributions_of,
     make_baselines,
     make_replicates,
@@ -19,12 +23,23 @@ from optuna.trial import TrialState
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.errors import ReportError
-from reports.hypotheses import HYPOTHESES, evaluate_hypotheses, render_page, write_hypotheses
+from reports.hypotheses import (
+    HYPOTHESES,
+    evaluate_study,
+    read_hypotheses,
+    render_page,
+    write_hypotheses,
+)
+from reports.page.page import render_page as render_html
+from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import read_hypotheses
+from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.effects import FactorialTable
+from reports.stats.hypothesis_tests import StudyTables
+from reports.stats.outcome_table import OutcomeTable
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
+from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage, read_storage
@@ -74,9 +89,15 @@ CONTRARY = {"forget_gate": 0.05, "input_gate": -0.1, "output_gate": -0.1, "new":
             "old": 0.1, "state_gate": -0.3, "residual": 0.1, "deep": -0.1, "wide": 0.1}  # fmt: skip
 
 
-def verdicts_of(results, subset="all", **options):
-    found = evaluate_hypotheses(results, PUBLISHED, **options)
-    return {each.number: each.verdict for each in found if each.verdict and each.subset == subset}
+def findings_of(results, hypotheses=PUBLISHED, **options):
+    """Return (number, finding) of each contrast."""
+    tests = evaluate_study(results, hypotheses, **options).tests
+    return [(number, each) for number, test in tests.items() for each in test.findings]
+
+
+def verdicts_of(results, on="verdict", **options):
+    found = findings_of(results, **options)
+    return {number: getattr(each, on) for number, each in found if getattr(each, on)}
 
 
 @pytest.mark.parametrize(
@@ -89,22 +110,57 @@ def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise,
 
 
 def test_margin_decides_what_counts_as_no_difference(planned):
-    results = finished(planned, {"old": 0.05, "input_gate": 0.0})
+    results = finished(planned, {"old": 0.05, "input_gate": 0.0, "residual": -0.05})
     assert verdicts_of(results, margin=0.02)[5] == "does not hold"
     assert verdicts_of(results, margin=0.1)[5] == "holds"
+    # A significant reduction that is not worthwhile.
+    assert verdicts_of(results, margin=0.02)[7] == "holds"
+    assert verdicts_of(results, margin=0.1)[7] == "does not hold"
     # Not significantly lower: whether that excludes an effect depends on the margin.
     results = finished(planned, {}, noise=0.05)
     assert verdicts_of(results, margin=0.05)[2] == "holds"
     assert verdicts_of(results, margin=0.0001)[2] == "undecided"
+    # A margin of its own counts more.
+    strict = [PUBLISHED[1].with_margin(0.0001)]
+    assert [each.verdict for _, each in findings_of(results, strict, margin=0.05)] == ["undecided"]
+
+
+class Interval(NamedTuple):
+    """What a rule reads of a difference."""
+
+    low: float
+    high: float
+    is_decidable: bool = True
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_conditions_of_a_rule_exclude_each_other(rule):
+    ends = [-0.1, -0.021, -0.02, -0.01, 0.0, 0.01, 0.02, 0.021, 0.1]
+    for margin in (0.0, 0.02):
+        seen = set()
+        for low, high in ((low, high) for low in ends for high in ends if low <= high):
+            difference = Interval(low, high)
+            verdict = rule.decide_mean(difference, margin)
+            assert not (rule.holds.mean(difference, margin) and rule.fails.mean(difference, margin))
+            seen.add(verdict)
+        assert seen == {"holds", "does not hold", "undecided"} or not margin
+    seen = set()
+    for rescued, ruined in itertools.product(range(0, 100, 3), repeat=2):
+        table = OutcomeTable(both_good=100, rescued=rescued, ruined=ruined, both_bad=100, unknown=0)
+        assert not (rule.holds.outcome(table) and rule.fails.outcome(table))
+        seen.add(rule.decide_outcome(table))
+    assert seen == {"holds", "does not hold", "undecided"}
+
+
+def test_few_pairs_decide_nothing_about_outcomes():
+    table = OutcomeTable(both_good=0, rescued=7, ruined=0, both_bad=0, unknown=90)
+    assert table.p < 0.05
+    assert RULES["lowers"].decide_outcome(table) is Verdict.UNDECIDED
 
 
 def test_least_favorable_contrast_decides_a_conjunction(planned):
     effects = {"new": -0.3, "residual": -0.1, "output_gate": 0.2}
-    (found,) = (
-        f
-        for f in evaluate_hypotheses(finished(planned, effects), PUBLISHED)
-        if f.number == 4 and f.verdict
-    )
+    (found,) = (f for n, f in findings_of(finished(planned, effects)) if n == 4 and f.verdict)
     assert found.contrast == "new state against no output gate"
     assert found.effect.mean == pytest.approx(-0.1, abs=0.005)
     assert found.verdict == "holds"
@@ -130,17 +186,128 @@ def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planne
     assert difference.pairs == effect.pairs / 2
 
 
-def test_verdict_below_the_threshold_may_differ(planned):
-    # The input gate improves only networks that read the old state alone.
-    effects = {"new": -1.0, "input_gate": -0.4, "input_gate new": 0.41}
-    results = finished(planned, effects, report_threshold=0.9)
+def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
+    """The input gate lowers the loss of networks that stay above the threshold."""
+    results = finished(planned, {"new": -1.0, "input_gate": -0.2}, report_threshold=0.9)
     assert verdicts_of(results)[2] == "does not hold"
-    assert verdicts_of(results, subset="below 0.9")[2] == "holds"
-    # One trial of each pair reads the old state alone and is not below the threshold.
-    assert 4 not in verdicts_of(results, subset="below 0.9")
+    assert verdicts_of(results, "outcome_verdict")[2] == "holds"
+    assert verdicts_of(results, "outcome_verdict")[4] == "holds"
+    (found,) = (each for number, each in findings_of(results) if number == 2)
+    # All 192 pairs count: those of the old state alone stay above, all others below.
+    assert (found.outcomes.both_good, found.outcomes.both_bad, found.outcomes.pairs) == (
+        128,
+        64,
+        192,
+    )
     page = render_page([results], PUBLISHED)
-    assert "- planned, all: “An input gate does not lower the loss.” does not hold" in page
+    assert "- planned: “An input gate does not lower the loss.” does not hold" in page
     assert "| 2 | An input gate does not lower the loss. | does not hold | holds |" in page
+
+
+def test_region_restricts_both_trials_of_a_pair(planned):
+    """The residual helps wide networks and harms narrow ones."""
+    results = finished(planned, {"residual": 0.1, "residual wide": -0.2}, report_threshold=1.55)
+    contrast = {"before": {"residual": False}, "after": {"residual": True}}
+    regions = [{}, {"state_size": 16}, {"state_size": 8}, {"state_size": [8, 16]}, {"layers": 9}]
+    hypotheses = [
+        Hypothesis(claim="C", rule="lowers", contrasts=[contrast], region=region)
+        for region in regions
+    ]
+    found = dict(findings_of(results, hypotheses))
+    assert {number: each.verdict for number, each in found.items()} == {
+        1: "does not hold", 2: "holds", 3: "does not hold", 4: "does not hold"}  # fmt: skip
+    assert {number: each.effect.pairs for number, each in found.items()} == {
+        1: 192, 2: 96, 3: 96, 4: 192}  # fmt: skip
+    assert found[2].outcomes.pairs == 96
+    assert found[3].outcomes.ruined > 80
+    assert "| state size 16 | 0.02 |" in render_page([results], hypotheses)
+    # A parameter of one value restricts all trials or none.
+    constant = [h.model_copy(update={"region": {"learning_rate": 0.001}}) for h in hypotheses[:1]]
+    assert findings_of(results, constant)[0][1].effect.pairs == 192
+
+
+def record(hypothesis, started=0, finished=0, **others):
+    return HypothesisRecord(
+        hypothesis=hypothesis.with_margin(),
+        registered=Registration(
+            time=datetime(2026, 11, 26, 17, tzinfo=UTC), started=started, finished=finished,
+            planned=384, **others
+        ),
+    )  # fmt: skip
+
+
+def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
+    late = PUBLISHED[6].model_copy(update={"claim": "Late"})
+    withdrawn = record(PUBLISHED[0]).model_copy(
+        update={"withdrawn": datetime(2026, 11, 27, tzinfo=UTC)}
+    )
+    stored = [record(PUBLISHED[6]), record(late, 12, 12), withdrawn]
+    results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=stored)
+    tests = evaluate_study(results, [PUBLISHED[6], PUBLISHED[7], late]).tests
+    assert [(each.is_exploratory, each.mark) for each in tests.values()] == [
+        (False, "pre-registered at 2026-11-26 17:00 UTC"),
+        (True, "exploratory"),
+        (True, "added on 2026-11-26 17:00 UTC, after 12 of 384 trials were finished"),
+    ]
+    # With another margin it is another hypothesis.
+    (other,) = evaluate_study(results, [PUBLISHED[6]], margin=0.1).tests.values()
+    assert other.mark == "exploratory"
+    page = render_page([results], [PUBLISHED[7]])
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "**" in line]
+    assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == [
+        "exploratory",
+        "pre-registered at 2026-11-26 17:00 UTC",
+        "exploratory: added on 2026-11-26 17:00 UTC, after 12 of 384 trials were finished",
+        "exploratory: pre-registered at 2026-11-26 17:00 UTC; withdrawn on 2026-11-27 00:00 UTC",
+    ]
+
+
+def test_change_of_the_threshold_makes_a_stored_hypothesis_exploratory(planned):
+    stored = [record(PUBLISHED[6], report_threshold=1.4)]
+    for threshold, is_exploratory in ((1.4, False), (1.3, True), (None, True)):
+        results = finished(planned, AS_SAID, report_threshold=threshold)
+        (test,) = StudyTables(dataclasses.replace(results, hypotheses=stored)).test_stored()
+        assert test.is_exploratory == is_exploratory
+        assert ("report_threshold has changed since" in test.mark) == is_exploratory
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_shows_stored_hypotheses_and_no_verdict_before_the_end(sqlite_url, tmp_path):
+    hypothesis = {
+        "claim": "The residual lowers the loss.", "rule": "lowers", "region": {"layers": 1},
+        "contrasts": [{"before": {"residual": False}, "after": {"residual": True}}],
+    }  # fmt: skip
+    config = StudyConfig.model_validate(
+        {"space": SPACE | {"layers": [1, 2]}, "hypothesis": [hypothesis], "report_threshold": 1.8}
+    )
+    for name, count in (("whole", 384), ("part", 100)):
+        runs = [(point, 2.0 - point["residual"] / 2, {}) for point in config.grid.combinations()]
+        storage = open_new(sqlite_url)
+        registered = [record(config.hypothesis[0], report_threshold=1.8)]
+        create_study(
+            storage, name, OBJECTIVE_NAMES["training"],
+            study_attributes(config, hypotheses=registered),
+            distributions_of([point for point, _, _ in runs]),
+            [PlannedTrial(point) for point, _, _ in runs],
+        )  # fmt: skip
+        study_id = storage.get_study_id_from_name(name)
+        for _, value, _ in runs[:count]:
+            trial_id = storage.claim(study_id, "me")
+            storage.finish(trial_id, "me", TrialState.COMPLETE, value, RECORDED)
+        storage.close()
+    storage = read_storage(sqlite_url)
+    results = [read_results(storage, name) for name in ("whole", "part")]
+    storage.close()
+    (whole,), (part,) = (StudyTables(each).test_stored() for each in results)
+    assert not whole.is_exploratory
+    (finding,) = whole.findings
+    assert (finding.verdict, finding.outcome_verdict) == ("holds", "holds")
+    assert (part.findings, part.problem) == ([], "100 of 384 trials are finished")
+    html = "".join(render_html([build_section(each) for each in results]))
+    assert html.count(">Hypotheses</h2>") == 2
+    assert "pre-registered at 2026-11-26 17:00 UTC" in html
+    assert "(only layers 1)" in html
+    assert "No verdict: 100 of 384 trials are finished." in html
 
 
 def test_page_lists_verdicts_that_differ_between_studies(planned):
@@ -149,7 +316,7 @@ def test_page_lists_verdicts_that_differ_between_studies(planned):
         finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
     ]
     page = render_page(results, PUBLISHED)
-    assert "| | hypothesis | as-said, all | other, all |" in page
+    assert "| | hypothesis | as-said, mean loss | other, mean loss |" in page
     differing = page.partition("### Verdicts that differ")[2]
     assert "| 7 | The residual lowers the loss. | holds | does not hold |" in differing
     assert "forget gate" not in differing
@@ -168,8 +335,8 @@ def test_refinement_tests_only_what_its_variants_change(planned):
     second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
     both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
     once, twice = (
-        evaluate_hypotheses(results, PUBLISHED),
-        evaluate_hypotheses(dataclasses.replace(results, table=both), PUBLISHED),
+        [each for _, each in findings_of(results)],
+        [each for _, each in findings_of(dataclasses.replace(results, table=both))],
     )
     assert [each.effect.pairs for each in twice] == [each.effect.pairs for each in once]
     assert twice[0].effect.mean == pytest.approx(once[0].effect.mean - 0.1)
@@ -180,7 +347,7 @@ def test_baseline_cells_test_no_hypothesis(planned):
     switches = [name for name in GATED_PARAMS if name not in BASELINE_PARAMS]
     known = results.table.drop(columns=switches).assign(cell="gru")
     known = known.drop_duplicates(["layers", "state_size"])
-    assert evaluate_hypotheses(dataclasses.replace(results, table=known), PUBLISHED) == []
+    assert findings_of(dataclasses.replace(results, table=known)) == []
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned': expected"):
         render_page([dataclasses.replace(results, table=known)], PUBLISHED)
 
@@ -213,10 +380,10 @@ def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
 def test_verdict_is_undecided_with_few_pairs(sqlite_url):
     make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
     storage = read_storage(sqlite_url)
-    found = evaluate_hypotheses(read_results(storage, "made"), PUBLISHED)
-    assert {(each.number, each.subset) for each in found} == {
-        (7, "all"), (7, "below 2.0"), (9, "all"), (9, "below 2.0")}  # fmt: skip
-    assert {each.verdict for each in found} == {"undecided"}
+    found = findings_of(read_results(storage, "made"))
+    assert [number for number, _ in found] == [7, 9]
+    assert {each.verdict for _, each in found} == {"undecided"}
+    assert {each.outcome_verdict for _, each in found} == {"undecided"}
 
 
 def test_command_writes_the_page_and_prints_its_path(sqlite_url, tmp_path, run):
@@ -226,7 +393,7 @@ def test_command_writes_the_page_and_prints_its_path(sqlite_url, tmp_path, run):
     for margin in ("0.02", "0.5"):  # the second page replaces the first
         done = run(*command, "--margin", margin)
         assert (done.returncode, done.stdout) == (0, f"{page}\n")
-        assert f"- **Margin**: {margin} nats" in page.read_text()
+        assert f"| {margin} | the interval lies below −{margin} |" in page.read_text()
     assert "7 of 8 trials are complete" in page.read_text()
     assert "1 diverged" in page.read_text()
 
@@ -276,8 +443,8 @@ def test_hypotheses_are_read_from_a_file(sqlite_url, tmp_path, run):
     options = ("--storage", sqlite_url, "--hypotheses", str(file), "--output", str(page))
     done = run("-m", "reports.hypotheses", "made", *options)
     assert done.returncode == 0, done.stderr
-    assert "| 1 | C | c | the interval lies below 0 |" in page.read_text()
-    assert "| 1 | residual: on against off | all |" in page.read_text()
+    assert "| 1 | C | c | 0.02 | the interval lies below −0.02 |" in page.read_text()
+    assert "| 1 | residual: on against off | +0.4" in page.read_text()
     assert f"python -m reports.hypotheses made --hypotheses {file}" in page.read_text()
 
 
@@ -307,10 +474,11 @@ def test_hypothesis_about_an_unknown_parameter_is_not_testable(planned, tmp_path
     file.write_text(HYPOTHESIS + HYPOTHESIS.replace("residual", "residuals"))
     tested = read_hypotheses(file)
     results = finished(planned, AS_SAID)
-    found = evaluate_hypotheses(results, tested)
-    assert [(each.number, each.verdict) for each in found] == [(1, "holds"), (2, "not testable")]
+    first, second = evaluate_study(results, tested).tests.values()
+    assert [each.verdict for each in first.findings] == ["holds"]
+    assert (second.findings, second.is_unknown) == ([], True)
     page = render_page([results], tested)
-    assert "| 2 | no parameter 'residuals' | all |  |  | 0 |  | **not testable** |" in page
+    assert "| 2 | no parameter 'residuals' | | | 0 | | **not testable** | exploratory |" in page
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned'"):
         render_page([results], tested[1:])
 
@@ -320,7 +488,7 @@ def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, 
     file = tmp_path / "hypotheses.toml"
     file.write_text(HYPOTHESIS.replace("residual", "norm"))
     results = read_results(read_storage(sqlite_url), "union")
-    (found,) = evaluate_hypotheses(results, read_hypotheses(file))
+    ((_, found),) = findings_of(results, read_hypotheses(file))
     assert (found.contrast, found.effect.pairs, found.verdict) == (
         "norm: on against off",
         4,
@@ -361,8 +529,9 @@ def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, run):
 def test_verdicts_of_the_published_results(sqlite_url):
     load_published(published_file(), sqlite_url)
     results = read_results(read_storage(sqlite_url), "published", with_curves=())
-    everywhere, good = verdicts_of(results), verdicts_of(results, subset="below 1.9")
-    assert {number: everywhere[number] for number in (1, 2, 3, 7, 8, 9)} == {
-        1: "holds", 2: "does not hold", 3: "does not hold", 7: "holds", 8: "holds", 9: "holds"
+    on_mean, on_outcomes = verdicts_of(results), verdicts_of(results, "outcome_verdict")
+    assert {number: on_mean[number] for number in (2, 3, 7, 9)} == {
+        2: "does not hold", 3: "does not hold", 7: "holds", 9: "holds"
     }  # fmt: skip
-    assert {n for n, verdict in good.items() if verdict == "holds"} == {1, 2, 3, 5, 7, 8}
+    assert {n for n, verdict in on_outcomes.items() if verdict == "holds"} == {2, 3, 4, 7, 9}
+    assert on_outcomes[1] == "does not hold"

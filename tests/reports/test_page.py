@@ -175,12 +175,25 @@ def test_effects_are_filtered(browser, page_file):
         assert table.locator("tbody th").all_inner_texts() == ["residual", "layers 1 → 2"]
         assert table.locator("tbody tr").first.locator("td").nth(4).inner_text() == "1"
         chooser.locator(".plot.drawn").wait_for()
-        chooser.get_by_role("combobox", name="Loss").select_option("below 2.05 nats")
-        assert "with state size 8 and with a loss below 2.05 nats" in chooser.inner_text()
         chooser.get_by_role("combobox", name="State size").select_option("any")
-        chooser.get_by_role("combobox", name="Loss").select_option("any")
         assert table.inner_text() == whole
         chooser.locator(".plot.drawn").wait_for()
+
+
+def test_outcomes_below_the_threshold_are_filtered_by_parameter_and_never_by_loss(
+    browser, page_file
+):
+    with opened(browser, page_file) as page:
+        assert page.get_by_role("combobox", name="Loss").count() == 0
+        outcomes = page.locator(".chooser:has(.outcomes)")
+        assert outcomes.count() == 1  # the second study has no threshold
+        outcomes.scroll_into_view_if_needed()
+        row = outcomes.locator(".chosen tbody tr", has_text="layers")
+        assert row.locator("td").all_inner_texts() == ["1", "0", "3", "0", "0", "0.75"]
+        outcomes.locator(".plot.drawn").wait_for()
+        outcomes.get_by_role("combobox", name="State size").select_option("8")
+        assert row.locator("td").all_inner_texts()[:5] == ["0", "0", "2", "0", "0"]
+        outcomes.locator(".plot.drawn").wait_for()
 
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):

@@ -365,3 +365,82 @@ def test_study_stored_by_an_earlier_version_is_extended(sqlite_url, text):
     (config["space"],) = config["space"]
     joined.study.set_user_attr("config", config)
     assert join(sqlite_url, text, LONGER, extend=True).config.training.steps == 8
+
+
+# ------------------------------------------------------------------ hypotheses
+
+WIDER = "{claim='Wider.', rule='lowers', consecutive='state_size'}"
+NEWER = (
+    "{claim='New.', rule='lowers', contrasts=[{before={state_source='new'}, "
+    "after={state_source='both'}}]}"
+)
+STATED = [*FOUR, f"hypothesis=[{WIDER}]"]
+BOTH = [*FOUR, f"hypothesis=[{WIDER}, {NEWER}]"]
+OTHER = [*FOUR, f"hypothesis=[{NEWER}]"]
+
+
+def marks_of(joined):
+    records = read_study_record(joined.study).hypotheses
+    return {each.hypothesis.claim: each.mark.split(" 2", 1)[0] for each in records}
+
+
+def test_hypotheses_are_preregistered_when_the_study_is_created(sqlite_url, text):
+    joined = join(sqlite_url, text, STATED)
+    (record,) = read_study_record(joined.study).hypotheses
+    assert record.mark.startswith("pre-registered at 2")
+    assert (record.registered.planned, record.registered.report_threshold) == (4, 2.33)
+    assert record.hypothesis == joined.config.hypothesis[0]
+
+
+def test_new_hypothesis_is_refused_without_extend_and_marked_with_it(sqlite_url, text):
+    joined = join(sqlite_url, text, STATED)
+    finish(joined, 1)
+    held = joined.storage.claim(joined.study_id, "me")
+    before = dump(sqlite_url)
+    with pytest.raises(ConfigMismatchError, match=r"exists without hypothesis 2 \('New\.'\): use"):
+        join(sqlite_url, text, BOTH)
+    assert dump(sqlite_url) == before
+    extended = join(sqlite_url, text, BOTH, extend=True)  # while a worker holds a trial
+    assert (
+        "; changed hypothesis from a list of 1 to a list of 2; hypothesis 'New.': added on 2"
+        in (f"; {extended.notice}")
+    )
+    first, second = read_study_record(extended.study).hypotheses
+    assert first.mark.startswith("pre-registered at ")
+    assert second.mark.endswith(", after 1 of 4 trials was finished")
+    assert (second.registered.started, extended.config.hypothesis) == (
+        2, [each.hypothesis for each in (first, second)],
+    )  # fmt: skip
+    assert joined.storage.get_trial(held).state is TrialState.RUNNING
+    # A worker from before joins, and is told so.
+    assert "keeps its hypothesis = a list of 2: --extend changes it" in (
+        join(sqlite_url, text, STATED).notice
+    )
+
+
+def test_removed_hypothesis_stays_as_withdrawn(sqlite_url, text):
+    join(sqlite_url, text, STATED)
+    changed = join(sqlite_url, text, OTHER, extend=True)
+    assert marks_of(changed) == {"Wider.": "pre-registered at", "New.": "pre-registered at"}
+    first, second = read_study_record(changed.study).hypotheses
+    assert "; withdrawn on 2" in first.mark
+    assert second.withdrawn is None
+    assert [each.claim for each in changed.config.hypothesis] == ["New."]
+
+
+def test_hypothesis_is_not_preregistered_once_a_trial_was_started(sqlite_url, text):
+    """Also if the trial has been requeued, or waits to be trained for more steps."""
+    joined = join(sqlite_url, text, STATED)
+    trial_id = joined.storage.claim(joined.study_id, "me")
+    joined.storage.report(trial_id, "me", {2: 1.5})
+    joined.storage.requeue(trial_id, "me", Failure.INTERRUPTED)
+    extended = join(sqlite_url, text, BOTH, extend=True)
+    *_, second = read_study_record(extended.study).hypotheses
+    assert second.mark.endswith(", after 1 of 4 trials was started")
+    finish(joined, 4)
+    longer = [*OTHER, "training.steps=8"]
+    join(sqlite_url, text, [*BOTH, "training.steps=8"], extend=True)
+    extended = join(sqlite_url, text, [*longer[:-2], f"hypothesis=[{NEWER[:-1]}, margin=0.3}}]",
+                                       "training.steps=8"], extend=True)  # fmt: skip
+    *_, third = read_study_record(extended.study).hypotheses
+    assert third.mark.endswith(", after 4 of 4 trials were finished")

@@ -1,0 +1,121 @@
+"""Outcomes of matched pairs over all trials, and over each subset that a reader may choose."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, WORSENS, Chart
+from reports.charts.filtered_effects import SubsetFilter, describe_subset, list_subsets
+from reports.data.results import Results
+from reports.formatting import loss_unit
+from reports.stats.effects import FactorialTable
+from reports.stats.outcome_table import ContrastOutcomes, build_outcome_table, compute_outcomes
+
+# Rescued and ruined pairs decide; the others frame them and stay pale.
+_SEGMENTS = (
+    ("both_good", "both below", "rgba(47, 127, 209, 0.3)", ""),
+    ("rescued", "rescued", IMPROVES, ""),
+    ("ruined", "ruined", WORSENS, "/"),
+    ("both_bad", "neither below", "rgba(138, 144, 153, 0.45)", ""),
+    ("unknown", "unknown", "rgba(138, 144, 153, 0.15)", "."),
+)
+"""Attribute, name, color and pattern of each part of a bar."""
+
+
+@dataclass(frozen=True)
+class OutcomeSubset:
+    """Outcomes of the contrasts within a subset of the trials.
+
+    Attributes:
+        key: keys of the chosen options, joined by ``/``.
+        label: name of the subset.
+        outcomes: outcomes of the contrasts with a pair.
+        chart: chart of the outcomes; None without any.
+    """
+
+    key: str
+    label: str
+    outcomes: list[ContrastOutcomes]
+    chart: Chart | None
+
+    @property
+    def unknown_count(self) -> int:
+        """Number of pairs without two outcomes, over all contrasts."""
+        return sum(each.unknown for each in self.outcomes)
+
+
+def compute_outcome_subsets(
+    results: Results, filters: list[SubsetFilter]
+) -> Iterator[OutcomeSubset]:
+    """Yield the outcomes within each subset that the filters can select, all trials first.
+
+    A study without a ``report_threshold`` has none.
+    """
+    threshold = results.config.report_threshold
+    if threshold is None:
+        return
+    tables: dict[tuple[Any, ...], FactorialTable] = {}
+    for key, fixed in list_subsets(filters):
+        nuisance = {name: value for name, value in fixed.items() if name in results.nuisance}
+        judged = {name: value for name, value in fixed.items() if name not in nuisance}
+        place = tuple(nuisance.items())
+        if place not in tables:
+            tables[place] = build_outcome_table(results, threshold, nuisance)
+        outcomes = compute_outcomes(tables[place].subset(judged))
+        label, _ = describe_subset(results, fixed)
+        chart = None
+        if outcomes:
+            chart = Chart(
+                f"Pairs below {threshold} {loss_unit(results.config)} ({label})",
+                plot_outcomes(outcomes),
+                describe_counts(outcomes),
+            )
+        yield OutcomeSubset(key, label, outcomes, chart)
+
+
+def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
+    """Plot the pairs of each contrast as a stacked bar, one part for each outcome."""
+    rows = list(reversed(outcomes))  # Plotly's first row is at the bottom
+    figure = go.Figure()
+    for attribute, name, color, pattern in _SEGMENTS:
+        counts = [getattr(each, attribute) for each in rows]
+        if attribute == "unknown" and not any(counts):
+            continue
+        figure.add_trace(
+            go.Bar(
+                x=counts,
+                y=[each.contrast.label for each in rows],
+                name=name,
+                orientation="h",
+                marker={
+                    "color": color,
+                    "line": {"color": NEUTRAL, "width": 0.5},
+                    "pattern": {"shape": pattern, "solidity": 0.25},
+                },
+                text=[f"{count:,}" if count else "" for count in counts],
+                textposition="inside",
+                insidetextanchor="middle",
+                customdata=[each.counts for each in rows],
+                hovertemplate=f"%{{customdata}}<br>{name}: %{{x:,}}<extra></extra>",
+            )
+        )
+    return figure.update_layout(
+        barmode="stack",
+        xaxis_title="pairs",
+        yaxis={"type": "category", "automargin": True},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        height=150 + ROW_HEIGHT * max(1, len(rows)),
+        bargap=0.25,
+    )
+
+
+def describe_counts(outcomes: Sequence[ContrastOutcomes]) -> str:
+    """List the outcomes of every contrast."""
+    parts = (
+        f"{each.counts}, {each.both_good:,} both below, {each.both_bad:,} neither below"
+        + (f", {each.unknown:,} unknown" if each.unknown else "")
+        for each in outcomes
+    )
+    return "; ".join(parts) + "."

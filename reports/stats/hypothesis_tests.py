@@ -1,0 +1,315 @@
+"""Tests of hypotheses on the matched pairs of a study.
+
+A hypothesis is tested by mean differences over matched pairs. So is the question which of two
+switches has the larger effect: in a two-by-two design the difference of their main effects is the
+difference between trials with the first switch alone and trials with the second alone (Box, Hunter
+& Hunter, *Statistics for Experimenters*, 2nd edition, chapter 5).
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
+
+from reports.data.results import Results
+from reports.formatting import format_param, format_value
+from reports.stats.contrast import Contrast
+from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
+from reports.stats.effects import FactorialTable
+from reports.stats.outcome_table import OutcomeTable, list_outcomes
+from reports.stats.paired_difference import PairedDifference
+from rnn.config import BASELINE_CELLS, ParamValue
+from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
+from studies.space import CELL, GATED_PARAMS, REPLICATE
+from studies.training import TRAINING_PARAMS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Estimates of one contrast and the verdicts on its hypothesis.
+
+    Attributes:
+        contrast: name of the contrast.
+        effect: mean difference of the loss, in nats.
+        verdict: verdict on the mean loss; None for a contrast that does not decide it.
+        outcomes: outcomes of the pairs; None in a study without a threshold.
+        outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it.
+    """
+
+    contrast: str
+    effect: PairedDifference
+    verdict: Verdict | None
+    outcomes: OutcomeTable | None
+    outcome_verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class HypothesisTest:
+    """A hypothesis and its test on one study.
+
+    Attributes:
+        hypothesis: the hypothesis, with its margin.
+        mark: when the study stored it; ``exploratory`` if it did not.
+        is_exploratory: whether it may have been chosen after looking at results.
+        findings: its contrasts, those shown as context first; empty if the study cannot test it or
+            is not finished.
+        problem: why there are no findings.
+        is_unknown: whether it names a parameter that no study of this kind has.
+    """
+
+    hypothesis: Hypothesis
+    mark: str
+    is_exploratory: bool
+    findings: list[Finding]
+    problem: str = ""
+    is_unknown: bool = False
+
+    @property
+    def rule(self) -> DecisionRule:
+        """The decision rule."""
+        return RULES[self.hypothesis.rule]
+
+    @property
+    def comparison(self) -> str:
+        """What is compared, for a reader."""
+        return self.hypothesis.comparison or describe_comparison(self.hypothesis)
+
+    @property
+    def region(self) -> str:
+        """The region of the grid, for a reader; "" for the whole grid."""
+        return describe_region(self.hypothesis.region)
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """Values and outcomes of a study's architectures, computed when a test needs them.
+
+    Replicates count as one trial with their mean value, good if all of them are. Each architecture
+    is judged at its best values of the nuisance parameters.
+    """
+
+    results: Results
+
+    @cached_property
+    def values(self) -> FactorialTable:
+        """Values of the architectures."""
+        results, parameters = self.results, self.results.judged_parameters
+        groups = results.judge().groupby(parameters, dropna=False)
+        means = groups["value"].agg(value="mean", runs="count").reset_index()
+        runs = results.complete if results.has_replicates else results.replicates
+        is_grid = results.config.refinement is None
+        return FactorialTable.from_frame(means, parameters, runs, is_grid)
+
+    @cached_property
+    def outcomes(self) -> FactorialTable | None:
+        """Outcomes of the architectures; None without a threshold."""
+        results, parameters = self.results, self.results.judged_parameters
+        threshold = results.config.report_threshold
+        if threshold is None:
+            return None
+        rows = results.table.assign(value=list_outcomes(results.table, threshold))
+        worst = results.judge(rows).groupby(parameters, dropna=False)["value"].max()
+        return FactorialTable.from_frame(worst.reset_index(), parameters, is_grid=False)
+
+    def test_stored(self) -> list[HypothesisTest]:
+        """Test the hypotheses that the study stores; without findings while it is not finished."""
+        return [self._test_record(record) for record in self.results.hypotheses]
+
+    def test(self, hypothesis: Hypothesis) -> HypothesisTest:
+        """Test a hypothesis that is exploratory unless the study stores an equal one."""
+        for record in reversed(self.results.hypotheses):
+            if record.hypothesis == hypothesis:
+                return self._test_record(record)
+        return self._test(hypothesis, "exploratory", True)
+
+    def _test_record(self, record: HypothesisRecord) -> HypothesisTest:
+        config, mark = self.results.config, record.mark
+        changed = record.find_changes(config.report_threshold, config.nuisance)
+        if changed:
+            has = "have" if len(changed) > 1 else "has"
+            mark += f"; {' and '.join(changed)} {has} changed since"
+        is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
+        return self._test(record.hypothesis, mark, is_exploratory)
+
+    def _test(self, hypothesis: Hypothesis, mark: str, is_exploratory: bool) -> HypothesisTest:
+        findings: list[Finding] = []
+        problem, counts, cells = "", self.results.counts, self.results.config.cells
+        options = [name for cell in cells.values() for name in cell.options]
+        known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
+        if unknown := [name for name in hypothesis.parameters if name not in known]:
+            problem = f"no parameter {', '.join(map(repr, unknown))}"
+        elif counts.finished < counts.planned:
+            problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
+        else:
+            findings = find(self, hypothesis)
+            problem = "" if findings else "no pair to compare"
+        return HypothesisTest(
+            hypothesis, mark, is_exploratory, findings, problem, is_unknown=bool(unknown)
+        )
+
+
+def list_contrasted(results: Results) -> set[str]:
+    """List the parameters that hypotheses about a study may contrast.
+
+    In a refinement these are the parameters that its variants change: its other differences are a
+    result of the selection of its source trials. Baseline cells test no hypothesis.
+    """
+    names, refinement = set(results.judged_parameters), results.config.refinement
+    if refinement is not None:
+        names &= set().union(*refinement.variants)
+    return set() if set(results.cells) <= set(BASELINE_CELLS) else names
+
+
+def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
+    """Estimate the contrasts of a hypothesis on a finished study, and decide.
+
+    Returns:
+        The context contrasts, then those that are tested; empty if no contrast has a pair.
+    """
+    contrasted, margin = list_contrasted(tables.results), hypothesis.with_margin().margin
+    assert margin is not None
+    fixed = _resolve_region(tables.results, hypothesis.region)
+    if fixed is None or not contrasted:
+        return []
+    table = tables.values.subset(fixed)
+    outcome_table = None if tables.outcomes is None else tables.outcomes.subset(fixed)
+
+    def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
+        for contrast in contrasts:
+            sides = contrast.before, contrast.after
+            effect, outcomes = table.compute_difference(*sides), None
+            if outcome_table is not None:
+                outcomes = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
+            has_pairs = effect.pairs or (outcomes is not None and outcomes.pairs)
+            if has_pairs and contrast.before.keys() <= contrasted:
+                yield Finding(name_contrast(contrast), effect, None, outcomes)
+
+    rule = RULES[hypothesis.rule]
+    tested = [
+        replace(
+            each,
+            verdict=rule.decide_mean(each.effect, margin),
+            outcome_verdict=rule.decide_outcome(each.outcomes) if each.outcomes else None,
+        )
+        for each in estimate(list_contrasts(hypothesis, table))
+    ]
+    if hypothesis.conjunction:
+        tested = _keep_least_favorable(tested)
+    return [*estimate(hypothesis.context), *tested] if tested else []
+
+
+def _resolve_region(results: Results, region: Region) -> dict[str, list[ParamValue]] | None:
+    """Return the values of the parameters that vary; None if no trial is in the region."""
+    fixed = {}
+    for name, value in region.items():
+        values = value if isinstance(value, list) else [value]
+        if name in results.judged_parameters:
+            fixed[name] = values
+        elif name in results.table:
+            if not results.table[name].isin(values).all():
+                return None
+        elif getattr(results.config.training, name, None) not in values:
+            return None
+    return fixed
+
+
+def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[SettingContrast]:
+    """Yield the contrasts of a hypothesis that a table can test."""
+    yield from hypothesis.contrasts
+    if larger := hypothesis.larger_than:
+        before, after = larger.contrast.before, larger.contrast.after
+        for switch in larger.switches:
+            # The switch alone against the contrast alone, each set to what lowers the loss.
+            is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
+            yield SettingContrast(
+                label=f"{name_contrast(larger.contrast)} against "
+                f"{'' if is_better_on else 'no '}{format_param(switch)}",
+                before={**before, switch: is_better_on},
+                after={**after, switch: not is_better_on},
+            )
+    if name := hypothesis.consecutive:
+        for less, more in itertools.pairwise(table.axes.get(name, ())):
+            yield SettingContrast(before={name: less}, after={name: more})
+
+
+def name_contrast(contrast: SettingContrast) -> str:
+    """Return the label of a contrast, or else the changes of its parameters."""
+    changes = (
+        Contrast(name, before, contrast.after[name]).description
+        for name, before in contrast.before.items()
+    )
+    return contrast.label or ", ".join(changes)
+
+
+def describe_comparison(hypothesis: Hypothesis) -> str:
+    """Describe what a hypothesis compares."""
+    parts = list(map(name_contrast, hypothesis.contrasts))
+    if name := hypothesis.consecutive:
+        parts.append(f"each {format_param(name)} against the next smaller one")
+    if larger := hypothesis.larger_than:
+        switches = ", ".join(map(format_param, larger.switches))
+        parts.append(f"{name_contrast(larger.contrast)} against each of {switches}")
+    return "; ".join(parts)
+
+
+def describe_region(region: Region) -> str:
+    """Describe a region of the grid: ``state size 256``, ``layers 2 or 3``; "" for all of it."""
+    return ", ".join(
+        f"{format_param(name)} "
+        + " or ".join(map(format_value, value if isinstance(value, list) else [value]))
+        for name, value in region.items()
+    )
+
+
+def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
+    """Return one row per contrast of each hypothesis, or one without values if there are none."""
+    columns = [
+        "claim", "status", "exploratory", "contrast", "region", "margin", "effect", "low", "high",
+        "pairs", "verdict", "rescued", "ruined", "outcome_verdict",
+    ]  # fmt: skip
+    rows: list[dict[str, object]] = []
+    for test in tests:
+        stated = {
+            "claim": test.hypothesis.claim,
+            "status": test.mark,
+            "exploratory": test.is_exploratory,
+            "region": test.region,
+            "margin": test.hypothesis.margin,
+        }
+        rows += [] if test.findings else [stated]
+        for finding in test.findings:
+            effect, outcomes = finding.effect, finding.outcomes
+            counts = {"rescued": outcomes.rescued, "ruined": outcomes.ruined} if outcomes else {}
+            rows.append(
+                stated
+                | {name: getattr(effect, name) for name in ("low", "high", "pairs")}
+                | {"contrast": finding.contrast, "effect": effect.mean, **counts}
+                | {"verdict": finding.verdict, "outcome_verdict": finding.outcome_verdict}
+            )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _keep_least_favorable(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the finding that decides on the mean, and that which decides on the outcomes."""
+    decides_mean = max(
+        findings, key=lambda each: (_rank(each.verdict), each.effect.high), default=None
+    )
+    if decides_mean is None:
+        return []
+    decides_outcome = max(
+        findings,
+        key=lambda each: (
+            _rank(each.outcome_verdict),
+            -each.outcomes.gain if each.outcomes else -math.inf,
+        ),
+    )
+    if decides_outcome is decides_mean:
+        return [decides_mean]
+    return [replace(decides_mean, outcome_verdict=None), replace(decides_outcome, verdict=None)]
+
+
+def _rank(verdict: Verdict | None) -> int:
+    return -1 if verdict is None else LEAST_FAVORABLE_LAST.index(verdict)

@@ -1,0 +1,233 @@
+"""Which changes bring networks below a loss: the four outcomes of matched pairs.
+
+A network is good if its loss is below a threshold, and bad otherwise, also if it diverged. A change
+rescues a pair that is bad before it and good after it, and ruins one that is good before and bad
+after. To select the good networks and compare those would leave out just these pairs: it selects
+by the outcome (Elwert & Winship, *Endogenous Selection Bias*, 2014). So no pair is left out here
+but for those in which a trial has no outcome yet, and regions are chosen by parameters.
+
+If a change had no effect, a pair with two outcomes would be rescued or ruined with equal
+probability: an exact sign test (McNemar, *Note on the Sampling Error of the Difference between
+Correlated Proportions*, 1947). The share of pairs that a change rescues, less that which it ruins,
+has the interval of two exact ones (Clopper & Pearson, *The Use of Confidence or Fiducial Limits*,
+1934), each at half the error. It covers training every network again, and is too wide for it,
+because most networks would end on the same side.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from optuna.trial import TrialState
+from scipy.stats import binomtest
+
+from reports.data.results import Results
+from reports.data.trial_table import DIVERGED
+from reports.formatting import format_count
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
+from reports.stats.paired_difference import CONFIDENCE
+
+GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
+"""Outcomes as values of a table. The least of several is that of an architecture at its best: good
+if one trial is, and unknown if none is but one may yet be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeTable:
+    """Outcomes of the matched pairs of a change.
+
+    Attributes:
+        both_good: number of pairs whose trials are both below the threshold.
+        rescued: number of pairs of which only the second trial is.
+        ruined: number of pairs of which only the first trial is.
+        both_bad: number of pairs of which neither is.
+        unknown: number of pairs with a trial that has no outcome: it was pruned, failed, or is not
+            finished.
+    """
+
+    both_good: int
+    rescued: int
+    ruined: int
+    both_bad: int
+    unknown: int
+
+    @classmethod
+    def from_outcomes(
+        cls, before: NDArray[np.float64], after: NDArray[np.float64], **attributes: Any
+    ) -> Self:
+        """Count the outcomes of some pairs.
+
+        Args:
+            before: (pairs,), outcome of the first trial of each pair.
+            after: (pairs,), outcome of the second trial.
+            attributes: other attributes, of a subclass.
+        """
+        return cls(
+            both_good=int(((before == GOOD) & (after == GOOD)).sum()),
+            rescued=int(((before == BAD) & (after == GOOD)).sum()),
+            ruined=int(((before == GOOD) & (after == BAD)).sum()),
+            both_bad=int(((before == BAD) & (after == BAD)).sum()),
+            unknown=int(((before == UNKNOWN) | (after == UNKNOWN)).sum()),
+            **attributes,
+        )
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs with two outcomes."""
+        return self.both_good + self.rescued + self.ruined + self.both_bad
+
+    @property
+    def gain(self) -> float:
+        """Share of the pairs that are rescued, less that of those ruined; NaN without pairs."""
+        return (self.rescued - self.ruined) / self.pairs if self.pairs else math.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the exact sign test; 1 if no pair is rescued or ruined."""
+        decided = self.rescued + self.ruined
+        return float(binomtest(self.rescued, decided).pvalue) if decided else 1.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the gain; NaN without pairs."""
+        if not self.pairs:
+            return math.nan, math.nan
+        rescued, ruined = (
+            binomtest(count, self.pairs).proportion_ci((1 + CONFIDENCE) / 2)
+            for count in (self.rescued, self.ruined)
+        )
+        return float(rescued.low - ruined.high), float(rescued.high - ruined.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastOutcomes(OutcomeTable):
+    """Outcomes of a contrast.
+
+    Attributes:
+        contrast: the change.
+        p_adjusted: p-value after Holm's correction for all contrasts of its table.
+    """
+
+    contrast: Contrast
+    p_adjusted: float = 1.0
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the numbers of rescued and ruined pairs differ, corrected for all contrasts."""
+        return self.p_adjusted < 1 - CONFIDENCE
+
+    @property
+    def counts(self) -> str:
+        """Numbers of rescued and of ruined pairs, for a reader."""
+        return (
+            f"{self.contrast.label} ({self.rescued:,} rescued, {self.ruined:,} ruined of "
+            f"{format_count(self.pairs, 'pair')})"
+        )
+
+
+def list_outcomes(table: pd.DataFrame, threshold: float) -> "pd.Series[float]":
+    """List the outcome of each row of a trial table."""
+    is_complete = table["state"] == TrialState.COMPLETE.name
+    is_good = is_complete & (table["value"] < threshold)
+    is_bad = (is_complete & ~is_good) | (table["state"] == DIVERGED)
+    outcomes = np.select([is_good, is_bad], [GOOD, BAD], UNKNOWN)
+    return pd.Series(outcomes, index=table.index, dtype=float)
+
+
+def build_outcome_table(
+    results: Results, threshold: float, fixed: Mapping[str, Any] | None = None
+) -> FactorialTable:
+    """Arrange the outcomes of the architectures, each at its best.
+
+    Args:
+        results: results of the study; without nuisance parameters, each trial is judged.
+        threshold: loss below which a network is good.
+        fixed: values of nuisance parameters that the trials have.
+    """
+    rows = results.table.assign(value=list_outcomes(results.table, threshold))
+    for name, value in (fixed or {}).items():
+        rows = rows[(rows[name] == value).fillna(False).astype(bool)]
+    # Outcomes have no noise to estimate, as those of a grid would.
+    return FactorialTable.from_frame(results.judge(rows), results.judged_axes, is_grid=False)
+
+
+def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
+    """Count the outcomes of each contrast that has a pair.
+
+    Args:
+        table: outcomes of the trials.
+    """
+    from statsmodels.stats.multitest import multipletests  # slow to import
+
+    found = [
+        ContrastOutcomes.from_outcomes(*table.match_contrast(contrast), contrast=contrast)
+        for contrast in table.list_contrasts()
+    ]
+    found = [each for each in found if each.pairs]
+    if not found:
+        return []
+    adjusted = multipletests([each.p for each in found], method="holm")[1]
+    return [replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
+
+
+def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, unit: str) -> str:
+    """Say in a sentence which changes bring networks below the threshold; "" without one.
+
+    Args:
+        outcomes: outcomes of the contrasts over the whole grid.
+        results: results of the study.
+        unit: unit of the threshold.
+    """
+    threshold = results.config.report_threshold
+    if threshold is None:
+        return ""
+    found = list_outcomes(results.table, threshold)
+    known = format_count(int((found != UNKNOWN).sum()), "network")
+    sentence = f"{int((found == GOOD).sum()):,} of {known} are below {threshold} {unit}"
+    significant = [each for each in outcomes if each.is_significant]
+    rescuing, ruining = (
+        ", ".join(
+            each.counts
+            for each in sorted(significant, key=lambda each: -abs(each.gain))
+            if (each.gain > 0) == is_rescuing
+        )
+        for is_rescuing in (True, False)
+    )
+    parts = [
+        f"{amount} with {counts}"
+        for amount, counts in (("more", rescuing), ("fewer", ruining))
+        if counts
+    ]
+    if parts:
+        return f"{sentence}, significantly {'; '.join(parts)}."
+    return f"{sentence}; no change makes a significant difference." if outcomes else f"{sentence}."
+
+
+def to_frame(outcomes: Sequence[ContrastOutcomes]) -> pd.DataFrame:
+    """Return one row per contrast: its values, the counts of its pairs and the sign test."""
+    columns = [
+        "parameter", "before", "after", "both_good", "rescued", "ruined", "both_bad", "unknown",
+        "p", "p_adjusted", "significant",
+    ]  # fmt: skip
+    rows = [
+        (
+            each.contrast.parameter,
+            each.contrast.before,
+            each.contrast.after,
+            each.both_good,
+            each.rescued,
+            each.ruined,
+            each.both_bad,
+            each.unknown,
+            each.p,
+            each.p_adjusted,
+            each.is_significant,
+        )
+        for each in outcomes
+    ]
+    return pd.DataFrame(rows, columns=columns)

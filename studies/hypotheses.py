@@ -1,0 +1,290 @@
+"""Hypotheses of a study: claims about its parameters, stated before its first trial.
+
+A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds. A study stores
+its hypotheses with the time and with what was known then, so that a reader can tell a prediction
+from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rnn.config import ParamValue
+from studies.space import contains_exact
+from studies.strict_model import StrictModel
+from studies.text import shorten
+
+DEFAULT_MARGIN = 0.02
+"""Nats that count as no difference: about the spread between runs of one architecture."""
+
+Region = dict[str, ParamValue | Annotated[list[ParamValue], Field(min_length=1)]]
+"""Value, or values, of each parameter that a region of the grid is restricted to."""
+
+Values = Mapping[str, Sequence[ParamValue]]
+"""Each parameter's values in a grid."""
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class SettingContrast(StrictModel):
+    """Two settings of the same parameters, compared with all others being equal.
+
+    Attributes:
+        label: short name; derived from the settings if it is empty.
+        before: value of each parameter in the first trial of a pair.
+        after: values in the second trial.
+    """
+
+    label: str = ""
+    before: dict[str, ParamValue] = Field(min_length=1)
+    after: dict[str, ParamValue]
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        if self.before.keys() != self.after.keys():
+            raise ValueError("expected the same parameters before and after")
+        if self.before == self.after:
+            raise ValueError("expected different values before and after")
+        return self
+
+
+class LargerThan(StrictModel):
+    """Comparison of one contrast's effect with the effects of some switches.
+
+    Attributes:
+        contrast: the contrast.
+        switches: boolean parameters. Each is compared at the value that lowers the loss.
+    """
+
+    contrast: SettingContrast
+    switches: list[str] = Field(min_length=1)
+
+
+class Hypothesis(StrictModel):
+    """A hypothesis and its test.
+
+    Attributes:
+        claim: the hypothesis, one sentence.
+        comparison: what is compared, for a reader; derived from the contrasts if it is empty.
+        rule: key of the decision rule in :data:`reports.stats.decision_rules.RULES`.
+        contrasts: contrasts that are tested.
+        consecutive: parameter of which each value is tested against the next smaller one.
+        larger_than: switches against which a contrast is tested.
+        conjunction: whether the claim is about all contrasts at once, so that the least favorable
+            one decides. Otherwise each contrast gets a verdict.
+        context: contrasts that are estimated without a verdict.
+        region: parameter values that both trials of a pair must have; {} for the whole grid.
+        margin: nats that count as no difference; None for :data:`DEFAULT_MARGIN`.
+    """
+
+    claim: str = Field(min_length=1)
+    comparison: str = ""
+    rule: Literal["lowers", "does-not-lower", "makes-no-difference"]
+    contrasts: list[SettingContrast] = Field(default_factory=list)
+    consecutive: str | None = None
+    larger_than: LargerThan | None = None
+    conjunction: bool = False
+    context: list[SettingContrast] = Field(default_factory=list)
+    region: Region = Field(default_factory=dict)
+    margin: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_test(self) -> Self:
+        if not (self.contrasts or self.consecutive or self.larger_than):
+            raise ValueError("expected contrasts, consecutive or larger_than")
+        if self.rule == "makes-no-difference" and self.margin == 0:
+            raise ValueError('margin is 0.0: expected more for the rule "makes-no-difference"')
+        for name in self.contrasted:
+            if name in self.region:
+                raise ValueError(
+                    f"region names {name!r}, which a contrast changes: expected other parameters"
+                )
+        return self
+
+    @property
+    def contrasted(self) -> list[str]:
+        """Names of all parameters that its contrasts change."""
+        names = [name for contrast in self._stated for name in contrast.before]
+        names += self.larger_than.switches if self.larger_than else []
+        return list(dict.fromkeys(names + ([self.consecutive] if self.consecutive else [])))
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of all parameters that it names."""
+        return [*self.contrasted, *self.region]
+
+    @property
+    def settings(self) -> Iterator[tuple[str, ParamValue]]:
+        """Each parameter with each value that it names."""
+        for contrast in self._stated:
+            yield from contrast.before.items()
+            yield from contrast.after.items()
+        for name, value in self.region.items():
+            yield from ((name, each) for each in (value if isinstance(value, list) else [value]))
+
+    @property
+    def _stated(self) -> list[SettingContrast]:
+        larger = self.larger_than
+        return [*self.contrasts, *self.context, *([larger.contrast] if larger else [])]
+
+    def with_margin(self, margin: float = DEFAULT_MARGIN) -> Self:
+        """Return it with a margin of its own: the given one unless it has one."""
+        return self if self.margin is not None else self.model_copy(update={"margin": margin})
+
+
+class Registration(BaseModel):
+    """What a study was when it stored hypotheses.
+
+    Attributes:
+        time: the time, UTC.
+        started: number of trials that had been started.
+        finished: number of trials that had been finished.
+        planned: number of all trials.
+        report_threshold: the study's ``report_threshold``.
+        nuisance: its nuisance parameters.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    time: datetime
+    started: _Count = 0
+    finished: _Count = 0
+    planned: _Count
+    report_threshold: float | None = None
+    nuisance: list[str] = []
+
+
+class HypothesisRecord(BaseModel):
+    """A hypothesis as a study stores it.
+
+    Attributes:
+        hypothesis: the hypothesis, with its margin.
+        registered: what the study was when it stored the hypothesis.
+        withdrawn: time at which the study's file no longer stated it, UTC; None if it does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    hypothesis: Hypothesis
+    registered: Registration
+    withdrawn: datetime | None = None
+
+    @property
+    def is_preregistered(self) -> bool:
+        """Whether it was stored before the study's first trial was started."""
+        return self.registered.started == 0
+
+    @property
+    def mark(self) -> str:
+        """When it was stored, for a reader: ``pre-registered at 2026-11-26 17:00 UTC``."""
+        then = self.registered
+        mark = f"pre-registered at {_format_time(then.time)}"
+        if not self.is_preregistered:
+            count, verb = (
+                (then.finished, "finished") if then.finished else (then.started, "started")
+            )
+            mark = (
+                f"added on {_format_time(then.time)}, after {count:,} of {then.planned:,} trials "
+                f"{'was' if count == 1 else 'were'} {verb}"
+            )
+        return f"{mark}; withdrawn on {_format_time(self.withdrawn)}" if self.withdrawn else mark
+
+    def find_changes(self, report_threshold: float | None, nuisance: Sequence[str]) -> list[str]:
+        """List the settings that its test depends on and that have other values now."""
+        now = {"report_threshold": report_threshold, "nuisance": list(nuisance)}
+        return [name for name, value in now.items() if getattr(self.registered, name) != value]
+
+
+def update_records(
+    records: Sequence[HypothesisRecord], hypotheses: Sequence[Hypothesis], now: Registration
+) -> list[HypothesisRecord]:
+    """Return the records of a study whose file now states the given hypotheses.
+
+    A hypothesis that is stated again keeps its record. One that no longer is stays, as withdrawn.
+    """
+    kept = [
+        each
+        if each.withdrawn or each.hypothesis in hypotheses
+        else each.model_copy(update={"withdrawn": now.time})
+        for each in records
+    ]
+    added = [each for each in hypotheses if each not in list_stated(records)]
+    return kept + [HypothesisRecord(hypothesis=each, registered=now) for each in added]
+
+
+def list_stated(records: Sequence[HypothesisRecord]) -> list[Hypothesis]:
+    """List the hypotheses of records that are not withdrawn."""
+    return [each.hypothesis for each in records if each.withdrawn is None]
+
+
+def check_hypotheses(
+    hypotheses: Sequence[Hypothesis], values: Values, nuisance: Sequence[str]
+) -> None:
+    """Check that a grid can test hypotheses.
+
+    Args:
+        hypotheses: the hypotheses.
+        values: values of each parameter in the grid.
+        nuisance: parameters over which architectures are judged, which cannot be contrasted.
+
+    Raises:
+        ValueError: if it cannot test one of them, or one occurs twice.
+    """
+    judged = [name for name in values if name not in nuisance]
+    for number, hypothesis in enumerate(hypotheses, 1):
+        subject = f"hypothesis {number}"
+        check_names(subject, hypothesis, judged, nuisance)
+        for name, value in hypothesis.settings:
+            if not contains_exact(values[name], value):
+                expected = ", ".join(map(repr, values[name]))
+                raise ValueError(
+                    f"{subject} has {name} = {shorten(repr(value))}, which the grid lacks: "
+                    f"expected one of {expected}; hypothesis = [] states none"
+                )
+        for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
+            if not all(contains_exact(values[name], value) for value in (False, True)):
+                raise ValueError(
+                    f"{subject} has larger_than.switches with {name!r}: expected switches that the "
+                    "grid has on and off"
+                )
+        name = hypothesis.consecutive or ""
+        if name and (len(values[name]) < 2 or isinstance(values[name][0], str)):
+            raise ValueError(
+                f"{subject} has consecutive = {name!r}: expected a parameter of which the grid has "
+                "several values in an order"
+            )
+    check_distinct(hypotheses)
+
+
+def check_names(
+    subject: str, hypothesis: Hypothesis, known: Sequence[str], nuisance: Sequence[str] = ()
+) -> None:
+    """Check that a hypothesis names known parameters only.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    for name in hypothesis.parameters:
+        if name not in known:
+            is_nuisance = ", a nuisance parameter" if name in nuisance else ""
+            raise ValueError(
+                f"{subject} names {name!r}{is_nuisance}: expected one of {', '.join(known)}"
+            )
+
+
+def check_distinct(hypotheses: Sequence[Hypothesis]) -> None:
+    """Check that no hypothesis occurs twice.
+
+    Raises:
+        ValueError: if one does.
+    """
+    for number, hypothesis in enumerate(hypotheses, 1):
+        first = hypotheses.index(hypothesis) + 1
+        if first < number:
+            raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
+
+
+def _format_time(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,174 @@
+"""The four outcomes of matched pairs: exact counts, their test, and simulations of its errors."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import make_runs, make_study, make_union
+from scipy.stats import binom
+
+from benchmarks.outcomes import simulate_rescue, simulate_sign_tests
+from reports.data.results import read_results
+from reports.page.sections import build_section
+from reports.stats.contrast import Contrast
+from reports.stats.effects import FactorialTable
+from reports.stats.outcome_table import (
+    BAD,
+    GOOD,
+    UNKNOWN,
+    OutcomeTable,
+    build_outcome_table,
+    compute_outcomes,
+    describe_outcomes,
+)
+from studies.config import StudyConfig
+from studies.storage.open import read_storage
+
+
+def counts_of(outcomes):
+    return {
+        (each.contrast.parameter, each.contrast.after): (
+            each.both_good, each.rescued, each.ruined, each.both_bad, each.unknown
+        )
+        for each in outcomes
+    }  # fmt: skip
+
+
+def read(url, name="made"):
+    storage = read_storage(url)
+    results = read_results(storage, name)
+    storage.close()
+    return results
+
+
+def test_counts_equal_a_calculation_by_hand(sqlite_url):
+    """Values 1.5 to 2.2 in the order of residual, layers, size; the trial of 1.8 diverged."""
+    make_study(sqlite_url)
+    outcomes = compute_outcomes(build_outcome_table(read(sqlite_url), 2.0))
+    assert counts_of(outcomes) == {
+        # Off: 1.5, 1.6, 1.7, diverged; on: 1.9, 2.0, 2.1, 2.2.
+        ("residual", True): (1, 0, 2, 1, 0),
+        ("layers", 2): (1, 0, 2, 1, 0),
+        ("state_size", 8): (1, 0, 2, 1, 0),
+    }
+
+
+def test_trial_without_an_outcome_makes_its_pair_unknown(sqlite_url):
+    make_study(sqlite_url, finished=6, diverged=None)  # 1.5 … 2.0, and two that wait
+    outcomes = compute_outcomes(build_outcome_table(read(sqlite_url), 2.05))
+    assert all(each.unknown >= 1 for each in outcomes)
+    assert all(each.pairs + each.unknown == 4 for each in outcomes)
+    assert all(each.ruined == each.rescued == each.both_bad == 0 for each in outcomes)
+
+
+@pytest.mark.parametrize("threshold", [1.6, 1.75, 1.9])
+def test_architecture_at_its_best_is_good_if_one_of_its_trials_is(sqlite_url, threshold):
+    make_union(sqlite_url, missing=[0, 7])
+    results = read(sqlite_url, "union")
+    table = build_outcome_table(results, threshold)
+    others = [name for name in results.all_parameters if name != "learning_rate"]
+    best = results.table.groupby(others, dropna=False)["value"].min()
+    assert (table.values == GOOD).sum() == (best < threshold).sum()
+    assert (table.values == BAD).sum() == (best >= threshold).sum()
+
+
+def test_best_of_several_trials_is_unknown_while_it_may_become_good():
+    rows = [
+        {"cell": cell, "residual": residual, "size": size, "value": value}
+        for (cell, residual, size), value in {
+            ("gated", False, 1): BAD, ("gated", True, 1): UNKNOWN, ("gru", None, 1): BAD,
+            ("gated", False, 2): BAD, ("gated", True, 2): GOOD, ("gru", None, 2): BAD,
+        }.items()
+    ]  # fmt: skip
+    table = FactorialTable.from_frame(pd.DataFrame(rows), ["cell", "residual", "size"])
+    (cells,) = (
+        each
+        for each in compute_outcomes(table)
+        if each.contrast == Contrast("cell", "gated", "gru")
+    )
+    assert (cells.unknown, cells.ruined, cells.pairs) == (1, 1, 1)
+
+
+def test_sign_test_and_interval_are_exact():
+    table = OutcomeTable(both_good=40, rescued=9, ruined=1, both_bad=50, unknown=3)
+    assert table.pairs == 100
+    assert table.gain == pytest.approx(0.08)
+    assert table.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
+    low, high = table.interval
+    # Each end is that of two one-sided intervals with an error of 1.25% each.
+    rescued_low = next(p for p in np.linspace(0, 1, 20001) if binom.sf(8, 100, p) >= 0.0125)
+    ruined_high = next(p for p in np.linspace(1, 0, 20001) if binom.cdf(1, 100, p) >= 0.0125)
+    assert low == pytest.approx(rescued_low - ruined_high, abs=2e-4)
+    assert low < table.gain < high
+    assert OutcomeTable(both_good=0, rescued=0, ruined=0, both_bad=9, unknown=0).p == 1
+
+
+def test_p_values_are_corrected_for_the_number_of_contrasts():
+    rows = [
+        {"a": a, "b": b, "c": c, "value": GOOD if a else BAD}
+        for a, b, c in itertools.product((False, True), range(3), range(3))
+    ]
+    table = FactorialTable.from_frame(pd.DataFrame(rows), ["a", "b", "c"])
+    first, *others = compute_outcomes(table)
+    assert (first.rescued, first.p) == (9, pytest.approx(2 / 2**9))
+    assert first.p_adjusted == pytest.approx(5 * first.p)
+    assert first.is_significant
+    assert [each.p_adjusted for each in others] == [1, 1, 1, 1]
+
+
+def test_summary_says_which_change_brings_networks_below_the_threshold(planned_rescue):
+    results = planned_rescue
+    outcomes = compute_outcomes(build_outcome_table(results, 2.0))
+    sentence = describe_outcomes(outcomes, results, "nats per byte")
+    assert sentence == (
+        "48 of 96 networks are below 2.0 nats per byte, significantly more with residual (48 "
+        "rescued, 0 ruined of 48 pairs)."
+    )
+
+
+@pytest.fixture
+def planned_rescue(sqlite_url):
+    """Results of 96 networks, of which those with the residual are below 2.0."""
+    config = {"space": {"layers": [1], "state_size": [4]}, "report_threshold": 2.0}
+    trials = StudyConfig.model_validate(config).grid.combinations()
+    runs = [(params, 1.5 if params["residual"] else 2.5, {}) for params in trials]
+    make_runs(sqlite_url, "rescue", config, runs)
+    return read(sqlite_url, "rescue")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_has_outcomes_only_with_a_threshold(sqlite_url):
+    make_study(sqlite_url)
+    make_study(sqlite_url, "without", report_threshold=None)
+    section, without = (build_section(read(sqlite_url, name)) for name in ("made", "without"))
+    assert [each.key for each in section.outcomes] == [each.key for each in section.effects]
+    assert "4 of 8 networks are below 2.0" in section.outcome_sentence
+    chart = section.outcomes[0].chart
+    assert "residual (0 rescued, 2 ruined of 4 pairs), 1 both below" in chart.alt_text
+    drawn = {trace.name: sum(trace.x) for trace in chart.figure.data}
+    assert drawn == {"both below": 3, "rescued": 0, "ruined": 6, "neither below": 3}
+    assert (without.outcomes, without.outcome_sentence) == ([], "")
+
+
+def test_false_alarms_of_the_sign_test_and_of_the_verdicts_are_rare():
+    """The nominal rate is 5%, in 300 studies of 48 pairs that differ by chance alone."""
+    rates = simulate_sign_tests(effect=0.0, studies=300, seed=1)
+    assert rates.significant <= binom.ppf(0.9999, 300, 0.05) / 300
+    assert rates.coverage >= binom.ppf(0.0001, 300, 0.95) / 300
+    assert rates.wrong <= binom.ppf(0.9999, 300, 0.05) / 300
+
+
+def test_sign_test_finds_a_change_that_rescues_a_third_of_the_networks():
+    rates = simulate_sign_tests(effect=0.35, studies=300, seed=1)
+    assert rates.significant >= 0.6
+    assert rates.coverage >= binom.ppf(0.0001, 300, 0.95) / 300
+
+
+def test_selection_by_the_outcome_turns_the_sign_where_the_table_does_not():
+    """A switch rescues networks, which then are the worst of those below the threshold."""
+    before, after = simulate_rescue(rescued=0.3, studies=200, seed=1)
+    assert before.wrong >= 0.8
+    assert before.right <= 0.05
+    assert after.wrong == 0
+    assert after.right >= 0.9

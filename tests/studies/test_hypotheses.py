@@ -1,0 +1,110 @@
+"""Hypotheses in study files: their mistakes, and the records that a study keeps of them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from studies.attributes import StudyRecord
+from studies.errors import ConfigError
+from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, Registration, update_records
+from studies.loader import load_settings
+
+SPACE = {"layers": [1, 2], "state_size": [8, 16], "input_gate": [False]}
+RESIDUAL = {"before": {"residual": False}, "after": {"residual": True}}
+INPUT_GATE = {"before": {"input_gate": False}, "after": {"input_gate": True}}
+NEW_STATE = {"before": {"state_source": "old"}, "after": {"state_source": "both"}}
+LOWERS = {"claim": "C", "rule": "lowers", "contrasts": [RESIDUAL]}
+
+
+def resolve(*hypotheses, **settings):
+    settings = {"space": SPACE, "hypothesis": list(hypotheses)} | settings
+    return load_settings("mine", settings).resolve()
+
+
+def test_hypothesis_has_the_default_margin_unless_it_states_one():
+    config = resolve(LOWERS, LOWERS | {"margin": 0.1, "region": {"state_size": [8, 16]}})
+    assert [each.margin for each in config.hypothesis] == [DEFAULT_MARGIN, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "raises"}, "hypothesis 1: rule is 'raises': input should be 'lowers', 'does-not"),
+        ({"contrast": []}, "hypothesis 1: unknown key contrast: expected one of claim, comparison"),
+        ({"claim": ""}, "hypothesis 1: claim is ''"),
+        ({"margin": -1.0}, "hypothesis 1: margin is -1.0: input should be greater than or equal"),
+        ({"contrasts": []}, "hypothesis 1: expected contrasts, consecutive or larger_than"),
+        ({"rule": "makes-no-difference", "margin": 0.0}, "hypothesis 1: margin is 0.0: expected"),
+        ({"contrasts": [{"before": {"layers": 1}, "after": {"residual": True}}]}, "same parameter"),
+        ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1}}]}, "different values"),
+        ({"region": {"residual": True}}, "region names 'residual', which a contrast changes"),
+        ({"region": {"state_size": []}}, "hypothesis 1: region.state_size is []"),
+        ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of input_gate, "),
+        ({"region": {"state_size": [8, 9]}}, "has state_size = 9, which the grid lacks: expected "),
+        ({"contrasts": [INPUT_GATE]}, "has input_gate = True, which the grid lacks: expected one "),
+        ({"contrasts": [{"before": {"residual": 0}, "after": {"residual": True}}]}, "residual = 0"),
+        ({"consecutive": "state_source"}, "consecutive = 'state_source': expected a parameter of"),
+        (
+            {"larger_than": {"contrast": NEW_STATE, "switches": ["input_gate"]}},
+            "has larger_than.switches with 'input_gate': expected switches that the grid has on",
+        ),
+    ],
+)
+def test_mistake_in_a_hypothesis_is_named_in_one_line(change, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve(LOWERS | change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hypothesis_is_stated_once_and_not_about_a_nuisance_parameter():
+    with pytest.raises(ConfigError, match="hypothesis 3 repeats hypothesis 1: expected each once"):
+        resolve(LOWERS, LOWERS | {"margin": 0.5}, LOWERS)
+    about = {"before": {"layers": 1}, "after": {"layers": 2}}
+    with pytest.raises(ConfigError, match="names 'layers', a nuisance parameter: expected one of"):
+        resolve(LOWERS | {"contrasts": [about]}, nuisance=["layers"])
+
+
+def test_derived_study_states_its_own_hypotheses_and_inherits_none():
+    source = resolve(LOWERS)
+    settings = {"refinement": {"source": "mine", "variants": [{}, {"layers": 3}]}}
+    wider = {"before": {"layers": 2}, "after": {"layers": 3}}
+    inherited = source.model_dump(mode="json")
+    derived = load_settings("derived", settings).resolve_over(inherited)
+    assert derived.hypothesis == []
+    stated = settings | {"hypothesis": [LOWERS | {"contrasts": [wider]}]}
+    derived = load_settings("derived", stated).resolve_over(inherited)
+    assert len(derived.hypothesis) == 1
+    stated["hypothesis"] = [LOWERS | {"region": {"depth": 2}}]
+    with pytest.raises(ConfigError, match="hypothesis 1 names 'depth': expected one of cell, "):
+        load_settings("derived", stated).resolve_over(inherited)
+
+
+def at(hour, **counts):
+    time = datetime(2026, 11, 26, tzinfo=UTC) + timedelta(hours=hour)
+    return Registration(time=time, planned=96, **counts)
+
+
+def test_records_keep_their_marks_when_hypotheses_are_added_withdrawn_and_stated_again():
+    first, second, third = (
+        Hypothesis.model_validate(LOWERS | {"claim": claim}).with_margin() for claim in "ABC"
+    )
+    records = update_records([], [first, second], at(17))
+    assert [each.mark for each in records] == 2 * ["pre-registered at 2026-11-26 17:00 UTC"]
+    records = update_records(records, [second, third], at(18, started=2))
+    assert [each.mark for each in records] == [
+        "pre-registered at 2026-11-26 17:00 UTC; withdrawn on 2026-11-26 18:00 UTC",
+        "pre-registered at 2026-11-26 17:00 UTC",
+        "added on 2026-11-26 18:00 UTC, after 2 of 96 trials were started",
+    ]
+    assert [each.is_preregistered for each in records] == [True, True, False]
+    later = update_records(records, [first, second, third], at(19, started=90, finished=90))
+    assert later[:3] == records
+    assert later[3].hypothesis == first
+    assert later[3].mark == "added on 2026-11-26 19:00 UTC, after 90 of 96 trials were finished"
+    config = resolve()
+    stored = StudyRecord.model_validate(
+        {"config": config, "corpus": {"name": "a", "sha256": "0", "length": 9, "split": (5, 7)},
+         "artifact_folder": "a", "hypotheses": [each.model_dump(mode="json") for each in later]}
+    )  # fmt: skip
+    assert stored.hypotheses == later
