@@ -22,7 +22,7 @@ from hooks import HANG_TIMEOUT
 from services import free_port
 
 import rnn_search
-from reports.stats.decision_rules import read_hypotheses
+from reports.hypotheses import read_hypotheses
 from search.cells import load_cells
 from studies.attributes import TrialRecord
 from studies.config import StudyConfig
