@@ -95,6 +95,8 @@ class RunNoise:
         squares = weights**2 / self.run_counts
         parts = np.bincount(self.regions, squares, len(self.variances)) * self.variances
         used = np.bincount(self.regions, squares, len(self.variances)) > 0
+        if not used.any():  # each trial occurs with both signs: the sum is always zero
+            used[:] = True
         variance = float(parts.sum())
         spread = float((parts[used] ** 2 / self.degrees[used]).sum())
         degrees = variance**2 / spread if spread > 0 else float(self.degrees[used].min())

@@ -388,7 +388,8 @@ def test_hypotheses_are_preregistered_when_the_study_is_created(sqlite_url, text
     joined = join(sqlite_url, text, STATED)
     (record,) = read_study_record(joined.study).hypotheses
     assert record.mark.startswith("pre-registered at 2")
-    assert (record.registered.planned, record.registered.report_threshold) == (4, 2.33)
+    threshold = joined.config.report_threshold
+    assert (record.registered.planned, record.registered.report_threshold) == (4, threshold)
     assert record.hypothesis == joined.config.hypothesis[0]
 
 
