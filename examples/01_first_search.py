@@ -1,11 +1,12 @@
 """Run a first search and see which design choices matter.
 
 Run this file as a script, ``python examples/01_first_search.py``, or cell by cell in an editor or
-a notebook that knows ``# %%``. It takes about half a minute on two cores.
+a notebook that knows ``# %%``. It takes about a minute on two cores.
 """
 
-# %% Train every combination of the switches, 96 networks. `quick` is a study file of the project;
-# a path such as "my-study.toml" works as well. Two worker processes share the trials.
+# %% Train every combination of the switches, 96 networks, each at three learning rates. `quick` is
+# a study file of the project; a path such as "my-study.toml" works as well. Two worker processes
+# share the trials.
 from rnn_search import load, run
 
 study = run(
@@ -18,9 +19,12 @@ study = run(
 # %% A row for each trial, the best first. Other columns have its parameters and all measurements.
 print(study.results[["label", "value"]].head())
 
-# %% The effect of each switch: trials that differ in it alone are compared in pairs. A negative
-# effect lowers the loss.
+# %% The effect of each switch: networks that differ in it alone, each at its best learning rate,
+# are compared in pairs. A negative effect lowers the loss.
 print(study.effects())
+
+# %% The networks that no smaller one beats, and the cheapest one that is not worse.
+print(study.pareto())
 
 # %% The same as a figure. A notebook displays it as the last expression of a cell.
 figure = study.effects().plot()
