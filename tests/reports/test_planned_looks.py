@@ -91,6 +91,22 @@ def test_only_undecided_architectures_and_rivals_of_the_best_continue():
     assert judgement.comparison.pairs["b", "a"].runs == 5
 
 
+def test_rival_of_the_best_continues_while_another_is_undecided():
+    """Bounds on the distance from the best must cover it, although it is as good already."""
+    noise = np.array([-1.0, 0.0, 1.0])
+    shapes = {"a": 0 * noise, "b": 0.001 * noise + 0.001, "c": 0.1 * noise[[1, 2, 0]] + 0.05}
+    losses = {name: {i: [1 + d] for i, d in enumerate(each)} for name, each in shapes.items()}
+    earlier = LookRecord(
+        runs=2,
+        level=0.01,
+        verdicts={0: "undecided", 2: "as good", 4: "undecided", 6: "worse"},
+        continued=[0, 2, 4],
+    )
+    _, look = take_look(losses, NAMES, [2, 3, 5], MARGIN, [earlier])
+    assert (look.verdicts[2], look.verdicts[4]) == ("as good", "undecided")
+    assert look.continued == [0, 2, 4]
+
+
 def test_runs_after_a_look_do_not_change_it():
     more = make_losses(9, a=1.0, b=1.01, c=1.02, d=3.0)
     few = {name: {run: runs[run] for run in (1, 2, 3)} for name, runs in more.items()}
