@@ -8,6 +8,7 @@ import optuna
 import torch
 
 from benchmarks import (
+    audited_pruning,
     cell_lockstep,
     claiming,
     core_sharing,
@@ -27,6 +28,7 @@ from benchmarks import (
 from search.worker.cpu_budget import cores
 
 BENCHMARKS = {
+    "audit": audited_pruning.measure,
     "training-step": training_step.measure,
     "stacks": training_step.stacks,
     "cell-lockstep": cell_lockstep.measure,

@@ -262,6 +262,7 @@ RESERVED_OPTION_NAMES = frozenset(
         *("steps_per_second", "seconds", "host", "worker", "device", "threads", "lockstep"),
         *("precision", "seed", "python", "torch", "code", "earlier_code", "earlier_torch"),
         *("failure", "error", "retries", "rung", "keep_probability", "predicted_value", "reason"),
+        *("predicted_scale", "audited"),
         "source_trials",
     }
 )

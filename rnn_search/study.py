@@ -148,20 +148,26 @@ class Study:
         Architectures are compared at their best values of the nuisance parameters; a warning says
         where many are best at the lowest or highest value tried. Each effect is also estimated
         within each value of the other parameters.
+        In a pruned study the effects
+        are estimated from the predictions and the audited trials; if they cannot be, the table is
+        empty and a warning says why.
 
         Raises:
             ReportError: if no trial is complete.
         """
         from reports.formatting import loss_unit
+        from reports.stats.audited_effects import compute_study_effects
         from reports.stats.conditional_effects import compute_conditional_effects
         from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
-        table = build_judged_table(results)
-        effects = table.compute_effects()
-        conditional = compute_conditional_effects(table, effects)
+        found = compute_study_effects(results)
+        conditional = []
+        if not results.is_pruned:
+            conditional = compute_conditional_effects(build_judged_table(results), found.effects)
         warnings = [edge.warning for edge in find_edges(results) if edge.is_prominent]
-        return Effects(effects, loss_unit(results.config), warnings, conditional)
+        warnings += [found.reason.rstrip(".")] if found.reason else []
+        return Effects(found.effects, loss_unit(results.config), warnings, conditional)
 
     def verdicts(self) -> "Verdicts":
         """Compare replicated architectures with the best one, whichever that is.

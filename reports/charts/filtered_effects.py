@@ -20,6 +20,7 @@ from reports.charts.effect_plots import (
 )
 from reports.data.results import Results
 from reports.formatting import effects_title, format_param, format_value, loss_unit
+from reports.stats.audited_effects import AuditedEffects
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
@@ -66,6 +67,8 @@ class EffectSubset:
         """What the intervals were estimated from, in one or two sentences."""
         sources = {effect.source for effect in self.effects}
         source = sources.pop() if len(sources) == 1 else NoiseSource.MIXED
+        if source is NoiseSource.AUDIT:
+            return "It does not contain the noise between runs."
         if source is NoiseSource.PAIRS:
             return (
                 "The noise between runs cannot be estimated from these trials, so the interval is "
@@ -197,6 +200,18 @@ def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: st
         "effects of this kind. Rows are those with the largest significant differences.",
         width=340,
     )
+
+
+def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSubset:
+    """Arrange the effects of a pruned study, which are estimated over all of its trials."""
+    chart = None
+    if found.effects:
+        chart = Chart(
+            f"{effects_title(results.is_gated)} (over all trials)",
+            plot_effects(found.effects, loss_unit(results.config)),
+            describe_effects(found.effects),
+        )
+    return EffectSubset("", "in total", False, len(results.table), found.effects, chart)
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:

@@ -21,6 +21,7 @@ from reports.dashboard.best_trial_files import artifact_id, build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit
+from reports.stats.audited_effects import compute_study_effects
 from reports.stats.conditional_effects import (
     RankedEffect,
     compute_conditional_effects,
@@ -94,9 +95,11 @@ class _Publisher:
         if counts.complete:
             results = read_results(self.storage, name, with_curves=(), with_windows=False)
             counts = results.counts
-            table = build_judged_table(results)
-            effects = table.compute_effects()
-            ranked = rank_effects(effects, compute_conditional_effects(table, effects))
+            effects = compute_study_effects(results).effects
+            conditional = []
+            if not results.is_pruned:
+                conditional = compute_conditional_effects(build_judged_table(results), effects)
+            ranked = rank_effects(effects, conditional)
             figure = _plot_effects(results, effects) if effects else None
             try:
                 files = self._write_files(results, record, attrs)

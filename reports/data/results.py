@@ -26,6 +26,7 @@ from reports.output import study_identity
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
+    AuditLook,
     CorpusRecord,
     LookRecord,
     TokenizerRecord,
@@ -36,7 +37,12 @@ from studies.loader import read_study_record
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.open import load_study
-from studies.storage.queries import read_curves, read_eval_windows, read_trials
+from studies.storage.queries import (
+    read_audit_looks,
+    read_curves,
+    read_eval_windows,
+    read_trials,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.training import (
     OPTIMIZER_PARAMS,
@@ -96,6 +102,7 @@ class Results:
         tokenizer: the tokenizer of the corpus.
         windows: bits per byte on each evaluation window, by trial number.
         hypotheses: the hypotheses that the study stores.
+        audit_looks: planned looks at the audited trials of a pruned study, by name.
         identity: identity of the study, :func:`reports.output.study_identity`.
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
@@ -112,6 +119,7 @@ class Results:
     tokenizer: TokenizerRecord = field(default_factory=TokenizerRecord)
     windows: dict[int, list[float]] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
+    audit_looks: dict[str, AuditLook] = field(default_factory=dict)
     identity: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
@@ -260,6 +268,12 @@ class Results:
         return refinement is not None and refinement.replicates > 1
 
     @property
+    def is_pruned(self) -> bool:
+        """Whether trials lack a value because the pruner has stopped them."""
+        counts = self.counts
+        return self.config.pruning.enabled and bool(counts.pruned or counts.paused)
+
+    @property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
@@ -315,6 +329,7 @@ def read_results(
         sources=read_source_trials(storage, config),
         tokenizer=record.tokenizer,
         hypotheses=record.hypotheses,
+        audit_looks=read_audit_looks(storage, study._study_id) if config.pruning.enabled else {},
         identity=study_identity(storage.engine.url, name, record.artifact_folder),
         looks=record.looks,
     )

@@ -54,6 +54,7 @@ _NUMERIC = (
     "rung",
     "keep_probability",
     "predicted_value",
+    "predicted_scale",
 )
 
 _RECORDED = [
@@ -216,6 +217,7 @@ def _make_row(
         "label": architecture + settings + replicate,
         "state": DIVERGED if has_failed or is_infinite else state,
         "value": trial.value,
+        "audited": trial.is_audited,
         **params,
         SOURCE_TRIALS: trial.attributes.get(SOURCE_TRIALS),
         "started": trial.started,

@@ -15,6 +15,7 @@ from reports.charts.filtered_effects import (
     SubsetFilter,
     chart_conditional_effects,
     chart_interactions,
+    compute_audited_subset,
     compute_effect_subset,
     compute_effect_subsets,
     list_filters,
@@ -33,6 +34,7 @@ from reports.charts.training_plots import list_color_schemes, plot_curves, plot_
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
+from reports.stats.audited_effects import AuditedEffects, estimate_audited_effects
 from reports.stats.baseline_references import (
     BaselineReference,
     describe_references,
@@ -51,6 +53,7 @@ from reports.stats.nuisance import NuisanceSummary, build_judged_table, summariz
 from reports.stats.outcome_table import describe_outcomes
 from reports.stats.pareto_front import CostSummary, summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
+from reports.stats.pruning_audit import PruningAudit, audit_pruning
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.refinement_effects import (
     VariantEffect,
@@ -76,6 +79,9 @@ class Section:
             empty without a threshold.
         nuisance: summary of the nuisance parameters; None without them.
         pruning: summary of pruning; None if it was not enabled.
+        audit: what the audited trials measure; None without them.
+        audited_effects: effects of a pruned study, which replace all others; None without pruned or
+            paused trials.
         early_effects: effects at the last step that all trials of a pruned study have reached.
         interactions: chart of the two-way interactions.
         curves: chart of the training curves.
@@ -107,6 +113,8 @@ class Section:
     outcomes: list[OutcomeSubset]
     nuisance: NuisanceSummary | None
     pruning: PruningSummary | None
+    audit: PruningAudit | None
+    audited_effects: AuditedEffects | None
     early_effects: EffectSubset | None
     interactions: Chart | None
     curves: Chart | None
@@ -190,9 +198,16 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         references: baseline cells to draw in its charts.
     """
     grid = build_judged_table(results)
-    filters = list_filters(results)
-    effects = list(compute_effect_subsets(results, filters))
-    conditional_effects = compute_conditional_effects(grid, effects[0].effects)
+    audited = estimate_audited_effects(results) if results.is_pruned else None
+    filters = list_filters(results) if audited is None else []
+    effects = (
+        [compute_audited_subset(results, audited)]
+        if audited is not None
+        else list(compute_effect_subsets(results, filters))
+    )
+    conditional_effects = (
+        compute_conditional_effects(grid, effects[0].effects) if audited is None else []
+    )
     complete = list(results.complete.index)
     source_comparison = compare_with_source(results)
     summary = summarize_study(results)
@@ -202,9 +217,11 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
     first = ("cell", BPTT_STEPS)
     cost_params = [name for name in first if name in varied] + ["layers", "state_size"]
     cost_params += [name for name in varied if name not in cost_params]
-    importances = compute_importances(results, complete, "all complete trials")
-    conditional = compute_conditional_importances(results)
-    blocks = compute_block_importances(results)
+    # Over the survivors of pruning, importances would mislead as effects would.
+    is_whole = audited is None
+    importances = compute_importances(results, complete, "all complete trials") if is_whole else []
+    conditional = compute_conditional_importances(results) if is_whole else []
+    blocks = compute_block_importances(results) if is_whole else []
     shown = {each.label for each in conditional}  # a cell's trials may be a full block as well
     return Section(
         results=results,
@@ -214,11 +231,13 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         effects=effects,
         conditional=conditional_effects,
         conditional_chart=chart_conditional_effects(conditional_effects, loss_unit(results.config)),
-        outcomes=list(compute_outcome_subsets(results, filters)),
-        nuisance=summarize_nuisance(results),
+        outcomes=list(compute_outcome_subsets(results, filters)) if is_whole else [],
+        nuisance=_summarize_nuisance(results),
         pruning=pruning,
+        audit=audit_pruning(results) if pruning else None,
+        audited_effects=audited,
         early_effects=_compute_early_effects(results, pruning) if pruning else None,
-        interactions=chart_interactions(grid),
+        interactions=chart_interactions(grid) if is_whole else None,
         curves=_chart_curves(results, references),
         summary=summary,
         replicates_chart=_chart_replicates(results, summary.entries, references)
@@ -251,6 +270,11 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         costs_and_losses=fronts,
         cost_charts=[chart_front(front, fronts) for front in fronts.fronts] if fronts else [],
     )
+
+
+def _summarize_nuisance(results: Results) -> NuisanceSummary | None:
+    summary = summarize_nuisance(results)
+    return replace(summary, effects=[]) if summary and results.is_pruned else summary
 
 
 def _compute_early_effects(results: Results, pruning: PruningSummary) -> EffectSubset | None:

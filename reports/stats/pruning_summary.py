@@ -24,8 +24,6 @@ class PruningSummary:
         step_share: share of the steps of all trials that was trained.
         rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
-        prediction_count: number of complete trials with a prediction from an earlier pause.
-        prediction_error: mean absolute error of these predictions, in nats.
         common_step: last step that all trials with a curve have reached, failed ones aside.
         missing_count: number of trials that have not reached that step.
         early_table: training losses at that step.
@@ -35,8 +33,6 @@ class PruningSummary:
     expected_share: float
     step_share: float
     rungs: pd.DataFrame
-    prediction_count: int
-    prediction_error: float
     common_step: int
     missing_count: int
     early_table: FactorialTable
@@ -51,8 +47,6 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialState.PRUNED.name]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
-    predicted = results.complete.dropna(subset=["predicted_value"])
-    errors = (predicted["predicted_value"] - predicted["value"]).abs()
     last_steps = results.curves.groupby("number")["step"].max()
     failed = table.index[table["state"].isin([DIVERGED, TrialState.FAIL.name])]
     reached = last_steps.drop(failed, errors="ignore")
@@ -66,8 +60,6 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
         expected_share=1 - float(pruned["keep_probability"].sum()) / kept if is_final else math.nan,
         step_share=trained_steps / (results.config.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
-        prediction_count=len(predicted),
-        prediction_error=float(errors.mean()) if len(errors) else math.nan,
         common_step=common_step,
         missing_count=len(table) - len(reached),
         early_table=build_table(results, results.judge(early_table)),

@@ -41,6 +41,7 @@ class NoiseSource(StrEnum):
     INTERACTIONS = "high-order interactions"
     MIXED = "replicates and high-order interactions"
     PAIRS = "differences between the pairs"
+    AUDIT = "audited trials"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def pruned(sqlite_url):
     return sqlite_url
 
 
-def test_summary_counts_pruned_trials_and_prediction_errors(pruned):
+def test_summary_counts_pruned_trials(pruned):
     results = read_results(read_storage(pruned), "made")
     counts = results.counts
     assert (counts.complete, counts.pruned) == (4, 3)
@@ -60,7 +60,6 @@ def test_summary_counts_pruned_trials_and_prediction_errors(pruned):
     assert math.isnan(found.expected_share), "a paused trial may still be among the best"
     assert found.step_share == pytest.approx((4 * 200 + 4 * 100) / (8 * 200))
     assert found.rungs.to_dict("records") == [{"step": 100, "trials": 3, "keep_probability": 0.06}]
-    assert (found.prediction_count, found.prediction_error) == (2, pytest.approx(0.05))
 
 
 def test_finished_study_has_an_expected_share_of_kept_trials(pruned, tmp_path):
@@ -112,11 +111,10 @@ def test_page_of_a_pruned_study_states_the_trials_behind_its_effects(pruned, tmp
     page = write_report(pruned, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", page)
     assert "The grid is being pruned.</strong>" in words
-    assert "The effects rest on the 4 complete trials of 8." in words
+    assert "No trial was audited, so no effect can be estimated." in words
     assert "Every trial was trained for at least 100 of 200 steps." in words
     assert "The best 2 of 8 trials are to be kept" in words
     assert "75% of the steps of all trials were trained." in words
-    assert "2 complete trials had a prediction while paused, with a mean absolute error" in words
     assert f'title="{REASON}">pruned' in words
     assert "1, 1 of them paused" in words
 

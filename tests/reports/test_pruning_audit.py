@@ -1,0 +1,249 @@
+"""What audited trials measure: recall, calibration, and effects in a pruned study."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import RECORDED, study_attributes
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from scipy import stats
+
+from reports.charts.filtered_effects import compute_audited_subset
+from reports.data.results import read_results
+from reports.errors import ReportError
+from reports.hypotheses import HYPOTHESES, read_hypotheses, render_page
+from reports.page.page import write_report
+from reports.stats.audited_effects import (
+    MIN_STOPPED,
+    estimate_audited_effects,
+    estimate_effect,
+)
+from reports.stats.effects import FactorialTable
+from reports.stats.pruning_audit import audit_pruning, bound_lost
+from rnn_search import load
+from studies.attributes import AUDIT_LOOKS, AuditLook
+from studies.config import StudyConfig
+from studies.space import GATED_PARAMS
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import open_storage, read_storage
+
+pytestmark = pytest.mark.usefixtures("without_optuna_figures")
+
+STEPS = 200
+REASON = "at step 100 of 200: predicted 2.000 ± 0.100"
+ERROR = -0.05
+"""Value minus prediction of each pruned trial."""
+
+
+def make_pruned(url, audited=range(10), finished=True, scale=0.1, **settings):
+    """Store 32 trials of which every other one is pruned, with predictions that are too high.
+
+    With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
+    residual are pruned, so that no pair of complete trials differs in it.
+    """
+    space = {"layers": [1, 2], "state_size": [4, 8], "state_source": ["new"]}
+    space |= {name: [False, True] for name in ("residual", "input_gate", "forget_gate")}
+    space |= {name: [False] for name in ("output_gate", "state_gate")}
+    config = StudyConfig.model_validate(
+        {"space": space, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
+        | settings
+    )
+    grid = list(config.grid.combinations())
+    storage = open_storage(url)
+    create_study(
+        storage,
+        "made",
+        "validation loss",
+        study_attributes(config),
+        {name: CategoricalDistribution(tuple(config.grid.values(name))) for name in GATED_PARAMS},
+        [PlannedTrial(params, {}, i in audited) for i, params in enumerate(grid)],
+    )
+    study_id = storage.get_study_id_from_name("made")
+    for i, params in enumerate(grid[: len(grid) if finished else -1]):
+        trial_id = storage.claim(study_id, "me/1")
+        value = 2 - 0.4 * params["residual"] - 0.2 * params["input_gate"] + i / 1000
+        found = RECORDED | {"seconds": 1.0, "parameter_count": 10, "worker": "w"}
+        is_pruned = not params["residual"]
+        if is_pruned:
+            found |= {"rung": 100, "keep_probability": 0.02, "predicted_scale": scale}
+            found |= {"predicted_value": value - ERROR, "reason": REASON}
+        curve = {50: value + 1, 100: value + 0.5}
+        if is_pruned and i not in audited:
+            storage.finish(trial_id, "me/1", TrialState.PRUNED, None, found, curve)
+        else:
+            curve |= {150: value, 200: value}
+            storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
+    storage.close()
+    return url
+
+
+EVEN = range(0, 32, 2)
+
+
+def results_of(url):
+    return read_results(read_storage(url), "made")
+
+
+@pytest.mark.parametrize(("pruned", "sample"), [(90, 10), (40, 19), (360, 17), (3, 2)])
+def test_bound_of_lost_trials_holds_with_its_confidence(pruned, sample):
+    """Exactly: over all samples, for every number of marked trials."""
+    bounds = [bound_lost(pruned, sample, found) for found in range(sample + 1)]
+    for marked in range(pruned + sample + 1):
+        found = np.arange(sample + 1)
+        chances = stats.hypergeom.pmf(found, pruned + sample, marked, sample)
+        covered = sum(
+            chance for chance, k in zip(chances, found, strict=True) if marked - k <= bounds[k]
+        )
+        assert covered >= 0.95 - 1e-9
+    # It is not trivial, and grows with the number found.
+    assert bounds[0] < pruned or sample < 3
+    assert bounds == sorted(bounds) or all(b <= pruned for b in bounds)
+
+
+def test_audit_measures_recall_and_the_predictions(sqlite_url):
+    found = audit_pruning(results_of(make_pruned(sqlite_url, audited=EVEN)))
+    assert found.trials == 16
+    assert found.stopped + found.pruned == 16
+    assert found.lost == 0
+    assert found.lost_high == bound_lost(found.pruned, found.stopped, 0)
+    assert (found.inside, found.is_alarm) == (found.stopped, False)
+    assert found.bias == pytest.approx(ERROR)
+    assert found.recall_low == pytest.approx(max(0, 1 - found.lost_high / found.top_count))
+
+
+def test_wrong_predictions_are_reported_as_such(sqlite_url, tmp_path):
+    url = make_pruned(sqlite_url, audited=EVEN, scale=0.01)
+    storage = open_storage(url)
+    study_id = storage.get_study_id_from_name("made")
+    look = AuditLook(complete=16, trials=8, inside=1, alarm=True)
+    storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
+    storage.close()
+    found = audit_pruning(results_of(url))
+    assert (found.inside, found.is_alarm, found.has_held_back) == (0, True, True)
+    page = write_report(url, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert "The predictions were not right: do not rely on what was pruned" in words
+    assert "so pruning was held back" in words
+
+
+def test_false_alarms_are_rarer_than_the_level():
+    """Of many studies with calibrated predictions, at most five in a hundred raise the alarm."""
+    from search.pruning.audit import LEVEL, Look
+
+    random = np.random.default_rng(0)
+    for size in (5, 9, 18, 20):
+        inside = (np.abs(random.standard_t(5, (4000, 2, size))) <= 2).sum(axis=2)
+        alarms = [any(Look(size, int(each)).is_alarm for each in looks) for looks in inside]
+        assert np.mean(alarms) <= LEVEL
+    # Where half of the trials fall outside, it is raised.
+    half = random.binomial(15, 0.45, 300)
+    assert np.mean([Look(15, int(each)).is_alarm for each in half]) > 0.9
+
+
+def make_table(seed):
+    """Return 192 trials: their parameters, their values, predictions, and which are pruned."""
+    random = np.random.default_rng(seed)
+    index = np.arange(192)
+    table = pd.DataFrame({f"p{bit}": (index >> bit & 1).astype(bool) for bit in range(6)})
+    table["size"] = index // 64
+    values = 2 - 0.3 * table["p0"] - 0.1 * table["p1"] + random.normal(0, 0.05, 192)
+    # Networks with p2 are better than predicted: the pruner does not foresee their late fall.
+    predicted = values + 0.2 * table["p2"] + random.normal(0, 0.03, 192)
+    is_pruned = predicted > np.quantile(predicted, 0.35)
+    return table, values.to_numpy(), predicted.to_numpy(), is_pruned.to_numpy()
+
+
+def test_audited_effects_cover_those_of_the_whole_grid():
+    """Effects over the survivors do not, where there is one."""
+    covered, biased, errors = [], [], []
+    for seed in range(40):
+        table, values, predicted, is_pruned = make_table(seed)
+        names = list(table)
+        known = np.where(is_pruned, predicted, values)
+        grid = FactorialTable.from_frame(table.assign(value=known), names)
+        truth = FactorialTable.from_frame(table.assign(value=values), names)
+        survivors = FactorialTable.from_frame(
+            table.assign(value=np.where(is_pruned, math.nan, values)), names
+        )
+        sample = np.random.default_rng(seed).choice(192, 19, replace=False)
+        residuals = np.full(192, math.nan)
+        residuals[sample] = (values - known)[sample]
+        for contrast in truth.list_contrasts():
+            exact = truth.compute_effect(contrast).mean
+            effect = estimate_effect(grid, contrast, residuals, int(is_pruned[sample].sum()))
+            covered.append(effect.low <= exact <= effect.high)
+            errors.append(effect.mean - exact)
+            left = survivors.compute_effect(contrast)
+            if contrast.parameter in ("p0", "p1", "p2"):
+                biased.append(left.low <= exact <= left.high)
+    # 320 intervals: 0.95 less four binomial standard errors.
+    assert np.mean(covered) >= 0.90
+    assert abs(np.mean(errors)) < 0.01
+    assert np.mean(biased) < 0.8
+
+
+def test_effect_is_exact_where_every_trial_is_audited():
+    table, values, predicted, is_pruned = make_table(0)
+    known = np.where(is_pruned, predicted, values)
+    grid = FactorialTable.from_frame(table.assign(value=known), list(table))
+    truth = FactorialTable.from_frame(table.assign(value=values), list(table))
+    for contrast in grid.list_contrasts():
+        effect = estimate_effect(grid, contrast, values - known, int(is_pruned.sum()))
+        assert effect.mean == pytest.approx(truth.compute_effect(contrast).mean)
+        assert effect.error == pytest.approx(0)
+
+
+def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url, tmp_path):
+    url = make_pruned(sqlite_url, audited=EVEN)
+    results = results_of(url)
+    found = estimate_audited_effects(results)
+    assert found.stopped >= MIN_STOPPED
+    means = {effect.contrast.label: effect.mean for effect in found.effects}
+    # Of the predictions alone it would be -0.45; no two complete trials differ in it.
+    assert means["residual"] == pytest.approx(-0.4, abs=0.03)
+    assert means["input gate"] == pytest.approx(-0.2, abs=0.05)
+    assert compute_audited_subset(results, found).effects == found.effects
+    page = write_report(url, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert "corrected by what the audited trials reached" in words
+    assert "Importances among the complete trials of a pruned study" in words
+    assert "16 trials of 32, chosen at random, were to be trained to the end" in words
+    study = load("made", storage=url)
+    table = study.effects().table.set_index("parameter")
+    assert table.loc["residual", "effect"] == pytest.approx(means["residual"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"audited": ()}, "No trial was audited, so no effect can be estimated."),
+        ({"audited": (1, 2, 3)}, "at least 6 are needed to estimate an effect."),
+        ({"finished": False}, "Effects are estimated once the search is finished."),
+        ({"audited": EVEN, "nuisance": ["layers"]}, "cannot be estimated from a sample."),
+    ],
+)
+def test_pruned_study_without_estimates_says_why(sqlite_url, tmp_path, options, reason):
+    url = make_pruned(sqlite_url, **options)
+    page = write_report(url, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert reason in words
+    assert "table.effects" not in words or "Differences between the complete trials alone" in words
+    effects = load("made", storage=url).effects()
+    assert effects.effects == []
+    assert reason.rstrip(".") in repr(effects)
+
+
+def test_study_without_an_audit_says_that_nothing_is_known(sqlite_url, tmp_path):
+    url = make_pruned(sqlite_url, audited=())
+    assert audit_pruning(results_of(url)) is None
+    page = write_report(url, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
+    assert "No trial was audited: what pruning lost" in re.sub(r"\s+", " ", page)
+
+
+def test_pruned_studies_test_no_hypothesis(sqlite_url):
+    results = results_of(make_pruned(sqlite_url, audited=EVEN))
+    with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
+        render_page([results], read_hypotheses(HYPOTHESES))
