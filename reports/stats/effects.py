@@ -210,6 +210,15 @@ class FactorialTable(FactorialDesign):
         values = self.axes[parameter]
         return {values[code]: pairs[:, chosen] for code, chosen in zip(found, shared, strict=True)}
 
+    def compute_weights(self, contrast: Contrast) -> Floats:
+        """Return the weight of each trial's value in the main effect of a contrast, (trials,)."""
+        sides = self._match_contrast(contrast, self.list_own(contrast))
+        pairs = np.array([side.trials for side in sides])
+        used = pairs[:, (pairs >= 0).all(axis=0) & ~np.isnan(self.values[pairs]).any(axis=0)]
+        weights = np.zeros(len(self.values))
+        np.add.at(weights, used, np.array([[-1.0], [1.0]]) / max(1, used.shape[1]))
+        return weights
+
     def compute_effects(self) -> list[Effect]:
         """Estimate the main effect of each contrast that has a pair."""
         effects = (self.compute_effect(contrast) for contrast in self.list_contrasts())
