@@ -140,7 +140,7 @@ def evaluate_study(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    if results.is_pruned or not list_contrasted(results):  # survivors test nothing
+    if not list_contrasted(results):
         return StudyTests(results, {})
     tables = StudyTables(results)
     tests = (tables.test(each.with_margin(margin)) for each in hypotheses)

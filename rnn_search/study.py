@@ -147,10 +147,9 @@ class Study:
 
         Architectures are compared at their best values of the nuisance parameters; a warning says
         where many are best at the lowest or highest value tried. Each effect is also estimated
-        within each value of the other parameters.
-        In a pruned study the effects
-        are estimated from the predictions and the audited trials; if they cannot be, the table is
-        empty and a warning says why.
+        within each value of the other parameters. In a pruned study the effects are estimated from
+        the predictions and the audited trials; if they cannot be, the table is empty and a warning
+        says why.
 
         Raises:
             ReportError: if no trial is complete.

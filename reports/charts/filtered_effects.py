@@ -211,7 +211,7 @@ def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSub
             plot_effects(found.effects, loss_unit(results.config)),
             describe_effects(found.effects),
         )
-    return EffectSubset("", "in total", False, len(results.table), found.effects, chart)
+    return EffectSubset("", "in total", len(results.table), found.effects, chart)
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:

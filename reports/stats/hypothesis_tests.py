@@ -155,8 +155,11 @@ def list_contrasted(results: Results) -> set[str]:
     """List the parameters that hypotheses about a study may contrast.
 
     In a refinement these are the parameters that its variants change: its other differences are a
-    result of the selection of its source trials. Baseline cells test no hypothesis.
+    result of the selection of its source trials. Baseline cells test no hypothesis, and neither do
+    the survivors of pruning.
     """
+    if results.is_pruned:
+        return set()
     names, refinement = set(results.judged_parameters), results.config.refinement
     if refinement is not None:
         names &= set().union(*refinement.variants)
