@@ -175,6 +175,11 @@ def _summarize_looks(
         return StudySummary(list(entries))
     # Without new runs, the latest look is repeated: runs after it are left out.
     judgement, look = look_at_results(results, looks if is_due else looks[:-1], losses)
+    if not is_due:  # what was stored is final
+        look = looks[-1]
+        numbers = _list_first_trials(results)
+        stored = {name: Verdict(look.verdicts[numbers[name]]) for name in judgement.verdicts}
+        judgement = replace(judgement, verdicts=stored)
     by_label = {entry.label: entry for entry in entries}
     best, limited = judgement.comparison.best, limit_runs(losses, look.runs)
     gaps = {name: compute_difference(runs, limited[best]) for name, runs in limited.items()}
@@ -182,6 +187,12 @@ def _summarize_looks(
     ranked = [replace(by_label[name], gap=None if name == best else gaps[name]) for name in order]
     ranked += [entry for entry in entries if entry.label not in gaps]
     return _add_verdicts(ranked, judgement, look)
+
+
+def _list_first_trials(results: Results) -> dict[str, int]:
+    """Return the number of the first trial of each architecture."""
+    firsts = results.table.reset_index().groupby("architecture")["number"].min()
+    return {str(name): int(number) for name, number in firsts.items()}
 
 
 def look_at_results(
@@ -196,8 +207,7 @@ def look_at_results(
     """
     refinement = results.config.refinement
     assert refinement is not None
-    firsts = results.table.reset_index().groupby("architecture")["number"].min()
-    numbers = {str(name): int(number) for name, number in firsts.items()}
+    numbers = _list_first_trials(results)
     losses = list_losses(results) if losses is None else losses
     return take_look(losses, numbers, refinement.looks, refinement.margin, earlier)
 
