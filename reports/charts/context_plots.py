@@ -76,7 +76,7 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
                 y=profile.loss + profile.excess,
                 error_y={"array": 1.96 * profile.stderr, "thickness": 1, "width": 2},
                 customdata=ranges,
-                name=escape_html(f"{entry.full_label}: {effective}"),
+                name=escape_html(f"{effective}: {entry.full_label}"),
                 mode="lines+markers",
                 line=style,
                 hovertemplate=f"%{{customdata}} {token}s: %{{y:.4f}} bits per byte"
