@@ -106,11 +106,15 @@ def read_only_url(url: URL) -> URL:
     and a ``-shm`` file. There is no writer then, so the file is opened as immutable.
     """
     path = Path(str(url.database))
-    with path.open("rb") as file:
-        is_wal = file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
-    is_closed = is_wal and not log_path(path).exists()
-    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_closed else {})
+    # A file that this process has open is not read here: closing it would release SQLite's locks.
+    is_immutable = not log_path(path).exists() and _is_in_wal_mode(path)
+    query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if is_immutable else {})
     return url.set(database=f"file:{quote(str(path))}").update_query_dict(query)
+
+
+def _is_in_wal_mode(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\x02\x02"  # the header's file format versions
 
 
 def engine_options(url: URL) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -390,6 +392,22 @@ def test_reading_creates_and_changes_no_file(sqlite_url, tmp_path):
     assert len(load_study(reader, "small").trials) == 2
     reader.engine.dispose()
     assert read_files(tmp_path) == before
+
+
+def test_reading_keeps_the_locks_of_the_same_process(sqlite_url, tmp_path):
+    storage = open_storage(sqlite_url)
+    create_small_study(storage, 2)
+    with storage.engine.connect() as connection:
+        connection.execute(sa.text("SELECT count(*) FROM trials")).all()
+        with contextlib.closing(read_storage(sqlite_url)) as reader:
+            assert len(load_study(reader, "small").trials) == 2
+        # Another process may change the format of the file only while no process has it open.
+        other = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute(sys.argv[2])"
+        command = [sys.executable, "-c", other, str(tmp_path / "studies.db")]
+        found = subprocess.run(
+            [*command, "PRAGMA journal_mode = DELETE"], capture_output=True, text=True, check=False
+        )
+        assert "database is locked" in found.stderr
 
 
 def test_reader_sees_the_writes_of_a_running_worker(sqlite_url):
