@@ -29,6 +29,7 @@ from reports.data.results import Results
 from reports.data.trial_table import DIVERGED
 from reports.formatting import format_count
 from reports.stats.contrast import Contrast
+from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE
 
@@ -162,16 +163,12 @@ def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:
     Args:
         table: outcomes of the trials.
     """
-    from statsmodels.stats.multitest import multipletests  # slow to import
-
     found = [
         ContrastOutcomes.from_outcomes(*table.match_contrast(contrast), contrast=contrast)
         for contrast in table.list_contrasts()
     ]
     found = [each for each in found if each.pairs]
-    if not found:
-        return []
-    adjusted = multipletests([each.p for each in found], method="holm")[1]
+    adjusted = adjust_by_holm(np.array([each.p for each in found]))
     return [replace(each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from benchmarks.replicate_verdicts import NOISES, count_false_worse, simulate_looks
 from reports.stats.crossed_model import adjust_by_holm
@@ -77,6 +78,8 @@ def test_p_values_are_corrected_by_holms_method():
     p = np.array([0.02, 0.03, 0.01])
     assert adjust_by_holm(p, 3) == pytest.approx([0.04, 0.04, 0.03])
     assert adjust_by_holm(p, 5) == pytest.approx([0.08, 0.09, 0.05]), "two were tested before"
+    many = np.random.default_rng(0).uniform(size=50) ** 4
+    assert adjust_by_holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     # A row for each study.
     assert adjust_by_holm(np.array([p, 10 * p]), 3)[1].tolist() == pytest.approx([0.4, 0.4, 0.3])
 
