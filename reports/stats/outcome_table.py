@@ -183,9 +183,10 @@ def describe_outcomes(outcomes: Sequence[ContrastOutcomes], results: Results, un
     threshold = results.config.report_threshold
     if threshold is None:
         return ""
-    found = list_outcomes(results.table, threshold)
-    known = format_count(int((found != UNKNOWN).sum()), "network")
-    sentence = f"{int((found == GOOD).sum()):,} of {known} are below {threshold} {unit}"
+    found = build_outcome_table(results, threshold).values
+    known = int((found != UNKNOWN).sum())
+    architectures = format_count(known, "architecture" if results.nuisance else "network")
+    sentence = f"{int((found == GOOD).sum()):,} of {architectures} are below {threshold} {unit}"
     significant = [each for each in outcomes if each.is_significant]
     rescuing, ruining = (
         ", ".join(

@@ -127,6 +127,19 @@ def test_summary_says_which_change_brings_networks_below_the_threshold(planned_r
     )
 
 
+def test_summary_counts_architectures_at_their_best_rather_than_trials(sqlite_url):
+    space = {"layers": [1], "state_size": [4], "training": {"learning_rate": [0.001, 0.01]}}
+    config = {"space": space, "report_threshold": 2.0, "nuisance": ["learning_rate"]}
+    trials = StudyConfig.model_validate(config).grid.combinations()
+    runs = [
+        (params, 1.5 if params["residual"] and params["learning_rate"] == 0.01 else 2.5, {})
+        for params in trials
+    ]
+    make_runs(sqlite_url, "rates", config, runs)
+    sentence = describe_outcomes([], read(sqlite_url, "rates"), "nats per byte")
+    assert sentence == "48 of 96 architectures are below 2.0 nats per byte."
+
+
 @pytest.fixture
 def planned_rescue(sqlite_url):
     """Results of 96 networks, of which those with the residual are below 2.0."""
