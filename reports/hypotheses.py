@@ -34,11 +34,11 @@ from reports.stats.hypothesis_tests import (
     StudyTables,
     describe_comparison,
     describe_region,
-    list_contrasted,
 )
 from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import find_edges, join_names
 from reports.stats.paired_difference import MIN_PAIRS
+from reports.stats.testability import list_unknown
 from studies.artifacts import atomic_write
 from studies.attributes import OBJECTIVE_NAMES
 from studies.cli import run_command, storage_options, studies_argument
@@ -61,7 +61,8 @@ class StudyTests:
 
     Attributes:
         results: results of the study.
-        tests: test of each hypothesis that the study can test, by the number of the hypothesis.
+        tests: test of each hypothesis by its number. Those of a file that do not apply to the study
+            are left out.
     """
 
     results: Results
@@ -140,13 +141,15 @@ def evaluate_study(
             f"study {results.name!r} has finished {counts.finished:,} of {counts.planned:,} "
             "trials: run it to its end first"
         )
-    if not list_contrasted(results):
-        return StudyTests(results, {})
-    tables = StudyTables(results)
+    tables, stored = StudyTables(results), [record.hypothesis for record in results.hypotheses]
     tests = (tables.test(each.with_margin(margin)) for each in hypotheses)
     return StudyTests(
         results,
-        {number: test for number, test in enumerate(tests, 1) if test.findings or test.is_unknown},
+        {
+            number: test
+            for number, test in enumerate(tests, 1)
+            if test.findings or test.hypothesis in stored or list_unknown(results, test.hypothesis)
+        },
     )
 
 
@@ -196,12 +199,12 @@ def render_page(
         min_pairs=MIN_PAIRS,
         outcome_margin=f"{OUTCOME_MARGIN:.0%}",
         objectives=OBJECTIVE_NAMES,
-        studies=[each for each in tested if each.tests],
-        others=[(each.results, summarize_study(each.results)) for each in tested if not each.tests],
+        studies=[each for each in tested if each.has_findings],
+        others=[(each, summarize_study(each.results)) for each in tested if not each.has_findings],
         provenance=[(each, _describe_provenance(each)) for each in studies],
         note=note,
         command=command,
-        has_untestable=any(test.is_unknown for each in tested for test in each.tests.values()),
+        has_untestable=any(test.is_untestable for each in tested for test in each.tests.values()),
         not_testable=Verdict.NOT_TESTABLE,
         nuisance=[
             f"{escape_markdown(each.name)}: {join_names(each.nuisance)}"

@@ -27,7 +27,7 @@ from rnn.config import (
 from studies.cell_record import CellRecord
 from studies.errors import StudyFormatError
 from studies.grid import Grid
-from studies.hypotheses import Hypothesis, check_distinct, check_hypotheses, check_names
+from studies.hypotheses import Hypothesis, check_hypotheses
 from studies.space import (
     BPTT_STEPS,
     CELL,
@@ -35,11 +35,12 @@ from studies.space import (
     GATED_PARAMS,
     REPLICATE,
     Space,
+    convert_value,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
 from studies.strict_model import StrictModel
 from studies.text import shorten
-from studies.training import TRAINING_PARAMS, TrainingSettings, TrainingSpace, uses_setting
+from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
 
 PrecisionSetting = Literal["auto", TrainingPrecision]
 """Precision of a study; ``auto`` becomes ``bf16`` or ``fp32`` when the study is created."""
@@ -148,20 +149,9 @@ class Refinement(StrictModel):
         if not variants:
             raise ValueError("expected at least one variant ({} is the unchanged architecture)")
         return [
-            {name: _check_variant_value(name, value) for name, value in variant.items()}
+            {name: convert_value(name, value) for name, value in variant.items()}
             for variant in variants
         ]
-
-
-def _check_variant_value(name: str, value: ParamValue) -> ParamValue:
-    """Return a parameter's value as a grid has it; :class:`StudyConfig` checks other names."""
-    if name in GATED_PARAMS:  # Space and TrainingSpace alone define the values of each parameter
-        space = Space.model_validate({"layers": [1], "state_size": [1]} | {name: [value]})
-        return (space.values(name) or [value])[0]
-    if name in TRAINING_PARAMS:
-        (checked,) = getattr(TrainingSpace.model_validate({name: [value]}), name)
-        return checked  # type: ignore[no-any-return]
-    return value
 
 
 def _list_tables(raw: Any) -> Any:
@@ -289,15 +279,10 @@ class StudyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_hypotheses(self) -> "StudyConfig":
-        if not self.hypothesis:
-            return self
-        if self.grid is not None:
-            check_hypotheses(self.hypothesis, self.grid.search_space, self.nuisance)
-            return self
-        known = (CELL, *self._list_params())  # the source's trials decide which values there are
-        for number, each in enumerate(self.hypothesis, 1):
-            check_names(f"hypothesis {number}", each, known)
-        check_distinct(self.hypothesis)
+        names = [CELL, *self._list_params()]
+        # Trials of a derived study have one value of each nuisance parameter, which may vary.
+        nuisance = [] if self.grid is None else self.nuisance
+        check_hypotheses(self.hypothesis, names, self.cells, nuisance)
         return self
 
     @model_validator(mode="after")

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rnn.config import ParamValue
-from studies.space import contains_exact
+from studies.cell_record import CellRecord, OptionRecord
+from studies.space import BUILT_IN_CELLS, CELL, convert_value
 from studies.strict_model import StrictModel
 from studies.text import shorten
 
@@ -21,9 +22,6 @@ DEFAULT_MARGIN = 0.02
 
 Region = dict[str, ParamValue | Annotated[list[ParamValue], Field(min_length=1)]]
 """Value, or values, of each parameter that a region of the grid is restricted to."""
-
-Values = Mapping[str, Sequence[ParamValue]]
-"""Each parameter's values in a grid."""
 
 _Count = Annotated[int, Field(ge=0)]
 
@@ -220,70 +218,72 @@ def list_stated(records: Sequence[HypothesisRecord]) -> list[Hypothesis]:
 
 
 def check_hypotheses(
-    hypotheses: Sequence[Hypothesis], values: Values, nuisance: Sequence[str]
+    hypotheses: Sequence[Hypothesis],
+    parameters: Sequence[str],
+    cells: Mapping[str, CellRecord],
+    nuisance: Sequence[str],
 ) -> None:
-    """Check that a grid can test hypotheses.
+    """Check that hypotheses name parameters and values that a study can have.
+
+    The study's grid may lack some of them: its hypotheses about these are not testable.
 
     Args:
         hypotheses: the hypotheses.
-        values: values of each parameter in the grid.
-        nuisance: parameters over which architectures are judged, which cannot be contrasted.
+        parameters: all parameters that a trial of the study can have.
+        cells: users' cells of the study, by name.
+        nuisance: parameters over which architectures are judged, which no hypothesis can name.
 
     Raises:
-        ValueError: if it cannot test one of them, or one occurs twice.
+        ValueError: if one of them does not, or occurs twice.
     """
-    judged = [name for name in values if name not in nuisance]
+    judged = [name for name in parameters if name not in nuisance]
     for number, hypothesis in enumerate(hypotheses, 1):
-        subject = f"hypothesis {number}"
-        check_names(subject, hypothesis, judged, nuisance)
-        for name, value in hypothesis.settings:
-            if not contains_exact(values[name], value):
-                expected = ", ".join(map(repr, values[name]))
+        for name in hypothesis.parameters:
+            if name not in judged:
+                is_nuisance = ", a nuisance parameter" if name in nuisance else ""
                 raise ValueError(
-                    f"{subject} has {name} = {shorten(repr(value))}, which the grid lacks: "
-                    f"expected one of {expected}; hypothesis = [] states none"
+                    f"hypothesis {number} names {name!r}{is_nuisance}: expected one of "
+                    f"{', '.join(judged)}"
                 )
-        for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
-            if not all(contains_exact(values[name], value) for value in (False, True)):
-                raise ValueError(
-                    f"{subject} has larger_than.switches with {name!r}: expected switches that the "
-                    "grid has on and off"
-                )
-        name = hypothesis.consecutive or ""
-        if name and (len(values[name]) < 2 or isinstance(values[name][0], str)):
-            raise ValueError(
-                f"{subject} has consecutive = {name!r}: expected a parameter of which the grid has "
-                "several values in an order"
-            )
-    check_distinct(hypotheses)
-
-
-def check_names(
-    subject: str, hypothesis: Hypothesis, known: Sequence[str], nuisance: Sequence[str] = ()
-) -> None:
-    """Check that a hypothesis names known parameters only.
-
-    Raises:
-        ValueError: if it does not.
-    """
-    for name in hypothesis.parameters:
-        if name not in known:
-            is_nuisance = ", a nuisance parameter" if name in nuisance else ""
-            raise ValueError(
-                f"{subject} names {name!r}{is_nuisance}: expected one of {', '.join(known)}"
-            )
-
-
-def check_distinct(hypotheses: Sequence[Hypothesis]) -> None:
-    """Check that no hypothesis occurs twice.
-
-    Raises:
-        ValueError: if one does.
-    """
-    for number, hypothesis in enumerate(hypotheses, 1):
+        if mistake := next(_find_mistakes(hypothesis, cells), ""):
+            raise ValueError(f"hypothesis {number} has {mistake}")
         first = hypotheses.index(hypothesis) + 1
         if first < number:
             raise ValueError(f"hypothesis {number} repeats hypothesis {first}: expected each once")
+
+
+def _find_mistakes(hypothesis: Hypothesis, cells: Mapping[str, CellRecord]) -> Iterator[str]:
+    """Yield what is wrong with the values that a hypothesis gives to known parameters."""
+    for name, value in hypothesis.settings:
+        if expected := _explain_value(name, value, cells):
+            yield f"{name} = {shorten(repr(value))}: {expected}"
+    for name in hypothesis.larger_than.switches if hypothesis.larger_than else ():
+        if any(_explain_value(name, value, cells) for value in (False, True)):
+            yield f"larger_than.switches with {name!r}: expected switches, which are on or off"
+    name = hypothesis.consecutive or ""
+    is_text = any(option.type == "str" for option in _list_options(name, cells))
+    if is_text or name in (CELL, "state_source", "optimizer"):
+        yield f"consecutive = {name!r}: expected a parameter whose values have an order"
+
+
+def _explain_value(name: str, value: ParamValue, cells: Mapping[str, CellRecord]) -> str:
+    """Return what a parameter is expected to be if it can never have a value; "" if it can."""
+    if name == CELL:
+        known = [*BUILT_IN_CELLS, *cells]
+        return "" if value in known else f"expected one of {', '.join(known)}"
+    if options := _list_options(name, cells):
+        fits = any(option.fits(value) for option in options)
+        return "" if fits else f"expected {options[0].description}"
+    try:
+        convert_value(name, value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        return message[0].lower() + message[1:]
+    return ""
+
+
+def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[OptionRecord]:
+    return [cell.options[name] for cell in cells.values() if name in cell.options]
 
 
 def _format_time(time: datetime) -> str:

@@ -168,6 +168,21 @@ class Space(StrictModel):
         return getattr(self, parameter) if parameter in GATED_PARAMS else None
 
 
+def convert_value(parameter: str, value: ParamValue) -> ParamValue:
+    """Return a value as a grid has it; that of an option of a user's cell as it is.
+
+    Raises:
+        ValueError: if no grid can have this value.
+    """
+    if parameter in GATED_PARAMS:  # Space and TrainingSpace alone define what a value can be
+        space = Space.model_validate({"layers": [1], "state_size": [1]} | {parameter: [value]})
+        return (space.values(parameter) or [value])[0]
+    if parameter in TRAINING_PARAMS:
+        (checked,) = getattr(TrainingSpace.model_validate({parameter: [value]}), parameter)
+        return checked  # type: ignore[no-any-return]
+    return value
+
+
 def param_order(names: Iterable[str]) -> list[str]:
     """Return names of parameters in the order in which they are listed.
 

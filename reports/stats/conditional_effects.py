@@ -100,10 +100,12 @@ class ConditionalEffect:
 
     @property
     def text(self) -> str:
-        """The extreme effects: ``new state: −0.530 nats without residual, −0.005 with it``.
+        """The change with its extreme effects, see :attr:`extremes`."""
+        return f"{self.contrast.label}: {self.extremes}"
 
-        Of more than two values, those with the least and the greatest effect are given.
-        """
+    @property
+    def extremes(self) -> str:
+        """The least and the greatest effect: ``−0.530 nats without residual, −0.005 with it``."""
         first, last = (each for each in self.levels if each in (self.least, self.greatest))
         name = format_param(self.parameter)
         if isinstance(first.value, bool):
@@ -111,7 +113,7 @@ class ConditionalEffect:
         else:
             places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
         effects = format_signed(first.mean), format_signed(last.mean)
-        return f"{self.contrast.label}: {effects[0]} nats {places[0]}, {effects[1]} {places[1]}"
+        return f"{effects[0]} nats {places[0]}, {effects[1]} {places[1]}"
 
 
 @dataclass(frozen=True)

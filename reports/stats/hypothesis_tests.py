@@ -16,15 +16,14 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.formatting import format_param, format_value
+from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
 from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
 from reports.stats.outcome_table import OutcomeTable, list_outcomes
 from reports.stats.paired_difference import PairedDifference
-from rnn.config import BASELINE_CELLS, ParamValue
+from reports.stats.testability import find_gaps, list_contrasted, list_unknown, resolve_region
 from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
-from studies.space import CELL, GATED_PARAMS, REPLICATE
-from studies.training import TRAINING_PARAMS
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Finding:
         verdict: verdict on the mean loss; None for a contrast that does not decide it.
         outcomes: outcomes of the pairs; None in a study without a threshold.
         outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it.
+        reversal: conditional effect with opposite signs; of several the one that differs most.
     """
 
     contrast: str
@@ -44,6 +44,15 @@ class Finding:
     verdict: Verdict | None
     outcomes: OutcomeTable | None
     outcome_verdict: Verdict | None = None
+    reversal: ConditionalEffect | None = None
+
+    @property
+    def reversal_text(self) -> str:
+        """On which parameter the sign of the effect depends, one sentence; "" if on none."""
+        if self.reversal is None:
+            return ""
+        name = format_param(self.reversal.parameter)
+        return f"The sign of “{self.contrast}” depends on {name}: {self.reversal.extremes}."
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,8 @@ class HypothesisTest:
         is_exploratory: whether it may have been chosen after looking at results.
         findings: its contrasts, those shown as context first; empty if the study cannot test it or
             is not finished.
-        problem: why there are no findings.
-        is_unknown: whether it names a parameter that no study of this kind has.
+        problem: why there are no findings, or not of all of its contrasts.
+        is_untestable: whether the study cannot test it, finished or not.
     """
 
     hypothesis: Hypothesis
@@ -65,7 +74,7 @@ class HypothesisTest:
     is_exploratory: bool
     findings: list[Finding]
     problem: str = ""
-    is_unknown: bool = False
+    is_untestable: bool = False
 
     @property
     def rule(self) -> DecisionRule:
@@ -136,34 +145,19 @@ class StudyTables:
 
     def _test(self, hypothesis: Hypothesis, mark: str, is_exploratory: bool) -> HypothesisTest:
         findings: list[Finding] = []
-        problem, counts, cells = "", self.results.counts, self.results.config.cells
-        options = [name for cell in cells.values() for name in cell.options]
-        known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
-        if unknown := [name for name in hypothesis.parameters if name not in known]:
+        results, counts = self.results, self.results.counts
+        gaps = find_gaps(results, hypothesis)
+        problem = "; ".join(filter(None, dict.fromkeys(gaps)))
+        if unknown := list_unknown(results, hypothesis):
             problem = f"no parameter {', '.join(map(repr, unknown))}"
-        elif counts.finished < counts.planned:
+        is_untestable = bool(unknown) or all(gaps)
+        if not is_untestable and counts.finished < counts.planned:
             problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
-        else:
+        elif not is_untestable:
             findings = find(self, hypothesis)
-            problem = "" if findings else "no pair to compare"
-        return HypothesisTest(
-            hypothesis, mark, is_exploratory, findings, problem, is_unknown=bool(unknown)
-        )
-
-
-def list_contrasted(results: Results) -> set[str]:
-    """List the parameters that hypotheses about a study may contrast.
-
-    In a refinement these are the parameters that its variants change: its other differences are a
-    result of the selection of its source trials. Baseline cells test no hypothesis, and neither do
-    the survivors of pruning.
-    """
-    if results.is_pruned:
-        return set()
-    names, refinement = set(results.judged_parameters), results.config.refinement
-    if refinement is not None:
-        names &= set().union(*refinement.variants)
-    return set() if set(results.cells) <= set(BASELINE_CELLS) else names
+            is_untestable = not findings
+            problem = problem or ("" if findings else "no pair to compare")
+        return HypothesisTest(hypothesis, mark, is_exploratory, findings, problem, is_untestable)
 
 
 def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
@@ -174,7 +168,7 @@ def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
     """
     contrasted, margin = list_contrasted(tables.results), hypothesis.with_margin().margin
     assert margin is not None
-    fixed = _resolve_region(tables.results, hypothesis.region)
+    fixed = resolve_region(tables.results, hypothesis.region)
     if fixed is None or not contrasted:
         return []
     table = tables.values.subset(fixed)
@@ -188,7 +182,8 @@ def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
                 outcomes = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
             has_pairs = effect.pairs or (outcomes is not None and outcomes.pairs)
             if has_pairs and contrast.before.keys() <= contrasted:
-                yield Finding(name_contrast(contrast), effect, None, outcomes)
+                reversal = _find_reversal(table, contrast)
+                yield Finding(name_contrast(contrast), effect, None, outcomes, None, reversal)
 
     rule = RULES[hypothesis.rule]
     tested = [
@@ -204,19 +199,19 @@ def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
     return [*estimate(hypothesis.context), *tested] if tested else []
 
 
-def _resolve_region(results: Results, region: Region) -> dict[str, list[ParamValue]] | None:
-    """Return the values of the parameters that vary; None if no trial is in the region."""
-    fixed = {}
-    for name, value in region.items():
-        values = value if isinstance(value, list) else [value]
-        if name in results.judged_parameters:
-            fixed[name] = values
-        elif name in results.table:
-            if not results.table[name].isin(values).all():
-                return None
-        elif getattr(results.config.training, name, None) not in values:
-            return None
-    return fixed
+def _find_reversal(table: FactorialTable, setting: SettingContrast) -> ConditionalEffect | None:
+    """Find the parameter on which the sign of an effect depends most; None if on none.
+
+    The tests are corrected for the values of all other parameters. Changes of several parameters at
+    once are left out.
+    """
+    if len(setting.before) > 1:
+        return None
+    ((name, before),) = setting.before.items()
+    effect = table.compute_effect(Contrast(name, before, setting.after[name]))
+    found = compute_conditional_effects(table, [effect])
+    reversals = [each for each in found if each.has_opposite_signs]
+    return max(reversals, key=lambda each: each.difference.mean, default=None)
 
 
 def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[SettingContrast]:
@@ -271,7 +266,7 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
     """Return one row per contrast of each hypothesis, or one without values if there are none."""
     columns = [
         "claim", "status", "exploratory", "contrast", "region", "margin", "effect", "low", "high",
-        "pairs", "verdict", "rescued", "ruined", "outcome_verdict",
+        "pairs", "verdict", "rescued", "ruined", "outcome_verdict", "sign_depends_on", "problem",
     ]  # fmt: skip
     rows: list[dict[str, object]] = []
     for test in tests:
@@ -281,8 +276,11 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
             "exploratory": test.is_exploratory,
             "region": test.region,
             "margin": test.hypothesis.margin,
+            "problem": test.problem,
         }
-        rows += [] if test.findings else [stated]
+        if not test.findings:
+            verdict = Verdict.NOT_TESTABLE if test.is_untestable else None
+            rows.append(stated | {"verdict": verdict, "sign_depends_on": ""})
         for finding in test.findings:
             effect, outcomes = finding.effect, finding.outcomes
             counts = {"rescued": outcomes.rescued, "ruined": outcomes.ruined} if outcomes else {}
@@ -291,6 +289,7 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
                 | {name: getattr(effect, name) for name in ("low", "high", "pairs")}
                 | {"contrast": finding.contrast, "effect": effect.mean, **counts}
                 | {"verdict": finding.verdict, "outcome_verdict": finding.outcome_verdict}
+                | {"sign_depends_on": finding.reversal.parameter if finding.reversal else ""}
             )
     return pd.DataFrame(rows, columns=columns)
 

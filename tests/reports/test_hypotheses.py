@@ -35,7 +35,7 @@ from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.effects import FactorialTable
-from reports.stats.hypothesis_tests import StudyTables
+from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
@@ -476,11 +476,84 @@ def test_hypothesis_about_an_unknown_parameter_is_not_testable(planned, tmp_path
     results = finished(planned, AS_SAID)
     first, second = evaluate_study(results, tested).tests.values()
     assert [each.verdict for each in first.findings] == ["holds"]
-    assert (second.findings, second.is_unknown) == ([], True)
+    assert (second.findings, second.is_untestable) == ([], True)
     page = render_page([results], tested)
     assert "| 2 | no parameter 'residuals' | | | 0 | | **not testable** | exploratory |" in page
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned'"):
         render_page([results], tested[1:])
+
+
+def hypothesis_on(name, before, after, **settings):
+    contrast = {"before": {name: before}, "after": {name: after}}
+    return Hypothesis(claim=name, rule="lowers", contrasts=[contrast], **settings)
+
+
+def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(planned):
+    pinned = hypothesis_on("learning_rate", 0.001, 0.003)
+    untestable = [
+        pinned,
+        hypothesis_on("state_size", 8, 32),
+        hypothesis_on("residual", False, True, region={"layers": [4, 5]}),
+        hypothesis_on("cell", "gru", "gated"),
+    ]
+    reasons = [
+        "learning_rate has one value",
+        "state_size has no value 32",
+        "layers has no value 4 or 5",
+        "cell has one value",
+    ]
+    partly = pinned.model_copy(update={"contrasts": [*PUBLISHED[6].contrasts, *pinned.contrasts]})
+    stored = [*map(record, [*untestable, partly])]
+    results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=stored)
+    tests = StudyTables(results).test_stored()
+    assert [(each.is_untestable, each.problem) for each in tests] == [
+        *((True, reason) for reason in reasons),
+        (False, "learning_rate has one value"),
+    ]
+    assert [each.verdict for each in tests[-1].findings] == ["holds"]
+    frame = to_frame(tests)
+    assert list(frame["verdict"]) == 4 * ["not testable"] + ["holds"]
+    assert list(frame["problem"]) == [each.problem for each in tests]
+    # Before the end, what the grid lacks is known already.
+    unfinished = dataclasses.replace(planned, hypotheses=stored)
+    assert [each.problem for each in StudyTables(unfinished).test_stored()] == [
+        *reasons, "1 of 384 trials are finished"]  # fmt: skip
+    page = render_page([results], PUBLISHED[:1])
+    row = "| 2 | learning\\_rate has one value | | | 0 | | **not testable** | pre-registered at"
+    assert row in page
+    assert "- 6 is not tested in full: learning\\_rate has one value." in page
+
+
+def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_table(planned):
+    tests = evaluate_study(finished(planned, AS_SAID), [hypothesis_on("learning_rate", 0.1, 1.0)])
+    assert tests.tests == {}
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
+    """The residual helps wide networks and harms narrow ones; the forget gate helps all."""
+    effects = {"residual": 0.1, "residual wide": -0.3, "forget_gate": -0.1}
+    hypotheses = [PUBLISHED[6], PUBLISHED[0]]
+    results = dataclasses.replace(
+        finished(planned, effects), hypotheses=[record(each) for each in hypotheses]
+    )
+    (residual,), (forget_gate,) = (each.findings for each in StudyTables(results).test_stored())
+    assert forget_gate.reversal is None
+    assert residual.reversal_text.startswith(
+        "The sign of “residual: on against off” depends on state size: +0.1"
+    )
+    assert " nats with state size 8, −0.199 with 16." in residual.reversal_text
+    # Within one size it has one sign.
+    (fixed,) = (
+        StudyTables(results)
+        .test(PUBLISHED[6].model_copy(update={"region": {"state_size": 16}}))
+        .findings
+    )
+    assert fixed.reversal is None
+    assert f"- 1: {residual.reversal_text}" in render_page([results], hypotheses)
+    assert f"<p>{residual.reversal_text}</p>" in "".join(render_html([build_section(results)]))
+    assert list(to_frame(StudyTables(results).test_stored())["sign_depends_on"]) == [
+        "state_size", ""]  # fmt: skip
 
 
 def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, tmp_path):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from studies.attributes import StudyRecord
+from studies.config import StudyConfig
 from studies.errors import ConfigError
 from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, Registration, update_records
 from studies.loader import load_settings
@@ -39,14 +40,14 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
         ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1}}]}, "different values"),
         ({"region": {"residual": True}}, "region names 'residual', which a contrast changes"),
         ({"region": {"state_size": []}}, "hypothesis 1: region.state_size is []"),
-        ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of input_gate, "),
-        ({"region": {"state_size": [8, 9]}}, "has state_size = 9, which the grid lacks: expected "),
-        ({"contrasts": [INPUT_GATE]}, "has input_gate = True, which the grid lacks: expected one "),
+        ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of cell, input_gate, "),
+        ({"region": {"state_size": [8, 0]}}, "hypothesis 1 has state_size = 0: input should be "),
+        ({"region": {"cell": "GRU"}}, "hypothesis 1 has cell = 'GRU': expected one of gated, "),
         ({"contrasts": [{"before": {"residual": 0}, "after": {"residual": True}}]}, "residual = 0"),
-        ({"consecutive": "state_source"}, "consecutive = 'state_source': expected a parameter of"),
+        ({"consecutive": "state_source"}, "consecutive = 'state_source': expected a parameter wh"),
         (
-            {"larger_than": {"contrast": NEW_STATE, "switches": ["input_gate"]}},
-            "has larger_than.switches with 'input_gate': expected switches that the grid has on",
+            {"larger_than": {"contrast": NEW_STATE, "switches": ["layers"]}},
+            "has larger_than.switches with 'layers': expected switches, which are on or off",
         ),
     ],
 )
@@ -55,6 +56,38 @@ def test_mistake_in_a_hypothesis_is_named_in_one_line(change, message):
         resolve(LOWERS | change)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contrasts": [INPUT_GATE]},
+        {"region": {"state_size": [8, 9], "learning_rate": 0.1}},
+        {"consecutive": "bptt_steps"},
+        {"larger_than": {"contrast": NEW_STATE, "switches": ["input_gate"]}},
+        {"contrasts": [{"before": {"cell": "gru"}, "after": {"cell": "gated"}}]},
+    ],
+)
+def test_hypothesis_about_what_the_grid_lacks_is_accepted(change):
+    """A grid that ``--set`` narrows keeps the hypotheses of its file."""
+    (hypothesis,) = resolve(LOWERS | change).hypothesis
+    assert hypothesis.parameters
+
+
+def test_hypothesis_gives_an_option_of_an_own_cell_a_value_of_its_type():
+    options = {"norm": {"type": "bool", "default": False}, "kind": {"type": "str", "default": "a"}}
+    record = {"spec": "my.py:Own", "sha256": "0" * 64, "options": options}
+    space = SPACE | {"cell": ["gated", "my.py:Own"]}
+
+    def check(**change):
+        raw = {"space": space, "cells": {"Own": record}, "hypothesis": [LOWERS | change]}
+        StudyConfig.model_validate(raw)
+
+    check(contrasts=[{"before": {"norm": False}, "after": {"norm": True}}], region={"cell": "Own"})
+    with pytest.raises(ValueError, match="hypothesis 1 has norm = 1: expected true or false"):
+        check(region={"norm": 1})
+    with pytest.raises(ValueError, match="consecutive = 'kind': expected a parameter whose values"):
+        check(consecutive="kind")
 
 
 def test_hypothesis_is_stated_once_and_not_about_a_nuisance_parameter():
