@@ -242,8 +242,9 @@ class Study:
         One row per contrast: ``claim``, ``status`` (when the hypothesis was stored), whether it is
         ``exploratory``, ``contrast``, ``region``, ``margin``; the mean difference ``effect`` with
         ``low``, ``high`` and ``pairs``, and its ``verdict``; the numbers of ``rescued`` and
-        ``ruined`` pairs and ``outcome_verdict``. While trials are unfinished there is one row per
-        hypothesis, without a verdict.
+        ``ruined`` pairs and ``outcome_verdict``; ``sign_depends_on``, a parameter at the values of
+        which the effect has opposite signs. While trials are unfinished, and if the study cannot
+        test a hypothesis, it has one row: ``problem`` says why.
         """
         from reports.stats.hypothesis_tests import StudyTables, to_frame
 

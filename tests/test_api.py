@@ -113,6 +113,44 @@ def test_effects_are_those_of_matched_pairs(study):
         assert within["residual", "state_source", source] == pytest.approx(one)
 
 
+@pytest.fixture(scope="module")
+def stated(study, place):
+    """Study with hypotheses, and a threshold below which two of its four networks are."""
+    hypotheses = [
+        {"claim": name, "rule": "lowers", "contrasts": [{"before": {name: a}, "after": {name: b}}]}
+        for name, a, b in (("residual", False, True), ("input_gate", False, True))
+    ]
+    threshold = float(study.results["value"].iloc[1:3].mean())
+    settings = SETTINGS | {"report_threshold": threshold, "hypothesis": hypotheses}
+    return rnn_search.run(settings, name="stated", **place)
+
+
+def test_outcomes_count_the_pairs_below_the_threshold(study, stated):
+    assert study.outcomes().empty  # it has no threshold
+    table = stated.outcomes().set_index("parameter")
+    values = stated.results.set_index(["residual", "state_source"])["value"]
+    is_good = values < stated.config.report_threshold
+    assert is_good.sum() == 2
+    pairs = [(is_good[False, source], is_good[True, source]) for source in ("new", "both")]
+    counts = table.loc["residual", ["both_bad", "rescued", "ruined", "both_good", "unknown"]]
+    kinds = ((False, False), (False, True), (True, False), (True, True))
+    assert list(counts) == [*(pairs.count(kind) for kind in kinds), 0]
+    assert not table["significant"].any()  # two pairs are too few
+
+
+def test_hypotheses_are_those_of_the_study_with_their_verdicts(study, stated):
+    assert study.hypotheses().empty
+    table = stated.hypotheses().set_index("claim")
+    assert not table["exploratory"].any()
+    assert table["status"].str.startswith("pre-registered at ").all()
+    assert table.loc["residual", "verdict"] == "undecided"  # two pairs are too few
+    effect = stated.effects().table.set_index("parameter").loc["residual"]
+    assert table.loc["residual", "effect"] == pytest.approx(effect["effect"])
+    assert table.loc["residual", "pairs"] == 2
+    assert table.loc["input_gate", "verdict"] == "not testable"
+    assert table.loc["input_gate", "problem"] == "input_gate has one value"
+
+
 def test_trained_network_is_a_module_that_writes_the_sample(study):
     network = study.best.network()
     tokens, states = list(b"The "), None

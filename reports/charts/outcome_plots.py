@@ -97,6 +97,9 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
                 text=[f"{count:,}" if count else "" for count in counts],
                 textposition="inside",
                 insidetextanchor="middle",
+                # A pale part shows the page's color, so that its numbers have the page's ink.
+                insidetextfont={} if color.startswith("rgba") else {"color": "#fff"},
+                textangle=0,
                 customdata=[each.counts for each in rows],
                 hovertemplate=f"%{{customdata}}<br>{name}: %{{x:,}}<extra></extra>",
             )
@@ -105,6 +108,7 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
         barmode="stack",
         xaxis_title="pairs",
         yaxis={"type": "category", "automargin": True},
+        uniformtext={"mode": "hide", "minsize": 9},  # the table has the numbers without room
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         height=150 + ROW_HEIGHT * max(1, len(rows)),
         bargap=0.25,

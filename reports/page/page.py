@@ -181,6 +181,9 @@ def _to_script_json(value: Any) -> Markup:
 
 def _theme(template: str) -> dict[str, Any]:
     theme: dict[str, Any] = plotly.io.templates[template].to_plotly_json()
+    # Plotly chooses the ink of a number in a bar by the bar's color, as if that were opaque.
+    bar = theme["data"]["bar"][0] | {"insidetextfont": {"color": theme["layout"]["font"]["color"]}}
+    theme["data"] = theme["data"] | {"bar": [bar]}
     return theme
 
 

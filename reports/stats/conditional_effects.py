@@ -197,6 +197,16 @@ def compute_conditional_effects(
     ]
 
 
+def find_reversal(table: FactorialTable, contrast: Contrast) -> ConditionalEffect | None:
+    """Find the parameter on which the sign of a contrast's effect depends most; None if on none.
+
+    The tests are corrected for the values of all other parameters.
+    """
+    found = compute_conditional_effects(table, [table.compute_effect(contrast)])
+    reversals = [each for each in found if each.has_opposite_signs]
+    return max(reversals, key=lambda each: each.difference.mean, default=None)
+
+
 def _compute_conditional_effect(
     table: FactorialTable, effect: Effect, parameter: str
 ) -> ConditionalEffect | None:

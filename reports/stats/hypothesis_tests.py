@@ -16,7 +16,7 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.formatting import format_param, format_value
-from reports.stats.conditional_effects import ConditionalEffect, compute_conditional_effects
+from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
@@ -182,8 +182,10 @@ def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
                 outcomes = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
             has_pairs = effect.pairs or (outcomes is not None and outcomes.pairs)
             if has_pairs and contrast.before.keys() <= contrasted:
-                reversal = _find_reversal(table, contrast)
-                yield Finding(name_contrast(contrast), effect, None, outcomes, None, reversal)
+                name, reversal = name_contrast(contrast), None
+                if len(contrast.before) == 1:
+                    reversal = find_reversal(table, _to_contrast(contrast))
+                yield Finding(name, effect, None, outcomes, None, reversal)
 
     rule = RULES[hypothesis.rule]
     tested = [
@@ -199,21 +201,6 @@ def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
     return [*estimate(hypothesis.context), *tested] if tested else []
 
 
-def _find_reversal(table: FactorialTable, setting: SettingContrast) -> ConditionalEffect | None:
-    """Find the parameter on which the sign of an effect depends most; None if on none.
-
-    The tests are corrected for the values of all other parameters. Changes of several parameters at
-    once are left out.
-    """
-    if len(setting.before) > 1:
-        return None
-    ((name, before),) = setting.before.items()
-    effect = table.compute_effect(Contrast(name, before, setting.after[name]))
-    found = compute_conditional_effects(table, [effect])
-    reversals = [each for each in found if each.has_opposite_signs]
-    return max(reversals, key=lambda each: each.difference.mean, default=None)
-
-
 def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[SettingContrast]:
     """Yield the contrasts of a hypothesis that a table can test."""
     yield from hypothesis.contrasts
@@ -223,7 +210,7 @@ def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[Se
             # The switch alone against the contrast alone, each set to what lowers the loss.
             is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
             yield SettingContrast(
-                label=f"{name_contrast(larger.contrast)} against "
+                label=f"{_shorten_contrast(larger.contrast)} against "
                 f"{'' if is_better_on else 'no '}{format_param(switch)}",
                 before={**before, switch: is_better_on},
                 after={**after, switch: not is_better_on},
@@ -242,6 +229,20 @@ def name_contrast(contrast: SettingContrast) -> str:
     return contrast.label or ", ".join(changes)
 
 
+def _to_contrast(contrast: SettingContrast) -> Contrast:
+    """Return the contrast of a parameter that changes alone."""
+    ((name, before),) = contrast.before.items()
+    return Contrast(name, before, contrast.after[name])
+
+
+def _shorten_contrast(contrast: SettingContrast) -> str:
+    """Return the label of a contrast, or the short name of a parameter that changes alone."""
+    if contrast.label or len(contrast.before) > 1:
+        return name_contrast(contrast)
+    single = _to_contrast(contrast)
+    return f"no {single.label}" if single.after is False else single.label
+
+
 def describe_comparison(hypothesis: Hypothesis) -> str:
     """Describe what a hypothesis compares."""
     parts = list(map(name_contrast, hypothesis.contrasts))
@@ -249,7 +250,7 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
         parts.append(f"each {format_param(name)} against the next smaller one")
     if larger := hypothesis.larger_than:
         switches = ", ".join(map(format_param, larger.switches))
-        parts.append(f"{name_contrast(larger.contrast)} against each of {switches}")
+        parts.append(f"{_shorten_contrast(larger.contrast)} against each of {switches}")
     return "; ".join(parts)
 
 

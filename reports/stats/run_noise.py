@@ -93,7 +93,8 @@ class RunNoise:
             The standard error, its degrees of freedom by Satterthwaite (*An Approximate
             Distribution of Estimates of Variance Components*, 1946), and the source.
         """
-        squares = weights**2 / self.run_counts
+        # A trial without a value has no run and no weight.
+        squares = weights**2 / np.maximum(1, self.run_counts)
         parts = np.bincount(self.regions, squares, len(self.variances)) * self.variances
         used = np.bincount(self.regions, squares, len(self.variances)) > 0
         if not used.any():  # each trial occurs with both signs: the sum is always zero

@@ -5,7 +5,7 @@ import re
 from contextlib import contextmanager
 
 import pytest
-from factories import make_study, make_union
+from factories import make_stated, make_study, make_union
 from helpers import QUICK, TINY
 from process_runner import wait_until
 
@@ -194,6 +194,43 @@ def test_outcomes_below_the_threshold_are_filtered_by_parameter_and_never_by_los
         outcomes.get_by_role("combobox", name="State size").select_option("8")
         assert row.locator("td").all_inner_texts()[:5] == ["0", "0", "2", "0", "0"]
         outcomes.locator(".plot.drawn").wait_for()
+
+
+@pytest.fixture(scope="module")
+def stated_file(tmp_path_factory):
+    """Page of a study with hypotheses and a threshold."""
+    folder = tmp_path_factory.mktemp("stated")
+    url = f"sqlite:///{folder}/studies.db"
+    make_stated(url)
+    return write_report(url, ["stated"], folder / "page.html").path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_hypotheses_and_outcomes_fit_on_the_screen(browser, stated_file, width, scheme):
+    with opened(browser, stated_file, width, color_scheme=scheme) as page:
+        claims = page.locator("h2:has-text('Hypotheses') ~ .hypothesis")
+        assert claims.locator("h3").all_inner_texts() == [
+            "The residual lowers the loss.",
+            "A higher rate is better.",
+            "Reading the new state lowers the loss more than any other switch.",
+        ]
+        first, second, third = claims.all()
+        assert first.locator("td strong").all_inner_texts() == ["holds", "undecided"]
+        assert "The sign of “residual: on against off” depends on state size" in first.inner_text()
+        assert "Not testable: learning_rate has one value." in second.inner_text()
+        assert "(only state size 8)" in third.inner_text()
+        outcomes = page.locator(".chooser:has(.outcomes)")
+        outcomes.scroll_into_view_if_needed()
+        outcomes.locator(".plot.drawn").wait_for()
+        assert outcomes.locator("tbody tr", has_text="residual").count() == 1
+        # Only tables in a box of their own are wider than the screen.
+        right = "e => Math.max(...[...e.querySelectorAll(':scope > *')].map("
+        right += "child => child.getBoundingClientRect().right))"
+        for section in (first, second, third, outcomes.locator(".chosen")):
+            assert section.evaluate(right) <= width
+        ink = first.locator("td").first.evaluate("e => getComputedStyle(e).color")
+        assert ink == ("rgb(228, 232, 236)" if scheme == "dark" else "rgb(27, 31, 36)")
 
 
 def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
