@@ -1,6 +1,7 @@
 """Verdicts on hypotheses, the file they are read from, and the page about them."""
 
 import dataclasses
+import math
 import itertools
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -107,6 +108,18 @@ def verdicts_of(results, on="verdict", **options):
 def test_every_hypothesis_can_hold_fail_or_be_undecided(planned, effects, noise, verdict):
     found = verdicts_of(finished(planned, effects, noise))
     assert found == dict.fromkeys(range(1, len(PUBLISHED) + 1), verdict)
+
+
+def test_trial_without_a_value_leaves_its_pairs_out_of_a_verdict(planned):
+    results = finished(planned, AS_SAID)
+    complete = [finding for number, finding in findings_of(results) if number == 1]
+    table = results.table.copy()
+    table.loc[table.index[5], ["value", "state"]] = math.nan, "DIVERGED"
+    diverged = dataclasses.replace(results, table=table)
+    found = [finding for number, finding in findings_of(diverged) if number == 1]
+    assert [each.verdict for each in found] == [each.verdict for each in complete]
+    assert found[0].effect.pairs == complete[0].effect.pairs - 1
+    assert found[0].effect.low == pytest.approx(complete[0].effect.low, abs=0.01)
 
 
 def test_margin_decides_what_counts_as_no_difference(planned):
