@@ -30,6 +30,9 @@ Without it, variances that differ sixteenfold cause twice as many false positive
 MIN_ARCHITECTURES = 5
 """Architectures needed: with fewer, shrinking causes more than 5% false positives."""
 
+MIN_FREEDOM = 2
+"""Degrees of freedom of a variance that is shrunk: one of two runs says too little of its pair."""
+
 _PAIR_CORRELATION = 0.25
 """Correlation of the variances of two pairs that share one architecture, all noise being equal:
 their differences have a correlation of one half, and variances have its square."""
@@ -46,14 +49,26 @@ def shrink_variances(
         architectures: number K of the architectures.
 
     Returns:
-        The shrunk variances (..., P) and their degrees of freedom (..., P). Those of fewer than
-        :data:`MIN_ARCHITECTURES` architectures are returned as they are, and so are those of a
-        study in which most of them are zero.
+        The shrunk variances (..., P) and their degrees of freedom (..., P). Returned as they are:
+        those of fewer than :data:`MIN_ARCHITECTURES` architectures, of a study in which most of
+        them are zero, and of pairs with less than :data:`MIN_FREEDOM` degrees of freedom or with
+        fewer than most pairs have. An architecture that lost runs is often an unstable one.
     """
     variances = np.asarray(variances, dtype=float)
     unchanged = np.broadcast_to(freedom, variances.shape).astype(float)
-    if architectures < MIN_ARCHITECTURES or variances.shape[-1] < 2:
+    is_shrunk = freedom >= max(MIN_FREEDOM, float(np.median(freedom))) if len(freedom) else freedom
+    if architectures < MIN_ARCHITECTURES or np.count_nonzero(is_shrunk) < 2:
         return variances, unchanged
+    results = variances.copy(), unchanged
+    parts = _shrink(variances[..., is_shrunk], freedom[is_shrunk], architectures)
+    for result, part in zip(results, parts, strict=True):
+        result[..., is_shrunk] = part
+    return results
+
+
+def _shrink(variances: Floats, freedom: Floats, architectures: int) -> tuple[Floats, Floats]:
+    """Shrink all of some variances; see :func:`shrink_variances`."""
+    unchanged = np.broadcast_to(freedom, variances.shape).astype(float)
     middle = np.median(variances, axis=-1, keepdims=True)
     is_usable = middle > 0
     floored = np.maximum(variances, np.where(is_usable, 1e-5 * middle, 1.0))
@@ -78,7 +93,7 @@ def shrink_variances(
 
 def expect_freedom(runs: int, architectures: int) -> float:
     """Return the degrees of freedom that shrunk variances have if all variances are equal."""
-    if architectures < MIN_ARCHITECTURES:
+    if architectures < MIN_ARCHITECTURES or runs - 1 < MIN_FREEDOM:
         return runs - 1
     error = CAUTION * _sampling_error(np.array([runs - 1.0]), architectures)[1]
     prior = float(2 * _invert_trigamma(np.array([error]))[0])

@@ -1,8 +1,8 @@
 """Verdicts on hypotheses, the file they are read from, and the page about them."""
 
 import dataclasses
-import math
 import itertools
+import math
 from datetime import UTC, datetime
 from typing import NamedTuple
 

@@ -111,6 +111,20 @@ def studies(count, gap, architectures=10, runs=10, windows=64):
         yield {str(i): as_runs(each) for i, each in enumerate(losses)}
 
 
+def test_an_unstable_architecture_that_lost_runs_differs_no_more_often():
+    """One of six equal architectures varies twelve times as much and has two of five runs."""
+    generator, studies = np.random.default_rng(0), 400
+    noise = np.array([12, 1, 1, 1, 1, 1]) * 0.02
+    found = 0
+    for _ in range(studies):
+        losses = generator.normal(0, 0.05, (6, 5, 8)) + noise[:, None, None] * generator.normal(
+            size=(6, 5, 1)
+        )
+        runs = {str(i): as_runs(each[: 2 if i == 0 else 5]) for i, each in enumerate(losses)}
+        found += any(each.is_significant for each in compare_pairwise(runs).pairs.values())
+    assert found <= stats.binom.ppf(0.99, studies, 0.05)
+
+
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("runs", [2, 3, 10])
 def test_false_differences_are_rare(runs, noise):

@@ -71,6 +71,18 @@ def test_few_architectures_and_identical_runs_are_not_shrunk(variances, architec
     assert set(freedom) == {2}
 
 
+def test_pairs_with_fewer_runs_than_most_are_not_shrunk():
+    variances = draw_variances(np.random.default_rng(3), 4)
+    freedom = np.full(PAIRS, 4.0)
+    freedom[:9] = 1  # those of an architecture that lost three of five runs
+    shrunk, found = shrink_variances(variances, freedom, ARCHITECTURES)
+    assert shrunk[:9].tolist() == variances[:9].tolist()
+    assert set(found[:9]) == {1}
+    assert (found[9:] > 4).all()
+    few, unchanged = shrink_variances(variances, np.ones(PAIRS), ARCHITECTURES)
+    assert (few.tolist(), set(unchanged)) == (variances.tolist(), {1})
+
+
 def test_a_pair_of_identical_runs_does_not_spoil_the_others():
     variances = draw_variances(np.random.default_rng(2), 2)
     variances[0] = 0
@@ -80,9 +92,9 @@ def test_a_pair_of_identical_runs_does_not_spoil_the_others():
     assert (freedom > 2).all()
 
 
-@pytest.mark.parametrize(("runs", "architectures"), [(3, 10), (5, 10), (10, 6), (3, 4)])
+@pytest.mark.parametrize(("runs", "architectures"), [(3, 10), (5, 10), (10, 6), (3, 4), (2, 10)])
 def test_expected_freedom_is_that_of_equal_variances(runs, architectures):
     expected = expect_freedom(runs, architectures)
     assert runs - 1 <= expected <= (architectures - 1) * (runs - 1)
-    assert (expected > runs - 1) == (architectures >= 5)
+    assert (expected > runs - 1) == (architectures >= 5 and runs >= 3)
     assert expect_freedom(runs, 20) >= expect_freedom(runs, 6)
