@@ -59,6 +59,11 @@ def join_looks(
     Raises:
         ConfigMismatchError: if the worker asks for looks and the study was created without.
     """
+    if until_decided and stored.refinement is None:
+        raise ConfigMismatchError(
+            f"study {name!r} is a grid, each architecture of which is trained once: expected a "
+            "study with [refinement] for --until-decided"
+        )
     if stored.refinement is None or config.refinement is None:
         return config
     if until_decided and not stored.refinement.looks:

@@ -209,13 +209,13 @@ def _join_study(
         _check_stated(name, record, config)
         notices += [_describe_kept(name, stored, changed)] if changed else []
         return stored, "; ".join(notices)
-    if stored.refinement is not None and stored.refinement.looks:
+    store = open_store(options.artifacts, url, "checkpoints", read_only=True)
+    new_end = plan_new_end(name, record, config, options.command, store)
+    if new_end is not None and stored.refinement is not None and stored.refinement.looks:
         raise ConfigMismatchError(
             f"study {name!r} has planned looks, whose verdicts hold for its steps: --extend "
             "expected a study without; train longer under another --name"
         )
-    store = open_store(options.artifacts, url, "checkpoints", read_only=True)
-    new_end = plan_new_end(name, record, config, options.command, store)
     if stored.space is None and not (new_end or changed or record.earlier_ends):
         raise _no_space_error(name)
     if len(record.commands) > 1 and _has_earlier_grid(stored, config):

@@ -160,8 +160,21 @@ def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, r
     check_finished(place["storage"])
 
 
-def test_extension_of_a_study_with_looks_is_refused(place, command, runner):
+def test_study_with_looks_keeps_its_steps_and_takes_another_question(place, command, runner):
     assert runner.run(*command).returncode == 0
     done = runner.run(*command, "--extend", "--set=training.steps=6")
     assert done.returncode == 2
     assert "has planned looks" in done.stderr
+    done = runner.run(*command, "--extend", '--set=question="which?"')
+    assert done.returncode == 0, done.stderr
+    assert read_record(place["storage"]).config.question == "which?"
+    check_finished(place["storage"])
+
+
+def test_looks_at_a_stored_grid_are_refused_before_a_trial_is_trained(sqlite_url, text):
+    study = rnn_search.run(SOURCE, name="source", storage=sqlite_url, corpus=text, until=0.001)
+    before = study.results["state"].value_counts().to_dict()
+    assert before["WAITING"] > 0
+    with pytest.raises(ConfigMismatchError, match=r"a grid.*expected a study with \[refinement\]"):
+        rnn_search.run("source", storage=sqlite_url, until_decided=True)
+    assert study.results["state"].value_counts().to_dict() == before
