@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,12 +14,12 @@ from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import ConfigError
+from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, best_trial_id, count_trials
 from studies.storage.engine import parse_url
-from studies.storage.open import DEFAULT_STORAGE, load_study, read_storage
+from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, read_storage
 from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
@@ -151,15 +151,20 @@ class Study:
         the predictions and the audited trials; if they cannot be, the table is empty and a warning
         says why.
 
+        Replicates of its architectures in studies of the storage that derive from this one, with
+        the same training settings, give the noise between runs and so the intervals.
+
         Raises:
             ReportError: if no trial is complete.
         """
+        from reports.data.replicates import find_replicates
         from reports.formatting import loss_unit
         from reports.stats.audited_effects import compute_study_effects
         from reports.stats.conditional_effects import compute_conditional_effects
         from reports.stats.nuisance import build_judged_table, find_edges
 
         results = self._read_results(with_curves=False, require_complete=True)
+        results = replace(results, replicates=find_replicates(results, self._read_derived()))
         found = compute_study_effects(results)
         conditional = []
         if not results.is_pruned:
@@ -292,6 +297,22 @@ class Study:
             return read_results(
                 storage, self.name, None if with_curves else (), with_windows, require_complete
             )
+
+    def _read_derived(self) -> "list[Results]":
+        """Read the studies of replicates that derive from this one."""
+        from reports.data.results import read_results
+        from reports.errors import ReportError
+
+        derived = []
+        with closing(read_storage(self.storage)) as storage:
+            for name in list_study_names(storage):
+                try:
+                    refinement = read_study_record(load_study(storage, name)).config.refinement
+                    if refinement and refinement.source == self.name and refinement.replicates > 1:
+                        derived.append(read_results(storage, name, (), False, False))
+                except (StudiesError, ReportError):  # of another program, damaged or deleted
+                    continue
+        return derived
 
     def _trial(self, row: TrialRow, config: StudyConfig) -> "Trial":
         label = to_trial_config(row.params, config).label

@@ -113,6 +113,17 @@ def test_effects_are_those_of_matched_pairs(study):
         assert within["residual", "state_source", source] == pytest.approx(one)
 
 
+def test_replicates_of_a_derived_study_give_the_noise_of_the_effects(empty):
+    study = rnn_search.run(SETTINGS, name="once", **empty)
+    alone = study.effects().table
+    assert set(alone["source"]) == {"differences between the pairs"}
+    derived = {"refinement": {"source": "once", "top": 4, "replicates": 3}}
+    rnn_search.run(derived, name="again", **empty)
+    table = study.effects().table
+    assert set(table["source"]) == {"replicates"}
+    assert list(table["effect"]) == list(alone["effect"])
+
+
 @pytest.fixture(scope="module")
 def stated(study, place):
     """Study with hypotheses, and a threshold below which two of its four networks are."""

@@ -20,6 +20,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 MIN_DEGREES = 5
 """Degrees of freedom needed to estimate a variance."""
@@ -133,6 +134,28 @@ def estimate_run_noise(
         The noise; None if it cannot be estimated.
     """
     counts = np.ones(len(values)) if run_counts is None else run_counts
+    # The matrices are small: threads would wait for each other far longer than they compute.
+    with threadpool_limits(limits=1, user_api="blas"):
+        rows, estimates = _estimate_regions(codes, values, runs, is_grid)
+        if None in estimates:
+            pooled = _estimate_from_runs(runs, codes) if runs else None
+            if pooled is None:
+                return None
+            rows, estimates = [np.arange(len(values))], [pooled]
+    regions = np.zeros(len(values), dtype=np.int64)
+    for i, region in enumerate(rows):
+        regions[region] = i
+    variances, degrees, sources = zip(*(each for each in estimates if each), strict=True)
+    return RunNoise(regions, np.array(variances), np.array(degrees), sources, counts)
+
+
+_Estimate = tuple[float, float, NoiseSource]
+
+
+def _estimate_regions(
+    codes: Integers, values: Floats, runs: Runs | None, is_grid: bool
+) -> tuple[list[Integers], list[_Estimate | None]]:
+    """Return the trials of each region, and its estimate; see :func:`estimate_run_noise`."""
     has_value = ~np.isnan(values)
     rows = [np.arange(len(values))]
     if is_grid:
@@ -144,19 +167,7 @@ def estimate_run_noise(
         if estimate is None and is_grid:
             estimate = _estimate_from_interactions(codes[known], values[known])
         estimates.append(estimate)
-    if any(estimate is None for estimate in estimates):
-        pooled = _estimate_from_runs(runs, codes) if runs else None
-        if pooled is None:
-            return None
-        rows, estimates = [np.arange(len(values))], [pooled]
-    regions = np.zeros(len(values), dtype=np.int64)
-    for i, region in enumerate(rows):
-        regions[region] = i
-    variances, degrees, sources = zip(*(each for each in estimates if each), strict=True)
-    return RunNoise(regions, np.array(variances), np.array(degrees), sources, counts)
-
-
-_Estimate = tuple[float, float, NoiseSource]
+    return rows, estimates
 
 
 def _estimate_from_runs(runs: Runs, codes: Integers) -> _Estimate | None:
@@ -226,29 +237,36 @@ def _fit_interactions(codes: Integers, values: Floats) -> tuple[float, float]:
     """
     levels = [np.unique(codes[:, i])[1:] for i in range(codes.shape[1])]  # less a reference
     mains = [codes[:, i, None] == found for i, found in enumerate(levels) if len(found)]
-    columns = [np.ones((len(codes), 1), dtype=bool)]
-    fits = []
+    columns, sizes = [np.ones((len(codes), 1), dtype=bool)], [1]
     for order in range(1, 4):
         for chosen in itertools.combinations(mains, order):
             product = chosen[0]
             for other in chosen[1:]:
                 product = (product[:, :, None] & other[:, None, :]).reshape(len(codes), -1)
             columns.append(product[:, product.any(axis=0)])
-        if order > 1:
-            # Parameters that only some trials have give equal columns.
-            design = np.unique(np.hstack(columns), axis=1)
-            if design.shape[1] > MAX_COLUMNS:
-                break
-            fits.append(_fit(design, values))
-    return next((fit for fit in reversed(fits) if fit[1] >= MIN_DEGREES), (0.0, 0.0))
+        sizes.append(len(columns))
+    for order in (3, 2):
+        # Parameters that only some trials have give equal columns.
+        design = np.unique(np.hstack(columns[: sizes[order]]), axis=1)
+        if design.shape[1] > MAX_COLUMNS:
+            continue
+        squares, degrees = _fit(design, values)
+        if degrees >= MIN_DEGREES:
+            return squares, degrees
+    return 0.0, 0.0
 
 
 def _fit(design: NDArray[np.bool_], values: Floats) -> tuple[float, float]:
     """Fit values by least squares; return the residual sum of squares and degrees of freedom."""
     columns = design.astype(float)
     centered = values - values.mean() if len(values) else values
-    scales, basis = np.linalg.eigh(columns.T @ columns)
-    kept = scales > 1e-9 * scales.max(initial=0)
-    coefficients = basis[:, kept] @ ((basis[:, kept].T @ (columns.T @ centered)) / scales[kept])
-    residuals = centered - columns @ coefficients
+    if columns.shape[1] > len(columns):  # the smaller of both products has the same rank
+        scales, basis = np.linalg.eigh(columns @ columns.T)
+        kept = scales > 1e-9 * scales.max(initial=0)
+        residuals = centered - basis[:, kept] @ (basis[:, kept].T @ centered)
+    else:
+        scales, basis = np.linalg.eigh(columns.T @ columns)
+        kept = scales > 1e-9 * scales.max(initial=0)
+        coefficients = basis[:, kept] @ ((basis[:, kept].T @ (columns.T @ centered)) / scales[kept])
+        residuals = centered - columns @ coefficients
     return float(residuals @ residuals), float(len(values) - kept.sum())
