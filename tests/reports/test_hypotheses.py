@@ -537,17 +537,6 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     assert "- 6 is not tested in full: learning\\_rate has one value." in page
 
 
-def test_diverged_trial_costs_its_pair_and_not_the_interval(planned):
-    results = finished(planned, AS_SAID)
-    table = results.table.copy()
-    table.loc[0, ["value", "state"]] = [np.nan, "DIVERGED"]
-    ((_, whole),) = findings_of(results, PUBLISHED[6:7])
-    ((_, found),) = findings_of(dataclasses.replace(results, table=table), PUBLISHED[6:7])
-    assert found.effect.pairs == whole.effect.pairs - 1
-    assert found.effect.low == pytest.approx(whole.effect.low, abs=0.001)
-    assert found.verdict == "holds"
-
-
 def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_table(planned):
     tests = evaluate_study(finished(planned, AS_SAID), [hypothesis_on("learning_rate", 0.1, 1.0)])
     assert tests.tests == {}
