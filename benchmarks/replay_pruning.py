@@ -30,7 +30,7 @@ from optuna.pruners import (
 from optuna.trial import TrialState, create_trial
 
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
-from search.pruning.audit import Look
+from search.pruning.audit import Look, number_architectures
 from search.pruning.policy import (
     PruningPolicy,
     StudyState,
@@ -78,6 +78,7 @@ class Replay:
         self.confidence = confidence
         count = len(recorded.values)
         self.stages = [TrialStage.WAITING] * count
+        self.architectures = number_architectures(recorded.params, recorded.nuisance)
         self.losses = np.full_like(recorded.losses, math.nan)
         self.values = np.full(count, math.nan)
         self.stops = [0, *(rung.step for rung in recorded.rungs), recorded.end]
@@ -140,6 +141,7 @@ class Replay:
             self.recorded.design,
             self.steps_to_next_rung,
             held_out,
+            self.architectures,
         )
         has_alarm = any(look.is_alarm for look in self.looks.values())
         policy = PruningPolicy(state, self.keep, self.confidence, self.prediction, has_alarm)

@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rnn.config import ParamValue
 from search.errors import GridExhaustedError
-from search.pruning.audit import draw_added
-from studies.attributes import COMMANDS, CONFIG, HYPOTHESES
+from search.pruning.audit import draw_audited, number_architectures
+from studies.attributes import AUDIT_NUISANCE, COMMANDS, CONFIG, HYPOTHESES, StudyRecord
 from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
@@ -21,9 +21,10 @@ from studies.grid import Grid
 from studies.hypotheses import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import Params, distributions, param_order
-from studies.storage.counts import count_audited, count_started, count_trials
+from studies.storage.counts import count_started, count_trials
 from studies.storage.create_study import PlannedTrial, extend_study, replace_attributes
 from studies.storage.earlier_ends import NewEnd
+from studies.storage.queries import TrialRow, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
@@ -227,8 +228,10 @@ def extend_grid(
         ConfigMismatchError: if the space is not an extension of the study's.
         StudiesError: if the study cannot be extended now.
     """
-    audited = count_audited(storage, study._study_id)
-    added = _plan_added(study.study_name, stored, extended, audited)
+    record = read_study_record(study)
+    trials = read_trials(storage, study._study_id)
+    nuisance = _choose_audit_nuisance(record, extended, trials)
+    added = _plan_added(study.study_name, stored, extended, nuisance, trials)
     changed = list_descriptive_changes(stored, extended)
     update: dict[str, Any] = {name: getattr(extended, name) for name in changed}
     is_larger = new_end is not None or extended.space != stored.space
@@ -253,7 +256,7 @@ def extend_grid(
         storage,
         study._study_id,
         {CONFIG: raw},
-        written | {COMMANDS: [*read_study_record(study).commands, command]},
+        written | {COMMANDS: [*record.commands, command], AUDIT_NUISANCE: nuisance},
         {} if grid is None else distributions(grid.search_space),
         added,
         new_end,
@@ -280,8 +283,29 @@ def _update_hypotheses(
     return [each.model_dump(mode="json") for each in records]
 
 
+def _choose_audit_nuisance(
+    record: StudyRecord, extended: StudyConfig, trials: Sequence[TrialRow]
+) -> list[str]:
+    """Return the nuisance parameters over which an extended study draws audited architectures.
+
+    They are those of the extended config if these have distinguished no trials so far, so that the
+    architectures drawn already are the same.
+    """
+    new = [] if extended.grid is None else extended.nuisance
+    params = [trial.params for trial in trials]
+    counts = {
+        int(number_architectures(params, nuisance).max(initial=-1))
+        for nuisance in (record.audit_nuisance, new, [*record.audit_nuisance, *new])
+    }
+    return new if len(counts) == 1 else record.audit_nuisance
+
+
 def _plan_added(
-    name: str, stored: StudyConfig, extended: StudyConfig, audited: int
+    name: str,
+    stored: StudyConfig,
+    extended: StudyConfig,
+    nuisance: Sequence[str],
+    trials: Sequence[TrialRow],
 ) -> list[PlannedTrial]:
     """Return the trials that an extended search space adds.
 
@@ -289,7 +313,8 @@ def _plan_added(
         name: name of the study.
         stored: its stored config.
         extended: config with the extended space.
-        audited: number of its trials that are audited.
+        nuisance: nuisance parameters over which audited architectures are drawn.
+        trials: its trials.
 
     Raises:
         ConfigMismatchError: if it is not an extension.
@@ -301,7 +326,7 @@ def _plan_added(
     old, new = stored.grid, create_sampler(extended).combinations
     assert old is not None
     planned = [PlannedTrial(params) for params in subtract(new, old.combinations())]
-    return draw_added(planned, stored, old.count(), audited)
+    return draw_audited(planned, stored, nuisance, trials)
 
 
 def subtract(grid: Iterable[Params], other: Iterable[Params]) -> list[Params]:

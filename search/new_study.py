@@ -85,7 +85,8 @@ def create_new_study(
             finished.
     """
     planned, space = _plan_trials(storage, config, options)
-    planned = draw_audited(planned, config)
+    audit_nuisance = [] if config.grid is None else config.nuisance
+    planned = draw_audited(planned, config, audit_nuisance)
     tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
     precision = _resolve_precision(config.precision, device)
     now = Registration(
@@ -106,6 +107,7 @@ def create_new_study(
         artifact_folder=f"{re.sub('[^A-Za-z0-9_-]', '-', name)}-{uuid4().hex[:12]}",
         created_with=current_versions(),
         hypotheses=update_records([], config.hypothesis, now),
+        audit_nuisance=audit_nuisance,
     )
     metric = OBJECTIVE_NAMES[config.objective]
     create_study(storage, name, metric, record.attributes(), distributions(space), planned)

@@ -50,6 +50,9 @@ LOOKS = "looks"
 HYPOTHESES = "hypotheses"
 """Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
 
+AUDIT_NUISANCE = "audit_nuisance"
+"""Study attribute: nuisance parameters over which the audited architectures were drawn."""
+
 END = "rnn_search:end"
 """Study system attribute: steps of each trial, in a study whose steps were extended."""
 
@@ -292,7 +295,8 @@ class AuditLook(BaseModel):
 
     Attributes:
         complete: number of trials that were complete in the pruner's decisions.
-        trials: number of audited trials with a prediction and a final value.
+        trials: number of audited trials with a prediction and a final value, one of each
+            architecture.
         inside: number of them whose final value is within two scales of the prediction.
         alarm: whether the predictions failed the test.
     """
@@ -424,6 +428,7 @@ class StudyRecord(BaseModel):
         looks: planned comparisons of replicates so far, in their order.
         hypotheses: hypotheses that the study's file states or has stated, in the order in which
             they were stored.
+        audit_nuisance: nuisance parameters over which the audited architectures were drawn.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -438,6 +443,7 @@ class StudyRecord(BaseModel):
     earlier_ends: list[EarlierEnd] = []
     looks: list[LookRecord] = []
     hypotheses: list[HypothesisRecord] = []
+    audit_nuisance: list[str] = []
 
     @property
     def steps(self) -> list[int]:

@@ -203,15 +203,17 @@ def chart_conditional_effects(conditional: Sequence[ConditionalEffect], unit: st
 
 
 def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSubset:
-    """Arrange the effects of a pruned study, which are estimated over all of its trials."""
+    """Arrange the effects of a pruned study, which are estimated over all of its architectures."""
+    noun = "architecture" if results.nuisance else "trial"
     chart = None
     if found.effects:
         chart = Chart(
-            f"{effects_title(results.is_gated)} (over all trials)",
+            f"{effects_title(results.is_gated)} (over all {noun}s)",
             plot_effects(found.effects, loss_unit(results.config)),
             describe_effects(found.effects),
         )
-    return EffectSubset("", "in total", len(results.table), found.effects, chart)
+    count = len(results.judge())
+    return EffectSubset("", "in total", count, found.effects, chart, noun)
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:

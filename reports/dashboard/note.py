@@ -11,6 +11,7 @@ from reports.data.results import Results
 from reports.formatting import (
     effects_title,
     escape_markdown,
+    format_count,
     format_number,
     load_templates,
     loss_unit,
@@ -19,6 +20,7 @@ from reports.formatting import (
 from reports.stats.conditional_effects import RankedEffect
 from reports.stats.nuisance import join_names
 from reports.stats.outcome_table import build_outcome_table, compute_outcomes, describe_outcomes
+from reports.stats.pruning_audit import audit_pruning
 from studies.attributes import CorpusRecord
 from studies.config import StudyConfig
 from studies.storage.counts import TrialCounts
@@ -82,6 +84,8 @@ def render_note(
         nats=loss_unit(config),
         best=best,
         outcomes=_describe_outcomes(results),
+        audit=_describe_audit(results),
+        is_pruned=results is not None and results.is_pruned,
         has_effects=bool(effects),
         largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
         nuisance=join_names(results.nuisance) if results else "",
@@ -97,6 +101,28 @@ def _describe_outcomes(results: Results | None) -> str:
         return ""
     table = build_outcome_table(results, results.config.report_threshold)
     return describe_outcomes(compute_outcomes(table), results, loss_unit(results.config))
+
+
+def _describe_audit(results: Results | None) -> str:
+    """Say what the audited trials of a pruned study measure; "" if the study is not pruned."""
+    if results is None or not results.is_pruned:
+        return ""
+    audit = audit_pruning(results)
+    if audit is None:
+        return "No trial was audited: what pruning lost is not known."
+    counts = results.counts
+    drawn = format_count(audit.trials, "audited trial")
+    if counts.finished < counts.planned or not audit.is_valid or not audit.stopped:
+        return (
+            f"{drawn}: what pruning lost is not known{' yet' * (counts.finished < counts.planned)}."
+        )
+    best = f"best {audit.top_count} {'architectures' if results.nuisance else 'trials'}"
+    text = (
+        f"{drawn}: with 95% confidence at least {audit.recall_low:.0%} of the {best} are complete, "
+        f"and {audit.inside} of {audit.tested} finished within two scales of their predictions "
+        f"({audit.stated_share:.0%} expected)"
+    )
+    return f"{text}: **the predictions were not right**." if audit.is_alarm else f"{text}."
 
 
 def merge_note(body: str, previous: TextFingerprint | None, generated: str) -> str:

@@ -44,7 +44,7 @@ STATE_ATTR = "rnn_search:published"
 FIGURE_ID = "effects"
 """Identifier of the effects figure in the dashboard."""
 
-_FORMAT = 4
+_FORMAT = 5
 """Version of the note, the figure and the files; raise it when any of them changes."""
 
 _NOTE_VERSION = "dashboard:note_ver"

@@ -103,6 +103,7 @@ class Results:
         windows: bits per byte on each evaluation window, by trial number.
         hypotheses: the hypotheses that the study stores.
         audit_looks: planned looks at the audited trials of a pruned study, by name.
+        audit_nuisance: nuisance parameters over which its audited architectures were drawn.
         identity: identity of the study, :func:`reports.output.study_identity`.
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
@@ -120,6 +121,7 @@ class Results:
     windows: dict[int, list[float]] = field(default_factory=dict)
     hypotheses: list[HypothesisRecord] = field(default_factory=list)
     audit_looks: dict[str, AuditLook] = field(default_factory=dict)
+    audit_nuisance: list[str] = field(default_factory=list)
     identity: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
@@ -274,6 +276,16 @@ class Results:
         return self.config.pruning.enabled and bool(counts.pruned or counts.paused)
 
     @property
+    def has_valid_audit(self) -> bool:
+        """Whether the audited trials are a sample of the architectures, as these are judged now.
+
+        The nuisance parameters of a study may be changed after the sample was drawn.
+        """
+        return {name for name in self.audit_nuisance if name in self.parameters} == set(
+            self.nuisance
+        )
+
+    @property
     def complete(self) -> pd.DataFrame:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
@@ -330,6 +342,7 @@ def read_results(
         tokenizer=record.tokenizer,
         hypotheses=record.hypotheses,
         audit_looks=read_audit_looks(storage, study._study_id) if config.pruning.enabled else {},
+        audit_nuisance=record.audit_nuisance,
         identity=study_identity(storage.engine.url, name, record.artifact_folder),
         looks=record.looks,
     )

@@ -1,38 +1,45 @@
-r"""Effects in a pruned study, estimated from predictions and a random sample of trials.
+r"""Effects in a pruned study, estimated from predictions and a random sample of architectures.
 
 Pairs of complete trials of a pruned study are pairs of survivors: their mean difference is biased.
-Here every trial has a number mᵢ: its value, or, if it was pruned, the prediction recorded then. For
-an audited trial that would have been pruned mᵢ is the prediction recorded when it would have been,
-and its value yᵢ is known as well. A contrast has weights cᵢ, ± 1 / pairs for each pair that a trial
-is in. The difference estimator of Σ cᵢ yᵢ over all N trials is
+Here every architecture, which without nuisance parameters is a trial, has a number mᵢ: the least
+over its trials of the value or, of a pruned trial, the prediction recorded then. For an audited
+architecture the predictions are those recorded when a trial would have been pruned, and the least
+of its values, yᵢ, is known as well. A contrast has weights cᵢ, ± 1 / pairs for each pair that an
+architecture is in. The difference estimator of Σ cᵢ yᵢ over all N architectures is
 
     Σ cᵢ mᵢ + (N / n) Σ_audited cᵢ (yᵢ − mᵢ),
 
 unbiased whatever the predictions are worth (Särndal, Swensson & Wretman, *Model Assisted Survey
 Sampling*, 1992, section 6.3; as prediction-powered inference: Angelopoulos et al., *Science* 382,
-2023). Its variance is N² (1 − n / N) s² / n, with the sample variance s² of cᵢ (yᵢ − mᵢ). Where the
-pruner would have trained an audited trial to its end, the difference is 0; the degrees of freedom
-of the interval are those of the other audited trials alone.
+2023). So the least of several predictions may be biased. The variance of the estimator is
+N² (1 − n / N) s² / n, with the sample variance s² of cᵢ (yᵢ − mᵢ). Where the pruner would have
+trained the best trial of an audited architecture, the difference is 0; the degrees of freedom of
+the interval are those of the other audited architectures alone.
 
-The interval is that of drawing other audited trials. It does not contain the noise between runs.
+A pruned trial without a prediction, such as one that plain Optuna has pruned, has no number; an
+architecture with no other trial is left out, as one whose trials have failed.
+
+The interval is that of drawing other audited architectures. It does not contain the noise between
+runs.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from optuna.trial import TrialState
+import pandas as pd
 
 from reports.data.results import Results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import Effect, FactorialTable
-from reports.stats.nuisance import build_judged_table
+from reports.stats.nuisance import build_judged_table, join_names
 from reports.stats.paired_difference import Floats
-from reports.stats.pruning_audit import find_stopped
+from reports.stats.pruning_audit import judge_architectures
 from reports.stats.run_noise import NoiseSource
 
 MIN_STOPPED = 6
-"""Audited trials that would have been pruned, from which effects are estimated."""
+"""Audited architectures with another value than number, from which effects are estimated."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,8 @@ class AuditedEffects:
         effects: the effects; those of contrasts that compare the best of several trials have no
             such estimate and are left out.
         reason: why there are none, a sentence; "" if there are.
-        audited: number of audited trials with a value.
-        stopped: number of these that would have been pruned.
+        audited: number of audited architectures with a value.
+        stopped: number of these whose value the pruner would have replaced by another number.
     """
 
     effects: list[Effect]
@@ -63,35 +70,53 @@ def compute_study_effects(results: Results) -> AuditedEffects:
 def estimate_audited_effects(results: Results) -> AuditedEffects:
     """Estimate the main effects in a pruned study."""
     table, counts = results.table, results.counts
-    is_stopped = find_stopped(table)
-    is_pruned = table["state"] == TrialState.PRUNED.name
-    audited = table["audited"] & table["value"].notna()
-    numbers = {"audited": int(audited.sum()), "stopped": int(is_stopped.sum())}
     if not table["audited"].any():
         return AuditedEffects([], "No trial was audited, so no effect can be estimated.")
-    if counts.finished < counts.planned:
-        return AuditedEffects([], "Effects are estimated once the search is finished.", **numbers)
-    if results.nuisance:
+    if not results.has_valid_audit:
+        unit = join_names(results.audit_nuisance)
+        drawn = f"architectures, each at all values of {unit}" if unit else "single trials"
+        judged = f"at its best {join_names(results.nuisance)}" if results.nuisance else "by trial"
         reason = (
-            "An architecture is judged at its best trial, which pruning may have stopped: the best "
-            "of several values cannot be estimated from a sample."
+            f"The audited trials were drawn as {drawn}, and each architecture is now judged "
+            f"{judged}: they are no sample of what is compared."
         )
-        return AuditedEffects([], reason, **numbers)
+        return AuditedEffects([], reason)
+    if counts.finished < counts.planned:
+        return AuditedEffects([], "Effects are estimated once the search is finished.")
+    return estimate_effects(judge_architectures(table, results.judged_axes), results.judged_axes)
+
+
+def estimate_effects(architectures: pd.DataFrame, parameters: Sequence[str]) -> AuditedEffects:
+    """Estimate the main effects from the architectures of a pruned study.
+
+    Args:
+        architectures: see :func:`reports.stats.pruning_audit.judge_architectures`.
+        parameters: those that distinguish architectures.
+    """
+    audited = architectures["audited"] & architectures["value"].notna()
+    residuals = (architectures["value"] - architectures["estimate"]).where(audited)
+    numbers = {"audited": int(audited.sum()), "stopped": int((residuals.dropna() != 0).sum())}
     if numbers["stopped"] < MIN_STOPPED:
         reason = (
-            f"Only {numbers['stopped']} of the {numbers['audited']} audited trials would have been "
-            f"pruned: at least {MIN_STOPPED} are needed to estimate an effect."
+            f"Pruning would have changed the value of {numbers['stopped']} of the "
+            f"{numbers['audited']} audited architectures: at least {MIN_STOPPED} are needed to "
+            "estimate an effect."
         )
         return AuditedEffects([], reason, **numbers)
-    predicted = table["value"].mask(is_stopped | is_pruned, table["predicted_value"])
-    grid = FactorialTable.from_frame(table.assign(value=predicted), results.judged_axes)
-    residuals = (table["value"] - predicted).where(audited).to_numpy(dtype=float)
+    grid = FactorialTable.from_frame(
+        architectures.assign(value=architectures["estimate"]), parameters
+    )
     effects = [
         effect
         for contrast in grid.list_contrasts()
-        if (effect := estimate_effect(grid, contrast, residuals, numbers["stopped"])) is not None
+        if (
+            effect := estimate_effect(
+                grid, contrast, residuals.to_numpy(dtype=float), numbers["stopped"]
+            )
+        )
+        is not None
     ]
-    reason = "" if effects else "No two trials differ in one parameter only."
+    reason = "" if effects else "No two architectures differ in one parameter only."
     return AuditedEffects(effects, reason, **numbers)
 
 
@@ -101,10 +126,10 @@ def estimate_effect(
     """Estimate the main effect of a contrast by the difference estimator.
 
     Args:
-        grid: the trials with their values or predictions mᵢ.
+        grid: the architectures with their numbers mᵢ.
         contrast: the contrast.
-        residuals: (N,) yᵢ − mᵢ of audited trials; NaN for the others.
-        stopped: number of audited trials that would have been pruned.
+        residuals: (N,) yᵢ − mᵢ of audited architectures; NaN for the others.
+        stopped: number of audited architectures of which this is not 0.
 
     Returns:
         None if the table has no pair, or compares the best of several trials.

@@ -1,34 +1,31 @@
 """What the audited trials of a pruned study measure: recall and the calibration of predictions.
 
-Audited trials are a random sample that is trained to the end whatever the pruner decides. Those
-that it would have pruned are a random sample of all trials that it prunes, so the number of the
-best among these has an exact bound: the population is finite and the sample is without replacement
-(hypergeometric distribution; Cochran, *Sampling Techniques*, 3rd edition, section 3.6).
+Audited architectures are a random sample of which all trials are trained to the end whatever the
+pruner decides. An architecture is a combination of all parameters but the nuisance parameters, and
+judged at its best trial; without nuisance parameters it is a trial. Audited architectures with a
+trial that would have been pruned are a random sample of all with a pruned trial, so the number of
+the best among these has an exact bound: the population is finite and the sample is without
+replacement (hypergeometric distribution; Cochran, *Sampling Techniques*, 3rd edition, section 3.6).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from optuna.trial import TrialState
 from scipy import stats
 
 from reports.data.results import Results
 from reports.stats.paired_difference import CONFIDENCE, Floats
 from studies.attributes import AuditLook
+from studies.calibration import INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import top_count
 
 ALARM_LEVEL = 0.05
 """Level of the test of the recorded predictions in a finished study."""
-
-INTERVAL_SCALES = 2.0
-DEGREES = 5
-"""Predictions are Student's t-distributions; intervals are their mean ± two scales."""
-
-STATED_SHARE = float(stats.t.cdf(INTERVAL_SCALES, DEGREES) - stats.t.cdf(-INTERVAL_SCALES, DEGREES))
-"""Share of the final values that the intervals are to cover: 0.898."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,41 @@ class PruningAudit:
 
     Attributes:
         trials: number of audited trials.
-        looks: planned looks at them during the search, by name.
-        top_count: number of best trials that are to be kept.
-        pruned: number of pruned trials.
-        stopped: number of audited trials that would have been pruned and have a value.
-        lost: number of these that are better than the last of the best that the pruner kept.
-        lost_high: upper bound of the number of such trials among the pruned, with 95% confidence.
-        inside: number of them whose value is within two scales of the prediction.
+        architectures: number of audited architectures.
+        planned: number of architectures of the study.
+        looks: planned looks at the audited trials during the search, by name.
+        top_count: number of best architectures that are to be kept.
+        pruned: number of architectures with a pruned trial.
+        stopped: number of audited architectures with a trial that would have been pruned.
+        lost: number of these that are better than the last of the best that the pruner kept, by a
+            trial that it would have pruned.
+        lost_high: upper bound of the number of such architectures among the pruned, with 95%
+            confidence.
+        tested: number of audited architectures with a trial that would have been pruned and has a
+            value; one such trial of each is compared with its prediction.
+        inside: number of these trials whose value is within two scales of the prediction.
         bias: mean of value minus prediction, in nats; NaN without a prediction.
         bias_low: lower end of its 95% interval; NaN with fewer than two.
         bias_high: upper end of the interval.
+        is_valid: whether the architectures were drawn as they are judged now; otherwise bound and
+            test do not hold.
     """
 
     trials: int
+    architectures: int
+    planned: int
     looks: Mapping[str, AuditLook]
     top_count: int
     pruned: int
     stopped: int
     lost: int
     lost_high: int
+    tested: int
     inside: int
     bias: float
     bias_low: float
     bias_high: float
+    is_valid: bool
 
     @property
     def recall_low(self) -> float:
@@ -69,7 +78,7 @@ class PruningAudit:
     @property
     def p_value(self) -> float:
         """Probability of so many values outside or more, if the predictions are calibrated."""
-        return float(stats.binom.sf(self.stopped - self.inside - 1, self.stopped, 1 - STATED_SHARE))
+        return compute_outside_p_value(self.tested, self.inside)
 
     @property
     def is_alarm(self) -> bool:
@@ -90,38 +99,135 @@ class PruningAudit:
 def audit_pruning(results: Results) -> PruningAudit | None:
     """Compute what the audited trials of a study measure; None without audited trials."""
     table = results.table
-    audited = table[table["audited"]]
-    if not len(audited):
+    if not table["audited"].any():
         return None
-    stopped = audited[find_stopped(audited)]
-    pruned = int((table["state"] == TrialState.PRUNED.name).sum())
-    kept = top_count(results.config.pruning.keep, len(table))
-    others = results.complete.drop(stopped.index)["value"].nsmallest(kept)
-    threshold = float(others.max()) if len(others) == kept else math.inf
-    lost = int((stopped["value"] < threshold).sum())
-    errors = (stopped["value"] - stopped["predicted_value"]).to_numpy(dtype=float)
-    inside = np.abs(errors) <= INTERVAL_SCALES * stopped["predicted_scale"].to_numpy(dtype=float)
+    architectures = judge_architectures(table, results.judged_axes)
+    kept = top_count(results.config.pruning.keep, len(architectures))
+    recall = measure_recall(architectures, kept)
+    errors, is_inside = compare_predictions(table, results.judged_axes)
     mean, low, high = _mean_interval(errors)
     return PruningAudit(
-        trials=len(audited),
+        trials=int(table["audited"].sum()),
+        architectures=int(architectures["audited"].sum()),
+        planned=len(architectures),
         looks=results.audit_looks,
         top_count=kept,
-        pruned=pruned,
-        stopped=len(stopped),
-        lost=lost,
-        lost_high=bound_lost(pruned, len(stopped), lost),
-        inside=int(inside.sum()),
+        pruned=recall.pruned,
+        stopped=recall.stopped,
+        lost=recall.lost,
+        lost_high=recall.lost_high,
+        tested=len(errors),
+        inside=int(is_inside.sum()),
         bias=mean,
         bias_low=low,
         bias_high=high,
+        is_valid=results.has_valid_audit,
     )
 
 
 def find_stopped(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Return which audited trials would have been pruned and are complete."""
-    is_complete = table["state"] == TrialState.COMPLETE.name
-    is_stopped: pd.Series[bool] = table["audited"] & table["reason"].notna() & is_complete
+    """Return which audited trials would have been pruned."""
+    is_stopped: pd.Series[bool] = table["audited"] & table["reason"].notna()
     return is_stopped
+
+
+def judge_architectures(table: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
+    """Judge each architecture of a pruned study at its best trial, with and without the pruner.
+
+    Args:
+        table: one row per trial: ``state``, ``value``, ``audited``, ``reason``, ``predicted_value``
+            and the parameters.
+        parameters: those that distinguish architectures.
+
+    Returns:
+        One row per architecture: the parameters; ``value``, the least of its trials, NaN without
+        one; ``kept``, the least of the trials that the pruner has completed or, of an audited
+        architecture, would have; ``estimate``, the least over its trials of the value or, if a
+        trial was pruned or would have been, of the prediction recorded then; ``audited``; and
+        ``stopped``, whether some trial was pruned or would have been. The estimate of an audited
+        architecture without a value is missing.
+    """
+    is_pruned = table["state"] == TrialState.PRUNED.name
+    is_stopped = is_pruned | find_stopped(table)
+    # A trial that failed may have had a value: what the pruner lost by it is not known.
+    is_failed = table["state"] == TrialState.FAIL.name
+    rows = table[list(parameters)].assign(
+        value=table["value"].astype(float),
+        kept=table["value"].astype(float).mask(is_stopped),
+        estimate=table["value"].astype(float).mask(is_stopped, table["predicted_value"]),
+        unaudited=~table["audited"].astype(bool),
+        stopped=is_stopped,
+        failed=is_failed & is_stopped,
+    )
+    groups = _group(rows, parameters)
+    judged = rows.groupby(groups).agg(
+        dict.fromkeys(parameters, "first")
+        | {"value": "min", "kept": "min", "estimate": "min"}
+        | {"unaudited": "any", "stopped": "any", "failed": "any"}
+    )
+    judged["audited"] = ~judged.pop("unaudited")
+    judged["estimate"] = judged["estimate"].mask(judged["audited"] & judged["value"].isna())
+    return judged
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many of the best architectures the pruner lost; see :class:`PruningAudit`."""
+
+    pruned: int
+    stopped: int
+    lost: int
+    lost_high: int
+
+
+def measure_recall(architectures: pd.DataFrame, kept: int) -> Recall:
+    """Count the best architectures that the pruner would have lost among the audited ones.
+
+    An architecture is lost if its best trial would have been pruned and is better than the last of
+    the best that the pruner kept. There are as many at least as of the true best.
+
+    Args:
+        architectures: see :func:`judge_architectures`.
+        kept: number of best architectures that are to be kept.
+    """
+    best = architectures["kept"].nsmallest(kept)
+    threshold = float(best.max()) if len(best) == kept else math.inf
+    sample = architectures[
+        architectures["audited"] & architectures["stopped"] & ~architectures["failed"]
+    ]
+    pruned = int((architectures["stopped"] & ~architectures["audited"]).sum())
+    lost = int((sample["value"] < sample["kept"].fillna(math.inf).clip(upper=threshold)).sum())
+    return Recall(pruned, len(sample), lost, bound_lost(pruned, len(sample), lost))
+
+
+def compare_predictions(
+    table: pd.DataFrame, parameters: Sequence[str]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Compare one trial of each audited architecture with the prediction recorded for it.
+
+    Errors of trials of one architecture are alike. Of those that would have been pruned and have a
+    value, the one with the least number is taken: trials are created in random order.
+
+    Args:
+        table: as of :func:`judge_architectures`, indexed by the number of the trial, and
+            ``predicted_scale``.
+        parameters: those that distinguish architectures.
+
+    Returns:
+        Values minus predictions, and which of them are within two scales.
+    """
+    rows = table[find_stopped(table) & table["value"].notna()].sort_index()
+    rows = rows[~_group(rows, parameters).duplicated()]
+    errors = (rows["value"] - rows["predicted_value"]).to_numpy(dtype=float)
+    scales = rows["predicted_scale"].to_numpy(dtype=float)
+    return errors, np.abs(errors) <= INTERVAL_SCALES * scales
+
+
+def _group(table: pd.DataFrame, parameters: Sequence[str]) -> "pd.Series[int]":
+    """Return the number of each trial's architecture."""
+    if not len(table):
+        return pd.Series(dtype=int)
+    return table.groupby(list(parameters), dropna=False, sort=False).ngroup()
 
 
 def bound_lost(pruned: int, sample: int, found: int, confidence: float = CONFIDENCE) -> int:

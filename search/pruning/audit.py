@@ -1,26 +1,31 @@
-"""Audit of the pruner: a random sample of trials, planned looks at it, and recalibration.
+"""Audit of the pruner: a random sample of architectures, planned looks at it, and recalibration.
 
-An audited trial is trained to the end whatever the pruner decides, so its final value tests what
-the pruner predicted for it. The looks are planned: one before the first trial is pruned, one before
-the last ones are. Each is an exact binomial test of the number of values outside ± two scales; the
-level of both together is at most :data:`LEVEL` (Bonferroni). If one fails, the predictions are
-recalibrated on the audited trials from then on.
+An architecture is a combination of all parameters but the nuisance parameters: without these, a
+trial. The trials of an audited architecture are trained to the end whatever the pruner decides, so
+their final values test what the pruner predicted for them. The looks are planned: one before the
+first trial is pruned, one before the last ones are. Each is an exact binomial test of the number of
+values outside ± two scales, of one trial of each architecture: predictions of the same architecture
+are wrong together. The level of both together is at most :data:`LEVEL` (Bonferroni). If one fails,
+the predictions are recalibrated on the audited trials from then on.
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from search.pruning.predictions import DEGREES, Floats, Mask, Prediction
+from search.pruning.predictions import Floats, Indices, Mask, Prediction
 from studies.attributes import AuditLook
+from studies.calibration import DEGREES, INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import StudyConfig
 from studies.storage.create_study import PlannedTrial
+from studies.storage.queries import TrialRow
 
 DIVISOR = 10
-"""Least number of trials for each that is audited."""
+"""Least number of architectures for each that is audited."""
 
 LEVEL = 0.05
 """Probability of a false alarm in a search whose predictions are calibrated, at most."""
@@ -28,45 +33,47 @@ LEVEL = 0.05
 LOOKS = 2
 """Number of planned looks."""
 
-INTERVAL_SCALES = 2.0
-"""Half width of the interval of a prediction, in scales."""
 
-STATED_SHARE = 2 * float(Prediction(np.zeros(1), np.ones(1)).cdf(INTERVAL_SCALES)[0]) - 1
-"""Share of the final values that such intervals are to cover: 0.898."""
-
-
-def draw_audited(trials: Sequence[PlannedTrial], config: StudyConfig) -> list[PlannedTrial]:
-    """Draw the audited trials of a new study: at random, without replacement, with its seed."""
-    return _draw(trials, _count(config, len(trials)), config.seed, 0)
+def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence[str]) -> Indices:
+    """Return the architecture of each trial, (N,), numbered in the order of their first trials."""
+    numbers: dict[frozenset[tuple[str, Any]], int] = {}
+    keys = (frozenset(item for item in each.items() if item[0] not in nuisance) for each in params)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def draw_added(
-    trials: Sequence[PlannedTrial], config: StudyConfig, before: int, audited: int
+def draw_audited(
+    trials: Sequence[PlannedTrial],
+    config: StudyConfig,
+    nuisance: Sequence[str],
+    existing: Sequence[TrialRow] = (),
 ) -> list[PlannedTrial]:
-    """Draw the audited trials among those that an extension adds.
+    """Draw the audited architectures of a study at random, without replacement, with its seed.
 
-    They are the same share of the added trials as of the others, so that all trials of the study
-    have the same chance.
+    Of the architectures that an extension adds, the same share is drawn as of the others, so that
+    all of the study have the same chance. New trials of an audited architecture are audited.
 
     Args:
-        trials: trials to add.
+        trials: trials to create.
         config: config of the study.
-        before: number of trials that it has already.
-        audited: number of these that are audited.
+        nuisance: its nuisance parameters; none for a derived study.
+        existing: trials that it has already.
     """
-    count = round(len(trials) * audited / before)
-    if before < DIVISOR:  # too few for one of them
-        count = min(_count(config, before + len(trials)), len(trials))
-    return _draw(trials, count, config.seed, before)
-
-
-def _count(config: StudyConfig, trials: int) -> int:
-    return min(config.pruning.audit, trials // DIVISOR) if config.pruning.enabled else 0
-
-
-def _draw(trials: Sequence[PlannedTrial], count: int, seed: int, before: int) -> list[PlannedTrial]:
-    chosen = set(random.Random(f"audit {seed} {before}").sample(range(len(trials)), count))
-    return [trial._replace(is_audited=i in chosen) for i, trial in enumerate(trials)]
+    params = [*(trial.params for trial in existing), *(trial.params for trial in trials)]
+    architectures = number_architectures(params, nuisance)
+    before, added = np.split(architectures, [len(existing)])
+    chosen = {
+        int(number) for number, trial in zip(before, existing, strict=True) if trial.is_audited
+    }
+    old, total = len(set(before.tolist())), len(set(architectures.tolist()))
+    count = round((total - old) * len(chosen) / max(1, old))
+    if old < DIVISOR and config.pruning.enabled:  # too few for one of them
+        count = min(config.pruning.audit, total // DIVISOR, total - old)
+    seed = random.Random(f"audit {config.seed} {old}")
+    chosen.update(old + i for i in seed.sample(range(total - old), count))
+    return [
+        trial._replace(is_audited=int(number) in chosen)
+        for number, trial in zip(added, trials, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Look:
 
     Attributes:
         trials: number of audited trials with a final value that the pruner has stopped in its
-            decisions.
+            decisions, one of each architecture.
         inside: number of them whose final value is within two scales of its prediction.
     """
 
@@ -85,7 +92,7 @@ class Look:
     @property
     def p_value(self) -> float:
         """Probability of so many values outside or more, if the predictions are calibrated."""
-        return outside_p_value(self.trials, self.inside)
+        return compute_outside_p_value(self.trials, self.inside)
 
     @property
     def is_alarm(self) -> bool:
@@ -93,51 +100,53 @@ class Look:
         return self.p_value < LEVEL / LOOKS
 
 
-def outside_p_value(trials: int, inside: int) -> float:
-    """Return the p-value of the exact one-sided binomial test of the number of values outside."""
-    from scipy import stats  # slow to import, and needed twice in a search
-
-    return float(stats.binom.sf(trials - inside - 1, trials, 1 - STATED_SHARE))
-
-
-def look(prediction: Prediction, values: Floats, is_held: Mask) -> Look:
+def look(prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices) -> Look:
     """Compare the predictions of audited trials, each made without its value, with these values.
+
+    Of each architecture the first trial is compared: trials are created in random order.
 
     Args:
         prediction: final values of N trials.
         values: (N,) values of finished trials.
         is_held: (N,) which of them are predicted without their values.
+        architectures: (N,) architecture of each trial.
     """
-    scores = _scores(prediction, values)[is_held]
+    first = np.unique(architectures[is_held], return_index=True)[1]
+    scores = _scores(prediction, values)[is_held][first]
     return Look(len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum()))
 
 
-def recalibrate(prediction: Prediction, values: Floats, is_held: Mask) -> Prediction:
+def recalibrate(
+    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
+) -> Prediction:
     """Correct the bias and the scale of predictions by those of audited trials.
 
     With the scores z = (value − mean) / scale of the audited trials, of mean b and of root mean
     square f around it relative to a calibrated prediction's, a prediction becomes mean + b · scale
     ± f · scale; f is at least 1. The prediction of an audited trial is corrected by the scores of
-    the others. With fewer than three of these, nothing is corrected.
+    the other architectures. With fewer than three of these, nothing is corrected.
 
     Args:
         prediction: final values of N trials.
         values: (N,) values of finished trials.
         is_held: (N,) which of them are predicted without their values.
+        architectures: (N,) architecture of each trial.
     """
-    scores = _scores(prediction, values)[is_held]
+    scores, owners = _scores(prediction, values)[is_held], architectures[is_held]
     bias, factor = np.zeros(len(values)), np.ones(len(values))
-    if len(scores) > 3:
-        bias[:], factor[:] = _bias_and_factor(scores)
-        others = [_bias_and_factor(np.delete(scores, i)) for i in range(len(scores))]
-        bias[is_held], factor[is_held] = np.array(others).T
+    found, owner = np.unique(owners, return_inverse=True)
+    if len(found) > 3:
+        bias[:], factor[:] = _bias_and_factor(scores, len(found))
+        others = [_bias_and_factor(scores[owner != i], len(found) - 1) for i in range(len(found))]
+        bias[is_held], factor[is_held] = np.array(others)[owner].T
     return Prediction(prediction.mean + bias * prediction.scale, factor * prediction.scale)
 
 
-def _bias_and_factor(scores: Floats) -> tuple[float, float]:
+def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:
+    """Return the mean of some scores, and their spread relative to that of calibrated ones."""
     expected = math.sqrt(DEGREES / (DEGREES - 2))  # standard deviation of a calibrated score
     # A new trial's deviation from the estimated mean has the variance of (1 + 1 / n) scores.
-    spread = scores.std(ddof=1) * math.sqrt(1 + 1 / len(scores))
+    spread = scores.std(ddof=1) * math.sqrt(1 + 1 / architectures)
     return float(scores.mean()), max(1.0, float(spread) / expected)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from search.pruning.audit import number_architectures
 from search.pruning.policy import (
     PruningPolicy,
     StudyState,
@@ -19,8 +20,8 @@ from search.pruning.policy import (
     compute_steps_to_next_rung,
     to_decision_stage,
 )
-from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
-from studies.attributes import AUDIT_LOOKS, RUNG, AuditLook, AuditState
+from search.pruning.predictions import MIN_COMPLETE, DesignMatrix, Indices
+from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
 from studies.storage.create_study import update_system_attributes
 from studies.storage.queries import (
@@ -53,11 +54,13 @@ class StudyProgress:
     Attributes:
         trials: progress of the grid trials, by number.
         params: parameters of each of them; the same object until the study is extended.
+        architectures: architecture of each of them, of which some were drawn to be audited.
         looks: planned looks at the audited trials so far, by name.
     """
 
     trials: Sequence[TrialProgress]
     params: Sequence[Mapping[str, Any]]
+    architectures: Indices
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
 
     @property
@@ -110,6 +113,7 @@ class PauseResumeScheduler:
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
         self._numbers: list[int] = []
         self._params: list[Mapping[str, Any]] = []
+        self._architectures: Indices = np.empty(0, dtype=np.int64)
         self._encoded: tuple[Sequence[Mapping[str, Any]], DesignMatrix] | None = None
 
     def read(self) -> StudyProgress:
@@ -119,9 +123,12 @@ class PauseResumeScheduler:
         if numbers != self._numbers:
             params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
             self._params = [params[number] for number in numbers]
+            stored = self._storage.get_study_user_attrs(self._study_id)
+            nuisance = stored.get(AUDIT_NUISANCE, [])
+            self._architectures = number_architectures(self._params, nuisance)
             self._numbers = numbers
         looks = read_audit_looks(self._storage, self._study_id)
-        return StudyProgress(trials, self._params, looks)
+        return StudyProgress(trials, self._params, self._architectures, looks)
 
     def decide(
         self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
@@ -314,6 +321,7 @@ class PauseResumeScheduler:
             self._encode(progress.params),
             compute_steps_to_next_rung(self._rungs, self._steps),
             held_out,
+            progress.architectures,
         )
         has_alarm = any(look.alarm for look in progress.looks.values())
         settings = self._settings

@@ -29,6 +29,7 @@ from search.pruning.audit import Look, look, recalibrate
 from search.pruning.predictions import (
     DesignMatrix,
     Floats,
+    Indices,
     Mask,
     Prediction,
     Rungs,
@@ -123,6 +124,7 @@ class StudyState:
         steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
         held_out: (N,) number of rungs after which an audited trial with a value is paused or pruned
             in decisions; -1 for all other trials.
+        architectures: (N,) architecture of each trial; None if each is an architecture.
     """
 
     stages: Sequence[TrialStage]
@@ -131,6 +133,7 @@ class StudyState:
     design: DesignMatrix
     steps_to_next_rung: Floats
     held_out: Rungs | None = None
+    architectures: Indices | None = None
 
     def in_stage(self, *stages: TrialStage) -> Mask:
         """Return which trials are in one of these stages, (N,)."""
@@ -152,6 +155,12 @@ class StudyState:
         if self.held_out is None:
             return np.zeros(len(self.stages), dtype=bool)
         return self.held_out >= 0
+
+    @property
+    def owners(self) -> Indices:
+        """Architecture of each trial, (N,)."""
+        count = len(self.stages)
+        return np.arange(count) if self.architectures is None else self.architectures
 
 
 def to_decision_stage(
@@ -259,7 +268,8 @@ class PruningPolicy:
 
     def look(self) -> Look:
         """Test the predictions on the audited trials that are stopped in decisions."""
-        return look(self.prediction, self.state.values, self.state.is_held)
+        state = self.state
+        return look(self.prediction, state.values, state.is_held, state.owners)
 
     def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
         """Return the planned look that is due before any trial is pruned; None without one.
@@ -342,8 +352,14 @@ class PruningPolicy:
         values = state.values[viable]
         held_out = None if state.held_out is None else state.held_out[viable]
         prediction = predict_final_values(
-            state.design.select(viable), state.losses[viable], values, held_out
+            state.design.select(viable),
+            state.losses[viable],
+            values,
+            held_out,
+            state.owners[viable],
         )
         if self.recalibrate:
-            prediction = recalibrate(prediction, values, state.is_held[viable])
+            prediction = recalibrate(
+                prediction, values, state.is_held[viable], state.owners[viable]
+            )
         return prediction

@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from studies.calibration import DEGREES
+
 MIN_COMPLETE = 4
 """Known final values that the regression needs; with fewer, trials rank by their last loss."""
 
 STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
 
-DEGREES = 5
-"""Degrees of freedom of the predictions: their tails are heavier than a normal distribution's."""
-
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Rungs = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 _NOISE_STD = (0.1, 0.2, 0.35, 0.6, 1.0)
 """Residual standard deviations, relative to that of the target."""
@@ -114,7 +114,7 @@ class Prediction:
         """Return the probability of each trial to finish below a threshold, (N,)."""
         scale = np.maximum(self.scale, 1e-9 * (1 + np.abs(self.mean)))
         # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
-        angle = np.arctan((threshold - self.mean) / scale / math.sqrt(5))
+        angle = np.arctan((threshold - self.mean) / scale / math.sqrt(DEGREES))
         cosine = np.cos(angle)
         odd: Floats = np.sin(angle) * (cosine + 2 / 3 * cosine**3)
         return 0.5 + (angle + odd) / math.pi
@@ -132,7 +132,11 @@ class Prediction:
 
 
 def predict_final_values(
-    design: DesignMatrix, losses: Floats, values: Floats, held_out: Rungs | None = None
+    design: DesignMatrix,
+    losses: Floats,
+    values: Floats,
+    held_out: Rungs | None = None,
+    architectures: Indices | None = None,
 ) -> Prediction:
     """Predict the final values of N trials.
 
@@ -141,11 +145,15 @@ def predict_final_values(
         losses: (N, R) loss at each rung; NaN from the first rung that a trial has not reached.
         values: (N,) finite values of finished trials; NaN for the others.
         held_out: (N,) number of rungs from which the value of a finished trial is predicted by
-            leaving it out of the regression; -1 for all other trials. The value is data for the
-            predictions of the others. None if there is no such trial.
+            leaving it out of the regression, with those of all such trials of its architecture; -1
+            for all other trials. The value is data for the predictions of other architectures.
+            None if there is no such trial.
+        architectures: (N,) architecture of each trial; None if each is an architecture.
     """
     rungs = losses.shape[1]
     held_out = np.full(len(values), -1) if held_out is None else held_out
+    architectures = np.arange(len(values)) if architectures is None else architectures
+    is_held = held_out >= 0
     mean, variance = values.copy(), np.zeros(len(values))
     known = ~np.isnan(values)
     reached = np.where(known, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
@@ -157,26 +165,27 @@ def predict_final_values(
         features, kinds, loss = _features(design, losses, rung)
         # Trials that were added by hand may be finished without a curve.
         usable = known & np.isfinite(features).all(axis=1)
-        if usable.sum() < MIN_COMPLETE + held.any():
+        rows = np.flatnonzero(usable)
+        groups = [
+            np.flatnonzero((is_held & (architectures == architecture))[rows])
+            for architecture in np.unique(architectures[held & usable])
+        ]
+        if len(rows) < MIN_COMPLETE + max(map(len, groups), default=0):
             mean[new], variance[new] = loss[new], _weak_prior_variance(losses)
             held_mean[held], held_variance[held] = loss[held], _weak_prior_variance(losses)
         else:
             target = mean[usable] - loss[usable]
             middle = float(np.median(target))
-            (mean[new], variance[new]), (held_mean[held], held_variance[held]) = (
-                _bayesian_ridge_average(
-                    features[usable],
-                    kinds,
-                    target - middle,
-                    variance[usable],
-                    features[new],
-                    held[usable],
-                )
+            (mean[new], variance[new]), left_out = _bayesian_ridge_average(
+                features[usable], kinds, target - middle, variance[usable], features[new], groups
             )
             mean[new] += middle + loss[new]
-            held_mean[held] += middle + loss[held]
+            for group, (means, variances) in zip(groups, left_out, strict=True):
+                found = held[rows[group]]
+                chosen = rows[group][found]
+                held_mean[chosen] = means[found] + middle + loss[chosen]
+                held_variance[chosen] = variances[found]
         known |= new
-    is_held = held_out >= 0
     mean = np.where(is_held, held_mean, mean)
     variance = np.where(is_held, held_variance, variance)
     return Prediction(mean, STD_INFLATION * np.sqrt(variance))
@@ -214,8 +223,8 @@ def _bayesian_ridge_average(
     target: Floats,
     variance: Floats,
     new: Floats,
-    held_out: Mask,
-) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    groups: Sequence[Indices],
+) -> tuple[tuple[Floats, Floats], list[tuple[Floats, Floats]]]:
     """Fit Bayesian ridge regressions over a grid of hyperparameters and average their predictions.
 
     Args:
@@ -224,15 +233,15 @@ def _bayesian_ridge_average(
         target: (n,).
         variance: (n,) variance of each target, in addition to the noise.
         new: (m, D) features of the rows to predict.
-        held_out: (n,) which of the training rows to predict as well, each without its own target.
-            For given hyperparameters the prediction without row i follows from that with it: with
-            the leverage h = wᵢ xᵢᵀ C xᵢ it is (xᵢᵀ b − h tᵢ) / (1 − h), with the spread
-            xᵢᵀ C xᵢ / (1 − h) (Cook & Weisberg, *Residuals and Influence in Regression*, 1982,
-            section 2.2). The
-            weights of the hyperparameters are those with all rows.
+        groups: groups of training rows to predict as well, each without the targets of its group.
+            For given hyperparameters these predictions follow from those with all targets. With
+            the spread S = X C Xᵀ of a group's predictions and the weights W of its targets t, they
+            are t − (I − S W)⁻¹ (t − X b) with the spread (I − S W)⁻¹ S (Cook & Weisberg, *Residuals
+            and Influence in Regression*, 1982, sections 2.2 and 3.6). The weights of the
+            hyperparameters are those with all rows.
 
     Returns:
-        (m,) means and variances of the new rows; the same of the rows held out.
+        (m,) means and variances of the new rows; the same of each group.
     """
     scale = max(float(target.std()), 1e-6)
     noise = (_HYPERPARAMETERS[:, 0] * scale) ** 2  # (S,)
@@ -249,9 +258,8 @@ def _bayesian_ridge_average(
     precision = np.stack([(features.T * each) @ features for each in weight])  # (S, D, D)
     diagonal = np.arange(len(kinds))
     precision[:, diagonal, diagonal] += 1 / prior
-    covariance = np.stack([np.linalg.inv(each) for each in precision])  # (S, D, D)
     moment = np.matmul(weight * target, features)  # (S, D)
-    coefficients = np.matmul(covariance, moment[:, :, None])[:, :, 0]  # (S, D)
+    coefficients = np.stack(list(map(np.linalg.solve, precision, moment)))  # (S, D)
     log_evidence = 0.5 * (
         np.log(weight).sum(axis=1)
         - np.log(prior).sum(axis=1)
@@ -263,16 +271,27 @@ def _bayesian_ridge_average(
     share /= share.sum()
     selected = share > _MIN_WEIGHT
     share = share[selected] / share[selected].sum()  # (s,)
-    rows = np.vstack([new, features[held_out]])  # (m + h, D)
-    means = coefficients[selected] @ rows.T  # (s, m + h)
-    spread = np.stack([((rows @ each) * rows).sum(axis=1) for each in covariance[selected]])
-    first = len(new)
-    leverage = np.minimum(weight[selected][:, held_out] * spread[:, first:], 1 - 1e-9)  # (s, h)
-    means[:, first:] = (means[:, first:] - leverage * target[held_out]) / (1 - leverage)
-    spread[:, first:] /= 1 - leverage
-    mean = share @ means
-    variances = share @ (spread + noise[selected, None] + (means - mean) ** 2)
-    return (mean[:first], variances[:first]), (mean[first:], variances[first:])
+    weight, noise = weight[selected], noise[selected]
+    coefficients = coefficients[selected]  # (s, D)
+    covariance = [np.linalg.inv(each) for each in precision[selected]]  # s of (D, D)
+
+    def average(means: Floats, spread: Floats) -> tuple[Floats, Floats]:
+        mean = share @ means
+        return mean, share @ (spread + noise[:, None] + (means - mean) ** 2)
+
+    spread = np.stack([((new @ each) * new).sum(axis=1) for each in covariance])  # (s, m)
+    left_out = []
+    for group in groups:
+        rows = features[group]  # (g, D)
+        spreads = np.stack([rows @ each @ rows.T for each in covariance])  # (s, g, g)
+        # The identity is the larger by a margin, so that a row that alone determines a coefficient
+        # can be left out.
+        rest = (1 + 1e-9) * np.eye(len(group)) - spreads * weight[:, None, group]
+        residual = target[group] - coefficients @ rows.T  # (s, g)
+        means = target[group] - np.linalg.solve(rest, residual[:, :, None])[:, :, 0]
+        variances = np.diagonal(np.linalg.solve(rest, spreads), axis1=1, axis2=2)
+        left_out.append(average(means, variances))
+    return average(coefficients @ new.T, spread), left_out
 
 
 def _weak_prior_variance(losses: Floats) -> float:

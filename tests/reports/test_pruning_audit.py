@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from reports.charts.filtered_effects import compute_audited_subset
+from reports.dashboard.note import render_note
 from reports.data.results import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, read_hypotheses, render_page
@@ -20,15 +22,25 @@ from reports.stats.audited_effects import (
     MIN_STOPPED,
     estimate_audited_effects,
     estimate_effect,
+    estimate_effects,
 )
 from reports.stats.effects import FactorialTable
-from reports.stats.pruning_audit import audit_pruning, bound_lost
+from reports.stats.pruning_audit import (
+    ALARM_LEVEL,
+    audit_pruning,
+    bound_lost,
+    compare_predictions,
+    judge_architectures,
+    measure_recall,
+)
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
+from studies.calibration import compute_outside_p_value
 from studies.config import StudyConfig
+from studies.loader import read_study_record
 from studies.space import GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import load_study, open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -38,17 +50,19 @@ ERROR = -0.05
 """Value minus prediction of each pruned trial."""
 
 
-def make_pruned(url, audited=range(10), finished=True, scale=0.1, **settings):
+SPACE = {"layers": [1, 2], "state_size": [4, 8], "state_source": ["new"]}
+SPACE |= {name: [False, True] for name in ("residual", "input_gate", "forget_gate")}
+SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
+
+
+def make_pruned(url, audited=range(10), finished=True, scale=0.1, drawn_over=None, **settings):
     """Store 32 trials of which every other one is pruned, with predictions that are too high.
 
     With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
     residual are pruned, so that no pair of complete trials differs in it.
     """
-    space = {"layers": [1, 2], "state_size": [4, 8], "state_source": ["new"]}
-    space |= {name: [False, True] for name in ("residual", "input_gate", "forget_gate")}
-    space |= {name: [False] for name in ("output_gate", "state_gate")}
     config = StudyConfig.model_validate(
-        {"space": space, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
+        {"space": SPACE, "pruning": {"enabled": True, "audit": 3}, "training": {"steps": STEPS}}
         | settings
     )
     grid = list(config.grid.combinations())
@@ -57,7 +71,7 @@ def make_pruned(url, audited=range(10), finished=True, scale=0.1, **settings):
         storage,
         "made",
         "validation loss",
-        study_attributes(config),
+        study_attributes(config) | {"audit_nuisance": drawn_over or []},
         {name: CategoricalDistribution(tuple(config.grid.values(name))) for name in GATED_PARAMS},
         [PlannedTrial(params, {}, i in audited) for i, params in enumerate(grid)],
     )
@@ -222,7 +236,14 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url, tmp
         ({"audited": ()}, "No trial was audited, so no effect can be estimated."),
         ({"audited": (1, 2, 3)}, "at least 6 are needed to estimate an effect."),
         ({"finished": False}, "Effects are estimated once the search is finished."),
-        ({"audited": EVEN, "nuisance": ["layers"]}, "cannot be estimated from a sample."),
+        (
+            {"audited": EVEN, "nuisance": ["layers"]},
+            "drawn as single trials, and each architecture is now judged at its best layers",
+        ),
+        (
+            {"audited": EVEN, "drawn_over": ["layers"]},
+            "each at all values of layers, and each architecture is now judged by trial",
+        ),
     ],
 )
 def test_pruned_study_without_estimates_says_why(sqlite_url, tmp_path, options, reason):
@@ -234,6 +255,134 @@ def test_pruned_study_without_estimates_says_why(sqlite_url, tmp_path, options, 
     effects = load("made", storage=url).effects()
     assert effects.effects == []
     assert reason.rstrip(".") in repr(effects)
+
+
+def list_numbers(**fixed):
+    """Return the numbers of the trials with some parameters."""
+    found = []
+    make = StudyConfig.model_validate({"space": SPACE}).grid.combinations()
+    for number, params in enumerate(make):
+        if all(params[name] in values for name, values in fixed.items()):
+            found.append(number)
+    return found
+
+
+def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url, tmp_path):
+    """At two sizes each; half of the architectures are audited, at both."""
+    audited = list_numbers(forget_gate=[True])
+    options = {"audited": audited, "nuisance": ["state_size"], "drawn_over": ["state_size"]}
+    url = make_pruned(sqlite_url, **options)
+    results = results_of(url)
+    found = audit_pruning(results)
+    assert (found.planned, found.architectures, found.trials) == (16, 8, 16)
+    # Both trials of the four audited architectures without the residual would have been pruned.
+    assert (found.stopped, found.pruned, found.top_count) == (4, 4, 1)
+    assert (found.tested, found.inside) == (4, 4)  # one of each
+    assert found.bias == pytest.approx(ERROR)
+    assert estimate_audited_effects(results).reason.startswith("Pruning would have changed")
+    page = write_report(url, ["made"], tmp_path / "page.html").path.read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", page)
+    assert "8 architectures of 16, with 16 trials, chosen at random, were to be trained" in words
+    assert "of one trial of each, 4 of 4 finished within two scales" in words
+    with closing(read_storage(url)) as storage:
+        record = read_study_record(load_study(storage, "made"))
+    note = render_note("made", record.config, record.corpus, [], results.counts, results, [])
+    assert "16 audited trials: with 95% confidence at least 0% of the best 1 architectures" in note
+    assert "4 of 4 finished within two scales of their predictions (90% expected)." in note
+
+
+def make_rates(seed, count=192, audited=19):
+    """Return the trials of a pruned study at three rates, and the values of all of them.
+
+    Late networks are better than predicted at each rate, but for one rate of each.
+    """
+    random = np.random.default_rng(seed)
+    index = np.arange(count)
+    networks = pd.DataFrame({f"p{bit}": (index >> bit & 1).astype(bool) for bit in range(6)})
+    networks["size"] = index // 64
+    values = 2 - 0.3 * networks["p0"] - 0.1 * networks["p1"] + random.normal(0, 0.05, count)
+    best = random.integers(3, size=count)
+    drawn = random.choice(count, audited, replace=False)
+    table = pd.concat(
+        [networks.assign(rate=rate, owner=index, value=values) for rate in range(3)]
+    ).reset_index(drop=True)
+    owner, total = table["owner"].to_numpy(), 3 * count
+    table["value"] += 0.1 * np.abs(table["rate"] - best[owner]) + random.normal(0, 0.02, total)
+    late = table["p2"] & (table["rate"] != 1)
+    scale = 0.05
+    shared = random.standard_t(5, count)[owner]  # the same for the rates of a network
+    table["predicted_value"] = table["value"] + scale * shared + 0.3 * late
+    table["predicted_scale"] = scale
+    is_pruned = table["predicted_value"] > table["predicted_value"].quantile(0.25)
+    table["audited"] = np.isin(owner, drawn)
+    whole = table["value"].copy()
+    is_lost = is_pruned & ~table["audited"]
+    table["state"] = np.where(is_lost, TrialState.PRUNED.name, TrialState.COMPLETE.name)
+    table["reason"] = pd.Series(REASON, table.index).where(is_pruned)
+    table["value"] = whole.mask(is_lost)
+    return table, whole
+
+
+def test_audited_architectures_cover_the_effects_and_the_losses_of_the_whole_grid():
+    covered, survivors, errors, bounds, alarms = [], [], [], [], []
+    names = [*(f"p{bit}" for bit in range(6)), "size"]
+    for seed in range(60):
+        table, whole = make_rates(seed)
+        known = judge_architectures(table, names)
+        # The same study with every architecture audited.
+        judged = judge_architectures(
+            table.assign(value=whole, audited=True, state=TrialState.COMPLETE.name), names
+        )
+        truth = FactorialTable.from_frame(judged, names)
+        found = estimate_effects(known, names)
+        assert found.audited == 19
+        for effect in found.effects:
+            exact = truth.compute_effect(effect.contrast).mean
+            covered.append(effect.low <= exact <= effect.high)
+            errors.append(effect.mean - exact)
+            if effect.contrast.parameter == "p2":
+                left = FactorialTable.from_frame(known, names).compute_effect(effect.contrast)
+                survivors.append(left.low <= exact <= left.high)
+        recall, lost = measure_recall(known, 19), measure_recall(judged, 19).lost
+        bounds.append(lost - recall.lost <= recall.lost_high)
+        # Where predictions are right, one trial of each architecture is tested.
+        right = table.assign(
+            predicted_value=table["predicted_value"] - 0.3 * (table["p2"] & (table["rate"] != 1))
+        )
+        _, is_inside = compare_predictions(right, names)
+        alarms.append(compute_outside_p_value(len(is_inside), int(is_inside.sum())) < ALARM_LEVEL)
+    assert len(covered) >= 300  # 0.95 less four binomial standard errors, of dependent intervals
+    assert np.mean(covered) >= 0.89
+    assert abs(np.mean(errors)) < 0.01
+    assert np.mean(bounds) >= 0.83
+    assert np.mean(alarms) <= 0.17
+    assert np.mean(survivors) < 0.8
+
+
+def test_architecture_with_a_pruned_trial_without_a_prediction_is_judged_by_the_others():
+    """Plain Optuna prunes without a prediction."""
+    complete, pruned = TrialState.COMPLETE.name, TrialState.PRUNED.name
+    table = pd.DataFrame(
+        [
+            ("a", complete, 1.0, False, None, math.nan),
+            ("a", pruned, math.nan, False, None, math.nan),
+            ("b", pruned, math.nan, False, None, math.nan),
+            ("c", pruned, math.nan, False, None, 1.5),
+            ("c", complete, 1.7, False, None, math.nan),
+            ("d", complete, 1.2, True, REASON, 1.4),
+            ("d", complete, 1.3, True, None, math.nan),
+            ("e", TrialState.FAIL.name, math.nan, True, REASON, 1.4),
+        ],
+        columns=["p", "state", "value", "audited", "reason", "predicted_value"],
+    )
+    found = judge_architectures(table, ["p"]).set_index("p")
+    assert found["estimate"].fillna(0).to_dict() == {"a": 1.0, "b": 0, "c": 1.5, "d": 1.3, "e": 0}
+    assert found["value"].fillna(0).to_dict() == {"a": 1.0, "b": 0, "c": 1.7, "d": 1.2, "e": 0}
+    assert found["kept"].fillna(0).to_dict() == {"a": 1.0, "b": 0, "c": 1.7, "d": 1.3, "e": 0}
+    assert found["stopped"].all()
+    # What a failed trial would have reached is not known, so its architecture tests nothing.
+    recall = measure_recall(found, 2)
+    assert (recall.pruned, recall.stopped, recall.lost) == (3, 1, 1)
 
 
 def test_study_without_an_audit_says_that_nothing_is_known(sqlite_url, tmp_path):

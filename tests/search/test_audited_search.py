@@ -9,8 +9,10 @@ from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
 from test_worker import RecordingCallbacks
 
+from reports.data.results import read_results
+from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
-from search.pruning.audit import DIVISOR, describe_look
+from search.pruning.audit import DIVISOR, describe_look, look, recalibrate
 from search.pruning.pause_resume import Decisions, PauseResumeScheduler
 from search.pruning.policy import TrialStage
 from search.pruning.predictions import Prediction, predict_final_values
@@ -117,6 +119,71 @@ def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
     assert len(numbers) == 2 * AUDITED
 
 
+RATES = ["nuisance=['learning_rate']", "space.training.learning_rate=[0.01, 0.02]"]
+
+
+def audited_architectures(joined):
+    """Return the audited architectures, and whether all of their trials are audited."""
+    table = {}
+    for trial in joined.study.trials:
+        key = tuple(item for item in trial.params.items() if item[0] != "learning_rate")
+        table.setdefault(key, []).append(AUDIT in trial.system_attrs)
+    found = [flags for flags in table.values() if any(flags)]
+    return len(found), all(map(all, found)), {len(flags) for flags in found}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "found"),
+    [
+        ([], None, (AUDITED, True, {2})),
+        ([], ["space.training.learning_rate=[0.01, 0.02, 0.04]"], (AUDITED, True, {3})),
+        ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
+        # A rate that did not vary distinguishes no trials, so single trials were architectures.
+        (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
+        # Single trials were drawn: they remain so, and the study tells.
+        (["nuisance=[]"], [*RATES, "space.layers=[1, 2]"], (None, False, {2})),
+    ],
+)
+def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, first, then, found):
+    settings = [*SETTINGS, *GRID, AUDIT_EIGHT, *RATES]
+    file = load_config_file(QUICK, [*settings, *first])
+    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
+    if then is not None:
+        wider = load_config_file(QUICK, [*settings, *first, *then])
+        options = StudyOptions(corpus=str(text), prune=True, extend=True)
+        joined = create_or_join(wider, sqlite_url, options)
+    count, is_pure, sizes = audited_architectures(joined)
+    assert (is_pure, sizes) == found[1:]
+    assert count == found[0] or found[0] is None
+    stored = joined.study.user_attrs["audit_nuisance"]
+    assert stored == (["learning_rate"] if is_pure else [])
+
+
+def test_pruned_search_at_several_rates_audits_architectures(sqlite_url, text):
+    """Each look and the report compare one trial of each audited architecture."""
+    joined, _ = search(sqlite_url, text, *BOLD, *RATES, lockstep=8)
+    counts = count_trials(joined.storage, joined.study_id)
+    assert counts.complete + counts.pruned == counts.planned == 2 * TRIALS
+    assert counts.pruned > 0
+    found = audited(joined)
+    assert len(found) == 2 * AUDITED
+    assert all(trial.state is TrialState.COMPLETE for trial in found)
+    stopped = {
+        tuple(item for item in trial.params.items() if item[0] != "learning_rate")
+        for trial in found
+        if "reason" in trial.user_attrs
+    }
+    looks = read_audit_looks(joined.storage, joined.study_id)
+    assert looks["last"].trials == len(stopped) > 0
+    audit = audit_pruning(read_results(joined.storage, joined.study.study_name))
+    assert (audit.architectures, audit.stopped, audit.tested) == (
+        AUDITED,
+        len(stopped),
+        len(stopped),
+    )
+    assert audit.is_valid
+
+
 @pytest.mark.parametrize(("audit", "count"), [(0, 0), (5, 2), (20, 2)])
 def test_at_most_a_tenth_of_the_trials_is_audited(sqlite_url, text, monkeypatch, audit, count):
     monkeypatch.setattr("search.pruning.audit.DIVISOR", DIVISOR)
@@ -147,6 +214,21 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
     without, _ = search(sqlite_url, text, "pruning.audit=0", name="without", lockstep=1)
     with_alarm = count_trials(joined.storage, joined.study_id).pruned
     assert with_alarm < count_trials(without.storage, without.study_id).pruned
+
+
+def test_architectures_are_tested_and_corrected_as_one():
+    """Three equal trials of an architecture count once, and do not correct each other."""
+    values = np.array([0.0, 0.1, 5.0, 5.0, 5.0, -0.2, 0.3, 0.2])
+    architectures = np.array([0, 0, 1, 1, 1, 2, 3, 4])
+    prediction = Prediction(np.zeros(8), np.ones(8))
+    is_held = np.array([True] * 7 + [False])
+    found = look(prediction, values, is_held, architectures)
+    assert (found.trials, found.inside) == (4, 3)
+    corrected = recalibrate(prediction, values, is_held, architectures)
+    assert corrected.mean[2] == pytest.approx(np.mean([0, 0.1, -0.2, 0.3]))
+    assert corrected.scale[2] == 1  # the others are within one scale
+    assert corrected.scale[0] > 1
+    assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
 
 
 def make_scheduler(sqlite_url, text):

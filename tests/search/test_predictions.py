@@ -193,3 +193,36 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
 def test_threshold_for_all_trials_is_infinite():
     prediction = Prediction(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
     assert prediction.cdf(prediction.threshold_for_count(2)) == pytest.approx([1, 1])
+
+
+def test_held_out_architectures_are_predicted_as_without_their_values():
+    """Two trials of each, held at different rungs; the weights of the hyperparameters alone differ."""
+    params, losses, values = simulate_grid(0)
+    design, count = DesignMatrix.from_params(params), len(values)
+    architectures = np.arange(count) // 2
+    held_out = np.full(count, -1)
+    held_out[[0, 1, 4, 5, 9]] = 1, 2, 3, 1, 2  # the last one's sibling was not stopped
+    found = predict_final_values(design, losses, values, held_out, architectures)
+    others = values.copy()
+    for trials in ([0, 1], [4, 5], [9]):
+        hidden_losses, hidden = losses.copy(), values.copy()
+        hidden[trials] = math.nan
+        for trial in trials:
+            hidden_losses[trial, held_out[trial] :] = math.nan
+        for trial in trials:  # alone: the prediction of its sibling is no data for it
+            rows = np.setdiff1d(np.arange(count), [each for each in trials if each != trial])
+            alone = predict_final_values(
+                design.select(np.isin(np.arange(count), rows)), hidden_losses[rows], hidden[rows]
+            )
+            place = int(np.flatnonzero(rows == trial)[0])
+            # The weights of the hyperparameters have seen the values: nearly equal.
+            assert found.mean[trial] == pytest.approx(
+                alone.mean[place], abs=0.15 * alone.scale[place]
+            )
+            assert found.scale[trial] == pytest.approx(alone.scale[place], rel=0.1)
+        others[trials] = math.nan
+    # Where a value is far off, a sibling's prediction does not follow it.
+    values[1] += 10
+    again = predict_final_values(design, losses, values, held_out, architectures)
+    alone = predict_final_values(design, losses, values, held_out)
+    assert abs(again.mean[0] - found.mean[0]) < abs(alone.mean[0] - found.mean[0])
