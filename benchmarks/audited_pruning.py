@@ -1,6 +1,6 @@
 """``python -m benchmarks audit``: pruning without and with audited trials, on simulated curves.
 
-With the environment variable of :mod:`benchmarks.published_runs`, on the published curves as well.
+With the environment variable of :mod:`benchmarks.published_runs`, on the published curves instead.
 """
 
 import multiprocessing
@@ -209,23 +209,19 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 10) -> Iterator[str]:
+def measure(searches: int = 10, published_searches: int = 4) -> Iterator[str]:
     """Yield a table: without and with audited trials, on each kind of curves.
 
     Args:
         searches: number of simulated searches of each kind.
+        published_searches: the same on the published curves, in other orders with other samples.
     """
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     published = published_file()
-    kinds = [
-        *KINDS,
-        *(kind + RATES for kind in RATED_KINDS),
-        *([str(published)] if published else []),
-    ]
-    yield (
-        f"{searches} searches of 192 simulated architectures each, best tenth to be kept, stated "
-        "95%"
-    )
+    kinds = [*KINDS, *(kind + RATES for kind in RATED_KINDS)]
+    if published is not None:
+        kinds, searches = [str(published)], published_searches
+    yield f"{searches} searches on each kind of curves, best tenth to be kept, stated 95%"
     yield (
         f"  {'curves':36} {'audited':>7} {'cost':>6} {'recall':>7} {'worst':>6} {'inside':>7} "
         f"{'of audited':>11} {'alarms':>7} {'tests':>7} {'bound':>6} "

@@ -71,7 +71,7 @@ class PruningSettings(StrictModel):
         enabled: whether to prune at all.
         keep: fraction of all grid trials to keep, for the next study's ``refinement.top``.
         confidence: share of that fraction that the predictions are to keep, at least.
-        audit: number of grid trials, chosen at random, that are trained to the end whatever the
+        audit: number of architectures, chosen at random, that are trained to the end whatever the
             pruner decides, at most a tenth of all; 0 for none.
     """
 

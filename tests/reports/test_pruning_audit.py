@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from scipy import stats
 
+from benchmarks.pruned_twin import compare_twins
 from reports.charts.filtered_effects import compute_audited_subset
 from reports.dashboard.note import render_note
 from reports.data.results import read_results
@@ -25,6 +26,7 @@ from reports.stats.audited_effects import (
     estimate_effects,
 )
 from reports.stats.effects import FactorialTable
+from reports.stats.nuisance import build_judged_table
 from reports.stats.pruning_audit import (
     ALARM_LEVEL,
     audit_pruning,
@@ -55,7 +57,9 @@ SPACE |= {name: [False, True] for name in ("residual", "input_gate", "forget_gat
 SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
 
 
-def make_pruned(url, audited=range(10), finished=True, scale=0.1, drawn_over=None, **settings):
+def make_pruned(
+    url, audited=range(10), finished=True, scale=0.1, drawn_over=None, name="made", **settings
+):
     """Store 32 trials of which every other one is pruned, with predictions that are too high.
 
     With the residual a network is better by 0.4 nats, with the input gate by 0.2; those without
@@ -69,13 +73,13 @@ def make_pruned(url, audited=range(10), finished=True, scale=0.1, drawn_over=Non
     storage = open_storage(url)
     create_study(
         storage,
-        "made",
+        name,
         "validation loss",
         study_attributes(config) | {"audit_nuisance": drawn_over or []},
         {name: CategoricalDistribution(tuple(config.grid.values(name))) for name in GATED_PARAMS},
         [PlannedTrial(params, {}, i in audited) for i, params in enumerate(grid)],
     )
-    study_id = storage.get_study_id_from_name("made")
+    study_id = storage.get_study_id_from_name(name)
     for i, params in enumerate(grid[: len(grid) if finished else -1]):
         trial_id = storage.claim(study_id, "me/1")
         value = 2 - 0.4 * params["residual"] - 0.2 * params["input_gate"] + i / 1000
@@ -97,8 +101,9 @@ def make_pruned(url, audited=range(10), finished=True, scale=0.1, drawn_over=Non
 EVEN = range(0, 32, 2)
 
 
-def results_of(url):
-    return read_results(read_storage(url), "made")
+def results_of(url, name="made"):
+    with closing(read_storage(url)) as storage:
+        return read_results(storage, name)
 
 
 @pytest.mark.parametrize(("pruned", "sample"), [(90, 10), (40, 19), (360, 17), (3, 2)])
@@ -396,3 +401,25 @@ def test_pruned_studies_test_no_hypothesis(sqlite_url):
     results = results_of(make_pruned(sqlite_url, audited=EVEN))
     with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
         render_page([results], read_hypotheses(HYPOTHESES))
+
+
+def test_pruned_study_is_compared_with_its_twin(sqlite_url):
+    """The twin has the values of the pruned trials; recall and effects are those of both."""
+    make_pruned(sqlite_url, audited=EVEN)
+    make_pruned(sqlite_url, audited=range(32), name="twin", pruning={"enabled": False})
+    pruned, twin = results_of(sqlite_url), results_of(sqlite_url, "twin")
+    lines = list(compare_twins(pruned, twin))
+    assert lines[0] == "recall: 3 of the twin's best 3 trials are complete"
+    assert lines[1].startswith("audit: 16 trials, 8 trials with one that would have been pruned")
+    assert lines[2].startswith("predictions: 8 of 8 within two scales (90% expected")
+    (residual,) = (line for line in lines if line.strip().startswith("residual"))
+    truth = {each.contrast.label: each.mean for each in build_judged_table(twin).compute_effects()}
+    found = estimate_audited_effects(pruned).effects
+    assert f"{truth['residual']:+.4f}" in residual
+    covered = sum(each.low <= truth[each.contrast.label] <= each.high for each in found)
+    assert lines[-1].startswith(f"  intervals with the twin's effect: {covered} of {len(found)}")
+    with pytest.raises(ReportError, match="'made' is no unpruned twin of 'twin'"):
+        list(compare_twins(twin, pruned))
+    make_pruned(sqlite_url, finished=False, name="open")
+    with pytest.raises(ReportError, match="'open' has 1 unfinished trials"):
+        list(compare_twins(results_of(sqlite_url, "open"), twin))

@@ -196,7 +196,7 @@ def test_threshold_for_all_trials_is_infinite():
 
 
 def test_held_out_architectures_are_predicted_as_without_their_values():
-    """Two trials of each, held at different rungs; the weights of the hyperparameters alone differ."""
+    """Two trials of each, held at different rungs."""
     params, losses, values = simulate_grid(0)
     design, count = DesignMatrix.from_params(params), len(values)
     architectures = np.arange(count) // 2

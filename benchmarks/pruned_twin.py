@@ -1,0 +1,100 @@
+"""``python -m benchmarks.pruned_twin STORAGE PRUNED TWIN``: compare a pruned study with its twin.
+
+The twin is the same study without pruning, with the same seed: it tells what pruning lost, and what
+the effects are that the audited trials estimate.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import click
+
+from reports.data.results import Results, read_results
+from reports.errors import ReportError
+from reports.stats.audited_effects import compute_study_effects
+from reports.stats.nuisance import build_judged_table
+from reports.stats.pruning_audit import audit_pruning
+from studies.cli import run_command
+from studies.config import top_count
+from studies.errors import StudiesError
+from studies.storage.open import read_storage
+
+
+def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
+    """Yield lines on recall, on what the audited trials measure, and on the effects in both.
+
+    Raises:
+        ReportError: if one of the studies is not finished, or they have other trials.
+    """
+    for results in (pruned, twin):
+        counts = results.counts
+        if counts.finished < counts.planned:
+            raise ReportError(
+                f"study {results.name!r} has {counts.planned - counts.finished} unfinished trials: "
+                "expected finished studies"
+            )
+    names = [name for name in twin.all_parameters if name in pruned.table]
+    trials = [set(map(tuple, each.table[names].astype(str).to_numpy())) for each in (pruned, twin)]
+    if trials[0] != trials[1] or pruned.nuisance != twin.nuisance or twin.is_pruned:
+        raise ReportError(
+            f"study {twin.name!r} is no unpruned twin of {pruned.name!r}: expected the same trials "
+            "and nuisance parameters without pruning"
+        )
+    noun = "architectures" if twin.nuisance else "trials"
+    best = twin.judge(twin.complete).nsmallest(
+        top_count(pruned.config.pruning.keep, len(twin.judge())), "value"
+    )
+    complete = set(map(tuple, pruned.complete[names].astype(str).to_numpy()))
+    kept = sum(tuple(row) in complete for row in best[names].astype(str).to_numpy())
+    yield f"recall: {kept} of the twin's best {len(best)} {noun} are complete"
+    audit = audit_pruning(pruned)
+    if audit is None:
+        yield "audit: none"
+    else:
+        yield (
+            f"audit: {audit.trials} trials, {audit.stopped} {noun} with one that would have been "
+            f"pruned, {audit.lost} of them lost; at least {audit.recall_low:.0%} of the best "
+            "complete with 95% confidence"
+        )
+        yield (
+            f"predictions: {audit.inside} of {audit.tested} within two scales "
+            f"({audit.stated_share:.0%} expected, p = {audit.p_value:.2g}); "
+            f"{'held back during the search' if audit.has_held_back else 'no alarm in the search'}"
+        )
+    found = compute_study_effects(pruned)
+    if found.reason:
+        yield f"effects: {found.reason}"
+    truth = {effect.contrast: effect for effect in compute_study_effects(twin).effects}
+    survivors = {each.contrast: each for each in build_judged_table(pruned).compute_effects()}
+    if found.effects:
+        yield f"  {'change':44} {'twin':>8} {'estimate':>9} {'95% interval':>20} {'survivors':>10}"
+    covered = 0
+    for effect in found.effects:
+        exact, left = truth[effect.contrast], survivors.get(effect.contrast)
+        is_covered = effect.low <= exact.mean <= effect.high
+        covered += is_covered
+        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
+        of_survivors = "-" if left is None else format(left.mean, "+.4f")
+        yield (
+            f"  {effect.description[:44]:44} {exact.mean:+8.4f} {effect.mean:+9.4f} {interval:>20}"
+            f"{' ' if is_covered else '*'} {of_survivors:>9}"
+        )
+    if found.effects:
+        yield f"  intervals with the twin's effect: {covered} of {len(found.effects)} (others: *)"
+
+
+@click.command(help="Compare the finished study PRUNED with TWIN, the same study without pruning.")
+@click.argument("storage")
+@click.argument("pruned")
+@click.argument("twin")
+def main(storage: str, pruned: str, twin: str) -> int:
+    """Print the comparison."""
+    with closing(read_storage(storage)) as opened:
+        results = [read_results(opened, name, (), False) for name in (pruned, twin)]
+    for line in compare_twins(*results):
+        click.echo(line)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, (ReportError, StudiesError))
