@@ -103,8 +103,8 @@ class ContextProfile:
 
 def read_profile(recorded: Mapping[Any, Any]) -> ContextProfile | None:
     """Return the profile of a trial's attributes; None if it has none, as older trials."""
-    bins = recorded.get("context_bins")
-    if not isinstance(bins, Sequence):
+    bins, loss = recorded.get("context_bins"), recorded.get("context_loss")
+    if not isinstance(bins, Sequence) or not isinstance(loss, float):
         return None
     stderr = recorded.get("context_stderr")
     excess = np.array(recorded["context_excess"], dtype=float)
@@ -112,7 +112,7 @@ def read_profile(recorded: Mapping[Any, Any]) -> ContextProfile | None:
         tuple(bins),
         excess,
         np.array(stderr) if isinstance(stderr, Sequence) else np.full_like(excess, np.nan),
-        float(recorded["context_loss"]),
+        loss,
     )
 
 
