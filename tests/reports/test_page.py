@@ -112,7 +112,8 @@ def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(
             ".differs"
         )
         assert flags.all_inner_texts() == ["≠ sign", "≠ sign"]
-        assert page.locator(".warning").count() == 2
+        # Two edges, each in the summary and next to the effects at each architecture's best.
+        assert page.locator(".warning").count() == 4
 
 
 def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):
@@ -126,7 +127,8 @@ def test_report_of_a_real_search(browser, sqlite_url, text, tmp_path, run):
     with opened(browser, path) as page:
         assert scroll_to_every_chart(page) >= 10
         assert "The grid is complete" in page.locator("main").inner_text()
-        assert "python run_search.py quick --corpus" in page.locator("pre.commands").inner_text()
+        command = f"python run_search.py {QUICK} --corpus"
+        assert command in page.locator("pre.commands").inner_text()
         assert page.locator(".code-of-best[open] math").count() >= 6
 
 
