@@ -8,7 +8,8 @@ effect at a single value is that over the trials with this value (Greff et al., 
 Space Odyssey*, 2017, tune the learning rate for each of their architectures).
 
 The least of several runs is biased low: it selects lucky runs as well as good values. The bias is
-about the same for architectures with as many values, and falls out of their difference.
+about the same for architectures with as many values and as much noise between runs, and falls out
+of their difference. Noisier architectures look better than they are.
 """
 
 from collections import Counter
