@@ -22,6 +22,7 @@ from reports.stats.contrast import Contrast, sort_values
 from reports.stats.factorial_design import FactorialDesign, encode
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
 from reports.stats.run_noise import RunNoise, Runs, estimate_run_noise
+from studies.run_means import RunMeans
 from studies.space import REPLICATE
 
 
@@ -100,18 +101,19 @@ class FactorialTable(FactorialDesign):
         parameters: Sequence[str],
         replicates: pd.DataFrame | None = None,
         is_grid: bool = True,
+        means: RunMeans | None = None,
     ) -> "FactorialTable":
         """Arrange the rows of a frame and estimate the noise of their values.
 
         Args:
             table: one row per trial, with a column for each parameter, missing where the trial
-                lacks it, and ``value``, NaN where the trial has none. An optional column ``runs``
-                has the number of runs of which a value is the mean.
+                lacks it, and ``value``, NaN where the trial has none.
             parameters: names of the axes; any two rows differ in one of them or more.
             replicates: further runs of the same architectures, with a column for each parameter,
                 ``replicate`` and ``value``. Runs of other architectures are left out.
             is_grid: whether the trials are planned as a grid; see
                 :func:`reports.stats.run_noise.estimate_run_noise`.
+            means: how the values depend on several runs of each trial; see :meth:`from_runs`.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
@@ -120,10 +122,31 @@ class FactorialTable(FactorialDesign):
             codes[:, places],
             values,
             None if replicates is None else _encode_runs(replicates, axes, places),
-            table["runs"].to_numpy(dtype=float) if "runs" in table else None,
+            means,
             is_grid,
         )
         return cls(axes, codes, values, noise)
+
+    @classmethod
+    def from_runs(cls, runs: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
+        """Arrange the architectures of a study of replicates by their mean values.
+
+        The means are adjusted for the replicates that each architecture has
+        (:mod:`studies.run_means`), in the order in which the architectures first occur.
+
+        Args:
+            runs: one row per run, with a column for each parameter, ``replicate``, and ``value``,
+                NaN where the run has none.
+            parameters: names of the axes; any two architectures differ in one of them or more.
+        """
+        index = runs.groupby(list(parameters), dropna=False, sort=False).ngroup().to_numpy()
+        has_value = runs["value"].notna().to_numpy()
+        complete = runs[has_value]
+        replicates = complete[REPLICATE].to_numpy(dtype=np.int64)
+        means = RunMeans.fit(index[has_value], replicates, int(index.max(initial=-1)) + 1)
+        values = means.compute(complete["value"].to_numpy(dtype=float))
+        table = runs[~pd.Series(index).duplicated().to_numpy()].assign(value=values)
+        return cls.from_frame(table, parameters, complete, is_grid=False, means=means)
 
     @property
     def value_count(self) -> int:

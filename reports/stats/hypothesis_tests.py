@@ -24,6 +24,7 @@ from reports.stats.outcome_table import OutcomeTable, list_outcomes
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.testability import find_gaps, list_contrasted, list_unknown, resolve_region
 from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
+from studies.space import REPLICATE
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class HypothesisTest:
 class StudyTables:
     """Values and outcomes of a study's architectures, computed when a test needs them.
 
-    Replicates count as one trial with their mean value, good if all of them are. Each architecture
-    is judged at its best values of the nuisance parameters.
+    Replicates count as one trial with their adjusted mean value, good if all of those replicates
+    are that every architecture has. Each architecture is judged at its best values of the nuisance
+    parameters.
     """
 
     results: Results
@@ -106,11 +108,10 @@ class StudyTables:
     def values(self) -> FactorialTable:
         """Values of the architectures."""
         results, parameters = self.results, self.results.judged_parameters
-        groups = results.judge().groupby(parameters, dropna=False)
-        means = groups["value"].agg(value="mean", runs="count").reset_index()
-        runs = results.complete if results.has_replicates else results.replicates
+        if results.has_replicates:
+            return FactorialTable.from_runs(results.table, parameters)
         is_grid = results.config.refinement is None
-        return FactorialTable.from_frame(means, parameters, runs, is_grid)
+        return FactorialTable.from_frame(results.judge(), parameters, results.replicates, is_grid)
 
     @cached_property
     def outcomes(self) -> FactorialTable | None:
@@ -120,6 +121,10 @@ class StudyTables:
         if threshold is None:
             return None
         rows = results.table.assign(value=list_outcomes(results.table, threshold))
+        if results.has_replicates:  # of more runs, one is bad more easily
+            counts = rows.groupby(REPLICATE)["architecture"].nunique()
+            shared = counts.index[counts == rows["architecture"].nunique()]
+            rows = rows[rows[REPLICATE].isin(shared)]
         worst = results.judge(rows).groupby(parameters, dropna=False)["value"].max()
         return FactorialTable.from_frame(worst.reset_index(), parameters, is_grid=False)
 

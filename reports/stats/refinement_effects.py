@@ -13,6 +13,7 @@ from reports.formatting import format_param, format_value
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import PairedDifference
 from studies.attributes import SOURCE_TRIALS
+from studies.run_means import average_runs, group_runs
 from studies.space import REPLICATE
 
 UNCHANGED = "unchanged"
@@ -27,17 +28,16 @@ class SourceComparison:
         source: name of the source study.
         study: name of the refinement.
         rows: one row per source architecture and variant: ``origin`` (number of the source trial,
-            the lowest of its replicates), ``source_value`` and ``value`` (means over replicates; of
-            the source the best over its nuisance values), ``variant`` (name of the change),
-            ``label`` (name of the new architecture) and ``runs`` (number of its replicates).
-        replicates: the runs of all architectures, from which their noise is estimated: ``label``,
-            ``replicate`` and ``value``; None if each has one run.
+            the lowest of its replicates), ``source_value`` and ``value`` (adjusted means over
+            replicates; of the source the best over its nuisance values), ``variant`` (name of the
+            change) and ``label`` (name of the new architecture).
+        runs: the runs of all architectures: ``label``, ``replicate`` and ``value``.
     """
 
     source: str
     study: str
     rows: pd.DataFrame
-    replicates: pd.DataFrame | None = None
+    runs: pd.DataFrame
 
     def group_by_variant(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """Yield the name and the rows of each variant, the unchanged one first."""
@@ -76,17 +76,12 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     if refinement is None or results.sources.empty:
         return None
     names = results.all_parameters
-    sources: dict[int, dict[str, Any]] = {
-        int(number): resolve_params(
-            list_params(row, results.sources.columns), results.config, names
-        )
-        | {"value": row["value"]}
-        for number, row in zip(
-            results.sources.index, results.sources.to_dict("records"), strict=True
-        )
-    }
+    runs = results.complete.reindex(columns=["architecture", REPLICATE, "value"])
+    runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
+    means = average_runs(group_runs(zip(runs["label"], runs[REPLICATE], runs["value"], strict=True)))
+    sources = _read_sources(results)
     rows = []
-    for row in results.complete.to_dict("records"):
+    for row in results.complete.drop_duplicates("architecture").to_dict("records"):
         params = list_params(row, names)
         origins = [int(number) for number in row[SOURCE_TRIALS] or [] if number in sources]
         for number, source in _find_best_sources(sources, origins, results.config.nuisance):
@@ -96,55 +91,59 @@ def compare_with_source(results: Results) -> SourceComparison | None:
                 if params.get(name) != source.get(name)
             )
             variant = ", ".join(changes) or UNCHANGED
-            rows.append((number, source["value"], variant, row["architecture"], row["value"]))
+            label = row["architecture"]
+            rows.append((number, source["value"], variant, label, means[label]))
     if not rows:
         return None
     table = pd.DataFrame(rows, columns=["origin", "source_value", "variant", "label", "value"])
-    keys = ["origin", "source_value", "variant", "label"]
-    means = table.groupby(keys)["value"].agg(value="mean", runs="size").reset_index()
-    replicates = None
-    if results.has_replicates:
-        replicates = results.complete[["architecture", REPLICATE, "value"]]
-        replicates = replicates.rename(columns={"architecture": "label"})
-    return SourceComparison(refinement.source, results.name, means, replicates)
+    table = table.sort_values(["origin", "variant", "label"], ignore_index=True)
+    return SourceComparison(refinement.source, results.name, table, runs)
+
+
+def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
+    """Return parameters and ``value`` of each source trial: the mean of all of its replicates."""
+    rows = results.sources
+    params = {
+        int(number): resolve_params(
+            list_params(row, rows.columns), results.config, results.all_parameters
+        )
+        | {"value": row["value"]}
+        for number, row in zip(rows.index, rows.to_dict("records"), strict=True)
+    }
+    settings = {
+        number: frozenset(item for item in row.items() if item[0] not in ("value", REPLICATE))
+        for number, row in params.items()
+    }
+    means = average_runs(
+        group_runs((settings[n], row.get(REPLICATE, 0), row["value"]) for n, row in params.items())
+    )
+    return {number: row | {"value": means[settings[number]]} for number, row in params.items()}
 
 
 def _find_best_sources(
     sources: Mapping[int, dict[str, Any]], numbers: Sequence[int], nuisance: Collection[str]
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Return each source architecture at its best, and the lowest number of its trials.
+    """Return each source architecture at its best, and the lowest number of its trials there.
 
-    Replicates count as one trial with their mean value. Of the values of nuisance parameters, the
-    best is taken.
+    Of the values of nuisance parameters, the best is taken.
     """
-    runs: dict[Any, dict[Any, list[int]]] = {}
+    best: dict[Any, tuple[int, dict[str, Any]]] = {}
     for number in sorted(numbers):
-        params = {
-            name: value
-            for name, value in sources[number].items()
-            if name not in ("value", REPLICATE)
-        }
-        architecture = frozenset(item for item in params.items() if item[0] not in nuisance)
-        runs.setdefault(architecture, {}).setdefault(frozenset(params.items()), []).append(number)
-    best = []
-    for settings in runs.values():
-        means = {
-            group[0]: sum(sources[number]["value"] for number in group) / len(group)
-            for group in settings.values()
-        }
-        number = min(means, key=means.__getitem__)
-        best.append((number, sources[number] | {"value": means[number]}))
-    return best
+        source = sources[number]
+        architecture = frozenset(
+            item for item in source.items() if item[0] not in ("value", REPLICATE, *nuisance)
+        )
+        if architecture not in best or source["value"] < best[architecture][1]["value"]:
+            best[architecture] = (number, source)
+    return list(best.values())
 
 
 def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:
     """Estimate the effect of each variant."""
     rows = comparison.rows
-    architectures = FactorialTable.from_frame(
-        rows.drop_duplicates("label"), ["label"], comparison.replicates, is_grid=False
-    )
+    architectures = FactorialTable.from_runs(comparison.runs, ["label"])
     # An architecture that derives from several sources has a row for each.
-    place = {label: i for i, label in enumerate(rows["label"].drop_duplicates())}
+    place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
     trials = rows["label"].map(place)
     unchanged = trials[rows["variant"] == UNCHANGED].set_axis(
         rows.loc[rows["variant"] == UNCHANGED, "origin"]

@@ -14,13 +14,15 @@ architectures alike is not noise of a difference and is left out.
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from threadpoolctl import threadpool_limits
+
+from studies.run_means import RunMeans
 
 MIN_DEGREES = 5
 """Degrees of freedom needed to estimate a variance."""
@@ -69,20 +71,21 @@ class RunNoise:
         variances: (regions,), variance of one run.
         degrees: (regions,), degrees of freedom of its estimate.
         sources: (regions,), what it was estimated from.
-        run_counts: (trials,), number of runs of which a value is the mean.
+        means: how the values depend on several runs of each trial; None if each is that of one.
+        run_regions: (runs,), region of each of these runs.
     """
 
     regions: Integers
     variances: Floats
     degrees: Floats
     sources: tuple[NoiseSource, ...]
-    run_counts: Floats
+    means: RunMeans | None = None
+    run_regions: Integers | None = None
 
     def select(self, rows: NDArray[np.bool_]) -> "RunNoise":
         """Keep some trials."""
-        return RunNoise(
-            self.regions[rows], self.variances, self.degrees, self.sources, self.run_counts[rows]
-        )
+        means = self.means.select(rows) if self.means else None
+        return replace(self, regions=self.regions[rows], means=means)
 
     def compute_error(self, weights: Floats) -> tuple[float, float, NoiseSource]:
         """Compute the standard error of a weighted sum of the values.
@@ -94,10 +97,11 @@ class RunNoise:
             The standard error, its degrees of freedom by Satterthwaite (*An Approximate
             Distribution of Estimates of Variance Components*, 1946), and the source.
         """
-        # A trial without a value has no run and no weight.
-        squares = weights**2 / np.maximum(1, self.run_counts)
-        parts = np.bincount(self.regions, squares, len(self.variances)) * self.variances
-        used = np.bincount(self.regions, squares, len(self.variances)) > 0
+        regions = self.regions
+        if self.means is not None and self.run_regions is not None:
+            weights, regions = self.means.spread(weights), self.run_regions
+        sums = np.bincount(regions, weights**2, len(self.variances))
+        parts, used = sums * self.variances, sums > 0
         if not used.any():  # each trial occurs with both signs: the sum is always zero
             used[:] = True
         variance = float(parts.sum())
@@ -112,7 +116,7 @@ def estimate_run_noise(
     codes: Integers,
     values: Floats,
     runs: Runs | None = None,
-    run_counts: Floats | None = None,
+    means: RunMeans | None = None,
     is_grid: bool = True,
 ) -> RunNoise | None:
     """Estimate the variance between runs, by region.
@@ -126,14 +130,13 @@ def estimate_run_noise(
         codes: (trials, parameters), index of each parameter's value; -1 where a trial lacks it.
         values: (trials,), NaN where there is none.
         runs: further runs of these architectures.
-        run_counts: (trials,), number of runs of which a value is the mean; one by default.
+        means: how the values depend on several runs of each trial; None if each is that of one.
         is_grid: whether the trials are a grid; others have no estimate from interactions, because
             a selection confounds them.
 
     Returns:
         The noise; None if it cannot be estimated.
     """
-    counts = np.ones(len(values)) if run_counts is None else run_counts
     # The matrices are small: threads would wait for each other far longer than they compute.
     with threadpool_limits(limits=1, user_api="blas"):
         rows, estimates = _estimate_regions(codes, values, runs, is_grid)
@@ -146,7 +149,10 @@ def estimate_run_noise(
     for i, region in enumerate(rows):
         regions[region] = i
     variances, degrees, sources = zip(*(each for each in estimates if each), strict=True)
-    return RunNoise(regions, np.array(variances), np.array(degrees), sources, counts)
+    run_regions = None if means is None else regions[means.architectures]
+    return RunNoise(
+        regions, np.array(variances), np.array(degrees), sources, means, run_regions
+    )
 
 
 _Estimate = tuple[float, float, NoiseSource]

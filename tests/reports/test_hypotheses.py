@@ -347,10 +347,11 @@ def test_refinement_tests_only_what_its_variants_change(planned):
     # Replicates count as one trial with their mean value.
     second = results.table.assign(value=lambda rows: rows["value"] + 0.2 * (rows["layers"] == 3))
     both = pd.concat([results.table, second], keys=[0, 1], names=["replicate"]).reset_index()
-    once, twice = (
-        [each for _, each in findings_of(results)],
-        [each for _, each in findings_of(dataclasses.replace(results, table=both))],
+    again = config.refinement.model_copy(update={"replicates": 2})
+    replicated = dataclasses.replace(
+        results, table=both, config=results.config.model_copy(update={"refinement": again})
     )
+    once, twice = ([each for _, each in findings_of(found)] for found in (results, replicated))
     assert [each.effect.pairs for each in twice] == [each.effect.pairs for each in once]
     assert twice[0].effect.mean == pytest.approx(once[0].effect.mean - 0.1)
 

@@ -16,6 +16,7 @@ from reports.stats.effects import FactorialTable
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, Runs, estimate_run_noise
+from studies.run_means import RunMeans
 from studies.storage.open import read_storage
 
 
@@ -101,20 +102,29 @@ def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
         variances=np.array([4.0, 9.0]),
         degrees=np.array([5.0, 10.0]),
         sources=(NoiseSource.REPLICATES, NoiseSource.INTERACTIONS),
-        run_counts=np.array([1.0, 2.0, 1.0]),
     )
     error, degrees, source = noise.compute_error(np.array([1.0, -1.0, 0.0]))
-    assert (error, degrees, source) == (pytest.approx(math.sqrt(4 + 2)), 5, NoiseSource.REPLICATES)
+    assert (error, degrees, source) == (pytest.approx(math.sqrt(4 + 4)), 5, NoiseSource.REPLICATES)
     error, degrees, source = noise.compute_error(np.array([0.0, 1.0, -2.0]))
-    assert error == pytest.approx(math.sqrt(2 + 36))
-    assert degrees == pytest.approx(38**2 / (2**2 / 5 + 36**2 / 10))
+    assert error == pytest.approx(math.sqrt(4 + 36))
+    assert degrees == pytest.approx(40**2 / (4**2 / 5 + 36**2 / 10))
     assert source is NoiseSource.MIXED
     # A trial that occurs in two pairs has twice the weight.
     shared = FactorialTable({}, np.empty((3, 0)), np.array([1.0, 2.0, 4.0]), noise)
     pairs = np.array([[0, 0], [1, 2]])
     found = PairedDifference.from_trials(shared.values, pairs, (-1, 1), noise)
     assert found.mean == pytest.approx(2)
-    assert found.error == pytest.approx(math.sqrt(4 + 4 / 2 / 4 + 9 / 4))
+    assert found.error == pytest.approx(math.sqrt(4 + 4 / 4 + 9 / 4))
+    # Means over four and two runs of the first two trials are compared over their two common runs;
+    # those of the second and third have no replicate in common but for the runs of the first.
+    means = RunMeans.fit(np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 3, 0, 1, 2, 3]))
+    noise = replace(noise, means=means, run_regions=noise.regions[means.architectures])
+    error, *_ = noise.compute_error(np.array([1.0, -1.0, 0.0]))
+    assert error == pytest.approx(math.sqrt(4 / 2 + 4 / 2))
+    error, *_ = noise.compute_error(np.array([0.0, 1.0, -1.0]))
+    assert error == pytest.approx(math.sqrt(4 / 2 + 9 / 2 + 4 / 2 + 4 / 2))
+    error, *_ = noise.select(np.array([False, True, True])).compute_error(np.array([1.0, -1.0]))
+    assert error == pytest.approx(math.sqrt(4 / 2 + 9 / 2 + 4 / 2 + 4 / 2))
 
 
 def test_what_a_text_order_changes_for_all_runs_is_not_noise():

@@ -1,0 +1,110 @@
+"""Mean losses of architectures over their runs, where some have more runs than others.
+
+Runs of equal replicate number read the text in the same order, which changes all losses alike. An
+architecture whose runs had the harder orders would look worse, and one that lost its hardest run
+better. So an additive model of architecture and replicate is fitted by least squares, and the mean
+of an architecture is what it predicts over all replicates: a least-squares mean (Searle, Speed &
+Milliken, *Population Marginal Means in the Linear Model*, The American Statistician 34, 1980).
+Where each architecture has each replicate it is the plain mean.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class RunMeans:
+    """Adjusted means of architectures as linear functions of the losses of R runs.
+
+    Architectures that no chain of common replicates connects cannot be compared; their means keep
+    the average effect of their own replicates.
+
+    Attributes:
+        architectures: (R,), index of the architecture of each run.
+        replicates: (R,), index of its replicate.
+        counts: (K,), number of runs of each architecture; 0 has no mean.
+        shares: (K, J), share of each of the J replicates in the runs of an architecture.
+        inverse: (J, J), pseudo-inverse of the normal equations of the replicates.
+        rows: indices of the architectures whose means are wanted.
+    """
+
+    architectures: Integers
+    replicates: Integers
+    counts: Floats
+    shares: Floats
+    inverse: Floats
+    rows: Integers
+
+    @classmethod
+    def fit(cls, architectures: Integers, replicates: Integers, size: int | None = None) -> Self:
+        """Fit the additive model to the runs that there are.
+
+        Args:
+            architectures: (R,), index of the architecture of each run.
+            replicates: (R,), number of its replicate.
+            size: number K of architectures; None for those that have a run.
+        """
+        size = int(architectures.max(initial=-1)) + 1 if size is None else size
+        known, replicates = np.unique(replicates, return_inverse=True)
+        runs = np.zeros((size, len(known)))  # (K, J)
+        np.add.at(runs, (architectures, replicates), 1)
+        counts = runs.sum(axis=1)
+        shares = runs / np.maximum(1, counts)[:, None]
+        # The architectures are eliminated from the normal equations.
+        inverse = np.linalg.pinv(np.diag(runs.sum(axis=0)) - runs.T @ shares, hermitian=True)
+        trained = runs[counts > 0]
+        if (trained == trained[:1]).all():  # plain means, to the last digit
+            inverse = np.zeros_like(inverse)
+        return cls(architectures, replicates, counts, shares, inverse, np.arange(size))
+
+    def compute(self, losses: Floats) -> Floats:
+        """Compute the adjusted means (K,) of losses (R,); NaN without a run."""
+        with np.errstate(invalid="ignore"):
+            means = np.bincount(self.architectures, losses, len(self.counts)) / self.counts
+        residuals = losses - means[self.architectures]
+        effects = self.inverse @ np.bincount(self.replicates, residuals, self.shares.shape[1])
+        return np.asarray((means - self.shares @ effects)[self.rows])
+
+    def spread(self, weights: Floats) -> Floats:
+        """Return the weight of each run (R,) in a sum of the means with these weights (K,)."""
+        full = np.zeros(len(self.counts))
+        full[self.rows] = weights
+        effects = self.inverse @ (full @ self.shares)  # (J,)
+        own = full / np.maximum(1, self.counts) + self.shares @ effects
+        return np.asarray(own[self.architectures] - effects[self.replicates])
+
+    def select(self, rows: NDArray[np.bool_]) -> Self:
+        """Keep some architectures; the fit remains that of all runs."""
+        return replace(self, rows=self.rows[rows])
+
+
+def group_runs(runs: Iterable[tuple[Name, int, float]]) -> dict[Name, dict[int, float]]:
+    """Group (architecture, replicate, loss) of some runs by architecture."""
+    grouped: dict[Name, dict[int, float]] = {}
+    for name, replicate, loss in runs:
+        grouped.setdefault(name, {})[int(replicate)] = loss
+    return grouped
+
+
+def average_runs(losses: Mapping[Name, Mapping[int, float]]) -> dict[Name, float]:
+    """Return the adjusted mean of each architecture.
+
+    Args:
+        losses: loss of each run of each architecture, by replicate.
+    """
+    names: Sequence[Name] = [name for name, runs in losses.items() if runs]
+    runs = [(i, run, loss) for i, name in enumerate(names) for run, loss in losses[name].items()]
+    if not runs:
+        return {}
+    architectures, replicates, values = zip(*runs, strict=True)
+    means = RunMeans.fit(np.array(architectures), np.array(replicates), len(names))
+    return dict(zip(names, means.compute(np.array(values, dtype=float)).tolist(), strict=True))
