@@ -64,7 +64,7 @@ def simulate_fronts(
         if runs > 1:
             order = sorted(costed, key=lambda label: costed[label].loss)
             by_run = {label: dict(enumerate(losses[int(label)].tolist())) for label in order}
-            compared = ReplicatedComparisons(compare_pairwise(by_run))
+            compared = ReplicatedComparisons([compare_pairwise(by_run)])
             front = find_front("parameters", costed, compared)
         else:
             windows = {label: losses[int(label), 0].tolist() for label in costed}

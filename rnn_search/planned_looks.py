@@ -102,7 +102,8 @@ def _describe(results: Results) -> list[str]:
         f"{judgement.count(verdict)} {verdict}" for verdict in ("worse", "as good", "undecided")
     )
     line = (
-        f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts} "
+        f"look at {look.runs} runs, {look.level:.2%} of error: {verdicts}"
+        f"{judgement.without_run_text} "
         f"(margin {refinement.margin:g} {unit})"
     )
     noise = estimate_noise(judgement.comparison)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from optuna.trial import TrialState
@@ -12,6 +11,7 @@ from studies.attributes import SOURCE_TRIALS
 from studies.config import Refinement, StudyConfig, top_count
 from studies.errors import ConfigError
 from studies.grid import MAX_COMBINATIONS
+from studies.run_means import average_runs
 from studies.space import CELL, REPLICATE, Params, param_order
 from studies.storage.counts import TrialCounts
 from studies.storage.create_study import PlannedTrial
@@ -158,20 +158,29 @@ def _rank_architectures(
 ) -> list[list[TrialRow]]:
     """Return the complete runs of each architecture at its best values of nuisance parameters.
 
-    The best mean over runs comes first; ties by number.
+    The best mean over runs comes first, adjusted for the replicates that each has
+    (:mod:`studies.run_means`); ties by number.
     """
-
-    def sort_key(runs: list[TrialRow]) -> tuple[float, int]:
-        return fmean(map(_loss, runs)), runs[0].number
-
-    best = []
-    for group in groups.values():
-        settings: dict[_ParamsKey, list[TrialRow]] = {}
+    settings: dict[_ParamsKey, dict[_ParamsKey, list[TrialRow]]] = {}
+    for architecture, group in groups.items():
         for trial in rank_trials(group):
-            settings.setdefault(_key(_without(trial.params, (REPLICATE,))), []).append(trial)
-        if settings:
-            best.append(min(settings.values(), key=sort_key))
-    return sorted(best, key=sort_key)
+            key = _key(_without(trial.params, (REPLICATE,)))
+            settings.setdefault(architecture, {}).setdefault(key, []).append(trial)
+    means = average_runs(
+        (key, int(trial.params.get(REPLICATE, 0)), _loss(trial))
+        for found in settings.values()
+        for key, trials in found.items()
+        for trial in trials
+        if math.isfinite(_loss(trial))
+    )
+
+    def sort_key(setting: tuple[_ParamsKey, list[TrialRow]]) -> tuple[float, int]:
+        key, trials = setting
+        is_finite = all(math.isfinite(_loss(trial)) for trial in trials)
+        return means[key] if is_finite else math.inf, trials[0].number
+
+    best = [min(found.items(), key=sort_key) for found in settings.values()]
+    return [trials for _, trials in sorted(best, key=sort_key)]
 
 
 def _derive(

@@ -8,7 +8,7 @@ Milliken, *Population Marginal Means in the Linear Model*, The American Statisti
 Where each architecture has each replicate it is the plain mean.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -87,24 +87,17 @@ class RunMeans:
         return replace(self, rows=self.rows[rows])
 
 
-def group_runs(runs: Iterable[tuple[Name, int, float]]) -> dict[Name, dict[int, float]]:
-    """Group (architecture, replicate, loss) of some runs by architecture."""
-    grouped: dict[Name, dict[int, float]] = {}
-    for name, replicate, loss in runs:
-        grouped.setdefault(name, {})[int(replicate)] = loss
-    return grouped
-
-
-def average_runs(losses: Mapping[Name, Mapping[int, float]]) -> dict[Name, float]:
+def average_runs(runs: Iterable[tuple[Name, int, float]]) -> dict[Name, float]:
     """Return the adjusted mean of each architecture.
 
     Args:
-        losses: loss of each run of each architecture, by replicate.
+        runs: architecture, replicate and loss of each run.
     """
-    names: Sequence[Name] = [name for name, runs in losses.items() if runs]
-    runs = [(i, run, loss) for i, name in enumerate(names) for run, loss in losses[name].items()]
-    if not runs:
-        return {}
-    architectures, replicates, values = zip(*runs, strict=True)
-    means = RunMeans.fit(np.array(architectures), np.array(replicates), len(names))
-    return dict(zip(names, means.compute(np.array(values, dtype=float)).tolist(), strict=True))
+    runs = list(runs)
+    names = list(dict.fromkeys(name for name, _, _ in runs))
+    place = {name: i for i, name in enumerate(names)}
+    architectures = np.array([place[name] for name, _, _ in runs], dtype=np.int64)
+    replicates = np.array([replicate for _, replicate, _ in runs], dtype=np.int64)
+    losses = np.array([loss for _, _, loss in runs], dtype=np.float64)
+    means = RunMeans.fit(architectures, replicates).compute(losses)
+    return dict(zip(names, means.tolist(), strict=True))

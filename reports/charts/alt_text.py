@@ -9,9 +9,9 @@ from reports.data.results import Metric, Results
 from reports.formatting import format_count, format_param, format_signed, format_value
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
-from reports.stats.leaderboard import LeaderboardEntry
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.pairwise_comparison import Comparison, Difference
+from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import SourceComparison
 
 _MAX_ITEMS = 5

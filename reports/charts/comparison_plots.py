@@ -11,8 +11,8 @@ from reports.charts.effect_plots import DIVERGING_COLORS
 from reports.data.results import Metric
 from reports.formatting import escape_html, format_signed
 from reports.stats.baseline_references import BaselineReference
-from reports.stats.leaderboard import LeaderboardEntry
 from reports.stats.pairwise_comparison import Comparison
+from reports.stats.ranking import LeaderboardEntry
 
 MAX_IN_CHART = 20
 """Architectures in the chart of pairwise differences."""

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from reports.charts.chart import PALETTE, Chart
 from reports.data.results import Results
 from reports.formatting import escape_html
-from reports.stats.leaderboard import LeaderboardEntry
+from reports.stats.ranking import LeaderboardEntry
 from rnn.config import BASELINE_CELLS, BaselineConfig
 
 BEST_PROFILES = 5

@@ -48,13 +48,14 @@ from reports.stats.conditional_effects import (
     rank_effects,
 )
 from reports.stats.hypothesis_tests import HypothesisTest, StudyTables
-from reports.stats.leaderboard import LeaderboardEntry, StudySummary, summarize_study
+from reports.stats.leaderboard import StudySummary, summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
 from reports.stats.outcome_table import describe_outcomes
 from reports.stats.pareto_front import CostSummary, summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
 from reports.stats.pruning_audit import PruningAudit, audit_pruning
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
+from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import (
     VariantEffect,
     compare_with_source,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.data.results import Results
 from reports.data.trial_table import format_conditions
+from reports.stats.ranking import average_columns
 from rnn.config import BASELINE_CELLS
 from studies.config import StudyConfig
 from studies.space import BPTT_STEPS, CELL
@@ -97,9 +98,10 @@ def _find_in_study(
     rows = other.judge(rows[rows[CELL].isin(cells)])
     held_out = f"{metric.split}_bits_per_byte"
     columns = ["value", "training_loss", metric.column, held_out, "parameter_count", "seconds"]
-    keys = [CELL, BPTT_STEPS, "architecture"]
-    means = rows.groupby(keys)[list(dict.fromkeys(columns))].mean().reset_index()
-    best = means.loc[means.groupby(keys[:2])["value"].idxmin()]
+    keys = [CELL, BPTT_STEPS]
+    known = rows.drop_duplicates("architecture").set_index("architecture")[keys]
+    means = known.join(average_columns(rows, columns)).rename_axis("architecture").reset_index()
+    best = means.loc[means.groupby(keys)["value"].idxmin()]
     conditions = {label: format_conditions(runs) for label, runs in rows.groupby("architecture")}
     ours, theirs = results.config, other.config
     # Values are comparable by the same objective, held-out losses on the same windows.

@@ -139,7 +139,8 @@ class FactorialTable(FactorialDesign):
                 NaN where the run has none.
             parameters: names of the axes; any two architectures differ in one of them or more.
         """
-        index = runs.groupby(list(parameters), dropna=False, sort=False).ngroup().to_numpy()
+        groups = runs.groupby(list(parameters), dropna=False, sort=False)
+        index = groups.ngroup().to_numpy().astype(np.int64)
         has_value = runs["value"].notna().to_numpy()
         complete = runs[has_value]
         replicates = complete[REPLICATE].to_numpy(dtype=np.int64)

@@ -15,7 +15,7 @@ other text would. The interval of such a difference covers the text alone.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,6 +144,11 @@ class Comparison:
         difference = self.between(first, second)
         return difference is not None and difference.is_significant
 
+    def is_better(self, first: str, second: str) -> bool:
+        """Return whether the first architecture is significantly better than the second."""
+        difference = self.between(first, second)
+        return difference is not None and difference.is_significant and difference.mean < 0
+
 
 def compare_pairwise(
     losses: Mapping[str, LossesByRun], level: float = LEVEL, count: int | None = None
@@ -162,6 +167,14 @@ def compare_pairwise(
     differences = [_subtract(losses[worse], losses[better]) for worse, better in pairs]
     tested = _add_p_values(_estimate(differences, len(names)), level, math.comb(count, 2))
     return Comparison(names, dict(zip(pairs, tested, strict=True)), level, count)
+
+
+def find_difference(
+    comparisons: Iterable[Comparison], first: str, second: str
+) -> Difference | None:
+    """Return the difference of two architectures in the first comparison that has both."""
+    found = (each.between(first, second) for each in comparisons)
+    return next((each for each in found if each is not None), None)
 
 
 def compute_difference(first: LossesByRun, second: LossesByRun) -> Difference:

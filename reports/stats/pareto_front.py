@@ -12,7 +12,7 @@ their interval covers other text, but no other run.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -22,9 +22,16 @@ from scipy import stats
 from reports.data.results import Results
 from reports.data.trial_table import format_conditions
 from reports.stats.baseline_references import BaselineReference
-from reports.stats.leaderboard import LeaderboardEntry, StudySummary
+from reports.stats.leaderboard import StudySummary
 from reports.stats.paired_difference import CONFIDENCE
-from reports.stats.pairwise_comparison import Comparison, Difference, compute_difference
+from reports.stats.pairwise_comparison import (
+    Comparison,
+    Difference,
+    compute_difference,
+    find_difference,
+)
+from reports.stats.ranking import LeaderboardEntry
+from reports.stats.verdicts import Verdict
 
 Cost = Literal["parameters", "seconds"]
 """Cost of an architecture: its weights and biases, or the computing time of a run in seconds."""
@@ -129,9 +136,7 @@ def summarize_costs(
     split = results.metric.split
     comparison = summary.comparison
     is_replicated = comparison is not None and comparison.generalizes_over_runs
-    rows = results.judge(results.complete)
-    losses = rows.groupby("architecture")[f"{split}_bits_per_byte"].mean().to_dict()
-    groups = rows.groupby("architecture")
+    groups = results.judge(results.complete).groupby("architecture")
     conditions = {str(label): format_conditions(runs) for label, runs in groups}
     known = Counter(text for text in conditions.values() if text)
     (common, _), *_ = known.most_common(1) or [("", 0)]
@@ -141,15 +146,16 @@ def summarize_costs(
             entry.number,
             entry.parameter_count,
             entry.seconds if conditions[entry.label] == common != "" else math.nan,
-            float(losses[entry.label]),
+            entry.validation_bits_per_byte if results.metric.is_value else entry.mean,
             entry.best_values,
         )
         for entry in summary.entries
     }
     costed = {label: each for label, each in costed.items() if np.isfinite(each.loss)}
     compared: Comparisons | None = None
-    if is_replicated and comparison is not None:
-        compared = ReplicatedComparisons(comparison)
+    if is_replicated:
+        worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
+        compared = ReplicatedComparisons(summary.comparisons, worse)
     elif windows := _windows(results, summary.entries, list(costed)):
         compared = SingleRunComparisons(windows)
     if compared is None:
@@ -188,27 +194,33 @@ class Comparisons(Protocol):
 
 
 class ReplicatedComparisons:
-    """Differences over runs and windows, corrected for all pairs of the study."""
+    """Differences over runs and windows, corrected for all pairs of the study.
 
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
+    Of an architecture that got no runs for later planned looks, those of its own looks.
+
+    Args:
+        comparisons: comparisons of the study, that of the latest look first.
+        worse: architectures with the verdict that they are worse than the best.
+    """
+
+    def __init__(self, comparisons: Sequence[Comparison], worse: Collection[str] = ()) -> None:
+        self._comparisons = comparisons
+        self._worse = frozenset(worse)
 
     def knows(self, label: str) -> bool:
         """Return whether an architecture was compared."""
-        return label in self._comparison.names
+        return any(label in each.names for each in self._comparisons)
 
     def gap(self, label: str, best: str) -> Difference | None:
         """Return the difference of an architecture to the best."""
-        return self._comparison.between(label, best)
+        return find_difference(self._comparisons, label, best)
 
     def find_worse(self, label: str) -> set[str]:
-        """Return the architectures that are significantly worse than one."""
-        pairs = {name: self._comparison.between(name, label) for name in self._comparison.names}
-        return {
-            name
-            for name, difference in pairs.items()
-            if difference is not None and difference.is_significant and difference.mean > 0
+        """Return the architectures that are significantly worse than one, at any look."""
+        worse = {
+            name for each in self._comparisons for name in each.names if each.is_better(label, name)
         }
+        return worse | self._worse if label == self._comparisons[0].best else worse
 
 
 class SingleRunComparisons:

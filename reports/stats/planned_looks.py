@@ -23,6 +23,7 @@ from reports.stats.pairwise_comparison import LEVEL, Comparison, LossesByRun, co
 from reports.stats.variance_shrinkage import expect_freedom
 from reports.stats.verdicts import Judgement, Verdict, judge
 from studies.attributes import LookRecord
+from studies.run_means import average_runs
 
 POWER = 0.8
 """Probability with which a look finds a gap that it is said to find."""
@@ -117,15 +118,15 @@ def take_look(
 
     Returns:
         The comparison of the architectures that got the runs of this look, with the verdicts of
-        all, and what to store.
+        all that have one, and what to store.
     """
     index = len(earlier)
     level = spend_error(looks)[index]
     decided = earlier[-1].verdicts if earlier else {}
     is_compared = set(earlier[-1].continued) if earlier else set(numbers.values())
-    compared = limit_runs(losses, looks[index])
-    compared = {name: runs for name, runs in compared.items() if numbers[name] in is_compared}
-    comparison = compare_pairwise(sort_by_mean(compared), level, len(numbers))
+    ranked = sort_by_mean(limit_runs(losses, looks[index]))
+    compared = {name: runs for name, runs in ranked.items() if numbers[name] in is_compared}
+    comparison = compare_pairwise(compared, level, len(numbers))
     judgement = judge(comparison, margin)
     verdicts = {
         name: Verdict(decided.get(number, Verdict.UNDECIDED)) for name, number in numbers.items()
@@ -143,7 +144,9 @@ def take_look(
         verdicts={numbers[name]: verdict.value for name, verdict in verdicts.items()},
         continued=[] if is_last else continued,
     )
-    return replace(judgement, verdicts=verdicts), record
+    trained = {name: verdicts[name] for name in numbers if name in ranked}
+    without_run = len(numbers) - len(trained)
+    return replace(judgement, verdicts=trained, without_run=without_run), record
 
 
 def limit_runs(losses: Mapping[str, LossesByRun], count: int) -> dict[str, LossesByRun]:
@@ -156,6 +159,14 @@ def limit_runs(losses: Mapping[str, LossesByRun], count: int) -> dict[str, Losse
 
 
 def sort_by_mean(losses: Mapping[str, LossesByRun]) -> dict[str, LossesByRun]:
-    """Sort architectures by the mean of their losses over runs and windows, the best first."""
-    means = {name: np.mean([*runs.values()]) for name, runs in losses.items()}
+    """Sort architectures by the mean of their losses, the best first.
+
+    The means are adjusted for the replicates that each architecture has
+    (:mod:`studies.run_means`).
+    """
+    means = average_runs(
+        (name, run, float(np.mean(windows)))
+        for name, runs in losses.items()
+        for run, windows in runs.items()
+    )
     return {name: losses[name] for name in sorted(losses, key=means.__getitem__)}

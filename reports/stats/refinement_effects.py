@@ -12,8 +12,9 @@ from reports.data.trial_table import list_params, resolve_params
 from reports.formatting import format_param, format_value
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import PairedDifference
+from reports.stats.ranking import average_columns
 from studies.attributes import SOURCE_TRIALS
-from studies.run_means import average_runs, group_runs
+from studies.run_means import average_runs
 from studies.space import REPLICATE
 
 UNCHANGED = "unchanged"
@@ -78,7 +79,7 @@ def compare_with_source(results: Results) -> SourceComparison | None:
     names = results.all_parameters
     runs = results.complete.reindex(columns=["architecture", REPLICATE, "value"])
     runs = runs.rename(columns={"architecture": "label"}).fillna({REPLICATE: 0})
-    means = average_runs(group_runs(zip(runs["label"], runs[REPLICATE], runs["value"], strict=True)))
+    means = average_columns(results.complete, ["value"])["value"]
     sources = _read_sources(results)
     rows = []
     for row in results.complete.drop_duplicates("architecture").to_dict("records"):
@@ -115,7 +116,7 @@ def _read_sources(results: Results) -> dict[int, dict[str, Any]]:
         for number, row in params.items()
     }
     means = average_runs(
-        group_runs((settings[n], row.get(REPLICATE, 0), row["value"]) for n, row in params.items())
+        (settings[n], row.get(REPLICATE, 0), row["value"]) for n, row in params.items()
     )
     return {number: row | {"value": means[settings[number]]} for number, row in params.items()}
 

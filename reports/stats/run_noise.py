@@ -150,9 +150,7 @@ def estimate_run_noise(
         regions[region] = i
     variances, degrees, sources = zip(*(each for each in estimates if each), strict=True)
     run_regions = None if means is None else regions[means.architectures]
-    return RunNoise(
-        regions, np.array(variances), np.array(degrees), sources, means, run_regions
-    )
+    return RunNoise(regions, np.array(variances), np.array(degrees), sources, means, run_regions)
 
 
 _Estimate = tuple[float, float, NoiseSource]

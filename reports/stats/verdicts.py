@@ -50,6 +50,8 @@ class Judgement:
         bounds: upper confidence bound of the difference of each compared architecture to the best;
             infinite where there are too few runs.
         candidates: architectures that may be the best.
+        without_run: number of architectures of the study without a complete run, which have no
+            verdict.
     """
 
     comparison: Comparison
@@ -57,6 +59,12 @@ class Judgement:
     verdicts: dict[str, Verdict]
     bounds: dict[str, float]
     candidates: list[str]
+    without_run: int = 0
+
+    @property
+    def without_run_text(self) -> str:
+        """Number of architectures without a complete run, to follow the verdicts; "" if none."""
+        return f", {self.without_run} without a complete run" if self.without_run else ""
 
     def count(self, verdict: str) -> int:
         """Return the number of architectures with a verdict, the best mean left out."""
@@ -104,7 +112,7 @@ def judge(comparison: Comparison, margin: float) -> Judgement:
             difference = comparison.between(first, second)
             if difference is not None:
                 upper[i, j] = difference.upper_bound(tail)
-                is_better[i, j] = difference.is_significant and difference.mean < 0
+                is_better[i, j] = comparison.is_better(first, second)
     bounds, may_be_best = bound_distances(upper)
     verdicts, found = dict.fromkeys(names, Verdict.UNDECIDED), dict.fromkeys(names, np.inf)
     for i, name in enumerate(compared):

@@ -12,7 +12,8 @@ from reports.data.results import read_results
 from reports.data.table_export import concatenate_tables
 from reports.page.page import write_report
 from reports.page.sections import build_section
-from reports.stats.leaderboard import rank_architectures, summarize_study
+from reports.stats.leaderboard import summarize_study
+from reports.stats.ranking import rank_architectures
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS

@@ -20,8 +20,8 @@ from reports.page.page import write_report
 from reports.page.sections import build_section, build_sections
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.leaderboard import rank_architectures
 from reports.stats.nuisance import build_judged_table, summarize_nuisance
+from reports.stats.ranking import rank_architectures
 from reports.stats.refinement_effects import compare_with_source
 from rnn_search.study import load
 from studies.config import StudyConfig

@@ -1,0 +1,174 @@
+"""Architectures of a study, ranked by the mean of their runs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from reports.data.context import ContextProfile, average_profiles, read_profile
+from reports.data.results import Results
+from reports.data.trial_table import decode_architecture, format_settings, list_params
+from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.pairwise_comparison import Difference
+from reports.stats.verdicts import Verdict
+from rnn.config import NetworkConfig
+from studies.attributes import SOURCE_TRIALS
+from studies.config import StudyConfig
+from studies.run_means import average_runs
+from studies.space import BPTT_STEPS, REPLICATE
+
+
+@dataclass(frozen=True)
+class LeaderboardEntry:
+    """An architecture with the results of its complete runs.
+
+    Attributes:
+        label: name of the architecture, with the training settings in which the study varies.
+        architecture: its configuration.
+        bptt_steps: number of time steps that a gradient goes back.
+        number: number of its trial; with several runs, of the run with the least value, which is
+            independent of the test text.
+        losses: metric of each run, :attr:`Results.metric`.
+        mean: mean of the losses, adjusted for the replicates that the architecture has.
+        std: standard deviation of the losses; NaN for a single run.
+        low: lower end of Student's 95% interval of the mean, by the standard deviation; NaN for a
+            single run.
+        high: upper end of the interval.
+        value: mean objective value, in nats per token, adjusted.
+        validation_bits_per_byte: mean bits per byte on the validation split, adjusted.
+        validation_stderr: standard error of that over the evaluation windows; NaN for a mean.
+        parameter_count: number of weights and biases.
+        seconds: mean computing time of a run.
+        source_trials: numbers of the trials that it was derived from.
+        sample: generated text; None if there is none.
+        sample_trial: number of the trial that generated the text.
+        best_values: values of the nuisance parameters at which it is the best, or that a derived
+            study carries on.
+        context: loss by the length of the context, the mean over the runs; None if a run lacks it.
+        recall_accuracy: mean accuracy on the corpus ``recall:D``; NaN on others.
+        gap: difference to the best architecture, in bits per byte or by the metric; None for the
+            best, and without losses on the same evaluation windows.
+        verdict: of a replicated architecture, what its runs show.
+        bound: upper confidence bound of its difference to the best architecture, whichever that is;
+            infinite without one.
+    """
+
+    label: str
+    architecture: NetworkConfig
+    bptt_steps: int
+    number: int
+    losses: list[float]
+    mean: float
+    std: float
+    low: float
+    high: float
+    value: float
+    validation_bits_per_byte: float
+    validation_stderr: float
+    parameter_count: float
+    seconds: float
+    source_trials: list[int]
+    sample: str | None
+    sample_trial: int | None
+    best_values: dict[str, Any]
+    context: ContextProfile | None
+    recall_accuracy: float
+    gap: Difference | None = None
+    verdict: Verdict | None = None
+    bound: float = math.inf
+
+    @property
+    def runs(self) -> int:
+        """Number of complete runs."""
+        return len(self.losses)
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the mean is another than that of its runs, because some are missing."""
+        return not math.isclose(self.mean, fmean(self.losses), rel_tol=1e-9)
+
+    @property
+    def full_label(self) -> str:
+        """The label, with the best values of the nuisance parameters."""
+        return self.label + format_settings(self.best_values, self.best_values)
+
+
+def rank_architectures(
+    results: Results, rows: pd.DataFrame | None = None
+) -> list[LeaderboardEntry]:
+    """Rank the architectures of a study by the mean metric of their complete runs.
+
+    The means are adjusted for the replicates that each architecture has
+    (:mod:`studies.run_means`). Where there are nuisance parameters, each architecture has one run:
+    the best one.
+
+    Args:
+        results: results of the study.
+        rows: the runs; None for all that are complete.
+    """
+    rows = results.judge(results.complete if rows is None else rows)
+    column, names = results.metric.column, [*results.nuisance, *results.carried]
+    means = average_columns(rows, [column, "value", "validation_bits_per_byte"])
+    entries = [
+        _make_entry(
+            results.config, str(label), runs, means.loc[str(label)].to_dict(), column, names
+        )
+        for label, runs in rows.groupby("architecture")
+    ]
+    return sorted(entries, key=lambda entry: (entry.mean, entry.number))
+
+
+def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Return adjusted means of some columns of a trial table, one row per architecture."""
+    replicates = rows[REPLICATE] if REPLICATE in rows else pd.Series(0, rows.index)
+    means = pd.DataFrame(index=rows["architecture"].unique())
+    for column in dict.fromkeys(columns):
+        known = rows[column].notna()
+        losses = rows["architecture"][known], replicates[known], rows[column][known]
+        found = average_runs(zip(*losses, strict=True))
+        means[column] = pd.Series(found, means.index, dtype=float)
+    return means
+
+
+def _make_entry(
+    config: StudyConfig,
+    label: str,
+    runs: pd.DataFrame,
+    means: Mapping[Any, float],
+    column: str,
+    nuisance: Sequence[str],
+) -> LeaderboardEntry:
+    """Describe an architecture by its runs and their adjusted means."""
+    runs = runs.sort_values("value", kind="stable")
+    losses, best = runs[column], runs.iloc[0]
+    samples = runs["sample"].dropna()
+    profiles = [read_profile(row) for row in runs.to_dict("records")]
+    mean, std = means[column], float(losses.std())
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(runs) - 1)))
+    half_width = quantile * std / math.sqrt(len(runs))
+    return LeaderboardEntry(
+        label=label,
+        architecture=decode_architecture(best, config),
+        bptt_steps=int(best[BPTT_STEPS]),
+        number=int(runs.index[0]),
+        losses=losses.tolist(),
+        mean=mean,
+        std=std,
+        low=mean - half_width,
+        high=mean + half_width,
+        value=means["value"],
+        validation_bits_per_byte=means["validation_bits_per_byte"],
+        validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
+        parameter_count=float(runs["parameter_count"].mean()),
+        seconds=float(runs["seconds"].mean()),
+        source_trials=best[SOURCE_TRIALS] or [],
+        sample=samples.iloc[0] if len(samples) else None,
+        sample_trial=int(samples.index[0]) if len(samples) else None,
+        best_values=list_params(best, nuisance),
+        context=average_profiles([each for each in profiles if each]) if all(profiles) else None,
+        recall_accuracy=float(runs["recall_accuracy"].mean()),
+    )
