@@ -49,7 +49,8 @@ class ContextLosses:
         self._begin = length - 1 - longest
         self.bins = list_context_bins(longest)
         shape = len(self.bins), len(stack.configs), count
-        self._long = torch.zeros(shape, dtype=torch.double)
+        # Sums stay on the device: a copy in every step would wait for its kernels.
+        self._long = torch.zeros(shape, dtype=torch.double, device=stack.device)
         self._excess = torch.zeros_like(self._long)
         self._states: list[Tensor] = []
 
@@ -66,9 +67,10 @@ class ContextLosses:
         if t == self._begin:
             self._states = self._stack.init_state(self._tokens.shape[1])
         place = bisect_left(self.bins, t - self._begin + 1)
-        long = losses.double().cpu()  # before the next call of forward, which may reuse its memory
+        # A copy, because the next call of forward may reuse the memory of the losses.
+        long = losses.to(torch.double, copy=True)
         logits, next_states = self._stack.forward(self._tokens[t], self._states)
-        short = self._stack.losses(logits, self._tokens[t + 1]).double().cpu()
+        short = self._stack.losses(logits, self._tokens[t + 1]).double()
         for state, next_state in zip(self._states, next_states, strict=True):
             state.copy_(next_state)
         self._long[place] += long
@@ -77,13 +79,13 @@ class ContextLosses:
     @property
     def long(self) -> Tensor:
         """Mean loss of the second half with the long context (K, windows), in nats per token."""
-        return self._long.sum(0) / self.bins[-1]
+        return self._long.cpu().sum(0) / self.bins[-1]
 
     @property
     def excess(self) -> Tensor:
         """Mean loss with the short context minus that with the long one (bins, K, windows)."""
         widths = torch.tensor(np.diff([0, *self.bins]))
-        return self._excess / widths[:, None, None]
+        return self._excess.cpu() / widths[:, None, None]
 
 
 class RecallAccuracy:

@@ -26,7 +26,7 @@ class HandBuilt:
         self.memory, self.function = memory, function
 
     def init_state(self, streams):
-        return [torch.full((1, streams, self.memory), -1)]
+        return [torch.full((1, streams, self.memory), -1, device=self.device)]
 
     def forward(self, tokens, states):
         state = torch.cat([tokens[None, :, None], states[0][..., :-1]], 2)  # (1, B, memory)
@@ -113,6 +113,18 @@ def test_losses_with_a_short_context_are_those_of_windows_of_half_the_length(con
     torch.testing.assert_close(short, compute_eval_losses(network, windows[30:]).double())
     first = compute_eval_losses(network, windows[:31]).double()
     torch.testing.assert_close((first * 30 + context.long * 29) / 59, alone.double())
+
+
+def test_observers_copy_nothing_from_the_device_while_they_observe():
+    """A copy waits for all kernels of a GPU; from the device ``meta`` it is an error."""
+    windows = select_eval_windows(generate_recall(2), 4, 40)
+    network = HandBuilt(4, answer_from(2))
+    network.device = torch.device("meta")
+    network.parameters = SimpleNamespace(values=torch.zeros(1, device="meta"))
+    observers = [RecallAccuracy(network, windows, 2), ContextLosses(network, windows)]
+    compute_eval_losses(network, windows, observers=observers)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        _ = observers[1].long
 
 
 def test_bins_are_powers_of_two_up_to_the_longest_context():
