@@ -6,11 +6,11 @@ from reports.formatting import format_count
 from reports.page.sections import Section
 
 N_EFFECTS = 2
-"""Number of main effects in the line."""
+"""Largest number of main effects in the line."""
 
 
 def format_headline(sections: Sequence[Section]) -> str:
-    """Name the best network and the largest main effects; warnings follow, each on a line.
+    """Name the best network and the largest significant effects; warnings follow, each on a line.
 
     The network is the best of all studies that are comparable with the first one. The effects are
     those of the first study that has any.
@@ -18,8 +18,9 @@ def format_headline(sections: Sequence[Section]) -> str:
     Args:
         sections: sections of the report; each study has a complete trial.
     """
+    in_study = "in study {!r}, " if len(sections) > 1 else ""
     warnings = [
-        f"warning: {warning}{_of_study(section, sections)}"
+        f"warning: {in_study.format(section.results.name)}{warning}"
         for section in sections
         if section.nuisance
         for warning in section.nuisance.warnings
@@ -45,8 +46,11 @@ def _format_result(sections: Sequence[Section]) -> str:
         line += f"; smallest as good (margin {summary.judgement.margin}): {name}"
     for section in sections:
         if section.ranked_effects:
-            largest = "; ".join(each.text for each in section.ranked_effects[:N_EFFECTS])
-            return f"{line}; largest effects{_of_study(section, sections)}: {largest}"
+            study = _of_study(section, sections)
+            if not section.largest_effects:
+                return f"{line}; no effect{study} is significantly different from zero"
+            largest = "; ".join(each.text for each in section.largest_effects[:N_EFFECTS])
+            return f"{line}; largest significant effects{study}: {largest}"
     return line
 
 

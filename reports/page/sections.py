@@ -176,7 +176,7 @@ class Section:
 
     @property
     def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects."""
+        """The three largest significant effects; empty if none is."""
         return [each for each in self.ranked_effects if each.is_significant][:3]
 
 

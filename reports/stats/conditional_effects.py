@@ -123,10 +123,12 @@ class RankedEffect:
     Attributes:
         main: the main effect.
         condition: its largest interaction that rivals it; None if there is none.
+        p_adjusted: p-value of the main effect after Holm's correction for all main effects.
     """
 
     main: Effect
     condition: ConditionalEffect | None
+    p_adjusted: float
 
     @property
     def size(self) -> float:
@@ -135,8 +137,14 @@ class RankedEffect:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the effect is significant, or differs significantly under the condition."""
-        return self.condition is not None or self.main.is_significant
+        """Whether the effect is significant, or differs significantly under the condition.
+
+        Both p-values are corrected, because the largest of many effects are often significant by
+        chance, and each has half of the error: in 95% of the studies without any effect, none is.
+        """
+        error = (1 - CONFIDENCE) / 2
+        is_main = self.main.is_significant and self.p_adjusted < error
+        return is_main or (self.condition is not None and self.condition.p_adjusted < error)
 
     @property
     def text(self) -> str:
@@ -154,10 +162,11 @@ def rank_effects(
 ) -> list[RankedEffect]:
     """Rank the effects by their size, each with the condition that rivals its mean most."""
     ranked = []
-    for effect in effects:
+    adjusted = adjust_by_holm(np.array([effect.p for effect in effects]))
+    for effect, p in zip(effects, adjusted, strict=True):
         rivals = [each for each in conditional if each.main is effect and each.rivals_main]
         rivals.sort(key=lambda each: -each.difference.mean)
-        ranked.append(RankedEffect(effect, rivals[0] if rivals else None))
+        ranked.append(RankedEffect(effect, rivals[0] if rivals else None, float(p)))
     return sorted(ranked, key=lambda each: -each.size)
 
 

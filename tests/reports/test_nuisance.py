@@ -420,3 +420,8 @@ def test_edge_of_the_values_tried_is_reported_wherever_a_result_is(
     assert effects.warnings == [ending]
     assert f"warning: {ending}" in repr(effects)
     assert ending in effects._repr_html_()
+    if at_highest == [0]:
+        plain = {"space": {"layers": [1], "state_size": [4]}}
+        make_runs(sqlite_url, "plain", plain, [(gated_params(), 3.0, {})])
+        several = write_report(sqlite_url, ["plain", "edges"], tmp_path / "several.html")
+        assert several.headline.splitlines()[1:] == [f"warning: in study 'edges', {ending}"]

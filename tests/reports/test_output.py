@@ -3,15 +3,19 @@
 import os
 import re
 
+import numpy as np
 import pytest
 from factories import gated_params, make_runs, make_study
 from sqlalchemy.engine import make_url
 
 from reports.cli import reports, write_final_report
+from reports.data.results import read_results
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import study_identity
-from studies.storage.open import open_storage
+from reports.stats.nuisance import build_judged_table
+from studies.config import StudyConfig
+from studies.storage.open import open_storage, read_storage
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 
@@ -141,7 +145,29 @@ def test_final_report_prints_path_and_main_result(folder, urls, capsys):
     path, headline = capsys.readouterr().out.splitlines()
     assert path == f"report: {folder}/reports/out/made.html"
     assert headline.startswith("best: 1×4 no gates, new state (trial 0), 1.5000 nats per byte, ")
-    assert "; largest effects: residual +0.400 nats" in headline
+    # Three pairs of each change, whatever their differences, make nothing significant.
+    assert headline.endswith("; no effect is significantly different from zero")
+
+
+def test_headline_names_effects_that_are_significant_after_the_correction(
+    folder, sqlite_url, capsys
+):
+    switches = {name: [False, True] for name in ("input_gate", "forget_gate", "residual")}
+    space = gated_params(1) | {"state_source": "new"}
+    raw = {"space": {name: [value] for name, value in space.items()} | switches}
+    raw["space"] |= {"layers": [1, 2], "state_size": [4, 8]}
+    points = list(StudyConfig.model_validate(raw).grid.combinations())
+    noise = np.random.default_rng(26).normal(0, 0.01, len(points))
+    runs = [(p, 2.0 - 0.4 * p["residual"] + e, {}) for p, e in zip(points, noise, strict=True)]
+    make_runs(sqlite_url, "one-effect", raw, runs)
+    results = read_results(read_storage(sqlite_url), "one-effect")
+    effects = {each.contrast.label: each for each in build_judged_table(results).compute_effects()}
+    # Significant on its own, but not as one of five.
+    assert effects["forget gate"].is_significant
+    line = headline_for(capsys, sqlite_url, "one-effect")
+    _, _, named = line.partition("; largest significant effects: ")
+    assert named.startswith("residual −0.39")
+    assert ";" not in named
 
 
 def headline_for(capsys, url, *names):
@@ -154,7 +180,7 @@ def test_headline_names_the_best_of_comparable_studies(folder, sqlite_url, capsy
     raw = {"space": {"layers": [1], "state_size": [4]}}
     make_runs(sqlite_url, "better", raw, [(gated_params(3), 1.25, {})])
     make_runs(sqlite_url, "of-other-text", raw, [(gated_params(3), 1.0, {})], text="cd")
-    made_effects = "largest effects of 'made': residual +0.400 nats [+0.400, +0.400]; layers"
+    made_effects = "; no effect of 'made' is significantly different from zero"
     headline = headline_for(capsys, sqlite_url, "better", "made")
     assert headline.startswith("best: 3×4 no gates, new state (trial 0 of 'better'), 1.2500 nats")
     assert made_effects in headline
