@@ -14,6 +14,7 @@ from reports.errors import ReportError
 from reports.stats.audited_effects import compute_study_effects
 from reports.stats.nuisance import build_judged_table
 from reports.stats.pruning_audit import audit_pruning
+from reports.stats.pruning_summary import summarize_pruning
 from studies.cli import run_command
 from studies.config import top_count
 from studies.errors import StudiesError
@@ -47,14 +48,17 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
     complete = set(map(tuple, pruned.complete[names].astype(str).to_numpy()))
     kept = sum(tuple(row) in complete for row in best[names].astype(str).to_numpy())
     yield f"recall: {kept} of the twin's best {len(best)} {noun} are complete"
+    savings = summarize_pruning(pruned)
+    if savings is not None:
+        yield f"steps: {savings.step_share:.0%} of those of the twin were trained"
     audit = audit_pruning(pruned)
     if audit is None:
         yield "audit: none"
     else:
         yield (
-            f"audit: {audit.trials} trials, {audit.stopped} {noun} with one that would have been "
-            f"pruned, {audit.lost} of them lost; at least {audit.recall_low:.0%} of the best "
-            "complete with 95% confidence"
+            f"audit: of {audit.trials} audited trials, {audit.stopped} {noun} would have been "
+            f"stopped, {audit.lost} of them among the best; with 95% confidence at least "
+            f"{audit.recall_low:.0%} of the best are complete"
         )
         yield (
             f"predictions: {audit.inside} of {audit.tested} within two scales "
@@ -90,7 +94,7 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
 def main(storage: str, pruned: str, twin: str) -> int:
     """Print the comparison."""
     with closing(read_storage(storage)) as opened:
-        results = [read_results(opened, name, (), False) for name in (pruned, twin)]
+        results = [read_results(opened, name, with_windows=False) for name in (pruned, twin)]
     for line in compare_twins(*results):
         click.echo(line)
     return 0

@@ -35,6 +35,7 @@ from reports.stats.pruning_audit import (
     judge_architectures,
     measure_recall,
 )
+from reports.stats.pruning_summary import summarize_pruning
 from rnn_search import load
 from studies.attributes import AUDIT_LOOKS, AuditLook
 from studies.calibration import compute_outside_p_value
@@ -410,8 +411,10 @@ def test_pruned_study_is_compared_with_its_twin(sqlite_url):
     pruned, twin = results_of(sqlite_url), results_of(sqlite_url, "twin")
     lines = list(compare_twins(pruned, twin))
     assert lines[0] == "recall: 3 of the twin's best 3 trials are complete"
-    assert lines[1].startswith("audit: 16 trials, 8 trials with one that would have been pruned")
-    assert lines[2].startswith("predictions: 8 of 8 within two scales (90% expected")
+    share = summarize_pruning(pruned).step_share
+    assert lines[1] == f"steps: {share:.0%} of those of the twin were trained"
+    assert lines[2].startswith("audit: of 16 audited trials, 8 trials would have been stopped")
+    assert lines[3].startswith("predictions: 8 of 8 within two scales (90% expected")
     (residual,) = (line for line in lines if line.strip().startswith("residual"))
     truth = {each.contrast.label: each.mean for each in build_judged_table(twin).compute_effects()}
     found = estimate_audited_effects(pruned).effects
