@@ -24,6 +24,7 @@ from benchmarks import (
     replicate_verdicts,
     report_time,
     training_step,
+    unequal_runs,
 )
 from search.worker.cpu_budget import cores
 
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "reporting": report_time.measure,
     "pareto": pareto_simulation.measure,
     "effects": effect_intervals.measure,
+    "unequal-runs": unequal_runs.measure,
 }
 
 

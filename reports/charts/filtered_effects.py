@@ -172,6 +172,8 @@ def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, st
     conditions = [f"with {format_param(name)} {format_value(v)}" for name, v in fixed.items()]
     label = " and ".join(conditions) or "in total"
     free = [name for name in results.nuisance if name not in fixed]
+    if results.has_replicates:
+        return f"{label}, each over its runs", "architecture"
     if not free:
         return label, "trial"
     return f"{label}, each at its best {join_names(free)}", "architecture"

@@ -139,8 +139,10 @@ class FactorialTable(FactorialDesign):
                 NaN where the run has none.
             parameters: names of the axes; any two architectures differ in one of them or more.
         """
-        groups = runs.groupby(list(parameters), dropna=False, sort=False)
-        index = groups.ngroup().to_numpy().astype(np.int64)
+        index = np.zeros(len(runs), dtype=np.int64)
+        if parameters:
+            groups = runs.groupby(list(parameters), dropna=False, sort=False)
+            index = groups.ngroup().to_numpy().astype(np.int64)
         has_value = runs["value"].notna().to_numpy()
         complete = runs[has_value]
         replicates = complete[REPLICATE].to_numpy(dtype=np.int64)

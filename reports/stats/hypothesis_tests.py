@@ -20,11 +20,11 @@ from reports.stats.conditional_effects import ConditionalEffect, find_reversal
 from reports.stats.contrast import Contrast
 from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import OutcomeTable, list_outcomes
+from reports.stats.nuisance import build_judged_table
+from reports.stats.outcome_table import OutcomeTable, build_outcome_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.testability import find_gaps, list_contrasted, list_unknown, resolve_region
 from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
-from studies.space import REPLICATE
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class HypothesisTest:
 class StudyTables:
     """Values and outcomes of a study's architectures, computed when a test needs them.
 
-    Replicates count as one trial with their adjusted mean value, good if all of those replicates
-    are that every architecture has. Each architecture is judged at its best values of the nuisance
+    Replicates count as one trial. Each architecture is judged at its best values of the nuisance
     parameters.
     """
 
@@ -107,26 +106,13 @@ class StudyTables:
     @cached_property
     def values(self) -> FactorialTable:
         """Values of the architectures."""
-        results, parameters = self.results, self.results.judged_parameters
-        if results.has_replicates:
-            return FactorialTable.from_runs(results.table, parameters)
-        is_grid = results.config.refinement is None
-        return FactorialTable.from_frame(results.judge(), parameters, results.replicates, is_grid)
+        return build_judged_table(self.results)
 
     @cached_property
     def outcomes(self) -> FactorialTable | None:
         """Outcomes of the architectures; None without a threshold."""
-        results, parameters = self.results, self.results.judged_parameters
-        threshold = results.config.report_threshold
-        if threshold is None:
-            return None
-        rows = results.table.assign(value=list_outcomes(results.table, threshold))
-        if results.has_replicates:  # of more runs, one is bad more easily
-            counts = rows.groupby(REPLICATE)["architecture"].nunique()
-            shared = counts.index[counts == rows["architecture"].nunique()]
-            rows = rows[rows[REPLICATE].isin(shared)]
-        worst = results.judge(rows).groupby(parameters, dropna=False)["value"].max()
-        return FactorialTable.from_frame(worst.reset_index(), parameters, is_grid=False)
+        threshold = self.results.config.report_threshold
+        return None if threshold is None else build_outcome_table(self.results, threshold)
 
     def test_stored(self) -> list[HypothesisTest]:
         """Test the hypotheses that the study stores; without findings while it is not finished."""

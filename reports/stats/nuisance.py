@@ -197,16 +197,21 @@ def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None)
 def build_table(
     results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
 ) -> FactorialTable:
-    """Arrange some rows of a study, one per architecture and replicate.
+    """Arrange some rows of a study by architecture.
+
+    Replicates count as one trial with the adjusted mean of their values.
 
     Args:
         results: results of the study.
-        rows: the rows; their ``value`` may be another than that of the objective.
+        rows: the rows, one per architecture and replicate; their ``value`` may be another than that
+            of the objective.
         replicates: further runs of the architectures, with the same ``value``.
     """
-    runs = results.complete if results.has_replicates else replicates
+    parameters = results.judged_parameters
+    if results.has_replicates:
+        return FactorialTable.from_runs(rows, parameters)
     is_grid = results.config.refinement is None
-    return FactorialTable.from_frame(rows, results.judged_axes, runs, is_grid)
+    return FactorialTable.from_frame(rows, parameters, replicates, is_grid)
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:

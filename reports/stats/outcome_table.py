@@ -32,6 +32,7 @@ from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
 from reports.stats.paired_difference import CONFIDENCE
+from studies.space import REPLICATE
 
 GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
 """Outcomes as values of a table. The least of several is that of an architecture at its best: good
@@ -145,6 +146,9 @@ def build_outcome_table(
 ) -> FactorialTable:
     """Arrange the outcomes of the architectures, each at its best.
 
+    Replicates count as one trial. It is good if all of those runs are that every architecture has:
+    of more runs, one is bad more easily.
+
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
         threshold: loss below which a network is good.
@@ -153,8 +157,14 @@ def build_outcome_table(
     rows = results.table.assign(value=list_outcomes(results.table, threshold))
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
+    rows, parameters = results.judge(rows), results.judged_parameters
+    if results.has_replicates:
+        counts = rows.groupby(REPLICATE)["architecture"].nunique()
+        shared = counts.index[counts == rows["architecture"].nunique()]
+        rows = rows[rows[REPLICATE].isin(shared)].sort_values("value", ascending=False)
+        rows = rows.drop_duplicates("architecture")
     # Outcomes have no noise to estimate, as those of a grid would.
-    return FactorialTable.from_frame(results.judge(rows), results.judged_axes, is_grid=False)
+    return FactorialTable.from_frame(rows, parameters, is_grid=False)
 
 
 def compute_outcomes(table: FactorialTable) -> list[ContrastOutcomes]:

@@ -1,6 +1,7 @@
 """Planned looks at replicates: the error they spend, the gaps they find, and what each decides."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from reports.data.results import read_results
 from reports.page.page import write_report
 from reports.stats.leaderboard import summarize_study
 from reports.stats.pairwise_comparison import compare_pairwise
+from reports.stats.pareto_front import summarize_costs
 from reports.stats.planned_looks import (
     Noise,
     estimate_noise,
@@ -123,11 +125,26 @@ def test_looks_end_when_all_are_decided():
     assert look.continued == []
 
 
-def test_architecture_without_a_complete_run_is_undecided_and_does_not_continue():
+def test_architecture_without_a_complete_run_has_no_verdict_and_does_not_continue():
     losses = make_losses(3, a=1.0, b=1.0, c=1.0)
-    _, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
+    judgement, look = take_look(losses, NAMES, [3, 5], MARGIN, [])
     assert look.verdicts[6] == "undecided"
     assert 6 not in look.continued
+    assert judgement.count("undecided") == 2
+    assert "d" not in judgement.verdicts
+    assert judgement.without_run_text == ", 1 without a complete run"
+    judgement, _ = take_look(make_losses(3, a=1.0, b=1.0, c=1.0, d=1.0), NAMES, [3], MARGIN, [])
+    assert judgement.without_run_text == ""
+
+
+def test_best_architecture_is_not_one_that_lost_its_hardest_run():
+    losses = {
+        "a": {1: [1.0], 2: [1.2], 3: [2.0]},
+        "b": {1: [1.1], 2: [1.3]},
+        "c": {1: [1.3], 2: [1.6], 3: [2.3]},
+    }
+    judgement, _ = take_look(losses, {"a": 0, "b": 3, "c": 6}, [3], MARGIN, [])
+    assert judgement.comparison.names == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("noise", ["equal", "half fourfold"])
@@ -155,20 +172,29 @@ def test_clear_differences_need_few_runs():
     assert all(each.verdicts.count("worse") == 5 for each in found)
 
 
-def make_looks(url, runs, looks=()):
-    """Create a study of three architectures with looks at 3 and 5 runs, the third one far worse."""
+def make_looks(url, runs, looks=(), sizes=(30, 20, 10)):
+    """Create a study of three architectures with looks at 3 and 5 runs, the third one far worse.
+
+    Args:
+        url: URL of the storage.
+        runs: number of complete runs of the first two architectures.
+        looks: looks that the study stores.
+        sizes: number of parameters of each architecture.
+    """
     generator = np.random.default_rng(5)
     trials = [
         (
             gated_params(layers, replicate=run + 1),
             2.0,
             {
-                "parameter_count": 10 * layers,
+                "parameter_count": size,
                 "test_bits_per_byte": mean,
                 "test_windows": [mean] * 2,
             },
         )
-        for layers, worse, count in ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3))
+        for (layers, worse, count), size in zip(
+            ((3, 0.0, runs), (2, 0.01, runs), (1, 2.0, 3)), sizes, strict=True
+        )
         for run in range(count)
         for mean in [2 + worse + 0.1 * run + 0.02 * generator.normal()]
     ]
@@ -210,3 +236,60 @@ def test_report_of_a_later_look_ranks_over_common_runs(sqlite_url):
     assert [entry.verdict for entry in summary.entries][2] == "worse"
     assert summary.entries[2].gap.runs == 3
     assert summary.entries[2].gap.mean == pytest.approx(2, abs=0.1)
+    best = summary.best.mean
+    assert [entry.mean - best for entry in summary.entries] == pytest.approx([0, 0, 2], abs=0.1)
+    # The bound of the architecture that stopped is that of its last look.
+    assert 1.9 < summary.entries[2].bound < math.inf
+
+
+def test_front_after_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
+    """The smallest architecture stopped at the first look, and no cheaper one beats it."""
+    first = LookRecord(
+        runs=3,
+        level=spend_error([3, 5])[0],
+        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+        continued=[0, 5],
+    )
+    make_looks(sqlite_url, runs=5, looks=[first])
+    results = read_results(read_storage(sqlite_url), "looked")
+    (front,) = summarize_costs(results, summarize_study(results)).fronts
+    assert front.members[0].architecture.label.startswith("1×4")
+    for each in front.members[1:]:
+        assert each.cheaper is None or each.cheaper.label.startswith("2×4")
+    assert front.left_out == 0
+    gap = front.members[0].gap
+    assert (gap.runs, gap.mean) == (3, pytest.approx(2, abs=0.1))
+    assert len(front.members) + len(front.similar) + len(front.worse) == 3
+
+
+def test_larger_architecture_that_stopped_is_worse_than_the_front(sqlite_url):
+    first = LookRecord(
+        runs=3,
+        level=spend_error([3, 5])[0],
+        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+        continued=[0, 5],
+    )
+    make_looks(sqlite_url, runs=5, looks=[first], sizes=(20, 10, 30))
+    results = read_results(read_storage(sqlite_url), "looked")
+    (front,) = summarize_costs(results, summarize_study(results)).fronts
+    assert [each.label[:3] for each in front.worse] == ["1×4"]
+
+
+def test_runs_after_the_latest_look_do_not_change_the_order(sqlite_url):
+    """A later look is under way: of the runs that it asked for, one is waiting."""
+    first = LookRecord(
+        runs=3,
+        level=spend_error([3, 5])[0],
+        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+        continued=[0, 5],
+    )
+    make_looks(sqlite_url, runs=5, looks=[first])
+    results = read_results(read_storage(sqlite_url), "looked")
+    table = results.table.copy()
+    table.loc[4, ["state", "value"]] = ["WAITING", math.nan]
+    summary = summarize_study(replace(results, table=table))
+    assert summary.look == first
+    assert [entry.runs for entry in summary.entries] == [3, 3, 3]
+    assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
+    windows = [each.runs for each in summary.comparison.pairs.values()]
+    assert windows == [3, 3, 3]

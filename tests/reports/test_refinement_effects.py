@@ -1,12 +1,18 @@
 """Effects of the variants of a refinement."""
 
-import pytest
-from factories import gated_params, make_replicates, make_runs
+import math
 
+import numpy as np
+import pytest
+from factories import gated_params, make_replicates, make_runs, make_study
+
+from benchmarks.unequal_runs import SCENARIOS, simulate_differences
 from reports.data.results import read_results
 from reports.page.page import write_report
 from reports.page.sections import build_section
+from reports.stats.hypothesis_tests import StudyTables
 from reports.stats.refinement_effects import compare_with_source, compute_variant_effects
+from rnn_search import load
 from studies.storage.open import open_storage, read_storage
 
 
@@ -49,6 +55,52 @@ def test_replicates_of_a_source_architecture_count_once(sqlite_url):
     ]
     _, deeper = compute_variant_effects(comparison)
     assert (deeper.count, deeper.pairs, deeper.improved_count) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_unequal_numbers_of_runs_make_no_false_difference(scenario):
+    """400 studies; the limit is four standard errors above 5%."""
+    _, after = simulate_differences(scenario, 400)
+    assert after <= 0.094
+    _, found = simulate_differences(scenario, 40, effect=-0.02)
+    assert found >= 0.7
+
+
+def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlite_url):
+    """The variants have the runs of the easiest texts; each is worse by 0.01."""
+    make_study(sqlite_url, diverged=None)
+    generator = np.random.default_rng(0)
+    runs = [
+        (
+            gated_params(layers, size, replicate=run),
+            2 + size / 10 + 0.01 * (layers == 3) + 0.1 * run + 0.001 * generator.normal(),
+            {},
+        )
+        for size in (4, 8)
+        for layers, count in ((1, 12), (3, 3))
+        for run in range(1, count + 1)
+    ]
+    runs[3] = (runs[3][0], math.nan, {})  # diverged
+    refinement = {"source": "made", "variants": [{}, {"layers": 3}], "replicates": 12}
+    contrast = {"before": {"layers": 1}, "after": {"layers": 3}}
+    hypothesis = {"claim": "Three layers are worse.", "rule": "lowers", "contrasts": [contrast]}
+    raw = {"refinement": refinement, "hypothesis": [hypothesis]}
+    make_runs(sqlite_url, "derived", raw, runs, sources=[0, 1])
+    results = read_results(read_storage(sqlite_url), "derived")
+    variants = {e.variant: e for e in compute_variant_effects(compare_with_source(results))}
+    deeper = variants["layers 3"]
+    assert (deeper.pairs, deeper.mean) == (2, pytest.approx(0.01, abs=0.002))
+    assert deeper.is_significant
+    (test,) = StudyTables(results).test_stored()
+    assert test.findings[0].effect.mean == pytest.approx(0.01, abs=0.002)
+    section = build_section(results)
+    effect = next(e for e in section.effects[0].effects if e.contrast.parameter == "layers")
+    assert (effect.pairs, effect.mean) == (2, pytest.approx(0.01, abs=0.002))
+    assert section.effects[0].trial_count == 4
+    # The page and the API have the same order; by plain means three layers would lead.
+    labels = [entry.label for entry in section.leaderboard]
+    assert [label[:3] for label in labels] == ["1×4", "3×4", "1×8", "3×8"]
+    assert list(load("derived", storage=sqlite_url).verdicts().table["architecture"]) == labels
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
