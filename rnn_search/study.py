@@ -445,10 +445,11 @@ class Verdicts:
     def table(self) -> "pd.DataFrame":
         """One row per architecture, the best mean first.
 
-        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss``, ``difference`` to the
-        best mean, ``at_most``: upper confidence bound of the difference to the best architecture,
-        whichever that is, and the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the
-        margin) or ``undecided``; of the best mean ``best mean`` (``docs/statistics.md``).
+        Columns: ``architecture``, ``parameters``, ``runs``, mean ``loss`` (adjusted for the order
+        of the text where numbers of runs differ), ``difference`` to the best mean, ``at_most``:
+        upper confidence bound of the difference to the best architecture, whichever that is, and
+        the ``verdict``: ``worse``, ``as good`` (``at_most`` is below the margin) or ``undecided``;
+        of the best mean ``best mean`` (``docs/statistics.md``).
         """
         import pandas as pd
 
@@ -458,7 +459,7 @@ class Verdicts:
                 int(each.parameter_count),
                 each.runs,
                 each.mean,
-                each.gap.mean if each.gap else 0.0,
+                each.mean - self.summary.best.mean,
                 each.bound,
                 "best mean" if each is self.summary.best else str(each.verdict),
             )

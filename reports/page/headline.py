@@ -35,7 +35,8 @@ def _format_result(sections: Sequence[Section]) -> str:
         key=lambda section: section.summary.best.mean,
     )
     leader, metric = best.leaderboard[0], best.results.metric
-    runs = f", mean of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
+    mean = "adjusted mean" if leader.is_adjusted else "mean"
+    runs = f", {mean} of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
     line = (
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
         f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"

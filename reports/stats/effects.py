@@ -19,9 +19,9 @@ import pandas as pd
 
 from reports.formatting import format_param, format_value
 from reports.stats.contrast import Contrast, sort_values
-from reports.stats.factorial_design import FactorialDesign, encode
+from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
-from reports.stats.run_noise import RunNoise, Runs, estimate_run_noise
+from reports.stats.run_noise import RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
 
@@ -106,13 +106,12 @@ class FactorialTable(FactorialDesign):
         """Arrange the rows of a frame and estimate the noise of their values.
 
         Args:
-            table: one row per trial, with a column for each parameter, missing where the trial
-                lacks it, and ``value``, NaN where the trial has none.
+            table: one row per trial with the parameters, missing where the trial lacks one, and
+                ``value``, NaN for none.
             parameters: names of the axes; any two rows differ in one of them or more.
-            replicates: further runs of the same architectures, with a column for each parameter,
-                ``replicate`` and ``value``. Runs of other architectures are left out.
-            is_grid: whether the trials are planned as a grid; see
-                :func:`reports.stats.run_noise.estimate_run_noise`.
+            replicates: further runs with the parameters, ``replicate`` and ``value``; those of
+                other architectures are left out.
+            is_grid: whether they are a grid; others have no noise from interactions.
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
@@ -121,7 +120,7 @@ class FactorialTable(FactorialDesign):
         noise = estimate_run_noise(
             codes[:, places],
             values,
-            None if replicates is None else _encode_runs(replicates, axes, places),
+            None if replicates is None else encode_runs(replicates, axes, places),
             means,
             is_grid,
         )
@@ -129,26 +128,23 @@ class FactorialTable(FactorialDesign):
 
     @classmethod
     def from_runs(cls, runs: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
-        """Arrange the architectures of a study of replicates by their mean values.
+        """Arrange the architectures of a study of replicates, in the order in which they occur.
 
-        The means are adjusted for the replicates that each architecture has
-        (:mod:`studies.run_means`), in the order in which the architectures first occur.
+        Their values are means, adjusted for the replicates of each (:mod:`studies.run_means`).
 
         Args:
-            runs: one row per run, with a column for each parameter, ``replicate``, and ``value``,
-                NaN where the run has none.
-            parameters: names of the axes; any two architectures differ in one of them or more.
+            runs: one row per run with the parameters, ``replicate``, and ``value``, NaN for none.
+            parameters: names of the axes; any two architectures differ in one or more.
         """
-        index = np.zeros(len(runs), dtype=np.int64)
+        index = np.zeros(len(runs), dtype=np.int64)  # one architecture
         if parameters:
-            groups = runs.groupby(list(parameters), dropna=False, sort=False)
-            index = groups.ngroup().to_numpy().astype(np.int64)
-        has_value = runs["value"].notna().to_numpy()
+            index[:] = runs.groupby(list(parameters), dropna=False, sort=False).ngroup()
+        firsts, has_value = np.unique(index, return_index=True)[1], runs["value"].notna().to_numpy()
         complete = runs[has_value]
         replicates = complete[REPLICATE].to_numpy(dtype=np.int64)
-        means = RunMeans.fit(index[has_value], replicates, int(index.max(initial=-1)) + 1)
+        means = RunMeans.fit(index[has_value], replicates, len(firsts))
         values = means.compute(complete["value"].to_numpy(dtype=float))
-        table = runs[~pd.Series(index).duplicated().to_numpy()].assign(value=values)
+        table = runs.iloc[firsts].assign(value=values)
         return cls.from_frame(table, parameters, complete, is_grid=False, means=means)
 
     @property
@@ -323,14 +319,3 @@ class _Side(NamedTuple):
 
     trials: Integers
     variants: int
-
-
-def _encode_runs(
-    replicates: pd.DataFrame, axes: Mapping[str, Sequence[Any]], places: Sequence[int]
-) -> Runs:
-    rows = replicates[replicates["value"].notna()]
-    return Runs(
-        encode(rows, axes)[:, places],
-        rows[REPLICATE].to_numpy(dtype=np.int64),
-        rows["value"].to_numpy(dtype=float),
-    )

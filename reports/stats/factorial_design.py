@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reports.formatting import is_missing
 from reports.stats.contrast import Contrast, list_conditional_params, pair_values
-from reports.stats.run_noise import Integers
+from reports.stats.run_noise import Integers, Runs
 from studies.space import REPLICATE
 
 Flags = NDArray[np.bool_]
@@ -87,3 +87,15 @@ def encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
         if name in table:
             codes[:, i] = [-1 if is_missing(v) else place.get(v, -2) for v in table[name].tolist()]
     return codes
+
+
+def encode_runs(
+    replicates: pd.DataFrame, axes: Mapping[str, Sequence[Any]], places: Sequence[int]
+) -> Runs:
+    """Encode further runs of the same architectures; ``places`` are the axes to keep."""
+    rows = replicates[replicates["value"].notna()]
+    return Runs(
+        encode(rows, axes)[:, places],
+        rows[REPLICATE].to_numpy(dtype=np.int64),
+        rows["value"].to_numpy(dtype=float),
+    )

@@ -69,6 +69,11 @@ class StudySummary:
         return self.entries[:LEADERBOARD_SIZE]
 
     @property
+    def has_adjusted_means(self) -> bool:
+        """Whether the architectures have different replicates."""
+        return any(entry.is_adjusted for entry in self.entries)
+
+    @property
     def compares_single_runs(self) -> bool:
         """Whether single runs are compared, each with the best."""
         return self.judgement is None and any(entry.gap for entry in self.entries)

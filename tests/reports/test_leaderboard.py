@@ -1,5 +1,6 @@
 """Ranking and comparison of architectures by held-out text, and the page about them."""
 
+import math
 import re
 
 import pandas as pd
@@ -14,6 +15,7 @@ from reports.page.page import write_report
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
 from reports.stats.ranking import rank_architectures
+from rnn_search import load
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.space import GATED_PARAMS
@@ -98,6 +100,32 @@ def test_page_names_the_smallest_architecture_that_is_as_good(sqlite_url, tmp_pa
     rows = re.findall(pattern, table, re.DOTALL)
     assert rows == [(BEST, "best mean"), (SMALLER, "as good"), (WORST, "worse")]
     assert re.search("a gap of 0\\.0[0-9]+ bits per byte is found with a probability of 80%", words)
+
+
+def test_page_tells_lost_runs_from_undecided_architectures(sqlite_url, tmp_path):
+    """The second lost its hardest run, the fourth all of them."""
+    runs = [
+        (gated_params(layers, replicate=run), loss, {"validation_bits_per_byte": loss})
+        for layers, mean in ((1, 2.0), (2, 2.1), (3, 2.3), (4, math.nan))
+        for run in (1, 2, 3)
+        for loss in [math.nan if (layers, run) == (2, 3) else mean + run + layers * run % 4 / 100]
+    ]
+    raw = {"refinement": {"source": "made", "replicates": 3, "margin": 0.0001}}
+    make_runs(sqlite_url, "replicates", raw, runs)
+    section = build_section(results_of(sqlite_url))
+    labels = [entry.label[:3] for entry in section.leaderboard]
+    assert labels == ["1×4", "2×4", "3×4"]
+    table = load("replicates", storage=sqlite_url).verdicts().table
+    assert [label[:3] for label in table["architecture"]] == labels
+    assert list(table["difference"]) == pytest.approx(list(table["loss"] - table["loss"][0]))
+    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    assert re.search(r"[0-2] undecided, 1 without a complete run\.", words)
+    assert "by the mean of its 3 runs: 1×4" in words
+    assert "Architectures have different runs, so means are adjusted" in words
+    make_replicates(sqlite_url, "equal")
+    words = words_of(sqlite_url, ["equal"], tmp_path / "equal.html")
+    assert "without a complete run" not in words
+    assert "adjusted" not in words
 
 
 def test_page_says_that_no_smaller_architecture_is_as_good(sqlite_url, tmp_path):

@@ -71,14 +71,11 @@ def test_variant_with_fewer_runs_is_compared_without_the_order_of_the_text(sqlit
     make_study(sqlite_url, diverged=None)
     generator = np.random.default_rng(0)
     runs = [
-        (
-            gated_params(layers, size, replicate=run),
-            2 + size / 10 + 0.01 * (layers == 3) + 0.1 * run + 0.001 * generator.normal(),
-            {},
-        )
+        (gated_params(layers, size, replicate=run), loss, {"validation_bits_per_byte": loss})
         for size in (4, 8)
         for layers, count in ((1, 12), (3, 3))
         for run in range(1, count + 1)
+        for loss in [size + 0.01 * (layers == 3) + 0.1 * run + 0.001 * generator.normal()]
     ]
     runs[3] = (runs[3][0], math.nan, {})  # diverged
     refinement = {"source": "made", "variants": [{}, {"layers": 3}], "replicates": 12}
