@@ -128,9 +128,7 @@ class FactorialTable(FactorialDesign):
 
     @classmethod
     def from_runs(cls, runs: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
-        """Arrange the architectures of a study of replicates, in the order in which they occur.
-
-        Their values are means, adjusted for the replicates of each (:mod:`studies.run_means`).
+        """Arrange architectures by the adjusted means of their runs, :mod:`studies.run_means`.
 
         Args:
             runs: one row per run with the parameters, ``replicate``, and ``value``, NaN for none.
