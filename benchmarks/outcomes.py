@@ -70,7 +70,7 @@ def simulate_sign_tests(
         expected = float((after - before).mean())
         draws = (np.where(generator.random(pairs) < p, GOOD, BAD) for p in (before, after))
         table = OutcomeTable.from_outcomes(*draws)
-        low, high = table.interval
+        low, high = table.compute_interval()
         verdict = RULES["lowers"].decide_outcome(table)
         significant += table.p < 0.05
         covered += low <= expected <= high

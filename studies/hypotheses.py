@@ -6,10 +6,11 @@ from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rnn.config import ParamValue
 from studies.cell_record import CellRecord, OptionRecord
@@ -20,7 +21,22 @@ from studies.text import shorten
 DEFAULT_MARGIN = 0.02
 """Nats that count as no difference: about the spread between runs of one architecture."""
 
-Region = dict[str, ParamValue | Annotated[list[ParamValue], Field(min_length=1)]]
+_Settings = Annotated[
+    dict[str, ParamValue],
+    AfterValidator(lambda values: {name: _convert(name, value) for name, value in values.items()}),
+]
+
+Region = Annotated[
+    dict[str, ParamValue | Annotated[list[ParamValue], Field(min_length=1)]],
+    AfterValidator(
+        lambda region: {
+            name: [_convert(name, each) for each in value]
+            if isinstance(value, list)
+            else _convert(name, value)
+            for name, value in region.items()
+        }
+    ),
+]
 """Value, or values, of each parameter that a region of the grid is restricted to."""
 
 _Count = Annotated[int, Field(ge=0)]
@@ -36,8 +52,8 @@ class SettingContrast(StrictModel):
     """
 
     label: str = ""
-    before: dict[str, ParamValue] = Field(min_length=1)
-    after: dict[str, ParamValue]
+    before: _Settings = Field(min_length=1)
+    after: _Settings
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -94,6 +110,11 @@ class Hypothesis(StrictModel):
             raise ValueError("expected contrasts, consecutive or larger_than")
         if self.rule == "makes-no-difference" and self.margin == 0:
             raise ValueError('margin is 0.0: expected more for the rule "makes-no-difference"')
+        for name, values in self.region.items():
+            listed = values if isinstance(values, list) else []
+            # In Python true equals 1, which is another value.
+            if len({(isinstance(each, bool), each) for each in listed}) < len(listed):
+                raise ValueError(f"region has {name} = {values}: expected distinct values")
         for name in self.contrasted:
             if name in self.region:
                 raise ValueError(
@@ -280,6 +301,15 @@ def _explain_value(name: str, value: ParamValue, cells: Mapping[str, CellRecord]
         message = error.errors()[0]["msg"]
         return message[0].lower() + message[1:]
     return ""
+
+
+def _convert(parameter: str, value: ParamValue) -> ParamValue:
+    """Return a value as a grid has it, 4 for 4.0, or as it is if none can have it."""
+    whole = [int(value)] if isinstance(value, float) and value.is_integer() else []
+    for each in (value, *whole):
+        with suppress(ValidationError):  # named later, by check_hypotheses
+            return convert_value(parameter, each)
+    return value
 
 
 def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[OptionRecord]:

@@ -4,14 +4,19 @@ A rule has two conditions that exclude each other, one under which a hypothesis 
 which it fails. A difference that is not significant decides nothing: the interval has to exclude
 what would be worthwhile (Lakens, Scheel & Isager, *Equivalence Testing for Psychological Research*,
 2018).
+
+A conjunction holds if all of its k contrasts do: an intersection-union test, at 5% in each (Berger,
+*Multiparameter Hypothesis Testing and Acceptance Sampling*, 1982). It fails if one of them does,
+and k tests at 5% would fail a true claim too often, so each uses an error of 5% / k (Bonferroni).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from reports.stats.outcome_table import OutcomeTable
-from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, PairedDifference
+from reports.stats.paired_difference import CONFIDENCE, MIN_PAIRS, Interval, PairedDifference
 
 OUTCOME_MARGIN = 0.1
 """Share of the pairs that have to be rescued, less those ruined, to matter."""
@@ -30,90 +35,122 @@ class Verdict(StrEnum):
 LEAST_FAVORABLE_LAST = [Verdict.HOLDS, Verdict.UNDECIDED, Verdict.FAILS]
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """Condition on the mean difference of the loss, and the same on an outcome table.
 
     Attributes:
-        mean: condition, given the difference and the margin in nats.
-        outcome: condition, given the table.
-        mean_text: the first condition, with a ``{margin}`` placeholder.
-        outcome_text: the second condition.
+        mean: condition, given the interval of the difference and the margin, in nats.
+        outcome: condition, given the table and the error at which it is tested.
+        text: the first condition, with a ``{margin}`` placeholder.
     """
 
-    mean: Callable[[PairedDifference, float], bool]
-    outcome: Callable[[OutcomeTable], bool]
-    mean_text: str
-    outcome_text: str
+    mean: Callable[[Interval, float], bool]
+    outcome: Callable[[OutcomeTable, float], bool]
+    text: str
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """When a hypothesis holds and when it fails; the two conditions exclude each other."""
+    """When a hypothesis holds and when it fails; the two conditions exclude each other.
+
+    Attributes:
+        holds: condition under which it holds.
+        fails: condition under which it fails.
+        opposition: how much an interval speaks against it, in nats; of the contrasts of a
+            conjunction, that with the most decides.
+    """
 
     holds: Condition
     fails: Condition
+    opposition: Callable[[Interval], float]
 
-    def decide_mean(self, effect: PairedDifference, margin: float) -> Verdict:
+    def describe_holds(self, margin: float, is_conjunction: bool) -> str:
+        """Describe when a hypothesis holds: ``the interval lies below −0.02``."""
+        text = self.holds.text.format(margin=margin)
+        return f"in each contrast {text}" if is_conjunction else text
+
+    def describe_fails(self, margin: float, is_conjunction: bool) -> str:
+        """Describe when a hypothesis fails."""
+        text = self.fails.text.format(margin=margin)
+        if not is_conjunction:
+            return text
+        wide = text.replace("interval", f"interval of 1 − {1 - CONFIDENCE:.0%} / k", 1)
+        return f"in one of its k contrasts {wide}"
+
+    def decide_mean(self, effect: PairedDifference, margin: float, contrasts: int = 1) -> Verdict:
         """Return the verdict on the mean loss.
 
         Args:
             effect: mean difference; it decides nothing if its interval cannot.
             margin: largest difference, in nats, that counts as none.
+            contrasts: number of contrasts of the conjunction of which this is one.
         """
         if not effect.is_decidable:
             return Verdict.UNDECIDED
-        if self.holds.mean(effect, margin):
+        if self.holds.mean(effect.compute_interval(), margin):
             return Verdict.HOLDS
-        return Verdict.FAILS if self.fails.mean(effect, margin) else Verdict.UNDECIDED
+        wide = effect.compute_interval(1 - compute_fail_error(contrasts))
+        return Verdict.FAILS if self.fails.mean(wide, margin) else Verdict.UNDECIDED
 
-    def decide_outcome(self, outcomes: OutcomeTable) -> Verdict:
+    def decide_outcome(self, outcomes: OutcomeTable, contrasts: int = 1) -> Verdict:
         """Return the verdict on an outcome table; too few pairs decide nothing."""
         if outcomes.pairs < MIN_PAIRS:
             return Verdict.UNDECIDED
-        if self.holds.outcome(outcomes):
+        if self.holds.outcome(outcomes, 1 - CONFIDENCE):
             return Verdict.HOLDS
-        return Verdict.FAILS if self.fails.outcome(outcomes) else Verdict.UNDECIDED
+        fails = self.fails.outcome(outcomes, compute_fail_error(contrasts))
+        return Verdict.FAILS if fails else Verdict.UNDECIDED
 
 
-def _changes_outcomes(outcomes: OutcomeTable) -> bool:
+def compute_fail_error(contrasts: int) -> float:
+    """Return the error at which one of some contrasts decides that their conjunction fails."""
+    return (1 - CONFIDENCE) / contrasts
+
+
+def _changes_outcomes(outcomes: OutcomeTable, error: float) -> bool:
     """Return whether as many more pairs are rescued than ruined, or the reverse, as matter."""
-    return outcomes.p < 1 - CONFIDENCE and abs(outcomes.gain) >= OUTCOME_MARGIN
+    return outcomes.p < error and abs(outcomes.gain) >= OUTCOME_MARGIN
 
 
-_SHARE = f"{OUTCOME_MARGIN:.0%}"
+def _excludes_gain(outcomes: OutcomeTable, error: float) -> bool:
+    """Return whether the interval of the gain excludes one that matters."""
+    return outcomes.compute_interval(1 - error).high < OUTCOME_MARGIN
+
+
+def _excludes_change(outcomes: OutcomeTable, error: float) -> bool:
+    """Return whether the interval of the gain excludes one that matters, of either sign."""
+    low, high = outcomes.compute_interval(1 - error)
+    return low > -OUTCOME_MARGIN and high < OUTCOME_MARGIN
+
 
 _LOWERS = Condition(
-    lambda effect, margin: effect.high < -margin,
-    lambda outcomes: _changes_outcomes(outcomes) and outcomes.gain > 0,
+    lambda interval, margin: interval.high < -margin,
+    lambda outcomes, error: _changes_outcomes(outcomes, error) and outcomes.gain > 0,
     "the interval lies below −{margin}",
-    f"significantly more pairs are rescued than ruined, by {_SHARE} of the pairs or more",
 )
 _DOES_NOT_LOWER = Condition(
-    lambda effect, margin: effect.low > -margin,
-    lambda outcomes: outcomes.interval[1] < OUTCOME_MARGIN,
+    lambda interval, margin: interval.low > -margin,
+    _excludes_gain,
     "the interval lies above −{margin}",
-    f"the interval of the gain lies below {_SHARE}",
 )
 _MAKES_NO_DIFFERENCE = Condition(
-    lambda effect, margin: -margin < effect.low and effect.high < margin,
-    lambda outcomes: (
-        outcomes.interval[0] > -OUTCOME_MARGIN and outcomes.interval[1] < OUTCOME_MARGIN
-    ),
+    lambda interval, margin: -margin < interval.low and interval.high < margin,
+    _excludes_change,
     "the interval lies within ±{margin}",
-    f"the interval of the gain lies within ±{_SHARE}",
 )
 _MAKES_A_DIFFERENCE = Condition(
-    lambda effect, margin: effect.low > margin or effect.high < -margin,
+    lambda interval, margin: interval.low > margin or interval.high < -margin,
     _changes_outcomes,
     "the interval lies outside ±{margin}",
-    f"the numbers of rescued and ruined pairs differ significantly, by {_SHARE} of the pairs or "
-    "more",
 )
 
 RULES: Mapping[str, DecisionRule] = {
-    "lowers": DecisionRule(_LOWERS, _DOES_NOT_LOWER),
-    "does-not-lower": DecisionRule(_DOES_NOT_LOWER, _LOWERS),
-    "makes-no-difference": DecisionRule(_MAKES_NO_DIFFERENCE, _MAKES_A_DIFFERENCE),
+    "lowers": DecisionRule(_LOWERS, _DOES_NOT_LOWER, lambda interval: interval.high),
+    "does-not-lower": DecisionRule(_DOES_NOT_LOWER, _LOWERS, lambda interval: -interval.low),
+    "makes-no-difference": DecisionRule(
+        _MAKES_NO_DIFFERENCE,
+        _MAKES_A_DIFFERENCE,
+        lambda interval: max(-interval.low, interval.high),
+    ),
 }
 """Decision rule of each value of :attr:`studies.hypotheses.Hypothesis.rule`."""

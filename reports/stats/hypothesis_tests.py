@@ -1,59 +1,20 @@
-"""Tests of hypotheses on the matched pairs of a study.
+"""Hypotheses tested on a study: those that it stores, and others, which are exploratory."""
 
-A hypothesis is tested by mean differences over matched pairs. So is the question which of two
-switches has the larger effect: in a two-by-two design the difference of their main effects is the
-difference between trials with the first switch alone and trials with the second alone (Box, Hunter
-& Hunter, *Statistics for Experimenters*, 2nd edition, chapter 5).
-"""
-
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
 from reports.data.results import Results
 from reports.formatting import format_param, format_value
-from reports.stats.conditional_effects import ConditionalEffect, find_reversal
-from reports.stats.contrast import Contrast
-from reports.stats.decision_rules import LEAST_FAVORABLE_LAST, RULES, DecisionRule, Verdict
+from reports.stats.decision_rules import RULES, DecisionRule, Verdict
 from reports.stats.effects import FactorialTable
+from reports.stats.findings import Finding, estimate_findings, name_contrast, shorten_contrast
 from reports.stats.nuisance import build_judged_table
-from reports.stats.outcome_table import OutcomeTable, build_outcome_table
-from reports.stats.paired_difference import PairedDifference
-from reports.stats.testability import find_gaps, list_contrasted, list_unknown, resolve_region
-from studies.hypotheses import Hypothesis, HypothesisRecord, Region, SettingContrast
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Estimates of one contrast and the verdicts on its hypothesis.
-
-    Attributes:
-        contrast: name of the contrast.
-        effect: mean difference of the loss, in nats.
-        verdict: verdict on the mean loss; None for a contrast that does not decide it.
-        outcomes: outcomes of the pairs; None in a study without a threshold.
-        outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it.
-        reversal: conditional effect with opposite signs; of several the one that differs most.
-    """
-
-    contrast: str
-    effect: PairedDifference
-    verdict: Verdict | None
-    outcomes: OutcomeTable | None
-    outcome_verdict: Verdict | None = None
-    reversal: ConditionalEffect | None = None
-
-    @property
-    def reversal_text(self) -> str:
-        """On which parameter the sign of the effect depends, one sentence; "" if on none."""
-        if self.reversal is None:
-            return ""
-        name = format_param(self.reversal.parameter)
-        return f"The sign of “{self.contrast}” depends on {name}: {self.reversal.extremes}."
+from reports.stats.outcome_table import build_outcome_table
+from reports.stats.testability import find_gaps, list_unknown
+from studies.hypotheses import Hypothesis, HypothesisRecord, Region
 
 
 @dataclass(frozen=True)
@@ -145,93 +106,10 @@ class StudyTables:
         if not is_untestable and counts.finished < counts.planned:
             problem = f"{counts.finished:,} of {counts.planned:,} trials are finished"
         elif not is_untestable:
-            findings = find(self, hypothesis)
+            findings = estimate_findings(results, hypothesis, self.values, self.outcomes)
             is_untestable = not findings
             problem = problem or ("" if findings else "no pair to compare")
         return HypothesisTest(hypothesis, mark, is_exploratory, findings, problem, is_untestable)
-
-
-def find(tables: StudyTables, hypothesis: Hypothesis) -> list[Finding]:
-    """Estimate the contrasts of a hypothesis on a finished study, and decide.
-
-    Returns:
-        The context contrasts, then those that are tested; empty if no contrast has a pair.
-    """
-    contrasted, margin = list_contrasted(tables.results), hypothesis.with_margin().margin
-    assert margin is not None
-    fixed = resolve_region(tables.results, hypothesis.region)
-    if fixed is None or not contrasted:
-        return []
-    table = tables.values.subset(fixed)
-    outcome_table = None if tables.outcomes is None else tables.outcomes.subset(fixed)
-
-    def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
-        for contrast in contrasts:
-            sides = contrast.before, contrast.after
-            effect, outcomes = table.compute_difference(*sides), None
-            if outcome_table is not None:
-                outcomes = OutcomeTable.from_outcomes(*outcome_table.match_pairs(*sides))
-            has_pairs = effect.pairs or (outcomes is not None and outcomes.pairs)
-            if has_pairs and contrast.before.keys() <= contrasted:
-                name, reversal = name_contrast(contrast), None
-                if len(contrast.before) == 1:
-                    reversal = find_reversal(table, _to_contrast(contrast))
-                yield Finding(name, effect, None, outcomes, None, reversal)
-
-    rule = RULES[hypothesis.rule]
-    tested = [
-        replace(
-            each,
-            verdict=rule.decide_mean(each.effect, margin),
-            outcome_verdict=rule.decide_outcome(each.outcomes) if each.outcomes else None,
-        )
-        for each in estimate(list_contrasts(hypothesis, table))
-    ]
-    if hypothesis.conjunction:
-        tested = _keep_least_favorable(tested)
-    return [*estimate(hypothesis.context), *tested] if tested else []
-
-
-def list_contrasts(hypothesis: Hypothesis, table: FactorialTable) -> Iterator[SettingContrast]:
-    """Yield the contrasts of a hypothesis that a table can test."""
-    yield from hypothesis.contrasts
-    if larger := hypothesis.larger_than:
-        before, after = larger.contrast.before, larger.contrast.after
-        for switch in larger.switches:
-            # The switch alone against the contrast alone, each set to what lowers the loss.
-            is_better_on = not table.compute_difference({switch: False}, {switch: True}).mean > 0
-            yield SettingContrast(
-                label=f"{_shorten_contrast(larger.contrast)} against "
-                f"{'' if is_better_on else 'no '}{format_param(switch)}",
-                before={**before, switch: is_better_on},
-                after={**after, switch: not is_better_on},
-            )
-    if name := hypothesis.consecutive:
-        for less, more in itertools.pairwise(table.axes.get(name, ())):
-            yield SettingContrast(before={name: less}, after={name: more})
-
-
-def name_contrast(contrast: SettingContrast) -> str:
-    """Return the label of a contrast, or else the changes of its parameters."""
-    changes = (
-        Contrast(name, before, contrast.after[name]).description
-        for name, before in contrast.before.items()
-    )
-    return contrast.label or ", ".join(changes)
-
-
-def _to_contrast(contrast: SettingContrast) -> Contrast:
-    """Return the contrast of a parameter that changes alone."""
-    ((name, before),) = contrast.before.items()
-    return Contrast(name, before, contrast.after[name])
-
-
-def _shorten_contrast(contrast: SettingContrast) -> str:
-    """Return the label of a contrast, or the short name of a parameter that changes alone."""
-    if contrast.label or len(contrast.before) > 1:
-        return name_contrast(contrast)
-    single = _to_contrast(contrast)
-    return f"no {single.label}" if single.after is False else single.label
 
 
 def describe_comparison(hypothesis: Hypothesis) -> str:
@@ -241,7 +119,7 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
         parts.append(f"each {format_param(name)} against the next smaller one")
     if larger := hypothesis.larger_than:
         switches = ", ".join(map(format_param, larger.switches))
-        parts.append(f"{_shorten_contrast(larger.contrast)} against each of {switches}")
+        parts.append(f"{shorten_contrast(larger.contrast)} against each of {switches}")
     return "; ".join(parts)
 
 
@@ -284,26 +162,3 @@ def to_frame(tests: Sequence[HypothesisTest]) -> pd.DataFrame:
                 | {"sign_depends_on": finding.reversal.parameter if finding.reversal else ""}
             )
     return pd.DataFrame(rows, columns=columns)
-
-
-def _keep_least_favorable(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the finding that decides on the mean, and that which decides on the outcomes."""
-    decides_mean = max(
-        findings, key=lambda each: (_rank(each.verdict), each.effect.high), default=None
-    )
-    if decides_mean is None:
-        return []
-    decides_outcome = max(
-        findings,
-        key=lambda each: (
-            _rank(each.outcome_verdict),
-            -each.outcomes.gain if each.outcomes else -math.inf,
-        ),
-    )
-    if decides_outcome is decides_mean:
-        return [decides_mean]
-    return [replace(decides_mean, outcome_verdict=None), replace(decides_outcome, verdict=None)]
-
-
-def _rank(verdict: Verdict | None) -> int:
-    return -1 if verdict is None else LEAST_FAVORABLE_LAST.index(verdict)

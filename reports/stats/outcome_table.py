@@ -31,7 +31,7 @@ from reports.formatting import format_count
 from reports.stats.contrast import Contrast
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.effects import FactorialTable
-from reports.stats.paired_difference import CONFIDENCE
+from reports.stats.paired_difference import CONFIDENCE, Interval
 from studies.space import REPLICATE
 
 GOOD, UNKNOWN, BAD = 0.0, 1.0, 2.0
@@ -94,16 +94,15 @@ class OutcomeTable:
         decided = self.rescued + self.ruined
         return float(binomtest(self.rescued, decided).pvalue) if decided else 1.0
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95% interval of the gain; NaN without pairs."""
+    def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Compute an interval of the gain; NaN without pairs."""
         if not self.pairs:
-            return math.nan, math.nan
+            return Interval(math.nan, math.nan)
         rescued, ruined = (
-            binomtest(count, self.pairs).proportion_ci((1 + CONFIDENCE) / 2)
+            binomtest(count, self.pairs).proportion_ci((1 + confidence) / 2)
             for count in (self.rescued, self.ruined)
         )
-        return float(rescued.low - ruined.high), float(rescued.high - ruined.low)
+        return Interval(float(rescued.low - ruined.high), float(rescued.high - ruined.low))
 
 
 @dataclass(frozen=True, kw_only=True)

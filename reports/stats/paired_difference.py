@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,13 @@ MIN_PAIRS = 8
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +102,20 @@ class PairedDifference:
             attributes |= dict(zip(names, noise.compute_error(weights), strict=True))
         return cls.from_differences(differences, **attributes)
 
+    def compute_interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Compute Student's interval of the mean; NaN if the error is unknown."""
+        half_width = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.error
+        return Interval(self.mean - half_width, self.mean + half_width)
+
     @property
     def low(self) -> float:
-        """Lower end of Student's 95% interval of the mean; NaN if the error is unknown."""
-        return self.mean - self._half_width
+        """Lower end of the 95% interval of the mean; NaN if the error is unknown."""
+        return self.compute_interval().low
 
     @property
     def high(self) -> float:
         """Upper end of the interval."""
-        return self.mean + self._half_width
-
-    @property
-    def _half_width(self) -> float:
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.error
+        return self.compute_interval().high
 
     @property
     def p(self) -> float:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,9 +20,11 @@ from factories import (
 from helpers import study_attributes
 from optuna.trial import TrialState
 
+from benchmarks.conjunctions import simulate_conjunctions
 from benchmarks.published_runs import VARIABLE, load_published, published_file
 from reports.data.results import read_results
 from reports.errors import ReportError
+from reports.formatting import format_signed
 from reports.hypotheses import (
     HYPOTHESES,
     evaluate_study,
@@ -38,6 +39,7 @@ from reports.stats.decision_rules import RULES, Verdict
 from reports.stats.effects import FactorialTable
 from reports.stats.hypothesis_tests import StudyTables, to_frame
 from reports.stats.outcome_table import OutcomeTable
+from reports.stats.paired_difference import Interval
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
 from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
@@ -138,29 +140,21 @@ def test_margin_decides_what_counts_as_no_difference(planned):
     assert [each.verdict for _, each in findings_of(results, strict, margin=0.05)] == ["undecided"]
 
 
-class Interval(NamedTuple):
-    """What a rule reads of a difference."""
-
-    low: float
-    high: float
-    is_decidable: bool = True
-
-
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_conditions_of_a_rule_exclude_each_other(rule):
     ends = [-0.1, -0.021, -0.02, -0.01, 0.0, 0.01, 0.02, 0.021, 0.1]
     for margin in (0.0, 0.02):
         seen = set()
         for low, high in ((low, high) for low in ends for high in ends if low <= high):
-            difference = Interval(low, high)
-            verdict = rule.decide_mean(difference, margin)
-            assert not (rule.holds.mean(difference, margin) and rule.fails.mean(difference, margin))
-            seen.add(verdict)
-        assert seen == {"holds", "does not hold", "undecided"} or not margin
+            interval = Interval(low, high)
+            holds, fails = (each.mean(interval, margin) for each in (rule.holds, rule.fails))
+            assert not (holds and fails)
+            seen.add((holds, fails))
+        assert len(seen) == 3 or not margin
     seen = set()
-    for rescued, ruined in itertools.product(range(0, 100, 3), repeat=2):
+    for rescued, ruined in itertools.product(range(0, 100, 9), repeat=2):
         table = OutcomeTable(both_good=100, rescued=rescued, ruined=ruined, both_bad=100, unknown=0)
-        assert not (rule.holds.outcome(table) and rule.fails.outcome(table))
+        assert not (rule.holds.outcome(table, 0.05) and rule.fails.outcome(table, 0.05))
         seen.add(rule.decide_outcome(table))
     assert seen == {"holds", "does not hold", "undecided"}
 
@@ -182,6 +176,50 @@ def test_least_favorable_contrast_decides_a_conjunction(planned):
     # A switch of clearly the same effect decides, whatever the others are.
     effects = {"new": -0.3, "residual": -0.31}
     assert verdicts_of(finished(planned, effects))[4] == "does not hold"
+    # What is least favorable depends on the rule.
+    both = conjunction_of("does-not-lower")
+    for effect, other in ((0.1, 0.2), (0.3, 0.2)):
+        results = finished(planned, {"residual": effect, "input_gate": other})
+        ((_, found),) = findings_of(results, [both])
+        assert (found.verdict, round(found.effect.mean, 1)) == ("holds", min(effect, other))
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_each_contrast_fails_a_conjunction_at_its_share_of_the_error(planned):
+    """The residual lowers the loss by less than the margin: significantly so, but barely."""
+    results = finished(planned, {"input_gate": -0.3, "residual": -0.1}, noise=0.1)
+    effect = findings_of(results, [hypothesis_on("residual", False, True)])[0][1].effect
+    margin = -(effect.low + effect.compute_interval(0.975).low) / 2
+    alone, both = (
+        each.model_copy(update={"margin": margin})
+        for each in (hypothesis_on("residual", False, True), conjunction_of("lowers"))
+    )
+    results = dataclasses.replace(results, hypotheses=[record(alone), record(both)])
+    (single,), (joint,) = (each.findings for each in StudyTables(results).test_stored())
+    assert (single.verdict, joint.verdict) == ("does not hold", "undecided")
+    assert (single.notes, joint.contrast) == ([], single.contrast)
+    low, high = (format_signed(end) for end in effect.compute_interval(0.975))
+    note = (
+        "Of 2 contrasts, “residual: on against off” is the least favorable; its interval of "
+        f"97.5% is {low} to {high}."
+    )
+    assert joint.notes == [note]
+    assert f"- 2: {note}" in render_page([results], [])
+    html = "".join(render_html([build_section(results)]))
+    assert f"<p>{note}</p>" in html
+    assert "It holds if\nin each contrast the interval lies below" in html
+    assert "in one of its k contrasts the interval of 1 − 5% / k lies above" in html
+
+
+@pytest.mark.parametrize("rule", ["lowers", "makes-no-difference"])
+def test_true_conjunctions_seldom_fail_and_false_ones_seldom_hold(rule):
+    """Effects at the margin make the claim just true; one of them beyond it makes it false."""
+    rates = simulate_conjunctions(rule, contrasts=5, studies=150, seed=1)
+    # Two-sided intervals of 95% miss on the one side that matters in 2.5% of the studies.
+    assert rates.failed_before > 0.06
+    assert rates.failed_after < 0.08
+    assert rates.held_wrongly < 0.08
+    assert rates.failed_rightly > 0.8
 
 
 def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planned):
@@ -495,6 +533,13 @@ def test_hypothesis_about_an_unknown_parameter_is_not_testable(planned, tmp_path
     assert "| 2 | no parameter 'residuals' | | | 0 | | **not testable** | exploratory |" in page
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned'"):
         render_page([results], tested[1:])
+
+
+def conjunction_of(rule):
+    """Return a hypothesis about both the residual and the input gate."""
+    names = "residual", "input_gate"
+    contrasts = [{"before": {name: False}, "after": {name: True}} for name in names]
+    return Hypothesis(claim="Both", rule=rule, contrasts=contrasts, conjunction=True)
 
 
 def hypothesis_on(name, before, after, **settings):

@@ -95,7 +95,7 @@ def test_sign_test_and_interval_are_exact():
     assert table.pairs == 100
     assert table.gain == pytest.approx(0.08)
     assert table.p == pytest.approx(2 * binom.cdf(1, 10, 0.5))
-    low, high = table.interval
+    low, high = table.compute_interval()
     # Each end is that of two one-sided intervals with an error of 1.25% each.
     rescued_low = next(p for p in np.linspace(0, 1, 20001) if binom.sf(8, 100, p) >= 0.0125)
     ruined_high = next(p for p in np.linspace(1, 0, 20001) if binom.cdf(1, 100, p) >= 0.0125)

@@ -40,6 +40,12 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
         ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1}}]}, "different values"),
         ({"region": {"residual": True}}, "region names 'residual', which a contrast changes"),
         ({"region": {"state_size": []}}, "hypothesis 1: region.state_size is []"),
+        (
+            {"region": {"input_gate": [True, True]}},
+            "has input_gate = [True, True]: expected distin",
+        ),
+        ({"region": {"layers": [1, 2, 1.0]}}, "region has layers = [1, 2, 1]: expected distinct v"),
+        ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1.0}}]}, "different values"),
         ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of cell, input_gate, "),
         ({"region": {"state_size": [8, 0]}}, "hypothesis 1 has state_size = 0: input should be "),
         ({"region": {"cell": "GRU"}}, "hypothesis 1 has cell = 'GRU': expected one of gated, "),
@@ -56,6 +62,14 @@ def test_mistake_in_a_hypothesis_is_named_in_one_line(change, message):
         resolve(LOWERS | change)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_values_are_those_of_the_grid_however_they_are_written():
+    about = {"before": {"state_size": 8.0}, "after": {"state_size": 16}}
+    change = {"contrasts": [about], "region": {"layers": [1.0, 2], "learning_rate": 1}}
+    (hypothesis,) = resolve(LOWERS | change).hypothesis
+    assert repr(hypothesis.contrasts[0].before) == "{'state_size': 8}"
+    assert repr(hypothesis.region) == "{'layers': [1, 2], 'learning_rate': 1.0}"
 
 
 @pytest.mark.parametrize(
