@@ -18,7 +18,7 @@ from studies.compatibility import list_descriptive_changes
 from studies.config import StudyConfig
 from studies.errors import ConfigMismatchError
 from studies.grid import Grid
-from studies.hypotheses import Registration, update_records
+from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import Params, distributions, param_order
 from studies.storage.counts import count_started, count_trials

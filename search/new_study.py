@@ -17,7 +17,7 @@ from search.study_corpus import tokenize
 from search.versions import current_versions
 from studies.attributes import OBJECTIVE_NAMES, CorpusRecord, StudyRecord, TokenizerRecord
 from studies.config import StudyConfig
-from studies.hypotheses import Registration, update_records
+from studies.hypothesis_records import Registration, update_records
 from studies.loader import read_study_record
 from studies.space import SearchSpace, distributions, observed_search_space
 from studies.storage.counts import count_trials

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
-from studies.hypotheses import HypothesisRecord
+from studies.hypothesis_records import HypothesisRecord
 
 OBJECTIVE_NAMES = {
     "validation": "validation loss",
@@ -48,7 +48,7 @@ LOOKS = "looks"
 """Study attribute: a list of :class:`LookRecord`."""
 
 HYPOTHESES = "hypotheses"
-"""Study attribute: a list of :class:`studies.hypotheses.HypothesisRecord`."""
+"""Study attribute: a list of :class:`studies.hypothesis_records.HypothesisRecord`."""
 
 AUDIT_NUISANCE = "audit_nuisance"
 """Study attribute: nuisance parameters over which the audited architectures were drawn."""

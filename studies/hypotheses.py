@@ -1,16 +1,20 @@
 """Hypotheses of a study: claims about its parameters, stated before its first trial.
 
-A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds. A study stores
-its hypotheses with the time and with what was known then, so that a reader can tell a prediction
-from an explanation (Nosek et al., *The Preregistration Revolution*, 2018).
+A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it holds, and
+:mod:`studies.hypothesis_records` has the records that a study keeps of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from rnn.config import ParamValue
 from studies.cell_record import CellRecord, OptionRecord
@@ -27,19 +31,21 @@ _Settings = Annotated[
 ]
 
 Region = Annotated[
-    dict[str, ParamValue | Annotated[list[ParamValue], Field(min_length=1)]],
+    dict[
+        str,
+        Annotated[
+            list[ParamValue],
+            Field(min_length=1),
+            BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+        ],
+    ],
     AfterValidator(
         lambda region: {
-            name: [_convert(name, each) for each in value]
-            if isinstance(value, list)
-            else _convert(name, value)
-            for name, value in region.items()
+            name: [_convert(name, each) for each in values] for name, values in region.items()
         }
     ),
 ]
-"""Value, or values, of each parameter that a region of the grid is restricted to."""
-
-_Count = Annotated[int, Field(ge=0)]
+"""Values of each parameter that a region of the grid is restricted to; one needs no list."""
 
 
 class SettingContrast(StrictModel):
@@ -111,9 +117,8 @@ class Hypothesis(StrictModel):
         if self.rule == "makes-no-difference" and self.margin == 0:
             raise ValueError('margin is 0.0: expected more for the rule "makes-no-difference"')
         for name, values in self.region.items():
-            listed = values if isinstance(values, list) else []
             # In Python true equals 1, which is another value.
-            if len({(isinstance(each, bool), each) for each in listed}) < len(listed):
+            if len({(isinstance(each, bool), each) for each in values}) < len(values):
                 raise ValueError(f"region has {name} = {values}: expected distinct values")
         for name in self.contrasted:
             if name in self.region:
@@ -140,8 +145,8 @@ class Hypothesis(StrictModel):
         for contrast in self._stated:
             yield from contrast.before.items()
             yield from contrast.after.items()
-        for name, value in self.region.items():
-            yield from ((name, each) for each in (value if isinstance(value, list) else [value]))
+        for name, values in self.region.items():
+            yield from ((name, each) for each in values)
 
     @property
     def _stated(self) -> list[SettingContrast]:
@@ -151,91 +156,6 @@ class Hypothesis(StrictModel):
     def with_margin(self, margin: float = DEFAULT_MARGIN) -> Self:
         """Return it with a margin of its own: the given one unless it has one."""
         return self if self.margin is not None else self.model_copy(update={"margin": margin})
-
-
-class Registration(BaseModel):
-    """What a study was when it stored hypotheses.
-
-    Attributes:
-        time: the time, UTC.
-        started: number of trials that had been started.
-        finished: number of trials that had been finished.
-        planned: number of all trials.
-        report_threshold: the study's ``report_threshold``.
-        nuisance: its nuisance parameters.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    time: datetime
-    started: _Count = 0
-    finished: _Count = 0
-    planned: _Count
-    report_threshold: float | None = None
-    nuisance: list[str] = []
-
-
-class HypothesisRecord(BaseModel):
-    """A hypothesis as a study stores it.
-
-    Attributes:
-        hypothesis: the hypothesis, with its margin.
-        registered: what the study was when it stored the hypothesis.
-        withdrawn: time at which the study's file no longer stated it, UTC; None if it does.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    hypothesis: Hypothesis
-    registered: Registration
-    withdrawn: datetime | None = None
-
-    @property
-    def is_preregistered(self) -> bool:
-        """Whether it was stored before the study's first trial was started."""
-        return self.registered.started == 0
-
-    @property
-    def mark(self) -> str:
-        """When it was stored, for a reader: ``pre-registered at 2026-11-26 17:00 UTC``."""
-        then = self.registered
-        mark = f"pre-registered at {_format_time(then.time)}"
-        if not self.is_preregistered:
-            count, verb = (
-                (then.finished, "finished") if then.finished else (then.started, "started")
-            )
-            mark = (
-                f"added on {_format_time(then.time)}, after {count:,} of {then.planned:,} trials "
-                f"{'was' if count == 1 else 'were'} {verb}"
-            )
-        return f"{mark}; withdrawn on {_format_time(self.withdrawn)}" if self.withdrawn else mark
-
-    def find_changes(self, report_threshold: float | None, nuisance: Sequence[str]) -> list[str]:
-        """List the settings that its test depends on and that have other values now."""
-        now = {"report_threshold": report_threshold, "nuisance": list(nuisance)}
-        return [name for name, value in now.items() if getattr(self.registered, name) != value]
-
-
-def update_records(
-    records: Sequence[HypothesisRecord], hypotheses: Sequence[Hypothesis], now: Registration
-) -> list[HypothesisRecord]:
-    """Return the records of a study whose file now states the given hypotheses.
-
-    A hypothesis that is stated again keeps its record. One that no longer is stays, as withdrawn.
-    """
-    kept = [
-        each
-        if each.withdrawn or each.hypothesis in hypotheses
-        else each.model_copy(update={"withdrawn": now.time})
-        for each in records
-    ]
-    added = [each for each in hypotheses if each not in list_stated(records)]
-    return kept + [HypothesisRecord(hypothesis=each, registered=now) for each in added]
-
-
-def list_stated(records: Sequence[HypothesisRecord]) -> list[Hypothesis]:
-    """List the hypotheses of records that are not withdrawn."""
-    return [each.hypothesis for each in records if each.withdrawn is None]
 
 
 def check_hypotheses(
@@ -314,7 +234,3 @@ def _convert(parameter: str, value: ParamValue) -> ParamValue:
 
 def _list_options(name: str, cells: Mapping[str, CellRecord]) -> list[OptionRecord]:
     return [cell.options[name] for cell in cells.values() if name in cell.options]
-
-
-def _format_time(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M} UTC"

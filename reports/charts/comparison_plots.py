@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from reports.charts.alt_text import describe_differences, format_difference
 from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, Chart, add_reference_lines
-from reports.charts.effect_plots import DIVERGING_COLORS
+from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.data.results import Metric
 from reports.formatting import escape_html, format_signed
 from reports.stats.baseline_references import BaselineReference
@@ -45,15 +45,7 @@ def plot_replicates(
             go.Scatter(
                 x=[entry.mean for entry in entries],
                 y=labels,
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [entry.high - entry.mean for entry in entries],
-                    "arrayminus": [entry.mean - entry.low for entry in entries],
-                    "thickness": 2,
-                    "width": 5,
-                    "color": IMPROVES,
-                },
+                error_x=interval_bars(entries, IMPROVES),
                 mode="markers",
                 marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
                 name="mean, 95% interval",

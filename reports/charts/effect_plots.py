@@ -12,11 +12,27 @@ from reports.formatting import escape_html, format_param, format_signed, format_
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
+from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import SourceComparison
 
 # Zero is a translucent gray: white or black would stand out on one of the page's two themes.
 DIVERGING_COLORS = [[0, IMPROVES], [0.5, "rgba(138, 144, 153, 0.12)"], [1, WORSENS]]
 """Color scale of differences in loss, centered at zero."""
+
+
+def interval_bars(
+    estimates: Sequence[PairedDifference] | Sequence[LeaderboardEntry], color: str = NEUTRAL
+) -> dict[str, Any]:
+    """Return Plotly's ``error_x`` of the intervals of some means."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [each.high - each.mean for each in estimates],
+        "arrayminus": [each.mean - each.low for each in estimates],
+        "thickness": 2,
+        "width": 5,
+        "color": color,
+    }
 
 
 def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
@@ -26,15 +42,7 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
         go.Scatter(
             x=[effect.mean for effect in rows],
             y=[effect.contrast.label for effect in rows],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [effect.high - effect.mean for effect in rows],
-                "arrayminus": [effect.mean - effect.low for effect in rows],
-                "thickness": 2,
-                "width": 5,
-                "color": NEUTRAL,
-            },
+            error_x=interval_bars(rows),
             mode="markers",
             marker={
                 "size": 11,
@@ -73,15 +81,7 @@ def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str
             go.Scatter(
                 x=[level.mean for level in effects],
                 y=[y] * len(effects),
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [level.high - level.mean for level in effects],
-                    "arrayminus": [level.mean - level.low for level in effects],
-                    "thickness": 2,
-                    "width": 5,
-                    "color": NEUTRAL,
-                },
+                error_x=interval_bars(effects),
                 mode="lines+markers+text",
                 line={"color": NEUTRAL, "width": 1},
                 marker={

@@ -32,7 +32,7 @@ from studies.attributes import (
     TokenizerRecord,
 )
 from studies.config import StudyConfig
-from studies.hypotheses import HypothesisRecord
+from studies.hypothesis_records import HypothesisRecord
 from studies.loader import read_study_record
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts

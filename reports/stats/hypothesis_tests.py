@@ -14,7 +14,8 @@ from reports.stats.findings import Finding, estimate_findings, name_contrast, sh
 from reports.stats.nuisance import build_judged_table
 from reports.stats.outcome_table import build_outcome_table
 from reports.stats.testability import find_gaps, list_unknown
-from studies.hypotheses import Hypothesis, HypothesisRecord, Region
+from studies.hypotheses import Hypothesis, Region
+from studies.hypothesis_records import HypothesisRecord
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,8 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
 def describe_region(region: Region) -> str:
     """Describe a region of the grid: ``state size 256``, ``layers 2 or 3``; "" for all of it."""
     return ", ".join(
-        f"{format_param(name)} "
-        + " or ".join(map(format_value, value if isinstance(value, list) else [value]))
-        for name, value in region.items()
+        f"{format_param(name)} {' or '.join(map(format_value, values))}"
+        for name, values in region.items()
     )
 
 

@@ -49,8 +49,7 @@ def resolve_region(results: Results, region: Region) -> dict[str, list[ParamValu
     """Return the values of the parameters that vary; None if no trial is in the region."""
     if _find_region_gap(results, region):
         return None
-    values = {name: value if isinstance(value, list) else [value] for name, value in region.items()}
-    return {name: each for name, each in values.items() if name in results.judged_parameters}
+    return {name: each for name, each in region.items() if name in results.judged_parameters}
 
 
 def _list_comparisons(hypothesis: Hypothesis) -> Iterator[_Wanted]:
@@ -87,8 +86,7 @@ def _explain_exclusion(results: Results, name: str) -> str:
 
 
 def _find_region_gap(results: Results, region: Region) -> str:
-    for name, value in region.items():
-        wanted = value if isinstance(value, list) else [value]
+    for name, wanted in region.items():
         values = _list_values(results, name)
         if not any(each in values for each in wanted):
             return f"{name} has no value {' or '.join(map(format_value, wanted))}"

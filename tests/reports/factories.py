@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from studies.attributes import OBJECTIVE_NAMES, TokenizerRecord
 from studies.config import StudyConfig
-from studies.hypotheses import Registration, update_records
+from studies.hypothesis_records import Registration, update_records
 from studies.space import GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage

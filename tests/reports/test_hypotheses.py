@@ -42,7 +42,8 @@ from reports.stats.outcome_table import OutcomeTable
 from reports.stats.paired_difference import Interval
 from studies.attributes import OBJECTIVE_NAMES
 from studies.config import StudyConfig
-from studies.hypotheses import Hypothesis, HypothesisRecord, Registration
+from studies.hypotheses import Hypothesis
+from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage, read_storage
@@ -273,7 +274,7 @@ def test_region_restricts_both_trials_of_a_pair(planned):
     assert found[3].outcomes.ruined > 80
     assert "| state size 16 | 0.02 |" in render_page([results], hypotheses)
     # A parameter of one value restricts all trials or none.
-    constant = [h.model_copy(update={"region": {"learning_rate": 0.001}}) for h in hypotheses[:1]]
+    constant = [h.model_copy(update={"region": {"learning_rate": [0.001]}}) for h in hypotheses[:1]]
     assert findings_of(results, constant)[0][1].effect.pairs == 192
 
 
@@ -605,7 +606,7 @@ def test_finding_names_the_parameter_on_which_its_sign_depends(planned):
     # Within one size it has one sign.
     (fixed,) = (
         StudyTables(results)
-        .test(PUBLISHED[6].model_copy(update={"region": {"state_size": 16}}))
+        .test(PUBLISHED[6].model_copy(update={"region": {"state_size": [16]}}))
         .findings
     )
     assert fixed.reversal is None

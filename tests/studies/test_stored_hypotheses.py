@@ -7,7 +7,8 @@ import pytest
 from studies.attributes import StudyRecord
 from studies.config import StudyConfig
 from studies.errors import ConfigError
-from studies.hypotheses import DEFAULT_MARGIN, Hypothesis, Registration, update_records
+from studies.hypotheses import DEFAULT_MARGIN, Hypothesis
+from studies.hypothesis_records import Registration, update_records
 from studies.loader import load_settings
 
 SPACE = {"layers": [1, 2], "state_size": [8, 16], "input_gate": [False]}
@@ -46,6 +47,7 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
         ),
         ({"region": {"layers": [1, 2, 1.0]}}, "region has layers = [1, 2, 1]: expected distinct v"),
         ({"contrasts": [{"before": {"layers": 1}, "after": {"layers": 1.0}}]}, "different values"),
+        ({"region": {"state_size": {}}}, "hypothesis 1: region.state_size"),
         ({"region": {"size": 8}}, "hypothesis 1 names 'size': expected one of cell, input_gate, "),
         ({"region": {"state_size": [8, 0]}}, "hypothesis 1 has state_size = 0: input should be "),
         ({"region": {"cell": "GRU"}}, "hypothesis 1 has cell = 'GRU': expected one of gated, "),
@@ -69,7 +71,7 @@ def test_values_are_those_of_the_grid_however_they_are_written():
     change = {"contrasts": [about], "region": {"layers": [1.0, 2], "learning_rate": 1}}
     (hypothesis,) = resolve(LOWERS | change).hypothesis
     assert repr(hypothesis.contrasts[0].before) == "{'state_size': 8}"
-    assert repr(hypothesis.region) == "{'layers': [1, 2], 'learning_rate': 1.0}"
+    assert repr(hypothesis.region) == "{'layers': [1, 2], 'learning_rate': [1.0]}"
 
 
 @pytest.mark.parametrize(
