@@ -133,7 +133,7 @@ def summarize_costs(
         summary: ranking and comparison of its architectures.
         references: baseline cells of other studies.
     """
-    split = results.metric.split
+    metric = results.metric
     comparison = summary.comparison
     is_replicated = comparison is not None and comparison.generalizes_over_runs
     groups = results.judge(results.complete).groupby("architecture")
@@ -146,7 +146,7 @@ def summarize_costs(
             entry.number,
             entry.parameter_count,
             entry.seconds if conditions[entry.label] == common != "" else math.nan,
-            entry.validation_bits_per_byte if results.metric.is_value else entry.mean,
+            entry.validation_bits_per_byte if metric.is_value else entry.mean,
             entry.best_values,
         )
         for entry in summary.entries
@@ -174,7 +174,7 @@ def summarize_costs(
         for each in references
     ]
     fronts = [find_front(cost, costed, compared, drawn) for cost in ("parameters", "seconds")]
-    return CostSummary([f for f in fronts if f], split, is_replicated, common)
+    return CostSummary([f for f in fronts if f], metric.split, is_replicated, common)
 
 
 class Comparisons(Protocol):
