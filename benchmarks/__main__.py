@@ -26,6 +26,7 @@ from benchmarks import (
     report_time,
     training_step,
     unequal_runs,
+    uneven_noise,
 )
 from search.worker.cpu_budget import cores
 
@@ -50,6 +51,7 @@ BENCHMARKS = {
     "pareto": pareto_simulation.measure,
     "effects": effect_intervals.measure,
     "unequal-runs": unequal_runs.measure,
+    "uneven-noise": uneven_noise.measure,
 }
 
 

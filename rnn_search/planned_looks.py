@@ -153,5 +153,7 @@ def _expect_noise(storage: LeasedRDBStorage, record: StudyRecord, count: int) ->
         return assumed
     best = np.argsort(table.values)[:count]
     variance = float(table.noise.variances[table.noise.regions[best]].mean())
+    if math.isnan(variance):
+        return assumed
     of_run = math.sqrt(variance) / math.log(2) / record.tokenizer.bytes_per_token
     return Noise(of_run, source=f"from {results.name!r} estimated")

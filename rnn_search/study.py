@@ -145,8 +145,9 @@ class Study:
     def effects(self) -> "Effects":
         """Estimate the effect of each parameter over matched pairs of complete trials.
 
-        Architectures are compared at their best values of the nuisance parameters; a warning says
-        where many are best at the lowest or highest value tried. Each effect is also estimated
+        Architectures are compared at their best values of the nuisance parameters, corrected for
+        the luck of the best of several runs; a warning says where many are best at the lowest or
+        highest value tried. Each effect is also estimated
         within each value of the other parameters. In a pruned study the effects are estimated from
         the predictions and the audited trials; if they cannot be, the table is empty and a warning
         says why.

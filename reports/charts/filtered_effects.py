@@ -66,20 +66,29 @@ class EffectSubset:
     def interval_text(self) -> str:
         """What the intervals were estimated from, in one or two sentences."""
         sources = {effect.source for effect in self.effects}
-        source = sources.pop() if len(sources) == 1 else NoiseSource.MIXED
-        if source is NoiseSource.AUDIT:
+        if NoiseSource.AUDIT in sources:
             return "It does not contain the noise between runs."
-        if source is NoiseSource.PAIRS:
+        if sources == {NoiseSource.PAIRS}:
             return (
                 "The noise between runs cannot be estimated from these trials, so the interval is "
                 "that of the differences between the pairs. It contains the noise and is too wide "
                 "where the effect differs between contexts. An effect of fewer than eight pairs is "
                 "not called significant."
             )
+        from_trials = sources - {NoiseSource.PAIRS, NoiseSource.PARTIAL}
+        source = from_trials.pop() if len(from_trials) == 1 else NoiseSource.MIXED
         text = f"The noise between runs is estimated from {source}"
         if source is NoiseSource.REPLICATES:
-            return f"{text} of these architectures."
-        return f"{text}; interactions that exist make it look larger, never smaller."
+            text += " of these architectures."
+        else:
+            text += "; interactions that exist make it look larger, never smaller."
+        if sources & {NoiseSource.PAIRS, NoiseSource.PARTIAL}:
+            text += (
+                " Some architectures vary more than others, or may do so, and are too few to say "
+                "how much: there the differences between the pairs are used, and an effect that "
+                "only has such pairs, fewer than eight, is not called significant."
+            )
+        return text
 
     @property
     def best_of(self) -> list[str]:

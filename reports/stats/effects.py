@@ -102,6 +102,7 @@ class FactorialTable(FactorialDesign):
         replicates: pd.DataFrame | None = None,
         is_grid: bool = True,
         means: RunMeans | None = None,
+        noise: RunNoise | None = None,
     ) -> "FactorialTable":
         """Arrange the rows of a frame and estimate the noise of their values.
 
@@ -113,11 +114,12 @@ class FactorialTable(FactorialDesign):
                 other architectures are left out.
             is_grid: whether they are a grid; others have no noise from interactions.
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
+            noise: noise of the values; by default it is estimated.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
         places = [i for i, name in enumerate(axes) if name != REPLICATE]
-        noise = estimate_run_noise(
+        noise = noise or estimate_run_noise(
             codes[:, places],
             values,
             None if replicates is None else encode_runs(replicates, axes, places),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reports.formatting import is_missing
 from reports.stats.contrast import Contrast, list_conditional_params, pair_values
-from reports.stats.run_noise import Integers, Runs
+from reports.stats.noise_regions import Integers, Runs
 from studies.space import REPLICATE
 
 Flags = NDArray[np.bool_]

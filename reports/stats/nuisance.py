@@ -3,13 +3,10 @@
 A nuisance parameter, such as the learning rate, has to be set but is not what is asked about. An
 architecture is a combination of all other parameters. It is judged at its best: by the least value
 among its complete trials, over all values of the nuisance parameters. An effect at the best is the
-mean difference over pairs of architectures that differ in one parameter alone, each at its best; an
+mean difference over pairs of architectures that differ in one parameter alone, each at its best,
+corrected for the luck of the best of several runs (:mod:`reports.stats.selection_bias`); an
 effect at a single value is that over the trials with this value (Greff et al., *LSTM: A Search
 Space Odyssey*, 2017, tune the learning rate for each of their architectures).
-
-The least of several runs is biased low: it selects lucky runs as well as good values. The bias is
-about the same for architectures with as many values and as much noise between runs, and falls out
-of their difference. Noisier architectures look better than they are.
 """
 
 from collections import Counter
@@ -25,6 +22,8 @@ from reports.data.trial_table import list_params
 from reports.formatting import format_param, format_value
 from reports.stats.contrast import sort_values
 from reports.stats.effects import Effect, FactorialTable
+from reports.stats.run_noise import RunNoise
+from reports.stats.selection_bias import judge_unbiased
 from studies.config import top_count
 
 PROMINENT_SHARE = 0.1
@@ -182,7 +181,7 @@ def format_setting(setting: Mapping[str, Any]) -> str:
 
 
 def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None) -> FactorialTable:
-    """Arrange the values of the architectures, each at its best.
+    """Arrange the values of the architectures, each at its best and corrected for selection.
 
     Args:
         results: results of the study; without nuisance parameters, each trial is judged.
@@ -191,11 +190,16 @@ def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None)
     rows = results.table
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
-    return build_table(results, results.judge(rows), None if fixed else results.replicates)
+    replicates = None if fixed else results.replicates
+    judged, noise = judge_unbiased(results, rows, replicates)
+    return build_table(results, judged, replicates, noise)
 
 
 def build_table(
-    results: Results, rows: pd.DataFrame, replicates: pd.DataFrame | None = None
+    results: Results,
+    rows: pd.DataFrame,
+    replicates: pd.DataFrame | None = None,
+    noise: RunNoise | None = None,
 ) -> FactorialTable:
     """Arrange some rows of a study by architecture.
 
@@ -206,12 +210,13 @@ def build_table(
         rows: the rows, one per architecture and replicate; their ``value`` may be another than that
             of the objective.
         replicates: further runs of the architectures, with the same ``value``.
+        noise: noise of the values; by default it is estimated.
     """
     parameters = results.judged_parameters
     if results.has_replicates:
         return FactorialTable.from_runs(rows, parameters)
     is_grid = results.config.refinement is None
-    return FactorialTable.from_frame(rows, parameters, replicates, is_grid)
+    return FactorialTable.from_frame(rows, parameters, replicates, is_grid, noise=noise)
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:

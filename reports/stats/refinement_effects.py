@@ -140,9 +140,12 @@ def _find_best_sources(
 
 
 def compute_variant_effects(comparison: SourceComparison) -> list[VariantEffect]:
-    """Estimate the effect of each variant."""
+    """Estimate the effect of each variant, by the noise between replicates or the pairs."""
     rows = comparison.rows
-    architectures = FactorialTable.from_runs(comparison.runs, ["label"])
+    # By variant, so that the noise of one that is unstable is not that of the others.
+    variants = rows.drop_duplicates("label").set_index("label")["variant"]
+    runs = comparison.runs.assign(variant=comparison.runs["label"].map(variants).fillna(""))
+    architectures = FactorialTable.from_runs(runs, ["label", "variant"])
     # An architecture that derives from several sources has a row for each.
     place = {label: i for i, label in enumerate(comparison.runs["label"].drop_duplicates())}
     trials = rows["label"].map(place)

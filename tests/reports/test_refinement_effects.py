@@ -7,6 +7,7 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study
 
 from benchmarks.unequal_runs import SCENARIOS, simulate_differences
+from benchmarks.uneven_noise import simulate_variants
 from reports.data.results import read_results
 from reports.page.page import write_report
 from reports.page.sections import build_section
@@ -108,3 +109,10 @@ def test_refinement_is_reported_without_its_deleted_source(derived, tmp_path):
     html = write_report(derived, ["derived"], tmp_path / "page.html").path.read_text("utf-8")
     assert "From study to study" not in html
     assert "refinement.top=2" in html
+
+
+@pytest.mark.parametrize("factor", [1, 12])
+def test_unstable_variant_has_its_own_noise(factor):
+    before, after = np.mean(list(simulate_variants(factor, 60)), axis=0)
+    assert after <= 0.15  # of 60 studies without an effect, nominally 5%
+    assert before >= 0.18 or factor == 1

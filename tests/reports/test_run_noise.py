@@ -9,13 +9,15 @@ import pytest
 from factories import gated_params, make_replicates, make_runs, make_study
 
 from benchmarks.effect_intervals import NOISE, SMALL_GRID, Scenario, simulate
+from benchmarks.uneven_noise import count_findings, simulate_regions
 from reports.data.replicates import find_replicates
 from reports.data.results import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
+from reports.stats.noise_regions import Runs
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
-from reports.stats.run_noise import NoiseSource, RunNoise, Runs, estimate_run_noise
+from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
 from studies.storage.open import read_storage
 
@@ -94,6 +96,45 @@ def test_regions_are_split_where_the_noise_differs():
     assert deviations[2] == pytest.approx(20 * NOISE, rel=0.8)
     equal = [len(each.observed.noise.variances) for each in simulate(Scenario(name="equal"), 40)]
     assert sum(count > 1 for count in equal) <= 4
+
+
+@pytest.mark.parametrize("deep", [4, 8])
+def test_few_noisy_networks_do_not_get_the_noise_of_the_others(deep):
+    """Ten times the noise: the intervals cover, and nothing depends on anything."""
+    studies = [(truth, new) for truth, _, new in simulate_regions(deep, 10, 30)]
+    found = count_findings(studies)
+    assert found.covered >= 0.90  # 180 intervals, those of a study correlated
+    assert found.differs <= 0.15  # of 30 studies, nominally 5%
+    assert found.opposite <= 0.1
+    for _, table in studies[:5]:
+        effect = table.compute_effect(Contrast("layers", 2, 3))
+        if deep == 4:
+            assert effect.source is NoiseSource.PAIRS
+            assert not effect.is_significant
+        # The others keep their estimate.
+        assert table.compute_effect(Contrast("layers", 1, 2)).error < 3 * NOISE / math.sqrt(8)
+
+
+def test_pairs_of_unknown_noise_add_the_variance_of_their_differences():
+    noise = RunNoise(
+        regions=np.repeat([0, 1], [4, 8]),
+        variances=np.array([2.0, math.nan]),
+        degrees=np.array([10.0, 0.0]),
+        sources=(NoiseSource.INTERACTIONS, NoiseSource.PAIRS),
+    )
+    values = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1.0, 2.0, 6.0, 3.0])
+    trials = np.array([[0, 1, 4, 5, 6, 7], [2, 3, 8, 9, 10, 11]])
+    found = PairedDifference.from_trials(values, trials, (-1, 1), noise)
+    known, others = 4 * 2 / 36, 4 * np.var([1, 2, 6, 3], ddof=1) / 36
+    assert found.error == pytest.approx(math.sqrt(known + others))
+    assert found.degrees == pytest.approx((known + others) ** 2 / (known**2 / 10 + others**2 / 3))
+    assert found.source is NoiseSource.PARTIAL
+    assert found.is_decidable
+    alone = PairedDifference.from_trials(values, trials[:, 2:], (-1, 1), noise)
+    assert (alone.source, alone.is_decidable) == (NoiseSource.PAIRS, False)
+    # Two pairs do not tell their variance: all pairs are used.
+    few = PairedDifference.from_trials(values, trials[:, :4], (-1, 1), noise)
+    assert (few.source, few.degrees) == (NoiseSource.PAIRS, 3)
 
 
 def test_error_of_a_sum_uses_each_trials_variance_and_satterthwaites_degrees():
