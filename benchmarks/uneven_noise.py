@@ -213,7 +213,7 @@ def measure_regions(count: int = 40) -> Iterator[str]:
         )
 
 
-def measure_tuned(count: int = 100) -> Iterator[str]:
+def measure_tuned(count: int = 60) -> Iterator[str]:
     """Yield the table of effects at the best of three rates."""
     yield f"{count} simulated studies each, before and after"
     yield (
