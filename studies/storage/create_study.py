@@ -10,7 +10,14 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import AUDIT, EARLIER_ENDS, IS_GRID_TRIAL, PAUSED, AuditState
+from studies.attributes import (
+    AUDIT,
+    EARLIER_ENDS,
+    IS_GRID_TRIAL,
+    PAUSED,
+    REPORT_CLAIM,
+    AuditState,
+)
 from studies.errors import StudiesError
 from studies.space import Params
 from studies.storage.backup import merge_log
@@ -152,6 +159,8 @@ def replace_attributes(
 ) -> bool:
     """Replace user attributes of a study in one transaction, also while workers hold its trials.
 
+    A report that was written before does not show them, so that the next process writes another.
+
     Args:
         storage: storage that holds the study.
         study_id: id of the study.
@@ -165,6 +174,11 @@ def replace_attributes(
         if _lock_attributes(connection, study_id, list(expected)) != expected:
             return False
         _write_attributes(connection, study_id, attributes)
+        connection.execute(
+            sa.delete(STUDY_SYSTEM_ATTRS).where(
+                STUDY_SYSTEM_ATTRS.c.study_id == study_id, STUDY_SYSTEM_ATTRS.c.key == REPORT_CLAIM
+            )
+        )
     return True
 
 

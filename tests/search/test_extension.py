@@ -1,5 +1,7 @@
 """Extension of a study to more steps: what it changes, what it refuses, and races for it."""
 
+from dataclasses import asdict
+
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -9,6 +11,7 @@ from optuna.trial import TrialState
 from process_runner import query
 
 import search.grid as grid_module
+from reports.report_claim import ReportClaim, claim_report
 from rnn.errors import CheckpointError
 from rnn.training.checkpoint import TrainState
 from rnn.training.loop import TrainConfig
@@ -19,7 +22,7 @@ from search.worker.checkpointing import continue_to_end
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
-from studies.attributes import Failure
+from studies.attributes import REPORT_CLAIM, Failure
 from studies.compatibility import DESCRIPTIVE
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
 from studies.loader import load_config_file, read_study_record
@@ -248,6 +251,18 @@ def test_extension_changes_descriptive_settings_of_any_study_and_nothing_else(
     with pytest.raises(StudiesError):
         join(sqlite_url, text, [*FOUR, "training.steps=8"], extend=True)
     assert read_study_record(extended.study).config.nuisance == ["state_size"]
+
+
+def test_report_of_a_finished_study_is_written_again_after_another_question(sqlite_url, text):
+    joined = join(sqlite_url, text)
+    finish(joined, 4)
+
+    written = ReportClaim(4, "another", 1, path=str(text), is_written=True)  # a file that exists
+    joined.storage.set_study_system_attr(joined.study_id, REPORT_CLAIM, asdict(written))
+    join(sqlite_url, text, extend=True)  # changes nothing
+    assert claim_report(sqlite_url, "quick", finished=4, was_finished=True) == written
+    join(sqlite_url, text, DESCRIBED, extend=True)
+    assert claim_report(sqlite_url, "quick", finished=4, was_finished=True) is None
 
 
 def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sqlite_url, text):
