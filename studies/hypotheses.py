@@ -81,6 +81,14 @@ class LargerThan(StrictModel):
     contrast: SettingContrast
     switches: list[str] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _check_switches(self) -> Self:
+        if changed := sorted(self.contrast.before.keys() & set(self.switches)):
+            raise ValueError(
+                f"switches name {changed[0]!r}, which the contrast changes: expected other switches"
+            )
+        return self
+
 
 class Hypothesis(StrictModel):
     """A hypothesis and its test.

@@ -57,6 +57,10 @@ def test_hypothesis_has_the_default_margin_unless_it_states_one():
             {"larger_than": {"contrast": NEW_STATE, "switches": ["layers"]}},
             "has larger_than.switches with 'layers': expected switches, which are on or off",
         ),
+        (
+            {"larger_than": {"contrast": RESIDUAL, "switches": ["input_gate", "residual"]}},
+            "larger_than: switches name 'residual', which the contrast changes: expected other",
+        ),
     ],
 )
 def test_mistake_in_a_hypothesis_is_named_in_one_line(change, message):
