@@ -122,6 +122,8 @@ def _describe(results: Results) -> list[str]:
             f"smallest as good as the best: {smallest.label}, {smallest.parameter_count:,.0f} "
             f"parameters instead of {summary.best.parameter_count:,.0f}",
         ]
+    if summary.is_best_smallest:
+        return [line, f"the best, {summary.best.label}, is the smallest network"]
     return [line, f"no network smaller than the best, {summary.best.label}, is shown to be as good"]
 
 

@@ -43,7 +43,10 @@ def _format_result(sections: Sequence[Section]) -> str:
     )
     summary = best.summary
     if summary.has_verdicts and summary.judgement:
-        name = summary.smallest.full_label if summary.smallest else "no smaller network is shown"
+        if summary.smallest:
+            name = summary.smallest.full_label
+        else:
+            name = "the best" if summary.is_best_smallest else "no smaller network is shown"
         line += f"; smallest as good (margin {summary.judgement.margin}): {name}"
     for section in sections:
         if section.ranked_effects:

@@ -54,6 +54,11 @@ class StudySummary:
         return self.entries[0]
 
     @property
+    def is_best_smallest(self) -> bool:
+        """Whether no architecture has fewer parameters than the best."""
+        return self.best.parameter_count <= min(entry.parameter_count for entry in self.entries)
+
+    @property
     def comparison(self) -> Comparison | None:
         """Pairwise comparison of replicated architectures; None for single runs."""
         return self.judgement.comparison if self.judgement else None

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from reports.data.results import read_results
 from reports.data.table_export import concatenate_tables
+from reports.page.headline import format_headline
 from reports.page.page import write_report
 from reports.page.sections import build_section
 from reports.stats.leaderboard import summarize_study
@@ -133,6 +134,26 @@ def test_page_says_that_no_smaller_architecture_is_as_good(sqlite_url, tmp_path)
     assert summarize_study(results_of(sqlite_url)).smallest is None
     words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
     assert "No smaller architecture is shown to be as good." in words
+
+
+def test_page_says_that_the_best_architecture_is_the_smallest(sqlite_url, tmp_path):
+    runs = [
+        (
+            gated_params(layers, replicate=run),
+            loss,
+            {"validation_bits_per_byte": loss, "parameter_count": 100 * layers},
+        )
+        for layers, mean in ((1, 2.0), (2, 2.5))
+        for run in (1, 2, 3)
+        for loss in [mean + layers * run % 4 / 100]
+    ]
+    raw = {"refinement": {"source": "made", "replicates": 3}}
+    make_runs(sqlite_url, "replicates", raw, runs)
+    words = words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    assert "The best is the smallest architecture." in words
+    assert "No smaller architecture is shown" not in words
+    line = format_headline([build_section(results_of(sqlite_url))])
+    assert "smallest as good (margin 0.02): the best" in line
 
 
 def test_margin_of_the_study_decides_who_is_as_good(sqlite_url):
