@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from benchmarks.published_runs import published_file
 from benchmarks.recorded_curves import RecordedCurves
-from benchmarks.replay_pruning import Replay
+from benchmarks.replayed_search import Replay
 from reports.stats.audited_effects import estimate_effects
 from reports.stats.effects import Effect, FactorialTable
 from reports.stats.pruning_audit import (
@@ -33,10 +33,11 @@ from search.worker.cpu_budget import cores
 from studies.calibration import INTERVAL_SCALES, compute_outside_p_value
 from studies.config import top_count
 
-KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random")
+KINDS = ("ordinary", "late by a switch", "late by three switches", "late at random", "noisy")
 """Kinds of simulated curves. Late curves lie 0.3 nats higher until 70 to 90% of the steps, then
 fall to values that are 0.1 nats better: of the networks with one switch, of those with three
-switches together, or of a third of all."""
+switches together, or of a third of all. Of noisy curves, those of networks without two switches
+fall less than others from 20% of the steps on, by 0.2 to 1.4 nats."""
 
 RATED_KINDS = ("ordinary", "late by three switches")
 
@@ -118,6 +119,7 @@ def simulate_curves(
         "late by a switch": switches[:, 3],
         "late by three switches": np.asarray(switches[:, 1:].all(axis=1)),
         "late at random": np.asarray(random.random(count) < 1 / 3),
+        "noisy": np.zeros(count, dtype=bool),
     }
     is_late = kinds[kind.removesuffix(RATES)]
     params: list[dict[str, Any]] = [dict(each) for each in networks]
@@ -133,6 +135,9 @@ def simulate_curves(
     fall_at = random.uniform(0.7, 0.9, count)[:, None] * STEPS
     high = 0.3 * is_late[:, None] / (1 + np.exp((steps - fall_at) / 20))
     curves = values[:, None] - 0.1 * is_late[:, None] + lead + high + 1.2 * np.exp(-steps / 150)
+    if kind == "noisy":
+        rise = random.uniform(0.2, 1.4, count) * ~switches[:, :2].any(axis=1)
+        curves += rise[:, None] * np.clip((steps / STEPS - 0.2) / 0.8, 0, None)
     curves += random.normal(0, 0.01, curves.shape)
     return RecordedCurves(params, steps, curves, curves[:, -1], (NUISANCE,) if rates else ())
 
@@ -209,7 +214,7 @@ def _replay_kind(kind: str, audit: int, seed: int) -> AuditedReplay:
     return replay_audited(recorded, audit, seed)
 
 
-def measure(searches: int = 10, published_searches: int = 4) -> Iterator[str]:
+def measure(searches: int = 4, published_searches: int = 4) -> Iterator[str]:
     """Yield a table: without and with audited trials, on each kind of curves.
 
     Args:

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.pruning.policy import Rung, compute_rungs
-from search.pruning.predictions import DesignMatrix, Floats
+from search.pruning.predictions import DesignMatrix
+from search.pruning.regression import Floats
 from studies.config import top_count
 
 LOSS_PREFIX, VALUE = "loss_", "min_loss"

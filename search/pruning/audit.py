@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from search.pruning.predictions import Floats, Indices, Mask, Prediction
+from search.pruning.predictions import Mask, Prediction
+from search.pruning.regression import Floats, Indices
 from studies.attributes import AuditLook
 from studies.calibration import DEGREES, INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import StudyConfig

@@ -20,7 +20,8 @@ from search.pruning.policy import (
     compute_steps_to_next_rung,
     to_decision_stage,
 )
-from search.pruning.predictions import MIN_COMPLETE, DesignMatrix, Indices
+from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
+from search.pruning.regression import Indices
 from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
 from studies.storage.create_study import update_system_attributes

@@ -28,13 +28,12 @@ from optuna.trial import TrialState
 from search.pruning.audit import Look, look, recalibrate
 from search.pruning.predictions import (
     DesignMatrix,
-    Floats,
-    Indices,
     Mask,
     Prediction,
     Rungs,
     predict_final_values,
 )
+from search.pruning.regression import Floats, Indices
 from studies.config import top_count
 
 RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)

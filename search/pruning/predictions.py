@@ -2,8 +2,10 @@
 
 For a trial that has reached a rung, Bayesian linear regression predicts the difference between its
 final value and its loss at that rung from its curve, its parameters and all pairs of parameters.
-The scales of the priors are not tuned: posteriors over a small grid of scales are averaged with
-their evidence as weights (MacKay, *Bayesian Interpolation*, 1992).
+
+The noise of the trials that a policy promotes is that of good ones. Audited trials show that of bad
+ones as well, which may be ten times as large: once there is one, predictions of a regression with
+equal noise and of one with unequal noise are mixed (:mod:`search.pruning.regression`).
 
 Trials stop early because of what was observed, which can be ignored if every observation enters the
 model (Rubin, *Inference and Missing Data*, 1976). The last rung is therefore predicted first, and
@@ -21,6 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search.pruning.regression import (
+    CONSTANT,
+    CURVE,
+    INTERACTION,
+    MAIN_EFFECT,
+    BayesianRidge,
+    Floats,
+    Indices,
+    fit_noise,
+    mix,
+)
 from studies.calibration import DEGREES
 
 MIN_COMPLETE = 4
@@ -29,36 +42,14 @@ MIN_COMPLETE = 4
 STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Rungs = NDArray[np.int64]
-Indices = NDArray[np.int64]
-
-_NOISE_STD = (0.1, 0.2, 0.35, 0.6, 1.0)
-"""Residual standard deviations, relative to that of the target."""
-
-_MAIN_STD = (0.1, 0.3, 1.0)
-"""Prior standard deviations of main effects, relative to that of the target."""
-
-_INTERACTION_RATIO = (0.1, 0.4)
-"""Prior standard deviations of interactions, relative to that of main effects."""
-
-_CURVE_STD = 0.3
-"""Prior standard deviation of the curve's coefficients: how much a lead may grow or shrink."""
-
-_HYPERPARAMETERS = np.array(list(itertools.product(_NOISE_STD, _MAIN_STD, _INTERACTION_RATIO)))
-# (S, 3)
-
-_MIN_WEIGHT = 1e-3
-"""Posterior weight below which a set of hyperparameters is dropped from the average."""
 
 _MAX_LEVELS = 8
 """Distinct values up to which a numeric parameter is encoded as levels."""
 
 _MAX_INTERACTIONS = 500
 """Columns above which interactions are left out: the regression would take too long."""
-
-_CONSTANT, _CURVE, _MAIN_EFFECT, _INTERACTION = range(4)
 
 
 @dataclass(frozen=True)
@@ -176,11 +167,14 @@ def predict_final_values(
         else:
             target = mean[usable] - loss[usable]
             middle = float(np.median(target))
-            (mean[new], variance[new]), left_out = _bayesian_ridge_average(
-                features[usable], kinds, target - middle, variance[usable], features[new], groups
-            )
+            rest = (features[usable], kinds, target - middle, variance[usable])
+            fits = [BayesianRidge(*rest)]
+            if is_held.any():
+                fits.append(BayesianRidge(*rest, fit_noise(*rest, fits[0])))
+            mean[new], variance[new] = mix([fit.predict(features[new]) for fit in fits])
             mean[new] += middle + loss[new]
-            for group, (means, variances) in zip(groups, left_out, strict=True):
+            for group in groups:
+                means, variances = mix([fit.leave_out(group) for fit in fits])
                 found = held[rows[group]]
                 chosen = rows[group][found]
                 held_mean[chosen] = means[found] + middle + loss[chosen]
@@ -210,88 +204,11 @@ def _features(
     if rung > 1:
         fall = losses[:, rung - 1] - losses[:, rung - 2]
         columns.append(fall - (np.nanmedian(fall) if not np.isnan(fall).all() else 0.0))
-    kinds = [_CONSTANT] + [_CURVE] * (len(columns) - 1)
-    kinds += [_MAIN_EFFECT] * design.main_effects.shape[1]
-    kinds += [_INTERACTION] * design.interactions.shape[1]
+    kinds = [CONSTANT] + [CURVE] * (len(columns) - 1)
+    kinds += [MAIN_EFFECT] * design.main_effects.shape[1]
+    kinds += [INTERACTION] * design.interactions.shape[1]
     features = np.column_stack([*columns, design.main_effects, design.interactions])
     return features, np.array(kinds), loss
-
-
-def _bayesian_ridge_average(
-    features: Floats,
-    kinds: NDArray[np.int64],
-    target: Floats,
-    variance: Floats,
-    new: Floats,
-    groups: Sequence[Indices],
-) -> tuple[tuple[Floats, Floats], list[tuple[Floats, Floats]]]:
-    """Fit Bayesian ridge regressions over a grid of hyperparameters and average their predictions.
-
-    Args:
-        features: (n, D) of the training rows.
-        kinds: (D,) kind of each feature.
-        target: (n,).
-        variance: (n,) variance of each target, in addition to the noise.
-        new: (m, D) features of the rows to predict.
-        groups: groups of training rows to predict as well, each without the targets of its group.
-            For given hyperparameters these predictions follow from those with all targets. With
-            the spread S = X C Xᵀ of a group's predictions and the weights W of its targets t, they
-            are t − (I − S W)⁻¹ (t − X b) with the spread (I − S W)⁻¹ S (Cook & Weisberg, *Residuals
-            and Influence in Regression*, 1982, sections 2.2 and 3.6). The weights of the
-            hyperparameters are those with all rows.
-
-    Returns:
-        (m,) means and variances of the new rows; the same of each group.
-    """
-    scale = max(float(target.std()), 1e-6)
-    noise = (_HYPERPARAMETERS[:, 0] * scale) ** 2  # (S,)
-    prior = np.empty((len(_HYPERPARAMETERS), len(kinds)))  # (S, D) variances of the coefficients
-    prior[:, kinds == _CONSTANT] = (10 * scale) ** 2
-    prior[:, kinds == _CURVE] = _CURVE_STD**2
-    prior[:, kinds == _MAIN_EFFECT] = ((_HYPERPARAMETERS[:, 1] * scale) ** 2)[:, None]
-    prior[:, kinds == _INTERACTION] = (
-        (_HYPERPARAMETERS[:, 1] * _HYPERPARAMETERS[:, 2] * scale) ** 2
-    )[:, None]
-    weight = 1 / (variance + noise[:, None])  # (S, n)
-    # One set of hyperparameters after the other, although NumPy could compute them all in one call:
-    # a process that exits during a long call may crash, because BLAS is unloaded under it.
-    precision = np.stack([(features.T * each) @ features for each in weight])  # (S, D, D)
-    diagonal = np.arange(len(kinds))
-    precision[:, diagonal, diagonal] += 1 / prior
-    moment = np.matmul(weight * target, features)  # (S, D)
-    coefficients = np.stack(list(map(np.linalg.solve, precision, moment)))  # (S, D)
-    log_evidence = 0.5 * (
-        np.log(weight).sum(axis=1)
-        - np.log(prior).sum(axis=1)
-        - np.linalg.slogdet(precision)[1]
-        - (weight * target**2).sum(axis=1)
-        + (coefficients * moment).sum(axis=1)
-    )
-    share = np.exp(log_evidence - log_evidence.max())
-    share /= share.sum()
-    selected = share > _MIN_WEIGHT
-    share = share[selected] / share[selected].sum()  # (s,)
-    weight, noise = weight[selected], noise[selected]
-    coefficients = coefficients[selected]  # (s, D)
-    covariance = [np.linalg.inv(each) for each in precision[selected]]  # s of (D, D)
-
-    def average(means: Floats, spread: Floats) -> tuple[Floats, Floats]:
-        mean = share @ means
-        return mean, share @ (spread + noise[:, None] + (means - mean) ** 2)
-
-    spread = np.stack([((new @ each) * new).sum(axis=1) for each in covariance])  # (s, m)
-    left_out = []
-    for group in groups:
-        rows = features[group]  # (g, D)
-        spreads = np.stack([rows @ each @ rows.T for each in covariance])  # (s, g, g)
-        # The identity is the larger by a margin, so that a row that alone determines a coefficient
-        # can be left out.
-        rest = (1 + 1e-9) * np.eye(len(group)) - spreads * weight[:, None, group]
-        residual = target[group] - coefficients @ rows.T  # (s, g)
-        means = target[group] - np.linalg.solve(rest, residual[:, :, None])[:, :, 0]
-        variances = np.diagonal(np.linalg.solve(rest, spreads), axis1=1, axis2=2)
-        left_out.append(average(means, variances))
-    return average(coefficients @ new.T, spread), left_out
 
 
 def _weak_prior_variance(losses: Floats) -> float:

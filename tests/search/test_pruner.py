@@ -12,7 +12,8 @@ from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
-from benchmarks.replay_pruning import Replay, replay_in_optuna
+from benchmarks.replay_pruning import replay_in_optuna
+from benchmarks.replayed_search import Replay
 from search.pruning.policy import (
     PruningPolicy,
     StudyState,

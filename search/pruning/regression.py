@@ -1,0 +1,228 @@
+"""Bayesian linear regression with noise that may differ between trials.
+
+The scales of the priors are not tuned: posteriors over a small grid of scales are averaged with
+their evidence as weights (MacKay, *Bayesian Interpolation*, 1992).
+
+Noise often differs: bad networks may vary ten times as much as good ones. A regression in which all
+noise is equal then follows the bad ones. :func:`fit_noise` estimates the logarithm of the noise
+variance as a linear function (Harvey, *Estimating Regression Models with Multiplicative
+Heteroscedasticity*, Econometrica 44, 1976) from the errors of predictions that leave each row out.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studies.calibration import DEGREES
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Moments = tuple[Floats, Floats]
+"""Means and variances of predictions, (m,) each."""
+
+CONSTANT, CURVE, MAIN_EFFECT, INTERACTION = range(4)
+"""Kinds of features."""
+
+_NOISE_STD = (0.1, 0.2, 0.35, 0.6, 1.0)
+"""Residual standard deviations, relative to that of the target."""
+
+_MAIN_STD = (0.1, 0.3, 1.0)
+"""Prior standard deviations of main effects, relative to that of the target."""
+
+_INTERACTION_RATIO = (0.1, 0.4)
+"""Prior standard deviations of interactions, relative to that of main effects."""
+
+_CURVE_STD = 0.3
+"""Prior standard deviation of the curve's coefficients: how much a lead may grow or shrink."""
+
+_LOG_NOISE_STD = 1.0
+"""Prior standard deviation of the coefficients of the logarithm of the noise variance."""
+
+_MAX_LOG_NOISE = 8.0
+"""Greatest absolute logarithm of a ratio of noise variances."""
+
+_HYPERPARAMETERS = np.array(list(itertools.product(_NOISE_STD, _MAIN_STD, _INTERACTION_RATIO)))
+# (S, 3)
+
+_MIN_WEIGHT = 1e-3
+"""Posterior weight below which a set of hyperparameters is dropped from the average."""
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Noise variance of each row, relative to a common one.
+
+    Attributes:
+        columns: (d,) features on which the variance depends.
+        scales: (d,) divisors of these.
+        coefficients: (d,) of the logarithm of the ratio.
+    """
+
+    columns: Indices
+    scales: Floats
+    coefficients: Floats
+
+    def encode(self, features: Floats) -> Floats:
+        """Return the features on which the variance depends, (m, d)."""
+        return np.clip(features[:, self.columns] / self.scales, -3, 3)
+
+    def compute_ratios(self, features: Floats) -> Floats:
+        """Return the variance of each row relative to the common one, (m,)."""
+        logarithm = self.encode(features) @ self.coefficients
+        ratios: Floats = np.exp(np.clip(logarithm, -_MAX_LOG_NOISE, _MAX_LOG_NOISE))
+        return ratios
+
+
+EQUAL_NOISE = NoiseModel(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+
+
+class BayesianRidge:
+    """Average of Bayesian ridge regressions over a grid of hyperparameters.
+
+    Args:
+        features: (n, D) of the training rows.
+        kinds: (D,) kind of each feature.
+        target: (n,).
+        variance: (n,) variance of each target, in addition to the noise.
+        noise: how the noise differs between rows.
+    """
+
+    def __init__(
+        self,
+        features: Floats,
+        kinds: Indices,
+        target: Floats,
+        variance: Floats,
+        noise: NoiseModel = EQUAL_NOISE,
+    ) -> None:
+        self._features, self._target, self._noise_model = features, target, noise
+        scale = max(float(target.std()), 1e-6)
+        noises = (_HYPERPARAMETERS[:, 0] * scale) ** 2  # (S,)
+        prior = np.empty((len(_HYPERPARAMETERS), len(kinds)))  # (S, D) of the coefficients
+        prior[:, kinds == CONSTANT] = (10 * scale) ** 2
+        prior[:, kinds == CURVE] = _CURVE_STD**2
+        prior[:, kinds == MAIN_EFFECT] = ((_HYPERPARAMETERS[:, 1] * scale) ** 2)[:, None]
+        prior[:, kinds == INTERACTION] = (
+            (_HYPERPARAMETERS[:, 1] * _HYPERPARAMETERS[:, 2] * scale) ** 2
+        )[:, None]
+        weight = 1 / (variance + noises[:, None] * noise.compute_ratios(features))  # (S, n)
+        # One set of hyperparameters after the other, although NumPy could compute them all in one
+        # call: a process that exits during a long call may crash, because BLAS is unloaded under
+        # it.
+        precision = np.stack([(features.T * each) @ features for each in weight])  # (S, D, D)
+        diagonal = np.arange(len(kinds))
+        precision[:, diagonal, diagonal] += 1 / prior
+        moment = np.matmul(weight * target, features)  # (S, D)
+        coefficients = np.stack(list(map(np.linalg.solve, precision, moment)))  # (S, D)
+        log_evidence = 0.5 * (
+            np.log(weight).sum(axis=1)
+            - np.log(prior).sum(axis=1)
+            - np.linalg.slogdet(precision)[1]
+            - (weight * target**2).sum(axis=1)
+            + (coefficients * moment).sum(axis=1)
+        )
+        share = np.exp(log_evidence - log_evidence.max())
+        share /= share.sum()
+        selected = share > _MIN_WEIGHT
+        self._share = share[selected] / share[selected].sum()  # (s,)
+        self._weight, self._noise = weight[selected], noises[selected]
+        self._coefficients = coefficients[selected]  # (s, D)
+        self._covariance = [np.linalg.inv(each) for each in precision[selected]]  # s of (D, D)
+
+    def predict(self, features: Floats) -> Moments:
+        """Predict the targets of new rows from their features, (m, D)."""
+        spread = np.stack([((features @ each) * features).sum(axis=1) for each in self._covariance])
+        return self._average(self._coefficients @ features.T, spread, features)
+
+    def leave_out(self, group: Indices) -> Moments:
+        """Predict a group of training rows without the targets of the group.
+
+        For given hyperparameters these predictions follow from those with all targets. With the
+        spread S = X C Xᵀ of the group's predictions and the weights W of its targets t, they are
+        t − (I − S W)⁻¹ (t − X b) with the spread (I − S W)⁻¹ S (Cook & Weisberg, *Residuals and
+        Influence in Regression*, 1982, sections 2.2 and 3.6). The weights of the hyperparameters
+        and the ratios of the noise are those with all rows.
+        """
+        rows, target = self._features[group], self._target[group]  # (g, D), (g,)
+        spreads = np.stack([rows @ each @ rows.T for each in self._covariance])  # (s, g, g)
+        # The identity is the larger by a margin, so that a row that alone determines a coefficient
+        # can be left out.
+        rest = (1 + 1e-9) * np.eye(len(group)) - spreads * self._weight[:, None, group]
+        residual = target - self._coefficients @ rows.T  # (s, g)
+        means = target - np.linalg.solve(rest, residual[:, :, None])[:, :, 0]
+        variances = np.diagonal(np.linalg.solve(rest, spreads), axis1=1, axis2=2)
+        return self._average(means, variances, rows)
+
+    def leave_each_out(self) -> Moments:
+        """Predict each training row without its target; see :meth:`leave_out`."""
+        rows = self._features
+        spread = np.stack([((rows @ each) * rows).sum(axis=1) for each in self._covariance])
+        rest = 1 + 1e-9 - spread * self._weight
+        means = self._target - (self._target - self._coefficients @ rows.T) / rest
+        return self._average(means, spread / rest, rows)
+
+    def _average(self, means: Floats, spread: Floats, features: Floats) -> Moments:
+        """Average predictions over the hyperparameters, (s, m) each, and add the noise."""
+        mean = self._share @ means
+        noise = self._noise[:, None] * self._noise_model.compute_ratios(features)
+        return mean, self._share @ (spread + noise + (means - mean) ** 2)
+
+
+def fit_noise(
+    features: Floats, kinds: Indices, target: Floats, variance: Floats, fitted: BayesianRidge
+) -> NoiseModel:
+    """Estimate how the noise depends on curve and main effects.
+
+    The errors of predictions that leave each row out, relative to their standard deviation, are
+    taken for Student's t with the degrees of freedom of a prediction, so that a few outliers do not
+    decide. The coefficients have normal priors; the mode is found by Newton's method.
+
+    Args:
+        features: (n, D) of the training rows.
+        kinds: (D,) kind of each feature.
+        target: (n,).
+        variance: (n,) variance of each target, in addition to the noise; rows that have one are
+            predictions and tell nothing about noise.
+        fitted: regression of these rows in which all noise is equal.
+    """
+    mean, spread = fitted.leave_each_out()
+    columns = np.flatnonzero((kinds == CURVE) | (kinds == MAIN_EFFECT))
+    scales = np.where(kinds[columns] == CURVE, features[:, columns].std(axis=0), 1.0)
+    model = NoiseModel(columns, np.maximum(scales, 1e-9), np.zeros(len(columns)))
+    is_known = variance == 0
+    squares = ((target - mean) ** 2 / spread)[is_known]  # (k,)
+    rows = np.column_stack([np.ones(is_known.sum()), model.encode(features[is_known])])
+    precision = np.full(rows.shape[1], _LOG_NOISE_STD**-2)
+    precision[0] = 1e-2
+    coefficients = np.zeros(rows.shape[1])
+    for _ in range(30):
+        ratio = squares * np.exp(-rows @ coefficients)
+        weighted = (DEGREES + 1) * ratio / (DEGREES + ratio)
+        gradient = 0.5 * (1 - weighted) @ rows + precision * coefficients
+        # The expected curvature of the likelihood, which is positive.
+        curvature = 0.5 * DEGREES / (DEGREES + 3) * (rows.T @ rows) + np.diag(precision)
+        step = np.linalg.solve(curvature, gradient)
+        coefficients -= step
+        if np.abs(step).max() < 1e-3:
+            break
+    return NoiseModel(columns, model.scales, coefficients[1:])
+
+
+def mix(moments: Sequence[Moments]) -> Moments:
+    """Return means and variances of mixtures of predictions, with their precisions as weights.
+
+    Neither regression is right everywhere: one with equal noise follows a few noisy networks, one
+    with unequal noise takes a few networks that fall late for noise. Each counts for more where it
+    is more certain, and their difference is uncertainty.
+
+    Args:
+        moments: means and variances of the same rows by each regression.
+    """
+    means, variances = map(np.stack, zip(*moments, strict=True))
+    share = 1 / variances
+    share /= share.sum(axis=0)
+    mean = (share * means).sum(axis=0)
+    return mean, (share * (variances + (means - mean) ** 2)).sum(axis=0)
