@@ -348,13 +348,10 @@ def read_results(
     )
     counts = results.counts
     if require_complete and not counts.complete:
-        advice = "run the search first"
+        found = f"{counts.running} of {counts.planned} running): run the search first"
         if counts.finished == counts.planned:
-            advice = "all trials ended without a loss, see --status"
-        raise ReportError(
-            f"study {name!r} has no complete trial ({counts.running} of {counts.planned} running): "
-            f"{advice}"
-        )
+            found = f"all {counts.planned} ended without a loss): see --status"
+        raise ReportError(f"study {name!r} has no complete trial ({found}")
     if not with_windows:
         return results
     return replace(
