@@ -234,7 +234,7 @@ def measure_tuned(count: int = 60) -> Iterator[str]:
         yield f"{gaps.__name__.replace('_', ' ')} | ×{factor} | {' | '.join(cells)}"
 
 
-def measure_variants(count: int = 100) -> Iterator[str]:
+def measure_variants(count: int = 400) -> Iterator[str]:
     """Yield the table of derived studies with an unstable variant."""
     yield f"{count} simulated studies each, before and after"
     yield "noise of one variant | its effect significant"
