@@ -59,8 +59,10 @@ class RunMeans:
         np.add.at(runs, (architectures, replicates), 1)
         counts = runs.sum(axis=1)
         shares = runs / np.maximum(1, counts)[:, None]
-        # The architectures are eliminated from the normal equations.
-        inverse = np.linalg.pinv(np.diag(runs.sum(axis=0)) - runs.T @ shares, hermitian=True)
+        # The architectures are eliminated from the normal equations. They do not determine the sum
+        # of the effects: with NumPy's default tolerance, rounding errors would.
+        equations = np.diag(runs.sum(axis=0)) - runs.T @ shares
+        inverse = np.linalg.pinv(equations, rcond=1e-10, hermitian=True)
         trained = runs[counts > 0]
         if (trained == trained[:1]).all():  # plain means, to the last digit
             inverse = np.zeros_like(inverse)
