@@ -89,8 +89,12 @@ def estimate_selected(
         The expected values (groups,), the least observed value where a deviation of the group is
         unknown; and their derivatives by the logarithm of the deviations, (groups,).
     """
-    low, high = (_integrate(values, deviations * factor, groups) for factor in (0.95, 1.05))
-    return _integrate(values, deviations, groups), (high - low) / 0.1
+    least = np.full(int(groups.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(least, groups, values)
+    # The probabilities sum to 1 up to errors of the grid, which would multiply the common level.
+    excess = values - least[groups]
+    low, high = (_integrate(excess, deviations * factor, groups) for factor in (0.95, 1.05))
+    return least + _integrate(excess, deviations, groups), (high - low) / 0.1
 
 
 def _integrate(values: Floats, deviations: Floats, groups: Integers) -> Floats:

@@ -174,6 +174,18 @@ def test_expected_loss_of_the_best_of_several_runs_is_unbiased(gap):
         assert least.reshape(-1, 3)[:, 2].mean() < 1.2
 
 
+@pytest.mark.parametrize("gap", [0.0029, 0.022, -0.0229])
+def test_much_noisier_run_among_several_needs_no_finer_integral(gap):
+    """At one of two rates, runs hardly vary; the level of the loss does not matter."""
+    values, deviations, groups = np.array([5.0, 5.0 + gap]), np.array([0.1, 0.001]), np.zeros(2)
+    draw = np.random.default_rng(0).normal(size=(100_000, 2)) * deviations
+    chosen = (values + draw).argmin(axis=1)
+    expected = (values - draw)[np.arange(len(draw)), chosen].mean()
+    found, slopes = estimate_selected(values, deviations, groups.astype(int))
+    assert found == pytest.approx([expected], abs=0.001)
+    assert slopes == pytest.approx([0.04], abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("gaps", "factor", "before"),
     [(equal_rates, 1, 0.0), (equal_rates, 4, 0.6), (clear_rates, 4, 0.0), (mixed_rates, 1, 0.3)],
