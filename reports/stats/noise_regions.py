@@ -7,7 +7,7 @@ most, if they differ significantly; the parts are split further.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class InteractionModel:
     orders: tuple[int, ...] = (3, 2)
 
     def fit(self, trials: Integers, order: int) -> tuple[float, float]:
-        """Fit by least squares; zeros if the model has too many columns."""
+        """Fit by least squares; zeros if the model has too many columns or fits exactly."""
         known = trials[~np.isnan(self.values[trials])]
         codes = self.codes[known]
         mains = [codes[:, [i]] == np.unique(codes[:, i]) for i in range(codes.shape[1])]
@@ -91,6 +91,8 @@ class InteractionModel:
                 for other in chosen[1:]:
                     product = (product[:, :, None] & other[:, None, :]).reshape(len(codes), -1)
                 products.append(product[:, product.any(axis=0)])
+                if products[-1].shape[1] >= min(len(codes), MAX_COLUMNS + 1):
+                    return 0.0, 0.0  # the columns of one product are independent
         # Parameters that only some trials have give equal columns.
         design = np.unique(np.hstack(products), axis=1)
         if design.shape[1] > MAX_COLUMNS:
@@ -184,9 +186,10 @@ def _list_candidates(
         squares, degrees = np.array(list(itertools.compress(fits, is_known))).T
         unknown = [np.concatenate(others)] if others else []
         yield compare_variances(squares, degrees), SPLIT_LEVEL, [*known, *unknown]
+    whole = [model.fit(region, order) for order in model.orders] if others else []
     for part in others:
         rest = np.setdiff1d(region, part)
-        p, added = _test_excess(model, rest, region)
+        p, added = _test_excess(model, rest, whole)
         if added < MIN_ADDED and 2 * len(part) <= most and fit(model, rest)[1]:
             p = 0.0  # more noise would hardly be noticed
         if not math.isnan(p):
@@ -209,21 +212,27 @@ def compare_variances(squares: Floats, degrees: Floats) -> float:
     return float(stats.chi2.sf(statistic / correction, k - 1))
 
 
-def _test_excess(model: ResidualModel, rest: Integers, region: Integers) -> tuple[float, float]:
+def _test_excess(
+    model: ResidualModel, rest: Integers, whole: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
     """Test whether the trials outside the rest vary more, by an F-test.
 
     What they add to the residual sum of squares has as many degrees of freedom as they add to those
     of the residuals, fewer than there are trials: the model spends some on their own mean and
     interactions. All forms of the model are tested (Bonferroni).
 
+    Args:
+        model: model whose residuals are compared.
+        rest: the rest.
+        whole: residual sum of squares and degrees of freedom of all trials, by form of the model.
+
     Returns:
         The p-value, NaN if the rest has too few degrees of freedom or none are added; and the
         largest number added.
     """
     found, most = [], 0.0
-    for order in model.orders:
+    for order, (all_squares, all_degrees) in zip(model.orders, whole, strict=True):
         squares, degrees = model.fit(rest, order)
-        all_squares, all_degrees = model.fit(region, order)
         added = all_degrees - degrees
         if degrees >= MIN_DEGREES and squares > 0 and added >= 1:
             ratio = (all_squares - squares) / added / (squares / degrees)
