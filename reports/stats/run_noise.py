@@ -77,7 +77,7 @@ class RunNoise:
         """(trials,), whether the variance of the trial's region is known."""
         return self.degrees[self.regions] > 0
 
-    def compute_error(self, weights: Floats) -> tuple[float, float, NoiseSource]:
+    def compute_error(self, weights: Floats) -> tuple[float, float, NoiseSource] | None:
         """Compute the standard error of a weighted sum of the values.
 
         Args:
@@ -85,12 +85,15 @@ class RunNoise:
 
         Returns:
             The standard error, its degrees of freedom by Satterthwaite (*An Approximate
-            Distribution of Estimates of Variance Components*, 1946), and the source.
+            Distribution of Estimates of Variance Components*, 1946), and the source. None if runs
+            of unknown variance adjust the values for the replicates.
         """
         regions = self.regions
         if self.means is not None and self.run_regions is not None:
             weights, regions = self.means.spread(weights), self.run_regions
         sums = np.bincount(regions, weights**2, len(self.variances))
+        if sums[self.degrees == 0].sum() > 1e-9 * sums.sum():
+            return None
         used = (sums > 0) & (self.degrees > 0)
         if not used.any():  # each trial occurs with both signs: the sum is always zero
             used = self.degrees > 0

@@ -19,6 +19,7 @@ from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
+from studies.space import REPLICATE
 from studies.storage.open import read_storage
 
 
@@ -195,6 +196,23 @@ def test_what_a_text_order_changes_for_all_runs_is_not_noise():
     assert found.sources == (NoiseSource.REPLICATES,)
     assert found.degrees[0] == 24 - 6 - 4 + 1
     assert found.variances[0] == pytest.approx(1, rel=0.8)
+
+
+def test_runs_of_unknown_variance_that_adjust_means_leave_the_error_unknown():
+    """Networks of three layers have half of the runs and vary ten times as much."""
+    contrast, covered, sources = Contrast("layers", 1, 2), [], []
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        runs = pd.DataFrame(np.argwhere(np.ones((3, 2, 6))), columns=["layers", "size", REPLICATE])
+        runs["layers"] += 1
+        noise = generator.normal(size=36) * np.where(runs["layers"] == 3, 0.1, 0.01)
+        is_lost = np.where(runs["layers"] == 3, runs[REPLICATE] >= 3, generator.random(36) < 0.25)
+        runs["value"] = (2 + 0.05 * runs[REPLICATE] + noise).mask(is_lost)
+        effect = FactorialTable.from_runs(runs, ["layers", "size"]).compute_effect(contrast)
+        covered.append(effect.low <= 0 <= effect.high)
+        sources.append(effect.source)
+    assert np.mean(covered) >= 0.9
+    assert sources.count(NoiseSource.PAIRS) > 80
 
 
 def test_too_few_trials_leave_the_differences_between_pairs():
