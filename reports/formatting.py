@@ -1,5 +1,6 @@
 """Names, numbers and units as pages and notes show them, and the templates that use them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -85,8 +86,8 @@ def escape_markdown(text: object) -> str:
 
 
 def format_number(value: float | None, spec: str) -> str:
-    """Format a number by a format specification; None and NaN give ""."""
-    return "" if value is None or value != value else f"{value:{spec}}"
+    """Format a number by a format specification; None, NaN and infinity give ""."""
+    return "" if value is None or not math.isfinite(value) else f"{value:{spec}}"
 
 
 def format_stderr(error: float | None, spec: str) -> str:

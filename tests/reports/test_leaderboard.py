@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from reports.data.results import read_results
 from reports.data.table_export import concatenate_tables
+from reports.hypotheses import write_hypotheses
 from reports.page.headline import format_headline
 from reports.page.page import write_report
 from reports.page.sections import build_section
@@ -127,6 +128,22 @@ def test_page_tells_lost_runs_from_undecided_architectures(sqlite_url, tmp_path)
     words = words_of(sqlite_url, ["equal"], tmp_path / "equal.html")
     assert "without a complete run" not in words
     assert "adjusted" not in words
+
+
+def test_architecture_with_one_run_has_no_bound(sqlite_url, tmp_path):
+    runs = [
+        (gated_params(layers, replicate=run), loss, {"validation_bits_per_byte": loss})
+        for layers, count in ((1, 3), (2, 3), (3, 1))
+        for run in (1, 2, 3)
+        for loss in [2 + layers * run % 4 / 100 if run <= count else math.nan]
+    ]
+    make_runs(sqlite_url, "replicates", {"refinement": {"source": "made", "replicates": 3}}, runs)
+    assert math.inf in [entry.bound for entry in summarize_study(results_of(sqlite_url)).entries]
+    assert "+inf" not in words_of(sqlite_url, ["replicates"], tmp_path / "page.html")
+    make_study(sqlite_url, "whole")
+    path, _ = write_hypotheses(sqlite_url, ["whole", "replicates"], tmp_path / "note.md")
+    assert "| best mean |" in path.read_text("utf-8")
+    assert "inf" not in re.findall(r"[a-z]+", path.read_text("utf-8"))
 
 
 def test_page_says_that_no_smaller_architecture_is_as_good(sqlite_url, tmp_path):
