@@ -77,16 +77,18 @@ class EffectSubset:
             )
         from_trials = sources - {NoiseSource.PAIRS, NoiseSource.PARTIAL}
         source = from_trials.pop() if len(from_trials) == 1 else NoiseSource.MIXED
-        text = f"The noise between runs is estimated from {source}"
+        # Each effect has pairs of both kinds, of which those with a variance do not say its source.
+        named = "the other trials" if sources == {NoiseSource.PARTIAL} else source
+        text = f"The noise between runs is estimated from {named}"
         if source is NoiseSource.REPLICATES:
             text += " of these architectures."
         else:
             text += "; interactions that exist make it look larger, never smaller."
         if sources & {NoiseSource.PAIRS, NoiseSource.PARTIAL}:
             text += (
-                " Some architectures vary more than others, or may do so, and are too few to say "
-                "how much: there the differences between the pairs are used, and an effect that "
-                "only has such pairs, fewer than eight, is not called significant."
+                " Some architectures vary more than others, or may do so, and have too few runs to "
+                "say how much: there the differences between the pairs are used, and an effect "
+                "that only has such pairs, fewer than eight, is not called significant."
             )
         return text
 
