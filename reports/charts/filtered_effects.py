@@ -77,7 +77,7 @@ class EffectSubset:
             )
         from_trials = sources - {NoiseSource.PAIRS, NoiseSource.PARTIAL}
         source = from_trials.pop() if len(from_trials) == 1 else NoiseSource.MIXED
-        # Each effect has pairs of both kinds, of which those with a variance do not say its source.
+        # An effect of both kinds of pairs does not say where the known variances are from.
         named = "the other trials" if sources == {NoiseSource.PARTIAL} else source
         text = f"The noise between runs is estimated from {named}"
         if source is NoiseSource.REPLICATES:
