@@ -207,6 +207,15 @@ def make_looks(url, runs, looks=(), sizes=(30, 20, 10)):
         storage.close()
 
 
+FIRST_LOOK = LookRecord(
+    runs=3,
+    level=spend_error([3, 5])[0],
+    verdicts={0: "undecided", 5: "undecided", 10: "worse"},
+    continued=[0, 5],
+)
+"""The third architecture stops, the others get two more runs."""
+
+
 def test_report_shows_the_look_whose_runs_are_complete(sqlite_url, tmp_path):
     make_looks(sqlite_url, runs=3)
     results = read_results(read_storage(sqlite_url), "looked")
@@ -221,15 +230,9 @@ def test_report_shows_the_look_whose_runs_are_complete(sqlite_url, tmp_path):
 
 def test_report_of_a_later_look_ranks_over_common_runs(sqlite_url):
     """The third architecture has the three runs of the easiest texts."""
-    first = LookRecord(
-        runs=3,
-        level=spend_error([3, 5])[0],
-        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
-        continued=[0, 5],
-    )
-    make_looks(sqlite_url, runs=5, looks=[first])
+    make_looks(sqlite_url, runs=5, looks=[FIRST_LOOK])
     results = read_results(read_storage(sqlite_url), "looked")
-    assert read_study_record(load_study(read_storage(sqlite_url), "looked")).looks == [first]
+    assert read_study_record(load_study(read_storage(sqlite_url), "looked")).looks == [FIRST_LOOK]
     summary = summarize_study(results)
     assert summary.look.runs == 5
     assert [entry.runs for entry in summary.entries] == [5, 5, 3]
@@ -244,13 +247,7 @@ def test_report_of_a_later_look_ranks_over_common_runs(sqlite_url):
 
 def test_front_after_a_later_look_keeps_the_architectures_that_stopped(sqlite_url):
     """The smallest architecture stopped at the first look, and no cheaper one beats it."""
-    first = LookRecord(
-        runs=3,
-        level=spend_error([3, 5])[0],
-        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
-        continued=[0, 5],
-    )
-    make_looks(sqlite_url, runs=5, looks=[first])
+    make_looks(sqlite_url, runs=5, looks=[FIRST_LOOK])
     results = read_results(read_storage(sqlite_url), "looked")
     (front,) = summarize_costs(results, summarize_study(results)).fronts
     assert front.members[0].architecture.label.startswith("1×4")
@@ -263,13 +260,7 @@ def test_front_after_a_later_look_keeps_the_architectures_that_stopped(sqlite_ur
 
 
 def test_larger_architecture_that_stopped_is_worse_than_the_front(sqlite_url):
-    first = LookRecord(
-        runs=3,
-        level=spend_error([3, 5])[0],
-        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
-        continued=[0, 5],
-    )
-    make_looks(sqlite_url, runs=5, looks=[first], sizes=(20, 10, 30))
+    make_looks(sqlite_url, runs=5, looks=[FIRST_LOOK], sizes=(20, 10, 30))
     results = read_results(read_storage(sqlite_url), "looked")
     (front,) = summarize_costs(results, summarize_study(results)).fronts
     assert [each.label[:3] for each in front.worse] == ["1×4"]
@@ -277,18 +268,12 @@ def test_larger_architecture_that_stopped_is_worse_than_the_front(sqlite_url):
 
 def test_runs_after_the_latest_look_do_not_change_the_order(sqlite_url):
     """A later look is under way: of the runs that it asked for, one is waiting."""
-    first = LookRecord(
-        runs=3,
-        level=spend_error([3, 5])[0],
-        verdicts={0: "undecided", 5: "undecided", 10: "worse"},
-        continued=[0, 5],
-    )
-    make_looks(sqlite_url, runs=5, looks=[first])
+    make_looks(sqlite_url, runs=5, looks=[FIRST_LOOK])
     results = read_results(read_storage(sqlite_url), "looked")
     table = results.table.copy()
     table.loc[4, ["state", "value"]] = ["WAITING", math.nan]
     summary = summarize_study(replace(results, table=table))
-    assert summary.look == first
+    assert summary.look == FIRST_LOOK
     assert [entry.runs for entry in summary.entries] == [3, 3, 3]
     assert [entry.verdict for entry in summary.entries] == ["undecided", "undecided", "worse"]
     windows = [each.runs for each in summary.comparison.pairs.values()]
