@@ -102,7 +102,7 @@ def create_large_study(
 
 def grid_overrides(trials: int, log_points: int = LOG_POINTS) -> list[str]:
     """Return settings over those of stage one for a grid of at least so many trials."""
-    grids = itertools.product(range(1, 7), range(1, 11), range(1, 11))
+    grids = itertools.product(range(1, 7), range(1, 9), range(1, 9))
     shapes = [
         (_SWITCHES * layers * (2 * widths - 1) * rates, layers, widths, rates)
         for layers, widths, rates in grids

@@ -44,8 +44,7 @@ _LOG_NOISE_STD = 1.0
 _MAX_LOG_NOISE = 8.0
 """Greatest absolute logarithm of a ratio of noise variances."""
 
-_HYPERPARAMETERS = np.array(list(itertools.product(_NOISE_STD, _MAIN_STD, _INTERACTION_RATIO)))
-# (S, 3)
+_PRIORS = tuple(itertools.product(_MAIN_STD, _INTERACTION_RATIO))
 
 _MIN_WEIGHT = 1e-3
 """Posterior weight below which a set of hyperparameters is dropped from the average."""
@@ -100,41 +99,35 @@ class BayesianRidge:
     ) -> None:
         self._features, self._target, self._noise_model = features, target, noise
         scale = max(float(target.std()), 1e-6)
-        noises = (_HYPERPARAMETERS[:, 0] * scale) ** 2  # (S,)
-        prior = np.empty((len(_HYPERPARAMETERS), len(kinds)))  # (S, D) of the coefficients
-        prior[:, kinds == CONSTANT] = (10 * scale) ** 2
-        prior[:, kinds == CURVE] = _CURVE_STD**2
-        prior[:, kinds == MAIN_EFFECT] = ((_HYPERPARAMETERS[:, 1] * scale) ** 2)[:, None]
-        prior[:, kinds == INTERACTION] = (
-            (_HYPERPARAMETERS[:, 1] * _HYPERPARAMETERS[:, 2] * scale) ** 2
-        )[:, None]
-        weight = 1 / (variance + noises[:, None] * noise.compute_ratios(features))  # (S, n)
+        ratios = noise.compute_ratios(features)
         # One set of hyperparameters after the other, although NumPy could compute them all in one
         # call: a process that exits during a long call may crash, because BLAS is unloaded under
         # it.
-        precision = np.stack([(features.T * each) @ features for each in weight])  # (S, D, D)
-        diagonal = np.arange(len(kinds))
-        precision[:, diagonal, diagonal] += 1 / prior
-        moment = np.matmul(weight * target, features)  # (S, D)
-        coefficients = np.stack(list(map(np.linalg.solve, precision, moment)))  # (S, D)
-        log_evidence = 0.5 * (
-            np.log(weight).sum(axis=1)
-            - np.log(prior).sum(axis=1)
-            - np.linalg.slogdet(precision)[1]
-            - (weight * target**2).sum(axis=1)
-            + (coefficients * moment).sum(axis=1)
+        fits = list(
+            itertools.product(
+                [
+                    _WeightedSums(features, target, variance, ratios, (level * scale) ** 2)
+                    for level in _NOISE_STD
+                ],
+                [_prior_variances(kinds, scale, *each) for each in _PRIORS],
+            )
         )
+        log_evidence = np.array([sums.compute_log_evidence(prior) for sums, prior in fits])
         share = np.exp(log_evidence - log_evidence.max())
         share /= share.sum()
-        selected = share > _MIN_WEIGHT
+        selected = np.flatnonzero(share > _MIN_WEIGHT)
         self._share = share[selected] / share[selected].sum()  # (s,)
-        self._weight, self._noise = weight[selected], noises[selected]
-        self._coefficients = coefficients[selected]  # (s, D)
-        self._covariance = [np.linalg.inv(each) for each in precision[selected]]  # s of (D, D)
+        self._weight = np.stack([fits[i][0].weight for i in selected])  # (s, n)
+        self._noise = np.array([fits[i][0].noise for i in selected])
+        precision = [fits[i][0].compute_precision(fits[i][1]) for i in selected]  # s of (D, D)
+        moment = [fits[i][0].moment for i in selected]
+        self._coefficients = np.stack(list(map(np.linalg.solve, precision, moment)))  # (s, D)
+        self._covariance = list(map(np.linalg.inv, precision))
 
     def predict(self, features: Floats) -> Moments:
         """Predict the targets of new rows from their features, (m, D)."""
-        spread = np.stack([((features @ each) * features).sum(axis=1) for each in self._covariance])
+        covariance = sum(map(np.multiply, self._share, self._covariance))
+        spread = ((features @ covariance) * features).sum(axis=1)
         return self._average(self._coefficients @ features.T, spread, features)
 
     def leave_out(self, group: Indices) -> Moments:
@@ -154,7 +147,7 @@ class BayesianRidge:
         residual = target - self._coefficients @ rows.T  # (s, g)
         means = target - np.linalg.solve(rest, residual[:, :, None])[:, :, 0]
         variances = np.diagonal(np.linalg.solve(rest, spreads), axis1=1, axis2=2)
-        return self._average(means, variances, rows)
+        return self._average(means, self._share @ variances, rows)
 
     def leave_each_out(self) -> Moments:
         """Predict each training row without its target; see :meth:`leave_out`."""
@@ -162,13 +155,85 @@ class BayesianRidge:
         spread = np.stack([((rows @ each) * rows).sum(axis=1) for each in self._covariance])
         rest = 1 + 1e-9 - spread * self._weight
         means = self._target - (self._target - self._coefficients @ rows.T) / rest
-        return self._average(means, spread / rest, rows)
+        return self._average(means, self._share @ (spread / rest), rows)
 
     def _average(self, means: Floats, spread: Floats, features: Floats) -> Moments:
-        """Average predictions over the hyperparameters, (s, m) each, and add the noise."""
+        """Average predictions over the hyperparameters, (s, m) means, and add the noise."""
         mean = self._share @ means
-        noise = self._noise[:, None] * self._noise_model.compute_ratios(features)
-        return mean, self._share @ (spread + noise + (means - mean) ** 2)
+        noise = (self._share @ self._noise) * self._noise_model.compute_ratios(features)
+        return mean, spread + noise + self._share @ (means - mean) ** 2
+
+
+class _WeightedSums:
+    """Sums over the training rows at one level of the noise, on which nothing else depends.
+
+    Args:
+        features: (n, D) of the training rows.
+        target: (n,).
+        variance: (n,) variance of each target, in addition to the noise.
+        ratios: (n,) variance of the noise of each row, relative to a common one.
+        noise: the common one.
+
+    Attributes:
+        noise: the common variance of the noise.
+        weight: (n,) weight of each row.
+        moment: (D,) weighted sum of features times target.
+    """
+
+    def __init__(
+        self, features: Floats, target: Floats, variance: Floats, ratios: Floats, noise: float
+    ) -> None:
+        self.noise = noise
+        self.weight: Floats = 1 / (variance + noise * ratios)
+        scaled = features * np.sqrt(self.weight)[:, None]
+        self._gram = scaled.T @ scaled  # (D, D)
+        self.moment: Floats = (self.weight * target) @ features
+        self._square = float((self.weight * target**2).sum())
+        self._log_weight = float(np.log(self.weight).sum())
+
+    def compute_precision(self, prior: Floats) -> Floats:
+        """Return the precision of the coefficients (D, D), given their prior variances (D,)."""
+        precision = self._gram.copy()
+        diagonal = np.einsum("ii->i", precision)
+        diagonal += 1 / prior
+        diagonal *= 1 + 1e-12  # positive definite whatever the rounding
+        return precision
+
+    def compute_log_evidence(self, prior: Floats) -> float:
+        """Return the logarithm of the evidence of prior variances (D,), up to a constant.
+
+        The last row of the Cholesky factor of [[P, m], [mᵀ, ·]], for the precision P = L Lᵀ and the
+        moment m, is L⁻¹ m, whose square is mᵀ P⁻¹ m.
+        """
+        size = len(prior)
+        bordered = np.empty((size + 1, size + 1))
+        bordered[:size, :size] = self.compute_precision(prior)
+        bordered[size, :size] = bordered[:size, size] = self.moment
+        bordered[size, size] = 2 * self._square + 1  # any number greater than mᵀ P⁻¹ m
+        factor = np.linalg.cholesky(bordered)
+        explained = float((factor[size, :size] ** 2).sum())
+        log_determinant = 2 * float(np.log(np.diagonal(factor)[:size]).sum())
+        log_prior = float(np.log(prior).sum())
+        return 0.5 * (self._log_weight - log_prior - log_determinant - self._square + explained)
+
+
+def _prior_variances(kinds: Indices, scale: float, main: float, ratio: float) -> Floats:
+    """Return the prior variance of each coefficient, (D,).
+
+    Args:
+        kinds: (D,) kind of each feature.
+        scale: standard deviation of the target.
+        main: prior standard deviation of main effects, relative to it.
+        ratio: that of interactions, relative to that of main effects.
+    """
+    deviations = {
+        CONSTANT: 10 * scale,
+        CURVE: _CURVE_STD,
+        MAIN_EFFECT: main * scale,
+        INTERACTION: main * ratio * scale,
+    }
+    variances: Floats = np.array([deviations[kind] for kind in kinds.tolist()]) ** 2
+    return variances
 
 
 def fit_noise(
@@ -198,12 +263,12 @@ def fit_noise(
     precision = np.full(rows.shape[1], _LOG_NOISE_STD**-2)
     precision[0] = 1e-2
     coefficients = np.zeros(rows.shape[1])
+    # The expected curvature of the likelihood, which is positive.
+    curvature = 0.5 * DEGREES / (DEGREES + 3) * (rows.T @ rows) + np.diag(precision)
     for _ in range(30):
         ratio = squares * np.exp(-rows @ coefficients)
         weighted = (DEGREES + 1) * ratio / (DEGREES + ratio)
         gradient = 0.5 * (1 - weighted) @ rows + precision * coefficients
-        # The expected curvature of the likelihood, which is positive.
-        curvature = 0.5 * DEGREES / (DEGREES + 3) * (rows.T @ rows) + np.diag(precision)
         step = np.linalg.solve(curvature, gradient)
         coefficients -= step
         if np.abs(step).max() < 1e-3:
