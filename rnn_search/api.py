@@ -21,6 +21,7 @@ from rnn_search.study import (
     storage_or_default,
 )
 from search.errors import SearchFailedError
+from search.launch.target import LaunchTarget, parse_target
 from search.run import RunResult, run_workers
 from search.session import RunOptions
 from search.terminal import SafeConsole, Ticker
@@ -52,6 +53,8 @@ def run(
     artifacts: str | Path | None = None,
     report: bool = False,
     until_decided: bool = False,
+    launch: str = "local",
+    launch_set: Mapping[str, str | int] | None = None,
 ) -> Study:
     """Create or join a study, or derive one from another, and run its trials.
 
@@ -98,6 +101,10 @@ def run(
         until_decided: whether to compare replicated architectures at planned looks
             (``refinement.looks``) and to add runs until each is worse than the best or as good, or
             the last look is reached.
+        launch: where to start the workers: ``local``, ``slurm``, ``ray`` or ``ray://HOST:PORT``. On
+            a cluster each worker is a job, ``wait=False`` returns when they are submitted, and
+            ``until`` counts from the start of each.
+        launch_set: options of the cluster's jobs, as in ``{"partition": "gpu"}``.
 
     Returns:
         The study. Its trials are finished, unless ``until`` or ``wait`` says otherwise.
@@ -145,6 +152,7 @@ def run(
         settings=settings,
         is_command=False,
         until_decided=until_decided,
+        target=_parse_launch(launch, launch_set),
     )
     result = run_search_and_report(options, report)
     if result.signal is not None:
@@ -239,6 +247,20 @@ def _check_arguments(study: object, name: object, overrides: object) -> None:
             f"overrides is {shorten(repr(overrides))}: expected a dict such as "
             "{'training.steps': 500}"
         )
+
+
+def _parse_launch(launch: object, settings: object) -> LaunchTarget:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"launch_set is {shorten(repr(settings))}: expected a dict such as "
+            "{'partition': 'gpu'}"
+        )
+    try:
+        return parse_target(
+            str(launch), [f"{key}={value}" for key, value in (settings or {}).items()]
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _parse_until(until: str | float | None) -> float | None:

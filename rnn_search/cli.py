@@ -8,6 +8,9 @@ from typing import Any, TypeVar, get_args
 import click
 
 from rnn_search.api import run_search_and_report
+from search.launch.launcher import create_launcher
+from search.launch.status import format_jobs, read_jobs
+from search.launch.target import parse_target
 from search.progress import format_status
 from search.refinement import MAX_UNCONFIRMED
 from search.session import RunOptions, require_refinement
@@ -68,7 +71,25 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Worker processes to start on this machine.",
+        help="Worker processes to start on this machine, or jobs on a cluster.",
+    ),
+    click.option(
+        "--launch",
+        metavar="local|slurm|ray[://HOST:PORT]",
+        default="local",
+        show_default=True,
+        help="Where to start the workers: on this machine, or as jobs of a cluster.",
+    ),
+    click.option(
+        "--launch-set",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Option of the cluster's jobs, as in partition=gpu or time=04:00:00; may be repeated.",
+    ),
+    click.option(
+        "--cancel",
+        is_flag=True,
+        help="End the study's jobs on the cluster; their trials are requeued with checkpoints.",
     ),
     click.option(
         "--threads",
@@ -162,6 +183,9 @@ def _run(
     dashboard: bool,
     port: int,
     debug: bool,
+    launch: str,
+    launch_set: tuple[str, ...],
+    cancel: bool,
     **options: Any,
 ) -> int:
     """Run a search as given by its command line.
@@ -174,14 +198,30 @@ def _run(
         dashboard: serve optuna-dashboard during the search.
         port: port of optuna-dashboard.
         debug: read by :func:`studies.cli.run_command`.
+        launch: where to start the workers.
+        launch_set: options of a cluster's jobs.
+        cancel: end the jobs of the study instead.
         options: other fields of :class:`search.session.RunOptions`.
 
     Returns:
         The exit code.
     """
-    run_options = RunOptions(wait=not no_wait, is_refinement=is_refinement, **options)
+    try:
+        target = parse_target(launch, launch_set)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run_options = RunOptions(
+        wait=not no_wait, is_refinement=is_refinement, target=target, **options
+    )
     if as_json and not status:
         raise click.UsageError("--json requires --status")
+    if cancel and status:
+        raise click.UsageError("--cancel and --status exclude each other")
+    if cancel and target.is_local:
+        raise click.UsageError("--cancel requires --launch slurm or ray")
+    if cancel:
+        _cancel_jobs(run_options)
+        return 0
     if status:
         _print_status(run_options, as_json)
         return 0
@@ -196,9 +236,28 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         require_refinement(options.load_file())
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
-        config = read_study_record(study).config
-        status = read_status(study, storage, config)
-    click.echo(json.dumps(status.as_json()) if as_json else format_status(status, config))
+        record = read_study_record(study)
+        status = read_status(study, storage, record.config)
+        jobs = None
+        if not options.target.is_local:
+            jobs = read_jobs(
+                create_launcher(options.target), record.artifact_folder, study, storage
+            )
+    if as_json:
+        extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
+        click.echo(json.dumps(status.as_json() | extra))
+        return
+    click.echo(format_status(status, record.config))
+    if jobs is not None:
+        click.echo(format_jobs(jobs))
+
+
+def _cancel_jobs(options: RunOptions) -> None:
+    launcher = create_launcher(options.target)
+    with closing(read_storage(options.storage)) as storage:
+        study = load_study(storage, options.name or study_name(options.study))
+        name = read_study_record(study).artifact_folder
+    click.echo(launcher.cancel(name))
 
 
 _STUDY_HELP = "STUDY is a config in studies/, the path of a TOML file, or a study in the storage."

@@ -9,6 +9,7 @@
     ├── WeightsNotFoundError     the weights of a trial are not available
     ├── TrialNotFoundError       a study does not have a trial
     ├── SearchFailedError        a search ended, but without the results that it was run for
+    ├── LaunchError              a cluster cannot run workers as the command line says
     └── ExportError              a folder cannot be written
 """
 
@@ -44,6 +45,10 @@ class TrialNotFoundError(SearchError):
 
 class SearchFailedError(SearchError):
     """A worker process failed, or the study is finished without a complete trial."""
+
+
+class LaunchError(SearchError):
+    """A cluster cannot run workers as the command line says, or does not answer."""
 
 
 class ExportError(SearchError):

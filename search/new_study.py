@@ -43,6 +43,7 @@ class StudyOptions:
         command: command line to record with a study that is created or extended.
         artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
         until_decided: compare replicates at planned looks, and add runs until they are decided.
+        is_shared: require a corpus that other machines find.
     """
 
     name: str | None = None
@@ -55,6 +56,7 @@ class StudyOptions:
     command: str = ""
     artifacts: str | None = None
     until_decided: bool = False
+    is_shared: bool = False
 
 
 def create_new_study(

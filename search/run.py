@@ -17,6 +17,8 @@ import click
 
 from rnn.training.devices import assign_devices, trim_heap
 from search.errors import USER_ERRORS, ShutdownRequestedError
+from search.launch.jobs import prepare_launch, run_jobs
+from search.launch.launcher import Launcher
 from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.session import RunOptions, Session, open_session
@@ -99,7 +101,11 @@ def run_workers(
     console = SafeConsole()
     name = options.name or study_name(options.study)
     preparing = f"preparing study {name}: opening the storage, loading corpus and cells"
-    stop = ShutdownSignal(options.until, with_parent=options.is_subprocess)
+    launcher = prepare_launch(options)
+    if launcher is not None:
+        options = replace(options, is_shared=launcher.uses_other_machines)
+    until = options.until if launcher is None else None  # each worker of a cluster stops itself
+    stop = ShutdownSignal(until, with_parent=options.is_subprocess)
     try:
         with nullcontext() if options.is_subprocess else Ticker(console, lambda: preparing):
             session = open_session(options, stop, console.print_line)
@@ -130,7 +136,9 @@ def run_workers(
         ):
             reader.attach(claims)
             failed_workers, failure = 0, ""
-            if options.workers == 1:
+            if launcher is not None:
+                failure = run_jobs(options, launcher, session, reader, stop, console, display)
+            elif options.workers == 1:
                 _run_worker(options, session, claims, reader, stop, display, has_trained)
             else:
                 console.print_line(f"starting {options.workers} worker processes")
@@ -141,7 +149,7 @@ def run_workers(
             status = reader.read_status()
         merge_log(storage)
         if not options.is_subprocess:
-            failure = _conclude(console, session, status, stop, has_trained)
+            failure = failure or _conclude(console, session, status, stop, has_trained, launcher)
     trim_heap()  # a report, which may follow, needs as much memory
     finished = status.counts.finished
     return RunResult(
@@ -211,6 +219,7 @@ def _conclude(
     status: Status,
     stop: ShutdownSignal,
     has_trained: c_bool,
+    launcher: Launcher | None,
 ) -> str:
     """Print the outcome of a run and remove the checkpoints of a finished study.
 
@@ -220,7 +229,7 @@ def _conclude(
     if status.is_finished:
         _remove_leftovers(session)
     console.print_line(f"study {status.name}: {format_progress(status)}")
-    if stop.requested and not status.is_finished:
+    if stop.requested and not status.is_finished and launcher is None:
         if has_trained.value:
             console.print_line("stopped; progress is saved: run the same command to resume")
         else:

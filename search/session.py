@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from rnn.training.devices import resolve_device
+from search.launch.launcher import JOB_VARIABLE
+from search.launch.status import name_worker
+from search.launch.target import LOCAL, LaunchTarget
 from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.status import StatusReader
@@ -33,6 +36,8 @@ class RunOptions:
         is_refinement: whether the study must derive from another, as for ``refine.py``.
         until_decided: whether to add runs of replicates until they are decided.
         is_command: whether the options come from a command line, which messages then name.
+        target: where the workers run.
+        is_shared: whether they run on other machines, which must find the corpus.
     """
 
     study: str
@@ -57,6 +62,8 @@ class RunOptions:
     settings: Mapping[str, Any] | None = None
     is_command: bool = True
     until_decided: bool = False
+    target: LaunchTarget = LOCAL
+    is_shared: bool = False
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -85,6 +92,7 @@ class RunOptions:
             self.command,
             self.artifacts,
             self.until_decided,
+            self.is_shared,
         )
 
     @property
@@ -142,7 +150,8 @@ class Session:
     @classmethod
     def open(cls, options: RunOptions, file: ConfigFile) -> "Session":
         """Create or join the study of a config file."""
-        device = resolve_device(options.device)
+        # The workers of a cluster resolve theirs.
+        device = resolve_device(options.device if options.target.is_local else "cpu")
         checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
         weights = open_store(options.artifacts, options.storage, "weights")
         handle = create_or_join(file, options.storage, options.study_options, device)
@@ -153,7 +162,7 @@ class Session:
             CheckpointStore(checkpoints, handle.artifact_folder),
             FinalCheckpointStore(checkpoints, handle.artifact_folder),
             WeightStore(weights, handle.artifact_folder),
-            f"{socket.gethostname()}/{os.getpid()}",
+            name_worker(socket.gethostname(), os.getpid(), os.environ.get(JOB_VARIABLE)),
         )
 
 

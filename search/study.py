@@ -16,6 +16,7 @@ from search.certification import certify_cells
 from search.duration import describe_duration
 from search.extension import describe_new_end, plan_new_end
 from search.grid import GridSampler, create_sampler, extend_grid, find_conflict
+from search.launch.shared_files import require_shared
 from search.new_study import StudyOptions, corpus_record, create_new_study, describe_trials
 from search.pruning.pruner import TopFractionPruner
 from search.refinement import MAX_UNCONFIRMED, check_count
@@ -112,6 +113,8 @@ def create_or_join(
     _check_options(name, url, config, options, device)
     check_precision(config.precision, device)
     corpus = load_study_corpus(file, config, options.corpus is not None)
+    if options.is_shared and corpus.file is not None and corpus.name != "enwik8":
+        require_shared(corpus.file.path, "corpus")
     # A corpus has at most as many tokens as bytes, so this can be checked without the tokenizer.
     check_length(TokenCorpus(corpus, ByteTokenizer()), config)
     if config.cells:

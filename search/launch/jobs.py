@@ -1,0 +1,124 @@
+"""Run a study's workers as jobs of a cluster, and follow their progress."""
+
+import sys
+import time
+from pathlib import Path
+
+from search.errors import LaunchError
+from search.launch.launcher import Launcher, WorkerCommand, count_states, create_launcher
+from search.launch.shared_files import (
+    require_server,
+    require_shared,
+    require_shared_artifacts,
+    warn_of_loopback,
+)
+from search.session import RunOptions, Session
+from search.status import StatusReader
+from search.terminal import QuietDisplay, SafeConsole
+from search.worker.shutdown import ShutdownSignal
+
+POLL_SECONDS = 2.0
+"""Interval between reads of the study's status."""
+
+JOBS_SECONDS = 20.0
+"""Interval between lists of the jobs; a cluster's controller serves many users."""
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""Folder of ``run_search.py``, which an installed package has as well."""
+
+
+def prepare_launch(options: RunOptions) -> Launcher | None:
+    """Create the launcher of a run, and check what workers on other machines need.
+
+    Returns:
+        The launcher; None for workers on this machine.
+
+    Raises:
+        LaunchError: if the cluster cannot run the workers; nothing has been written.
+    """
+    if options.target.is_local:
+        return None
+    if options.settings is not None:
+        raise LaunchError(
+            f"settings in Python cannot be launched on {options.target.kind}: write them to a "
+            "study file and run that"
+        )
+    launcher = create_launcher(options.target)
+    if launcher.uses_other_machines:
+        require_server(options.storage)
+        require_shared_artifacts(options.artifacts, options.storage)
+        if options.study.endswith(".toml") or "/" in options.study:
+            require_shared(Path(options.study), "study file")
+    return launcher
+
+
+def run_jobs(
+    options: RunOptions,
+    launcher: Launcher,
+    session: Session,
+    reader: StatusReader,
+    stop: ShutdownSignal,
+    console: SafeConsole,
+    display: QuietDisplay,
+) -> str:
+    """Submit the jobs of a study that are missing, and follow them until the study is finished.
+
+    Returns:
+        Why no job is left though the study is not finished; "" otherwise.
+
+    Raises:
+        LaunchError: if the cluster refuses the jobs.
+    """
+    name = session.handle.artifact_folder
+    status = reader.read_status()
+    if status.is_finished:
+        return ""
+    existing = launcher.list_jobs(name)
+    if existing:
+        console.print_line(f"jobs of this study already: {count_states(existing)}")
+    if (missing := options.workers - len(existing)) > 0:
+        if launcher.uses_other_machines and (warning := warn_of_loopback(options.storage)):
+            console.print_line(f"warning: {warning}")
+        for line in launcher.submit(name, build_worker_command(options), missing):
+            console.print_line(line)
+    if not options.wait:
+        return ""
+    next_list = time.monotonic() + JOBS_SECONDS
+    while not stop.requested:
+        display.on_log(reader.read_running())
+        if reader.read_status().is_finished:
+            return ""
+        if time.monotonic() >= next_list:
+            if not launcher.list_jobs(name) and not reader.read_status().is_finished:
+                return f"no job of study {status.name!r} is left, and it is not finished"
+            next_list = time.monotonic() + JOBS_SECONDS
+        stop.wait(POLL_SECONDS)
+    console.print_line(launcher.leave(name))
+    return ""
+
+
+def build_worker_command(options: RunOptions) -> WorkerCommand:
+    """Return the command of a worker: the options of a run, without those of its launch.
+
+    The study exists by now, and was extended if that was asked for. ``--until`` counts from the
+    start of each worker.
+    """
+    program = "refine.py" if options.is_refinement else "run_search.py"
+    arguments = [sys.executable, str(PROJECT / program), options.study]
+    for option, value in (
+        ("--storage", options.storage),
+        ("--artifacts", options.artifacts),
+        ("--name", options.name),
+        ("--corpus", options.corpus),
+        ("--precision", options.precision),
+        ("--lockstep", options.lockstep),
+        ("--device", options.device),
+        ("--threads", options.threads),
+        ("--until", None if options.until is None else f"{options.until:.3f}s"),
+        *(("--set", override) for override in options.overrides),
+    ):
+        arguments += [] if value is None else [option, str(value)]
+    arguments += ["--prune"] if options.prune else []
+    arguments += ["--partial"] if options.partial else []
+    arguments += ["--until-decided"] if options.until_decided else []
+    return WorkerCommand(tuple(arguments), Path.cwd(), options.threads, options.device)
