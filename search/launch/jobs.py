@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from search.errors import LaunchError
-from search.launch.launcher import Launcher, WorkerCommand, count_states, create_launcher
+from search.launch.launcher import PROJECT, Launcher, WorkerCommand, count_states, create_launcher
 from search.launch.shared_files import (
     require_server,
     require_shared,
@@ -22,9 +22,6 @@ POLL_SECONDS = 2.0
 
 JOBS_SECONDS = 20.0
 """Interval between lists of the jobs; a cluster's controller serves many users."""
-
-PROJECT = Path(__file__).resolve().parents[2]
-"""Folder of ``run_search.py``, which an installed package has as well."""
 
 
 def prepare_launch(options: RunOptions) -> Launcher | None:

@@ -1,13 +1,16 @@
 """What a launcher does: start, list and end the workers of a study on a cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from search.errors import LaunchError
 from search.launch.target import LaunchTarget
 from studies.text import shorten
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""Folder of ``run_search.py``, which an installed package has as well."""
 
 JOB_VARIABLE = "RNN_SEARCH_JOB"
 """Environment variable with the id of the job that a worker runs in, which its leases then name."""
@@ -28,6 +31,13 @@ class WorkerCommand:
     folder: Path
     threads: int | None = None
     device: str = "auto"
+
+    def with_threads(self, threads: int) -> "WorkerCommand":
+        """Return the command with a number of threads, unless it has one."""
+        if self.threads is not None:
+            return self
+        arguments = (*self.arguments, "--threads", str(threads))
+        return replace(self, arguments=arguments, threads=threads)
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,139 @@
-"""Workers as jobs of SLURM, submitted with submitit."""
+"""Workers as a job array of SLURM, submitted with submitit."""
 
+import getpass
+import shutil
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from search.errors import LaunchError
-from search.launch.launcher import Job, WorkerCommand
+from search.launch.launcher import (
+    PROJECT,
+    Job,
+    WorkerCommand,
+    count_states,
+    missing_library,
+    parse_settings,
+)
+from search.launch.shared_files import require_shared
+from search.launch.slurm_settings import SETTINGS
+from search.launch.slurm_worker import SlurmWorker
+from studies.text import shorten, to_line
+
+LOG_PARENT = Path("studies/jobs")
+"""Parent of the folders of job scripts and logs, relative to the working directory."""
+
+DEFAULT_MINUTES = 60
+"""Time limit of a job; one that reaches it is requeued, so it is not a limit of the search."""
+
+SIGNAL_SECONDS = 90
+"""Time before the limit at which a worker is told to stop."""
+
+_UNLIMITED = 10**9
+"""Number of time limits that submitit lets a job reach before it gives up."""
 
 
 class SlurmLauncher:
-    """Starts workers as a job array of SLURM.
+    """Starts workers as a job array of SLURM; see :class:`search.launch.launcher.Launcher`.
 
     Args:
-        settings: values of ``--launch-set``.
+        settings: values of ``--launch-set``: options of ``sbatch``.
 
     Raises:
-        LaunchError: if SLURM or submitit is missing, or a setting is invalid.
+        LaunchError: if SLURM or submitit is missing, or SLURM refuses the settings.
     """
 
     uses_other_machines = True
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        raise LaunchError("--launch slurm is not available yet: expected local")
+        for program in ("sbatch", "srun", "squeue", "scancel"):
+            if shutil.which(program) is None:
+                raise LaunchError(
+                    f"--launch slurm needs the command {program}, which is not on PATH: run it on "
+                    "a machine of the cluster from which jobs are submitted"
+                )
+        try:
+            import submitit  # noqa: F401
+        except ImportError as error:
+            raise missing_library("slurm", "submitit") from error
+        self._settings = parse_settings("slurm", settings, SETTINGS)
+        if settings:
+            options = [f"--{key}={value}" for key, value in self._settings.items()]
+            _run("sbatch", "--test-only", "--wrap=true", *options)
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
-        """Submit a job array; see :class:`search.launch.launcher.Launcher`."""
-        raise NotImplementedError
+        """Submit a job array; the environment, with ``PGPASSWORD``, reaches the jobs."""
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        folder = LOG_PARENT.absolute() / name
+        require_shared(folder, "folder of logs", "expected a shared working directory")
+        settings = {**self._settings}
+        minutes = settings.pop("time", DEFAULT_MINUTES)
+        threads = settings.pop("cpus-per-task", None) or command.threads or 1
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=_UNLIMITED)
+        executor.update_parameters(
+            job_name=name,
+            time=minutes,
+            cpus_per_task=threads,
+            srun_args=[f"--cpus-per-task={threads}"],
+            signal_delay_s=SIGNAL_SECONDS,
+            array_parallelism=count,
+            stderr_to_stdout=True,
+            setup=[f'export PYTHONPATH="{PROJECT}${{PYTHONPATH:+:$PYTHONPATH}}"'],
+            additional_parameters={**settings, "requeue": True},
+        )
+        worker = SlurmWorker(command.with_threads(threads))
+        try:
+            jobs = executor.submit_array([worker] * count)
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise LaunchError(f"SLURM refused the jobs: {_last_line(str(error))}") from error
+        array = jobs[0].job_id.partition("_")[0]
+        limit = f"time limit {minutes} min, after which SLURM starts them again"
+        return [
+            f"submitted {count} job{'s' * (count > 1)} as {array}, of {threads} "
+            f"core{'s' * (threads > 1)}; {limit}",
+            f"logs: {folder}",
+            f"jobs: squeue --name={name}, or this command with --status; --cancel ends them",
+        ]
 
     def list_jobs(self, name: str) -> list[Job]:
-        """List the jobs; see :class:`search.launch.launcher.Launcher`."""
-        raise NotImplementedError
+        """List the jobs of this user with the study's name."""
+        listed = _run("squeue", *_select(name), "--noheader", "--array", "--format=%i|%T|%N")
+        fields = [line.split("|") for line in listed.splitlines() if line.count("|") == 2]
+        return [Job(job, state.lower(), host) for job, state, host in fields]
 
     def cancel(self, name: str) -> str:
-        """End all jobs; see :class:`search.launch.launcher.Launcher`."""
-        raise NotImplementedError
+        """Cancel all jobs: SLURM sends SIGTERM, and SIGKILL after its ``KillWait``."""
+        if not (jobs := self.list_jobs(name)):
+            return "no job to cancel"
+        _run("scancel", *_select(name))
+        return (
+            f"cancelled {len(jobs)} job{'s' * (len(jobs) > 1)} ({count_states(jobs)}): running "
+            "workers write checkpoints and requeue their trials"
+        )
 
     def leave(self, name: str) -> str:
-        """Describe the jobs that stay; see :class:`search.launch.launcher.Launcher`."""
-        raise NotImplementedError
+        """Describe that the jobs do not depend on this command."""
+        return "the jobs keep running: --status shows them, --cancel ends them"
+
+
+def _select(name: str) -> tuple[str, str]:
+    return f"--user={getpass.getuser()}", f"--name={name}"
+
+
+def _run(*command: str) -> str:
+    """Run a command of SLURM; return its output.
+
+    Raises:
+        LaunchError: if it fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(f"{command[0]} failed: {_last_line(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return to_line(shorten(lines[-1] if lines else "no message", 300))

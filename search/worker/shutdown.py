@@ -12,7 +12,7 @@ from studies.text import shorten
 
 SIGNALS = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
 
@@ -24,8 +24,9 @@ class ShutdownSignal:
 
     Only the main thread can install them; in other threads signals keep their usual effect.
 
-    Requests are SIGINT, SIGTERM, SIGHUP (closed terminal), SIGUSR1 (warning of a batch system), a
-    time limit, and the end of the parent process. A second SIGINT raises ``KeyboardInterrupt``.
+    Requests are SIGINT, SIGTERM, SIGHUP (closed terminal), SIGUSR1 and SIGUSR2 (warnings of a batch
+    system), a time limit, and the end of the parent process. A second SIGINT raises
+    ``KeyboardInterrupt``.
 
     Args:
         seconds: time limit; None for none.

@@ -1,0 +1,188 @@
+"""A SLURM cluster of several nodes on this machine, from system packages, for tests."""
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from hooks import HANG_TIMEOUT
+from process_runner import wait_until
+from services import free_port, report_missing
+
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scancel",
+    "scontrol",
+    "sinfo",
+    "squeue",
+)
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller_port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=1
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
+CompleteWait=0
+KillWait=60
+ReturnToService=2
+{nodes}
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """Context that runs a SLURM cluster, with its own key, ports and folders.
+
+    Args:
+        nodes: number of nodes; each is a daemon of this machine.
+        cores: number of cores that each node claims to have.
+
+    Attributes:
+        nodes: names of the nodes.
+        environment: variables with which commands reach this cluster.
+    """
+
+    def __init__(self, nodes: int = 2, cores: int = 2) -> None:
+        search_path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+        found = {name: shutil.which(name, path=search_path) for name in PROGRAMS}
+        if missing := [name for name, path in found.items() if path is None]:
+            report_missing(f"SLURM ({', '.join(missing)})")
+        self._programs = {name: str(path) for name, path in found.items()}
+        self.nodes = [f"node{index}" for index in range(nodes)]
+        self._cores = cores
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Slurm":
+        self._folder = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(Exception):
+            self.end_jobs()
+        for daemon in reversed(self._daemons):
+            daemon.send_signal(signal.SIGTERM)
+        for daemon in reversed(self._daemons):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(30)
+            daemon.kill()
+        self._folder.cleanup()
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run a command of SLURM; return its output."""
+        done = self._call(program, *arguments)
+        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def jobs(self) -> dict[str, str]:
+        """Return the state of each job, by its id: elements of an array as ``12_0``."""
+        listed = self.run("squeue", "--noheader", "--array", "--format=%i %T").split("\n")
+        return dict(line.split() for line in listed if line)
+
+    def end_jobs(self) -> None:
+        """Kill all jobs and wait until they have left the nodes."""
+        while jobs := self.jobs():
+            for job in jobs:
+                self._call("scancel", job)
+                self._call("scancel", "--full", "--signal=KILL", job)
+            time.sleep(0.2)
+
+    @property
+    def log(self) -> str:
+        """Logs of the controller and the nodes."""
+        logs = sorted(Path(self._folder.name).glob("*.log"))
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')}" for log in logs)
+
+    def _call(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [self._programs[program], *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=HANG_TIMEOUT,
+        )
+
+    def _start(self) -> None:
+        folder = Path(self._folder.name)
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        key = folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+        ports = [free_port() for _ in self.nodes]
+        config = folder / "slurm.conf"
+        config.write_text(
+            CONFIG.format(
+                host=os.uname().nodename,
+                user=pwd.getpwuid(os.getuid()).pw_name,
+                controller_port=free_port(),
+                folder=folder,
+                nodes="\n".join(
+                    f"NodeName={name} NodeHostname={os.uname().nodename} NodeAddr=127.0.0.1 "
+                    f"Port={port} CPUs={self._cores} RealMemory=8000 State=UNKNOWN"
+                    for name, port in zip(self.nodes, ports, strict=True)
+                ),
+            )
+        )
+        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        self.environment = {"SLURM_CONF": str(config)}
+        self._daemon(
+            "munged", "--foreground", "--force", f"--key-file={key}",
+            f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
+            f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
+        )  # fmt: skip
+        wait_until(lambda: (folder / "munge.socket").exists())
+        self._daemon("slurmctld", "-D", "-f", str(config))
+        for name in self.nodes:
+            self._daemon("slurmd", "-D", "-N", name, "-f", str(config))
+        wait_until(self._is_idle)
+
+    def _daemon(self, program: str, *arguments: str) -> None:
+        self._daemons.append(
+            subprocess.Popen(
+                [self._programs[program], *arguments],
+                env={**os.environ, **self.environment},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=self._folder.name,
+            )
+        )
+
+    def _is_idle(self) -> bool:
+        try:
+            nodes = self.run("sinfo", "--noheader", "--Node", "--format=%T").split()
+        except AssertionError:  # the controller does not answer yet
+            return False
+        return nodes == ["idle"] * len(self.nodes)
