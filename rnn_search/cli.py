@@ -52,19 +52,46 @@ def _parse_lockstep(context: click.Context, option: click.Parameter, text: str) 
     return int(text)
 
 
-_OPTIONS = (
+_STUDY_OPTIONS = (
     click.option("--name", show_default="name of its config", help="Name of the study."),
-    click.option(
-        "--corpus",
-        metavar="NAME|PATH",
-        help="Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
-    ),
     click.option(
         "--set",
         "overrides",
         metavar="KEY=VALUE",
         multiple=True,
         help="Override a setting of the config, as in training.steps=2000; may be repeated.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(get_args(PrecisionSetting)),
+        help="Precision of matrix products; fixed when the study is created.",
+    ),
+    click.option(
+        "--prune",
+        is_flag=True,
+        help="Prune trials that are unlikely to finish among the best; same as "
+        "--set pruning.enabled=true.",
+    ),
+    click.option(
+        "--extend",
+        is_flag=True,
+        help="Add trials for values that were added to the config's search space, and train "
+        "complete trials for more steps if training.steps is larger; store another question, "
+        "report_threshold or nuisance.",
+    ),
+    click.option(
+        "--yes",
+        is_flag=True,
+        help=f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise.",
+    ),
+)
+"""Options that say what a study is."""
+
+_RUN_OPTIONS = (
+    click.option(
+        "--corpus",
+        metavar="NAME|PATH",
+        help="Corpus to use instead of the config's: stdlib, enwik8, recall:D or a file.",
     ),
     click.option(
         "--workers",
@@ -113,35 +140,6 @@ _OPTIONS = (
         help="Device to train on.",
     ),
     click.option(
-        "--precision",
-        type=click.Choice(get_args(PrecisionSetting)),
-        help="Precision of matrix products; fixed when the study is created.",
-    ),
-    click.option(
-        "--status",
-        is_flag=True,
-        help="Print the progress of the study and exit without changing anything.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the status as JSON."),
-    click.option(
-        "--prune",
-        is_flag=True,
-        help="Prune trials that are unlikely to finish among the best; same as "
-        "--set pruning.enabled=true.",
-    ),
-    click.option(
-        "--extend",
-        is_flag=True,
-        help="Add trials for values that were added to the config's search space, and train "
-        "complete trials for more steps if training.steps is larger; store another question, "
-        "report_threshold or nuisance.",
-    ),
-    click.option(
-        "--yes",
-        is_flag=True,
-        help=f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise.",
-    ),
-    click.option(
         "--no-wait",
         is_flag=True,
         help="Exit when no trial is left to claim, even if other workers still run some.",
@@ -160,6 +158,16 @@ _OPTIONS = (
     dashboard_port_option,
     artifacts_option,
 )
+"""Options that say where and how long a search runs."""
+
+_STATUS_OPTIONS = (
+    click.option(
+        "--status",
+        is_flag=True,
+        help="Print the progress of the study and exit without changing anything.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the status as JSON."),
+)
 
 
 def _search_options(default_study: str) -> Callable[[_F], _F]:
@@ -167,7 +175,7 @@ def _search_options(default_study: str) -> Callable[[_F], _F]:
 
     def decorate(command: _F) -> _F:
         command = storage_options(command)
-        for option in reversed(_OPTIONS):
+        for option in reversed((*_STUDY_OPTIONS, *_RUN_OPTIONS, *_STATUS_OPTIONS)):
             command = option(command)
         return click.argument("study", default=default_study)(command)
 
@@ -287,6 +295,36 @@ def run_search(**options: Any) -> int:
 def refine(**options: Any) -> int:
     """Run a refinement."""
     return _run(is_refinement=True, **options)
+
+
+def _run_options(command: _F) -> _F:
+    command = storage_options(command)
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(
+    "continue",
+    help="Run the trials of the stored study NAME that are left, with its stored settings and "
+    "cells; its file is not read.",
+)
+@click.argument("study", metavar="NAME")
+@_run_options
+def continue_search(study: str, storage: str, **options: Any) -> int:
+    """Continue a stored study."""
+    with closing(read_storage(storage)) as opened:
+        refinement = read_study_record(load_study(opened, study)).config.refinement
+    has_looks = refinement is not None and bool(refinement.looks)
+    return _run(
+        study=study,
+        storage=storage,
+        status=False,
+        as_json=False,
+        is_stored=True,
+        until_decided=has_looks,
+        **options,
+    )
 
 
 @click.command(help="Print the progress of a study without changing anything.")

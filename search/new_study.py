@@ -44,6 +44,7 @@ class StudyOptions:
         artifacts: location of the artifacts, see :func:`studies.artifacts.open_store`.
         until_decided: compare replicates at planned looks, and add runs until they are decided.
         is_shared: require a corpus that other machines find.
+        must_exist: create no study: one of that name was found before.
     """
 
     name: str | None = None
@@ -57,6 +58,7 @@ class StudyOptions:
     artifacts: str | None = None
     until_decided: bool = False
     is_shared: bool = False
+    must_exist: bool = False
 
 
 def create_new_study(

@@ -13,6 +13,9 @@ from studies.storage.counts import TrialCounts
 from studies.storage.queries import TrialRow
 from studies.text import format_duration
 
+MAX_WORKERS = 20
+"""Number of workers that a status lists."""
+
 
 def format_trial_end(event: TrialEvent, config: StudyConfig) -> str:
     """Format the outcome of a trial: ``trial 14  1×32 GRU  complete 1.4321 nats  55.3 s``."""
@@ -88,7 +91,16 @@ def format_status(status: Status, config: StudyConfig) -> str:
     if status.retries:
         retries = ", ".join(f"{count} {reason}" for reason, count in status.retries.items())
         rows.append(("requeued", retries))
+    rows += _list_workers(status)
     return "\n".join(f"{name:9} {value}" for name, value in rows)
+
+
+def _list_workers(status: Status) -> list[tuple[str, object]]:
+    """Return a row for each worker that holds trials, the one that was silent for longest first."""
+    lines = [worker.description for worker in status.workers[:MAX_WORKERS]]
+    if len(status.workers) > MAX_WORKERS:
+        lines.append(f"and {len(status.workers) - MAX_WORKERS} others: --json lists all")
+    return [("workers" if not place else "", line) for place, line in enumerate(lines)]
 
 
 def _format_audit(status: Status) -> str:

@@ -22,7 +22,12 @@ from search.worker.trial_artifacts import CheckpointStore, FinalCheckpointStore,
 from studies.artifacts import open_store
 from studies.config_file import ConfigFile
 from studies.errors import ConfigError
-from studies.loader import load_config_file, load_overrides, load_settings
+from studies.loader import (
+    load_config_file,
+    load_overrides,
+    load_settings,
+    load_stored_config,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class RunOptions:
         is_command: whether the options come from a command line, which messages then name.
         target: where the workers run.
         is_shared: whether they run on other machines, which must find the corpus.
+        is_stored: whether ``study`` is the name of a stored study, whatever files there are.
     """
 
     study: str
@@ -64,6 +70,7 @@ class RunOptions:
     until_decided: bool = False
     target: LaunchTarget = LOCAL
     is_shared: bool = False
+    is_stored: bool = False
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -72,7 +79,9 @@ class RunOptions:
             ConfigError, StorageError, StudyFormatError: see
                 :func:`studies.loader.load_config_file`.
         """
-        if self.settings is not None:
+        if self.is_stored:
+            file = load_stored_config(self.study, self.storage)
+        elif self.settings is not None:
             file = load_settings(self.study, self.settings, self.overrides)
         else:
             file = load_config_file(self.study, self.overrides, self.storage)
@@ -93,6 +102,7 @@ class RunOptions:
             self.artifacts,
             self.until_decided,
             self.is_shared,
+            self.is_stored or self.is_subprocess,
         )
 
     @property

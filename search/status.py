@@ -12,6 +12,7 @@ from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure, is_grid_trial
 from studies.config import StudyConfig, to_trial_config
+from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import (
     TimingStats,
     TrialCounts,
@@ -79,6 +80,7 @@ class Status:
         retries: number of requeued trials, by reason.
         audited: number of trials that are trained to the end whatever the pruner decides.
         looks: planned looks at these trials so far, by name.
+        workers: workers that hold trials.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Status:
     retries: Mapping[Failure, int]
     audited: int = 0
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
+    workers: Sequence[ActiveWorker] = ()
 
     @property
     def is_finished(self) -> bool:
@@ -107,6 +110,7 @@ class Status:
                 "trials": self.audited,
                 "looks": {name: look.model_dump() for name, look in self.looks.items()},
             },
+            "workers": [worker.as_json() for worker in self.workers],
         }
 
 
@@ -122,7 +126,7 @@ def read_status(
         workers: minimum number of active workers, including those that hold no trial just now.
     """
     study_id = study._study_id
-    with storage.reading():  # one connection for all queries
+    with storage.reading() as connection:  # one for all queries
         counts = count_trials(storage, study_id)
         best = None
         if (trial_id := best_trial_id(storage, study_id)) is not None:
@@ -130,10 +134,10 @@ def read_status(
             assert trial.value is not None
             label = to_trial_config(trial.params, config).label
             best = BestTrial(trial.number, trial.value, label)
-        # A worker may hold several leases; trials run by plain Optuna have none.
-        leases = storage.running_leases(study_id).values()
-        without_lease = max(0, counts.running - len(leases))
-        active = max(len({lease.worker for lease in leases}) + without_lease, workers)
+        holders = read_active_workers(connection, study_id)
+        # Of programs without a lease, each is taken to run one trial.
+        active = sum(1 if each.name else len(each.trials) for each in holders)
+        active = max(active, workers)
         seconds_left = None  # unknown while pruning decides how many waiting trials are needed
         if not (config.pruning.enabled and counts.waiting):
             timing = timing_by_shape(storage, study_id)
@@ -141,7 +145,7 @@ def read_status(
         retries = count_retries(storage, study_id)
         audited = count_audited(storage, study_id) if config.pruning.enabled else 0
         looks = read_audit_looks(storage, study_id) if audited else {}
-    return Status(study.study_name, counts, best, seconds_left, retries, audited, looks)
+    return Status(study.study_name, counts, best, seconds_left, retries, audited, looks, holders)
 
 
 def read_running_trials(

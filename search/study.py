@@ -28,16 +28,15 @@ from studies.attributes import StudyRecord
 from studies.compatibility import PER_WORKER, diff_configs, list_descriptive_changes
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
-from studies.errors import ConfigError, ConfigMismatchError, StorageNotFoundError
+from studies.errors import ConfigMismatchError, StorageNotFoundError
 from studies.loader import read_study_record
 from studies.space import observed_search_space
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.presence import StudyIdentity
 from studies.storage.queries import read_trials
 from studies.storage.storage import LeasedRDBStorage
+from studies.study_name import check_study_name
 from studies.text import shorten
-
-MAX_NAME_LENGTH = 200
 
 MAX_DIFFERENCES = 6
 """Number of differences that an error message lists."""
@@ -106,7 +105,7 @@ def create_or_join(
         StudiesError: if the study cannot be extended because workers hold trials.
     """
     name = options.name or file.name
-    _check_name(name)
+    check_study_name(name)
     config = _resolve_config(file, url, options)
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
@@ -124,7 +123,7 @@ def create_or_join(
     notice = ""
     with ExitStack() as on_error:
         storage = on_error.enter_context(closing(open_storage(url)))
-        if name not in list_study_names(storage):
+        if name not in list_study_names(storage) and not options.must_exist:
             notice = create_new_study(name, storage, config, corpus, options, device)
         study = load_study(storage, name)
         record = read_study_record(study)
@@ -149,17 +148,6 @@ def create_or_join(
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
     return StudyHandle(study, storage, config, corpus, tokens, join_notice or notice, warning)
-
-
-def _check_name(name: str) -> None:
-    if len(name) > MAX_NAME_LENGTH:
-        raise ConfigError(
-            f"study name of {len(name)} characters is too long: expected at most {MAX_NAME_LENGTH}"
-        )
-    if not name.strip():
-        raise ConfigError(f"study name {name!r} is blank: expected printable characters")
-    if not name.isprintable():  # messages and terminals show it
-        raise ConfigError(f"study name {name!r} has control characters: expected printable ones")
 
 
 def _check_options(

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -29,8 +31,12 @@ networks, or source files of users' own cells."""
 DEFAULT_PARENT = Path("studies")
 """Parent of the default folders of studies on a server, relative to the working directory."""
 
+UNOWNED = "unowned"
+"""Folder, next to those of the studies' checkpoints, of the records of folders that no study owns;
+see :mod:`studies.study_files`."""
+
 _FILE_NAMES = {
-    "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
+    "checkpoints": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+|{UNOWNED}/{FOLDER_NAME}"),
     "weights": re.compile(rf"{FOLDER_NAME}/trial-[0-9]+\.[a-z]+"),
     "artifacts": re.compile(FOLDER_NAME),
     "cells": re.compile(rf"{FOLDER_NAME}/cell-\w+\.py"),
@@ -97,15 +103,22 @@ class AtomicFileStore(FileSystemArtifactStore):
         The subfolder is removed if it becomes empty.
         """
         self.remove_temporary_files(folder)
-        inside = self._locate_folder(folder)
         for name in self.list_names(folder):
             if name.endswith(suffix) and self._names.fullmatch(f"{folder}/{name}"):
                 with contextlib.suppress(ArtifactNotFound):  # removed by another process
                     self.remove(f"{folder}/{name}")
+        self.remove_if_empty(folder)
+
+    def remove_if_empty(self, folder: str) -> None:
+        """Remove a subfolder, and with it the folder of the store, if they are empty."""
         with contextlib.suppress(OSError):  # missing or not empty
-            inside.rmdir()
+            self._locate_folder(folder).rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
+
+    def age(self, artifact_id: str) -> float:
+        """Return the seconds since an artifact was written."""
+        return time.time() - self._locate_file(artifact_id).stat().st_mtime
 
     def _remove_temporary_files(self, folder: Path, prefix: str, min_age: float | None) -> None:
         remove_temporary_files(folder, lambda file: self._names.fullmatch(prefix + file), min_age)
@@ -169,6 +182,14 @@ class BucketStore(Boto3ArtifactStore):
         return [
             file["Key"].removeprefix(prefix) for page in pages for file in page.get("Contents", ())
         ]
+
+    def age(self, artifact_id: str) -> float:
+        """Return the seconds since an artifact was written, by the clock of the service."""
+        _require_name(self._names, artifact_id)
+        answer = self.client.head_object(Bucket=self.bucket, Key=artifact_id)
+        sent = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
+        seconds: float = (parsedate_to_datetime(sent) - answer["LastModified"]).total_seconds()
+        return seconds
 
 
 Store = AtomicFileStore | BucketStore

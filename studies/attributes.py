@@ -62,6 +62,9 @@ AUDIT_LOOKS = "rnn_search:audit"
 REPORT_CLAIM = "rnn_search:report"
 """Study system attribute: which process writes the report."""
 
+PUBLISHED = "rnn_search:published"
+"""Study system attribute: which state of the study optuna-dashboard shows."""
+
 # ------------------------------------------------------------------ of a trial
 
 IS_GRID_TRIAL = "grid_trial"
@@ -75,6 +78,9 @@ PAUSED = "paused"
 
 CHECKPOINTED = "checkpointed"
 """System attribute of a trial of which a checkpoint was written."""
+
+EARLIER_FAILURES = "earlier_failures"
+"""System attribute of a trial that was retried: what it was after each failure."""
 
 FAILURE = "failure"
 """User attribute: the :class:`Failure` that ended the trial."""

@@ -7,6 +7,8 @@
     ├── StorageError                 a storage that cannot be opened or holds other data
     │   └── StorageNotFoundError     a storage that does not exist yet
     ├── StudyNotFoundError           a study that the storage does not hold
+    ├── StudyExistsError             a study whose name is taken
+    ├── StudyHeldError               a study that workers hold trials of
     ├── StudyFormatError             a study that another program or version stored
     ├── ConfigMismatchError          a worker's config that differs from its study's
     ├── ArtifactsError               an artifact folder or bucket that cannot be used
@@ -36,6 +38,14 @@ class StorageNotFoundError(StorageError):
 
 class StudyNotFoundError(StudiesError):
     """A storage does not hold the study."""
+
+
+class StudyExistsError(StudiesError):
+    """A storage holds a study of that name already."""
+
+
+class StudyHeldError(StudiesError):
+    """Workers hold trials of a study that is to be changed."""
 
 
 class StudyFormatError(StudiesError):

@@ -15,6 +15,7 @@ from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
+from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
 CONFIG_DIR = Path(__file__).parent
@@ -53,6 +54,17 @@ def load_config_file(
     else:
         file = _find_stored(study, None if is_toml else storage)
     return _override(file, overrides)
+
+
+def load_stored_config(name: str, storage: str) -> ConfigFile:
+    """Read the settings of a stored study, whatever files there are.
+
+    Raises:
+        StorageError: if the storage cannot be read.
+        StudyNotFoundError, StudyFormatError: if the study does not exist or cannot be read.
+    """
+    with closing(read_storage(storage)) as opened:
+        return _stored_config(opened, name, redact(parse_url(storage)))
 
 
 def load_settings(
@@ -108,15 +120,18 @@ def _find_stored(study: str, storage: str | None) -> ConfigFile:
             with closing(read_storage(storage)) as opened:
                 names = list_study_names(opened)
                 if study in names:
-                    record = read_study_record(load_study(opened, study))
-                    settings = record.config.model_dump(mode="json")
-                    origin = f"study {study!r} in {where}"
-                    return ConfigFile(name=study, origin=origin, settings=settings, is_stored=True)
+                    return _stored_config(opened, study, where)
             stored = ", ".join(names) or "none yet"
             expected = f"{known}, the path of a TOML file, or a study in {where} ({stored})"
         except StorageNotFoundError:
             pass
     raise ConfigError(f"study {study!r} not found: expected {expected}")
+
+
+def _stored_config(storage: LeasedRDBStorage, name: str, where: str) -> ConfigFile:
+    settings = read_study_record(load_study(storage, name)).config.model_dump(mode="json")
+    origin = f"study {name!r} in {where}"
+    return ConfigFile(name=name, origin=origin, settings=settings, is_stored=True)
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -15,6 +15,14 @@ def format_duration(seconds: float) -> str:
     return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
 
 
+def format_bytes(size: float) -> str:
+    """Format a number of bytes: ``812 bytes``, ``12.3 MB``."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
 def shorten(text: str, length: int = 80) -> str:
     """Cut text from the user for a message, with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

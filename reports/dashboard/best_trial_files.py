@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from uuid import UUID, uuid5
 
 import pandas as pd
 
@@ -15,8 +14,6 @@ from studies.space import BPTT_STEPS
 from studies.storage.queries import read_curves
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import to_printable
-
-_NAMESPACE = UUID("6f1b2d0c-6c0e-4d0b-9a55-5d2c3b9f7a41")
 
 SAMPLES_FILE = "best-samples.txt"
 """Name of the file with the samples of the best trials."""
@@ -37,16 +34,6 @@ class StudyFile:
     name: str
     media_type: str
     content: str
-
-
-def artifact_id(study_key: str, role: str) -> str:
-    """Return the identifier under which a file is stored, the same in every process.
-
-    Args:
-        study_key: unique name of the study.
-        role: role of the file, see :class:`StudyFile`.
-    """
-    return str(uuid5(_NAMESPACE, f"{study_key}/{role}"))
 
 
 def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> list[StudyFile]:

@@ -17,7 +17,7 @@ import optuna
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports.charts.effect_plots import plot_effects
-from reports.dashboard.best_trial_files import artifact_id, build_files
+from reports.dashboard.best_trial_files import build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results, read_results
 from reports.formatting import effects_title, loss_unit
@@ -30,16 +30,14 @@ from reports.stats.conditional_effects import (
 from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
 from studies.artifacts import Store
-from studies.attributes import StudyRecord
+from studies.attributes import PUBLISHED, StudyRecord
 from studies.errors import ArtifactsError
 from studies.loader import read_study_record
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.create_study import update_system_attributes
 from studies.storage.open import load_study
 from studies.storage.storage import LeasedRDBStorage
-
-STATE_ATTR = "rnn_search:published"
-"""Study system attribute that records which state of the study is published."""
+from studies.study_files import artifact_id
 
 FIGURE_ID = "effects"
 """Identifier of the effects figure in the dashboard."""
@@ -119,7 +117,7 @@ class _Publisher:
 
         def update(current: dict[str, Any]) -> dict[str, Any]:
             nonlocal is_stored
-            is_stored = current.get(STATE_ATTR) == attrs.get(STATE_ATTR)
+            is_stored = current.get(PUBLISHED) == attrs.get(PUBLISHED)
             return self._changed_attrs(current, text, figure, files, state) if is_stored else {}
 
         update_system_attributes(self.storage, study_id, update)
@@ -177,13 +175,13 @@ class _Publisher:
     ) -> dict[str, Any]:
         """Return the system attributes to write, in the formats of Optuna and its dashboard."""
         study = self._study_over(current)
-        published = current.get(STATE_ATTR)
+        published = current.get(PUBLISHED)
         previous = TextFingerprint(*published["note"]) if published else None
         save_note(study, merge_note(get_note(study), previous, text))
         if figure is not None:
             save_plotly_graph_object(study, figure, graph_object_id=FIGURE_ID)
         new = study._storage.get_study_system_attrs(study._study_id)
-        new = {**new, **files, STATE_ATTR: state}
+        new = {**new, **files, PUBLISHED: state}
         if _NOTE_VERSION in current:
             # With a new version the dashboard would reject a note that a user is editing.
             new[_NOTE_VERSION] = current[_NOTE_VERSION]
@@ -220,7 +218,7 @@ def _plot_effects(results: Results, effects: list[Effect]) -> Any:
 
 def _published(attrs: Mapping[str, Any], record: StudyRecord) -> dict[str, Any] | None:
     """Return the published state, if it is of this format and the study's number of steps."""
-    state: dict[str, Any] | None = attrs.get(STATE_ATTR)
+    state: dict[str, Any] | None = attrs.get(PUBLISHED)
     if state is None or state["format"] != _FORMAT:
         return None
     # Earlier versions recorded no number of steps, and could not extend it.

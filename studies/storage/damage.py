@@ -28,7 +28,7 @@ _S = TypeVar("_S", bound=_Storage)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_READ_ERRORS = (
+READ_ERRORS = (
     ArithmeticError,
     AssertionError,
     LookupError,
@@ -48,7 +48,7 @@ def reports_damage(
     def read_study(storage: _S, study_id: int, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return read(storage, study_id, *args, **kwargs)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             name = storage.get_study_name_from_id(study_id)  # KeyError if it does not exist
             raise damage_error(name, error) from error
 
@@ -68,7 +68,7 @@ def reading(subject: str) -> Iterator[None]:
     """Name a trial or an attribute in the errors that its rows raise."""
     try:
         yield
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise ValueError(f"{subject}: {_summary(error)}") from error
 
 

@@ -43,7 +43,20 @@ def write_transaction() -> Iterator[None]:
     SQLite ignores ``SELECT … FOR UPDATE``: two deferred transactions may both read a row as free
     and both write it. Reading transactions stay deferred, so a long read blocks no writer.
     """
-    token = _writing.set(True)
+    with _begin_as(writer=True):
+        yield
+
+
+@contextlib.contextmanager
+def read_transaction() -> Iterator[None]:
+    """Begin the enclosed transactions as readers, also within :func:`write_transaction`."""
+    with _begin_as(writer=False):
+        yield
+
+
+@contextlib.contextmanager
+def _begin_as(writer: bool) -> Iterator[None]:
+    token = _writing.set(writer)
     try:
         yield
     finally:

@@ -9,6 +9,9 @@ from typing import Self
 LEASE = "lease"
 """System attribute of a running trial: its lease."""
 
+HEARD = "heard"
+"""Field of a stored lease: when the database wrote it, by its own clock. No lease depends on it."""
+
 DEFAULT_LEASE_SECONDS: float = 120
 """Duration of a lease, unless its worker chooses another; also that of an unreadable lease."""
 

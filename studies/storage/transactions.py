@@ -25,7 +25,7 @@ from studies.storage.damage import (
     reading,
     reports_damage,
 )
-from studies.storage.engine import configure, write_transaction
+from studies.storage.engine import configure, read_transaction, write_transaction
 from studies.storage.leases import LEASE
 from studies.storage.presence import DatabaseFile, StudyIdentity
 from studies.storage.trial_rows import STUDIES, STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
@@ -161,7 +161,7 @@ class TransactionalRDBStorage(RDBStorage):
         is_file = self.engine.dialect.name == "sqlite"
         level = {} if is_file else {"isolation_level": "REPEATABLE READ"}
         connection = self.engine.connect().execution_options(**level)
-        with connection, connection.begin():
+        with read_transaction(), connection, connection.begin():
             yield connection
 
     def get_trials(self, study_id: int, trial_ids: Sequence[int]) -> list[FrozenTrial]:

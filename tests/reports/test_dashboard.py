@@ -32,13 +32,13 @@ from sqlalchemy import Engine, event
 
 from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
-from reports.dashboard.publish import STATE_ATTR, publish_study
+from reports.dashboard.publish import publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.results import read_results
 from reports.errors import DashboardError
 from reports.report_claim import ReportClaim, claim_report
 from studies.artifacts import open_store
-from studies.attributes import REPORT_CLAIM
+from studies.attributes import PUBLISHED, REPORT_CLAIM
 from studies.config import StudyConfig
 from studies.errors import ArtifactsError, StudiesError, StudyFormatError
 from studies.storage.counts import TrialCounts
@@ -87,7 +87,7 @@ def publish_url(url, name="made", artifacts=None):
 
 
 def is_published(url):
-    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{STATE_ATTR}'")
+    return query(url, f"SELECT 1 FROM study_system_attributes WHERE key = '{PUBLISHED}'")
 
 
 def artifacts_of(url, name="made"):
@@ -158,7 +158,7 @@ def test_study_is_published_again_only_after_a_change(sqlite_url, tmp_path):
     assert "7 of 8 trials" in note_of(sqlite_url)
     # The best trials are unchanged.
     assert {path: path.stat().st_mtime_ns for path in files.iterdir()} == times
-    assert after[STATE_ATTR] != before[STATE_ATTR]
+    assert after[PUBLISHED] != before[PUBLISHED]
     # Otherwise a user who is editing the note could not save it.
     assert after["dashboard:note_ver"] == before["dashboard:note_ver"]
     assert max(len(str(value)) for value in after.values()) <= 2045
@@ -329,7 +329,7 @@ def assert_equal_to_a_single_publication(url, files):
     before, contents = attributes(url), {path: path.read_bytes() for path in files.iterdir()}
     with closing(open_storage(url)) as storage:
         study_id = load_study(storage, "made")._study_id
-        storage.set_study_system_attr(study_id, STATE_ATTR, before[STATE_ATTR] | {"format": 0})
+        storage.set_study_system_attr(study_id, PUBLISHED, before[PUBLISHED] | {"format": 0})
     publish_url(url, "made", files)
     assert attributes(url) == before
     assert {path: path.read_bytes() for path in files.iterdir()} == contents
@@ -339,8 +339,8 @@ def finished_and_intact(url):
     """Check that the publication is of one state; return its number of complete trials."""
     found = query(url, "SELECT key, value_json FROM study_system_attributes")
     found = {key: json.loads(value) for key, value in found}
-    assert note.is_intact(body_of(found), note.TextFingerprint(*found[STATE_ATTR]["note"]))
-    return found[STATE_ATTR]["counts"]["complete"]
+    assert note.is_intact(body_of(found), note.TextFingerprint(*found[PUBLISHED]["note"]))
+    return found[PUBLISHED]["counts"]["complete"]
 
 
 def is_locked(url):

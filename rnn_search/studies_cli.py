@@ -1,0 +1,234 @@
+"""The commands that manage stored studies: list, rename, copy, delete, retry and continue."""
+
+import json
+import shlex
+import sys
+from contextlib import closing
+from typing import Any
+
+import click
+
+from studies.cli import artifacts_option, storage_options
+from studies.errors import ConfigError
+from studies.management import StudyManager
+from studies.storage.engine import parse_url, redact
+from studies.storage.held_trials import find_study
+from studies.storage.open import read_storage
+from studies.storage.study_changes import list_derived
+from studies.study_copier import copy_study
+from studies.study_files import StudyStores
+from studies.study_list import ListedStudy, list_studies
+from studies.text import format_bytes
+
+_wait_option = click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait while workers hold trials; those of workers that died are requeued when their "
+    "leases have expired.",
+)
+
+
+def _manager(storage: str, artifacts: str | None = None, wait: bool = False) -> StudyManager:
+    return StudyManager(storage, artifacts, wait, lambda line: click.echo(line, err=True))
+
+
+@click.command("list", help="List the studies of a storage.")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@artifacts_option
+@storage_options
+def list_command(as_json: bool, artifacts: str | None, storage: str, debug: bool) -> int:
+    """List studies."""
+    with closing(read_storage(storage)) as opened:
+        listed = list_studies(opened, StudyStores(artifacts, storage, read_only=True))
+    if as_json:
+        click.echo(json.dumps([study.as_json() for study in listed]))
+    elif listed:
+        click.echo(_format_table(listed))
+    else:
+        click.echo(f"no study in {redact(parse_url(storage))}")
+    return 0
+
+
+@click.command(help="Rename the study OLD to NEW. Its files keep their places.")
+@click.argument("old")
+@click.argument("new")
+@_wait_option
+@storage_options
+def rename(old: str, new: str, wait: bool, storage: str, debug: bool) -> int:
+    """Rename a study."""
+    derived = _manager(storage, wait=wait).rename(old, new)
+    names = f"; the source of {_list_names(derived)} is now {new!r}" if derived else ""
+    click.echo(
+        f"renamed study {old!r} to {new!r}{names}; reports and recorded commands keep the old "
+        f"name, under which run_search.py would create a new study: go on with "
+        f"{shlex.join(['rnn-search', 'continue', new])}"
+    )
+    return 0
+
+
+@click.command(
+    help="Copy the study NAME with its checkpoints, weights, cells and dashboard files, to another "
+    "storage or under another name; the study itself is unchanged."
+)
+@click.argument("name")
+@click.option(
+    "--to",
+    metavar="URL",
+    help="Storage to copy it to, created if it is empty; by default the same storage.",
+)
+@click.option("--as", "new_name", metavar="NEW", help="Name of the copy; by default the same.")
+@click.option(
+    "--artifacts-to",
+    metavar="FOLDER|s3://BUCKET",
+    help="Place of the copy's files; by default that of --artifacts, or else next to its storage.",
+)
+@_wait_option
+@artifacts_option
+@storage_options
+def copy(
+    name: str,
+    to: str | None,
+    new_name: str | None,
+    artifacts_to: str | None,
+    wait: bool,
+    artifacts: str | None,
+    storage: str,
+    debug: bool,
+) -> int:
+    """Copy a study."""
+    manager = _manager(storage, artifacts, wait)
+    result = copy_study(manager, name, to, new_name, artifacts_to)
+    trials, values = result.rows["trials"], result.rows["trial_intermediate_values"]
+    files = result.files
+    command = ["rnn-search", "continue", result.name, "--storage", result.storage]
+    if place := artifacts_to or artifacts:
+        command += ["--artifacts", place]
+    click.echo(
+        f"copied study {name!r} to {result.storage} as {result.name!r}: {trials:,} trials, "
+        f"{values:,} intermediate values, {files.count:,} files of {format_bytes(files.size)}, "
+        "counted and compared by their hashes"
+    )
+    if files.missing:
+        click.echo(f"files of the dashboard that were missing: {files.missing}", err=True)
+    if result.missing_source:
+        click.echo(
+            f"it derives from {result.missing_source!r}, which is not there: copy that as well if "
+            "reports are to compare them"
+        )
+    click.echo(f"go on with {shlex.join(command)}")
+    return 0
+
+
+@click.command(help="Delete the study NAME with its checkpoints, weights, cells and other files.")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Delete it although other studies derive from it.")
+@_wait_option
+@artifacts_option
+@storage_options
+def delete(
+    name: str,
+    yes: bool,
+    force: bool,
+    wait: bool,
+    artifacts: str | None,
+    storage: str,
+    debug: bool,
+) -> int:
+    """Delete a study."""
+    manager = _manager(storage, artifacts, wait)
+    if not yes:
+        _confirm(name, storage, artifacts)
+    manager.delete(name, force)
+    click.echo(f"deleted study {name!r} and its files")
+    return 0
+
+
+def _confirm(name: str, storage: str, artifacts: str | None) -> None:
+    """Ask whether to delete a study.
+
+    Raises:
+        ConfigError: if nobody can be asked.
+        click.Abort: if the answer is no.
+    """
+    with closing(read_storage(storage)) as opened:
+        with opened.reading() as connection:
+            find_study(connection, name)
+        stores = StudyStores(artifacts, storage, read_only=True)
+        listed = [each for each in list_studies(opened, stores) if each.name == name]
+        derived = list_derived(opened, name)
+    if not sys.stdin.isatty():
+        raise ConfigError(f"study {name!r} is deleted with its files: confirm with --yes")
+    for study in listed:
+        counts = study.counts
+        question = f"delete study {name!r}, {counts.finished} of {counts.planned} trials finished"
+        if study.artifact_bytes is not None:
+            question += f", {format_bytes(study.artifact_bytes)} of files"
+        if derived:
+            question += f", the source of {_list_names(derived)}"
+        click.confirm(question, abort=True)
+
+
+@click.command(
+    help="Set failed trials of the study NAME waiting again, with their retries counted from 0. "
+    "What each was is kept. Trials that diverged are retried on request only: divergence is a "
+    "result, and repeats unless the code or the hardware differs."
+)
+@click.argument("name")
+@click.option("--failed", is_flag=True, help="Trials that used up their retries; the default.")
+@click.option("--diverged", is_flag=True, help="Trials whose loss was not finite.")
+@_wait_option
+@storage_options
+def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, debug: bool) -> int:
+    """Retry failed trials."""
+    kinds = [kind for kind, is_given in (("failed", failed), ("diverged", diverged)) if is_given]
+    counts = _manager(storage, wait=wait).retry(name, kinds or ["failed"])
+    listed = " and ".join(f"{count} {kind}" for kind, count in counts.items())
+    if not any(counts.values()):
+        click.echo(f"study {name!r} has no such trial: {listed}")
+        return 0
+    command = shlex.join(["rnn-search", "continue", name])
+    click.echo(f"{listed} trials of study {name!r} wait again: go on with {command}")
+    return 0
+
+
+def _list_names(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _format_table(listed: list[ListedStudy]) -> str:
+    """Format studies as a table, with a line for each problem."""
+    header = ("study", "kind", "trials", "best", "workers", "last change (UTC)", "files")
+    rows = [header, *map(_format_row, listed)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{study.name}: {study.problem}" for study in listed if study.problem]
+    return "\n".join(lines)
+
+
+def _format_row(study: ListedStudy) -> tuple[str, ...]:
+    counts = study.counts
+    parts: list[Any] = [f"{counts.finished} of {counts.planned} finished"]
+    parts += [
+        f"{count} {state}"
+        for state, count in (
+            ("running", counts.running),
+            ("paused", counts.paused),
+            ("pruned", counts.pruned),
+            ("diverged", counts.diverged),
+            ("failed", counts.failed),
+        )
+        if count
+    ]
+    return (
+        study.name,
+        study.kind,
+        ", ".join(parts),
+        "" if study.best is None else f"{study.best:.4f}",
+        str(len(study.workers) or ""),
+        "" if study.changed is None else f"{study.changed:%Y-%m-%d %H:%M}",
+        "" if study.artifact_bytes is None else format_bytes(study.artifact_bytes),
+    )

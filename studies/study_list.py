@@ -1,0 +1,152 @@
+"""The studies of a storage, as a list shows them: damaged ones and those of plain Optuna, too."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from studies.attributes import SCHEMA_VERSION
+from studies.config import StudyConfig
+from studies.errors import StudiesError
+from studies.loader import read_study_record
+from studies.storage.active_workers import ActiveWorker, read_active_workers
+from studies.storage.counts import TrialCounts, count_trials, top_trials
+from studies.storage.damage import READ_ERRORS
+from studies.storage.open import list_study_names, load_study
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.study_changes import read_owned_files
+from studies.storage.trial_rows import TRIALS
+from studies.study_files import StudyStores
+from studies.text import to_line
+
+PLAIN = "plain Optuna"
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class ListedStudy:
+    """A study of a storage.
+
+    Attributes:
+        name: name of the study.
+        kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``schema N`` for a study of
+            another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
+        counts: its grid trials by state; of plain Optuna's study, all trials.
+        best: value of its best trial, nats per token; None before the first.
+        workers: workers that hold its trials.
+        started: time at which its first trial was started, UTC, by the worker's clock.
+        changed: time at which a trial was last started or finished.
+        artifact_bytes: size of checkpoints, weights and cells; None in a bucket.
+        problem: what is damaged; "" for nothing.
+    """
+
+    name: str
+    kind: str
+    counts: TrialCounts = field(default_factory=TrialCounts)
+    best: float | None = None
+    workers: tuple[ActiveWorker, ...] = ()
+    started: datetime | None = None
+    changed: datetime | None = None
+    artifact_bytes: int | None = None
+    problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the study as ``--json`` prints it."""
+        return {
+            "study": self.name,
+            "kind": self.kind,
+            "planned": self.counts.planned,
+            "finished": self.counts.finished,
+            **asdict(self.counts),
+            "best": self.best,
+            "workers": [worker.as_json() for worker in self.workers],
+            "started": self.started and f"{self.started.isoformat()}+00:00",
+            "changed": self.changed and f"{self.changed.isoformat()}+00:00",
+            "artifact_bytes": self.artifact_bytes,
+            "problem": self.problem,
+        }
+
+
+def list_studies(storage: LeasedRDBStorage, stores: StudyStores) -> list[ListedStudy]:
+    """List the studies of a storage, by name.
+
+    Args:
+        storage: the storage.
+        stores: its artifact stores.
+    """
+    listed = []
+    for name in list_study_names(storage):
+        try:
+            listed.append(_read_study(storage, stores, name))
+        except StudiesError as error:
+            listed.append(ListedStudy(name, DAMAGED, problem=to_line(str(error))))
+        except (KeyError, *READ_ERRORS) as error:
+            if name in list_study_names(storage):  # else it was deleted meanwhile
+                problem = to_line(f"{type(error).__name__}: {error}")
+                listed.append(ListedStudy(name, DAMAGED, problem=problem))
+    return listed
+
+
+def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> ListedStudy:
+    study = load_study(storage, name)
+    study_id, version = study._study_id, study.user_attrs.get("schema_version")
+    kind, record, problem = f"schema {version}", None, ""
+    count: Callable[[LeasedRDBStorage, int], TrialCounts] = count_trials
+    if version is None and "artifact_folder" not in study.user_attrs:
+        kind, count = PLAIN, _count_all
+    elif version == SCHEMA_VERSION:
+        try:
+            record = read_study_record(study)
+            kind = _kind(record.config)
+        except StudiesError as error:
+            kind, problem = DAMAGED, to_line(str(error))
+    with storage.reading() as connection:
+        counts = count(storage, study_id)
+        best = top_trials(storage, study_id, 1) if record else []
+        workers = tuple(read_active_workers(connection, study_id))
+        times = sa.select(
+            sa.func.min(TRIALS.c.datetime_start),
+            sa.func.max(TRIALS.c.datetime_start),
+            sa.func.max(TRIALS.c.datetime_complete),
+        ).where(TRIALS.c.study_id == study_id)
+        started, *others = connection.execute(times).one()
+        folder = read_owned_files(connection, study_id).folder
+    return ListedStudy(
+        name,
+        kind,
+        counts,
+        best[0][1] if best else None,
+        workers,
+        started,
+        max((each for each in others if each is not None), default=None),
+        stores.measure(folder) if folder else 0,
+        problem,
+    )
+
+
+def _kind(config: StudyConfig) -> str:
+    refinement = config.refinement
+    if refinement is None:
+        return "grid"
+    is_same = refinement.variants == [{}]
+    kind = "replicates" if is_same and refinement.replicates > 1 else "refinement"
+    return f"{kind} of {refinement.source!r}"
+
+
+def _count_all(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
+    """Count all trials of a study of plain Optuna by state."""
+    query = sa.select(TRIALS.c.state, sa.func.count()).where(TRIALS.c.study_id == study_id)
+    with storage.reading() as connection:
+        counts: dict[TrialState, int] = dict(
+            connection.execute(query.group_by(TRIALS.c.state)).tuples().all()
+        )
+    return TrialCounts(
+        complete=counts.get(TrialState.COMPLETE, 0),
+        pruned=counts.get(TrialState.PRUNED, 0),
+        failed=counts.get(TrialState.FAIL, 0),
+        running=counts.get(TrialState.RUNNING, 0),
+        waiting=counts.get(TrialState.WAITING, 0),
+    )
