@@ -109,10 +109,11 @@ class AtomicFileStore(FileSystemArtifactStore):
                     self.remove(f"{folder}/{name}")
         self.remove_if_empty(folder)
 
-    def remove_if_empty(self, folder: str) -> None:
+    def remove_if_empty(self, folder: str | None = None) -> None:
         """Remove a subfolder, and with it the folder of the store, if they are empty."""
         with contextlib.suppress(OSError):  # missing or not empty
-            self._locate_folder(folder).rmdir()
+            if folder is not None:
+                self._locate_folder(folder).rmdir()
             if self.remove_when_empty:
                 self.path.rmdir()
 

@@ -144,6 +144,8 @@ class StudyStores:
             store = self._stores[kind]
             if isinstance(store, AtomicFileStore) and owned.folder is not None:
                 store.purge(owned.folder, "\0")  # no file has this suffix
+        if isinstance(artifacts := self._stores["artifacts"], AtomicFileStore):
+            artifacts.remove_if_empty()
 
     # ------------------------------------------------------------------ folders without a study
 
