@@ -25,12 +25,8 @@ from search.pruning.regression import Indices
 from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
 from studies.storage.create_study import update_system_attributes
-from studies.storage.queries import (
-    TrialProgress,
-    read_audit_looks,
-    read_progress,
-    read_trials,
-)
+from studies.storage.trial_progress import ProgressReader, TrialProgress
+from studies.storage.queries import read_audit_looks, read_params
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import AuditDecision
 
@@ -112,6 +108,7 @@ class PauseResumeScheduler:
         self._settings = config.pruning
         self._steps = config.training.steps
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
+        self._reader = ProgressReader(storage, study_id, self._rungs)
         self._numbers: list[int] = []
         self._params: list[Mapping[str, Any]] = []
         self._architectures: Indices = np.empty(0, dtype=np.int64)
@@ -119,11 +116,11 @@ class PauseResumeScheduler:
 
     def read(self) -> StudyProgress:
         """Read the state of the study."""
-        trials = read_progress(self._storage, self._study_id, self._rungs)
+        trials = self._reader.read()
         numbers = [trial.number for trial in trials]
         if numbers != self._numbers:
-            params = {row.number: row.params for row in read_trials(self._storage, self._study_id)}
-            self._params = [params[number] for number in numbers]
+            params = read_params(self._storage, self._study_id)
+            self._params = [params.get(number, {}) for number in numbers]
             stored = self._storage.get_study_user_attrs(self._study_id)
             nuisance = stored.get(AUDIT_NUISANCE, [])
             self._architectures = number_architectures(self._params, nuisance)

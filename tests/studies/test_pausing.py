@@ -14,7 +14,7 @@ from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage.counts import count_trials
 from studies.storage.open import load_study, open_storage
-from studies.storage.queries import read_progress
+from studies.storage.trial_progress import ProgressReader
 
 
 @pytest.fixture
@@ -120,7 +120,8 @@ def test_progress_contains_the_mean_losses_at_the_rungs(study):
     storage.finish(done, "me/1", TrialState.COMPLETE, 1.0, {}, curve)
     storage.pause(paused, "me/1", {}, {10: 9.0, 20: 7.0, 30: 5.0, 35: 4.0, 40: 3.0, 70: 2.0})
     storage.report(lost, "me/1", {10: 9.0, 20: math.nan})
-    trials = {trial.trial_id: trial for trial in read_progress(storage, study_id, rungs)}
+    reader = ProgressReader(storage, study_id, rungs)
+    trials = {trial.trial_id: trial for trial in reader.read()}
     assert [trial.number for trial in trials.values()] == [0, 1, 2, 3]
     assert trials[done].losses == pytest.approx([7.5, 2.5, (100 / 70 + 100 / 80) / 2])
     assert (trials[done].value, trials[done].state) == (1.0, TrialState.COMPLETE)
@@ -131,8 +132,9 @@ def test_progress_contains_the_mean_losses_at_the_rungs(study):
     assert trials[lost].losses == pytest.approx([9.0, math.nan, math.nan], nan_ok=True)
     # A curve with a gap ends before it.
     storage.report(lost, "me/1", dict.fromkeys(range(50, 81, 10), 1.0), replace_all=True)
-    assert all(map(math.isnan, read_progress(storage, study_id, rungs)[2].losses))
-    assert [trial.losses for trial in read_progress(storage, study_id, [])] == [[]] * 4
+    assert all(map(math.isnan, reader.read()[2].losses))
+    without_rungs = ProgressReader(storage, study_id, [])
+    assert [trial.losses for trial in without_rungs.read()] == [[]] * 4
 
 
 def test_number_of_statements_to_prune_does_not_depend_on_the_number_of_trials(url):

@@ -1,0 +1,290 @@
+"""Progress of a study's trials for the pruner, read anew only where it may have changed."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from studies.attributes import AUDIT, IS_GRID_TRIAL, PAUSED, AuditState, parse_audit
+from studies.storage.damage import reading, reports_damage
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import (
+    INTERMEDIATE_VALUES,
+    TRIAL_SYSTEM_ATTRS,
+    TRIAL_VALUES,
+    TRIALS,
+    has_system_attr,
+)
+
+_MAX_IDS = 500
+"""Number of trials from which those of the whole study are read: a statement names no more."""
+
+
+class Rung(Protocol):
+    """A step at which the pruner compares trials, by the mean loss of the last log points."""
+
+    @property
+    def step(self) -> int:
+        """Step of the rung: the last of those log points."""
+
+    @property
+    def after(self) -> int:
+        """Step before the first of those log points (exclusive bound)."""
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """Progress of a grid trial.
+
+    Attributes:
+        trial_id: id of the trial.
+        number: number of the trial.
+        state: state of the trial.
+        is_paused: whether it waits for the pruner to resume it.
+        value: value of a complete trial; otherwise NaN.
+        losses: loss at each rung; NaN if the trial has not reached it.
+        audit: what the pruner has decided about an audited trial; None for any other.
+    """
+
+    trial_id: int
+    number: int
+    state: TrialState
+    is_paused: bool
+    value: float
+    losses: Sequence[float]
+    audit: AuditState | None = None
+
+
+class _Stamp(NamedTuple):
+    """What changes whenever a worker has written a trial's curve and left the trial.
+
+    A curve is written under a claim, which sets the start; a pause and the end have their times.
+    """
+
+    state: TrialState
+    started: str | None
+    completed: str | None
+    paused_since: str | None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.state is TrialState.WAITING and self.paused_since is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether an equal stamp means an equal curve.
+
+        That of a running trial grows. One that was requeued has no start, as before it ran.
+        """
+        return self.is_paused or self.state.is_finished()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was read of a study.
+
+    Attributes:
+        trial_ids: ids of all its trials, by number.
+        stamps: stamp of each grid trial, by id.
+        trials: progress of each grid trial, by id.
+        audited: ids of the audited trials.
+    """
+
+    trial_ids: Sequence[int] = ()
+    stamps: Mapping[int, _Stamp] = field(default_factory=dict)
+    trials: Mapping[int, TrialProgress] = field(default_factory=dict)
+    audited: Collection[int] = ()
+
+
+class ProgressReader:
+    """Reads the progress of a study's grid trials.
+
+    The curves of trials that finished or paused before the last call are not read again.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        rungs: rungs in ascending order; their ranges of log points do not overlap.
+    """
+
+    def __init__(self, storage: LeasedRDBStorage, study_id: int, rungs: Sequence[Rung]) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._rungs = rungs
+        self._known = _Known()
+
+    def read(self) -> list[TrialProgress]:
+        """Return the progress of the trials, by number, from one snapshot."""
+        self._known = _read_progress(self._storage, self._study_id, self._rungs, self._known)
+        return list(self._known.trials.values())
+
+
+@reports_damage
+def _read_progress(
+    storage: LeasedRDBStorage, study_id: int, rungs: Sequence[Rung], known: _Known
+) -> _Known:
+    with storage.snapshot() as connection:
+        numbers: dict[int, int] = {}
+        stamps: dict[int, _Stamp] = {}
+        for trial_id, number, *columns in connection.execute(_select_stamps(study_id)):
+            numbers[trial_id], stamps[trial_id] = number, _Stamp(*columns)
+        trial_ids = list(numbers)
+        if trial_ids != known.trial_ids:  # the first time, and after an extension
+            known = _Known(trial_ids)
+            is_grid, audited = _read_marks(connection, study_id)
+        else:
+            is_grid, audited = set(known.stamps), set(known.audited)
+        stamps = {trial_id: stamp for trial_id, stamp in stamps.items() if trial_id in is_grid}
+        changed = {
+            trial_id: stamp
+            for trial_id, stamp in stamps.items()
+            if not (stamp.is_settled and stamp == known.stamps.get(trial_id))
+        }
+        losses = _read_losses(connection, study_id, rungs, changed)
+        values = _read_values(connection, study_id, changed)
+        audits = _read_audits(connection, audited, numbers)
+    trials = {}
+    for trial_id, stamp in stamps.items():
+        audit = audits.get(trial_id)
+        if trial_id in changed:
+            trial = TrialProgress(
+                trial_id,
+                numbers[trial_id],
+                stamp.state,
+                stamp.is_paused,
+                values.get(trial_id, math.nan),
+                losses.get(trial_id) or [math.nan] * len(rungs),
+                audit,
+            )
+        elif (trial := known.trials[trial_id]).audit != audit:
+            trial = replace(trial, audit=audit)
+        trials[trial_id] = trial
+    return _Known(trial_ids, stamps, trials, audited)
+
+
+def _select_stamps(study_id: int) -> sa.Select[Any]:
+    """Return the query for (trial id, number, *stamp) of all trials, by number."""
+    since = TRIAL_SYSTEM_ATTRS.c
+    is_since = (since.trial_id == TRIALS.c.trial_id) & (since.key == PAUSED)
+    return (
+        sa.select(
+            TRIALS.c.trial_id,
+            TRIALS.c.number,
+            TRIALS.c.state,
+            sa.cast(TRIALS.c.datetime_start, sa.String),  # compared only, not parsed
+            sa.cast(TRIALS.c.datetime_complete, sa.String),
+            since.value_json,
+        )
+        .outerjoin(TRIAL_SYSTEM_ATTRS, is_since)
+        .where(TRIALS.c.study_id == study_id)
+        .order_by(TRIALS.c.number)
+    )
+
+
+def _read_marks(connection: Connection, study_id: int) -> tuple[set[int], set[int]]:
+    """Read which trials are grid trials, and which of these are audited."""
+    marks: dict[str, set[int]] = {IS_GRID_TRIAL: set(), AUDIT: set()}
+    query = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.key).where(
+        TRIAL_SYSTEM_ATTRS.c.trial_id.in_(_select_ids(study_id)),
+        TRIAL_SYSTEM_ATTRS.c.key.in_(marks),
+    )
+    for trial_id, key in connection.execute(query):
+        marks[key].add(trial_id)
+    return marks[IS_GRID_TRIAL], marks[IS_GRID_TRIAL] & marks[AUDIT]
+
+
+def _read_losses(
+    connection: Connection, study_id: int, rungs: Sequence[Rung], changed: Mapping[int, _Stamp]
+) -> dict[int, list[float]]:
+    """Read the losses at the rungs of trials that have passed one, by trial id."""
+    queued = [
+        trial_id
+        for trial_id, stamp in changed.items()
+        if stamp.state is TrialState.WAITING and not stamp.is_paused
+    ]
+    named = changed.keys() - queued
+    chosen: list[sa.Select[tuple[int]] | list[int]] = [_select_ids(study_id)]
+    if len(named) <= _MAX_IDS:
+        # Of the waiting trials few have a curve, those that were requeued.
+        is_waiting = TRIALS.c.state == TrialState.WAITING
+        waiting = _select_ids(study_id).where(is_waiting, ~has_system_attr(PAUSED))
+        chosen = [*([sorted(named)] if named else []), *([waiting] if queued else [])]
+    losses: dict[int, list[float]] = {}
+    for trial_ids in chosen if rungs else []:
+        for trial_id, rung, loss, last in connection.execute(_select_losses(rungs, trial_ids)):
+            found = losses.setdefault(trial_id, [math.nan] * len(rungs))
+            if last == rungs[rung].step and loss is not None:
+                found[rung] = loss
+    for each in losses.values():
+        _truncate_at_gap(each)
+    return losses
+
+
+def _select_losses(
+    rungs: Sequence[Rung], trial_ids: sa.Select[tuple[int]] | list[int]
+) -> sa.CompoundSelect[Any]:
+    """Return the query for (trial id, rung index, mean loss, last step of the mean)."""
+    # One range of steps after the other, so that the index finds them.
+    step = INTERMEDIATE_VALUES.c.step
+    return sa.union_all(
+        *(
+            sa.select(
+                INTERMEDIATE_VALUES.c.trial_id,
+                sa.literal(index),
+                sa.func.avg(INTERMEDIATE_VALUES.c.intermediate_value),
+                sa.func.max(step),
+            )
+            .where(
+                INTERMEDIATE_VALUES.c.trial_id.in_(trial_ids), step > rung.after, step <= rung.step
+            )
+            .group_by(INTERMEDIATE_VALUES.c.trial_id)
+            for index, rung in enumerate(rungs)
+        )
+    )
+
+
+def _read_values(
+    connection: Connection, study_id: int, changed: Mapping[int, _Stamp]
+) -> dict[int, float]:
+    """Read the values of complete trials, by trial id."""
+    complete = {key for key, stamp in changed.items() if stamp.state is TrialState.COMPLETE}
+    if not complete:
+        return {}
+    chosen = sorted(complete) if len(complete) <= _MAX_IDS else _select_ids(study_id)
+    query = sa.select(TRIAL_VALUES.c.trial_id, TRIAL_VALUES.c.value).where(
+        TRIAL_VALUES.c.trial_id.in_(chosen)
+    )
+    return {
+        trial_id: value
+        for trial_id, value in connection.execute(query)
+        if trial_id in complete and value is not None
+    }
+
+
+def _read_audits(
+    connection: Connection, audited: Collection[int], numbers: Mapping[int, int]
+) -> dict[int, AuditState]:
+    """Read what the pruner has decided about audited trials, by trial id."""
+    query = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.value_json).where(
+        TRIAL_SYSTEM_ATTRS.c.trial_id.in_(sorted(audited)), TRIAL_SYSTEM_ATTRS.c.key == AUDIT
+    )
+    audits = {}
+    for trial_id, stored in connection.execute(query) if audited else ():
+        with reading(f"trial {numbers[trial_id]}"):
+            audits[trial_id] = parse_audit(AuditState, stored)
+    return audits
+
+
+def _select_ids(study_id: int) -> sa.Select[tuple[int]]:
+    return sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+
+
+def _truncate_at_gap(losses: list[float]) -> None:
+    """Set all losses after the first NaN to NaN."""
+    for rung in range(1, len(losses)):
+        if math.isnan(losses[rung - 1]):
+            losses[rung] = math.nan
