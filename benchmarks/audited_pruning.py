@@ -28,7 +28,8 @@ from reports.stats.pruning_audit import (
     measure_recall,
 )
 from search.pruning.audit import DIVISOR, number_architectures
-from search.pruning.predictions import DesignMatrix, Mask
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.regression import Mask
 from search.worker.cpu_budget import cores
 from studies.calibration import INTERVAL_SCALES, compute_outside_p_value
 from studies.config import top_count

@@ -27,8 +27,8 @@ from benchmarks.simulated_search import (
 )
 from rnn.models.shapes import count_parameters
 from search.new_study import StudyOptions
-from search.pruning.policy import compute_rungs
 from search.pruning.regression import Floats
+from search.pruning.rungs import compute_rungs
 from search.study import StudyHandle, create_or_join
 from studies.attributes import AUDIT, CHECKPOINTED, TrialRecord
 from studies.config import StudyConfig, to_trial_config

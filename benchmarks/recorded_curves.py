@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.pruning.policy import Rung, compute_rungs
-from search.pruning.predictions import DesignMatrix
+from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import Floats
+from search.pruning.rungs import Rung, compute_rungs
 from studies.config import top_count
 
 LOSS_PREFIX, VALUE = "loss_", "min_loss"

@@ -8,14 +8,10 @@ import numpy as np
 
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from search.pruning.audit import Look, number_architectures
-from search.pruning.policy import (
-    PruningPolicy,
-    StudyState,
-    TrialStage,
-    compute_steps_to_next_rung,
-    to_decision_stage,
-)
+from search.pruning.policy import PruningPolicy
 from search.pruning.predictions import Prediction
+from search.pruning.rungs import compute_steps_to_next_rung
+from search.pruning.study_state import StudyState, TrialStage, to_decision_stage
 
 
 class Replay:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
-from search.pruning.policy import Rung
-from search.pruning.predictions import DesignMatrix, Mask
-from search.pruning.regression import Floats
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.regression import Floats, Mask
+from search.pruning.rungs import Rung
 from studies.attributes import AUDIT, FAILURE, PAUSED, RETRY_COUNTS, AuditState, Failure
 
 LOG_EVERY = 50

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from search.pruning.predictions import Mask, Prediction
-from search.pruning.regression import Floats, Indices
+from search.pruning.predictions import Prediction
+from search.pruning.regression import Floats, Indices, Mask
 from studies.attributes import AuditLook
 from studies.calibration import DEGREES, INTERVAL_SCALES, STATED_SHARE, compute_outside_p_value
 from studies.config import StudyConfig

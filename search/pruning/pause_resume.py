@@ -1,93 +1,26 @@
 """Pause-and-resume scheduler: apply the pruning policy to the stored state of a study.
 
-Reads and writes take a few statements; the computation between them may take minutes in a study of
-thousands of trials.
+Reads and writes take a few statements, and what is computed between them may take longer.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from search.pruning.audit import number_architectures
-from search.pruning.policy import (
-    PruningPolicy,
-    StudyState,
-    TrialStage,
-    compute_rungs,
-    compute_steps_to_next_rung,
-    to_decision_stage,
-)
-from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
-from search.pruning.regression import Indices
-from studies.attributes import AUDIT_LOOKS, AUDIT_NUISANCE, RUNG, AuditLook, AuditState
+from search.pruning.decisions import Decisions, PruneDecision
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.policy import PruningPolicy
+from search.pruning.predictions import MIN_COMPLETE, PredictionMemory
+from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
+from search.pruning.study_progress import StudyProgress, StudyProgressReader, build_state
+from search.pruning.study_state import TrialStage
+from studies.attributes import AUDIT_LOOKS, RUNG, AuditLook, AuditState
 from studies.config import StudyConfig
 from studies.storage.create_study import update_system_attributes
-from studies.storage.trial_progress import ProgressReader, TrialProgress
-from studies.storage.queries import read_audit_looks, read_params
 from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_progress import TrialProgress
 from studies.storage.trial_rows import AuditDecision
-
-
-@dataclass(frozen=True)
-class PruneDecision:
-    """Decision that a trial at a rung is paused or pruned.
-
-    Attributes:
-        is_final: whether the trial is pruned rather than paused.
-        attributes: user attributes to record with the trial.
-    """
-
-    is_final: bool
-    attributes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class StudyProgress:
-    """State of a study, from which decisions are computed.
-
-    Attributes:
-        trials: progress of the grid trials, by number.
-        params: parameters of each of them; the same object until the study is extended.
-        architectures: architecture of each of them, of which some were drawn to be audited.
-        looks: planned looks at the audited trials so far, by name.
-    """
-
-    trials: Sequence[TrialProgress]
-    params: Sequence[Mapping[str, Any]]
-    architectures: Indices
-    looks: Mapping[str, AuditLook] = field(default_factory=dict)
-
-    @property
-    def is_audited(self) -> bool:
-        """Whether some trials are audited."""
-        return any(trial.audit is not None for trial in self.trials)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether every trial is finished or paused."""
-        return all(trial.is_paused or trial.state.is_finished() for trial in self.trials)
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """Decisions on a study's trials.
-
-    Attributes:
-        stops: trials at a rung that are paused or pruned, by id.
-        resumed: ids of paused trials to resume, the most promising first.
-        pruned: user attributes of the paused trials to prune, by id.
-        audited: decisions about audited trials to store, by id.
-        looks: planned looks at the audited trials to store before anything is pruned, by name.
-    """
-
-    stops: Mapping[int, PruneDecision] = field(default_factory=dict)
-    resumed: Sequence[int] = ()
-    pruned: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    audited: Mapping[int, AuditDecision] = field(default_factory=dict)
-    looks: Mapping[str, AuditLook] = field(default_factory=dict)
 
 
 class PauseResumeScheduler:
@@ -108,25 +41,14 @@ class PauseResumeScheduler:
         self._settings = config.pruning
         self._steps = config.training.steps
         self._rungs = compute_rungs(config.training.steps, config.training.log_every)
-        self._reader = ProgressReader(storage, study_id, self._rungs)
-        self._numbers: list[int] = []
-        self._params: list[Mapping[str, Any]] = []
-        self._architectures: Indices = np.empty(0, dtype=np.int64)
+        self._reader = StudyProgressReader(storage, study_id, self._rungs)
+        self._memory = PredictionMemory()
+        # Parameters are the same object until the study is extended.
         self._encoded: tuple[Sequence[Mapping[str, Any]], DesignMatrix] | None = None
 
     def read(self) -> StudyProgress:
         """Read the state of the study."""
-        trials = self._reader.read()
-        numbers = [trial.number for trial in trials]
-        if numbers != self._numbers:
-            params = read_params(self._storage, self._study_id)
-            self._params = [params.get(number, {}) for number in numbers]
-            stored = self._storage.get_study_user_attrs(self._study_id)
-            nuisance = stored.get(AUDIT_NUISANCE, [])
-            self._architectures = number_architectures(self._params, nuisance)
-            self._numbers = numbers
-        looks = read_audit_looks(self._storage, self._study_id)
-        return StudyProgress(trials, self._params, self._architectures, looks)
+        return self._reader.read()
 
     def decide(
         self, progress: StudyProgress, trial_ids: Collection[int], deferred: Collection[int] = ()
@@ -292,44 +214,15 @@ class PauseResumeScheduler:
             deferred: ids of waiting trials to retry after an error.
             asked: indices of running trials to decide about; audited ones are not stopped yet.
         """
-        trials = progress.trials
-        stages = [_stage(trial, deferred) for trial in trials]
-        losses = np.array([trial.losses for trial in trials])
-        values = np.array([trial.value for trial in trials])
-        held_out = np.full(len(trials), -1)
-        for index, trial in enumerate(trials):
-            if trial.audit is None:
-                continue
-            reached = int((~np.isnan(losses[index])).sum())
-            audit, rungs = trial.audit, len(self._rungs)
-            stage, stop = to_decision_stage(
-                stages[index], reached, audit.rungs, audit.pruned, rungs
-            )
-            if stop >= 0 and math.isnan(values[index]):
-                losses[index, stop:] = math.nan
-            elif stop >= 0:
-                held_out[index] = stop
-            stages[index] = stage
-            if index in asked and stage is TrialStage.PAUSED:
-                stages[index] = TrialStage.RUNNING
-        state = StudyState(
-            stages,
-            losses,
-            values,
-            self._encode(progress.params),
-            compute_steps_to_next_rung(self._rungs, self._steps),
-            held_out,
-            progress.architectures,
-        )
+        if self._encoded is None or self._encoded[0] is not progress.params:
+            self._encoded = progress.params, DesignMatrix.from_params(progress.params)
+        steps = compute_steps_to_next_rung(self._rungs, self._steps)
+        state = build_state(progress, self._encoded[1], steps, deferred, asked)
         has_alarm = any(look.alarm for look in progress.looks.values())
         settings = self._settings
-        return PruningPolicy(state, settings.keep, settings.confidence, recalibrate=has_alarm)
-
-    def _encode(self, params: Sequence[Mapping[str, Any]]) -> DesignMatrix:
-        """Encode the trials' parameters; they are the same object until they change."""
-        if self._encoded is None or self._encoded[0] is not params:
-            self._encoded = (params, DesignMatrix.from_params(params))
-        return self._encoded[1]
+        return PruningPolicy(
+            state, settings.keep, settings.confidence, recalibrate=has_alarm, memory=self._memory
+        )
 
     def _record_pruned(self, policy: PruningPolicy, index: int, audit: AuditState) -> AuditDecision:
         """Return the decision that an audited trial would have been pruned."""
@@ -368,12 +261,3 @@ class PauseResumeScheduler:
 def _let_continue(audit: AuditState) -> AuditDecision:
     """Return the decision that an audited trial would have trained to its next rung."""
     return AuditDecision(audit, audit.model_copy(update={"rungs": audit.rungs + 1}))
-
-
-def _stage(trial: TrialProgress, deferred: Collection[int]) -> TrialStage:
-    if trial.is_paused:
-        return TrialStage.PAUSED
-    stage = TrialStage.from_state(trial.state)
-    # A deferred trial is retried last, but is unfinished like a running one.
-    is_deferred = stage is TrialStage.WAITING and trial.trial_id in deferred
-    return TrialStage.RUNNING if is_deferred else stage

@@ -8,39 +8,18 @@ and their results improve the predictions of the others. The search is complete 
 allowed share of the best is expected among the paused trials; these are then pruned.
 
 Decisions depend on the stored state of the study alone.
-
-Some trials are *audited*: they are trained to the end whatever the policy decides. In decisions an
-audited trial is seen as if it had stopped where the policy would have stopped it: its stage is the
-one that it would have, and its prediction is made without its value. The predictions of the other
-trials use its value.
 """
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
-from optuna.trial import TrialState
 
 from search.pruning.audit import Look, look, recalibrate
-from search.pruning.predictions import (
-    DesignMatrix,
-    Mask,
-    Prediction,
-    Rungs,
-    predict_final_values,
-)
-from search.pruning.regression import Floats, Indices
+from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
+from search.pruning.regression import Floats, Mask
+from search.pruning.study_state import StudyState, TrialStage
 from studies.config import top_count
-
-RUNG_FRACTIONS = (0.04, 0.08, 0.16, 0.32, 0.64)
-"""Fractions of the training steps at which the rungs lie."""
-
-SMOOTHING_FRACTION = 0.2
-"""Last part of the steps to a rung over which the loss is averaged: single log points are noisy."""
 
 ALWAYS_CONTINUE = 0.5
 """Keep probability from which a trial is continued without a pause for others."""
@@ -57,132 +36,6 @@ HOPELESS_SHARE = 0.1
 """Share of the loss budget that trials pruned before the end of the search may use."""
 
 
-class TrialStage(Enum):
-    """State of a trial for the pruner: Optuna's states, and paused."""
-
-    WAITING = auto()
-    RUNNING = auto()
-    PAUSED = auto()
-    COMPLETE = auto()
-    PRUNED = auto()
-    FAILED = auto()  # permanently; ranks last
-
-    @classmethod
-    def from_state(cls, state: TrialState) -> "TrialStage":
-        """Return the stage of an Optuna trial that is not paused."""
-        return {
-            TrialState.WAITING: cls.WAITING,
-            TrialState.RUNNING: cls.RUNNING,
-            TrialState.COMPLETE: cls.COMPLETE,
-            TrialState.PRUNED: cls.PRUNED,
-            TrialState.FAIL: cls.FAILED,
-        }[state]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A step at which trials are compared.
-
-    Attributes:
-        step: training step of the rung.
-        after: start of the averaging window; the rung's loss is the mean over the log points in
-            (after, step].
-    """
-
-    step: int
-    after: int
-
-
-def compute_rungs(steps: int, log_every: int) -> list[Rung]:
-    """Return the rungs of a training: log points before its end."""
-    rungs: list[Rung] = []
-    last = 0
-    for fraction in RUNG_FRACTIONS:
-        step = math.ceil(fraction * steps / log_every) * log_every
-        if last < step < steps:
-            start = max(last, min(int((1 - SMOOTHING_FRACTION) * step), step - log_every))
-            rungs.append(Rung(step, start))
-            last = step
-    return rungs
-
-
-def compute_steps_to_next_rung(rungs: Sequence[Rung], steps: int) -> Floats:
-    """Return the steps from the start and from each rung to the next rung or the end, (R + 1,)."""
-    return np.diff([0, *(rung.step for rung in rungs), steps]).astype(float)
-
-
-@dataclass(frozen=True)
-class StudyState:
-    """State of a study's N trials with R rungs.
-
-    Attributes:
-        stages: (N,) stage of each trial.
-        losses: (N, R) loss at each rung; NaN where a trial has not reached it.
-        values: (N,) values of complete trials; NaN for the others.
-        design: parameters of the trials.
-        steps_to_next_rung: (R + 1,) steps from the start and from each rung to the next.
-        held_out: (N,) number of rungs after which an audited trial with a value is paused or pruned
-            in decisions; -1 for all other trials.
-        architectures: (N,) architecture of each trial; None if each is an architecture.
-    """
-
-    stages: Sequence[TrialStage]
-    losses: Floats
-    values: Floats
-    design: DesignMatrix
-    steps_to_next_rung: Floats
-    held_out: Rungs | None = None
-    architectures: Indices | None = None
-
-    def in_stage(self, *stages: TrialStage) -> Mask:
-        """Return which trials are in one of these stages, (N,)."""
-        return np.isin(self._codes, [stage.value for stage in stages])
-
-    @cached_property
-    def _codes(self) -> NDArray[np.int64]:
-        return np.array([stage.value for stage in self.stages], dtype=np.int64)
-
-    @property
-    def rungs_reached(self) -> Rungs:
-        """Number of rungs that each trial has reached in decisions, (N,)."""
-        reached: Rungs = (~np.isnan(self.losses)).sum(axis=1)
-        return reached if self.held_out is None else np.where(self.is_held, self.held_out, reached)
-
-    @property
-    def is_held(self) -> Mask:
-        """Which trials have a value that decisions about them do not use, (N,)."""
-        if self.held_out is None:
-            return np.zeros(len(self.stages), dtype=bool)
-        return self.held_out >= 0
-
-    @property
-    def owners(self) -> Indices:
-        """Architecture of each trial, (N,)."""
-        count = len(self.stages)
-        return np.arange(count) if self.architectures is None else self.architectures
-
-
-def to_decision_stage(
-    stage: TrialStage, reached: int, granted: int, is_pruned: bool, rungs: int
-) -> tuple[TrialStage, int]:
-    """Return how decisions see an audited trial, which trains on where others are paused.
-
-    Args:
-        stage: its stage.
-        reached: number of rungs that it has reached.
-        granted: number of rungs to which the policy has let it train; ``rungs`` + 1 for its end.
-        is_pruned: whether the policy would have pruned it there.
-        rungs: number of rungs R.
-
-    Returns:
-        Its stage in decisions, and the number of rungs after which it is stopped in them; -1 if it
-        is not.
-    """
-    if granted > rungs or reached < granted:
-        return stage, -1
-    return (TrialStage.PRUNED if is_pruned else TrialStage.PAUSED), granted
-
-
 class PruningPolicy:
     """Decisions for one state of a study.
 
@@ -192,6 +45,7 @@ class PruningPolicy:
         confidence: share of that fraction that is expected to be kept.
         prediction: final values of the trials that did not fail, if already computed.
         recalibrate: whether to recalibrate the predictions on the audited trials.
+        memory: predictions for earlier states of the study.
 
     Attributes:
         top_count: number of trials to keep.
@@ -205,8 +59,10 @@ class PruningPolicy:
         confidence: float,
         prediction: Prediction | None = None,
         recalibrate: bool = False,
+        memory: PredictionMemory | None = None,
     ) -> None:
         self.state = state
+        self._memory = memory
         self.recalibrate = recalibrate
         self._given_prediction = prediction
         self.top_count = top_count(keep, len(state.stages))
@@ -348,17 +204,17 @@ class PruningPolicy:
         if self._given_prediction is not None:
             return self._given_prediction
         state, viable = self.state, self._viable
-        values = state.values[viable]
-        held_out = None if state.held_out is None else state.held_out[viable]
         prediction = predict_final_values(
-            state.design.select(viable),
-            state.losses[viable],
-            values,
-            held_out,
-            state.owners[viable],
-        )
+            state.design,
+            state.losses,
+            state.values,
+            state.held_out,
+            state.owners,
+            ~viable,
+            self._memory,
+        ).select(viable)
         if self.recalibrate:
             prediction = recalibrate(
-                prediction, values, state.is_held[viable], state.owners[viable]
+                prediction, state.values[viable], state.is_held[viable], state.owners[viable]
             )
         return prediction

@@ -14,26 +14,28 @@ Anderson, *Maximum Likelihood Estimates for a Multivariate Normal Distribution w
 Observations Are Missing*, 1957.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search.pruning.design_matrix import DesignMatrix
 from search.pruning.regression import (
     CONSTANT,
     CURVE,
-    INTERACTION,
-    MAIN_EFFECT,
     BayesianRidge,
     Floats,
     Indices,
+    Mask,
+    Moments,
     fit_noise,
     mix,
 )
+from search.pruning.rungs import Rungs
 from studies.calibration import DEGREES
 
 MIN_COMPLETE = 4
@@ -41,49 +43,6 @@ MIN_COMPLETE = 4
 
 STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
-
-Mask = NDArray[np.bool_]
-Rungs = NDArray[np.int64]
-
-_MAX_LEVELS = 8
-"""Distinct values up to which a numeric parameter is encoded as levels."""
-
-_MAX_INTERACTIONS = 500
-"""Columns above which interactions are left out: the regression would take too long."""
-
-
-@dataclass(frozen=True)
-class DesignMatrix:
-    """Parameters of N trials as columns of mean zero.
-
-    Attributes:
-        main_effects: (N, p) one column for each level of a parameter except the first.
-        interactions: (N, q) products of columns of different parameters.
-    """
-
-    main_effects: Floats
-    interactions: Floats
-
-    @classmethod
-    def from_params(cls, trials: Sequence[Mapping[str, Any]]) -> "DesignMatrix":
-        """Encode the parameters of trials; a missing parameter is a level of its own."""
-        blocks = [
-            _encode([params.get(name) for params in trials])
-            for name in dict.fromkeys(itertools.chain.from_iterable(trials))
-        ]
-        blocks = [block for block in blocks if block.shape[1]]
-        products = [
-            (a[:, :, None] * b[:, None, :]).reshape(len(trials), -1)
-            for a, b in itertools.combinations(blocks, 2)
-        ]
-        if sum(product.shape[1] for product in products) > _MAX_INTERACTIONS:
-            products = []
-        no_columns = np.empty((len(trials), 0))
-        return cls(np.hstack([no_columns, *blocks]), np.hstack([no_columns, *products]))
-
-    def select(self, mask: Mask) -> "DesignMatrix":
-        """Return the rows of some trials."""
-        return DesignMatrix(self.main_effects[mask], self.interactions[mask])
 
 
 @dataclass(frozen=True)
@@ -100,6 +59,10 @@ class Prediction:
 
     mean: Floats
     scale: Floats
+
+    def select(self, mask: Mask) -> "Prediction":
+        """Return the predictions of some trials."""
+        return Prediction(self.mean[mask], self.scale[mask])
 
     def cdf(self, threshold: float) -> Floats:
         """Return the probability of each trial to finish below a threshold, (N,)."""
@@ -122,12 +85,52 @@ class Prediction:
         return float(high)
 
 
+class PredictionMemory:
+    """What was predicted at each rung, to be used again while nothing that it follows from changes.
+
+    Most trials wait for others: of the losses that one decision uses, few are new to the next one.
+    """
+
+    def __init__(self) -> None:
+        self._design: DesignMatrix | None = None
+        self._found: dict[int, tuple[Sequence[NDArray[Any]], _RungPrediction]] = {}
+
+    def recall(
+        self,
+        design: DesignMatrix,
+        rung: int,
+        inputs: Sequence[NDArray[Any]],
+        predict: Callable[[], "_RungPrediction"],
+    ) -> "_RungPrediction":
+        """Return what was found from equal inputs at a rung before; else compute it.
+
+        Args:
+            design: parameters of the trials; equal only if it is the same object.
+            rung: number of rungs.
+            inputs: all other arrays on which the predictions depend.
+            predict: computes them.
+        """
+        if design is not self._design:
+            self._design, self._found = design, {}
+        known, found = self._found.get(rung, ((), None))
+        if found is None or not all(map(_is_equal, known, inputs)):
+            found = predict()
+            self._found[rung] = inputs, found
+        return found
+
+
+def _is_equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype == np.float64)
+
+
 def predict_final_values(
     design: DesignMatrix,
     losses: Floats,
     values: Floats,
     held_out: Rungs | None = None,
     architectures: Indices | None = None,
+    failed: Mask | None = None,
+    memory: PredictionMemory | None = None,
 ) -> Prediction:
     """Predict the final values of N trials.
 
@@ -140,59 +143,141 @@ def predict_final_values(
             for all other trials. The value is data for the predictions of other architectures.
             None if there is no such trial.
         architectures: (N,) architecture of each trial; None if each is an architecture.
+        failed: (N,) trials that failed, which are ignored and predicted as NaN; None if none did.
+        memory: predictions of earlier calls; None to compute all.
     """
-    rungs = losses.shape[1]
-    held_out = np.full(len(values), -1) if held_out is None else held_out
-    architectures = np.arange(len(values)) if architectures is None else architectures
-    is_held = held_out >= 0
-    mean, variance = values.copy(), np.zeros(len(values))
-    known = ~np.isnan(values)
-    reached = np.where(known, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
+    count, rungs = losses.shape
+    if failed is not None and failed.any():
+        losses = np.where(failed[:, None], math.nan, losses)
+        values = np.where(failed, math.nan, values)
+    failed = np.zeros(count, dtype=bool) if failed is None else failed
+    held_out = np.full(count, -1) if held_out is None else held_out
+    architectures = np.arange(count) if architectures is None else architectures
+    memory = PredictionMemory() if memory is None else memory
+    has_value = ~np.isnan(values)
+    is_held = (held_out >= 0) & ~failed
+    mean, variance = values.copy(), np.zeros(count)
+    known = has_value.copy()
+    reached = np.where(known | failed, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
     held_mean, held_variance = mean.copy(), variance.copy()
     for rung in range(rungs, -1, -1):
-        new, held = reached == rung, (held_out == rung) & ~np.isnan(values)
+        new, held = reached == rung, (held_out == rung) & has_value
         if not (new | held).any():
             continue
-        features, kinds, loss = _features(design, losses, rung)
+        curve, loss = _curve_features(losses, rung)
         # Trials that were added by hand may be finished without a curve.
-        usable = known & np.isfinite(features).all(axis=1)
-        rows = np.flatnonzero(usable)
+        usable = known & np.isfinite(curve).all(axis=1)
         groups = [
-            np.flatnonzero((is_held & (architectures == architecture))[rows])
+            np.flatnonzero(is_held & (architectures == architecture) & usable)
             for architecture in np.unique(architectures[held & usable])
         ]
-        if len(rows) < MIN_COMPLETE + max(map(len, groups), default=0):
+        if usable.sum() < MIN_COMPLETE + max(map(len, groups), default=0):
             mean[new], variance[new] = loss[new], _weak_prior_variance(losses)
             held_mean[held], held_variance[held] = loss[held], _weak_prior_variance(losses)
         else:
-            target = mean[usable] - loss[usable]
-            middle = float(np.median(target))
-            rest = (features[usable], kinds, target - middle, variance[usable])
-            fits = [BayesianRidge(*rest)]
-            if is_held.any():
-                fits.append(BayesianRidge(*rest, fit_noise(*rest, fits[0])))
-            mean[new], variance[new] = mix([fit.predict(features[new]) for fit in fits])
-            mean[new] += middle + loss[new]
-            for group in groups:
-                means, variances = mix([fit.leave_out(group) for fit in fits])
-                found = held[rows[group]]
-                chosen = rows[group][found]
-                held_mean[chosen] = means[found] + middle + loss[chosen]
-                held_variance[chosen] = variances[found]
+            data = _RungData(design, curve, loss, mean[usable], variance[usable], usable, is_held)
+            found = memory.recall(
+                design,
+                rung,
+                [*data.arrays, new, held, architectures],
+                partial(_predict_at_rung, data, new, held, groups),
+            )
+            mean[new], variance[new] = found.new
+            for chosen, means, variances in found.held:
+                held_mean[chosen], held_variance[chosen] = means, variances
         known |= new
     mean = np.where(is_held, held_mean, mean)
     variance = np.where(is_held, held_variance, variance)
     return Prediction(mean, STD_INFLATION * np.sqrt(variance))
 
 
-def _features(
-    design: DesignMatrix, losses: Floats, rung: int
-) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """Return the regression's features for trials that have reached ``rung`` rungs.
+@dataclass(frozen=True)
+class _RungData:
+    """Data of the regression at a rung.
+
+    Attributes:
+        design: parameters of the N trials.
+        curve: (N, c) features of the curves, NaN for trials that have not reached the rung.
+        loss: (N,) losses that are subtracted from the final values.
+        mean: (n,) final values of the training rows.
+        variance: (n,) their variances.
+        usable: (N,) which trials are training rows.
+        is_held: (N,) which trials are predicted without their values.
+    """
+
+    design: DesignMatrix
+    curve: Floats
+    loss: Floats
+    mean: Floats
+    variance: Floats
+    usable: Mask
+    is_held: Mask
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """All that the regression depends on, besides the design."""
+        return [self.curve, self.loss, self.mean, self.variance, self.usable, self.is_held]
+
+    def select_features(self, trials: Mask | Indices) -> Floats:
+        """Return the features of some trials, (m, D)."""
+        return np.hstack([self.curve[trials], self.design.columns[trials]])
+
+
+@dataclass(frozen=True)
+class _RungPrediction:
+    """Predictions at a rung.
+
+    Attributes:
+        new: means and variances of the trials that have stopped there.
+        held: trials that are predicted without their values, with their means and variances, by
+            architecture.
+    """
+
+    new: Moments
+    held: Sequence[tuple[Indices, Floats, Floats]]
+
+
+def _predict_at_rung(
+    data: _RungData, new: Mask, held: Mask, groups: Sequence[Indices]
+) -> _RungPrediction:
+    """Predict final values at a rung.
+
+    Args:
+        data: data of the regression.
+        new: (N,) trials to predict.
+        held: (N,) trials to predict without their values.
+        groups: indices of the training rows of each architecture that has such trials.
+    """
+    target = data.mean - data.loss[data.usable]
+    middle = float(np.median(target))
+    kinds = np.repeat([CONSTANT, CURVE], [1, data.curve.shape[1] - 1])
+    rest = (
+        data.select_features(data.usable),
+        np.concatenate([kinds, data.design.kinds]),
+        target - middle,
+        data.variance,
+    )
+    fits = [BayesianRidge(*rest)]
+    if data.is_held.any():
+        fits.append(BayesianRidge(*rest, fit_noise(*rest, fits[0])))
+    features = data.select_features(new)
+    mean, variance = mix([fit.predict(features) for fit in fits])
+    found = []
+    rows = np.cumsum(data.usable) - 1  # (N,) training row of each trial
+    for group in groups:
+        means, variances = mix([fit.leave_out(rows[group]) for fit in fits])
+        chosen = held[group]
+        trials = group[chosen]
+        found.append((trials, means[chosen] + middle + data.loss[trials], variances[chosen]))
+    return _RungPrediction((mean + middle + data.loss[new], variance), found)
+
+
+def _curve_features(losses: Floats, rung: int) -> tuple[Floats, Floats]:
+    """Return the features of the curves of trials that have reached ``rung`` rungs.
 
     Returns:
-        (N, D) features, NaN for trials that have not reached the rung; (D,) their kinds; (N,) the
-        losses that are subtracted from the final values.
+        (N, c) features, the first of which is constant, NaN for trials that have not reached the
+        rung; (N,) the losses that are subtracted from the final values.
     """
     columns = [np.ones(len(losses))]
     loss = np.zeros(len(losses))
@@ -204,32 +289,10 @@ def _features(
     if rung > 1:
         fall = losses[:, rung - 1] - losses[:, rung - 2]
         columns.append(fall - (np.nanmedian(fall) if not np.isnan(fall).all() else 0.0))
-    kinds = [CONSTANT] + [CURVE] * (len(columns) - 1)
-    kinds += [MAIN_EFFECT] * design.main_effects.shape[1]
-    kinds += [INTERACTION] * design.interactions.shape[1]
-    features = np.column_stack([*columns, design.main_effects, design.interactions])
-    return features, np.array(kinds), loss
+    return np.column_stack(columns), loss
 
 
 def _weak_prior_variance(losses: Floats) -> float:
     """Return a variance wide enough to express that almost nothing is known."""
     seen = losses[~np.isnan(losses)]
     return float(4 * seen.var()) if seen.size > 1 else 1.0
-
-
-def _encode(values: Sequence[Any]) -> Floats:
-    """Encode one parameter's values as columns of mean zero."""
-    levels = sorted(set(values), key=lambda value: (str(type(value)), str(value)))
-    present = [value for value in levels if value is not None]
-    is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in present)
-    if is_numeric and len(present) > _MAX_LEVELS:
-        number = np.array([math.nan if value is None else value for value in values], dtype=float)
-        number = (number - np.nanmean(number)) / np.nanstd(number)
-        missing = np.isnan(number).astype(float)
-        columns = np.column_stack([np.nan_to_num(number), *([missing] if missing.any() else [])])
-        standardized: Floats = columns - columns.mean(axis=0)
-        return standardized
-    columns = np.array([[value == level for level in levels[1:]] for value in values], dtype=float)
-    columns = columns.reshape(len(values), len(levels) - 1)
-    centred: Floats = columns - columns.mean(axis=0)
-    return centred

@@ -9,14 +9,11 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.pruning.policy import (
-    PruningPolicy,
-    StudyState,
-    TrialStage,
-    compute_rungs,
-    compute_steps_to_next_rung,
-)
-from search.pruning.predictions import MIN_COMPLETE, DesignMatrix
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.policy import PruningPolicy
+from search.pruning.predictions import MIN_COMPLETE
+from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
+from search.pruning.study_state import StudyState, TrialStage
 from studies.attributes import AUDIT
 from studies.config import top_count
 

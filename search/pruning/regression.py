@@ -20,6 +20,7 @@ from studies.calibration import DEGREES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Moments = tuple[Floats, Floats]
 """Means and variances of predictions, (m,) each."""
 

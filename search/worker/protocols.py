@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.pruning.pause_resume import PruneDecision
+from search.pruning.decisions import PruneDecision
 from search.status import RunningTrial
 from search.worker.claim import Claim
 from studies.attributes import Failure

@@ -19,12 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import format_error
 from search.pruning.audit import describe_look
-from search.pruning.pause_resume import (
-    Decisions,
-    PauseResumeScheduler,
-    PruneDecision,
-    StudyProgress,
-)
+from search.pruning.decisions import Decisions, PruneDecision
+from search.pruning.pause_resume import PauseResumeScheduler
+from search.pruning.study_progress import StudyProgress
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
 from studies.errors import StorageUnavailableError, StudiesError

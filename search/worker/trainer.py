@@ -20,7 +20,7 @@ from rnn.training.devices import is_out_of_memory
 from rnn.training.loop import TrainLoop
 from search.duration import to_train_config
 from search.errors import format_error
-from search.pruning.policy import compute_rungs
+from search.pruning.rungs import compute_rungs
 from search.status import RunningTrial
 from search.study import StudyHandle
 from search.versions import current_versions, earlier_versions

@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import ShutdownRequestedError, format_error
-from search.pruning.pause_resume import PauseResumeScheduler, PruneDecision
+from search.pruning.decisions import PruneDecision
+from search.pruning.pause_resume import PauseResumeScheduler
 from search.worker.claim import Claim
 from search.worker.claims import ClaimManager
 from search.worker.protocols import Trainer, TrialEvent, TrialResult, WorkerCallbacks

@@ -13,10 +13,11 @@ from reports.data.results import read_results
 from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
 from search.pruning.audit import DIVISOR, describe_look, look, recalibrate
-from search.pruning.pause_resume import Decisions, PauseResumeScheduler
-from search.pruning.policy import TrialStage
+from search.pruning.decisions import Decisions
+from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.pruner import TopFractionPruner
+from search.pruning.study_state import TrialStage
 from search.study import create_or_join
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord

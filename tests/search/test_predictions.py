@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.pruning.predictions import DesignMatrix, Prediction, predict_final_values
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.regression import (
     CONSTANT,
     EQUAL_NOISE,

@@ -18,8 +18,9 @@ from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
 from search.pruning.pause_resume import PauseResumeScheduler
-from search.pruning.policy import PruningPolicy, compute_rungs
+from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
+from search.pruning.rungs import compute_rungs
 from search.study import create_or_join
 from search.worker.claims import ClaimManager
 from search.worker.pruning_decisions import PruningDecisions

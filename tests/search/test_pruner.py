@@ -14,15 +14,11 @@ from test_predictions import simulate_grid
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replay_pruning import replay_in_optuna
 from benchmarks.replayed_search import Replay
-from search.pruning.policy import (
-    PruningPolicy,
-    StudyState,
-    TrialStage,
-    compute_rungs,
-    compute_steps_to_next_rung,
-)
-from search.pruning.predictions import DesignMatrix
+from search.pruning.design_matrix import DesignMatrix
+from search.pruning.policy import PruningPolicy
 from search.pruning.pruner import TopFractionPruner
+from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
+from search.pruning.study_state import StudyState, TrialStage
 
 STEPS, LOG_EVERY = 1000, 40
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from helpers import create_small_study, run_simultaneously, wait_for_others
 from optuna.trial import TrialState
 
-from search.pruning.policy import Rung
+from search.pruning.rungs import Rung
 from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage.counts import count_trials
