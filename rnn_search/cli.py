@@ -84,6 +84,12 @@ _STUDY_OPTIONS = (
         is_flag=True,
         help=f"Confirm more than {MAX_UNCONFIRMED:,} new trials, which are refused otherwise.",
     ),
+    click.option(
+        "--stored",
+        "is_stored",
+        is_flag=True,
+        help="STUDY is the name of a study in the storage; no file is read.",
+    ),
 )
 """Options that say what a study is."""
 

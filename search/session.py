@@ -80,7 +80,7 @@ class RunOptions:
                 :func:`studies.loader.load_config_file`.
         """
         if self.is_stored:
-            file = load_stored_config(self.study, self.storage)
+            file = load_stored_config(self.study, self.storage, self.overrides)
         elif self.settings is not None:
             file = load_settings(self.study, self.settings, self.overrides)
         else:

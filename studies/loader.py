@@ -56,15 +56,16 @@ def load_config_file(
     return _override(file, overrides)
 
 
-def load_stored_config(name: str, storage: str) -> ConfigFile:
-    """Read the settings of a stored study, whatever files there are.
+def load_stored_config(name: str, storage: str, overrides: Sequence[str] = ()) -> ConfigFile:
+    """Read the settings of a stored study, with overrides, whatever files there are.
 
     Raises:
         StorageError: if the storage cannot be read.
         StudyNotFoundError, StudyFormatError: if the study does not exist or cannot be read.
     """
     with closing(read_storage(storage)) as opened:
-        return _stored_config(opened, name, redact(parse_url(storage)))
+        file = _stored_config(opened, name, redact(parse_url(storage)))
+    return _override(file, overrides)
 
 
 def load_settings(

@@ -86,7 +86,7 @@ def copy_study(
     check_study_name(copied_name)
     target_artifacts = artifacts_to or manager.artifacts
     stores = StudyStores(manager.artifacts, manager.storage, read_only=True)
-    with _open_source(manager.storage) as source:
+    with _reporting_damage(name), _open_source(manager.storage) as source:
         with source.reading() as connection:
             study_id = find_study(connection, name)
             owned = read_owned_files(connection, study_id)
@@ -104,6 +104,15 @@ def copy_study(
             is_missing = origin is not None and origin not in list_study_names(target)
     where = redact(parse_url(target_url))
     return CopyResult(copied_name, where, rows, files, origin if is_missing else None)
+
+
+@contextmanager
+def _reporting_damage(name: str) -> Iterator[None]:
+    """Report rows that cannot be read as those of a damaged study."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise damage_error(name, error) from error
 
 
 def _read_unheld(manager: StudyManager, source: LeasedRDBStorage, name: str) -> None:
@@ -150,24 +159,21 @@ class _Copier:
             raise
 
     def _copy_rows(self, copy: StudyCopy, before: Fingerprint) -> dict[str, int]:
-        try:
-            # The target first: its lock may be waited for, and a server ends idle snapshots.
-            with self.target.transaction() as target, self.source.snapshot() as source:
-                lock_copies(target)
-                if read_fingerprint(source, self.name) != before:
-                    raise StudyHeldError(
-                        f"study {self.name!r} changed while its files were copied: nothing was "
-                        "copied; stop its workers and copy again"
-                    )
-                rows = copy_rows(source, target, copy)
-                if not self.target_stores.is_marked_unowned(copy.folder):
-                    raise StudiesError(
-                        f"another process began the same copy of study {self.name!r} and removed "
-                        "the files of this one: nothing was copied"
-                    )
-                self.target_stores.unmark(copy.folder)
-        except READ_ERRORS as error:
-            raise damage_error(self.name, error) from error
+        # The target first: its lock may be waited for, and a server ends idle snapshots.
+        with self.target.transaction() as target, self.source.snapshot() as source:
+            lock_copies(target)
+            if read_fingerprint(source, self.name) != before:
+                raise StudyHeldError(
+                    f"study {self.name!r} changed while its files were copied: nothing was copied; "
+                    "stop its workers and copy again"
+                )
+            rows = copy_rows(source, target, copy)
+            if not self.target_stores.is_marked_unowned(copy.folder):
+                raise StudiesError(
+                    f"another process began the same copy of study {self.name!r} and removed the "
+                    "files of this one: nothing was copied"
+                )
+            self.target_stores.unmark(copy.folder)
         return rows
 
     def _is_stored(self, folder: str) -> bool:

@@ -739,7 +739,10 @@ def test_stop_before_training_is_reported(search, workers):
     assert "is saved" not in done.stdout
 
 
-SUBCOMMANDS = ("run", "refine", "report", "dashboard", "status", "check", "sample", "export")
+SUBCOMMANDS = (
+    *("run", "refine", "report", "dashboard", "status", "list", "continue", "rename", "copy"),
+    *("delete", "retry", "check", "sample", "export"),
+)
 
 
 def test_console_command_has_every_command(run):

@@ -115,6 +115,7 @@ def build_worker_command(options: RunOptions) -> WorkerCommand:
         *(("--set", override) for override in options.overrides),
     ):
         arguments += [] if value is None else [option, str(value)]
+    arguments += ["--stored"] if options.is_stored else []
     arguments += ["--prune"] if options.prune else []
     arguments += ["--partial"] if options.partial else []
     arguments += ["--until-decided"] if options.until_decided else []

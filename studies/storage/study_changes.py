@@ -119,13 +119,17 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
                 "compare with it: delete those first, or use --force"
             )
         owned = read_owned_files(connection, study_id)
-        ids = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-        for table in (*TRIAL_TABLES, _HEARTBEATS):
-            connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids)))
-        for table in (TRIALS, *STUDY_TABLES, STUDIES):
-            connection.execute(sa.delete(table).where(table.c.study_id == study_id))
+        _delete_rows(connection, study_id)
     merge_log(storage)
     return owned
+
+
+def _delete_rows(connection: Connection, study_id: int) -> None:
+    ids = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+    for table in (*TRIAL_TABLES, _HEARTBEATS):
+        connection.execute(sa.delete(table).where(table.c.trial_id.in_(ids)))
+    for table in (TRIALS, *STUDY_TABLES, STUDIES):
+        connection.execute(sa.delete(table).where(table.c.study_id == study_id))
 
 
 STUDY_TABLES = (STUDY_DIRECTIONS, STUDY_USER_ATTRS, STUDY_SYSTEM_ATTRS)

@@ -1,0 +1,493 @@
+"""Studies are renamed, copied, deleted and retried with everything they own, or not at all."""
+
+import json
+import sqlite3
+import threading
+from contextlib import closing
+
+import optuna
+import pytest
+from helpers import create_small_study
+from management_fixtures import (
+    FILES,
+    create,
+    create_with_everything,
+    dump,
+    folder_of,
+    list_files,
+)
+from optuna_dashboard import get_note
+from process_runner import query
+
+from studies.attributes import EARLIER_FAILURES
+from studies.errors import (
+    ConfigError,
+    StorageError,
+    StudiesError,
+    StudyDeletedError,
+    StudyExistsError,
+    StudyFormatError,
+    StudyHeldError,
+    StudyNotFoundError,
+)
+from studies.management import StudyManager
+from studies.storage.leases import Lease
+from studies.storage.open import load_study, open_storage
+from studies.storage.presence import StudyIdentity
+from studies.storage.queue import dequeue, waiting_query
+from studies.study_copier import copy_study
+from studies.study_files import StudyStores
+from studies.study_list import list_studies
+
+REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def manager(url, folder):
+    """Manager of a storage with a study that has everything."""
+    create_with_everything(url, folder)
+    return StudyManager(url, str(folder))
+
+
+@pytest.fixture(params=["to SQLite", "to PostgreSQL", "to the same"])
+def target(request, url, tmp_path):
+    """URL of the storage to copy to."""
+    if request.param == "to the same":
+        return url
+    if request.param == "to SQLite":
+        return f"sqlite:///{tmp_path}/copies.db"
+    return request.getfixturevalue("postgresql_server").new_database()
+
+
+# ------------------------------------------------------------------ copies
+
+
+def test_copy_has_every_row_and_file_of_the_study(manager, url, folder, target, tmp_path):
+    before, files = dump(url), list_files(folder)
+    result = copy_study(manager, "made", target, "copied", str(tmp_path / "copies"))
+    assert result.files.count == 7
+    copied = dump(target, "copied")
+    assert dump(url) == before
+    assert list_files(folder) == files
+    new = folder_of(target, "copied")
+    assert new.startswith("copied-")
+    changed = {"study_user_attributes", "study_system_attributes", "trial_system_attributes"}
+    for table in before.keys() - changed:
+        assert copied[table] == before[table], table
+    assert (("artifact_folder", f'"{new}"')) in copied["study_user_attributes"]
+    assert len(copied["study_user_attributes"]) == len(before["study_user_attributes"])
+    # The copy has no report yet.
+    assert len(copied["study_system_attributes"]) == len(before["study_system_attributes"]) - 1
+    found = list_files(tmp_path / "copies")
+    for names in FILES.values():
+        for name in names:
+            assert found.pop(f"{new}/{name}") == files[f"made-folder/{name}"]
+    listed = [
+        key.removeprefix("artifacts:")
+        for key, _ in copied["study_system_attributes"]
+        if key.startswith("artifacts:")
+    ]
+    listed += [
+        key.removeprefix("artifacts:")
+        for _, key, _ in copied["trial_system_attributes"]
+        if key.startswith("artifacts:")
+    ]
+    assert {name: found.pop(name) for name in listed} == {
+        listed[0]: b"of-study", listed[1]: b"of-trial",
+    }  # fmt: skip
+    assert not found
+
+
+def test_copy_keeps_the_notes_of_trials_whose_ids_differ(manager, target):
+    with closing(open_storage(target)) as storage:
+        create_small_study(storage, 10, "other")
+    copy_study(manager, "made", target, "copied")
+    with closing(open_storage(target)) as storage:
+        study = load_study(storage, "copied")
+        assert get_note(study) == "a note of the study"
+        trial_id = study.get_trials(deepcopy=False)[0]._trial_id
+        attributes = storage.get_study_system_attrs(study._study_id)
+        assert attributes[f"dashboard:{trial_id}:note_str:0"] == "a note of trial 0"
+
+
+def test_copy_of_a_copy_to_its_first_place_is_the_study(manager, url, target, tmp_path):
+    copy_study(manager, "made", target, "copied", str(tmp_path / "copies"))
+    there = StudyManager(target, str(tmp_path / "copies"))
+    copy_study(there, "copied", url, "back", str(tmp_path / "artifacts"))
+    before, after = dump(url), dump(url, "back")
+    assert after["trials"] == before["trials"]
+    assert after["trial_intermediate_values"] == before["trial_intermediate_values"]
+
+
+def test_copy_that_is_refused_leaves_nothing(manager, url, folder, tmp_path):
+    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
+    create(target, "taken")
+    before, files = dump(url), list_files(tmp_path)
+    for error, name, to, new in (
+        (ConfigError, "made", None, None),
+        (ConfigError, "made", target, "a\nb"),
+        (ConfigError, "made", target, "x" * 300),
+        (StudyNotFoundError, "missing", target, "copied"),
+        (StudyExistsError, "made", target, "taken"),
+        (StudyExistsError, "made", None, "made"),
+    ):
+        with pytest.raises(error):
+            copy_study(manager, name, to, new, copies)
+    with closing(open_storage(url)) as storage:
+        storage.claim(1, "node1/17/token", paused_ids=[4])
+    with pytest.raises(StudyHeldError, match=r"node1/17 holds trial 3, last heard of \d"):
+        copy_study(manager, "made", f"sqlite:///{tmp_path}/new.db", "copied", copies)
+    query_all = "SELECT count(*) FROM studies"
+    assert query(target, query_all) == [(1,)]
+    assert not (tmp_path / "copies").exists()
+    assert not (tmp_path / "new.db").exists()
+    assert dump(url)["trial_intermediate_values"] == before["trial_intermediate_values"]
+    assert {path for path in list_files(tmp_path) if "artifacts" in path} == {
+        path for path in files if "artifacts" in path
+    }
+
+
+def test_copy_refuses_a_storage_of_something_else(manager, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(StorageError, match="not a database of studies and was left unchanged"):
+        copy_study(manager, "made", f"sqlite:///{tmp_path}/other.db")
+    for wrong in ("mysql://a:secret@h/d", "postgresql+psycopg://a:secret@127.0.0.1:1/d"):
+        with pytest.raises(StorageError) as error:
+            copy_study(manager, "made", wrong)
+        assert "secret" not in str(error.value)
+
+
+def test_copy_refuses_a_study_that_cannot_be_read(url, folder, tmp_path):
+    create_small_study(open_storage(url), 3, "plain")
+    with pytest.raises(StudyFormatError, match="no schema version"):
+        copy_study(StudyManager(url), "plain", f"sqlite:///{tmp_path}/copies.db")
+    assert not (tmp_path / "copies.db").exists()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE trials SET datetime_start = 'x'",
+        "UPDATE trial_intermediate_values SET intermediate_value_type = 'UNKNOWN'",
+        "UPDATE trial_values SET value = 'x'",
+    ],
+)
+def test_copy_of_damaged_rows_to_a_server_leaves_nothing(
+    sqlite_url, folder, tmp_path, postgresql_url, statement
+):
+    create_with_everything(sqlite_url, folder)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
+        file.execute(statement)
+    copies = str(tmp_path / "copies")
+    with pytest.raises(StudiesError):
+        copy_study(StudyManager(sqlite_url, str(folder)), "made", postgresql_url, None, copies)
+    assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
+    assert list_files(copies) == {}
+
+
+def test_copy_fails_if_the_study_changes_while_its_files_are_copied(
+    manager, url, folder, tmp_path, monkeypatch
+):
+    copy_files = StudyStores.copy_files
+
+    def change_meanwhile(*args):
+        copied = copy_files(*args)
+        with closing(open_storage(url)) as storage:
+            storage.claim(1, "w/2/v", paused_ids=[4])
+            storage.report(4, "w/2/v", {150: 1.0})
+            storage.pause(4, "w/2/v", {})
+        return copied
+
+    monkeypatch.setattr(StudyStores, "copy_files", change_meanwhile)
+    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
+    with pytest.raises(StudyHeldError, match="changed while its files were copied"):
+        copy_study(manager, "made", target, None, copies)
+    assert query(target, "SELECT count(*) FROM studies") == [(0,)]
+    assert list_files(copies) == {}
+
+
+def test_copy_whose_file_is_damaged_on_the_way_leaves_nothing(manager, url, tmp_path, monkeypatch):
+    from studies import artifacts
+
+    def write_less(path, content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(content)[:-1])
+
+    monkeypatch.setattr(artifacts, "atomic_write", write_less)
+    target, copies = f"sqlite:///{tmp_path}/copies.db", str(tmp_path / "copies")
+    with pytest.raises(StudiesError, match="it changed, or its copy is damaged"):
+        copy_study(manager, "made", target, None, copies)
+    assert query(target, "SELECT count(*) FROM studies") == [(0,)]
+
+
+def test_copies_to_and_from_a_bucket(manager, url, bucket, tmp_path):
+    target = f"sqlite:///{tmp_path}/copies.db"
+    assert copy_study(manager, "made", target, None, bucket).files.count == 7
+    there = StudyManager(target, bucket)
+    result = copy_study(there, "made", target, "again", str(tmp_path / "again"))
+    assert result.files.count == 7
+    there.delete("made")
+    with closing(open_storage(target)) as storage:
+        (left,) = list_studies(storage, StudyStores(str(tmp_path / "again"), target))
+    assert left.name == "again"
+    import boto3
+
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="networks")
+
+
+# ------------------------------------------------------------------ names
+
+
+def test_renamed_study_is_found_by_the_studies_that_derive_from_it(manager, url, folder):
+    create(url, "derived", **REFINED)
+    before = dump(url)
+    files = list_files(folder)
+    assert manager.rename("made", "better name") == ["derived"]
+    assert dump(url, "better name") == before
+    assert list_files(folder) == files
+    attributes = dict(dump(url, "derived")["study_user_attributes"])
+    assert json.loads(attributes["config"])["refinement"]["source"] == "better name"
+
+
+def test_rename_that_is_refused_changes_nothing(manager, url):
+    create(url, "other")
+    before = dump(url)
+    for error, old, new in (
+        (StudyNotFoundError, "missing", "new"),
+        (StudyExistsError, "made", "other"),
+        (ConfigError, "made", "made"),
+        (ConfigError, "made", " "),
+        (ConfigError, "made", "\x1b[1m"),
+    ):
+        with pytest.raises(error):
+            manager.rename(old, new)
+    with closing(open_storage(url)) as storage:
+        storage.claim(1, "node1/17/token", paused_ids=[4])
+    with pytest.raises(StudyHeldError, match="node1/17 holds trial 3"):
+        manager.rename("made", "new")
+    assert dump(url)["study_user_attributes"] == before["study_user_attributes"]
+    assert query(url, "SELECT study_name FROM studies ORDER BY study_id") == [("made",), ("other",)]
+
+
+def test_worker_that_waits_works_on_under_the_new_name(manager, url):
+    with closing(open_storage(url)) as storage:
+        storage.require_study(StudyIdentity(1, "made", "made-folder"))
+        manager.rename("made", "new")
+        assert storage.claim(1, "w/2/v", paused_ids=[4]) == 4
+
+
+# ------------------------------------------------------------------ deletions
+
+
+def test_deletion_takes_all_rows_and_files_of_the_study_alone(manager, url, folder):
+    create_with_everything(url, folder, "other")
+    (folder / "of-study").write_text("shared by name in this test")
+    other = dump(url, "other")
+    manager.delete("made")
+    assert dump(url, "other") == other
+    for table in ("studies", "trials", *dump(url, "other")):
+        owner = "trial_id" if table.startswith("trial_") else "study_id"
+        ids = "trials" if table.startswith("trial_") else "studies"
+        orphans = f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT {owner} FROM {ids})"
+        assert query(url, orphans) == [(0,)]
+    assert sorted(list_files(folder)) == sorted(
+        f"other-folder/{name}" for names in FILES.values() for name in names
+    )
+
+
+def test_deletion_of_a_source_is_refused_unless_forced(manager, url):
+    create(url, "derived", **REFINED)
+    before = dump(url)
+    with pytest.raises(StudiesError, match="is the source of 'derived'"):
+        manager.delete("made")
+    assert dump(url) == before
+    manager.delete("made", force=True)
+    assert query(url, "SELECT study_name FROM studies") == [("derived",)]
+
+
+def test_deletion_is_refused_while_a_trial_is_held_and_waits_for_a_dead_worker(url, folder):
+    create_with_everything(url, folder)
+    files = list_files(folder)
+    with closing(open_storage(url)) as storage:
+        storage.claim(1, "node1/17/token", 0.2, paused_ids=[4])
+    with pytest.raises(StudyHeldError, match="node1/17 holds trial 3, last heard of"):
+        StudyManager(url, str(folder)).delete("made")
+    assert list_files(folder) == files
+    lines = []
+    StudyManager(url, str(folder), True, lines.append).delete("made")
+    assert len(lines) == 1
+    assert lines[0].startswith("waiting: node1/17 holds trial 3, last heard of ")
+    assert query(url, "SELECT count(*) FROM trials") == [(0,)]
+    assert list_files(folder) == {}
+
+
+def test_damaged_study_and_one_of_plain_optuna_can_be_deleted(url):
+    create(url)
+    optuna.create_study(storage=open_storage(url), study_name="plain").enqueue_trial({})
+    with closing(open_storage(url)) as storage:
+        storage.set_study_user_attr(1, "config", "x")
+        storage.set_study_user_attr(1, "artifact_folder", "../..")
+    for name in ("made", "plain"):
+        StudyManager(url).delete(name)
+    assert query(url, "SELECT count(*) FROM studies") == [(0,)]
+    assert query(url, "SELECT count(*) FROM trials") == [(0,)]
+
+
+def test_claim_before_a_deletion_wins(url, folder):
+    create(url)
+    with closing(open_storage(url)) as storage, closing(open_storage(url)) as other:
+        outcome = []
+
+        def delete():
+            try:
+                StudyManager(url, str(folder)).delete("made")
+            except StudiesError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=delete)
+        with other.transaction() as connection:
+            dequeue(connection, waiting_query(1), Lease("node2/5/token", 120))
+            thread.start()
+            thread.join(0.5)  # it waits for the transaction, or has not begun
+        thread.join()
+        (error,) = outcome
+        assert isinstance(error, StudyHeldError)
+        assert len(storage.running_leases(1)) == 1
+
+
+def test_deletion_before_a_claim_wins(url, folder, monkeypatch):
+    from studies.storage import study_changes
+
+    create(url)
+    deleted, claimed = threading.Event(), threading.Event()
+    delete_rows = study_changes._delete_rows
+
+    def delete_and_hold(*args):
+        delete_rows(*args)
+        deleted.set()
+        claimed.wait(0.5)  # on SQLite a claim waits for the end of this transaction
+
+    monkeypatch.setattr(study_changes, "_delete_rows", delete_and_hold)
+    thread = threading.Thread(target=lambda: StudyManager(url, str(folder)).delete("made"))
+    with closing(open_storage(url)) as storage:
+        storage.require_study(StudyIdentity(1, "made", "made-folder"))
+        thread.start()
+        deleted.wait()
+        outcomes = []
+        for _ in range(2):
+            try:
+                outcomes.append(storage.claim(1, "node2/5/token"))
+            except StudyDeletedError as error:
+                outcomes.append(str(error))
+            claimed.set()
+            thread.join()
+    assert outcomes[0] is None or "was deleted" in outcomes[0]
+    assert "study 'made' was deleted" in outcomes[1]
+
+
+# ------------------------------------------------------------------ retries
+
+
+def test_retried_trial_waits_as_if_new_and_keeps_what_it_was(manager, url):
+    before = dump(url)
+    assert manager.retry("made", ["failed"]) == {"failed": 1}
+    after = dump(url)
+    assert [row[:2] for row in after["trials"] if row[0] == 2] == [(2, "WAITING")]
+    assert [row for row in after["trials"] if row[0] != 2] == [
+        row for row in before["trials"] if row[0] != 2
+    ]
+    for table in ("trial_user_attributes", "trial_intermediate_values", "trial_values"):
+        assert [row for row in after[table] if row[0] == 2] == []
+    (history,) = (json.loads(value) for number, key, value in after["trial_system_attributes"]
+                  if (number, key) == (2, EARLIER_FAILURES))  # fmt: skip
+    (record,) = history
+    assert record["attributes"]["error"] == "ValueError: y"
+    assert record["attributes"]["retries"] == {"exception": 1}
+    assert record["started"]
+    assert manager.retry("made", ["failed"]) == {"failed": 0}
+    with closing(open_storage(url)) as storage:
+        trial_id = storage.claim(1, "w/3/x")
+        assert storage.get_trial(trial_id).number == 2
+        storage.finish(trial_id, "w/3/x", optuna.trial.TrialState.FAIL, None, {"error": "z"})
+    assert manager.retry("made", ["failed"]) == {"failed": 1}
+    (history,) = (json.loads(value) for number, key, value in dump(url)["trial_system_attributes"]
+                  if (number, key) == (2, EARLIER_FAILURES))  # fmt: skip
+    assert [each["attributes"]["error"] for each in history] == ["ValueError: y", "z"]
+
+
+def test_diverged_trials_are_retried_on_request_only(manager, url):
+    assert manager.retry("made", ["diverged"]) == {"diverged": 1}
+    states = {row[0]: row[1] for row in dump(url)["trials"]}
+    assert states == {0: "COMPLETE", 1: "WAITING", 2: "FAIL", 3: "WAITING"}
+
+
+def test_retry_that_is_refused_changes_nothing(manager, url):
+    looks = [{"runs": 3, "level": 0.01, "verdicts": {}, "continued": []}]
+    with closing(open_storage(url)) as storage:
+        storage.set_study_user_attr(1, "looks", looks)
+    before = dump(url)
+    with pytest.raises(StudiesError, match="has taken a planned look"):
+        manager.retry("made", ["failed"])
+    with pytest.raises(StudyNotFoundError, match="existing studies: made"):
+        manager.retry("missing", ["failed"])
+    assert dump(url) == before
+    with closing(open_storage(url)) as storage:
+        storage.claim(1, "node1/17/token", paused_ids=[4])
+    with pytest.raises(StudyHeldError):
+        manager.retry("made", ["failed"])
+
+
+# ------------------------------------------------------------------ lists
+
+
+def test_list_shows_each_study_and_its_workers(manager, url, folder):
+    create(url, "derived", **REFINED)
+    create(url, "broken")
+    optuna.create_study(storage=open_storage(url), study_name="plain").enqueue_trial({})
+    with closing(open_storage(url)) as storage:
+        storage.claim(1, "node1/17/token", paused_ids=[4])
+        study_id = load_study(storage, "broken")._study_id
+        storage.set_study_user_attr(study_id, "config", {"space": 3})
+        listed = {each.name: each for each in list_studies(storage, StudyStores(str(folder), url))}
+    assert list(listed) == ["broken", "derived", "made", "plain"]
+    kinds = {name: each.kind for name, each in listed.items()}
+    assert kinds == {
+        "broken": "damaged",
+        "derived": "replicates of 'made'",
+        "made": "grid",
+        "plain": "plain Optuna",
+    }
+    made = listed["made"]
+    assert (made.counts.complete, made.counts.diverged, made.counts.failed) == (1, 1, 1)
+    assert made.best == 1.0625
+    assert made.artifact_bytes == sum(
+        (folder / "made-folder" / name).stat().st_size for names in FILES.values() for name in names
+    )
+    assert [(each.host, each.trials) for each in made.workers] == [("node1", (3,))]
+    assert "invalid attribute config" in listed["broken"].problem
+    assert listed["plain"].counts.waiting == 1
+    json.dumps([each.as_json() for each in listed.values()])
+
+
+def test_damaged_rows_do_not_break_the_list(sqlite_url, folder, tmp_path):
+    create(sqlite_url)
+    create(sqlite_url, "other")
+    for statement in (
+        "UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1",
+        "UPDATE trials SET datetime_start = 'x' WHERE study_id = 1",
+        "UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1",
+        "UPDATE study_directions SET direction = 'UNKNOWN' WHERE study_id = 1",
+    ):
+        with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
+            file.execute(statement)
+        with closing(open_storage(sqlite_url)) as storage:
+            stores = StudyStores(str(folder), sqlite_url)
+            made, other = list_studies(storage, stores)
+        assert (made.kind, other.kind) == ("damaged", "grid"), statement
+        assert made.problem
