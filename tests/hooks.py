@@ -116,6 +116,29 @@ class DecisionGate:
         (self._folder / "open").touch()
 
 
+class CallGate:
+    """Gate that holds a process after a call of a function, before it returns, until it is opened.
+
+    Args:
+        folder: new folder for the gate.
+        function: the function, as ``package.module:name`` or ``package.module:Class.name``.
+    """
+
+    def __init__(self, folder: Path, function: str) -> None:
+        folder.mkdir(parents=True)
+        self.hook = {"folder": str(folder), "function": function}
+        self._folder = folder
+
+    @property
+    def held(self) -> set[int]:
+        """Ids of processes that are, or were, held."""
+        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
+
+    def open(self) -> None:
+        """Let all calls return."""
+        (self._folder / "open").touch()
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Changes to a command's processes.
@@ -127,6 +150,7 @@ class Hooks:
         gate: gate that holds trainings.
         clock: clock for heartbeats and leases.
         decisions: gate that holds pruning decisions.
+        calls: gate that holds processes after a call.
     """
 
     patient: bool = True
@@ -135,6 +159,7 @@ class Hooks:
     gate: Gate | None = None
     clock: Clock | None = None
     decisions: DecisionGate | None = None
+    calls: CallGate | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -146,6 +171,7 @@ class Hooks:
             "gate": self.gate and self.gate.hook,
             "clock": self.clock and self.clock.hook,
             "decisions": self.decisions and self.decisions.hook,
+            "calls": self.calls and self.calls.hook,
         }
         return {VARIABLE: json.dumps(settings)}
 
@@ -167,6 +193,8 @@ def install() -> None:
         _replace_clock(Path(settings["clock"]))
     if settings["decisions"]:
         _hold_decisions(Path(settings["decisions"]))
+    if settings["calls"]:
+        _hold_calls(Path(settings["calls"]["folder"]), settings["calls"]["function"])
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
@@ -229,6 +257,24 @@ def _hold_decisions(folder: Path) -> None:
         return answer
 
     scheduler.decide, decisions._start = decide_with_gate, start_and_unmark
+
+
+def _hold_calls(folder: Path, function: str) -> None:
+    module_name, _, path = function.partition(":")
+    owner: object = importlib.import_module(module_name)
+    *owners, name = path.split(".")
+    for each in owners:
+        owner = getattr(owner, each)
+    original = getattr(owner, name)
+
+    def call_and_hold(*args, **kwargs):
+        result = original(*args, **kwargs)
+        (folder / f"held-{os.getpid()}").touch()
+        while not (folder / "open").exists():
+            time.sleep(0.02)
+        return result
+
+    setattr(owner, name, call_and_hold)
 
 
 def _replace_clock(path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 import optuna
 import pytest
 from helpers import create_small_study
-from management_fixtures import (
+from managed_studies import (
     FILES,
     create,
     create_with_everything,

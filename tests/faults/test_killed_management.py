@@ -1,0 +1,166 @@
+"""Commands that copy or delete studies are killed, interrupted, and meet workers."""
+
+import json
+import signal
+
+import pytest
+from hooks import CallGate, Gate, Hooks
+from managed_studies import FILES, create_with_everything, dump, folder_of, list_files
+from process_runner import query, search_starter, wait_until_running
+
+TINY = {"lease_seconds": 2, "training_steps": 40, "training_log_every": 10}
+TINY |= {"space_layers": "[1]", "space_state_size": "[3]"}
+
+NONE_STORED = "SELECT count(*) FROM studies"
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def held_command(runner, tmp_path):
+    """Start a command and wait until it is held after a call of a function."""
+
+    def start(function, *arguments):
+        gate = start.gate = CallGate(tmp_path / "calls", function)
+        command = runner.start("-m", "rnn_search", *arguments, hooks=Hooks(calls=gate))
+        wait_until_running([command], lambda: gate.held)
+        return command
+
+    return start
+
+
+@pytest.fixture
+def copy_arguments(tmp_path, url, artifacts):
+    """Arguments that copy a study of an SQLite file to each kind of storage."""
+    source = f"sqlite:///{tmp_path}/source.db"
+    create_with_everything(source, artifacts)
+    places = ("--artifacts", str(artifacts), "--artifacts-to", str(tmp_path / "copies"))
+    return ("copy", "made", "--storage", source, "--to", url, *places)
+
+
+WITHIN_FILES = "studies.study_files:_digest"
+BEFORE_COMMIT = "studies.storage.copy_study:_verify"
+
+
+@pytest.mark.parametrize("function", [WITHIN_FILES, BEFORE_COMMIT])
+def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
+    run, held_command, copy_arguments, url, tmp_path, artifacts, function
+):
+    source = copy_arguments[3]
+    before, files = dump(source), list_files(artifacts)
+    command = held_command(function, *copy_arguments)
+    command.send(signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
+    assert query(url, NONE_STORED) == [(0,)]
+    left = list_files(tmp_path / "copies")
+    assert len(left) == (2 if function is WITHIN_FILES else 8)
+    done = run("-m", "rnn_search", *copy_arguments)
+    assert done.returncode == 0, done.stderr
+    assert "4 trials, 8 intermediate values, 7 files" in done.stdout
+    assert dump(url)["trial_intermediate_values"] == before["trial_intermediate_values"]
+    assert (dump(source), list_files(artifacts)) == (before, files)
+    folder, found = folder_of(url), list_files(tmp_path / "copies")
+    expected = {f"{folder}/{name}" for names in FILES.values() for name in names}
+    assert expected < found.keys()
+    assert len(found) == 7
+    assert not found.keys() & left.keys()
+
+
+def test_interrupted_copy_leaves_nothing(held_command, copy_arguments, url, tmp_path):
+    command = held_command(BEFORE_COMMIT, *copy_arguments)
+    command.send(signal.SIGINT)
+    assert command.wait() == 130
+    assert command.stderr.strip() == "error: interrupted"
+    assert query(url, NONE_STORED) == [(0,)]
+    assert list_files(tmp_path / "copies") == {}
+
+
+def test_copy_that_another_one_overtakes_leaves_that_one_whole(
+    run, held_command, copy_arguments, url, tmp_path
+):
+    command = held_command(WITHIN_FILES, *copy_arguments)
+    done = run("-m", "rnn_search", *copy_arguments)  # takes the first one for dead
+    assert done.returncode == 0, done.stderr
+    stored, files = dump(url), list_files(tmp_path / "copies")
+    held_command.gate.open()
+    assert command.wait() == 2
+    (line,) = command.stderr.splitlines()
+    assert "disappeared" in line or "exists there already" in line or "cannot copy" in line
+    assert (dump(url), list_files(tmp_path / "copies")) == (stored, files)
+
+
+def test_deletion_that_is_killed_before_its_commit_changes_nothing(
+    run, held_command, url, artifacts
+):
+    create_with_everything(url, artifacts)
+    before, files = dump(url), list_files(artifacts)
+    arguments = ("delete", "made", "--yes", "--storage", url, "--artifacts", str(artifacts))
+    command = held_command("studies.storage.study_changes:_delete_rows", *arguments)
+    command.send(signal.SIGKILL)
+    command.wait()
+    assert (dump(url), list_files(artifacts)) == (before, files)
+    assert run("-m", "rnn_search", *arguments).returncode == 0
+    assert query(url, NONE_STORED) == [(0,)]
+    assert list_files(artifacts) == {}
+
+
+def test_files_that_a_killed_deletion_left_are_removed_by_the_next_one(
+    run, held_command, url, artifacts
+):
+    create_with_everything(url, artifacts)
+    create_with_everything(url, artifacts, "other")
+    common = ("--yes", "--storage", url, "--artifacts", str(artifacts))
+    marked = "studies.study_files:StudyStores.mark_unowned"
+    command = held_command(marked, "delete", "made", *common)
+    command.send(signal.SIGKILL)
+    command.wait()
+    assert query(url, "SELECT study_name FROM studies") == [("other",)]
+    assert "made-folder/trial-0.final" in list_files(artifacts)
+    done = run("-m", "rnn_search", "delete", "missing", *common)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: study 'missing' is not in ")
+    names = {f"other-folder/{name}" for names in FILES.values() for name in names}
+    assert list_files(artifacts).keys() == names
+
+
+def test_study_of_a_killed_worker_is_refused_until_its_lease_has_expired(
+    runner, run, text, tmp_path, url
+):
+    gate = Gate(tmp_path / "gate", 10)
+    worker = search_starter(runner, url, text)(
+        "--artifacts",
+        str(tmp_path / "artifacts"),
+        gate=gate,
+        **TINY,
+    )
+    wait_until_running([worker], lambda: gate.held)
+    common = ("--storage", url, "--artifacts", str(tmp_path / "artifacts"))
+    for arguments in (
+        ("rename", "quick", "new", *common[:2]),
+        ("delete", "quick", "--yes", *common),
+        ("copy", "quick", "--as", "new", *common),
+        ("retry", "quick", *common[:2]),
+    ):
+        done = run("-m", "rnn_search", *arguments)
+        assert done.returncode == 2, arguments
+        (line,) = done.stderr.splitlines()
+        assert f"/{worker.pid} holds trial" in line
+    worker.send(signal.SIGKILL)
+    worker.wait()
+    done = run("-m", "rnn_search", "status", "quick", "--storage", url, "--json")
+    (shown,) = json.loads(done.stdout)["workers"]
+    assert shown["worker"] == f"{shown['host']}/{worker.pid}"
+    assert shown["lease_seconds"] == 2
+    assert shown["silent_seconds"] >= 0
+    done = run("-m", "rnn_search", "status", "quick", "--storage", url)
+    assert "workers   " in done.stdout
+    assert "last heard of" in done.stdout
+    done = run("-m", "rnn_search", "rename", "quick", "new", "--wait", "--storage", url)
+    assert done.returncode == 0, done.stderr
+    assert f"waiting: {shown['worker']} holds trial" in done.stderr
+    done = run("-m", "rnn_search", "status", "new", "--storage", url, "--json")
+    assert json.loads(done.stdout)["workers"] == []
+    assert json.loads(done.stdout)["retries"] == {"lease_expired": len(shown["trials"])}
