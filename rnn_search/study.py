@@ -17,10 +17,10 @@ from studies.config import StudyConfig, to_trial_config
 from studies.errors import ConfigError, StudiesError
 from studies.loader import read_study_record
 from studies.space import Params
-from studies.storage.counts import TrialCounts, best_trial_id, count_trials
+from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import parse_url
 from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, read_storage
-from studies.storage.queries import TrialRow, read_trials
+from studies.storage.queries import TrialRow, read_best_trial, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
 
@@ -121,10 +121,9 @@ class Study:
             TrialNotFoundError: if no trial is complete yet.
         """
         with self._open() as (storage, study):
-            trial_id = best_trial_id(storage, study._study_id)
-            if trial_id is None:
+            row = read_best_trial(storage, study._study_id)
+            if row is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
-            (row,) = read_trials(storage, study._study_id, [trial_id])
             return self._trial(row, read_study_record(study).config)
 
     def trial(self, number: int) -> "Trial":

@@ -229,7 +229,7 @@ def extend_grid(
         StudiesError: if the study cannot be extended now.
     """
     record = read_study_record(study)
-    trials = read_trials(storage, study._study_id)
+    trials = read_trials(storage, study._study_id, is_strict=True)
     nuisance = _choose_audit_nuisance(record, extended, trials)
     added = _plan_added(study.study_name, stored, extended, nuisance, trials)
     changed = list_descriptive_changes(stored, extended)

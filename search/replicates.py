@@ -103,7 +103,9 @@ def record_look(
         refinement = record.config.refinement
         assert refinement is not None
         runs = next(each for each in refinement.looks if each > look.runs)
-        trials = plan_runs(read_trials(storage, study._study_id), look.continued, runs)
+        trials = plan_runs(
+            read_trials(storage, study._study_id, is_strict=True), look.continued, runs
+        )
     if not trials:
         is_done = replace_attributes(storage, study._study_id, expected, written)
     else:

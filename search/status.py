@@ -16,13 +16,12 @@ from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import (
     TimingStats,
     TrialCounts,
-    best_trial_id,
     count_audited,
     count_retries,
     count_trials,
     timing_by_shape,
 )
-from studies.storage.queries import read_audit_looks, read_trials
+from studies.storage.queries import read_audit_looks, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 
 READ_TIMEOUT = 2.0
@@ -129,8 +128,7 @@ def read_status(
     with storage.reading() as connection:  # one for all queries
         counts = count_trials(storage, study_id)
         best = None
-        if (trial_id := best_trial_id(storage, study_id)) is not None:
-            (trial,) = read_trials(storage, study_id, [trial_id])
+        if (trial := read_best_trial(storage, study_id)) is not None:
             assert trial.value is not None
             label = to_trial_config(trial.params, config).label
             best = BestTrial(trial.number, trial.value, label)

@@ -33,6 +33,9 @@ TICK_SECONDS = 0.25
 MAX_ROWS = 16
 """Number of running trials that the live display lists."""
 
+_LOGGERS = (logging.getLogger("search"), logging.getLogger("studies"))
+"""Loggers whose messages a display prints."""
+
 WAITING = "the remaining trials are running in other workers; waiting for them"
 
 
@@ -122,18 +125,18 @@ class QuietDisplay(WorkerCallbacks, logging.Handler):
         self._console = console
         self._reader = reader
         self._pending: deque[logging.LogRecord] = deque()  # of other threads than the main one
+        self._replaced: list[list[logging.Handler]] = []
 
     def __enter__(self) -> Self:
-        logger = logging.getLogger("search")
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.addHandler(self)
+        logging.getLogger("search").setLevel(logging.INFO)
+        for logger in _LOGGERS:
+            self._replaced.append(logger.handlers)
+            logger.handlers, logger.propagate = [self], False
         return self
 
     def __exit__(self, *error: object) -> None:
-        logger = logging.getLogger("search")
-        logger.propagate = True
-        logger.removeHandler(self)
+        for logger in reversed(_LOGGERS):
+            logger.handlers, logger.propagate = self._replaced.pop(), True
         self._print_pending()
 
     def on_poll(self) -> None:

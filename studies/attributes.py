@@ -261,7 +261,7 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
 } | {SOURCE_TRIALS: TypeAdapter(list[_Count], config=_STORED)}
 
 
-def parse_trial_attribute(key: str, stored: str) -> Any:
+def parse_trial_attribute(key: str, stored: str | None) -> Any:
     """Parse a stored attribute of a trial; None for one that this program does not define.
 
     Raises:
@@ -269,6 +269,8 @@ def parse_trial_attribute(key: str, stored: str) -> Any:
     """
     if key not in _ADAPTERS:
         return None
+    if stored is None:
+        raise ValueError(f"attribute {key}: it is NULL")
     try:
         return _ADAPTERS[key].validate_json(stored)
     except ValidationError as error:

@@ -23,6 +23,16 @@ STORAGE_VARIABLE = "RNN_SEARCH_STORAGE"
 ARTIFACTS_VARIABLE = "RNN_SEARCH_ARTIFACTS"
 """Environment variable for ``--artifacts``."""
 
+
+class _WarningHandler(logging.Handler):
+    """Prints each warning as a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"warning: {to_line(record.getMessage())}", err=True)
+
+
+_WARNINGS = _WarningHandler(logging.WARNING)
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 EXIT_USAGE, EXIT_FAILURE = 2, 1
@@ -149,6 +159,7 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
     # Their warnings of a lost connection fill the screen; the error that follows is reported.
     for name in ("optuna", "psycopg"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("studies").addHandler(_WARNINGS)
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
         code = main()

@@ -20,6 +20,7 @@ from studies.artifacts import open_store
 from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
 from studies.errors import StudyFormatError
 from studies.space import GATED_PARAMS
+from studies.storage.damage import DamagedTrials
 from studies.storage.open import open_storage
 
 DAMAGE = {
@@ -191,25 +192,29 @@ def test_damaged_row_costs_one_line_at_most(damage, finished, tmp_path, statemen
 OF_TRIAL = "WHERE param_name = 'layers' AND trial_id = 1"
 CHOICES = '{"name": "CategoricalDistribution", "attributes": {"choices": [101]}}'
 NAMED = {
-    "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1": (
-        "trial 0: attribute seconds: input should be greater than or equal to 0"
-    ),
     "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'corpus'": (
         "attribute corpus: Expecting property name enclosed in double quotes: line 1 column 2 "
         "(char 1)"
     ),
-    f"UPDATE trial_params SET param_value = -1 {OF_TRIAL}": (
-        "trial 0: parameter layers: its choice is -1.0 of 1, counted from 0"
-    ),
-    f"UPDATE trial_params SET distribution_json = '{CHOICES}' {OF_TRIAL}": (
-        "trial 0: parameter layers: input should be less than or equal to 100"
-    ),
 }
 """Statements, and how the message names what they damage."""
 
+LEFT_OUT = {
+    "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1": (
+        "attribute seconds: input should be greater than or equal to 0"
+    ),
+    f"UPDATE trial_params SET param_value = -1 {OF_TRIAL}": (
+        "parameter layers: its choice is -1.0 of 1, counted from 0"
+    ),
+    f"UPDATE trial_params SET distribution_json = '{CHOICES}' {OF_TRIAL}": (
+        "parameter layers: input should be less than or equal to 100"
+    ),
+}
+"""Statements that damage trial 0, and how the warning names what is wrong."""
+
 
 @pytest.mark.parametrize("statement", NAMED)
-def test_message_names_study_trial_and_attribute(damage, statement):
+def test_message_names_study_and_attribute(damage, statement):
     url = damage(statement)
     message = (
         f"study 'quick' is damaged ({NAMED[statement]}): restore the storage from a backup, or "
@@ -220,19 +225,29 @@ def test_message_names_study_trial_and_attribute(damage, statement):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize("statement", LEFT_OUT)
+def test_warning_names_trial_and_attribute(damage, tmp_path, caplog, monkeypatch, statement):
+    monkeypatch.setattr(DamagedTrials, "_reported", {})
+    url = damage(statement)
+    arguments = ["quick", "--storage", url, "--csv", f"{tmp_path}/trials.csv"]
+    reports.cli.reports.main(arguments, standalone_mode=False)
+    (warning,) = caplog.records
+    reason = LEFT_OUT[statement]
+    assert warning.getMessage() == f"study 'quick': trial 0 is damaged and left out ({reason})"
+
+
 def test_trial_is_checked_however_it_is_read(damage):
     url = damage(f"UPDATE trial_params SET param_value = -1 {OF_TRIAL}")
     with contextlib.closing(open_storage(url)) as storage:
-        for read in (storage.get_trial, storage.get_all_trials):
-            with pytest.raises(StudyFormatError, match=r"\(trial 0: parameter layers: its choice"):
-                read(1)
+        with pytest.raises(StudyFormatError, match=r"\(trial 0: parameter layers: its choice"):
+            storage.get_trial(1)
+        assert [trial.number for trial in storage.get_all_trials(1)] == [1]
 
 
 def with_config(change: str) -> str:
     return f"UPDATE study_user_attributes SET value_json = {change} WHERE key = 'config'"
 
 
-RATE = '{"name": "CategoricalDistribution", "attributes": {"choices": ["fast"]}}'
 OPTION = '{"type": "bool", "choices": null, "default": [1]}'
 CELL = f'{{"A": {{"spec": "a.py:A", "sha256": "0", "options": {{"norm": {OPTION}}}}}}}'
 STORED = {
@@ -242,17 +257,12 @@ STORED = {
     with_config("json_set(value_json, '$.space[0].cell', json('[\"a.py:A\"]'))"): "is not loaded",
     with_config(f"json_set(value_json, '$.cells', json('{CELL}'))"): "config.cells.A.sha256",
     with_config("json_set(value_json, '$.nuisance', json('[\"x\"]'))"): "nuisance names 'x'",
-    f"UPDATE trial_params SET param_name = 'learning_rate', distribution_json = '{RATE}' "
-    f"{OF_TRIAL}": r"\(trial 0: parameter learning_rate: .*number",
-    f"UPDATE trial_params SET param_name = 'norm', distribution_json = '{RATE}' {OF_TRIAL}": (
-        "a trial has no parameter 'layers'"
-    ),
 }
-"""Statements that damage what a study stores of tables, cells and parameters, and the message."""
+"""Statements that damage what a study stores of tables and cells, and the message."""
 
 
 @pytest.mark.parametrize("statement", STORED)
-def test_damaged_table_cell_or_setting_is_named_in_one_line(damage, statement):
+def test_damaged_table_or_cell_is_named_in_one_line(damage, statement):
     url = damage(statement)
     with pytest.raises(StudyFormatError, match=STORED[statement]) as refused:
         reports.cli.reports.main(["quick", "--storage", url], standalone_mode=False)

@@ -21,8 +21,9 @@ from search.errors import ShutdownRequestedError
 from search.worker.claim import HEARTBEATS_PER_LEASE, Claim
 from search.worker.shutdown import ShutdownSignal
 from search.worker.storage_client import StorageClient
-from studies.attributes import Failure
+from studies.attributes import ERROR, FAILURE, Failure
 from studies.errors import LeaseLostError, StorageLostError
+from studies.storage.damage import DamagedTrialError
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, LeaseMonitor
 from studies.storage.queue import PendingWrite
 from studies.storage.storage import LeasedRDBStorage
@@ -118,14 +119,15 @@ class ClaimManager(StorageClient):
                 self._active = [each for each in self._active if each.claim_token != claim_token]
                 leases = storage.running_leases(study_id).items()
                 trial_ids = [key for key, lease in leases if lease.claim_token == claim_token]
-            if not trial_ids:
+            claims = self._register(trial_ids, claim_token, was_paused)
+            while not claims:  # the first that waits, unless it is damaged
                 first = storage.claim(
                     study_id, claim_token, lease_seconds, () if was_paused else exclude, first_ids
                 )
                 if first is None:
                     return []
                 trial_ids = [first]
-            claims = self._register(trial_ids, claim_token, was_paused)
+                claims = self._register(trial_ids, claim_token, was_paused)
             if len(claims) == 1 and trial_ids[0] not in exclude:
                 claims += self._register(claim_others(claims[0]), claim_token, was_paused)
             return claims
@@ -335,9 +337,20 @@ class ClaimManager(StorageClient):
         self, trial_ids: Sequence[int], claim_token: str, was_paused: bool
     ) -> list[Claim]:
         trials = self._storage.get_trials(self._study_id, trial_ids) if trial_ids else []
+        for trial_id in {*trial_ids} - {trial._trial_id for trial in trials}:
+            self._fail_damaged(trial_id, claim_token)
         claims = [Claim(trial, claim_token, self._lease_seconds, was_paused) for trial in trials]
         self._active += claims
         return claims
+
+    def _fail_damaged(self, trial_id: int, claim_token: str) -> None:
+        """Finish a claimed trial that cannot be read, so that no worker waits for it."""
+        try:
+            self._storage.get_trial(trial_id)
+        except DamagedTrialError as error:
+            attributes = {FAILURE: Failure.EXCEPTION, ERROR: f"damaged: {error.summary}"}
+            with contextlib.suppress(LeaseLostError):
+                self._storage.finish(trial_id, claim_token, TrialState.FAIL, None, attributes)
 
     def _undo_claims(self, claims: Sequence[Claim]) -> None:
         # First, so that their leases expire if the storage is unavailable.

@@ -1,5 +1,7 @@
 """Counts, rankings and timings of a study's trials, computed by the database."""
 
+import contextlib
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,14 @@ from studies.attributes import (
     parse_trial_attribute,
 )
 from studies.space import COST_PARAMS
-from studies.storage.damage import reading, reports_damage
+from studies.storage.damage import (
+    READ_ERRORS,
+    DamagedTrials,
+    name_trial,
+    parse_state,
+    raw,
+    reports_damage,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
@@ -34,6 +43,9 @@ from studies.storage.trial_rows import (
 )
 
 _FINITE = models.TrialValueModel.TrialValueType.FINITE
+
+_IS_NUMBER = TRIAL_VALUES.c.value.between(-sys.float_info.max, sys.float_info.max)
+"""Condition that a stored value is finite; on SQLite it may also be a text."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,10 @@ class TimingStats:
 
 @reports_damage
 def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
-    """Count a study's grid trials by state."""
+    """Count a study's grid trials by state.
+
+    Those of an unknown state or failure, and complete ones without a value, are left out.
+    """
     failure = (
         sa.select(TRIAL_USER_ATTRS.c.value_json)
         .where(TRIAL_USER_ATTRS.c.trial_id == TRIALS.c.trial_id, TRIAL_USER_ATTRS.c.key == FAILURE)
@@ -93,25 +108,53 @@ def count_trials(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
         "is_infinite": sa.exists().where(
             TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id, TRIAL_VALUES.c.value_type != _FINITE
         ),
+        "has_value": sa.exists().where(TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id, _IS_NUMBER),
     }
-    labelled = [column.label(name) for name, column in columns.items()]
-    query: sa.Select[Any] = (
-        sa.select(TRIALS.c.state, *labelled, sa.func.count())
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .group_by(TRIALS.c.state, *map(sa.literal_column, columns))
-    )
-    counts: dict[str, int] = {}
+    of_study = (TRIALS.c.study_id == study_id, is_grid_trial())
+    read = [raw(TRIALS.c.state), *(column.label(name) for name, column in columns.items())]
+    query: sa.Select[Any] = sa.select(*read, sa.func.count()).where(*of_study)
+    query = query.group_by(TRIALS.c.state, *map(sa.literal_column, columns))
+    counts: Counter[str] = Counter()
+    damaged = DamagedTrials()
     with storage.reading() as connection:
-        for state, failed_by, is_paused, is_infinite, count in connection.execute(query):
-            name = {TrialState.FAIL: "failed"}.get(state, state.name.lower())
-            failure_name = parse_trial_attribute(FAILURE, failed_by) if failed_by else None
-            is_complete = state is TrialState.COMPLETE
-            if failure_name is Failure.DIVERGED or (is_complete and is_infinite):
-                name = "diverged"
-            counts[name] = counts.get(name, 0) + count
-            if is_paused and state is TrialState.WAITING:
-                counts["paused"] = counts.get("paused", 0) + count
+        for *row, count in connection.execute(query):
+            try:
+                name, is_paused = _name_state(*row)
+            except READ_ERRORS as error:
+                damaged.add("", error)
+                continue
+            counts[name] += count
+            counts["paused"] += count if is_paused else 0
+        if damaged.reasons:
+            damaged = DamagedTrials()
+            ids = TRIALS.c.trial_id, raw(TRIALS.c.number)
+            each = sa.select(*ids, *read).where(*of_study).order_by(TRIALS.c.number)
+            for trial_id, number, *row in connection.execute(each):
+                try:
+                    _name_state(*row)
+                except READ_ERRORS as error:
+                    damaged.add(name_trial(trial_id, number), error)
+    damaged.report(storage, study_id)
     return TrialCounts(**counts)
+
+
+def _name_state(
+    stored: Any, failed_by: str | None, is_paused: bool, is_infinite: bool, has_value: bool
+) -> tuple[str, bool]:
+    """Return the field of `TrialCounts` that counts trials, and whether they are paused.
+
+    Raises:
+        ValueError: if no trial of this program has such a state.
+    """
+    state = parse_state(stored)
+    failure = None if failed_by is None else parse_trial_attribute(FAILURE, failed_by)
+    is_complete = state is TrialState.COMPLETE
+    if is_complete and not (is_infinite or has_value):
+        raise ValueError("it is complete without a value")
+    if failure is Failure.DIVERGED or (is_complete and is_infinite):
+        return "diverged", False
+    name = "failed" if state is TrialState.FAIL else state.name.lower()
+    return name, state is TrialState.WAITING and bool(is_paused)
 
 
 @reports_damage
@@ -142,10 +185,14 @@ def count_retries(storage: LeasedRDBStorage, study_id: int) -> dict[Failure, int
         )
     )
     counts: Counter[str] = Counter()
+    damaged = DamagedTrials()
     with storage.reading() as connection:
         for number, stored in connection.execute(query):
-            with reading(f"trial {number}"):
+            try:
                 counts.update(parse_trial_attribute(RETRY_COUNTS, stored))
+            except READ_ERRORS as error:
+                damaged.add(number, error)
+    damaged.report(storage, study_id)
     return {failure: counts[failure] for failure in Failure if counts[failure]}
 
 
@@ -163,17 +210,17 @@ def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set
     versions: dict[str, set[str]] = {name: set() for name in VersionRecord.model_fields}
     with storage.reading() as connection:
         for key, stored in connection.execute(query):
-            recorded = parse_trial_attribute(key, stored) or []
-            versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
+            with contextlib.suppress(*READ_ERRORS):  # readers of its trial report it
+                recorded = parse_trial_attribute(key, stored) or []
+                versions[names[key]].update([recorded] if isinstance(recorded, str) else recorded)
     return versions
 
 
 @reports_damage
-def best_trial_id(storage: LeasedRDBStorage, study_id: int) -> int | None:
-    """Return the id of a study's best trial, the first of equals; None if none is complete."""
+def best_trial_ids(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[int]:
+    """Return the ids of at most ``limit`` best trials of a study, best first."""
     with storage.reading() as connection:
-        best: int | None = connection.scalar(_ranked(study_id, TRIALS.c.trial_id).limit(1))
-    return best
+        return list(connection.scalars(_ranked(study_id, TRIALS.c.trial_id).limit(limit)))
 
 
 @reports_damage
@@ -195,10 +242,12 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
         trials = trials.outerjoin(param, is_param)
     stored = TRIAL_USER_ATTRS.c.value_json
     is_number = stored.regexp_match(r"^[0-9]{1,15}(\.[0-9]+)?(e-?[0-9]{1,2})?$")
+    # SQLite orders bytes, which no regular expression matches, after all texts.
+    is_number = sa.case((stored.between("0", "a"), is_number), else_=sa.false())
     query = (
         sa.select(
             *values,
-            TRIALS.c.state,
+            raw(TRIALS.c.state),
             sa.func.count(),
             sa.func.avg(sa.case((is_number, sa.cast(stored, sa.Float)))),
         )
@@ -218,10 +267,10 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
     with storage.reading() as connection:
         for *shape, state, count, seconds in connection.execute(query):
             durations = by_shape.setdefault(tuple(shape), {})
-            if state is TrialState.COMPLETE:
+            if state == TrialState.COMPLETE.name:
                 durations |= {"complete": count, "seconds": seconds or 0.0}
-            elif not state.is_finished():
-                durations[state.name.lower()] = count
+            elif state in (TrialState.RUNNING.name, TrialState.WAITING.name):
+                durations[state.lower()] = count
     return [TimingStats(**durations) for durations in by_shape.values()]  # type: ignore[arg-type]
 
 
@@ -234,6 +283,7 @@ def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
             TRIALS.c.study_id == study_id,
             TRIALS.c.state == TrialState.COMPLETE,
             TRIAL_VALUES.c.value_type == _FINITE,
+            _IS_NUMBER,
             is_grid_trial(),
         )
         .order_by(TRIAL_VALUES.c.value, TRIALS.c.number)

@@ -1,13 +1,13 @@
 """Queries for trials and curves, ten times as fast as Optuna's objects."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from studies.attributes import (
@@ -19,7 +19,21 @@ from studies.attributes import (
     parse_audit,
     parse_trial_attribute,
 )
-from studies.storage.damage import check_params, parse_choice, reading, reports_damage
+from studies.storage.counts import best_trial_ids
+from studies.storage.damage import (
+    READ_ERRORS,
+    DamagedTrials,
+    check_params,
+    name_trial,
+    parse_choice,
+    parse_integer,
+    parse_state,
+    parse_time,
+    parse_value,
+    raw,
+    reading,
+    reports_damage,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
@@ -63,7 +77,10 @@ class TrialRow:
 
 @reports_damage
 def read_trials(
-    storage: LeasedRDBStorage, study_id: int, trial_ids: Collection[int] | None = None
+    storage: LeasedRDBStorage,
+    study_id: int,
+    trial_ids: Collection[int] | None = None,
+    is_strict: bool = False,
 ) -> list[TrialRow]:
     """Read grid trials of a study, by number, without their curves.
 
@@ -71,32 +88,26 @@ def read_trials(
         storage: storage that holds the study.
         study_id: id of the study.
         trial_ids: ids of the trials; None for all.
+        is_strict: whether to refuse damaged trials; otherwise they are left out with a warning.
     """
+    damaged = DamagedTrials()
     selected = _trial_ids(study_id)
     if trial_ids is not None:
         selected = selected.where(TRIALS.c.trial_id.in_(trial_ids))
+    trials: dict[int, TrialRow] = {}
     with storage.reading() as connection:
-        trials = {
-            row.trial_id: TrialRow(
-                row.number,
-                row.state,
-                {},
-                {},
-                started=row.datetime_start,
-                completed=row.datetime_complete,
-                is_paused=row.state is TrialState.WAITING and bool(row.is_paused),
-                is_audited=bool(row.is_audited),
-            )
-            for row in connection.execute(
-                sa.select(
-                    TRIALS,
-                    has_system_attr(PAUSED).label("is_paused"),
-                    has_system_attr(AUDIT).label("is_audited"),
-                )
-                .where(TRIALS.c.trial_id.in_(selected), is_grid_trial())
-                .order_by(TRIALS.c.number)
-            )
-        }
+        query = sa.select(
+            TRIALS.c.trial_id,
+            *map(raw, (TRIALS.c.number, TRIALS.c.state)),
+            *map(raw, (TRIALS.c.datetime_start, TRIALS.c.datetime_complete)),
+            has_system_attr(PAUSED),
+            has_system_attr(AUDIT),
+        ).where(TRIALS.c.trial_id.in_(selected), is_grid_trial())
+        for trial_id, number, *row in connection.execute(query.order_by(TRIALS.c.number)):
+            try:
+                trials[trial_id] = _parse_trial(number, *row)
+            except READ_ERRORS as error:
+                damaged.add(name_trial(trial_id, number), error)
         for table, columns in (
             (
                 TRIAL_PARAMS,
@@ -109,40 +120,84 @@ def read_trials(
             (TRIAL_USER_ATTRS, (TRIAL_USER_ATTRS.c.key, TRIAL_USER_ATTRS.c.value_json)),
             (TRIAL_VALUES, (TRIAL_VALUES.c.value, TRIAL_VALUES.c.value_type)),
         ):
-            query = sa.select(table.c.trial_id, *columns).where(table.c.trial_id.in_(selected))
-            for trial_id, *values in connection.execute(query):
+            values_query = sa.select(table.c.trial_id, *map(raw, columns))
+            values_query = values_query.where(table.c.trial_id.in_(selected))
+            for trial_id, *values in connection.execute(values_query):
                 trial = trials.get(trial_id)
-                if trial is None:  # created between two of these queries
+                if trial is None:  # damaged, or created between two of these queries
                     continue
-                with reading(f"trial {trial.number}"):
+                try:
                     _set_value(trial, table, values)
+                except READ_ERRORS as error:
+                    damaged.add(trial.number, error)
         total = connection.scalar(
             sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
         )
     assert total is not None
-    rows = list(trials.values())
-    for row in rows:
-        with reading(f"trial {row.number}"):
-            check_params(row.params)
-            if row.state is TrialState.COMPLETE and row.value is None:
-                raise ValueError("it is complete without a value")
-        if row.value is not None and not math.isfinite(row.value):
-            row.value = None
-    numbers = [row.number for row in rows]
-    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(total)):
-        raise ValueError(f"its trials are not numbered from 0 to {total - 1}")
-    return rows
+    rows: dict[int, TrialRow] = {}
+    for trial_id, trial in trials.items():
+        try:
+            _check_trial(trial, total)
+            if trial.number in rows:
+                raise ValueError("its number is that of another trial")
+        except READ_ERRORS as error:
+            damaged.add(name_trial(trial_id, trial.number), error)
+            continue
+        rows[trial.number] = trial
+    damaged.report(storage, study_id, is_strict)
+    return [trial for number, trial in rows.items() if number not in damaged.reasons]
+
+
+def read_best_trial(storage: LeasedRDBStorage, study_id: int) -> TrialRow | None:
+    """Read a study's best trial that is not damaged, the first of equals; None without any."""
+    limit = 1
+    while ids := best_trial_ids(storage, study_id, limit):
+        if trials := read_trials(storage, study_id, ids):
+            by_value = (trial for trial in trials if trial.value is not None)
+            return min(by_value, key=lambda trial: (trial.value, trial.number))
+        if len(ids) < limit:
+            break
+        limit *= 10  # all of these are damaged
+    return None
+
+
+def _parse_trial(
+    number: Any, state: Any, started: Any, completed: Any, is_paused: bool, is_audited: bool
+) -> TrialRow:
+    """Return a trial as read from its table."""
+    parsed = parse_state(state)
+    return TrialRow(
+        parse_integer(number, "number"),
+        parsed,
+        {},
+        {},
+        started=parse_time(started),
+        completed=parse_time(completed),
+        is_paused=parsed is TrialState.WAITING and bool(is_paused),
+        is_audited=bool(is_audited),
+    )
+
+
+def _check_trial(trial: TrialRow, total: int) -> None:
+    """Require a number, parameters and a value that a trial of a study may have."""
+    if trial.number not in range(total):
+        raise ValueError(f"its number is {trial.number}: the study has {total} trials")
+    check_params(trial.params)
+    if trial.state is TrialState.COMPLETE and trial.value is None:
+        raise ValueError("it is complete without a value")
+    if trial.value is not None and not math.isfinite(trial.value):
+        trial.value = None
 
 
 @reports_damage
 def read_params(storage: LeasedRDBStorage, study_id: int) -> dict[int, dict[str, Any]]:
-    """Read the parameters of a study's trials, by trial number."""
+    """Read the parameters of a study's trials, by trial number; none of those damaged."""
     query = (
         sa.select(
-            TRIALS.c.number,
+            raw(TRIALS.c.number),
             TRIAL_PARAMS.c.param_name,
-            TRIAL_PARAMS.c.param_value,
-            TRIAL_PARAMS.c.distribution_json,
+            raw(TRIAL_PARAMS.c.param_value),
+            raw(TRIAL_PARAMS.c.distribution_json),
         )
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
         .where(TRIALS.c.study_id == study_id)
@@ -150,14 +205,19 @@ def read_params(storage: LeasedRDBStorage, study_id: int) -> dict[int, dict[str,
     )
     params: dict[int, dict[str, Any]] = {}
     choices: dict[tuple[float, str], Any] = {}
+    damaged = DamagedTrials()
     with storage.reading() as connection:
         for number, name, *choice in connection.execute(query):
             key = tuple(choice)
             if key not in choices:
-                with reading(f"trial {number}: parameter {name}"):
+                try:
                     choices[key] = parse_choice(*key)
+                except READ_ERRORS as error:
+                    damaged.add(number, ValueError(f"parameter {name}: {error}"))
+                    continue
             params.setdefault(number, {})[name] = choices[key]
-    return params
+    damaged.report(storage, study_id)
+    return {number: each for number, each in params.items() if number not in damaged.reasons}
 
 
 def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
@@ -172,10 +232,9 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
             trial.attributes[key] = value
     elif trial.state is TrialState.COMPLETE:
         value, kind = values
-        is_finite = kind is models.TrialValueModel.TrialValueType.FINITE
-        trial.value = float(value) if is_finite else math.inf
-        if is_finite and not math.isfinite(trial.value):
-            raise ValueError(f"its value is {value}")
+        if trial.value is not None:
+            raise ValueError("it has several values")
+        trial.value = parse_value(value, kind, "value")
 
 
 @reports_damage
@@ -191,14 +250,14 @@ def read_curves(
 
     Returns:
         Tuples (number, step, value), ordered by number and step; values that are not finite are
-        NaN.
+        NaN. A damaged curve is left out with a warning.
     """
     query = (
         sa.select(
-            TRIALS.c.number,
-            INTERMEDIATE_VALUES.c.step,
-            INTERMEDIATE_VALUES.c.intermediate_value,
-            INTERMEDIATE_VALUES.c.intermediate_value_type,
+            raw(TRIALS.c.number),
+            raw(INTERMEDIATE_VALUES.c.step),
+            raw(INTERMEDIATE_VALUES.c.intermediate_value),
+            raw(INTERMEDIATE_VALUES.c.intermediate_value_type),
         )
         .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
         .where(TRIALS.c.study_id == study_id, is_grid_trial())
@@ -206,12 +265,21 @@ def read_curves(
     )
     if numbers is not None:
         query = query.where(TRIALS.c.number.in_(numbers))
-    finite = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+    damaged = DamagedTrials()
+    points: list[tuple[int, int, float]] = []
     with storage.reading() as connection:
-        return [
-            (number, step, math.nan if value is None or kind is not finite else float(value))
-            for number, step, value, kind in connection.execute(query)
-        ]
+        for number, step, value, kind in connection.execute(query):
+            try:
+                parse_integer(step, "step")
+                loss = parse_value(value, kind, f"loss at step {step}")
+            except READ_ERRORS as error:
+                damaged.add(number, error)
+            else:
+                points.append((number, step, loss if math.isfinite(loss) else math.nan))
+    damaged.report(storage, study_id)
+    if not damaged.reasons:
+        return points
+    return [point for point in points if point[0] not in damaged.reasons]
 
 
 @reports_damage
@@ -231,13 +299,22 @@ def read_eval_windows(
         .where(TRIALS.c.study_id == study_id, TRIAL_SYSTEM_ATTRS.c.key == EVAL_WINDOWS[split])
         .order_by(TRIALS.c.number)
     )
+    damaged = DamagedTrials()
     windows: dict[int, list[float]] = {}
     with storage.reading() as connection:
         for number, stored in connection.execute(query):
-            with reading(f"trial {number}"):
-                windows[number] = parse_trial_attribute(EVAL_WINDOWS[split], stored)
-    if len({len(losses) for losses in windows.values()}) > 1:
-        raise ValueError(f"its trials have different numbers of {split} windows")
+            try:
+                windows[number] = parse_trial_attribute(EVAL_WINDOWS[split], stored) or []
+            except READ_ERRORS as error:
+                damaged.add(number, error)
+    if lengths := Counter(map(len, windows.values())):
+        ((usual, _),) = lengths.most_common(1)
+        for number, losses in list(windows.items()):
+            if len(losses) != usual:
+                found = f"it has {len(losses)} {split} windows, others have {usual}"
+                damaged.add(number, ValueError(found))
+                del windows[number]
+    damaged.report(storage, study_id)
     return windows
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -12,23 +12,27 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
-from studies.attributes import is_grid_trial, parse_trial_attribute
+from studies.attributes import IS_GRID_TRIAL, is_grid_trial, parse_trial_attribute
 from studies.errors import StudyFormatError
 from studies.storage.damage import (
+    READ_ERRORS,
+    DamagedTrialError,
+    DamagedTrials,
     check_grid_trial,
-    damage_error,
+    name_trial,
     parse_choice,
+    raw,
     reading,
     reports_damage,
 )
 from studies.storage.engine import configure, read_transaction, write_transaction
 from studies.storage.leases import LEASE
 from studies.storage.presence import DatabaseFile, StudyIdentity
-from studies.storage.trial_rows import STUDIES, STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS
+from studies.storage.trial_rows import STUDIES, STUDY_SYSTEM_ATTRS, STUDY_USER_ATTRS, TRIALS
 
 _MAX_TRIAL_ID = 2**31 - 1
 """Largest id of a trial on PostgreSQL."""
@@ -61,6 +65,17 @@ class _WithoutLease:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trial, name)
+
+
+def _name_attribute(trial: models.TrialModel, error: BaseException) -> BaseException:
+    """Return an error that names the system attribute that caused it, if one did."""
+    for attribute in trial.system_attributes:
+        try:
+            if attribute.key != LEASE:
+                json.loads(attribute.value_json)
+        except READ_ERRORS as cause:
+            return ValueError(f"attribute {attribute.key}: {cause}")
+    return error
 
 
 class TransactionalRDBStorage(RDBStorage):
@@ -165,10 +180,13 @@ class TransactionalRDBStorage(RDBStorage):
             yield connection
 
     def get_trials(self, study_id: int, trial_ids: Sequence[int]) -> list[FrozenTrial]:
-        """Return trials of a study by their ids, read in a fixed number of statements."""
+        """Return trials of a study by their ids, read in a fixed number of statements.
+
+        Damaged ones are left out with a warning, as from all methods that read several trials.
+        """
         trials = self._get_trials(study_id, None, set(trial_ids), _MAX_TRIAL_ID)
         by_id = {trial._trial_id: trial for trial in trials}
-        return [by_id[trial_id] for trial_id in trial_ids]
+        return [by_id[trial_id] for trial_id in trial_ids if trial_id in by_id]
 
     def _require_file(self, *connection: object) -> None:
         """Check the file, also before a connection is opened: SQLite would create a missing one."""
@@ -182,31 +200,73 @@ class TransactionalRDBStorage(RDBStorage):
     def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
         """Build Optuna's object for a trial whose rows are checked."""
         try:
-            with reading(f"trial {trial.number}"):
-                for attribute in trial.user_attributes:
-                    parse_trial_attribute(attribute.key, attribute.value_json)
-                built = super()._build_frozen_trial_from_trial_model(
-                    _WithoutLease(trial)  # type: ignore[arg-type]
-                )
-                if is_grid_trial(built):
-                    for param in trial.params:
-                        with reading(f"parameter {param.param_name}"):
-                            parse_choice(param.param_value, param.distribution_json)
-                    check_grid_trial(built)
-        except ValueError as error:
-            raise damage_error(trial.study.study_name, error) from error
+            places = [value.objective for value in trial.values]
+            if not all(place in range(len(places)) for place in places):
+                raise ValueError(f"its value has the objective {places[0]!r}")
+            for attribute in trial.user_attributes:
+                parse_trial_attribute(attribute.key, attribute.value_json)
+            if any(each.key == IS_GRID_TRIAL for each in trial.system_attributes):
+                for param in trial.params:
+                    with reading(f"parameter {param.param_name}"):
+                        parse_choice(param.param_value, param.distribution_json)
+            built = super()._build_frozen_trial_from_trial_model(
+                _WithoutLease(trial)  # type: ignore[arg-type]
+            )
+            if is_grid_trial(built):
+                check_grid_trial(built)
+        except READ_ERRORS as error:
+            cause = _name_attribute(trial, error)
+            raise DamagedTrialError(trial.study.study_name, trial.number, cause) from error
         return built
 
-    _get_trials = reports_damage(RDBStorage._get_trials)  # type: ignore[assignment]  # positional
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Return trials; one by one if that fails, to leave out those that are damaged."""
+        try:
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        except (*READ_ERRORS, DamagedTrialError):
+            self.get_study_name_from_id(study_id)  # KeyError if it does not exist
+        query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.number)).where(
+            TRIALS.c.study_id == study_id,
+            TRIALS.c.trial_id.in_(included_trial_ids) | (TRIALS.c.trial_id > trial_id_greater_than),
+        )
+        if states is not None:
+            wanted = [state for state in TrialState if state in states]
+            query = query.where(TRIALS.c.state.in_(wanted))
+        with self.reading() as connection:
+            numbers = dict(connection.execute(query.order_by(TRIALS.c.trial_id)).all())
+        damaged, trials = DamagedTrials(), []
+        for trial_id, number in numbers.items():
+            try:
+                trials.append(self.get_trial(trial_id))
+            except DamagedTrialError as error:
+                damaged.add(name_trial(trial_id, number), error)
+        damaged.report(self, study_id)
+        return trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial; raise KeyError if it does not exist."""
+        """Return a trial.
+
+        Raises:
+            KeyError: if it does not exist.
+            DamagedTrialError: if it is damaged.
+        """
+        query = sa.select(STUDIES.c.study_name, raw(TRIALS.c.number)).join(
+            TRIALS, TRIALS.c.study_id == STUDIES.c.study_id
+        )
         try:
             return super().get_trial(trial_id)
-        except KeyError:
-            raise
-        except (LookupError, ValueError) as error:  # an unknown state, a malformed time
-            raise StudyFormatError(f"the trial of id {trial_id} is damaged ({error})") from error
+        except READ_ERRORS as error:  # an unknown state, a malformed time
+            with self.reading() as connection:
+                found = connection.execute(query.where(TRIALS.c.trial_id == trial_id)).first()
+            if found is None:
+                raise
+            raise DamagedTrialError(*found, error) from error
 
     @reports_damage
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:

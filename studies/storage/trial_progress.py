@@ -10,7 +10,15 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import AUDIT, IS_GRID_TRIAL, PAUSED, AuditState, parse_audit
-from studies.storage.damage import reading, reports_damage
+from studies.storage.damage import (
+    READ_ERRORS,
+    DamagedTrials,
+    name_trial,
+    parse_integer,
+    parse_state,
+    raw,
+    reports_damage,
+)
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
@@ -127,11 +135,17 @@ class ProgressReader:
 def _read_progress(
     storage: LeasedRDBStorage, study_id: int, rungs: Sequence[Rung], known: _Known
 ) -> _Known:
+    damaged = DamagedTrials()
     with storage.snapshot() as connection:
         numbers: dict[int, int] = {}
         stamps: dict[int, _Stamp] = {}
-        for trial_id, number, *columns in connection.execute(_select_stamps(study_id)):
-            numbers[trial_id], stamps[trial_id] = number, _Stamp(*columns)
+        for trial_id, number, state, *times in connection.execute(_select_stamps(study_id)):
+            try:
+                numbers[trial_id] = parse_integer(number, "number")
+                stamps[trial_id] = _Stamp(parse_state(state), *times)
+            except READ_ERRORS as error:
+                numbers.pop(trial_id, None)
+                damaged.add(name_trial(trial_id, number), error)
         trial_ids = list(numbers)
         if trial_ids != known.trial_ids:  # the first time, and after an extension
             known = _Known(trial_ids)
@@ -146,7 +160,8 @@ def _read_progress(
         }
         losses = _read_losses(connection, study_id, rungs, changed)
         values = _read_values(connection, study_id, changed)
-        audits = _read_audits(connection, audited, numbers)
+        audits = _read_audits(connection, audited, numbers, damaged)
+    damaged.report(storage, study_id)
     trials = {}
     for trial_id, stamp in stamps.items():
         audit = audits.get(trial_id)
@@ -173,8 +188,8 @@ def _select_stamps(study_id: int) -> sa.Select[Any]:
     return (
         sa.select(
             TRIALS.c.trial_id,
-            TRIALS.c.number,
-            TRIALS.c.state,
+            raw(TRIALS.c.number),
+            raw(TRIALS.c.state),
             sa.cast(TRIALS.c.datetime_start, sa.String),  # compared only, not parsed
             sa.cast(TRIALS.c.datetime_complete, sa.String),
             since.value_json,
@@ -261,12 +276,15 @@ def _read_values(
     return {
         trial_id: value
         for trial_id, value in connection.execute(query)
-        if trial_id in complete and value is not None
+        if trial_id in complete and isinstance(value, float)
     }
 
 
 def _read_audits(
-    connection: Connection, audited: Collection[int], numbers: Mapping[int, int]
+    connection: Connection,
+    audited: Collection[int],
+    numbers: Mapping[int, int],
+    damaged: DamagedTrials,
 ) -> dict[int, AuditState]:
     """Read what the pruner has decided about audited trials, by trial id."""
     query = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id, TRIAL_SYSTEM_ATTRS.c.value_json).where(
@@ -274,8 +292,10 @@ def _read_audits(
     )
     audits = {}
     for trial_id, stored in connection.execute(query) if audited else ():
-        with reading(f"trial {numbers[trial_id]}"):
+        try:
             audits[trial_id] = parse_audit(AuditState, stored)
+        except READ_ERRORS as error:
+            damaged.add(name_trial(trial_id, numbers.get(trial_id)), error)
     return audits
 
 

@@ -4,6 +4,7 @@ The number of statements does not depend on the number of trials: many rows are 
 ``executemany``, which needs one round trip to a server.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from studies.attributes import (
     RETRY_COUNTS,
     AuditState,
     Failure,
+    parse_trial_attribute,
 )
 from studies.storage.leases import HEARD, LEASE, Lease
 
@@ -139,7 +141,9 @@ def requeue(
     stored = _read_attribute(connection, TRIAL_USER_ATTRS, RETRY_COUNTS, trial_ids)
     attributes: dict[int, dict[str, Any]] = {}
     for trial_id in trial_ids:
-        retries = Counter(json.loads(stored[trial_id]) if trial_id in stored else {})
+        retries: Counter[str] = Counter()
+        with contextlib.suppress(LookupError, ValueError):  # none yet, or they are damaged
+            retries.update(parse_trial_attribute(RETRY_COUNTS, stored[trial_id]))
         retries[cause] += 1
         attributes[trial_id] = {RETRY_COUNTS: retries}
         if error is not None:
@@ -183,12 +187,20 @@ def prune_paused(connection: Connection, attributes: Mapping[int, Mapping[str, A
         {
             trial_id: {
                 "state": TrialState.PRUNED,
-                "datetime_complete": datetime.fromisoformat(json.loads(since[trial_id])),
+                "datetime_complete": _parse_pause(since[trial_id]),
             }
             for trial_id in paused
         },
     )
     return paused
+
+
+def _parse_pause(stored: str) -> datetime:
+    """Return the time of a pause; now if it is damaged, which must not keep other trials paused."""
+    try:
+        return datetime.fromisoformat(json.loads(stored))
+    except (RecursionError, TypeError, ValueError):
+        return utcnow()
 
 
 class AuditDecision(NamedTuple):

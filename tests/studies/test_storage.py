@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
 from studies.errors import LeaseLostError, StorageError, StudyNotFoundError
-from studies.storage.counts import best_trial_id, count_retries, count_trials
+from studies.storage.counts import best_trial_ids, count_retries, count_trials
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
 
@@ -356,9 +356,9 @@ def test_trials_outside_the_grid_are_ignored(url):
     trial_id = storage.claim(study_id, "me")
     assert storage.get_trial(trial_id).number == 0
     assert storage.claim(study_id, "me") is None
-    assert best_trial_id(storage, study_id) is None
+    assert best_trial_ids(storage, study_id, 1) == []
     storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, {})
-    assert best_trial_id(storage, study_id) == trial_id
+    assert best_trial_ids(storage, study_id, 1) == [trial_id]
     assert count_trials(storage, study_id).planned == 1
 
 
