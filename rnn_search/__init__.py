@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from rnn_search.api import run
     from rnn_search.effects import Effects
     from rnn_search.errors import ReportError, RNNError, SearchError, StudiesError
+    from rnn_search.management import (
+        copy_study,
+        delete_study,
+        list_studies,
+        rename_study,
+        retry_trials,
+    )
     from rnn_search.study import Study, Trial, load
 
 __version__ = "0.1.0"
@@ -25,6 +32,13 @@ __version__ = "0.1.0"
 _MODULES = {
     "api": ("run",),
     "errors": ("RNNError", "ReportError", "SearchError", "StudiesError"),
+    "management": (
+        "copy_study",
+        "delete_study",
+        "list_studies",
+        "rename_study",
+        "retry_trials",
+    ),
     "pareto": ("Pareto",),
     "effects": ("Effects",),
     "study": ("Study", "Trial", "load"),
@@ -40,7 +54,12 @@ __all__ = [
     "StudiesError",
     "Study",
     "Trial",
+    "copy_study",
+    "delete_study",
+    "list_studies",
     "load",
+    "rename_study",
+    "retry_trials",
     "run",
 ]
 

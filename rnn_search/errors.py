@@ -18,7 +18,9 @@ from studies.errors import (
     StorageNotFoundError,
     StorageUnavailableError,
     StudiesError,
+    StudyExistsError,
     StudyFormatError,
+    StudyHeldError,
     StudyNotFoundError,
 )
 
@@ -34,7 +36,9 @@ __all__ = [
     "StorageNotFoundError",
     "StorageUnavailableError",
     "StudiesError",
+    "StudyExistsError",
     "StudyFormatError",
+    "StudyHeldError",
     "StudyNotFoundError",
     "TrialNotFoundError",
     "UnfinishedSourceError",

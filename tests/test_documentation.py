@@ -55,6 +55,7 @@ SEQUENCES = {
                 "dashboard",
                 "extend",
                 "search-your-own-cell",
+                "manage-studies",
             )
         ),
     ],

@@ -121,8 +121,7 @@ class StudyIdentity:
         if found is None:
             raise StudyDeletedError(
                 f"study {self.name!r} was deleted from {storage} while this search used it: "
-                "restore it from a backup to resume, or run the same command to start it again; "
-                "its checkpoints and weights are kept"
+                "restore it from a backup to resume, or run the same command to start it again"
             )
         if self.steps is not None and found[1] not in (None, json.dumps(self.steps)):
             raise StudyExtendedError(

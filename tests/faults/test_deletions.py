@@ -184,7 +184,7 @@ def test_deleted_study_ends_its_search(search, held, gate, url, settings):
     assert line.startswith("error: study 'quick' was deleted from ")
     assert line.endswith(
         " while this search used it: restore it from a backup to resume, or run the same command "
-        "to start it again; its checkpoints and weights are kept"
+        "to start it again"
     )
     assert "0 of 0 finished" not in worker.output
     assert "claimed by another worker" not in worker.output

@@ -1,0 +1,126 @@
+"""Management of stored studies from Python, as the commands ``rnn-search list``, ``copy``, … do."""
+
+from contextlib import closing
+from pathlib import Path
+
+from rnn_search.study import artifacts_or_default, storage_or_default
+from studies.management import StudyManager
+from studies.storage.open import read_storage
+from studies.study_copier import CopyResult
+from studies.study_copier import copy_study as copy_managed
+from studies.study_files import StudyStores
+from studies.study_list import ListedStudy
+from studies.study_list import list_studies as list_stored
+
+
+def list_studies(
+    storage: str | None = None, artifacts: str | Path | None = None
+) -> list[ListedStudy]:
+    """List the studies of a storage by name, damaged ones and those of plain Optuna included.
+
+    Args:
+        storage: URL of the storage, as in :func:`rnn_search.load`.
+        artifacts: folder or ``s3://BUCKET`` of the artifacts, as in :func:`rnn_search.load`.
+    """
+    url = storage_or_default(storage)
+    with closing(read_storage(url)) as opened:
+        stores = StudyStores(artifacts_or_default(artifacts), url, read_only=True)
+        return list_stored(opened, stores)
+
+
+def rename_study(old: str, new: str, *, storage: str | None = None, wait: bool = False) -> None:
+    """Rename a study, also where studies that derive from it name it.
+
+    Args:
+        old: name of the study.
+        new: new name.
+        storage: URL of the storage.
+        wait: whether to wait while workers hold trials of it.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    _manager(storage, None, wait).rename(old, new)
+
+
+def copy_study(
+    name: str,
+    to: str | None = None,
+    *,
+    new_name: str | None = None,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    artifacts_to: str | Path | None = None,
+    wait: bool = False,
+) -> CopyResult:
+    """Copy a study with its files, to another storage or under another name.
+
+    Args:
+        name: name of the study.
+        to: URL of the storage to copy it to; None for the same.
+        new_name: name of the copy; None for the same.
+        storage: URL of the storage that holds it.
+        artifacts: folder or ``s3://BUCKET`` of its artifacts.
+        artifacts_to: that of the copy; by default ``artifacts``, or else next to its storage.
+        wait: whether to wait while workers hold trials of it.
+
+    Raises:
+        StudiesError: if that is refused, or fails; no part of a copy is left.
+    """
+    place = None if artifacts_to is None else str(artifacts_to)
+    return copy_managed(_manager(storage, artifacts, wait), name, to, new_name, place)
+
+
+def delete_study(
+    name: str,
+    *,
+    storage: str | None = None,
+    artifacts: str | Path | None = None,
+    force: bool = False,
+    wait: bool = False,
+) -> None:
+    """Delete a study with its files, without asking.
+
+    Args:
+        name: name of the study.
+        storage: URL of the storage.
+        artifacts: folder or ``s3://BUCKET`` of its artifacts.
+        force: whether to delete it although other studies derive from it.
+        wait: whether to wait while workers hold trials of it.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    _manager(storage, artifacts, wait).delete(name, force)
+
+
+def retry_trials(
+    name: str,
+    *,
+    failed: bool = True,
+    diverged: bool = False,
+    storage: str | None = None,
+    wait: bool = False,
+) -> int:
+    """Set failed trials of a study waiting again; what each was is kept.
+
+    Args:
+        name: name of the study.
+        failed: whether to retry trials that used up their retries.
+        diverged: whether to retry trials whose loss was not finite.
+        storage: URL of the storage.
+        wait: whether to wait while workers hold trials of it.
+
+    Returns:
+        The number of trials.
+
+    Raises:
+        StudiesError: if that is refused; nothing has changed.
+    """
+    kinds = {"failed": failed, "diverged": diverged}
+    chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
+    return sum(_manager(storage, None, wait).retry(name, chosen).values())
+
+
+def _manager(storage: str | None, artifacts: str | Path | None, wait: bool) -> StudyManager:
+    return StudyManager(storage_or_default(storage), artifacts_or_default(artifacts), wait, print)
