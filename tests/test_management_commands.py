@@ -1,0 +1,140 @@
+"""The commands that manage studies, as a user types them: what they print, and what they refuse."""
+
+import json
+import shutil
+from contextlib import closing
+
+import pytest
+from helpers import ROOT, TINY
+from managed_studies import create, create_with_everything, dump, list_files
+
+import rnn_search
+from rnn_search.errors import StudyHeldError
+from studies.storage.open import load_study, open_storage
+
+REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def made(sqlite_url, artifacts):
+    """Arguments that name a storage with a study and its files."""
+    create_with_everything(sqlite_url, artifacts)
+    return ("--storage", sqlite_url)
+
+
+@pytest.fixture
+def command(run, artifacts):
+    """Run a subcommand."""
+
+    def start(*words):
+        return run("-m", "rnn_search", *words, RNN_SEARCH_ARTIFACTS=str(artifacts))
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--storage", "mysql://a:secret@h/d"], "is not supported"),
+        (["list", "--storage", "sqlite:///nowhere/s.db"], "does not exist: run a search first"),
+        (["continue", "missing"], "study 'missing' is not in"),
+        (["continue"], "Missing argument 'NAME'"),
+        (["rename", "missing", "new"], "existing studies: derived, made"),
+        (["rename", "made", "derived"], "study 'derived' exists already"),
+        (["rename", "made", ""], "study name '' is blank"),
+        (["rename", "made", "\udcff"], "new is not valid UTF-8"),
+        (["copy", "made"], "needs another name: expected --as or --to"),
+        (["copy", "made", "--to", "postgresql://u:secret@127.0.0.1:1/d"], "cannot be opened"),
+        (["copy", "made", "--to", "sqlite:///nowhere/s.db"], "does not exist: create it, or use"),
+        (["copy", "made", "--as", "x", "--artifacts-to", "/dev/null/x"], "x is not writable"),
+        (["delete", "made"], "confirm with --yes"),
+        (["delete", "missing"], "study 'missing' is not in"),
+        (["delete", "made", "--yes"], "is the source of 'derived'"),
+        (["retry", "missing"], "study 'missing' is not in"),
+        (["run", "missing", "--stored"], "study 'missing' is not in"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_changes_nothing(
+    command, made, sqlite_url, tmp_path, text, words, message
+):
+    create(sqlite_url, "derived", corpus=str(text), **REFINED)
+    before, files = dump(sqlite_url), list_files(tmp_path).keys()
+    done = command(*words, *(() if "--storage" in words else made))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "secret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert dump(sqlite_url) == before
+    assert {name for name in list_files(tmp_path) if "studies.db" not in name} == {
+        name for name in files if "studies.db" not in name
+    }
+
+
+def test_study_is_listed_renamed_copied_retried_and_deleted(
+    command, made, sqlite_url, artifacts, tmp_path
+):
+    target = ("--storage", f"sqlite:///{tmp_path}/copies.db")
+    done = command("list", *made)
+    header, row = done.stdout.splitlines()
+    assert header.split()[:3] == ["study", "kind", "trials"]
+    assert row.startswith("made   grid  3 of 4 finished, 1 paused, 1 diverged, 1 failed  1.0625")
+    done = command("rename", "made", "my study", *made)
+    assert "go on with rnn-search continue 'my study'\n" in done.stdout
+    done = command("copy", "my study", "--to", target[1], *made)
+    assert "4 trials, 8 intermediate values, 7 files of " in done.stdout
+    assert f"continue 'my study' {' '.join(target)} --artifacts {artifacts}" in done.stdout
+    (listed,) = json.loads(command("list", "--json", *target).stdout)
+    assert (listed["study"], listed["finished"], listed["planned"]) == ("my study", 3, 4)
+    done = command("retry", "my study", "--failed", "--diverged", *target)
+    assert done.stdout.startswith("1 failed and 1 diverged trials of study 'my study' wait again")
+    done = command("retry", "my study", *target)
+    assert done.stdout == "study 'my study' has no such trial: 0 failed\n"
+    done = command("delete", "my study", "--yes", *made)
+    assert done.stdout == "deleted study 'my study' and its files\n"
+    assert command("list", *made).stdout == f"no study in {sqlite_url}\n"
+    assert command("delete", "my study", "--yes", *target).returncode == 0
+    assert list_files(artifacts) == {}
+
+
+def test_moved_study_of_an_own_cell_continues_without_its_files(run, url, text, tmp_path):
+    (tmp_path / "here").mkdir()
+    shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", tmp_path / "here")
+    study = tmp_path / "here" / "quick.toml"  # also the name of a study file of the project
+    study.write_text(f'corpus = "{text}"\n[space]\ncell = ["min_gru.py:MinGRU", "gru"]\n'
+                     "layers = [1]\nstate_size = [4]\n")  # fmt: skip
+    here, settings = f"sqlite:///{tmp_path}/here/studies.db", (*TINY, "--set=keep_checkpoints=9")
+    done = run("run_search.py", str(study), "--storage", here, "--threads=1", "--until=0.000001s",
+               *settings, report=False)  # fmt: skip
+    assert "created with 2 trials" in done.stdout, done.stderr
+    there, elsewhere = ("--storage", url), ("--artifacts", str(tmp_path / "there"))
+    done = run("-m", "rnn_search", "copy", "quick", "--storage", here, "--to", url,
+               "--artifacts-to", elsewhere[1])  # fmt: skip
+    assert "2 trials, 0 intermediate values, 1 files" in done.stdout, done.stderr
+    shutil.rmtree(tmp_path / "here")
+    done = run("-m", "rnn_search", "continue", "quick", *there, *elsewhere, "--threads=1",
+               report=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 finished" in done.stdout
+    done = run("-m", "rnn_search", "sample", "quick", *there, *elsewhere, "--length=5")
+    assert done.returncode == 0, done.stderr
+
+
+def test_studies_are_managed_from_python(made, sqlite_url, artifacts):
+    place = {"storage": sqlite_url, "artifacts": artifacts}
+    rnn_search.rename_study("made", "first", storage=sqlite_url)
+    result = rnn_search.copy_study("first", new_name="second", **place)
+    assert result.files.count == 7
+    assert [each.name for each in rnn_search.list_studies(**place)] == ["first", "second"]
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = load_study(storage, "first")._study_id
+        storage.claim(study_id, "node1/17/token", paused_ids=[4])
+    with pytest.raises(StudyHeldError):
+        rnn_search.delete_study("first", **place)
+    assert rnn_search.retry_trials("second", diverged=True, storage=sqlite_url) == 2
+    rnn_search.delete_study("second", **place)
+    assert [each.name for each in rnn_search.list_studies(**place)] == ["first"]
