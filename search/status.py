@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import optuna
-from optuna.trial import TrialState
 
 from rnn.config import TrialConfig
 from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
-from studies.attributes import AuditLook, Failure, is_grid_trial
+from studies.attributes import AuditLook, Failure
 from studies.config import StudyConfig, to_trial_config
 from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import (
@@ -21,6 +20,7 @@ from studies.storage.counts import (
     count_trials,
     timing_by_shape,
 )
+from studies.storage.last_losses import read_last_losses
 from studies.storage.queries import read_audit_looks, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 
@@ -150,23 +150,16 @@ def read_running_trials(
     study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig
 ) -> list[RunningTrial]:
     """Read the grid trials that are running now, by number."""
-    running = []
-    for trial in storage.get_all_trials(
-        study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
-    ):
-        if not is_grid_trial(trial):
-            continue
-        step = max(trial.intermediate_values, default=0)
-        running.append(
-            RunningTrial(
-                trial.number,
-                to_trial_config(trial.params, config),
-                step,
-                config.training.steps,
-                trial.intermediate_values.get(step),
-            )
+    return [
+        RunningTrial(
+            last.number,
+            to_trial_config(last.params, config),
+            last.step,
+            config.training.steps,
+            last.loss,
         )
-    return running
+        for last in read_last_losses(storage, study._study_id)
+    ]
 
 
 class StatusReader:

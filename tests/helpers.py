@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import alembic.util
+import sqlalchemy as sa
 from hooks import HANG_TIMEOUT
 from optuna.distributions import CategoricalDistribution
 
@@ -59,6 +60,40 @@ def study_attributes(config: StudyConfig, sha256: str = "ab", **others: Any) -> 
     corpus = CorpusRecord(name="text", sha256=sha256, length=100, split=(90, 95))
     record = StudyRecord(config=config, corpus=corpus, artifact_folder="made-1", **others)
     return record.attributes()
+
+
+class DatabaseUse:
+    """Counts the statements of a storage in an SQLite file, and the rows that they return.
+
+    Args:
+        storage: storage to observe from now on.
+
+    Attributes:
+        statements: number of statements so far.
+        rows: number of rows so far.
+    """
+
+    def __init__(self, storage: LeasedRDBStorage) -> None:
+        self.statements = self.rows = 0
+        storage.engine.dispose()  # connections that are not observed
+        sa.event.listen(storage.engine, "before_cursor_execute", self._count_statement)
+        sa.event.listen(storage.engine, "connect", self._observe)
+
+    def measure(self, operation: Callable[[], object]) -> tuple[int, int]:
+        """Run an operation; return the numbers of its statements and rows."""
+        before = self.statements, self.rows
+        operation()
+        return self.statements - before[0], self.rows - before[1]
+
+    def _count_statement(self, *statement: object) -> None:
+        self.statements += 1
+
+    def _observe(self, connection: Any, _: object) -> None:
+        def count_row(cursor: object, row: object) -> object:
+            self.rows += 1
+            return row
+
+        connection.row_factory = count_row
 
 
 _barrier: Any = None

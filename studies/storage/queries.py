@@ -190,8 +190,19 @@ def _check_trial(trial: TrialRow, total: int) -> None:
 
 
 @reports_damage
-def read_params(storage: LeasedRDBStorage, study_id: int) -> dict[int, dict[str, Any]]:
-    """Read the parameters of a study's trials, by trial number; none of those damaged."""
+def read_params(
+    storage: LeasedRDBStorage, study_id: int, trial_ids: Collection[int] | None = None
+) -> dict[int, dict[str, Any]]:
+    """Read the parameters of a study's trials, by trial number; none of those damaged.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        trial_ids: ids of the trials; None for all.
+    """
+    selected = _trial_ids(study_id)
+    if trial_ids is not None:
+        selected = selected.where(TRIALS.c.trial_id.in_(trial_ids))
     query = (
         sa.select(
             raw(TRIALS.c.number),
@@ -200,7 +211,7 @@ def read_params(storage: LeasedRDBStorage, study_id: int) -> dict[int, dict[str,
             raw(TRIAL_PARAMS.c.distribution_json),
         )
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id)
+        .where(TRIALS.c.trial_id.in_(selected))
         .order_by(TRIAL_PARAMS.c.param_id)
     )
     params: dict[int, dict[str, Any]] = {}

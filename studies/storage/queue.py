@@ -65,12 +65,14 @@ def waiting_query(
         TRIALS.c.study_id == study_id,
         TRIALS.c.state == TrialState.WAITING,
         TRIALS.c.trial_id.not_in(exclude),
-        is_grid_trial(),
     )
-    if paused_ids is None:
-        return waiting.where(~has_system_attr(PAUSED)).order_by(TRIALS.c.number)
+    if paused_ids is None:  # this condition first: it fails for most trials of a pruned study
+        waiting = waiting.where(~has_system_attr(PAUSED), is_grid_trial())
+        return waiting.order_by(TRIALS.c.number)
     places = {trial_id: place for place, trial_id in enumerate(paused_ids)}
-    chosen = waiting.where(has_system_attr(PAUSED), TRIALS.c.trial_id.in_(paused_ids))
+    chosen = waiting.where(
+        is_grid_trial(), has_system_attr(PAUSED), TRIALS.c.trial_id.in_(paused_ids)
+    )
     return chosen.order_by(sa.case(places, value=TRIALS.c.trial_id)) if places else chosen
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.pruning.design_matrix import DesignMatrix
-from search.pruning.predictions import Prediction, predict_final_values
+from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
 from search.pruning.regression import (
     CONSTANT,
     EQUAL_NOISE,
@@ -78,6 +78,89 @@ def test_design_matrix_has_centred_levels_and_their_products():
         DesignMatrix.from_params(names).main_effects.shape[1],
         DesignMatrix.from_params(names).interactions.shape[1],
     ) == (48, 0)
+
+
+def test_numbers_of_a_wide_grid_enter_interactions_in_their_order():
+    rates, sizes, depths = (0.001, 0.002, 0.004, 0.008), (16, 32, 64, 128, 256), range(1, 9)
+    params = [
+        {"rate": rate, "size": size, "depth": depth, "cell": cell, "source": source}
+        for rate in rates
+        for size in sizes
+        for depth in depths
+        for cell in "abcdefgh"
+        for source in "xyz"
+    ]
+    design = DesignMatrix.from_params(params)
+    assert design.main_effects.shape[1] == 3 + 4 + 7 + 7 + 2
+    # One column for each of the numbers, seven and two for the texts.
+    assert design.interactions.shape[1] == 3 + 3 * 7 + 3 * 2 + 7 * 2
+    # The lowest rate and the smallest size, each half of its range below the mean.
+    assert design.interactions[0, 0] == pytest.approx(0.25)
+    missing = DesignMatrix.from_params([*params, *({"cell": cell} for cell in "abcdefgh")])
+    assert np.isfinite(missing.interactions).all()
+
+
+def count_fits(monkeypatch):
+    """Return a list that grows by one with each regression."""
+    fits, fit = [], BayesianRidge.__init__
+
+    def count(self, *args):
+        fits.append(args)
+        fit(self, *args)
+
+    monkeypatch.setattr(BayesianRidge, "__init__", count)
+    return fits
+
+
+def test_remembered_predictions_equal_new_ones(monkeypatch):
+    """A search goes on: trials reach rungs, are complete or fail, audited ones among them."""
+    fits = count_fits(monkeypatch)
+    params, losses, values = simulate_grid(3)
+    design, memory = DesignMatrix.from_params(params), PredictionMemory()
+    random = np.random.default_rng(3)
+    count = len(values)
+    reached, failed = random.integers(0, 4, count), np.zeros(count, dtype=bool)
+    complete = random.permutation(count)[:20].tolist()
+    held_out = np.where(np.isin(np.arange(count), complete[:5]), 1, -1)
+    saved = 0
+    for trial in random.permutation(count)[:30].tolist():
+        if reached[trial] < 3:
+            reached[trial] += 1
+        elif trial % 5:
+            complete.append(trial)
+        else:
+            failed[trial] = True
+        others = np.setdiff1d(np.arange(count), complete)
+        observed = hide_unobserved(losses, values, np.unique(complete), reached[others])
+        inputs = (design, *observed, held_out, None, failed)
+        fits.clear()
+        remembered, used = predict_final_values(*inputs, memory), len(fits)
+        new = predict_final_values(*inputs)
+        assert remembered.mean == pytest.approx(new.mean, rel=1e-12, nan_ok=True)
+        assert remembered.scale == pytest.approx(new.scale, rel=1e-12, nan_ok=True)
+        assert np.isnan(new.mean[failed]).all()
+        saved += len(fits) - 2 * used
+        fits.clear()
+        predict_final_values(*inputs, memory)
+        assert not fits, "nothing has changed"
+    assert saved > 30, "later rungs are not computed again"
+    predict_final_values(DesignMatrix.from_params(params[::-1]), *inputs[1:], memory)
+    assert fits, "other parameters"
+
+
+def test_failed_trials_do_not_affect_the_predictions_of_others():
+    params, losses, values = simulate_grid(4)
+    observed = hide_unobserved(losses, values, np.arange(30), 2)
+    failed = np.zeros(len(values), dtype=bool)
+    failed[[3, 40, 50]] = True
+    prediction = predict_final_values(
+        DesignMatrix.from_params(params), *observed, failed=failed
+    ).select(~failed)
+    without = predict_final_values(
+        DesignMatrix.from_params(params).select(~failed), *(each[~failed] for each in observed)
+    )
+    assert prediction.mean == pytest.approx(without.mean)
+    assert prediction.scale == pytest.approx(without.scale)
 
 
 def test_prediction_of_a_finished_trial_is_its_value():
