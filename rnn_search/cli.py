@@ -162,6 +162,9 @@ _RUN_OPTIONS = (
         help="Serve optuna-dashboard during the search, on this machine only.",
     ),
     dashboard_port_option,
+    click.option(
+        "--no-report", is_flag=True, help="Do not write a report when the study is finished."
+    ),
     artifacts_option,
 )
 """Options that say where and how long a search runs."""
@@ -194,6 +197,7 @@ def _run(
     status: bool,
     as_json: bool,
     no_wait: bool,
+    no_report: bool,
     dashboard: bool,
     port: int,
     debug: bool,
@@ -209,6 +213,7 @@ def _run(
         status: print the progress of the study instead.
         as_json: print the status as JSON.
         no_wait: exit while other workers still run trials.
+        no_report: write no report at the end.
         dashboard: serve optuna-dashboard during the search.
         port: port of optuna-dashboard.
         debug: read by :func:`studies.cli.run_command`.
@@ -239,7 +244,7 @@ def _run(
     if status:
         _print_status(run_options, as_json)
         return 0
-    result = run_search_and_report(run_options, dashboard_port=port if dashboard else None)
+    result = run_search_and_report(run_options, not no_report, port if dashboard else None)
     if result.failure:
         click.echo(f"error: {result.failure}", err=True)
     return result.exit_code

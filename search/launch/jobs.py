@@ -41,6 +41,11 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
             "study file and run that"
         )
     launcher = create_launcher(options.target)
+    if launcher.ends_with_command and not options.wait:
+        raise LaunchError(
+            f"--no-wait would end the workers at once: {options.target.kind} ends them with the "
+            "command that submitted them"
+        )
     if launcher.uses_other_machines:
         require_server(options.storage)
         require_shared_artifacts(options.artifacts, options.storage)

@@ -68,9 +68,11 @@ class Launcher(Protocol):
     Attributes:
         uses_other_machines: whether workers may run on other machines than this one, which then
             need a server as storage, and shared files.
+        ends_with_command: whether the jobs end with the command that submitted them.
     """
 
     uses_other_machines: bool
+    ends_with_command: bool
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Start workers; return lines that tell the user how to follow them."""
@@ -85,7 +87,10 @@ class Launcher(Protocol):
         ...
 
     def leave(self, name: str) -> str:
-        """Describe what happens to the jobs when the command that submitted them ends early."""
+        """Prepare the early end of the command; describe what becomes of the jobs.
+
+        Jobs that end with the command are ended as by :meth:`cancel`.
+        """
         ...
 
 
@@ -99,7 +104,9 @@ def create_launcher(target: LaunchTarget) -> Launcher:
         from search.launch.slurm import SlurmLauncher
 
         return SlurmLauncher(target.settings)
-    raise LaunchError(f"--launch {target.kind} has no launcher: expected slurm")
+    from search.launch.ray import RayLauncher
+
+    return RayLauncher(target.address, target.settings)
 
 
 def parse_settings(

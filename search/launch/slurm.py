@@ -44,6 +44,7 @@ class SlurmLauncher:
     """
 
     uses_other_machines = True
+    ends_with_command = False
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         for program in ("sbatch", "srun", "squeue", "scancel"):

@@ -1,0 +1,235 @@
+"""Workers as tasks of a Ray cluster that is already running."""
+
+import itertools
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from search.errors import LaunchError
+from search.launch import ray_head
+from search.launch.launcher import PROJECT, Job, WorkerCommand, missing_library, parse_settings
+from search.launch.ray_settings import SETTINGS, fits
+from search.launch.ray_worker import WorkerStoppedError, run_worker
+from studies.text import shorten, to_line
+
+ANSWER_SECONDS = 60.0
+"""How long the cluster may take for a list of its tasks; the first one starts a process."""
+
+STOP_SECONDS = 60.0
+"""How long workers may take to stop; this command's end would stop them as well."""
+
+CLIENT_PORT = 10001
+"""Port of ``ray://`` addresses without one."""
+
+_PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
+
+_EXCLUDED = (
+    "?*.*",
+    "!*.py",
+    "!*.toml",
+    "__pycache__",
+    "artifacts",
+    "checkpoints",
+    "jobs",
+    "weights",
+)
+"""Files that are not shipped to the nodes, such as the databases in ``studies/``."""
+
+_PASSED_ON = ("RNN_SEARCH_", "PG", "AWS_")
+"""Prefixes of the environment variables that reach the workers: the storage's and a bucket's."""
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class RayLauncher:
+    """Starts workers as tasks of Ray; see :class:`search.launch.launcher.Launcher`.
+
+    Ray ends the tasks of a command when the command ends. Until then it starts a task again, on
+    another node if necessary, whenever its process or its node dies.
+
+    Args:
+        address: ``ray://HOST:PORT``; "" for ``$RAY_ADDRESS``, or a cluster on this machine.
+        settings: values of ``--launch-set``: resources of a task.
+
+    Raises:
+        LaunchError: if Ray is missing, no cluster answers, or a setting is invalid.
+    """
+
+    uses_other_machines = True
+    ends_with_command = True
+
+    def __init__(self, address: str, settings: Mapping[str, str]) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise missing_library("ray", "Ray") from error
+        self._settings = parse_settings("ray", settings, SETTINGS)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        packages = [str(PROJECT / package) for package in _PACKAGES]
+        where = address or os.environ.get("RAY_ADDRESS", "")
+        if where not in ("", "auto"):
+            _require_answer(where)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # an error follows
+                context = ray.init(
+                    address or "auto",
+                    runtime_env={
+                        "py_modules": packages,
+                        "excludes": [*_EXCLUDED],
+                        # A task that Ray kills must leave its worker the time to stop.
+                        "env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"},
+                    },
+                    ignore_reinit_error=True,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as error:
+            raise LaunchError(_explain(where, error)) from error
+        self._dashboard = f"http://{context.dashboard_url}"
+        self._tasks: dict[str, Any] = {}
+
+    def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
+        """Submit a task for each worker."""
+        import ray
+
+        command = command.with_threads(self._settings.get("num_cpus", 1))
+        request = {"num_cpus": command.threads, **self._settings}
+        environment = {
+            key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)
+        }
+        if command.device.startswith("cuda"):
+            request.setdefault("num_gpus", 1)
+        elif not request.get("num_gpus"):  # GPUs that were not asked for belong to others
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        task: Any = ray.remote(run_worker)
+        retry = {"max_retries": -1, "retry_exceptions": [WorkerStoppedError]}
+        taken = {job.id for job in self.list_jobs(name)}
+        names = (f"{name} worker {number}" for number in itertools.count(1))
+        for each in itertools.islice((each for each in names if each not in taken), count):
+            self._tasks[each] = task.options(name=each, **request, **retry).remote(
+                command, each, environment
+            )
+        lines = [
+            f"submitted {count} task{'s' * (count > 1)} to Ray, each with {_format(request)}; "
+            "Ctrl-C ends them",
+            f"Ray's dashboard: {self._dashboard}; the log of a task shows its trials",
+        ]
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        if not any(node["Alive"] and fits(request, node["Resources"]) for node in nodes):
+            lines.append("warning: no node has these resources: the tasks wait until one joins")
+        return lines
+
+    def list_jobs(self, name: str) -> list[Job]:
+        """List the tasks that have not ended; log the failures of those of this command."""
+        import ray
+
+        self._log_failures()
+        try:
+            listed = self._on_head(ray_head.list_workers, self._dashboard, f"{name} worker ")
+        except LaunchError:
+            if not self._tasks:
+                raise
+            listed = []  # the tasks do not depend on the dashboard
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in nodes}
+        jobs = {
+            worker.task: Job(
+                worker.task,
+                "running" if worker.state == "RUNNING" else "pending",
+                hosts.get(worker.node, ""),
+            )
+            for worker in listed
+        }
+        return [*({task: Job(task, "pending") for task in self._tasks} | jobs).values()]
+
+    def cancel(self, name: str) -> str:
+        """Stop the submitted jobs of Ray that the tasks belong to."""
+        drivers = self._on_head(ray_head.stop_jobs, self._dashboard, f"{name} worker ")
+        if not drivers:
+            return "no worker to cancel"
+        for driver in drivers:
+            if not driver.submission:
+                raise LaunchError(
+                    f"the workers belong to a command that is not a job of Ray, process "
+                    f"{driver.process} on {driver.host}: press Ctrl-C there, or send it SIGINT"
+                )
+        stopped = ", ".join(driver.submission for driver in drivers)
+        return f"stopped {stopped}: running workers write checkpoints and requeue their trials"
+
+    def leave(self, name: str) -> str:
+        """Cancel the tasks, and wait until their workers have requeued their trials."""
+        import ray
+
+        tasks = [*self._tasks.values()]
+        for task in tasks:
+            ray.cancel(task)
+        left = ray.wait(tasks, num_returns=len(tasks), timeout=STOP_SECONDS)[1] if tasks else []
+        if left:
+            return f"{len(left)} of {len(tasks)} workers have not stopped yet: see --status"
+        return (
+            f"stopped {len(tasks)} worker{'s' * (len(tasks) != 1)}; progress is saved: run the "
+            "same command to resume"
+        )
+
+    def _log_failures(self) -> None:
+        """Forget the tasks that have ended, with a warning for each that failed."""
+        import ray
+
+        for name, task in [*self._tasks.items()]:
+            if not ray.wait([task], timeout=0)[0]:
+                continue
+            del self._tasks[name]
+            try:
+                ray.get(task)
+            except Exception as error:
+                cause = getattr(error, "cause", None) or error
+                _logger.warning("%s %s", name, to_line(shorten(str(cause), 400)))
+
+    def _on_head(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function on the head node, from where the dashboard can always be reached."""
+        import ray
+
+        head = {"node:__internal_head__": 0.001}
+        call = ray.remote(function).options(num_cpus=0, resources=head)
+        try:
+            result: _T = ray.get(call.remote(*arguments), timeout=ANSWER_SECONDS)
+        except Exception as error:
+            reason = to_line(shorten(str(getattr(error, "cause", None) or error), 300))
+            raise LaunchError(f"Ray cannot list its tasks ({reason})") from error
+        return result
+
+
+def _format(request: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in request.items())
+
+
+def _require_answer(address: str) -> None:
+    """Check that a port answers: Ray itself would try for two minutes.
+
+    Raises:
+        LaunchError: if it does not.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        socket.create_connection((parts.hostname or "", parts.port or CLIENT_PORT), 10).close()
+    except (OSError, ValueError) as error:
+        raise LaunchError(
+            f"no Ray cluster answers at {shorten(address)} ({error}): expected a running one, as "
+            "in --launch ray://HOST:10001, or HOST:6379 in RAY_ADDRESS on one of its machines"
+        ) from error
+
+
+def _explain(address: str, error: Exception) -> str:
+    """Return why a cluster cannot be joined, such as other versions of Ray or Python."""
+    if not address and isinstance(error, ConnectionError):
+        return (
+            "no Ray cluster is running on this machine: start one with ray start --head, or name "
+            "one, as in --launch ray://HOST:10001"
+        )
+    reason = " ".join(str(error).split())
+    return f"cannot join the Ray cluster at {shorten(address)}: {to_line(shorten(reason, 300))}"

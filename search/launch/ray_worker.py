@@ -1,0 +1,98 @@
+"""A worker as a task of Ray: what runs on the node, with the project's packages that Ray ships.
+
+As a program, runs a command of the project that stops in good order when its parent process ends::
+
+    python -m search.launch.ray_worker run STUDY …
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from search.launch.launcher import JOB_VARIABLE, WorkerCommand
+from studies.text import shorten, to_line
+
+POLL_SECONDS = 0.2
+"""Interval between checks of the worker: Ray cancels a task between two statements of Python."""
+
+_SUBCOMMANDS = {"run_search.py": "run", "refine.py": "refine"}
+
+_PR_SET_PDEATHSIG = 1
+"""Option of Linux's ``prctl``: the signal that a process gets when its parent ends."""
+
+
+class WorkerStoppedError(Exception):
+    """A signal ended the worker, not Ray: a full memory, or the node shuts down; Ray retries it."""
+
+
+class WorkerFailedError(Exception):
+    """The worker exited with an error, which would come again."""
+
+
+def run_worker(command: WorkerCommand, name: str, environment: Mapping[str, str]) -> None:
+    """Run a worker to its end; a cancelled task stops it in good order.
+
+    Args:
+        command: command of the worker on the machine that submitted it.
+        name: name of the task.
+        environment: variables of the worker, in addition to those of the node.
+
+    Raises:
+        WorkerStoppedError: if a signal ended the worker.
+        WorkerFailedError: if the worker failed.
+    """
+    # Ray cancels by an interrupt, which has no effect in a node that was started in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _, program, *options = command.arguments
+    arguments = [_SUBCOMMANDS[Path(program).name], *options, "--no-report"]
+    logged = os.fstat(2).st_size
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.launch.ray_worker", *arguments],
+        # The folder of a job that Ray ships has another path on each node.
+        cwd=command.folder if command.folder.is_dir() else None,
+        env={**os.environ, **environment, JOB_VARIABLE: name},
+        process_group=0,  # Ray kills that of a task at once; the worker gets SIGTERM from main()
+    )
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+    except BaseException:  # the task is cancelled
+        process.terminate()
+        process.wait()
+        raise
+    code = process.returncode
+    if code < 0 or code > 128:
+        raise WorkerStoppedError(f"stopped by signal {abs(code) % 128}")
+    if code:
+        raise WorkerFailedError(f"exited with code {code}{_last_error(logged)}")
+
+
+def _last_error(start: int) -> str:
+    """Return the last line that was written to the log of errors since it had a length."""
+    if not stat.S_ISREG(os.fstat(2).st_mode):
+        return ""
+    with open("/proc/self/fd/2", "rb") as log:  # noqa: PTH123  # opened anew, to be read
+        log.seek(start)
+        lines = log.read().decode(errors="replace").split("\n")
+    lines = [line for line in lines if line and not line.startswith(":")]  # Ray's own marks
+    return f": {to_line(shorten(lines[-1], 300))}" if lines else ""
+
+
+def main() -> None:
+    """Run a command of the project that gets SIGTERM when its parent process ends."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == parent:  # otherwise it has ended already
+        runpy.run_module("rnn_search", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

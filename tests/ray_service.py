@@ -1,0 +1,161 @@
+"""A Ray cluster of several nodes on this machine, for tests."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+from hooks import HANG_TIMEOUT, ROOT
+from process_runner import wait_until
+from services import free_port, report_missing
+
+COMMAND = Path(sys.executable).with_name("ray")
+
+# Ray's nodes and workers are started by the tests: hooks reach a worker in its environment.
+SITE = f"""
+import os, sys
+if os.environ.get("RNN_SEARCH_TEST_HOOKS"):
+    sys.path.insert(0, {str(ROOT / "tests")!r})
+    import hooks
+    hooks.install()
+"""
+
+
+class RayNode:
+    """Process that runs a node of a cluster, with its own folder.
+
+    Args:
+        folder: new folder.
+        arguments: arguments of ``ray start``.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        folder.mkdir()
+        site = folder / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(SITE)
+        environment = {**os.environ, "PYTHONPATH": str(site), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["OMP_NUM_THREADS"] = "1"
+        # Ray looks for a node's death every few seconds otherwise.
+        environment["RAY_health_check_period_ms"] = "500"
+        self._process = subprocess.Popen(
+            [
+                str(COMMAND), "start", "--block", "--num-gpus=0", "--disable-usage-stats",
+                "--object-store-memory=100000000", f"--temp-dir={folder}", *arguments,
+            ],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=(folder / "start.log").open("w"),
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the node, those of its workers included."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
+    def holds(self, pid: int) -> bool:
+        """Return whether a process is one of the node's."""
+        return pid in {process.pid for process in self.processes}
+
+    def raylets(self) -> list[psutil.Process]:
+        """Return the process by which the node belongs to the cluster."""
+        return [each for each in self.processes if _name(each) == "raylet"]
+
+    def kill(self) -> None:
+        """Kill all processes at once, as a failure of the machine."""
+        processes = self.processes
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, HANG_TIMEOUT)
+        self._process.wait(HANG_TIMEOUT)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+class RayCluster:
+    """Context that runs a Ray cluster on this machine, with its own ports and folders.
+
+    Args:
+        nodes: number of nodes, each with one core.
+
+    Attributes:
+        nodes: the nodes that were started, the head first.
+        address: address for ``RAY_ADDRESS``.
+        client_address: address for Ray's client, ``ray://HOST:PORT``.
+        dashboard: URL of the dashboard.
+    """
+
+    def __init__(self, nodes: int = 2) -> None:
+        if not COMMAND.exists() or shutil.which(str(COMMAND)) is None:
+            report_missing("Ray")
+        self._count = nodes
+        self.nodes: list[RayNode] = []
+
+    def __enter__(self) -> "RayCluster":
+        # Short: the path of a socket in it has at most 107 characters.
+        self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        port, client, dashboard = free_port(), free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.client_address = f"ray://127.0.0.1:{client}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        try:
+            self._add(
+                "--head", "--num-cpus=1", f"--port={port}", f"--ray-client-server-port={client}",
+                f"--dashboard-port={dashboard}",
+            )  # fmt: skip
+            wait_until(lambda: self.alive() == 1)
+            for count in range(2, self._count + 1):
+                self.add_node()
+                wait_until(lambda count=count: self.alive() == count)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        self._folder.cleanup()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which commands reach this cluster."""
+        return {"RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def add_node(self, *arguments: str) -> RayNode:
+        """Start another node."""
+        return self._add(f"--address={self.address}", "--num-cpus=1", *arguments)
+
+    def alive(self) -> int:
+        """Return the number of nodes that the cluster knows and that are alive."""
+        return self.run("list", "nodes", "--format=json").count('"ALIVE"')
+
+    def run(self, *arguments: str) -> str:
+        """Run a command of Ray; return its output, "" if it fails."""
+        return subprocess.run(
+            [str(COMMAND), *arguments],
+            env={**os.environ, **self.environment, "RAY_API_SERVER_ADDRESS": self.dashboard},
+            capture_output=True,
+            text=True,
+            timeout=HANG_TIMEOUT,
+        ).stdout
+
+    def _add(self, *arguments: str) -> RayNode:
+        node = RayNode(Path(self._folder.name) / str(len(self.nodes)), *arguments)
+        self.nodes.append(node)
+        return node
