@@ -104,8 +104,10 @@ def create_launcher(target: LaunchTarget) -> Launcher:
         from search.launch.slurm import SlurmLauncher
 
         return SlurmLauncher(target.settings)
-    from search.launch.ray import RayLauncher
-
+    try:
+        from search.launch.ray import RayLauncher
+    except ImportError as error:
+        raise missing_library("ray", "Ray") from error
     return RayLauncher(target.address, target.settings)
 
 

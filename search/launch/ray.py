@@ -3,47 +3,26 @@
 import itertools
 import logging
 import os
-import socket
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Any
+
+import ray
 
 from search.errors import LaunchError
 from search.launch import ray_head
-from search.launch.launcher import PROJECT, Job, WorkerCommand, missing_library, parse_settings
+from search.launch.launcher import Job, WorkerCommand, parse_settings
+from search.launch.ray_cluster import call_on_head, join_cluster
 from search.launch.ray_settings import SETTINGS, fits
 from search.launch.ray_worker import WorkerStoppedError, run_worker
 from studies.text import shorten, to_line
 
-ANSWER_SECONDS = 60.0
-"""How long the cluster may take for a list of its tasks; the first one starts a process."""
-
 STOP_SECONDS = 60.0
 """How long workers may take to stop; this command's end would stop them as well."""
-
-CLIENT_PORT = 10001
-"""Port of ``ray://`` addresses without one."""
-
-_PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
-
-_EXCLUDED = (
-    "?*.*",
-    "!*.py",
-    "!*.toml",
-    "__pycache__",
-    "artifacts",
-    "checkpoints",
-    "jobs",
-    "weights",
-)
-"""Files that are not shipped to the nodes, such as the databases in ``studies/``."""
 
 _PASSED_ON = ("RNN_SEARCH_", "PG", "AWS_")
 """Prefixes of the environment variables that reach the workers: the storage's and a bucket's."""
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class RayLauncher:
@@ -57,46 +36,19 @@ class RayLauncher:
         settings: values of ``--launch-set``: resources of a task.
 
     Raises:
-        LaunchError: if Ray is missing, no cluster answers, or a setting is invalid.
+        LaunchError: if no cluster answers, or a setting is invalid.
     """
 
     uses_other_machines = True
     ends_with_command = True
 
     def __init__(self, address: str, settings: Mapping[str, str]) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise missing_library("ray", "Ray") from error
         self._settings = parse_settings("ray", settings, SETTINGS)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        packages = [str(PROJECT / package) for package in _PACKAGES]
-        where = address or os.environ.get("RAY_ADDRESS", "")
-        if where not in ("", "auto"):
-            _require_answer(where)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # an error follows
-                context = ray.init(
-                    address or "auto",
-                    runtime_env={
-                        "py_modules": packages,
-                        "excludes": [*_EXCLUDED],
-                        # A task that Ray kills must leave its worker the time to stop.
-                        "env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"},
-                    },
-                    ignore_reinit_error=True,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        except Exception as error:
-            raise LaunchError(_explain(where, error)) from error
-        self._dashboard = f"http://{context.dashboard_url}"
+        self._dashboard = join_cluster(address)
         self._tasks: dict[str, Any] = {}
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Submit a task for each worker."""
-        import ray
-
         command = command.with_threads(self._settings.get("num_cpus", 1))
         request = {"num_cpus": command.threads, **self._settings}
         environment = {
@@ -126,11 +78,9 @@ class RayLauncher:
 
     def list_jobs(self, name: str) -> list[Job]:
         """List the tasks that have not ended; log the failures of those of this command."""
-        import ray
-
         self._log_failures()
         try:
-            listed = self._on_head(ray_head.list_workers, self._dashboard, f"{name} worker ")
+            listed = call_on_head(ray_head.list_workers, self._dashboard, f"{name} worker ")
         except LaunchError:
             if not self._tasks:
                 raise
@@ -149,7 +99,7 @@ class RayLauncher:
 
     def cancel(self, name: str) -> str:
         """Stop the submitted jobs of Ray that the tasks belong to."""
-        drivers = self._on_head(ray_head.stop_jobs, self._dashboard, f"{name} worker ")
+        drivers = call_on_head(ray_head.stop_jobs, self._dashboard, f"{name} worker ")
         if not drivers:
             return "no worker to cancel"
         for driver in drivers:
@@ -163,8 +113,6 @@ class RayLauncher:
 
     def leave(self, name: str) -> str:
         """Cancel the tasks, and wait until their workers have requeued their trials."""
-        import ray
-
         tasks = [*self._tasks.values()]
         for task in tasks:
             ray.cancel(task)
@@ -178,8 +126,6 @@ class RayLauncher:
 
     def _log_failures(self) -> None:
         """Forget the tasks that have ended, with a warning for each that failed."""
-        import ray
-
         for name, task in [*self._tasks.items()]:
             if not ray.wait([task], timeout=0)[0]:
                 continue
@@ -190,46 +136,6 @@ class RayLauncher:
                 cause = getattr(error, "cause", None) or error
                 _logger.warning("%s %s", name, to_line(shorten(str(cause), 400)))
 
-    def _on_head(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Call a function on the head node, from where the dashboard can always be reached."""
-        import ray
-
-        head = {"node:__internal_head__": 0.001}
-        call = ray.remote(function).options(num_cpus=0, resources=head)
-        try:
-            result: _T = ray.get(call.remote(*arguments), timeout=ANSWER_SECONDS)
-        except Exception as error:
-            reason = to_line(shorten(str(getattr(error, "cause", None) or error), 300))
-            raise LaunchError(f"Ray cannot list its tasks ({reason})") from error
-        return result
-
 
 def _format(request: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in request.items())
-
-
-def _require_answer(address: str) -> None:
-    """Check that a port answers: Ray itself would try for two minutes.
-
-    Raises:
-        LaunchError: if it does not.
-    """
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        socket.create_connection((parts.hostname or "", parts.port or CLIENT_PORT), 10).close()
-    except (OSError, ValueError) as error:
-        raise LaunchError(
-            f"no Ray cluster answers at {shorten(address)} ({error}): expected a running one, as "
-            "in --launch ray://HOST:10001, or HOST:6379 in RAY_ADDRESS on one of its machines"
-        ) from error
-
-
-def _explain(address: str, error: Exception) -> str:
-    """Return why a cluster cannot be joined, such as other versions of Ray or Python."""
-    if not address and isinstance(error, ConnectionError):
-        return (
-            "no Ray cluster is running on this machine: start one with ray start --head, or name "
-            "one, as in --launch ray://HOST:10001"
-        )
-    reason = " ".join(str(error).split())
-    return f"cannot join the Ray cluster at {shorten(address)}: {to_line(shorten(reason, 300))}"
