@@ -18,6 +18,7 @@ from helpers import NO_SYNC, ROOT, TEXT
 from hooks import HANG_TIMEOUT
 from process_runner import ProcessRunner
 from services import PostgreSQL, free_port
+from slurm_service import Slurm
 
 # Few cores; and a network that trains alone repeats bit for bit at one thread count.
 torch.set_num_threads(1)
@@ -145,6 +146,23 @@ def postgresql_server() -> Iterator[PostgreSQL]:
 def postgresql_url(postgresql_server: PostgreSQL) -> str:
     """URL of an empty database on a real server."""
     return postgresql_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Slurm]:
+    """SLURM cluster of the test session."""
+    with Slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """SLURM cluster without jobs, which commands of this process find."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield slurm_cluster
+    slurm_cluster.end_jobs()
+    slurm_cluster.resume_nodes()
 
 
 @pytest.fixture(scope="session")

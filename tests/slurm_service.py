@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hooks import HANG_TIMEOUT
@@ -34,7 +35,7 @@ SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller_port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=1
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -45,7 +46,6 @@ SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
-SwitchType=
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
@@ -111,6 +111,14 @@ class Slurm:
         listed = self.run("squeue", "--noheader", "--array", "--format=%i %T").split("\n")
         return dict(line.split() for line in listed if line)
 
+    def wait_for(self, state: str, count: int) -> None:
+        """Wait until a number of jobs is in a state, as in ``RUNNING``."""
+        wait_until(lambda: list(self.jobs().values()).count(state) == count)
+
+    def wait_for_no_job(self) -> None:
+        """Wait until all jobs have ended."""
+        wait_until(lambda: not self.jobs())
+
     def end_jobs(self) -> None:
         """Kill all jobs and wait until they have left the nodes."""
         while jobs := self.jobs():
@@ -118,6 +126,12 @@ class Slurm:
                 self._call("scancel", job)
                 self._call("scancel", "--full", "--signal=KILL", job)
             time.sleep(0.2)
+
+    def resume_nodes(self) -> None:
+        """Make nodes that were drained accept jobs again."""
+        for name in self.nodes:
+            self._call("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        wait_until(self._is_idle)
 
     @property
     def log(self) -> str:
@@ -163,19 +177,30 @@ class Slurm:
             f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
             f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
         )  # fmt: skip
-        wait_until(lambda: (folder / "munge.socket").exists())
+        self._wait_for(lambda: (folder / "munge.socket").exists())
         self._daemon("slurmctld", "-D", "-f", str(config))
         for name in self.nodes:
             self._daemon("slurmd", "-D", "-N", name, "-f", str(config))
-        wait_until(self._is_idle)
+        self._wait_for(self._is_idle)
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; fail if a daemon ends before."""
+
+        def holds() -> bool:
+            assert all(daemon.poll() is None for daemon in self._daemons), self.log
+            return condition()
+
+        wait_until(holds)
 
     def _daemon(self, program: str, *arguments: str) -> None:
+        output = (Path(self._folder.name) / "daemons.log").open("ab")
         self._daemons.append(
             subprocess.Popen(
                 [self._programs[program], *arguments],
                 env={**os.environ, **self.environment},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 cwd=self._folder.name,
             )
         )

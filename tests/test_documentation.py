@@ -344,7 +344,13 @@ def test_every_named_file_exists(page):
             PAGES[page],
         )
     )
-    written = {"reports/out/", "studies/studies.db", "studies/checkpoints", "studies/weights"}
+    written = {
+        "reports/out/",
+        "studies/studies.db",
+        "studies/checkpoints",
+        "studies/jobs/",
+        "studies/weights",
+    }
     assert {name for name in named - written if not (ROOT / name).exists()} == set()
 
 

@@ -1,0 +1,149 @@
+"""What ``--launch`` and ``--launch-set`` mean, and what workers on other machines need."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from search.errors import LaunchError
+from search.launch import shared_files
+from search.launch.jobs import build_worker_command, prepare_launch
+from search.launch.launcher import parse_settings
+from search.launch.shared_files import require_server, require_shared
+from search.launch.slurm import SlurmLauncher
+from search.launch.slurm_settings import SETTINGS, parse_minutes
+from search.launch.target import LaunchTarget, parse_target
+from search.session import RunOptions
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("local", LaunchTarget()),
+        ("slurm", LaunchTarget("slurm")),
+        ("ray", LaunchTarget("ray")),
+        ("ray://head:10001", LaunchTarget("ray", "ray://head:10001")),
+    ],
+)
+def test_targets_are_parsed(text, expected):
+    assert parse_target(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "Slurm", "ray://", "ray://head:x", "ssh://head", "ray:head"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(ValueError, match="expected local, slurm, ray or ray://HOST:PORT"):
+        parse_target(text)
+
+
+def test_last_value_of_a_setting_counts():
+    target = parse_target("slurm", ["time=1:00:00", "comment=a=b", "time=2:00:00"])
+    assert target.settings == {"time": "2:00:00", "comment": "a=b"}
+
+
+@pytest.mark.parametrize("setting", ["time", "=1", "time=", ""])
+def test_settings_that_are_no_pairs_are_refused(setting):
+    with pytest.raises(ValueError, match="expected KEY=VALUE"):
+        parse_target("slurm", [setting])
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:59", 90), ("04:00:00", 240), ("1-12", 2160), ("1-12:30", 2190),
+     ("2-00:00:00", 2880), ("0-0:3", 3)],
+)  # fmt: skip
+def test_time_limits_are_those_of_slurm(text, minutes):
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["soon", "-5", "4h", "1:2:3:4", "2", "0", "1" * 30, "٣٠x"])
+def test_other_time_limits_are_refused(text):
+    with pytest.raises(ValueError, match="expected a time limit such as 04:00:00"):
+        parse_minutes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "9" * 20])
+def test_numbers_of_cores_are_checked(text):
+    with pytest.raises(LaunchError, match="expected an integer from 1 to 1024"):
+        parse_settings("slurm", {"cpus-per-task": text}, SETTINGS)
+
+
+def test_unknown_setting_is_refused_with_those_that_exist():
+    with pytest.raises(LaunchError, match="no key 'cpus' for slurm: expected one of account, "):
+        parse_settings("slurm", {"cpus": "2"}, SETTINGS)
+
+
+def test_missing_library_is_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[slurm\]'"):
+        SlurmLauncher({})
+
+
+def test_worker_command_has_the_options_of_the_run_without_its_launch():
+    options = RunOptions(
+        "mine.toml", "postgresql+psycopg://me@host/studies", overrides=("training.steps=5",),
+        workers=50, prune=True, extend=True, until=60.0, target=LaunchTarget("slurm"),
+    )  # fmt: skip
+    command = build_worker_command(options).with_threads(4)
+    python, program, *arguments = command.arguments
+    assert (python, Path(program).name) == (sys.executable, "run_search.py")
+    assert " ".join(arguments) == (
+        "mine.toml --storage postgresql+psycopg://me@host/studies --device auto --until 60.000s "
+        "--set training.steps=5 --prune --threads 4"
+    )
+    assert command.folder == Path.cwd()
+
+
+def test_settings_in_python_are_refused():
+    options = RunOptions("mine", "sqlite:///x.db", settings={}, target=LaunchTarget("slurm"))
+    with pytest.raises(LaunchError, match="write them to a study file"):
+        prepare_launch(options)
+
+
+@pytest.mark.parametrize(
+    "query", ["?password=secret", "?sslpassword=secret"], ids=["password", "sslpassword"]
+)
+def test_password_in_the_query_of_a_url_is_refused_and_hidden(query):
+    with pytest.raises(LaunchError, match="PGPASSWORD") as refused:
+        require_server(f"postgresql+psycopg://me@host/studies{query}")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def mounted(monkeypatch):
+    """Return a function that mounts file systems, as ``mounted({"/": "ext4"})``."""
+    monkeypatch.delenv(shared_files.SHARED_VARIABLE, raising=False)
+
+    def mount(kinds):
+        found = [SimpleNamespace(mountpoint=path, fstype=kind) for path, kind in kinds.items()]
+        monkeypatch.setattr(psutil, "disk_partitions", lambda **_: found)
+
+    return mount
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "lustre", "gpfs", "fuse.sshfs", "9p"])
+def test_file_on_a_network_file_system_is_shared(mounted, kind):
+    mounted({"/": "ext4", "/data": kind})
+    require_shared(Path("/data/text"), "corpus")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay", "fuse.gvfsd-fuse"])
+def test_file_on_a_disk_of_the_machine_is_not_shared(mounted, kind, monkeypatch):
+    mounted({"/": "nfs4", "/data": kind})
+    with pytest.raises(LaunchError, match=rf"corpus /data/text is on a disk .*\({kind}\)"):
+        require_shared(Path("/data/text"), "corpus")
+    monkeypatch.setenv(shared_files.SHARED_VARIABLE, "/other:/data")
+    require_shared(Path("/data/text"), "corpus")
+
+
+def test_temporary_folder_is_not_shared_whatever_its_file_system(mounted, tmp_path):
+    mounted({"/": "nfs4"})
+    with pytest.raises(LaunchError, match="in the temporary folder of this machine"):
+        require_shared(tmp_path / "text", "corpus")
+
+
+def test_file_on_a_file_system_that_is_not_known_is_not_refused(mounted):
+    mounted({})
+    require_shared(Path("/data/text"), "corpus")
