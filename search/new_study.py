@@ -45,6 +45,7 @@ class StudyOptions:
         until_decided: compare replicates at planned looks, and add runs until they are decided.
         is_shared: require a corpus that other machines find.
         must_exist: create no study: one of that name was found before.
+        is_launched: leave it to workers on a cluster whether their devices support the precision.
     """
 
     name: str | None = None
@@ -59,6 +60,7 @@ class StudyOptions:
     until_decided: bool = False
     is_shared: bool = False
     must_exist: bool = False
+    is_launched: bool = False
 
 
 def create_new_study(

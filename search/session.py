@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rnn.errors import DeviceError
 from rnn.training.devices import resolve_device
 from search.launch.launcher import JOB_VARIABLE
 from search.launch.status import name_worker
@@ -103,6 +104,7 @@ class RunOptions:
             self.until_decided,
             self.is_shared,
             self.is_stored or self.is_subprocess,
+            not self.target.is_local,
         )
 
     @property
@@ -160,8 +162,7 @@ class Session:
     @classmethod
     def open(cls, options: RunOptions, file: ConfigFile) -> "Session":
         """Create or join the study of a config file."""
-        # The workers of a cluster resolve theirs.
-        device = resolve_device(options.device if options.target.is_local else "cpu")
+        device = _resolve_device(options)
         checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
         weights = open_store(options.artifacts, options.storage, "weights")
         handle = create_or_join(file, options.storage, options.study_options, device)
@@ -201,6 +202,16 @@ def open_session(
         return Session.open(options, file)
 
     return wait_for_storage(open_once, lambda: file.outage_seconds, stop, print_line)
+
+
+def _resolve_device(options: RunOptions) -> torch.device:
+    """Return the device of this process, which trains nothing if workers run on a cluster."""
+    try:
+        return resolve_device(options.device)
+    except DeviceError:
+        if options.target.is_local or not options.device.startswith("cuda"):
+            raise
+        return torch.device("cpu")
 
 
 def require_refinement(file: ConfigFile) -> None:

@@ -110,7 +110,7 @@ def create_or_join(
     if not file.is_stored or file.name != name:
         config = plan_looks(config, options.until_decided)
     _check_options(name, url, config, options, device)
-    check_precision(config.precision, device)
+    _check_precision(config, device, options)
     corpus = load_study_corpus(file, config, options.corpus is not None)
     if options.is_shared and corpus.file is not None and corpus.name != "enwik8":
         require_shared(corpus.file.path, "corpus")
@@ -134,7 +134,7 @@ def create_or_join(
         stored, join_notice = joined
         steps = stored.training.steps
         storage.require_study(StudyIdentity(study._study_id, name, record.artifact_folder, steps))
-        check_precision(stored.precision, device)
+        _check_precision(stored, device, options)
         _keep_cells(stored, url, options, record.artifact_folder)
         tokens = read_token_corpus(record, corpus)
         warning = describe_study_mixing(study, storage)
@@ -148,6 +148,11 @@ def create_or_join(
     local = {setting: getattr(config, setting) for setting in PER_WORKER}
     config = stored.model_copy(update=local)
     return StudyHandle(study, storage, config, corpus, tokens, join_notice or notice, warning)
+
+
+def _check_precision(config: StudyConfig, device: torch.device, options: StudyOptions) -> None:
+    if device.type == "cuda" or not options.is_launched:
+        check_precision(config.precision, device)
 
 
 def _check_options(

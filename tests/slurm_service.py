@@ -106,6 +106,10 @@ class Slurm:
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def try_to(self, program: str, *arguments: str) -> None:
+        """Run a command of SLURM that may come too late."""
+        self._call(program, *arguments)
+
     def jobs(self) -> dict[str, str]:
         """Return the state of each job, by its id: elements of an array as ``12_0``."""
         listed = self.run("squeue", "--noheader", "--array", "--format=%i %T").split("\n")

@@ -1,5 +1,6 @@
 """Run a study's workers as jobs of a cluster, and follow their progress."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ POLL_SECONDS = 2.0
 
 JOBS_SECONDS = 20.0
 """Interval between lists of the jobs; a cluster's controller serves many users."""
+
+_logger = logging.getLogger(__name__)
 
 
 def prepare_launch(options: RunOptions) -> Launcher | None:
@@ -49,7 +52,8 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
     if launcher.uses_other_machines:
         require_server(options.storage)
         require_shared_artifacts(options.artifacts, options.storage)
-        if options.study.endswith(".toml") or "/" in options.study:
+        is_path = options.study.endswith(".toml") or "/" in options.study
+        if is_path and not options.is_stored:
             require_shared(Path(options.study), "study file")
     return launcher
 
@@ -91,12 +95,32 @@ def run_jobs(
         if reader.read_status().is_finished:
             return ""
         if time.monotonic() >= next_list:
-            if not launcher.list_jobs(name) and not reader.read_status().is_finished:
-                return f"no job of study {status.name!r} is left, and it is not finished"
+            if not _has_jobs(launcher, name) and not reader.read_status().is_finished:
+                return _describe_end(options, status.name, console)
             next_list = time.monotonic() + JOBS_SECONDS
         stop.wait(POLL_SECONDS)
     console.print_line(launcher.leave(name))
     return ""
+
+
+def _has_jobs(launcher: Launcher, name: str) -> bool:
+    """Return whether jobs are left; a cluster that does not answer for a while may have some."""
+    try:
+        return bool(launcher.list_jobs(name))
+    except LaunchError as error:
+        _logger.warning(f"the jobs cannot be listed ({error}); trying again")
+        return True
+
+
+def _describe_end(options: RunOptions, study: str, console: SafeConsole) -> str:
+    """Return why no job is left of a study that is not finished; "" if ``--until`` ended them."""
+    if options.until is not None:
+        console.print_line("the workers have stopped: run the same command to resume")
+        return ""
+    return (
+        f"no job of study {study!r} is left, and it is not finished: read the logs of the jobs, "
+        "and run the same command to submit others"
+    )
 
 
 def build_worker_command(options: RunOptions) -> WorkerCommand:
@@ -120,6 +144,7 @@ def build_worker_command(options: RunOptions) -> WorkerCommand:
         *(("--set", override) for override in options.overrides),
     ):
         arguments += [] if value is None else [option, str(value)]
+    arguments += ["--stored"] if options.is_stored else []
     arguments += ["--stored"] if options.is_stored else []
     arguments += ["--prune"] if options.prune else []
     arguments += ["--partial"] if options.partial else []

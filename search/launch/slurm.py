@@ -1,6 +1,6 @@
 """Workers as a job array of SLURM, submitted with submitit."""
 
-import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ class SlurmLauncher:
 
 
 def _select(name: str) -> tuple[str, str]:
-    return f"--user={getpass.getuser()}", f"--name={name}"
+    return f"--user={os.getuid()}", f"--name={name}"
 
 
 def _run(*command: str) -> str:

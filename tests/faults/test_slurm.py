@@ -1,11 +1,17 @@
 """Workers as jobs of SLURM, on a real cluster of two nodes on this machine."""
 
+import contextlib
 import json
+import os
+import random
 import re
 import signal
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
@@ -50,7 +56,7 @@ def launch(runner, slurm, postgresql_url, tmp_path):
             "run_search.py", QUICK, "--launch=slurm", "--corpus=recall:5", "--lockstep=1",
             *overrides, *arguments,
             cwd=tmp_path, hooks=Hooks(report=False, gate=gate),
-            **slurm.environment, **environment_of_jobs(postgresql_url, packages), **environment,
+            **slurm.environment | environment_of_jobs(postgresql_url, packages) | environment,
         )  # fmt: skip
 
     return start
@@ -80,8 +86,17 @@ def running_trials(url):
     return query(url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'")[0][0]
 
 
-def test_job_array_works_a_study_off(launch, slurm, postgresql_url, logs):
-    search = launch("--workers=2", "--launch-set=time=00:30:00", "--launch-set=cpus-per-task=2")
+def test_job_array_works_a_study_off(
+    launch, slurm, postgresql_server, postgresql_url, logs, tmp_path
+):
+    password = "password-of-the-user"
+    user, url = "cluster_user", postgresql_url.replace("tester@", "cluster_user@")
+    postgresql_server.execute(f"CREATE ROLE {user} SUPERUSER LOGIN PASSWORD '{password}'")
+    postgresql_server.require_password(user)
+    search = launch(
+        "--workers=2", "--launch-set=time=00:30:00", "--launch-set=cpus-per-task=2",
+        RNN_SEARCH_STORAGE=url, PGPASSWORD=password,
+    )  # fmt: skip
 
     assert search.wait() == 0, search.output + logs() + slurm.log
     assert is_complete(postgresql_url)
@@ -90,6 +105,9 @@ def test_job_array_works_a_study_off(launch, slurm, postgresql_url, logs):
     slurm.wait_for_no_job()
     ended = slurm.run("scontrol", "show", "job", "--oneliner").splitlines()
     ended = [line for line in ended if "JobName=quick-" in line][-2:]
+    written = [path.read_bytes() for path in (tmp_path / "studies").rglob("*") if path.is_file()]
+    assert len(written) >= 5, "script, pickles and logs of two jobs"
+    assert not any(password.encode() in content for content in written)
     assert all("JobState=COMPLETED" in line and "ExitCode=0:0" in line for line in ended), ended
     assert all("NumCPUs=2" in line and "TimeLimit=00:30:00" in line for line in ended), ended
 
@@ -239,3 +257,83 @@ def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_pa
 
     logs = "\n".join(path.read_text() for path in Path(tmp_path).glob("slurm-*.out"))
     assert is_complete(postgresql_url), logs
+
+
+CHAOS_SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "0"))
+CHAOS_TRIALS = 12
+MIN_DISTURBANCES = 6
+CHAOS = {
+    "training.steps": 400,
+    "training.log_every": 50,
+    "lease.seconds": 2,
+    "checkpoint.seconds": 0.3,
+    "space.forget_gate": "[false, true]",
+}
+
+
+def find_workers():
+    """Return the processes of workers in jobs, by job."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if any(word.endswith("run_search.py") for word in process.cmdline()):
+                found[process.environ().get("RNN_SEARCH_JOB")] = process
+        except psutil.Error:  # it has ended, or belongs to another user
+            continue
+    return found
+
+
+@pytest.mark.extended
+def test_each_trial_finishes_once_whatever_happens_to_jobs(
+    launch, slurm, postgresql_url, logs, tmp_path
+):
+    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
+    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
+    generator = random.Random(seed)
+    settings = [f"--set={key}={value}" for key, value in CHAOS.items()]
+    # Hold each training half-way, so that the study does not end before a job was disturbed.
+    gate = Gate(tmp_path / "gate", 200)
+    sent: Counter[str] = Counter()
+
+    def submit(*arguments):
+        return launch("--workers=4", *settings, *arguments, gate=gate)
+
+    assert submit("--no-wait").wait() == 0
+    wait_until(lambda: gate.held)
+    start = time.monotonic()
+    while sum(sent.values()) < MIN_DISTURBANCES or time.monotonic() - start < CHAOS_SECONDS:
+        workers = find_workers()
+        jobs = sorted(job for job, state in slurm.jobs().items() if state == "RUNNING")
+        if not jobs:
+            time.sleep(0.2)
+            continue
+        job = generator.choice(jobs)
+        kind = generator.choice(["kill -9", "scancel", "requeue", "USR2", "TERM"])
+        if kind == "kill -9":
+            if job not in workers:
+                continue
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers[job].kill()
+        elif kind == "requeue":
+            slurm.try_to("scontrol", "requeue", job)
+        else:
+            slurm.try_to("scancel", *([] if kind == "scancel" else [f"--signal={kind}"]), job)
+        sent[kind] += 1
+        time.sleep(generator.uniform(0.2, 1.5))
+        assert submit("--no-wait").wait() == 0  # adds the jobs that are missing
+    gate.open()
+    search = submit()
+
+    assert search.wait() == 0, search.output + logs()
+    finished = query(postgresql_url, FINISHED)
+    assert finished == [(number, "COMPLETE", 1) for number in range(CHAOS_TRIALS)]
+    slurm.wait_for_no_job()
+    assert query(postgresql_url, "SELECT count(*) FROM trials WHERE state = 'RUNNING'") == [(0,)]
+    retries = query(
+        postgresql_url, "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
+    )
+    total = sum((Counter(json.loads(value)) for (value,) in retries), Counter())
+    resumed = len(re.findall("resumes? from step", logs()))
+    print(f"{time.monotonic() - start:.0f} s, {dict(sent)}; {CHAOS_TRIALS} trials complete once")
+    print(f"requeued trials: {dict(total)}; {resumed} times resumed from a checkpoint")
+    assert total, "no trial was interrupted"

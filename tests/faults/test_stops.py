@@ -90,7 +90,8 @@ def assert_all_trials_match(url, reference_curves, settings):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)],
 )
 def test_trial_stopped_by_a_signal_resumes_at_its_last_step(
     held, search, sqlite_url, tmp_path, reference_curves, number, code
