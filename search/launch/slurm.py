@@ -1,6 +1,7 @@
 """Workers as a job array of SLURM, submitted with submitit."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class SlurmLauncher:
         settings: values of ``--launch-set``: options of ``sbatch``.
 
     Raises:
-        LaunchError: if SLURM or submitit is missing, or SLURM refuses the settings.
+        LaunchError: if SLURM or submitit is missing, or SLURM refuses the settings or does not
+            answer.
     """
 
     uses_other_machines = True
@@ -59,8 +61,11 @@ class SlurmLauncher:
             raise missing_library("slurm", "submitit") from error
         self._settings = parse_settings("slurm", settings, SETTINGS)
         if settings:
-            options = [f"--{key}={value}" for key, value in self._settings.items()]
-            _run("sbatch", "--test-only", "--wrap=true", *options)
+            options = {"time": DEFAULT_MINUTES} | self._settings
+            given = [f"--{key}={value}" for key, value in options.items()]
+            _run("sbatch", "--test-only", "--wrap=true", *given)
+        else:
+            _run("squeue", "--noheader", f"--user={os.getuid()}", "--states=PENDING")
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Submit a job array; the environment, with ``PGPASSWORD``, reaches the jobs."""
@@ -81,7 +86,7 @@ class SlurmLauncher:
             signal_delay_s=SIGNAL_SECONDS,
             array_parallelism=count,
             stderr_to_stdout=True,
-            setup=[f'export PYTHONPATH="{PROJECT}${{PYTHONPATH:+:$PYTHONPATH}}"'],
+            setup=[f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"],
             additional_parameters={**settings, "requeue": True},
         )
         worker = SlurmWorker(command.with_threads(threads))
