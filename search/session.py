@@ -162,7 +162,7 @@ class Session:
     @classmethod
     def open(cls, options: RunOptions, file: ConfigFile) -> "Session":
         """Create or join the study of a config file."""
-        device = _resolve_device(options)
+        device = find_device(options)
         checkpoints = open_store(options.artifacts, options.storage, "checkpoints")
         weights = open_store(options.artifacts, options.storage, "weights")
         handle = create_or_join(file, options.storage, options.study_options, device)
@@ -204,7 +204,7 @@ def open_session(
     return wait_for_storage(open_once, lambda: file.outage_seconds, stop, print_line)
 
 
-def _resolve_device(options: RunOptions) -> torch.device:
+def find_device(options: RunOptions) -> torch.device:
     """Return the device of this process, which trains nothing if workers run on a cluster."""
     try:
         return resolve_device(options.device)

@@ -52,6 +52,10 @@ def prepare_launch(options: RunOptions) -> Launcher | None:
     if launcher.uses_other_machines:
         require_server(options.storage)
         require_shared_artifacts(options.artifacts, options.storage)
+        if launcher.log_folder is not None:
+            require_shared(
+                launcher.log_folder, "folder of logs", "expected a shared working directory"
+            )
         is_path = options.study.endswith(".toml") or "/" in options.study
         if is_path and not options.is_stored:
             require_shared(Path(options.study), "study file")

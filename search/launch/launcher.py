@@ -69,10 +69,13 @@ class Launcher(Protocol):
         uses_other_machines: whether workers may run on other machines than this one, which then
             need a server as storage, and shared files.
         ends_with_command: whether the jobs end with the command that submitted them.
+        log_folder: folder of the jobs' scripts and logs, which all machines must share; None if the
+            cluster keeps them.
     """
 
     uses_other_machines: bool
     ends_with_command: bool
+    log_folder: Path | None
 
     def submit(self, name: str, command: WorkerCommand, count: int) -> list[str]:
         """Start workers; return lines that tell the user how to follow them."""

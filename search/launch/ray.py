@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -41,6 +42,7 @@ class RayLauncher:
 
     uses_other_machines = True
     ends_with_command = True
+    log_folder: Path | None = None
 
     def __init__(self, address: str, settings: Mapping[str, str]) -> None:
         self._settings = parse_settings("ray", settings, SETTINGS)

@@ -16,7 +16,6 @@ from search.launch.launcher import (
     missing_library,
     parse_settings,
 )
-from search.launch.shared_files import require_shared
 from search.launch.slurm_settings import SETTINGS
 from search.launch.slurm_worker import SlurmWorker
 from studies.text import shorten, to_line
@@ -47,6 +46,7 @@ class SlurmLauncher:
 
     uses_other_machines = True
     ends_with_command = False
+    log_folder: Path | None = LOG_PARENT
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         for program in ("sbatch", "srun", "squeue", "scancel"):
@@ -73,7 +73,6 @@ class SlurmLauncher:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         folder = LOG_PARENT.absolute() / name
-        require_shared(folder, "folder of logs", "expected a shared working directory")
         settings = {**self._settings}
         minutes = settings.pop("time", DEFAULT_MINUTES)
         threads = settings.pop("cpus-per-task", None) or command.threads or 1

@@ -203,24 +203,37 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     [
         (["--storage=sqlite:///x.db"], {}, "expected a server, as in --storage postgresql+psycopg"),
         (["--storage=postgresql+psycopg://me:secret@host/x"], {}, "expected it in PGPASSWORD"),
-        (["--corpus=text"], {"RNN_SEARCH_SHARED": str(ROOT)}, "is in the temporary folder"),
-        ([], {"RNN_SEARCH_SHARED": str(ROOT)}, "folder of checkpoints"),
+        ([], {"RNN_SEARCH_SHARED": ""}, "folder of checkpoints"),
+        (["--artifacts=shared"], {"RNN_SEARCH_SHARED": "shared"}, "folder of logs"),
+        (
+            ["--artifacts=shared", "--corpus=text"],
+            {"RNN_SEARCH_SHARED": f"shared:studies:{ROOT}"},
+            "is in the temporary folder of this machine",
+        ),
         (["--launch-set=partition=nowhere"], {}, "Invalid partition"),
         (["--launch-set=time=soon"], {}, "expected a time limit such as 04:00:00"),
         (["--launch-set=colour=red"], {}, "has no key 'colour' for slurm"),
         (["--launch-set=time"], {}, "expected KEY=VALUE"),
         ([], {"PATH": "/nowhere"}, "needs the command sbatch, which is not on PATH"),
     ],
-    ids=["sqlite", "password", "corpus", "checkpoints", "partition", "time", "key", "pair", "path"],
+    ids=[
+        "sqlite",
+        "password",
+        "checkpoints",
+        "logs",
+        "corpus",
+        "partition",
+        "time",
+        "key",
+        "pair",
+        "path",
+    ],
 )
 def test_refused_launch_changes_nothing(
     launch, slurm, postgresql_url, tmp_path, arguments, environment, message
 ):
     (tmp_path / "text").write_bytes(b"text" * 1000)
-    if "--corpus=text" in arguments:
-        (tmp_path / "shared").mkdir()
-        arguments = [*arguments, f"--artifacts={tmp_path}/shared"]
-        environment = {"RNN_SEARCH_SHARED": f"{ROOT}:{tmp_path}/shared"}
+    (tmp_path / "shared").mkdir()
     before = set(tmp_path.rglob("*"))
 
     search = launch(*arguments, **environment)

@@ -1,12 +1,16 @@
 """What ``--launch`` and ``--launch-set`` mean, and what workers on other machines need."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
+import rnn_search
+from rnn.errors import DeviceError
 from search.errors import LaunchError
 from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
@@ -15,7 +19,8 @@ from search.launch.shared_files import require_server, require_shared
 from search.launch.slurm import SlurmLauncher
 from search.launch.slurm_settings import SETTINGS, parse_minutes
 from search.launch.target import LaunchTarget, parse_target
-from search.session import RunOptions
+from search.session import RunOptions, find_device
+from studies.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -147,3 +152,31 @@ def test_temporary_folder_is_not_shared_whatever_its_file_system(mounted, tmp_pa
 def test_file_on_a_file_system_that_is_not_known_is_not_refused(mounted):
     mounted({})
     require_shared(Path("/data/text"), "corpus")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"launch": "nowhere"}, "expected local, slurm, ray or ray://HOST:PORT"),
+        ({"launch": "slurm", "launch_set": "time=1"}, "expected a dict such as"),
+        ({"launch_set": {"time": 90}}, "requires --launch slurm or ray"),
+    ],
+)
+def test_targets_in_python_are_checked_before_anything_is_written(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        rnn_search.run("quick", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_study_is_created_for_gpus_that_only_the_workers_have(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    options = RunOptions("quick", "sqlite:///x.db", device=device, target=LaunchTarget("slurm"))
+    assert find_device(options) == torch.device("cpu")
+    with pytest.raises(DeviceError, match="not found on this machine"):
+        find_device(replace(options, target=LaunchTarget()))
+    with pytest.raises(DeviceError, match="device 'gpu' not found"):
+        find_device(replace(options, device="gpu"))
