@@ -10,6 +10,7 @@ Heteroscedasticity*, Econometrica 44, 1976) from the errors of predictions that 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,13 @@ _MAX_LOG_NOISE = 8.0
 """Greatest absolute logarithm of a ratio of noise variances."""
 
 _PRIORS = tuple(itertools.product(_MAIN_STD, _INTERACTION_RATIO))
+
+_MIDDLE = len(_NOISE_STD) // 2
+_MIDDLE_FIRST = (*range(_MIDDLE, -1, -1), *range(_MIDDLE + 1, len(_NOISE_STD)))
+
+_NEGLIGIBLE = 30.0
+"""Difference of two logarithms of evidence from which the lesser one does not count. The evidence
+falls from the best level of noise to both sides; levels beyond one so far from it are left out."""
 
 _MIN_WEIGHT = 1e-3
 """Posterior weight below which a set of hyperparameters is dropped from the average."""
@@ -104,17 +112,22 @@ class BayesianRidge:
         # One set of hyperparameters after the other, although NumPy could compute them all in one
         # call: a process that exits during a long call may crash, because BLAS is unloaded under
         # it.
-        fits = list(
-            itertools.product(
-                [
-                    _WeightedSums(features, target, variance, ratios, (level * scale) ** 2)
-                    for level in _NOISE_STD
-                ],
-                [_prior_variances(kinds, scale, *each) for each in _PRIORS],
-            )
-        )
-        log_evidence = np.array([sums.compute_log_evidence(prior) for sums, prior in fits])
-        share = np.exp(log_evidence - log_evidence.max())
+        priors = [_prior_variances(kinds, scale, *each) for each in _PRIORS]
+        fits: list[tuple[_WeightedSums, Floats]] = []
+        log_evidence: list[float] = []
+        best: dict[int, float] = {}  # greatest logarithm of the evidence at each level of noise
+        for level in _MIDDLE_FIRST:
+            inner = best.get(level + (level < _MIDDLE) - (level > _MIDDLE), math.inf)
+            best[level] = -math.inf
+            if inner < max(best.values()) - _NEGLIGIBLE:
+                continue  # further from the middle than a level that is far from the best one
+            common = (_NOISE_STD[level] * scale) ** 2
+            sums = _WeightedSums(features, target, variance, ratios, common)
+            found = [sums.compute_log_evidence(prior) for prior in priors]
+            best[level] = max(found)
+            log_evidence += found
+            fits += [(sums, prior) for prior in priors]
+        share = np.exp(np.array(log_evidence) - max(log_evidence))
         share /= share.sum()
         selected = np.flatnonzero(share > _MIN_WEIGHT)
         self._share = share[selected] / share[selected].sum()  # (s,)
