@@ -1,0 +1,63 @@
+"""Studies that benchmarks write in bulk are as a search leaves them."""
+
+import pytest
+from optuna.trial import TrialState
+
+from benchmarks.large_study import NAME, create_large_study
+from search.pruning.pause_resume import PauseResumeScheduler
+from studies.attributes import TrialRecord
+from studies.storage.counts import count_trials
+from studies.storage.open import load_study
+
+SMALL = (
+    "training.batch_size=4",
+    "training.sequence_length=8",
+    "evaluation.windows=2",
+    "evaluation.window_length=8",
+    "precision='fp32'",
+)
+
+
+def create(url, text, **options):
+    return create_large_study(url, 96, 40, corpus=str(text), overrides=SMALL, **options)
+
+
+@pytest.mark.parametrize("pruning", [False, True])
+def test_plain_optuna_reads_a_study_in_the_middle_of_its_search(url, text, pruning):
+    handle = create(url, text, pruning=pruning)
+    counts = count_trials(handle.storage, handle.study_id)
+    assert counts.planned == 96
+    assert min(counts.complete, counts.running, counts.waiting) > 0
+    assert bool(counts.paused) == bool(counts.pruned) == pruning
+    for trial in load_study(handle.storage, NAME).trials:
+        if trial.state.is_finished():
+            TrialRecord.model_validate(trial.user_attrs)
+            assert trial.intermediate_values
+        if trial.state is TrialState.COMPLETE:
+            assert len(trial.intermediate_values) == 40
+
+
+def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, text):
+    """One worker follows the search, another joins at each step."""
+    handle = create(sqlite_url, text, pruning=True)
+    storage, study_id = handle.storage, handle.study_id
+
+    def scheduler():
+        return PauseResumeScheduler(storage, study_id, handle.config)
+
+    following = scheduler()
+    for number in range(4):
+        joining = scheduler()
+        selected = [each.select_to_resume(each.read(), 0.5) for each in (following, joining)]
+        assert selected[0] == selected[1]
+        following.store(selected[0])  # about audited trials
+        paused = [trial.trial_id for trial in joining.read().trials if trial.is_paused]
+        trial_id = storage.claim(study_id, "me/1", paused_ids=[*selected[0].resumed, *paused][:1])
+        curve = dict.fromkeys(range(50, 2001, 50), 2.0 - number / 100)
+        storage.report(trial_id, "me/1", {step: curve[step] for step in curve if step <= 700})
+        decided = [each.decide(each.read(), [trial_id]) for each in (following, joining)]
+        assert decided[0] == decided[1]
+        if number % 2:
+            storage.pause(trial_id, "me/1", {})
+        else:
+            storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
