@@ -273,24 +273,29 @@ def test_script_of_the_documents_works_a_study_off(slurm, postgresql_url, tmp_pa
 
 
 CHAOS_SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "0"))
-CHAOS_TRIALS = 12
+CHAOS_TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
 MIN_DISTURBANCES = 6
+CHAOS_WORKERS = 4
 CHAOS = {
     "training.steps": 400,
     "training.log_every": 50,
     "lease.seconds": 2,
     "checkpoint.seconds": 0.3,
     "space.forget_gate": "[false, true]",
+    "space.state_size": [4 + index for index in range(CHAOS_TRIALS // 12)],
 }
+"""Two switches and three state sources: twelve trials per state size."""
 
 
-def find_workers():
-    """Return the processes of workers in jobs, by job."""
+def find_workers(url):
+    """Return the processes of workers of a storage in jobs, by job."""
     found = {}
     for process in psutil.process_iter():
         try:
-            if any(word.endswith("run_search.py") for word in process.cmdline()):
-                found[process.environ().get("RNN_SEARCH_JOB")] = process
+            is_worker = any(word.endswith("run_search.py") for word in process.cmdline())
+            environment = process.environ() if is_worker else {}
+            if environment.get("RNN_SEARCH_STORAGE") == url and "RNN_SEARCH_JOB" in environment:
+                found[environment["RNN_SEARCH_JOB"]] = process
         except psutil.Error:  # it has ended, or belongs to another user
             continue
     return found
@@ -309,22 +314,23 @@ def test_each_trial_finishes_once_whatever_happens_to_jobs(
     sent: Counter[str] = Counter()
 
     def submit(*arguments):
-        return launch("--workers=4", *settings, *arguments, gate=gate)
+        return launch(f"--workers={CHAOS_WORKERS}", *settings, *arguments, gate=gate)
 
     assert submit("--no-wait").wait() == 0
     wait_until(lambda: gate.held)
     start = time.monotonic()
     while sum(sent.values()) < MIN_DISTURBANCES or time.monotonic() - start < CHAOS_SECONDS:
-        assert submit("--no-wait").wait() == 0  # adds the jobs that are missing
-        workers = find_workers()
-        jobs = sorted(job for job, state in slurm.jobs().items() if state == "RUNNING")
-        if not jobs:
+        jobs = slurm.jobs()
+        if len(jobs) < CHAOS_WORKERS:
+            assert submit("--no-wait").wait() == 0  # adds those that are missing
+        running = sorted(job for job, state in jobs.items() if state == "RUNNING")
+        workers = find_workers(postgresql_url)
+        kind = generator.choice(["kill -9", "kill -9", "scancel", "requeue", "USR2", "TERM"])
+        victims = sorted(workers) if kind == "kill -9" else running
+        if not victims:
             continue
-        job = generator.choice(jobs)
-        kind = generator.choice(["kill -9", "scancel", "requeue", "USR2", "TERM"])
+        job = generator.choice(victims)
         if kind == "kill -9":
-            if job not in workers:
-                continue
             with contextlib.suppress(psutil.NoSuchProcess):
                 workers[job].kill()
         elif kind == "requeue":
@@ -332,7 +338,7 @@ def test_each_trial_finishes_once_whatever_happens_to_jobs(
         else:
             slurm.try_to("scancel", *([] if kind == "scancel" else [f"--signal={kind}"]), job)
         sent[kind] += 1
-        time.sleep(generator.uniform(0.2, 1.5))
+        time.sleep(generator.uniform(0.2, 2.0))
     gate.open()
     search = submit()
 
