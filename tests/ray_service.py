@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, for tests."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ from process_runner import wait_until
 from services import free_port, report_missing
 
 COMMAND = Path(sys.executable).with_name("ray")
+
+NOT_HEAD = {"not_head": 1}
+"""Resource of all nodes but the head, which can be killed without ending the cluster."""
 
 # Ray's nodes and workers are started by the tests: hooks reach a worker in its environment.
 SITE = f"""
@@ -35,6 +39,7 @@ class RayNode:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         folder.mkdir()
+        self._folder = folder
         site = folder / "site"
         site.mkdir()
         (site / "sitecustomize.py").write_text(SITE)
@@ -45,7 +50,8 @@ class RayNode:
         self._process = subprocess.Popen(
             [
                 str(COMMAND), "start", "--block", "--num-gpus=0", "--disable-usage-stats",
-                "--object-store-memory=100000000", f"--temp-dir={folder}", *arguments,
+                "--object-store-memory=100000000", f"--temp-dir={folder}",
+                f"--dashboard-agent-listen-port={free_port()}", *arguments,
             ],
             env=environment,
             cwd=folder,
@@ -53,6 +59,12 @@ class RayNode:
             stdout=(folder / "start.log").open("w"),
             stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until the node belongs to the cluster."""
+        log = self._folder / "start.log"
+        wait_until(lambda: "Ray runtime started" in log.read_text() or self._process.poll())
+        assert self._process.poll() is None, log.read_text()
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -118,10 +130,8 @@ class RayCluster:
                 "--head", "--num-cpus=1", f"--port={port}", f"--ray-client-server-port={client}",
                 f"--dashboard-port={dashboard}",
             )  # fmt: skip
-            wait_until(lambda: self.alive() == 1)
-            for count in range(2, self._count + 1):
+            for _ in range(1, self._count):
                 self.add_node()
-                wait_until(lambda count=count: self.alive() == count)
         except BaseException:
             self.__exit__()
             raise
@@ -134,28 +144,22 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which commands reach this cluster."""
-        return {"RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0"}
+        """Variables with which commands reach this cluster, whose nodes share all folders here."""
+        return {
+            "RAY_ADDRESS": self.address,
+            "RAY_API_SERVER_ADDRESS": self.dashboard,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RNN_SEARCH_SHARED": f"{ROOT}:{tempfile.gettempdir()}",
+        }
 
-    def add_node(self, *arguments: str) -> RayNode:
-        """Start another node."""
-        return self._add(f"--address={self.address}", "--num-cpus=1", *arguments)
-
-    def alive(self) -> int:
-        """Return the number of nodes that the cluster knows and that are alive."""
-        return self.run("list", "nodes", "--format=json").count('"ALIVE"')
-
-    def run(self, *arguments: str) -> str:
-        """Run a command of Ray; return its output, "" if it fails."""
-        return subprocess.run(
-            [str(COMMAND), *arguments],
-            env={**os.environ, **self.environment, "RAY_API_SERVER_ADDRESS": self.dashboard},
-            capture_output=True,
-            text=True,
-            timeout=HANG_TIMEOUT,
-        ).stdout
+    def add_node(self) -> RayNode:
+        """Start another node, which is not the head."""
+        return self._add(
+            f"--address={self.address}", "--num-cpus=1", f"--resources={json.dumps(NOT_HEAD)}"
+        )
 
     def _add(self, *arguments: str) -> RayNode:
         node = RayNode(Path(self._folder.name) / str(len(self.nodes)), *arguments)
         self.nodes.append(node)
+        node.wait()
         return node

@@ -97,7 +97,8 @@ class RayLauncher:
             )
             for worker in listed
         }
-        return [*({task: Job(task, "pending") for task in self._tasks} | jobs).values()]
+        jobs = {task: Job(task, "pending") for task in self._tasks} | jobs
+        return sorted(jobs.values(), key=lambda job: (len(job.id), job.id))
 
     def cancel(self, name: str) -> str:
         """Stop the submitted jobs of Ray that the tasks belong to."""

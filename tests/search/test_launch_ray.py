@@ -1,0 +1,270 @@
+"""Workers as tasks of a real Ray cluster of two nodes, with a study on PostgreSQL."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from helpers import ROOT, TEXT
+from hooks import HANG_TIMEOUT, Gate, Hooks
+from process_runner import FINISHED, SETTINGS, query, search_starter, wait_until, wait_until_running
+from ray_service import COMMAND, NOT_HEAD, RayCluster
+
+from search.errors import LaunchError
+from search.launch.launcher import WorkerCommand, create_launcher
+from search.launch.target import LaunchTarget
+
+FOUR = {
+    "training_steps": 200,
+    "training_log_every": 20,
+    "checkpoint_seconds": 0.3,
+    "space_layers": "[1]",
+    "space_state_size": "[6]",
+    "space_exclude": "[]",
+    "space_input_gate": "[false]",
+    "space_forget_gate": "[false, true]",
+    "space_output_gate": "[false]",
+    "space_state_gate": "[false]",
+    "space_residual": "[true, false]",
+    "space_state_source": "['both']",
+}
+"""Four trials."""
+
+STEP = 100
+"""Step at which the gate holds trainings."""
+
+ALL_COMPLETE = [(number, "COMPLETE", 1) for number in range(4)]
+
+ANYWHERE_BUT_HEAD = f"--launch-set=resources={json.dumps(NOT_HEAD)}"
+
+RETRIES = "SELECT value_json FROM trial_user_attributes WHERE key = 'retries'"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with RayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path / "gate", STEP)
+
+
+@pytest.fixture
+def search(runner, cluster, postgresql_url, text, tmp_path):
+    """Return a function that starts a search of four trials on the cluster."""
+    start = search_starter(runner, postgresql_url, text)
+
+    def search(*arguments, launch="ray", **others):
+        artifacts = f"--artifacts={tmp_path}/artifacts"
+        environment = cluster.environment
+        return start(
+            artifacts, f"--launch={launch}", *arguments, environment=environment, **FOUR | others
+        )
+
+    return search
+
+
+def status(search, *arguments):
+    command = search("--status", "--json", *arguments)
+    assert command.wait() == 0, command.output
+    return json.loads(command.stdout)
+
+
+def test_tasks_on_two_nodes_finish_each_trial_once(cluster, search, gate, postgresql_url):
+    command = search("--workers=2", gate=gate)
+    wait_until_running(
+        [command],
+        lambda: all(any(node.holds(pid) for pid in gate.held) for node in cluster.nodes[:2]),
+    )
+    jobs = status(search)["jobs"]
+    gate.open()
+    assert command.wait() == 0, command.output
+    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    # The tasks were named by study and number, and listed with the trials that they held.
+    assert re.match(r"quick-\w+ worker 1$", jobs[0]["id"])
+    assert [job["id"][-8:] for job in jobs] == ["worker 1", "worker 2"]
+    assert [job["state"] for job in jobs] == ["running", "running"]
+    assert sorted(trial for job in jobs for trial in job["trials"]) == [0, 1]
+    assert {job["host"] for job in jobs} == {os.uname().nodename}
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [*(pytest.param(name, marks=pytest.mark.extended) for name in ("worker", "task")), "node"],
+)
+def test_task_starts_again_when_its_processes_are_killed(
+    cluster, search, gate, postgresql_url, victim
+):
+    if victim == "node":
+        cluster.add_node()
+    # Those that were killed cannot requeue their trial: its lease expires.
+    command = search(ANYWHERE_BUT_HEAD, gate=gate, lease_seconds=2)
+    (pid,) = wait_until_running([command], lambda: gate.held)
+    node = next(node for node in cluster.nodes if node.holds(pid))
+    if victim == "worker":
+        os.kill(pid, signal.SIGKILL)
+    elif victim == "task":
+        psutil.Process(pid).parent().kill()
+    else:
+        node.kill()
+    wait_until_running([command], lambda: len(gate.held - {pid}))
+    gate.open()
+    assert command.wait() == 0, command.output
+    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    # A worker whose task was killed had the time to requeue its trial.
+    reason = "interrupted" if victim == "task" else "lease_expired"
+    assert reason in "".join(value for (value,) in query(postgresql_url, RETRIES))
+
+
+@pytest.mark.extended
+def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
+    cluster, search, gate, postgresql_url, tmp_path
+):
+    command = search(launch=cluster.client_address, gate=gate)
+    (pid,) = wait_until_running([command], lambda: gate.held)
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    assert "stopped 1 worker; progress is saved" in command.stdout
+    assert not psutil.pid_exists(pid)
+    states = [state for _, state, _ in query(postgresql_url, FINISHED)]
+    assert states == ["WAITING"] * 4
+    assert len(list(tmp_path.glob("artifacts/**/*.checkpoint"))) == 1
+
+    again = search(launch=cluster.client_address)
+    assert again.wait() == 0, again.output
+    assert query(postgresql_url, FINISHED) == ALL_COMPLETE
+    assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
+
+
+@pytest.mark.extended
+def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
+    command = search(gate=gate)
+    (pid,) = wait_until_running([command], lambda: gate.held)
+    command.send(signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid))
+    assert [state for _, state, _ in query(postgresql_url, FINISHED)] == ["WAITING"] * 4
+
+
+@pytest.mark.extended
+def test_submitted_job_runs_without_a_terminal_until_it_is_cancelled(
+    cluster, search, runner, gate, postgresql_url, text, tmp_path
+):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "my-study.toml").write_bytes((ROOT / "tests" / "quick.toml").read_bytes())
+    overrides = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    overrides += [f"--set={key.replace('_', '.', 1)}={value}" for key, value in FOUR.items()]
+    environment = cluster.environment | {
+        # Of all machines of the cluster: the folder that Ray ships is the working directory.
+        "RNN_SEARCH_SHARED": f".:{tmp_path}",
+        "RNN_SEARCH_STORAGE": postgresql_url,
+        "RNN_SEARCH_ARTIFACTS": f"{tmp_path}/artifacts",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment |= Hooks(report=False, gate=gate).environment
+    entry_point = [sys.executable, str(ROOT / "run_search.py"), "my-study.toml"]
+    submitted = subprocess.run(
+        [
+            str(COMMAND), "job", "submit", "--no-wait", "--working-dir", str(folder), "--", "env",
+            *(f"{name}={value}" for name, value in environment.items()), *entry_point,
+            "--launch=ray", "--corpus", str(text), "--lockstep=1", *overrides,
+        ],
+        env={**os.environ, **cluster.environment},
+        capture_output=True,
+        text=True,
+        timeout=HANG_TIMEOUT,
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stderr
+    job = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
+    assert job
+    (pid,) = wait_until(lambda: gate.held)
+    command = search("--cancel", "--name=my-study")
+    assert command.wait() == 0, command.output
+    assert f"stopped {job[0]}" in command.stdout
+    wait_until(lambda: not psutil.pid_exists(pid))
+    assert [state for _, state, _ in query(postgresql_url, FINISHED)] == ["WAITING"] * 4
+
+
+def test_workers_of_a_terminal_are_not_cancelled_from_another(search, gate):
+    command = search(gate=gate)
+    wait_until_running([command], lambda: gate.held)
+    cancel = search("--cancel")
+    assert cancel.wait() == 2
+    assert f"process {command.pid} on " in cancel.stderr
+    assert cancel.stderr.count("\n") == 1
+    gate.open()
+    assert command.wait() == 0, command.output
+
+
+def test_resources_that_no_node_has_are_warned_about(search):
+    command = search("--launch-set=num_gpus=8", "--launch-set=memory=1TiB")
+    wait_until_running([command], lambda: "no node has these resources" in command.stdout)
+    assert "num_cpus=1, num_gpus=8.0, memory=1099511627776" in command.stdout
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+
+
+REFUSED = {
+    "a file as storage": (["--storage=sqlite:///x.db"], "postgresql+psycopg://USER@HOST/DATABASE"),
+    "an address that does not answer": (["--launch=ray://127.0.0.1:1"], "no Ray cluster answers"),
+    "an unknown resource": (["--launch-set=cores=4"], "expected one of memory, num_cpus"),
+    "memory without a number": (["--launch-set=memory=much"], "such as 4GiB"),
+    "a share of two GPUs": (["--launch-set=num_gpus=1.5"], "a whole number of GPUs"),
+    "resources that are not JSON": (["--launch-set=resources=fast"], "expected JSON"),
+    "an end before the workers": (["--no-wait"], "--no-wait would end the workers"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_bad_input_is_refused_in_one_line(search, postgresql_url, refused):
+    arguments, message = REFUSED[refused]
+    command = search(*arguments)
+    assert command.wait() == 2, command.output
+    assert message in command.stderr
+    assert command.stderr.startswith("error: ")
+    assert command.stderr.count("\n") == 1
+    assert query(postgresql_url, "SELECT count(*) FROM information_schema.tables "
+                 "WHERE table_name = 'studies'") == [(0,)]  # fmt: skip
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_other_version_of_ray_is_refused(cluster, monkeypatch, client):
+    import ray
+
+    monkeypatch.setattr(ray, "__version__", "2.0.0")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.client_address if client else cluster.address)
+    try:
+        with pytest.raises(LaunchError, match=r"Version mismatch.*2\.0\.0"):
+            create_launcher(LaunchTarget("ray"))
+    finally:
+        ray.shutdown()
+
+
+def test_missing_library_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("search.launch.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'rnn-search\[ray\]'"):
+        create_launcher(LaunchTarget("ray"))
+
+
+def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
+    pytest.importorskip("ray")
+    from search.launch.ray_worker import WorkerFailedError, run_worker
+
+    arguments = ("python", "run_search.py", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
+    with pytest.raises(WorkerFailedError, match=r"exited with code 2: error: .*no-such-study"):
+        run_worker(WorkerCommand(arguments, tmp_path), "worker 1", {"PYTHONPATH": str(ROOT)})
