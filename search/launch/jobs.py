@@ -149,7 +149,6 @@ def build_worker_command(options: RunOptions) -> WorkerCommand:
     ):
         arguments += [] if value is None else [option, str(value)]
     arguments += ["--stored"] if options.is_stored else []
-    arguments += ["--stored"] if options.is_stored else []
     arguments += ["--prune"] if options.prune else []
     arguments += ["--partial"] if options.partial else []
     arguments += ["--until-decided"] if options.until_decided else []
