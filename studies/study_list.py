@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
 
 from studies.attributes import SCHEMA_VERSION
 from studies.config import StudyConfig
@@ -14,7 +15,7 @@ from studies.errors import StudiesError
 from studies.loader import read_study_record
 from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import TrialCounts, count_trials, top_trials
-from studies.storage.damage import READ_ERRORS
+from studies.storage.damage import READ_ERRORS, parse_time, raw
 from studies.storage.open import list_study_names, load_study
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.study_changes import read_owned_files
@@ -107,12 +108,7 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         counts = count(storage, study_id)
         best = top_trials(storage, study_id, 1) if record else []
         workers = tuple(read_active_workers(connection, study_id))
-        times = sa.select(
-            sa.func.min(TRIALS.c.datetime_start),
-            sa.func.max(TRIALS.c.datetime_start),
-            sa.func.max(TRIALS.c.datetime_complete),
-        ).where(TRIALS.c.study_id == study_id)
-        started, *others = connection.execute(times).one()
+        started, changed = _read_times(connection, study_id)
         folder = read_owned_files(connection, study_id).folder
     return ListedStudy(
         name,
@@ -121,10 +117,23 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         best[0][1] if best else None,
         workers,
         started,
-        max((each for each in others if each is not None), default=None),
+        changed,
         stores.measure(folder) if folder else 0,
         problem,
     )
+
+
+def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None, datetime | None]:
+    """Return when the first trial was started, and when the last one was started or finished."""
+    start, end = raw(TRIALS.c.datetime_start), raw(TRIALS.c.datetime_complete)
+    query = sa.select(sa.func.min(start), sa.func.max(start), sa.func.max(end))
+    times: list[datetime | None] = []
+    for stored in connection.execute(query.where(TRIALS.c.study_id == study_id)).one():
+        try:
+            times.append(parse_time(stored))
+        except ValueError:  # of a damaged trial
+            times.append(None)
+    return times[0], max((each for each in times[1:] if each is not None), default=None)
 
 
 def _kind(config: StudyConfig) -> str:
@@ -139,10 +148,10 @@ def _kind(config: StudyConfig) -> str:
 def _count_all(storage: LeasedRDBStorage, study_id: int) -> TrialCounts:
     """Count all trials of a study of plain Optuna by state."""
     query = sa.select(TRIALS.c.state, sa.func.count()).where(TRIALS.c.study_id == study_id)
+    counts: dict[TrialState, int] = {}
     with storage.reading() as connection:
-        counts: dict[TrialState, int] = dict(
-            connection.execute(query.group_by(TRIALS.c.state)).tuples().all()
-        )
+        for state, count in connection.execute(query.group_by(TRIALS.c.state)):
+            counts[state] = count
     return TrialCounts(
         complete=counts.get(TrialState.COMPLETE, 0),
         pruned=counts.get(TrialState.PRUNED, 0),

@@ -5,12 +5,15 @@ import shutil
 from contextlib import closing
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import QUICK, ROOT, TINY
 from managed_studies import create, create_with_everything, dump, list_files
 
 import rnn_search
-from rnn_search.errors import StudyHeldError
-from studies.storage.open import load_study, open_storage
+from rnn_search.errors import StudyHeldError, StudyNotFoundError
+from search.run import RunOptions, run_workers
+from studies.storage.open import list_study_names, load_study, open_storage
+
+SETTINGS = tuple(setting.removeprefix("--set=") for setting in TINY)
 
 REFINED = {"refinement": {"source": "made", "replicates": 3}, "space": None}
 
@@ -122,6 +125,18 @@ def test_moved_study_of_an_own_cell_continues_without_its_files(run, url, text, 
     assert "2 of 2 finished" in done.stdout
     done = run("-m", "rnn_search", "sample", "quick", *there, *elsewhere, "--length=5")
     assert done.returncode == 0, done.stderr
+
+
+def test_worker_process_whose_study_was_renamed_creates_no_other(sqlite_url, text, tmp_path):
+    """Between the start of the command and that of its worker processes."""
+    create(sqlite_url, "renamed")
+    options = RunOptions(
+        QUICK, sqlite_url, corpus=str(text), overrides=SETTINGS, is_subprocess=True
+    )
+    with pytest.raises(StudyNotFoundError, match="study 'quick' is not in .*studies: renamed"):
+        run_workers(options)
+    with closing(open_storage(sqlite_url)) as storage:
+        assert list_study_names(storage) == ["renamed"]
 
 
 def test_studies_are_managed_from_python(made, sqlite_url, artifacts):

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import PUBLISHED, REPORT_CLAIM
 from studies.errors import StorageError, StudyExistsError
+from studies.storage.damage import name_trial, parse_state, parse_time, raw, reading
 from studies.storage.engine import redact
 from studies.storage.held_trials import find_study, require_unheld
 from studies.storage.study_changes import (
@@ -71,12 +72,8 @@ def read_fingerprint(connection: Connection, name: str) -> Fingerprint:
     """
     study_id = find_study(connection, name)
     require_unheld(connection, name, study_id)
-    times = (
-        sa.func.count(),
-        sa.func.max(TRIALS.c.datetime_start),
-        sa.func.max(TRIALS.c.datetime_complete),
-    )
-    states = sa.select(sa.type_coerce(TRIALS.c.state, sa.String), *times)
+    times = map(raw, (TRIALS.c.datetime_start, TRIALS.c.datetime_complete))
+    states = sa.select(raw(TRIALS.c.state), sa.func.count(), *map(sa.func.max, times))
     states = states.where(TRIALS.c.study_id == study_id).group_by(TRIALS.c.state)
     rows: list[Any] = sorted(map(repr, connection.execute(states)))
     for table in (TRIAL_USER_ATTRS, TRIAL_SYSTEM_ATTRS):
@@ -159,20 +156,20 @@ def _copy_trials(
     source: Connection, target: Connection, study_id: int, new_id: int
 ) -> dict[int, int]:
     """Copy the rows of trials; return the ids of the copies by the ids of the trials."""
-    columns = [
-        TRIALS.c.number,
-        sa.type_coerce(TRIALS.c.state, sa.String).label("state"),
-        TRIALS.c.datetime_start,
-        TRIALS.c.datetime_complete,
-    ]
-    query = sa.select(TRIALS.c.trial_id, *columns).where(TRIALS.c.study_id == study_id)
+    columns = (TRIALS.c.state, TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
+    query = sa.select(TRIALS.c.trial_id, raw(TRIALS.c.number), *map(raw, columns))
+    query = query.where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.trial_id)
     statement = sa.insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
     ids: dict[int, int] = {}
-    query = query.order_by(TRIALS.c.trial_id)
     for rows in source.execute(query, execution_options=_STREAMED).partitions():
-        values = [{"study_id": new_id, **row._mapping} for row in rows]
-        old = [row.pop("trial_id") for row in values]
-        ids.update(zip(old, target.scalars(statement, values), strict=True))
+        values = []
+        for trial_id, number, state, *times in rows:
+            with reading(f"trial {name_trial(trial_id, number)}"):
+                started, completed = map(parse_time, times)
+                row = {"study_id": new_id, "number": number, "state": parse_state(state)}
+                values.append(row | {"datetime_start": started, "datetime_complete": completed})
+        copies = target.scalars(statement, values)
+        ids.update(zip((row[0] for row in rows), copies, strict=True))
     return ids
 
 
@@ -180,8 +177,7 @@ def _stream(
     source: Connection, table: sa.Table, condition: sa.ColumnElement[bool]
 ) -> Iterator[Sequence[Any]]:
     """Yield the rows of a table, without its own id, as the driver returns them."""
-    columns = [sa.type_coerce(column, sa.types.NullType()) for column in _columns(table)]
-    query = sa.select(*columns).where(condition)
+    query = sa.select(*map(raw, _columns(table))).where(condition)
     for rows in source.execute(query, execution_options=_STREAMED).partitions():
         yield from rows
 

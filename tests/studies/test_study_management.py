@@ -171,21 +171,22 @@ def test_copy_refuses_a_study_that_cannot_be_read(url, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("statement", "message"),
     [
-        "UPDATE trials SET datetime_start = 'x'",
-        "UPDATE trial_intermediate_values SET intermediate_value_type = 'UNKNOWN'",
-        "UPDATE trial_values SET value = 'x'",
+        ("UPDATE trials SET datetime_start = 'x'", "damaged .trial 0: "),
+        ("UPDATE trials SET state = 'x' WHERE number = 2", "damaged .trial 2: its state is 'x'"),
+        ("UPDATE trial_intermediate_values SET intermediate_value_type = 'x'", "cannot be written"),
+        ("UPDATE trial_values SET value = 'x'", "cannot be written"),
     ],
 )
 def test_copy_of_damaged_rows_to_a_server_leaves_nothing(
-    sqlite_url, folder, tmp_path, postgresql_url, statement
+    sqlite_url, folder, tmp_path, postgresql_url, statement, message
 ):
     create_with_everything(sqlite_url, folder)
     with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
         file.execute(statement)
     copies = str(tmp_path / "copies")
-    with pytest.raises(StudiesError):
+    with pytest.raises(StudiesError, match=message):
         copy_study(StudyManager(sqlite_url, str(folder)), "made", postgresql_url, None, copies)
     assert query(postgresql_url, "SELECT count(*) FROM studies") == [(0,)]
     assert list_files(copies) == {}
@@ -475,19 +476,24 @@ def test_list_shows_each_study_and_its_workers(manager, url, folder):
     json.dumps([each.as_json() for each in listed.values()])
 
 
-def test_damaged_rows_do_not_break_the_list(sqlite_url, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1", "grid"),
+        ("UPDATE trials SET datetime_start = 'x' WHERE study_id = 1", "grid"),
+        ("UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1", "damaged"),
+        ("UPDATE study_directions SET direction = 'UNKNOWN' WHERE study_id = 1", "damaged"),
+        ("DELETE FROM study_user_attributes WHERE study_id = 1", "plain Optuna"),
+        ("UPDATE study_user_attributes SET study_id = 3 WHERE study_id = 1; "
+         "UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1", "damaged"),
+    ],
+)  # fmt: skip
+def test_damaged_rows_do_not_break_the_list(sqlite_url, folder, tmp_path, statement, kind):
     create(sqlite_url)
     create(sqlite_url, "other")
-    for statement in (
-        "UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1",
-        "UPDATE trials SET datetime_start = 'x' WHERE study_id = 1",
-        "UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1",
-        "UPDATE study_directions SET direction = 'UNKNOWN' WHERE study_id = 1",
-    ):
-        with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
-            file.execute(statement)
-        with closing(open_storage(sqlite_url)) as storage:
-            stores = StudyStores(str(folder), sqlite_url)
-            made, other = list_studies(storage, stores)
-        assert (made.kind, other.kind) == ("damaged", "grid"), statement
-        assert made.problem
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
+        file.executescript(statement)
+    with closing(open_storage(sqlite_url)) as storage:
+        made, other = list_studies(storage, StudyStores(str(folder), sqlite_url))
+    assert (made.kind, other.kind) == (kind, "grid")
+    assert bool(made.problem) == (kind == "damaged")
