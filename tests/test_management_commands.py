@@ -133,7 +133,7 @@ def test_worker_process_whose_study_was_renamed_creates_no_other(sqlite_url, tex
     options = RunOptions(
         QUICK, sqlite_url, corpus=str(text), overrides=SETTINGS, is_subprocess=True
     )
-    with pytest.raises(StudyNotFoundError, match="study 'quick' is not in .*studies: renamed"):
+    with pytest.raises(StudyNotFoundError, match=r"'quick' is not in .*studies: renamed"):
         run_workers(options)
     with closing(open_storage(sqlite_url)) as storage:
         assert list_study_names(storage) == ["renamed"]
