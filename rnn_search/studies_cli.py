@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from studies.cli import artifacts_option, storage_options
+from studies.cli import EXIT_FAILURE, artifacts_option, storage_options
 from studies.errors import ConfigError
 from studies.management import StudyManager
 from studies.storage.engine import parse_url, redact
@@ -137,19 +137,20 @@ def delete(
 ) -> int:
     """Delete a study."""
     manager = _manager(storage, artifacts, wait)
-    if not yes:
-        _confirm(name, storage, artifacts)
+    if not yes and not _confirm(name, storage, artifacts):
+        click.echo(f"study {name!r} is kept", err=True)
+        return EXIT_FAILURE
     manager.delete(name, force)
     click.echo(f"deleted study {name!r} and its files")
     return 0
 
 
-def _confirm(name: str, storage: str, artifacts: str | None) -> None:
+def _confirm(name: str, storage: str, artifacts: str | None) -> bool:
     """Ask whether to delete a study.
 
     Raises:
-        ConfigError: if nobody can be asked.
-        click.Abort: if the answer is no.
+        ConfigError: if the standard input is no terminal.
+        StudyNotFoundError: if the study does not exist.
     """
     with closing(read_storage(storage)) as opened:
         with opened.reading() as connection:
@@ -159,14 +160,14 @@ def _confirm(name: str, storage: str, artifacts: str | None) -> None:
         derived = list_derived(opened, name)
     if not sys.stdin.isatty():
         raise ConfigError(f"study {name!r} is deleted with its files: confirm with --yes")
+    question = f"delete study {name!r}"
     for study in listed:
-        counts = study.counts
-        question = f"delete study {name!r}, {counts.finished} of {counts.planned} trials finished"
+        question += f", {study.counts.finished} of {study.counts.planned} trials finished"
         if study.artifact_bytes is not None:
             question += f", {format_bytes(study.artifact_bytes)} of files"
-        if derived:
-            question += f", the source of {_list_names(derived)}"
-        click.confirm(question, abort=True)
+    if derived:
+        question += f", the source of {_list_names(derived)}"
+    return click.confirm(question)
 
 
 @click.command(

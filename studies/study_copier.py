@@ -44,7 +44,7 @@ class CopyResult:
 
     Attributes:
         name: name of the copy.
-        storage: URL of its storage, without a password.
+        storage: URL of its storage, without the password.
         rows: number of rows by table.
         files: its files.
         missing_source: name of the study that it derives from, if its storage lacks that.
@@ -102,7 +102,7 @@ def copy_study(
             refinement = record.config.refinement
             origin = None if refinement is None else refinement.source
             is_missing = origin is not None and origin not in list_study_names(target)
-    where = redact(parse_url(target_url))
+    where = redact(parse_url(target_url).set(password=None))  # valid: it is read from elsewhere
     return CopyResult(copied_name, where, rows, files, origin if is_missing else None)
 
 

@@ -3,12 +3,15 @@
 import json
 import shutil
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from helpers import QUICK, ROOT, TINY
 from managed_studies import create, create_with_everything, dump, list_files
 
 import rnn_search
+from rnn_search import studies_cli
 from rnn_search.errors import StudyHeldError, StudyNotFoundError
 from search.run import RunOptions, run_workers
 from studies.storage.open import list_study_names, load_study, open_storage
@@ -153,3 +156,23 @@ def test_studies_are_managed_from_python(made, sqlite_url, artifacts):
     assert rnn_search.retry_trials("second", diverged=True, storage=sqlite_url) == 2
     rnn_search.delete_study("second", **place)
     assert [each.name for each in rnn_search.list_studies(**place)] == ["first"]
+
+
+@pytest.mark.parametrize(("answer", "is_deleted"), [("n", False), ("", False), ("y", True)])
+def test_deletion_asks_on_a_terminal(made, sqlite_url, artifacts, monkeypatch, answer, is_deleted):
+    files = list_files(artifacts)
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(studies_cli, "sys", SimpleNamespace(stdin=terminal))
+    words = ["made", *made, "--artifacts", str(artifacts)]
+    done = CliRunner().invoke(studies_cli.delete, words, f"{answer}\n", standalone_mode=False)
+    assert "delete study 'made', 3 of 4 trials finished, 60.0 kB of files" in done.output
+    assert done.return_value == (0 if is_deleted else 1)
+    assert (list_files(artifacts) == files) is not is_deleted
+
+
+def test_password_is_in_no_message(run, made, artifacts, postgresql_server):
+    url = postgresql_server.new_database().replace("tester@", "tester:hunter2@")
+    for expected in ("go on with", "exists there already"):
+        done = run("-m", "rnn_search", "copy", "made", *made, "--to", url)
+        assert expected in done.stdout + done.stderr
+        assert "hunter2" not in done.stdout + done.stderr
