@@ -3,12 +3,12 @@
 import contextlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,9 +115,11 @@ class Slurm:
         listed = self.run("squeue", "--noheader", "--array", "--format=%i %T").split("\n")
         return dict(line.split() for line in listed if line)
 
-    def wait_for(self, state: str, count: int) -> None:
-        """Wait until a number of jobs is in a state, as in ``RUNNING``."""
-        wait_until(lambda: list(self.jobs().values()).count(state) == count)
+    def count_restarts(self, job: str) -> int:
+        """Return how often a job was requeued."""
+        shown = re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job))
+        assert shown is not None
+        return int(shown[1])
 
     def wait_for_no_job(self) -> None:
         """Wait until all jobs have ended."""
@@ -125,11 +127,14 @@ class Slurm:
 
     def end_jobs(self) -> None:
         """Kill all jobs and wait until they have left the nodes."""
-        while jobs := self.jobs():
-            for job in jobs:
+
+        def have_ended() -> bool:
+            for job in self.jobs():
                 self._call("scancel", job)
                 self._call("scancel", "--full", "--signal=KILL", job)
-            time.sleep(0.2)
+            return not self.jobs()
+
+        wait_until(have_ended)
 
     def resume_nodes(self) -> None:
         """Make nodes that were drained accept jobs again."""

@@ -138,7 +138,7 @@ def test_job_that_is_ended_early_is_requeued_and_resumes(
     (job,) = slurm.jobs()
 
     slurm.run("scancel", f"--signal={number}", job)
-    wait_until(lambda: slurm.jobs() == {job: "PENDING"})
+    wait_until(lambda: slurm.count_restarts(job) == 1)
     gate.open()
 
     assert search.wait() == 0, search.output + logs()
