@@ -1,6 +1,7 @@
 """Options of a run, and the study and artifact stores that they name."""
 
 import os
+import re
 import shlex
 import socket
 from collections.abc import Callable, Mapping
@@ -209,7 +210,7 @@ def find_device(options: RunOptions) -> torch.device:
     try:
         return resolve_device(options.device)
     except DeviceError:
-        if options.target.is_local or not options.device.startswith("cuda"):
+        if options.target.is_local or not re.fullmatch(r"cuda(:\d+)?", options.device):
             raise
         return torch.device("cpu")
 

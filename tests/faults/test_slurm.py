@@ -287,6 +287,9 @@ CHAOS = {
 """Two switches and three state sources: twelve trials per state size."""
 
 
+UNFINISHED = "SELECT count(*) FROM trials WHERE state IN ('WAITING', 'RUNNING')"
+
+
 def find_workers(url):
     """Return the processes of workers of a storage in jobs, by job."""
     found = {}
@@ -323,13 +326,15 @@ def test_each_trial_finishes_once_whatever_happens_to_jobs(
         jobs = slurm.jobs()
         if len(jobs) < CHAOS_WORKERS:
             assert submit("--no-wait").wait() == 0  # adds those that are missing
-        running = sorted(job for job, state in jobs.items() if state == "RUNNING")
+        # Those that hold a trial: a job that is still starting has nothing to lose.
         workers = find_workers(postgresql_url)
-        kind = generator.choice(["kill -9", "kill -9", "scancel", "requeue", "USR2", "TERM"])
-        victims = sorted(workers) if kind == "kill -9" else running
-        if not victims:
+        holding = sorted(job for job, process in workers.items() if process.pid in gate.held)
+        if not holding:
+            assert query(postgresql_url, UNFINISHED) != [(0,)], "too few trials"
+            time.sleep(0.2)
             continue
-        job = generator.choice(victims)
+        job = generator.choice(holding)
+        kind = generator.choice(["kill -9", "scancel", "requeue", "USR2", "TERM"])
         if kind == "kill -9":
             with contextlib.suppress(psutil.NoSuchProcess):
                 workers[job].kill()

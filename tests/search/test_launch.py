@@ -178,5 +178,5 @@ def test_study_is_created_for_gpus_that_only_the_workers_have(device, monkeypatc
     assert find_device(options) == torch.device("cpu")
     with pytest.raises(DeviceError, match="not found on this machine"):
         find_device(replace(options, target=LaunchTarget()))
-    with pytest.raises(DeviceError, match="device 'gpu' not found"):
-        find_device(replace(options, device="gpu"))
+    with pytest.raises(DeviceError, match="device 'cuda:x' not found"):
+        find_device(replace(options, device="cuda:x"))
