@@ -128,16 +128,20 @@ def test_cancelled_job_leaves_its_trial_to_others(launch, slurm, postgresql_url,
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("number", ["USR2", "TERM"], ids=["time-limit", "preemption"])
+@pytest.mark.parametrize("cause", ["time limit", "preemption"])
 def test_job_that_is_ended_early_is_requeued_and_resumes(
-    launch, slurm, postgresql_url, logs, tmp_path, number
+    launch, slurm, postgresql_url, logs, tmp_path, cause
 ):
     gate = Gate(tmp_path / "gate", 20)
-    search = launch(gate=gate)
+    search = launch("--launch-set=nodelist=node0", gate=gate)
     wait_until_running([search], lambda: gate.held)
     (job,) = slurm.jobs()
 
-    slurm.run("scancel", f"--signal={number}", job)
+    if cause == "time limit":  # the signal that SLURM sends before it
+        slurm.run("scancel", "--signal=USR2", job)
+    else:
+        urgent = ["--partition=urgent", "--nodelist=node0", "--exclusive", "--output=/dev/null"]
+        slurm.run("sbatch", *urgent, "--wrap=true")
     wait_until(lambda: slurm.count_restarts(job) == 1)
     gate.open()
 
