@@ -44,6 +44,8 @@ class RayNode:
         site.mkdir()
         (site / "sitecustomize.py").write_text(SITE)
         environment = {**os.environ, "PYTHONPATH": str(site), "RAY_USAGE_STATS_ENABLED": "0"}
+        # For jobs, which run "python".
+        environment["PATH"] = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
         environment["OMP_NUM_THREADS"] = "1"
         # Ray looks for a node's death every few seconds otherwise.
         environment["RAY_health_check_period_ms"] = "500"

@@ -2,16 +2,29 @@
 
 import json
 import os
+import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import psutil
 import pytest
-from helpers import ROOT, TEXT
+from helpers import ROOT
 from hooks import HANG_TIMEOUT, Gate, Hooks
-from process_runner import FINISHED, SETTINGS, query, search_starter, wait_until, wait_until_running
+from process_runner import (
+    CURVES,
+    FINISHED,
+    SETTINGS,
+    query,
+    search_starter,
+    wait_until,
+    wait_until_running,
+)
 from ray_service import COMMAND, NOT_HEAD, RayCluster
 
 from search.errors import LaunchError
@@ -51,13 +64,6 @@ def cluster():
 
 
 @pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text"
-    path.write_bytes(TEXT)
-    return path
-
-
-@pytest.fixture
 def gate(tmp_path):
     return Gate(tmp_path / "gate", STEP)
 
@@ -70,8 +76,9 @@ def search(runner, cluster, postgresql_url, text, tmp_path):
     def search(*arguments, launch="ray", **others):
         artifacts = f"--artifacts={tmp_path}/artifacts"
         environment = cluster.environment
+        settings = others if "space_state_size" in others else FOUR | others
         return start(
-            artifacts, f"--launch={launch}", *arguments, environment=environment, **FOUR | others
+            artifacts, f"--launch={launch}", *arguments, environment=environment, **settings
         )
 
     return search
@@ -159,43 +166,48 @@ def test_killed_command_leaves_no_worker_behind(search, gate, postgresql_url):
 
 
 @pytest.mark.extended
-def test_submitted_job_runs_without_a_terminal_until_it_is_cancelled(
-    cluster, search, runner, gate, postgresql_url, text, tmp_path
+def test_documented_script_runs_without_a_terminal_until_it_is_cancelled(
+    cluster, search, gate, postgresql_url, text, tmp_path
 ):
-    folder = tmp_path / "job"
-    folder.mkdir()
-    (folder / "my-study.toml").write_bytes((ROOT / "tests" / "quick.toml").read_bytes())
-    overrides = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-    overrides += [f"--set={key.replace('_', '.', 1)}={value}" for key, value in FOUR.items()]
-    environment = cluster.environment | {
-        # Of all machines of the cluster: the folder that Ray ships is the working directory.
-        "RNN_SEARCH_SHARED": f".:{tmp_path}",
-        "RNN_SEARCH_STORAGE": postgresql_url,
-        "RNN_SEARCH_ARTIFACTS": f"{tmp_path}/artifacts",
-        "PYTHONPATH": str(ROOT),
-    }
-    environment |= Hooks(report=False, gate=gate).environment
-    entry_point = [sys.executable, str(ROOT / "run_search.py"), "my-study.toml"]
+    folder = tmp_path / "clone"
+    for package in ("reports", "rnn", "rnn_search", "search", "studies"):
+        shutil.copytree(ROOT / package, folder / package, ignore=only_code)
+    shutil.copy(ROOT / "run_search.py", folder)
+    page = (ROOT / "docs" / "how-to" / "many-machines.md").read_text()
+    (script,) = (block for block in re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+                 if "--launch ray" in block and block.startswith("export"))  # fmt: skip
+    settings = SETTINGS | {key.replace("_", ".", 1): value for key, value in FOUR.items()}
+    options = [f"--set={key}={value}" for key, value in settings.items()]
+    options += [f"--corpus={text}", "--lockstep=1", "--no-report"]
+    script = script.replace("postgresql+psycopg://me@database.example/studies", postgresql_url)
+    script = script.replace("s3://BUCKET", f"{tmp_path}/artifacts")
+    script = script.replace("--workers 50", f"--workers 1 {shlex.join(options)}")
+    variables = cluster.environment | Hooks(report=False, gate=gate).environment
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    (folder / "search.sh").write_text("\n".join([*exports, script]))
+
     submitted = subprocess.run(
-        [
-            str(COMMAND), "job", "submit", "--no-wait", "--working-dir", str(folder), "--", "env",
-            *(f"{name}={value}" for name, value in environment.items()), *entry_point,
-            "--launch=ray", "--corpus", str(text), "--lockstep=1", *overrides,
-        ],
+        [COMMAND, "job", "submit", "--no-wait", "--working-dir", ".", "--", "bash", "search.sh"],
+        cwd=folder,
         env={**os.environ, **cluster.environment},
         capture_output=True,
         text=True,
         timeout=HANG_TIMEOUT,
-    )  # fmt: skip
+    )
     assert submitted.returncode == 0, submitted.stderr
     job = re.search(r"raysubmit_\w+", submitted.stdout + submitted.stderr)
     assert job
     (pid,) = wait_until(lambda: gate.held)
-    command = search("--cancel", "--name=my-study")
+    command = search("--cancel", "--name=stage-one")
     assert command.wait() == 0, command.output
     assert f"stopped {job[0]}" in command.stdout
     wait_until(lambda: not psutil.pid_exists(pid))
     assert [state for _, state, _ in query(postgresql_url, FINISHED)] == ["WAITING"] * 4
+
+
+def only_code(folder, names):
+    """Leave out databases and other output of searches."""
+    return [name for name in names if "." in name and not name.endswith((".py", ".toml"))]
 
 
 def test_workers_of_a_terminal_are_not_cancelled_from_another(search, gate):
@@ -268,3 +280,88 @@ def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
     arguments = ("python", "run_search.py", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
     with pytest.raises(WorkerFailedError, match=r"exited with code 2: error: .*no-such-study"):
         run_worker(WorkerCommand(arguments, tmp_path), "worker 1", {"PYTHONPATH": str(ROOT)})
+
+
+CHAOS_SECONDS = float(os.environ.get("RNN_SEARCH_CHAOS_SECONDS", "0"))
+CHAOS_TRIALS = int(os.environ.get("RNN_SEARCH_CHAOS_TRIALS", "12"))
+MIN_DISTURBANCES = 6
+CHAOS_NODES = 3
+CHAOS = FOUR | {
+    "training_steps": 400,
+    "lease_seconds": 2,
+    "space_forget_gate": "[false, true]",
+    "space_state_gate": "[false, true]",
+    "space_state_source": "['new', 'old', 'both']",
+    "space_residual": "[true]",
+    "space_state_size": str([4 + index for index in range(CHAOS_TRIALS // 12)]),
+}
+"""Two switches and three state sources: twelve trials per state size."""
+
+
+def find_processes(cluster, text):
+    """Return the processes of the nodes whose command line contains a text."""
+    found = []
+    for node in cluster.nodes:
+        for process in node.processes:
+            try:
+                if text in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+    return found
+
+
+def disturb(cluster, kind, generator):
+    """Send a signal to a process of the cluster, or kill a node; return whether there was one."""
+    if kind in ("raylet", "node"):
+        node = generator.choice([node for node in cluster.nodes[1:] if node.processes])
+        if kind == "node":
+            node.kill()
+        else:
+            node.raylets()[0].kill()
+        cluster.add_node()
+        return True
+    victims = find_processes(
+        cluster, "ray::quick" if kind == "task" else "search.launch.ray_worker"
+    )
+    if not victims:
+        return False
+    try:
+        generator.choice(victims).send_signal(signal.SIGTERM if kind == "TERM" else signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+@pytest.mark.extended
+def test_each_trial_finishes_once_whatever_happens_to_tasks_and_nodes(
+    cluster, search, postgresql_url, reference_curves, tmp_path
+):
+    seed = int(os.environ.get("RNN_SEARCH_CHAOS_SEED", random.randrange(10**6)))
+    print(f"RNN_SEARCH_CHAOS_SEED={seed}")
+    generator = random.Random(seed)
+    while sum(bool(node.processes) for node in cluster.nodes) < CHAOS_NODES:
+        cluster.add_node()
+    # Hold each training half-way, so that the study does not end before a task was disturbed.
+    gate = Gate(tmp_path / "gate", 200)
+    command = search(f"--workers={CHAOS_NODES}", gate=gate, **CHAOS)
+    wait_until_running([command], lambda: gate.held)
+    sent, start = Counter(), time.monotonic()
+    while sum(sent.values()) < MIN_DISTURBANCES or time.monotonic() - start < CHAOS_SECONDS:
+        assert not command.ended.is_set(), command.output
+        kind = generator.choice(["worker", "worker", "task", "task", "TERM", "raylet", "node"])
+        sent[kind] += disturb(cluster, kind, generator)
+        time.sleep(generator.uniform(0.2, 2.0))
+    seconds = time.monotonic() - start
+    gate.open()
+
+    assert command.wait() == 0, command.output
+    finished = query(postgresql_url, FINISHED)
+    assert finished == [(number, "COMPLETE", 1) for number in range(CHAOS_TRIALS)]
+    # Bit for bit those of a search without faults.
+    assert query(postgresql_url, CURVES) == reference_curves(**CHAOS)
+    retries = [json.loads(value) for (value,) in query(postgresql_url, RETRIES)]
+    total = sum(map(Counter, retries), Counter())
+    print(f"{seconds:.0f} s, {dict(sent)}; {CHAOS_TRIALS} trials complete once")
+    print(f"{len(gate.held)} trainings killed while held; requeued trials: {dict(total)}")
+    assert total, "no trial was interrupted"
