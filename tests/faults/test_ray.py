@@ -348,8 +348,9 @@ def test_each_trial_finishes_once_whatever_happens_to_tasks_and_nodes(
     wait_until_running([command], lambda: gate.held)
     sent, start = Counter(), time.monotonic()
     while sum(sent.values()) < MIN_DISTURBANCES or time.monotonic() - start < CHAOS_SECONDS:
-        assert not command.ended.is_set(), command.output
-        kind = generator.choice(["worker", "worker", "task", "task", "TERM", "raylet", "node"])
+        wait_until_running([command], lambda: any(map(psutil.pid_exists, gate.held)))
+        kinds = ["worker", "worker", "worker", "task", "task", "TERM", "TERM", "raylet", "node"]
+        kind = generator.choice(kinds)
         sent[kind] += disturb(cluster, kind, generator)
         time.sleep(generator.uniform(0.2, 2.0))
     seconds = time.monotonic() - start
