@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
+from studies.storage.lease_rows import database_seconds
 from studies.storage.leases import HEARD, LEASE, Lease
-from studies.storage.trial_rows import TRIAL_SYSTEM_ATTRS, TRIALS, database_seconds, is_grid_trial
+from studies.storage.trial_rows import TRIAL_SYSTEM_ATTRS, TRIALS, is_grid_trial
 from studies.text import format_duration, format_trials
 
 

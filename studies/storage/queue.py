@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from studies.attributes import CHECKPOINTED, PAUSED
+from studies.storage.lease_rows import running_leases, write_leases
 from studies.storage.leases import Lease
 from studies.storage.trial_rows import (
     STUDIES,
@@ -19,10 +20,8 @@ from studies.storage.trial_rows import (
     is_grid_trial,
     lock_trials,
     replace_attrs,
-    running_leases,
     utcnow,
     write_curves,
-    write_leases,
 )
 
 TrialQuery = sa.Select[int]

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import Failure
 from studies.errors import LeaseLostError
+from studies.storage.lease_rows import running_leases
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, Lease, LeaseMonitor
 from studies.storage.queue import (
     PendingWrite,
@@ -31,7 +32,6 @@ from studies.storage.trial_rows import (
     pause,
     prune_paused,
     requeue,
-    running_leases,
     utcnow,
     write_attributes,
     write_audit,
