@@ -219,7 +219,9 @@ class Slurm:
 
     def _is_idle(self) -> bool:
         try:
-            nodes = self.run("sinfo", "--noheader", "--Node", "--format=%T").split()
+            nodes = self.run(
+                "sinfo", "--noheader", "--Node", "--partition=test", "--format=%T"
+            ).split()
         except AssertionError:  # the controller does not answer yet
             return False
         return nodes == ["idle"] * len(self.nodes)
