@@ -6,7 +6,7 @@ from typing import NamedTuple
 import click
 
 import rnn_search
-from studies.cli import require_text, run_with_exit_code
+from studies.interrupts import exit_on_interrupt
 
 
 class _Subcommand(NamedTuple):
@@ -48,6 +48,8 @@ class _LazyGroup(click.Group):
         """Import a subcommand."""
         if (place := _SUBCOMMANDS.get(cmd_name)) is None:
             return None
+        from studies.cli import require_text  # slow to import
+
         command: click.Command = getattr(import_module(place.module), place.attribute)
         return require_text(command, binary=("prompt",) if cmd_name == "sample" else ())
 
@@ -70,7 +72,9 @@ def rnn_search_command() -> None:
 
 def main() -> None:
     """Run the command and exit the process with its exit code."""
+    exit_on_interrupt()  # the imports take seconds
     from rnn_search.errors import USER_ERRORS
+    from studies.cli import run_with_exit_code
 
     run_with_exit_code(
         lambda: rnn_search_command.main(prog_name="rnn-search", standalone_mode=False), USER_ERRORS

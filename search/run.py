@@ -34,6 +34,7 @@ from search.worker.trainer import Trainer
 from search.worker.worker import Worker
 from studies.cli import EXIT_FAILURE, run_with_exit_code, study_name
 from studies.errors import StorageLostError
+from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_interrupts
 from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.queries import read_trials
 
@@ -274,7 +275,7 @@ def _run_worker_processes(
         for device in assign_devices(options.device, options.workers)
     ]
     try:
-        with _hidden_main_program():
+        with _hidden_main_program(), blocked_interrupts():
             for process in processes:
                 process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
@@ -327,10 +328,15 @@ def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> No
 
 
 def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:
+    # The parent reports an interrupt and ends the workers that are not ready for signals.
+    ignore_interrupts()
+
     def main() -> int:
         try:
             return run_workers(options, has_trained=has_trained).exit_code
         except StorageLostError:  # reported by the parent
             return EXIT_FAILURE
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
 
     run_with_exit_code(main, USER_ERRORS)

@@ -13,6 +13,11 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageUnavailableError
+from studies.interrupts import (
+    EXIT_INTERRUPTED,
+    exit_silently_on_interrupt,
+    raise_on_interrupt,
+)
 from studies.storage.open import DEFAULT_STORAGE
 from studies.storage.retry import error_message
 from studies.text import shorten, to_line
@@ -30,6 +35,14 @@ class _WarningHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"warning: {to_line(record.getMessage())}", err=True)
 
+
+_LOG_LEVELS = {
+    "optuna": logging.ERROR,
+    "psycopg": logging.ERROR,
+    "sqlalchemy.pool": logging.CRITICAL,
+}
+"""Log levels of libraries whose messages about a lost connection, or one that Ctrl-C closes, fill
+the screen; the error that follows is reported."""
 
 _WARNINGS = _WarningHandler(logging.WARNING)
 
@@ -156,17 +169,25 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
         main: function that returns an exit code.
         bad_input: exceptions that stand for invalid input; their message is printed in one line.
     """
-    # Their warnings of a lost connection fill the screen; the error that follows is reported.
-    for name in ("optuna", "psycopg"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     logging.getLogger("studies").addHandler(_WARNINGS)
+    raise_on_interrupt()
+    try:
+        _run_with_exit_code(main, bad_input)
+    finally:
+        exit_silently_on_interrupt()
+
+
+def _run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception], ...]) -> None:
     expected: tuple[type[Exception], ...] = (*bad_input, SQLAlchemyError, OptunaError, OSError)
     try:
         code = main()
     except click.ClickException as error:
         _exit(error.format_message().replace("\n", " "), EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
-        _exit("interrupted", 130)
+        exit_silently_on_interrupt()
+        _exit("interrupted", EXIT_INTERRUPTED)
     except expected as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

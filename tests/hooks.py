@@ -139,6 +139,29 @@ class CallGate:
         (self._folder / "open").touch()
 
 
+class StatementGate:
+    """Gate that holds a process before a statement of SQL until it is opened.
+
+    Args:
+        folder: new folder for the gate.
+        statement: beginning of the statement, or ``COMMIT``.
+    """
+
+    def __init__(self, folder: Path, statement: str) -> None:
+        folder.mkdir(parents=True)
+        self.hook = {"folder": str(folder), "statement": statement}
+        self._folder = folder
+
+    @property
+    def held(self) -> set[int]:
+        """Ids of processes that are, or were, held."""
+        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
+
+    def open(self) -> None:
+        """Let all statements be executed."""
+        (self._folder / "open").touch()
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Changes to a command's processes.
@@ -147,19 +170,23 @@ class Hooks:
         patient: whether to extend the timeouts of the storage.
         report: whether a search writes its report and publishes to the dashboard at its end.
         hold_report: whether a process that writes a report never ends by itself.
+        half_report: whether one has written half of the page by then.
         gate: gate that holds trainings.
         clock: clock for heartbeats and leases.
         decisions: gate that holds pruning decisions.
         calls: gate that holds processes after a call.
+        statements: gate that holds processes before a statement of SQL.
     """
 
     patient: bool = True
     report: bool = True
     hold_report: bool = False
+    half_report: bool = False
     gate: Gate | None = None
     clock: Clock | None = None
     decisions: DecisionGate | None = None
     calls: CallGate | None = None
+    statements: StatementGate | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -168,10 +195,12 @@ class Hooks:
             "patient": self.patient,
             "report": self.report,
             "hold_report": self.hold_report,
+            "half_report": self.half_report,
             "gate": self.gate and self.gate.hook,
             "clock": self.clock and self.clock.hook,
             "decisions": self.decisions and self.decisions.hook,
             "calls": self.calls and self.calls.hook,
+            "statements": self.statements and self.statements.hook,
         }
         return {VARIABLE: json.dumps(settings)}
 
@@ -187,6 +216,8 @@ def install() -> None:
         _disable_reports()
     if settings["hold_report"]:
         _hold_reports()
+    if settings["half_report"]:
+        _hold_half_reports()
     if settings["gate"]:
         _hold_trainings(Path(settings["gate"]["folder"]), settings["gate"]["step"])
     if settings["clock"]:
@@ -195,6 +226,10 @@ def install() -> None:
         _hold_decisions(Path(settings["decisions"]))
     if settings["calls"]:
         _hold_calls(Path(settings["calls"]["folder"]), settings["calls"]["function"])
+    if settings["statements"]:
+        _hold_statements(
+            Path(settings["statements"]["folder"]), settings["statements"]["statement"]
+        )
     prepare = spawn.get_preparation_data
 
     def with_hooks(name):
@@ -214,6 +249,51 @@ def _hold_reports() -> None:
     import reports.page.page
 
     reports.page.page.write_page = lambda *results: signal.pause()
+
+
+def _hold_half_reports() -> None:
+    import reports.page.page
+
+    write = reports.page.page.atomic_write
+
+    def write_half(path, content):
+        def half():
+            pieces = list(content)
+            yield from pieces[: len(pieces) // 2]
+            signal.pause()
+
+        write(path, half())
+
+    reports.page.page.atomic_write = write_half
+
+
+def _hold_statements(folder: Path, beginning: str) -> None:
+    import sqlalchemy as sa
+
+    mark = folder / f"held-{os.getpid()}"
+
+    def hold():
+        mark.touch()
+        while not (folder / "open").exists():
+            time.sleep(0.02)
+
+    def before_statement(connection, cursor, statement, *others):
+        if statement.startswith(beginning):
+            hold()
+
+    if beginning == "COMMIT":
+        # Not that of a reader: its transaction has inserted trials.
+        sa.event.listen(sa.Engine, "before_cursor_execute", _note_insert)
+        sa.event.listen(
+            sa.Engine, "commit", lambda connection: connection.info.get("inserted") and hold()
+        )
+    else:
+        sa.event.listen(sa.Engine, "before_cursor_execute", before_statement)
+
+
+def _note_insert(connection, cursor, statement, *others) -> None:
+    if statement.startswith("INSERT INTO trials"):
+        connection.info["inserted"] = True
 
 
 def _hold_trainings(folder: Path, step: int) -> None:

@@ -210,7 +210,8 @@ def search_starter(runner, url, text):
     """Return a function that starts a search on a small study, as ``start(training_steps=1000)``.
 
     Networks train one by one, so that curves repeat bit for bit. The search writes no report.
-    ``gate``, ``clock``, ``decisions`` and ``patient`` are those of :class:`hooks.Hooks`.
+    ``gate``, ``clock``, ``decisions``, ``statements`` and ``patient`` are those of
+    :class:`hooks.Hooks`.
     """
 
     def start(
@@ -220,6 +221,7 @@ def search_starter(runner, url, text):
         gate=None,
         clock=None,
         decisions=None,
+        statements=None,
         patient=True,
         **settings,
     ):
@@ -227,7 +229,14 @@ def search_starter(runner, url, text):
         overrides = [f"--set={key}={value}" for key, value in (SETTINGS | given).items()]
         common = (QUICK, "--storage", url, "--corpus", str(text), "--threads", "1")
         common += ("--lockstep", lockstep)
-        hooks = Hooks(patient, report=False, gate=gate, clock=clock, decisions=decisions)
+        hooks = Hooks(
+            patient,
+            report=False,
+            gate=gate,
+            clock=clock,
+            decisions=decisions,
+            statements=statements,
+        )
         return runner.start(
             "run_search.py", *common, *overrides, *arguments, hooks=hooks, **environment
         )

@@ -21,6 +21,7 @@ from rnn.config import BaselineConfig, CellConfig, GatedConfig, NetworkConfig, P
 from rnn.data.tokenizer import Tokenizer, load_tokenizer
 from rnn.errors import SavedModelError
 from rnn.models.shapes import parameter_shapes
+from rnn.safetensors_header import read_header
 from rnn.stacked.flat_parameters import NamedTensors
 
 _FORMAT_VERSION = "2"
@@ -75,10 +76,9 @@ def deserialize_model(content: bytes) -> SavedModel:
         TokenizerError: if its tokenizer is damaged.
     """
     try:
+        stored = read_header(content)  # before the tensors are read
         tensors = load(content)
-        # Header of a safetensors file: its length in eight bytes, then a JSON object.
-        length = int.from_bytes(content[:8], "little")
-        header = _parse_object(content[8 : 8 + length]).get("__metadata__", {})
+        header = _parse_object(stored).get("__metadata__", {})
         if missing := [key for key in _HEADER_KEYS if key not in header]:
             raise ValueError(f"its header lacks {', '.join(missing)}")
         if header["format_version"] != _FORMAT_VERSION:

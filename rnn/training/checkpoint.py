@@ -24,6 +24,7 @@ from torch import Tensor
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
 from rnn.errors import CheckpointError
 from rnn.models.shapes import constant_shapes, count_parameters, count_states, parameter_shapes
+from rnn.safetensors_header import read_header
 from rnn.stacked.flat_parameters import NamedTensors
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -110,7 +111,20 @@ def deserialize_checkpoint(
     Raises:
         CheckpointError: if the checkpoint is damaged, of another format or of another training.
     """
-    tensors, metadata = _parse(content)
+    try:
+        return _restore(architecture, identity, *_parse(content), vocab_size)
+    except (LookupError, TypeError, ValueError) as error:  # written by another program
+        raise CheckpointError(f"checkpoint cannot be read ({error})") from error
+
+
+def _restore(
+    architecture: NetworkConfig,
+    identity: str,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    vocab_size: int,
+) -> TrainState:
+    """Restore the training state from the parts of a checkpoint."""
     if metadata.get("format_version") != _FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint was written by another version: expected format {_FORMAT_VERSION}"
@@ -122,7 +136,8 @@ def deserialize_checkpoint(
 
     def read_group(group: str, shapes: Mapping[str, tuple[int, ...]] = shapes) -> NamedTensors:
         return {
-            name: _read_tensor(tensors, f"{group}.{name}", shape) for name, shape in shapes.items()
+            name: _read_tensor(tensors, f"{group}.{name}", shape, name in constants)
+            for name, shape in shapes.items()
         }
 
     has_average = any(name.startswith("average.") for name in tensors)
@@ -159,10 +174,18 @@ def max_checkpoint_size(config: TrialConfig, vocab_size: int, streams: int, step
     return 8 * (groups + carried + 2 * steps) + _MAX_HEADER_BYTES
 
 
-def _read_tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors or tensors[name].shape != shape:
+def _read_tensor(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], is_constant: bool
+) -> Tensor:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape:
         raise CheckpointError(f"checkpoint does not match the network: expected {name} of {shape}")
-    return tensors[name]
+    if not is_constant and tensor.dtype not in (torch.float32, torch.float64):
+        raise CheckpointError(
+            f"checkpoint does not match the network: expected {name} of float32 or float64, not "
+            f"{tensor.dtype}"
+        )
+    return tensor
 
 
 def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -171,12 +194,11 @@ def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")
     try:
-        # Header of a safetensors file: its length in eight bytes, then a JSON object.
-        length = int.from_bytes(body[:8], "little")
-        metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
-        return load(body), metadata
-    except (ValueError, SafetensorError) as error:  # written by another program
-        raise CheckpointError(f"checkpoint cannot be read ({error})") from error
+        header = read_header(body)
+        tensors = load(body)
+        return tensors, json.loads(header).get("__metadata__", {})
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def torch_version() -> str:

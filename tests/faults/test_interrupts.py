@@ -1,0 +1,150 @@
+"""Ctrl-C and SIGTERM at the start and the end of commands: one line at most, no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import QUICK, ROOT, TEXT
+from hooks import HANG_TIMEOUT, Gate
+from process_runner import search_starter, wait_until, wait_until_running
+
+from studies.interrupts import raise_on_interrupt
+
+COMMANDS = {
+    "run_search.py": ("run_search.py", QUICK),
+    "refine.py": ("refine.py",),
+    "python -m reports": ("-m", "reports", "quick"),
+    "rnn-search": ("-m", "rnn_search", "list"),
+}
+
+HOLD = """
+import os, pathlib, time
+def hold():
+    pathlib.Path(os.environ["HELD"], str(os.getpid())).touch()
+    while True:
+        time.sleep(0.05)
+"""
+
+
+HOLD_WORKER = """
+import sys
+if "--multiprocessing-fork" in sys.orig_argv:
+    hold()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Folder in which each held process leaves a file named after its id."""
+    folder = tmp_path / "held"
+    folder.mkdir()
+    return folder
+
+
+def replace_module(tmp_path, name, text):
+    """Put a module in front of all others; return the environment in which it is imported."""
+    folder = tmp_path / "modules"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(HOLD + text)
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "HELD": str(tmp_path / "held")}
+
+
+def send_when_held(arguments, environment, held, number):
+    """Start a command, send it a signal where it is held; return its exit code and messages."""
+    command = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: any(held.iterdir()) or command.poll() is not None)
+        command.send_signal(number)
+        _, messages = command.communicate(timeout=HANG_TIMEOUT)
+    finally:
+        command.kill()
+    return command.returncode, messages
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_interrupt_during_the_imports_prints_one_line(tmp_path, held, name):
+    environment = replace_module(tmp_path, "optuna", "hold()")
+    environment |= replace_module(tmp_path, "torch", "hold()")
+    code, messages = send_when_held(COMMANDS[name], environment, held, signal.SIGINT)
+    assert (code, messages) == (130, "error: interrupted\n")
+
+
+def test_termination_during_the_imports_prints_nothing(tmp_path, held):
+    environment = replace_module(tmp_path, "torch", "hold()")
+    code, messages = send_when_held(COMMANDS["run_search.py"], environment, held, signal.SIGTERM)
+    assert (code, messages) == (-signal.SIGTERM, "")
+
+
+def test_interrupt_at_the_end_adds_nothing_to_the_message(tmp_path, held):
+    environment = replace_module(tmp_path, "sitecustomize", "import atexit; atexit.register(hold)")
+    arguments = ("-m", "reports", "missing", "--storage", f"sqlite:///{tmp_path}/missing.db")
+    code, messages = send_when_held(arguments, environment, held, signal.SIGINT)
+    assert code == 130
+    (line,) = messages.splitlines()
+    assert line.startswith("error: ")
+    assert "missing.db" in line
+
+
+class Interrupted:
+    """Its destructor is interrupted."""
+
+    def __del__(self):
+        raise KeyboardInterrupt
+
+
+def test_interrupt_that_python_ignores_is_raised_again(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    raise_on_interrupt()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # the second statement raises
+        del (lambda: [Interrupted()])()[0]
+        time.sleep(30)
+    assert capfd.readouterr().err == ""
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def interrupt_all(command):
+    """Interrupt a command and its processes, as Ctrl-C in a terminal does."""
+    for pid in (*children(command.pid), command.pid):
+        os.kill(pid, signal.SIGINT)
+
+
+def test_interrupt_of_workers_that_start_prints_no_traceback(runner, tmp_path, held):
+    (tmp_path / "text").write_bytes(TEXT)
+    start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
+    # A worker process begins with the folders of PYTHONPATH, then takes over those of its parent.
+    environment = replace_module(tmp_path, "sitecustomize", HOLD_WORKER)
+    search = start("--workers", "2", environment=environment)
+    wait_until_running([search], lambda: len(list(held.iterdir())) == 2)
+    interrupt_all(search)
+    assert search.wait() == 130
+    assert search.stderr == ""
+    assert search.stdout.endswith("stopped before training began: run the same command to start\n")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_repeated_interrupts_of_workers_print_one_line(runner, tmp_path, times):
+    (tmp_path / "text").write_bytes(TEXT)
+    start = search_starter(runner, f"sqlite:///{tmp_path}/studies.db", tmp_path / "text")
+    gate = Gate(tmp_path / "gate", 2)
+    search = start("--workers", "2", gate=gate, training_log_every="2")
+    wait_until_running([search], lambda: len(gate.held) == 2)
+    for _ in range(times):
+        if not search.ended.is_set():
+            interrupt_all(search)
+    assert search.wait() == 130
+    assert search.stderr in ("", "error: interrupted\n")
+    assert "KeyboardInterrupt" not in search.output
