@@ -116,7 +116,9 @@ def create_new_study(
         audit_nuisance=audit_nuisance,
     )
     metric = OBJECTIVE_NAMES[config.objective]
-    create_study(storage, name, metric, record.attributes(), distributions(space), planned)
+    attributes, choices = record.attributes(), distributions(space)
+    if not create_study(storage, name, metric, attributes, choices, planned):
+        return ""  # another process has created it meanwhile
     notice = describe_trials("created", len(planned), config, device)
     if config.precision == "auto":
         notice += f"; precision {precision}: {_describe_bf16(device)}; fixed for this study"
