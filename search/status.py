@@ -21,6 +21,7 @@ from studies.storage.counts import (
     timing_by_shape,
 )
 from studies.storage.last_losses import read_last_losses
+from studies.storage.open import read_study_name
 from studies.storage.queries import read_audit_looks, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
 
@@ -126,6 +127,7 @@ def read_status(
     """
     study_id = study._study_id
     with storage.reading() as connection:  # one for all queries
+        name = read_study_name(connection, study_id) or study.study_name
         counts = count_trials(storage, study_id)
         best = None
         if (trial := read_best_trial(storage, study_id)) is not None:
@@ -143,7 +145,7 @@ def read_status(
         retries = count_retries(storage, study_id)
         audited = count_audited(storage, study_id) if config.pruning.enabled else 0
         looks = read_audit_looks(storage, study_id) if audited else {}
-    return Status(study.study_name, counts, best, seconds_left, retries, audited, looks, holders)
+    return Status(name, counts, best, seconds_left, retries, audited, looks, holders)
 
 
 def read_running_trials(

@@ -129,6 +129,13 @@ def list_study_names(storage: LeasedRDBStorage) -> list[str]:
         return sorted(connection.scalars(sa.select(STUDIES.c.study_name)))
 
 
+def read_study_name(connection: Connection, study_id: int) -> str | None:
+    """Return the name that a study has now; None if it does not exist."""
+    query = sa.select(STUDIES.c.study_name).where(STUDIES.c.study_id == study_id)
+    name: str | None = connection.scalar(query)
+    return name
+
+
 @dataclass(frozen=True)
 class _SchemaInfo:
     """Tables of a database, the version of Optuna's schema, and whether the claim index exists."""

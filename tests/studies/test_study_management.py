@@ -19,6 +19,7 @@ from managed_studies import (
 from optuna_dashboard import get_note
 from process_runner import query
 
+from search.status import read_status
 from studies.attributes import EARLIER_FAILURES
 from studies.errors import (
     ConfigError,
@@ -30,6 +31,7 @@ from studies.errors import (
     StudyHeldError,
     StudyNotFoundError,
 )
+from studies.loader import read_study_record
 from studies.management import StudyManager
 from studies.storage.leases import Lease
 from studies.storage.open import load_study, open_storage
@@ -279,8 +281,11 @@ def test_rename_that_is_refused_changes_nothing(manager, url):
 def test_worker_that_waits_works_on_under_the_new_name(manager, url):
     with closing(open_storage(url)) as storage:
         storage.require_study(StudyIdentity(1, "made", "made-folder"))
+        study = load_study(storage, "made")
+        config = read_study_record(study).config
         manager.rename("made", "new")
         assert storage.claim(1, "w/2/v", paused_ids=[4]) == 4
+        assert read_status(study, storage, config).name == "new"  # its report is that of "new"
 
 
 # ------------------------------------------------------------------ deletions
