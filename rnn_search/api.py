@@ -31,6 +31,9 @@ from studies.errors import ConfigError
 from studies.files import MAX_DEPTH
 from studies.text import shorten
 
+NOT_DECIDED = "not decided yet: run the same command to continue"
+"""Message of a run whose worker failed before the next look."""
+
 
 def run(
     study: str | Path | Mapping[str, Any],
@@ -220,6 +223,8 @@ def _run_until_decided(options: RunOptions, context: AbstractContextManager[None
         while True:
             result = run_workers(remaining, opened)
             if result.exit_code or not result.is_finished:
+                if result.failed_workers:
+                    console.print_line(NOT_DECIDED)
                 return result
             look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
             if look is not None:

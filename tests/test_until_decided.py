@@ -1,5 +1,6 @@
 """Replicates with planned looks, from Python and the command line, with several processes."""
 
+import os
 import re
 import signal
 import sqlite3
@@ -7,7 +8,8 @@ import time
 from contextlib import closing
 
 import pytest
-from hooks import HANG_TIMEOUT
+from hooks import HANG_TIMEOUT, Gate, Hooks
+from process_runner import wait_until_running
 
 import rnn_search
 from reports.stats.planned_looks import spend_error
@@ -156,6 +158,22 @@ def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, r
     process.send(signal.SIGKILL)
     process.wait()
     again = runner.run(*command, "--set=lease.seconds=1")
+    assert again.returncode == 0, again.stderr
+    check_finished(place["storage"])
+
+
+def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_path):
+    gate = Gate(tmp_path / "gate", 2)
+    words = (*command, "--set=lease.seconds=1", "--lockstep", "1")
+    search = runner.start(*words, "--workers", "2", hooks=Hooks(report=False, gate=gate))
+    wait_until_running([search], lambda: len(gate.held) == 2)
+    os.kill(min(gate.held), signal.SIGKILL)
+    gate.open()
+    assert search.wait() == 1, search.output
+    assert search.stderr == "warning: a worker exited with code -9\n"
+    last = search.stdout.splitlines()[-1]
+    assert last == "not decided yet: run the same command to continue"
+    again = runner.run(*words, report=False)
     assert again.returncode == 0, again.stderr
     check_finished(place["storage"])
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import pooch
+from tqdm import tqdm
 
 from rnn.errors import CorpusError
 
@@ -20,6 +21,9 @@ SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 
 SIZE = 10**8
 """Size of the unpacked file, in bytes."""
+
+MAX_ARCHIVE_SIZE = 2 * SIZE
+"""Size above which a download is not the archive, even without compression."""
 
 _NAME = "enwik8"
 _CHUNK_SIZE = 2**20
@@ -32,6 +36,27 @@ _STALE_SECONDS = 3600
 
 _TMP_PREFIX = "enwik8."
 _TMP_NAME = re.compile(r"enwik8\.[a-z0-9_]{8}")
+
+
+class _BoundedProgress(tqdm):  # type: ignore[type-arg]
+    """Progress bar of a download that ends it when too much is sent."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(total=MAX_ARCHIVE_SIZE, ncols=79, unit_scale=True, unit="B", leave=True)
+        self._url = url
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count bytes that were received.
+
+        Raises:
+            CorpusError: if they are more than the archive can have.
+        """
+        if self.n + (n or 0) > MAX_ARCHIVE_SIZE:
+            raise CorpusError(
+                f"enwik8 from {self._url} is not a valid archive (it has more than "
+                f"{MAX_ARCHIVE_SIZE:,} bytes); set {MIRROR_ENV_VAR} to another mirror"
+            )
+        return super().update(n)
 
 
 def fetch_enwik8() -> Path:
@@ -52,7 +77,8 @@ def fetch_enwik8() -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         # Unpacked to a temporary folder and renamed, so that no process sees a partial file.
         with TemporaryDirectory(dir=directory, prefix=_TMP_PREFIX) as folder:
-            archive = pooch.retrieve(url, None, "enwik8.zip", folder, progressbar=True)
+            downloader = pooch.core.choose_downloader(url, progressbar=_BoundedProgress(url))
+            archive = pooch.retrieve(url, None, "enwik8.zip", folder, downloader=downloader)
             unpacked = Path(folder, _NAME)
             _unpack(Path(archive), unpacked)
             digest = pooch.file_hash(unpacked)

@@ -250,6 +250,32 @@ def test_database_without_its_log_holds_the_study(
     assert_all_trials_match(url, reference_curves)
 
 
+DAMAGE = {
+    "index removed": lambda wal, shm: shm.unlink(),
+    "index of other bytes": lambda wal, shm: shm.write_bytes(b"\xa5" * shm.stat().st_size),
+    "index cut": lambda wal, shm: shm.write_bytes(shm.read_bytes()[:100]),
+    "log cut": lambda wal, shm: wal.write_bytes(wal.read_bytes()[: wal.stat().st_size // 2]),
+    "log of other bytes": lambda wal, shm: wal.write_bytes(b"\xa5" * wal.stat().st_size),
+    "log empty": lambda wal, shm: wal.write_bytes(b""),
+}
+"""What happens to the log (``-wal``) and its index (``-shm``) while no process has the file."""
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_log_costs_the_last_commits_at_most(
+    search, held, file_url, folder, reference_curves, kind
+):
+    worker = held(file_url, **FOUR | {"lease_seconds": 1})
+    worker.send(signal.SIGKILL)
+    worker.wait()
+    DAMAGE[kind](folder / "studies.db-wal", folder / "studies.db-shm")
+    resumed = search(file_url, **FOUR | {"lease_seconds": 1})
+    assert resumed.wait() == 0, resumed.output
+    assert "Traceback" not in resumed.output
+    assert query(file_url, "PRAGMA integrity_check") == [("ok",)]
+    assert_all_trials_match(file_url, reference_curves)
+
+
 def test_new_database_does_not_take_the_log_of_a_deleted_one(search, held, file_url, folder):
     worker = held(file_url, **FOUR)
     worker.send(signal.SIGKILL)

@@ -244,6 +244,15 @@ def damaged(archive: bytes) -> bytes:
     return archive[:50] + b"\xff" * 20 + archive[70:]
 
 
+def test_endless_download_is_ended_and_not_kept(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MAX_ARCHIVE_SIZE", 10_000)
+    serve["body"] = bytes(10**7)
+    with pytest.raises(CorpusError, match="more than 10,000 bytes") as refused:
+        load_corpus("enwik8")
+    assert "\n" not in str(refused.value)
+    assert cached_files(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
