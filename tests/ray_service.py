@@ -47,6 +47,7 @@ class RayNode:
         # For jobs, which run "python".
         environment["PATH"] = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
         environment["OMP_NUM_THREADS"] = "1"
+        environment["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = str(round(HANG_TIMEOUT))
         # Ray looks for a node's death every few seconds otherwise.
         environment["RAY_health_check_period_ms"] = "500"
         self._process = subprocess.Popen(
