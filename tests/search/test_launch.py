@@ -1,5 +1,7 @@
 """What ``--launch`` and ``--launch-set`` mean, and what workers on other machines need."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from rnn.errors import DeviceError
 from search.errors import LaunchError
 from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
-from search.launch.launcher import parse_settings
+from search.launch.launcher import WorkerCommand, parse_settings
 from search.launch.shared_files import require_server, require_shared
 from search.launch.slurm import SlurmLauncher
 from search.launch.slurm_settings import SETTINGS, parse_minutes
+from search.launch.slurm_worker import SlurmWorker
 from search.launch.target import LaunchTarget, parse_target
 from search.session import RunOptions, find_device
 from studies.errors import ConfigError
@@ -180,3 +183,12 @@ def test_study_is_created_for_gpus_that_only_the_workers_have(device, monkeypatc
         find_device(replace(options, target=LaunchTarget()))
     with pytest.raises(DeviceError, match="device 'cuda:x' not found"):
         find_device(replace(options, device="cuda:x"))
+
+
+def test_job_is_requeued_even_if_its_worker_has_just_ended(tmp_path):
+    worker = SlurmWorker(WorkerCommand(("sleep", "600"), tmp_path))
+    worker._process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
+    assert isinstance(worker.checkpoint().function, SlurmWorker)
+    worker._process.wait()
+    assert isinstance(worker.checkpoint().function, SlurmWorker)
