@@ -1,6 +1,6 @@
 """Pruning decisions of a worker, computed while training continues.
 
-In a study of thousands of trials a decision takes longer than a lease. The storage thread only
+In a study of ten thousand trials a decision may take seconds. The storage thread only
 reads the state of the study and keeps sending heartbeats; decisions are computed from that state in
 a daemon thread, one question at a time. A ``ThreadPoolExecutor`` would delay the exit: it joins its
 threads.
@@ -27,8 +27,8 @@ from search.worker.claims import ClaimManager
 from studies.errors import StorageUnavailableError, StudiesError
 
 DECISION_WAIT = 2.5
-"""Seconds for which training waits for a decision at a rung. In a study of some hundred trials a
-decision takes less, so that a trial stops at its rung."""
+"""Seconds for which training waits for a decision at a rung. A decision usually takes less, so that
+a trial stops at its rung."""
 
 _T = TypeVar("_T")
 
