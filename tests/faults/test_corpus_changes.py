@@ -1,12 +1,17 @@
 """A corpus file that changes during a search, or is no file that can be read."""
 
 import os
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 from helpers import TEXT
 from hooks import Gate
 from process_runner import CURVES, FINISHED, query, search_starter, wait_until_running
 from test_stops import ONE, STEP, TWO
+
+import rnn_search
 
 VALUES = "SELECT value FROM trial_values"
 
@@ -102,3 +107,30 @@ def test_corpus_that_is_not_a_regular_file_is_refused_at_once(search, corpus, ma
     assert refused.wait() == 2
     expected = "expected 'stdlib', 'enwik8' or a path to one\n"
     assert refused.stderr == f"error: corpus '{corpus}' is not a regular file: {expected}"
+
+
+def mapped_files(pid, folder):
+    """Return the names of the files of a folder that a process has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]).name for line in maps if str(folder) in line}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lists the maps of a process")
+def test_no_text_checkpoint_or_weights_are_mapped(search, sqlite_url, tmp_path, tmp_path_factory):
+    """A file that is cut while a process has mapped it would end the process by SIGBUS."""
+    settings = ONE | {"tokenizer": "'bpe:270'"}
+    keep = "--set=keep_weights=1"
+    gates = [Gate(tmp_path_factory.mktemp("gate") / "gate", step) for step in (STEP, STEP + 10)]
+    for gate in gates:  # the second resumes from a checkpoint
+        worker = search(keep, gate=gate, **settings)
+        wait_until_running([worker], lambda gate=gate: gate.held)
+        assert mapped_files(worker.pid, tmp_path) <= {"studies.db-shm"}
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 143
+    assert "resumes from step" in worker.output
+    last = search(keep, **settings)
+    assert last.wait() == 0, last.output
+    best = rnn_search.load("quick", storage=sqlite_url).best
+    assert best.sample("The ", length=5)
+    assert best.network() is not None
+    assert mapped_files(os.getpid(), tmp_path) == set()
