@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,6 @@ class RayNode:
         # For jobs, which run "python".
         environment["PATH"] = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
         environment["OMP_NUM_THREADS"] = "1"
-        environment["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = str(round(HANG_TIMEOUT))
         # Ray looks for a node's death every few seconds otherwise.
         environment["RAY_health_check_period_ms"] = "500"
         self._process = subprocess.Popen(
@@ -61,6 +61,8 @@ class RayNode:
             stdin=subprocess.DEVNULL,
             stdout=(folder / "start.log").open("w"),
             stderr=subprocess.STDOUT,
+            # As a shell starts it in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )  # fmt: skip
 
     def wait(self) -> None:

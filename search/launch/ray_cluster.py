@@ -9,6 +9,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import ray
+from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from search.errors import LaunchError
 from search.launch.launcher import PROJECT
@@ -33,6 +34,13 @@ _EXCLUDED = (
     "weights",
 )
 """Files that are not shipped to the nodes, such as the databases in ``studies/``."""
+
+_retry = Retrying(
+    retry=retry_if_exception_message(match=r"(?s).*Starting Ray client server failed"),
+    stop=stop_after_attempt(4),
+    reraise=True,
+)
+"""Calls again where the process that Ray starts for each client dies at once, as it may."""
 
 _T = TypeVar("_T")
 
@@ -61,7 +69,8 @@ def join_cluster(address: str) -> str:
     }
     try:
         with warnings.catch_warnings(action="ignore"):  # an error follows
-            context = ray.init(
+            context = _retry(
+                ray.init,
                 address or "auto",
                 runtime_env=environment,
                 ignore_reinit_error=True,

@@ -273,11 +273,12 @@ def test_missing_library_is_named(monkeypatch):
         create_launcher(LaunchTarget("ray"))
 
 
-def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path):
+@pytest.mark.parametrize("program", ["run_search.py", "refine.py"])
+def test_error_of_a_worker_is_reported_with_its_message(capfd, tmp_path, program):
     pytest.importorskip("ray")
     from search.launch.ray_worker import WorkerFailedError, run_worker
 
-    arguments = ("python", "run_search.py", "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
+    arguments = ("python", program, "no-such-study", f"--storage=sqlite:///{tmp_path}/x.db")
     with pytest.raises(WorkerFailedError, match=r"exited with code 2: error: .*no-such-study"):
         run_worker(WorkerCommand(arguments, tmp_path), "worker 1", {"PYTHONPATH": str(ROOT)})
 
