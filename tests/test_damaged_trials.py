@@ -190,6 +190,19 @@ def test_commands_print_the_warning_in_one_line(finished, tmp_path, run):
     assert "\x1b" not in line
 
 
+def test_study_with_a_damaged_trial_is_published_once(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    assert damage(folder, "trial_params.param_value", SIZE, 99)
+    url = f"sqlite:///{folder}/studies.db"
+    with contextlib.closing(open_storage(url)) as storage:
+        for _ in range(2):
+            publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
+            monkeypatch.setattr(
+                "reports.dashboard.publish.read_results", lambda *_, **__: pytest.fail("again")
+            )
+
+
 def test_extension_of_a_damaged_study_is_refused(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)

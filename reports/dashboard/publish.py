@@ -86,6 +86,7 @@ class _Publisher:
         counts = count_trials(self.storage, study_id)
         if self._is_current(attrs, counts, record):
             return True
+        counted = counts  # also trials that are damaged, which results leave out
 
         results, figure, files = None, None, {}
         ranked: list[RankedEffect] = []
@@ -109,7 +110,7 @@ class _Publisher:
         state = {
             "format": _FORMAT,
             "steps": record.config.training.steps,
-            "counts": asdict(counts),
+            "counts": asdict(counted),
             "note": list(TextFingerprint.from_text(text)),
             "files": {key: json.loads(value)["filename"] for key, value in files.items()},
         }
