@@ -176,7 +176,7 @@ class PauseResumeScheduler:
         trials = progress.trials
         pruned = set(
             self._storage.prune_paused(
-                self._study_id, len(trials), selected.pruned, selected.audited
+                self._study_id, progress.planned, selected.pruned, selected.audited
             )
         )
         return [trial.number for trial in trials if trial.trial_id in pruned]

@@ -26,12 +26,14 @@ class StudyProgress:
         trials: progress of the grid trials, by number.
         params: parameters of each of them; the same object until the study is extended.
         architectures: architecture of each of them, of which some were drawn to be audited.
+        planned: number of grid trials; damaged ones are not among ``trials``.
         looks: planned looks at the audited trials so far, by name.
     """
 
     trials: Sequence[TrialProgress]
     params: Sequence[Mapping[str, Any]]
     architectures: Indices
+    planned: int
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
 
     @property
@@ -74,7 +76,7 @@ class StudyProgressReader:
             self._architectures = number_architectures(self._params, nuisance)
             self._numbers = numbers
         looks = read_audit_looks(self._storage, self._study_id)
-        return StudyProgress(trials, self._params, self._architectures, looks)
+        return StudyProgress(trials, self._params, self._architectures, self._reader.planned, looks)
 
 
 def build_state(

@@ -100,12 +100,14 @@ class _Known:
         stamps: stamp of each grid trial, by id.
         trials: progress of each grid trial, by id.
         audited: ids of the audited trials.
+        grid: ids of the grid trials, damaged ones included.
     """
 
     trial_ids: Sequence[int] = ()
     stamps: Mapping[int, _Stamp] = field(default_factory=dict)
     trials: Mapping[int, TrialProgress] = field(default_factory=dict)
     audited: Collection[int] = ()
+    grid: Collection[int] = ()
 
 
 class ProgressReader:
@@ -130,6 +132,11 @@ class ProgressReader:
         self._known = _read_progress(self._storage, self._study_id, self._rungs, self._known)
         return list(self._known.trials.values())
 
+    @property
+    def planned(self) -> int:
+        """Number of grid trials when they were last read, damaged ones included."""
+        return len(self._known.grid)
+
 
 @reports_damage
 def _read_progress(
@@ -151,7 +158,7 @@ def _read_progress(
             known = _Known(trial_ids)
             is_grid, audited = _read_marks(connection, study_id)
         else:
-            is_grid, audited = set(known.stamps), set(known.audited)
+            is_grid, audited = set(known.grid), set(known.audited)
         stamps = {trial_id: stamp for trial_id, stamp in stamps.items() if trial_id in is_grid}
         changed = {
             trial_id: stamp
@@ -178,7 +185,7 @@ def _read_progress(
         elif (trial := known.trials[trial_id]).audit != audit:
             trial = replace(trial, audit=audit)
         trials[trial_id] = trial
-    return _Known(trial_ids, stamps, trials, audited)
+    return _Known(trial_ids, stamps, trials, audited, is_grid)
 
 
 def _select_stamps(study_id: int) -> sa.Select[Any]:

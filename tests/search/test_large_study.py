@@ -4,6 +4,7 @@ import pytest
 from optuna.trial import TrialState
 
 from benchmarks.large_study import NAME, create_large_study
+from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from studies.attributes import TrialRecord
 from studies.storage.counts import count_trials
@@ -61,3 +62,15 @@ def test_decisions_do_not_depend_on_what_a_worker_has_read_before(sqlite_url, te
             storage.pause(trial_id, "me/1", {})
         else:
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, curve[2000], {}, curve)
+
+
+def test_damaged_trial_does_not_keep_paused_trials_from_being_pruned(sqlite_url, text):
+    handle = create(sqlite_url, text, pruning=True)
+    with handle.storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trials SET state = 'FAIL' WHERE state = 'RUNNING'")
+        connection.exec_driver_sql("UPDATE trials SET state = 'ODD' WHERE number = 5")
+    scheduler = PauseResumeScheduler(handle.storage, handle.study_id, handle.config)
+    progress = scheduler.read()
+    assert len(progress.trials) == 95
+    paused = {trial.trial_id: {} for trial in progress.trials if trial.is_paused}
+    assert len(scheduler.prune(progress, Decisions(pruned=paused))) == len(paused) > 0
