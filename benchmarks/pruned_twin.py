@@ -9,7 +9,8 @@ from contextlib import closing
 
 import click
 
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.stats.audited_effects import compute_study_effects
 from reports.stats.nuisance import build_judged_table

@@ -10,7 +10,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.page import write_page
 from reports.page.sections import build_section
 from reports.stats.effects import FactorialTable

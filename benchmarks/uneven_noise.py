@@ -15,11 +15,10 @@ import pandas as pd
 from benchmarks.effect_intervals import NOISE, Floats, draw_values, find_flags
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
+from reports.stats.interaction_model import Integers, InteractionModel
 from reports.stats.noise_regions import (
     MIN_DEGREES,
     SPLIT_LEVEL,
-    Integers,
-    InteractionModel,
     ReplicateModel,
     Runs,
     compare_variances,

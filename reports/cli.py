@@ -141,7 +141,7 @@ def _write_tables(
     dataframe: Path | None,
     curves: Path | None,
 ) -> None:
-    from reports.data.results import read_results
+    from reports.data.study_reader import read_results
     from reports.data.table_export import write_csv, write_curves, write_parquet
     from studies.storage.open import read_storage
 
@@ -156,7 +156,7 @@ def _write_tables(
 
 def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     """Update the report until all trials are finished; errors of the storage are retried."""
-    from reports.data.results import read_results
+    from reports.data.study_reader import read_results
     from reports.page.page import write_page
     from studies.storage.open import read_storage
 
@@ -164,7 +164,7 @@ def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:
     while True:
         try:
             with closing(read_storage(storage)) as opened:
-                results = [read_results(opened, name) for name in names]
+                results = [read_results(opened, name, drawn_only=True) for name in names]
             finished = sum(study.counts.finished for study in results)
             planned = sum(study.counts.planned for study in results)
             is_done = finished == planned

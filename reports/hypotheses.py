@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 from pydantic import Field, ValidationError
 
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import (
     escape_markdown,

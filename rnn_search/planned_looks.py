@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import format_count
 from reports.stats.leaderboard import look_at_results, summarize_study

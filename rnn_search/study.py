@@ -291,7 +291,7 @@ class Study:
     def _read_results(
         self, with_curves: bool = True, require_complete: bool = False, with_windows: bool = False
     ) -> "Results":
-        from reports.data.results import read_results
+        from reports.data.study_reader import read_results
 
         with closing(read_storage(self.storage)) as storage:
             return read_results(
@@ -300,7 +300,7 @@ class Study:
 
     def _read_derived(self) -> "list[Results]":
         """Read the studies of replicates that derive from this one."""
-        from reports.data.results import read_results
+        from reports.data.study_reader import read_results
         from reports.errors import ReportError
 
         derived = []

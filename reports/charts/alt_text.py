@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports.data.results import Metric, Results
+from reports.data.metric import Metric
+from reports.data.results import Results
 from reports.formatting import format_count, format_param, format_signed, format_value
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
@@ -110,14 +111,16 @@ def describe_history(rows: pd.DataFrame) -> str:
 
 def describe_curves(results: Results) -> str:
     """List the least losses of the best trials' curves."""
-    rows = results.complete.assign(least=results.curves.groupby("number")["loss"].min())
+    rows = results.complete
+    read = results.curves.groupby("number")["loss"].min()
+    rows = rows.assign(least=read.reindex(rows.index).fillna(rows["training_loss"]))
     least = rows["least"]
     items = "; ".join(
         f"{row.label} {row.least:.4f}"
         for row in rows.dropna(subset="least").head(_MAX_ITEMS).itertuples()
     )
     return (
-        f"{format_count(results.curves['number'].nunique(), 'curve')} of the smoothed training "
+        f"{format_count(len(results.curve_ends), 'curve')} of the smoothed training "
         f"loss with minima from {least.min():.3f} to {least.max():.3f} nats. The best: {items}."
     )
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from reports.charts.alt_text import describe_differences, format_difference
 from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, Chart, add_reference_lines
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
-from reports.data.results import Metric
+from reports.data.metric import Metric
 from reports.formatting import escape_html, format_signed
 from reports.stats.baseline_references import BaselineReference
 from reports.stats.pairwise_comparison import Comparison

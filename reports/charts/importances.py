@@ -25,6 +25,12 @@ from reports.charts.optuna_plots import (
     plot_slices,
     to_optuna_study,
 )
+from reports.data.drawn_trials import (
+    describe_selection,
+    select_best_of_each,
+    select_history,
+    select_ranked,
+)
 from reports.data.results import Results
 from reports.formatting import format_count, format_param, format_value, value_axis_title
 from reports.stats.contrast import list_conditional_params
@@ -33,6 +39,12 @@ from studies.space import CELL
 
 MAX_FANOVA_TRIALS = 600
 """Trials from which fANOVA is computed: its time grows with the square of their number."""
+
+MAX_CATEGORIES = 6
+"""Values of a number up to which fANOVA takes them for categories: its time doubles with each."""
+
+MAX_RANKED = 400
+"""Trials that the chart of ranks draws, each nine times with its parameters."""
 
 SMALL_SAMPLE = 100
 """Trials below which the best tenth is too small for a reliable PED-ANOVA importance."""
@@ -80,10 +92,12 @@ def compute_importances(
         meaning = _QUESTIONS[name]
         if name == "fANOVA" and len(numbers) > MAX_FANOVA_TRIALS:
             sample = sorted(random.Random(0).sample(sorted(numbers), MAX_FANOVA_TRIALS))
-            study = to_optuna_study(results, sample, names)
             meaning += (
                 f" Computed from a random sample of {len(sample):,} of the {len(numbers):,} trials."
             )
+            study = to_optuna_study(results, sample, names, MAX_CATEGORIES)
+        elif name == "fANOVA":
+            study = to_optuna_study(results, numbers, names, MAX_CATEGORIES)
         figure = plot_importances(study, evaluator)
         charts.append(Chart(name, figure, f"{label}: {describe_importances(figure)}", meaning))
     return [
@@ -130,14 +144,16 @@ def chart_parameters(
 
     Args:
         results: results of the study.
-        numbers: numbers of the trials.
+        numbers: numbers of the trials, the best first.
         importances: importances over the trials, of which the first select the most important
             parameters; without them there are no charts.
     """
     if not importances:
         return []
     names = list_varying_parameters(results, numbers)
-    study = to_optuna_study(results, numbers, names)
+    drawn = select_ranked(numbers)
+    study = to_optuna_study(results, drawn, names)
+    selection = describe_selection(len(drawn), len(numbers))
     rows = results.table.loc[numbers]
     ranked, axis = importances[0].top_params, value_axis_title(results.config)
     partial = list_partial_parameters(results, numbers)
@@ -146,36 +162,41 @@ def chart_parameters(
     charts = [
         Chart(
             "Slice: value of every trial over each parameter",
-            plot_slices(to_optuna_study(results, numbers, shown) if partial else study, axis),
+            plot_slices(to_optuna_study(results, drawn, shown) if partial else study, axis),
             describe_medians(rows, shown),
-            f"Only some trials have these parameters, which show those trials: {listed}."
-            if partial
-            else "",
+            (
+                f"Only some trials have these parameters, which show those trials: {listed}."
+                if partial
+                else ""
+            )
+            + selection,
             width=130 * len(shown),
         )
     ]
     left_out = f" Parameters that only some trials have are left out: {listed}." if partial else ""
     if len(ranked) > 1:
         top, pair = ranked[:3], ranked[:2]
+        of_ranks = select_ranked(numbers, MAX_RANKED)
+        best_of_pairs = select_best_of_each(rows, map(_to_parameter, pair))
         charts += [
             Chart(
                 f"Rank over the most important parameters ({', '.join(top)})",
-                plot_ranks(study, top, axis),
+                plot_ranks(to_optuna_study(results, of_ranks, names), top, axis),
                 describe_minima(rows, [_to_parameter(label) for label in top]),
                 "The bluer, the better the trial's rank. Where trials coincide, the best is on "
-                f"top.{left_out}",
+                f"top.{left_out}{describe_selection(len(of_ranks), len(numbers))}",
                 width=640,
             ),
             Chart(
                 "Parallel coordinates: every trial as a line",
                 plot_parallel_coordinates(study),
                 describe_medians(rows, names),
-                f"The best trials are orange, and on top.{left_out}",
+                f"The best trials are orange, and on top.{left_out}{selection}",
                 width=110 * (1 + len(names)),
             ),
             Chart(
                 f"Contour over the two most important parameters ({', '.join(pair)})",
-                plot_contour(study, pair, axis),
+                plot_contour(to_optuna_study(results, best_of_pairs, names), pair, axis),
                 describe_minima(rows, [_to_parameter(label) for label in pair]),
                 f"Least value of the trials with the same two parameters.{left_out}",
             ),
@@ -185,19 +206,22 @@ def chart_parameters(
 
 def chart_study(results: Results) -> list[Chart]:
     """Chart the distribution and the history of a study's values."""
-    study = to_optuna_study(results, list(results.complete.index), results.parameters)
-    axis = value_axis_title(results.config)
+    complete, axis = results.complete, value_axis_title(results.config)
+    study = to_optuna_study(results, complete.index, [])
+    in_time = select_history(complete["value"].dropna().sort_index())
+    drawn = f" {len(in_time):,} of {len(complete):,} trials are drawn, all of the best so far."
     return [
         Chart(
             "Empirical distribution of the loss",
             plot_distribution(study, axis),
-            describe_distribution(results.complete),
+            describe_distribution(complete),
         ),
         Chart(
             "Optimization history",
-            plot_history(study, axis),
-            describe_history(results.complete),
-            "Trials are in random order: the best value so far falls by chance, not by learning.",
+            plot_history(to_optuna_study(results, in_time, []), axis),
+            describe_history(complete),
+            "Trials are in random order: the best value so far falls by chance, not by learning."
+            + (drawn if len(in_time) < len(complete) else ""),
         ),
     ]
 

@@ -1,11 +1,11 @@
 """Optuna's figures of a study, with readable names and the colors of the report."""
 
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Mapping, Sequence
 
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.importance._base import BaseImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -20,63 +20,89 @@ TRIAL_COLOR = "#3b7dd8"
 """Color of a single trial, visible on white and on black."""
 
 
-class _NoCopyStudy(optuna.Study):
-    """Study that returns its trials uncopied: Optuna's figures would copy them for each bar."""
+class _DrawnStudy(optuna.Study):
+    """Study of given trials, which are not in its storage and are never copied.
+
+    An in-memory storage would take a second for a few thousand trials, and Optuna's figures would
+    copy them for each bar.
+    """
+
+    drawn: Sequence[FrozenTrial] = ()
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials without copying them."""
-        return super().get_trials(deepcopy=False, states=states)
+        return [trial for trial in self.drawn if states is None or trial.state in states]
 
 
 def to_optuna_study(
-    results: Results, numbers: Collection[int], parameters: list[str]
+    results: Results,
+    numbers: Collection[int],
+    parameters: list[str],
+    ordinal_above: int | None = None,
 ) -> optuna.Study:
     """Convert some trials to an in-memory study for Optuna's figures.
 
-    The study has no curves, which these figures do not show. All other trials are failed trials in
-    it, so that the numbers of the trials remain the same.
+    The study has no curves, which these figures do not show.
 
     Args:
         results: results of the study.
         numbers: numbers of complete trials.
         parameters: parameters to keep, under readable names; a trial may lack some.
+        ordinal_above: number of values above which a number is replaced by its place among them.
     """
-    distributions = {
-        name: CategoricalDistribution(
-            [
-                _format_choice(value)
-                for value in sorted(results.table[name].dropna().unique().tolist())
-            ]
-        )
+    choices = {
+        name: [
+            _format_choice(value)
+            for value in sorted(results.table[name].dropna().unique().tolist())
+        ]
         for name in parameters
     }
-    selected = set(numbers)
-    rows = results.table.sort_index()
-    values = rows["value"].to_dict()
-    records = rows[parameters].astype(object).to_dict("index")
-    all_params = {number: list_params(record, parameters) for number, record in records.items()}
+    ordinal = {
+        name
+        for name, values in choices.items()
+        if ordinal_above is not None
+        and len(values) > ordinal_above
+        and not isinstance(values[0], str)
+    }
+    distributions: dict[str, BaseDistribution] = {
+        name: IntDistribution(0, len(values) - 1)
+        if name in ordinal
+        else CategoricalDistribution(values)
+        for name, values in choices.items()
+    }
+    rows = results.table.loc[sorted(numbers)]
+    records = rows[parameters].astype(object).to_dict("records")
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
         created = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
     finally:
         optuna.logging.set_verbosity(verbosity)
-    study = _NoCopyStudy(created.study_name, created._storage)
-    for number in range(int(rows.index[-1]) + 1):
-        if number not in selected:
-            study.add_trial(create_trial(state=TrialState.FAIL))
-            continue
-        params = all_params[number]
-        study.add_trial(
-            create_trial(
-                value=values[number],
-                params={format_param(name): _format_choice(params[name]) for name in params},
-                distributions={format_param(name): distributions[name] for name in params},
-            )
-        )
+    study = _DrawnStudy(created.study_name, created._storage)
+    trials = []
+    for number, value, record in zip(rows.index, rows["value"], records, strict=True):
+        params = {k: _format_choice(v) for k, v in list_params(record, parameters).items()}
+        params |= {k: choices[k].index(v) for k, v in params.items() if k in ordinal}
+        trials.append(_create_trial(int(number), value, params, distributions))
+    study.drawn = trials
     return study
+
+
+def _create_trial(
+    number: int,
+    value: float,
+    params: Mapping[str, ParamValue],
+    distributions: Mapping[str, BaseDistribution],
+) -> FrozenTrial:
+    trial = create_trial(
+        value=value,
+        params={format_param(name): params[name] for name in params},
+        distributions={format_param(name): distributions[name] for name in params},
+    )
+    trial.number = number
+    return trial
 
 
 def list_varying_parameters(results: Results, numbers: Collection[int]) -> list[str]:
@@ -192,7 +218,15 @@ def plot_distribution(study: optuna.Study, axis: str) -> go.Figure:
 
 def plot_history(study: optuna.Study, axis: str) -> go.Figure:
     """Plot the values, and the best so far, by trial number."""
-    figure = visualization.plot_optimization_history(study, target_name=axis)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    # Optuna takes the numbers of the trials for their places in the list.
+    placed = _DrawnStudy(study.study_name, study._storage)
+    placed.drawn = [create_trial(value=trial.value) for trial in complete]
+    for place, trial in enumerate(placed.drawn):
+        trial.number = place
+    figure = visualization.plot_optimization_history(placed, target_name=axis)
+    for trace in figure.data:
+        trace.x = [complete[place].number for place in trace.x]
     figure.update_layout(title=None, height=400, legend={"orientation": "h", "y": 1.1})
     return figure
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, Chart
+from reports.data.drawn_trials import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html, format_signed
 from reports.stats.pareto_front import (
     Cost,
@@ -38,6 +39,10 @@ def chart_front(front: ParetoFront, summary: CostSummary) -> Chart:
         "Line and diamonds: the Pareto front; no architecture that costs as much or less has a "
         f"lower loss. Circles: {_describe_similar(summary)} Gray: worse."
     )
+    others = len(front.similar) + len(front.worse)
+    drawn = min(len(front.similar), MAX_DRAWN) + min(len(front.worse), MAX_DRAWN)
+    if drawn < others:
+        caption += f" {drawn:,} of the {others:,} off the front are drawn, spread over the costs."
     if front.references:
         caption += " Crosses: the best of each baseline cell of the other studies on this page."
     return Chart(title, plot_front(front), describe_front(front), caption)
@@ -51,10 +56,12 @@ def plot_front(front: ParetoFront) -> go.Figure:
     losses = [each.loss for each in everything]
     figure = go.Figure(
         [
-            _trace(front.cost, front.worse, "worse", color=NEUTRAL, size=5, opacity=0.55),
+            _trace(
+                front.cost, select_evenly(front.worse), "worse", color=NEUTRAL, size=5, opacity=0.55
+            ),
             _trace(
                 front.cost,
-                front.similar,
+                select_evenly(front.similar),
                 "not distinguishable from the front",
                 symbol="circle-open",
                 color=IMPROVES,

@@ -1,4 +1,4 @@
-"""Figures of a study's training: every curve with its color schemes, and the timeline."""
+"""Figure of a study's training curves, with its color schemes."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,26 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.charts.chart import (
-    IMPROVES,
     NEUTRAL,
     PALETTE,
-    ROW_HEIGHT,
-    WORSENS,
     ColorScheme,
     add_reference_lines,
     sequential_colors,
 )
+from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
 from reports.formatting import (
     curve_axis_title,
-    escape_html,
     format_param,
     format_value,
     is_missing,
     objective_name,
 )
 from reports.stats.baseline_references import BaselineReference
-from studies.text import format_duration
+from reports.stats.interaction_model import Floats, Integers
 
-MAX_CURVES = 1000
-"""Curves drawn at once. Of more, the best 500 are drawn, and 500 spread evenly over the others."""
+MAX_POINTS = 200_000
+"""Log points drawn at once. Of more, those of each curve are thinned; its least loss is kept."""
 
 HIGHLIGHTED_CURVES = 10
 """Number of best curves that are drawn thick."""
@@ -43,16 +40,19 @@ _ABSENT_COLOR = "#b9bec6"
 def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) -> go.Figure:
     """Plot every training curve, the best on top, with the baseline cells as lines."""
     figure = go.Figure()
+    drawn = select_drawn_curves(results)
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
-    for number in reversed(select_drawn_curves(results)):
-        curve, row = by_number[number], results.table.loc[number]
+    labels, stride = results.table["label"].to_dict(), find_stride(results)
+    for number in reversed(drawn):
+        steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
+        points = thin_curve(losses, stride)
         is_best = number in best
         figure.add_trace(
             go.Scattergl(
-                **_encode_steps(curve["step"].to_numpy()),
-                y=curve["loss"].to_numpy(dtype=np.float32),
-                name=f"trial {number}: {row['label']}",
+                **_encode_steps(steps[points]),
+                y=losses[points].astype(np.float32),
+                name=f"trial {number}: {labels[number]}",
                 mode="lines",
                 line={"width": 2.5 if is_best else 1, "color": NEUTRAL},
                 opacity=1 if is_best else 0.6,
@@ -80,15 +80,33 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     )
 
 
-def select_drawn_curves(results: Results) -> list[int]:
-    """Return the numbers of the trials whose curves are drawn, the best first."""
-    with_curve = set(results.curves["number"])
-    numbers = [number for number in results.table.index if number in with_curve]
-    if len(numbers) <= MAX_CURVES:
-        return numbers
-    best, others = numbers[: MAX_CURVES // 2], numbers[MAX_CURVES // 2 :]
-    selected = np.linspace(0, len(others) - 1, MAX_CURVES - len(best)).round().astype(int)
-    return best + [others[i] for i in selected]
+def find_stride(results: Results) -> int:
+    """Find how many log points apart those that are drawn have to be; 1 to draw all of them."""
+    points = int(results.curve_ends["points"].reindex(select_drawn_curves(results)).sum())
+    return math.ceil(points / MAX_POINTS)
+
+
+def describe_drawn_curves(results: Results, figure: go.Figure) -> str:
+    """Say how much of the curves a figure of them draws; "" for everything."""
+    drawn, points = len(figure.data), sum(len(trace.y) for trace in figure.data)
+    everything = results.curve_ends["points"]
+    if points == everything.sum():
+        return ""
+    text = describe_selection(drawn, len(everything)).replace(" trials are", " curves are")
+    if find_stride(results) > 1:
+        text += " Of each curve, log points at even distances, the least and the last are drawn."
+    return (
+        f"{text} That is {points:,} of {everything.sum():,} log points; python -m reports with "
+        "--curves writes all of them."
+    )
+
+
+def thin_curve(losses: Floats, stride: int) -> Integers:
+    """Choose the places of the log points to draw: evenly spaced, the least loss, and the last."""
+    places = np.arange(0, len(losses), stride)
+    if stride == 1 or np.isnan(losses).all():
+        return places
+    return np.union1d(places, [int(np.nanargmin(losses)), len(losses) - 1])
 
 
 def list_color_schemes(results: Results) -> list[ColorScheme]:
@@ -114,42 +132,6 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
         indices = [len(values) if is_missing(v) else values.index(v) for v in rows]
         schemes.append(ColorScheme(format_param(name), legend, indices))
     return schemes
-
-
-def plot_timeline(results: Results) -> go.Figure:
-    """Plot when each worker trained which trial, one row per worker."""
-    rows = results.table.dropna(subset=["started", "completed", "worker"])
-    figure = go.Figure()
-    colors = {"COMPLETE": IMPROVES, "PRUNED": "#e69f00", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
-    for state, color in colors.items():
-        trials = rows[rows["state"] == state]
-        if trials.empty:
-            continue
-        lengths = (trials["completed"] - trials["started"]).dt.total_seconds()
-        figure.add_trace(
-            go.Bar(
-                base=trials["started"].dt.strftime("%Y-%m-%dT%H:%M:%S.%f").tolist(),
-                x=(1000 * lengths).round().tolist(),  # milliseconds, the unit of a date axis
-                y=[escape_html(worker) for worker in trials["worker"]],
-                orientation="h",
-                name=state.lower() if state != "FAIL" else "failed",
-                marker={"color": color, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
-                customdata=[
-                    f"trial {number}: {label}, {format_duration(seconds)}"
-                    for number, label, seconds in zip(
-                        trials.index, trials["label"], lengths, strict=True
-                    )
-                ],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
-        )
-    return figure.update_layout(
-        barmode="overlay",
-        xaxis={"type": "date", "title": "time (UTC)"},
-        yaxis={"type": "category", "automargin": True, "autorange": "reversed"},
-        legend={"orientation": "h", "y": 1.15},
-        height=130 + ROW_HEIGHT * max(1, rows["worker"].nunique()),
-    )
 
 
 def _encode_steps(steps: np.ndarray) -> dict[str, object]:

@@ -11,7 +11,7 @@ from reports.data.trial_table import decode_architecture
 from reports.formatting import loss_unit
 from rnn.codegen.module_code import generate_module
 from studies.space import BPTT_STEPS
-from studies.storage.queries import read_curves
+from studies.storage.curves import read_curves
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import to_printable
 

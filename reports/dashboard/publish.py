@@ -19,7 +19,8 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.best_trial_files import build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.formatting import effects_title, loss_unit
 from reports.stats.audited_effects import compute_study_effects
 from reports.stats.conditional_effects import (

@@ -1,20 +1,14 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 from optuna.trial import TrialState
 
-from reports.data.trial_table import (
-    PAUSED,
-    build_trial_table,
-    list_nuisance,
-    list_params,
-    read_source_trials,
-)
-from reports.errors import ReportError
+from reports.data.metric import HELD_OUT_LOSSES, VALUE, Metric
+from reports.data.trial_table import DIVERGED, PAUSED, list_nuisance, list_params
 from reports.formatting import (
     OPTIMIZER_NAMES,
     format_param,
@@ -22,7 +16,6 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
-from reports.output import study_identity
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -33,54 +26,14 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
-from studies.loader import read_study_record
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
-from studies.storage.open import load_study
-from studies.storage.queries import (
-    read_audit_looks,
-    read_curves,
-    read_eval_windows,
-    read_trials,
-)
-from studies.storage.storage import LeasedRDBStorage
 from studies.training import (
     OPTIMIZER_PARAMS,
     TRAINING_PARAMS,
     TrainingSettings,
     uses_setting,
 )
-
-_VALUE = "value"
-
-_HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Number by which the architectures of a study are ranked.
-
-    Attributes:
-        column: column of the trial table that has it.
-        name: its name, for a reader.
-        unit: its unit.
-        split: held-out split whose evaluation windows compare the runs.
-    """
-
-    column: str
-    name: str
-    unit: str
-    split: str
-
-    @property
-    def axis_title(self) -> str:
-        """Title of an axis of it."""
-        return f"{self.name} ({self.unit})"
-
-    @property
-    def is_value(self) -> bool:
-        """Whether it is the value of the study's objective."""
-        return self.column == _VALUE
 
 
 @dataclass(frozen=True)
@@ -96,7 +49,8 @@ class Results:
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
             the parameters (BPTT steps always among them; missing where the trial lacks one), and
             the attributes that the trial recorded.
-        curves: one row per log point: ``number``, ``step``, ``loss`` (in nats per token).
+        curves: one row per log point: ``number``, ``step``, ``loss`` (in nats per token), of the
+            trials whose curves were read.
         sources: of a refinement, one row per complete trial of its source, indexed by number:
             ``value``, by this study's objective, and the parameters.
         tokenizer: the tokenizer of the corpus.
@@ -108,6 +62,8 @@ class Results:
         replicates: further runs of its architectures, of other studies, see
             :func:`reports.data.replicates.find_replicates`; None if there are none.
         looks: planned looks at replicates so far.
+        stored_ends: lengths of the curves of all trials; None if all curves were read.
+        stored_early_losses: loss of each trial at the common step; None if all curves were read.
     """
 
     name: str
@@ -125,6 +81,13 @@ class Results:
     identity: str = ""
     replicates: pd.DataFrame | None = None
     looks: list[LookRecord] = field(default_factory=list)
+    stored_ends: pd.DataFrame | None = None
+    stored_early_losses: "pd.Series[float] | None" = None
+
+    @cached_property
+    def computed(self) -> dict[Any, Any]:
+        """Statistics of these results that several parts of a page show, by what they are."""
+        return {}
 
     @cached_property
     def all_parameters(self) -> list[str]:
@@ -215,11 +178,11 @@ class Results:
         """
         complete = self.complete
         if self.has_replicates:
-            for split, name in _HELD_OUT_LOSSES.items():
+            for split, name in HELD_OUT_LOSSES.items():
                 column = f"{split}_bits_per_byte"
                 if len(complete) and complete[column].notna().all():
                     return Metric(column, name, "bits per byte", split)
-        return Metric(_VALUE, objective_name(self.config), loss_unit(self.config), "validation")
+        return Metric(VALUE, objective_name(self.config), loss_unit(self.config), "validation")
 
     @property
     def training_code(self) -> dict[str, list[int]]:
@@ -290,6 +253,29 @@ class Results:
         """Rows of the complete trials."""
         return self.table[self.table["state"] == TrialState.COMPLETE.name]
 
+    @cached_property
+    def curve_ends(self) -> pd.DataFrame:
+        """Length of each curve, indexed by trial: ``points`` and ``last_step``."""
+        if self.stored_ends is not None:
+            return self.stored_ends
+        by_trial = self.curves.groupby("number")["step"]
+        return pd.DataFrame({"points": by_trial.size(), "last_step": by_trial.max()})
+
+    @property
+    def common_step(self) -> int:
+        """Last step that all trials with a curve have reached, failed ones aside; 0 for none."""
+        failed = self.table.index[self.table["state"].isin([DIVERGED, TrialState.FAIL.name])]
+        reached = self.curve_ends["last_step"].drop(failed, errors="ignore")
+        return int(reached.min()) if len(reached) else 0
+
+    @property
+    def early_losses(self) -> "pd.Series[float]":
+        """Loss of each trial at the common step, as far as it has reached it."""
+        if self.stored_early_losses is not None:
+            return self.stored_early_losses
+        early = self.curves[self.curves["step"] == self.common_step]
+        return early.set_index("number")["loss"]
+
     @property
     def counts(self) -> TrialCounts:
         """Number of trials in each state."""
@@ -300,60 +286,3 @@ class Results:
         by_state["waiting"] += paused
         failed = int(counts.get(TrialState.FAIL.name, 0))
         return TrialCounts(**by_state, failed=failed, paused=paused)
-
-
-def read_results(
-    storage: LeasedRDBStorage,
-    name: str,
-    with_curves: Collection[int] | None = None,
-    with_windows: bool = True,
-    require_complete: bool = True,
-) -> Results:
-    """Read the results of a study.
-
-    Args:
-        storage: storage of the study.
-        name: name of the study.
-        with_curves: numbers of the trials whose curves are read; all by default.
-        with_windows: whether the losses on each evaluation window are read.
-        require_complete: whether to reject a study in which no trial is complete yet.
-
-    Raises:
-        StudyNotFoundError: if the study is missing.
-        StudyFormatError: if another program or version stored it.
-        ReportError: if no trial is complete, and one has to be.
-    """
-    study = load_study(storage, name)
-    record = read_study_record(study)
-    config = record.config
-    trials = read_trials(storage, study._study_id)
-    if not trials:
-        raise ReportError(f"study {name!r} has no grid trial: expected one or more")
-    results = Results(
-        name=name,
-        config=config,
-        corpus=record.corpus,
-        commands=record.commands,
-        table=build_trial_table(trials, config),
-        curves=pd.DataFrame(
-            read_curves(storage, study._study_id, with_curves), columns=["number", "step", "loss"]
-        ),
-        sources=read_source_trials(storage, config),
-        tokenizer=record.tokenizer,
-        hypotheses=record.hypotheses,
-        audit_looks=read_audit_looks(storage, study._study_id) if config.pruning.enabled else {},
-        audit_nuisance=record.audit_nuisance,
-        identity=study_identity(storage.engine.url, name, record.artifact_folder),
-        looks=record.looks,
-    )
-    counts = results.counts
-    if require_complete and not counts.complete:
-        found = f"{counts.running} of {counts.planned} running): run the search first"
-        if counts.finished == counts.planned:
-            found = f"all {counts.planned} ended without a loss): see --status"
-        raise ReportError(f"study {name!r} has no complete trial ({found}")
-    if not with_windows:
-        return results
-    return replace(
-        results, windows=read_eval_windows(storage, study._study_id, results.metric.split)
-    )

@@ -66,18 +66,53 @@ _NULLABLE = {bool: "boolean", int: "Int64", float: "float64"}
 """Types of columns with missing values."""
 
 
-def build_trial_table(trials: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
-    """Build the trial table, see :class:`reports.data.results.Results`."""
-    params = _resolve_params(trials, config)
-    values = {name: {row.get(name) for row in params} for name in TRAINING_PARAMS}
-    varied = {name for name, found in values.items() if len(found) > 1}
-    varied |= {BPTT_STEPS} if values[BPTT_STEPS] != {1} else set()
-    nuisance = set(list_nuisance(config, params))
-    rows = [
-        _make_row(trial, each, config, varied - nuisance, nuisance)
-        for trial, each in zip(trials, params, strict=True)
-    ]
-    table = set_param_types(pd.DataFrame(rows).set_index("number"), params)
+class TableBuilder:
+    """Builds the trial table of a study, see :class:`reports.data.results.Results`.
+
+    Rows of trials that are the same objects as in the last call are not built again.
+    """
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        self._rows: dict[int, tuple[TrialRow, dict[str, Any], dict[str, Any]]] = {}
+
+    def build(self, trials: Sequence[TrialRow], config: StudyConfig) -> pd.DataFrame:
+        """Build the table of a study's trials."""
+        names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
+        params = [self._resolve(trial, config, names) for trial in trials]
+        values = {name: {row.get(name) for row in params} for name in TRAINING_PARAMS}
+        varied = {name for name, found in values.items() if len(found) > 1}
+        varied |= {BPTT_STEPS} if values[BPTT_STEPS] != {1} else set()
+        nuisance = set(list_nuisance(config, params))
+        context = config, names, varied, nuisance
+        kept = self._rows if self._context == context else {}
+        rows = {
+            trial.number: (trial, each, kept[trial.number][2])
+            if trial.number in kept and kept[trial.number][0] is trial
+            else (trial, each, _make_row(trial, each, config, varied - nuisance, nuisance))
+            for trial, each in zip(trials, params, strict=True)
+        }
+        self._context, self._rows = context, rows
+        return _arrange([row for _, _, row in rows.values()], params)
+
+    def _resolve(
+        self, trial: TrialRow, config: StudyConfig, names: Collection[str]
+    ) -> dict[str, Any]:
+        """Return a trial's parameters: all that some trial has and that apply, and BPTT steps."""
+        if self._context is not None and self._context[:2] == (config, names):
+            known, params, _ = self._rows.get(trial.number, (None, {}, {}))
+            if known is trial:
+                return params
+        return resolve_params(trial.params, config, names)
+
+
+def _arrange(
+    rows: Sequence[Mapping[str, Any]], params: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Return the frame of some rows, the best trial first."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name, np.nan) for row in rows] for name in names}
+    table = set_param_types(pd.DataFrame(columns).set_index("number"), params)
     for column in _NUMERIC:  # absent from older trials, and from those that plain Optuna drives
         table[column] = pd.to_numeric(table[column]) if column in table else np.nan
     # By value first, then trials that ended without one, then those that have not ended.
@@ -181,12 +216,6 @@ def to_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _resolve_params(trials: Sequence[TrialRow], config: StudyConfig) -> list[dict[str, Any]]:
-    """Return each trial's parameters: all that some trial has and that apply, and BPTT steps."""
-    names = {BPTT_STEPS, *(name for trial in trials for name in trial.params)}
-    return [resolve_params(trial.params, config, names) for trial in trials]
-
-
 def _make_row(
     trial: TrialRow,
     params: Mapping[str, Any],
@@ -233,13 +262,26 @@ def _value_by(objective: str, trial: TrialRow, config: StudyConfig) -> float | N
     return recorded
 
 
-def format_conditions(rows: pd.DataFrame) -> str:
-    """Format what the computing time of runs depends on; "" if it differs between them."""
+def list_conditions(rows: pd.DataFrame) -> dict[str, str]:
+    """List what the computing time of each architecture's runs depends on.
+
+    It is "" where it is not recorded, or differs between runs of the architecture.
+    """
     names = ["device", "host", "precision", "threads", "lockstep"]
-    found = rows.reindex(columns=names).fillna({"lockstep": 1}).drop_duplicates()
-    if len(found) != 1 or found.isna().any(axis=None):
-        return ""
-    device, host, precision, threads, lockstep = found.iloc[0]
+    recorded = rows.reindex(columns=names).fillna({"lockstep": 1})
+    found: dict[str, set[tuple[Any, ...]]] = {}
+    for label, *conditions in zip(
+        rows["architecture"], *(recorded[name].tolist() for name in names), strict=True
+    ):
+        is_known = not any(map(is_missing, conditions))
+        found.setdefault(str(label), set()).add(tuple(conditions) if is_known else ())
+    return {
+        label: _format_conditions(*next(iter(each))) if len(each) == 1 and () not in each else ""
+        for label, each in found.items()
+    }
+
+
+def _format_conditions(device: str, host: str, precision: str, threads: int, lockstep: int) -> str:
     return (
         f"{device} of {host}, {precision}, {format_count(int(threads), 'thread')}, "
         f"{format_count(int(lockstep), 'network')} in lockstep"

@@ -23,7 +23,8 @@ from pygments.lexers import PythonLexer
 
 from reports.charts.chart import Chart
 from reports.charts.effect_plots import effect_color
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import (
     format_count,
@@ -92,7 +93,7 @@ def write_report(
         ReportError: if a study has no complete trial, or the file cannot be written or replaced.
     """
     with closing(read_storage(storage_url)) as storage:
-        results = [read_results(storage, name) for name in names]
+        results = [read_results(storage, name, drawn_only=True) for name in names]
     return write_page(results, output, refresh_seconds)
 
 

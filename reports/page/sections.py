@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -30,7 +31,13 @@ from reports.charts.importances import (
 )
 from reports.charts.outcome_plots import OutcomeSubset, compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
-from reports.charts.training_plots import list_color_schemes, plot_curves, plot_timeline
+from reports.charts.timeline_plot import chart_timeline
+from reports.charts.training_plots import (
+    describe_drawn_curves,
+    list_color_schemes,
+    plot_curves,
+)
+from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
 from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
@@ -155,6 +162,14 @@ class Section:
         return summary.entries if self.results.has_replicates else summary.leaderboard
 
     @property
+    def listed_trials(self) -> list[dict[Any, Any]]:
+        """Rows of the trials that the page lists, the best first."""
+        rows: list[dict[Any, Any]] = (
+            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
+        )
+        return rows
+
+    @property
     def has_recall(self) -> bool:
         """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
         return bool(self.results.complete["recall_accuracy"].notna().any())
@@ -265,7 +280,7 @@ def build_section(results: Results, references: Sequence[BaselineReference] = ()
         if source_comparison
         else None,
         variants=compute_variant_effects(source_comparison) if source_comparison else [],
-        timeline=_chart_timeline(results),
+        timeline=chart_timeline(results),
         cost_params=cost_params,
         costs=_summarize_costs(results, cost_params),
         costs_and_losses=fronts,
@@ -302,14 +317,12 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
     if results.curves.empty:
         return None
     figure = plot_curves(results, references)
-    n_drawn, n_curves = len(figure.data), results.curves["number"].nunique()
     caption = (
         "Smoothed training loss. Hover to see the architecture; click a curve to isolate it, and "
         f"press Escape or click elsewhere to show all again. Thick lines: the ten of lowest "
         f"{objective_name(results.config)}."
     )
-    if n_drawn < n_curves:
-        caption += f" {n_drawn:,} of {n_curves:,} curves are drawn."
+    caption += describe_drawn_curves(results, figure)
     legend = describe_references(references, "training_loss")
     if legend:
         caption = f"{caption}{legend} {describe_training_differences(references)}".strip()
@@ -319,19 +332,6 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
         alt_text.describe_curves(results) + legend,
         caption,
         color_schemes=list_color_schemes(results),
-    )
-
-
-def _chart_timeline(results: Results) -> Chart | None:
-    figure = plot_timeline(results)
-    if not figure.data:
-        return None
-    return Chart(
-        "Timeline of the workers",
-        figure,
-        alt_text.describe_timeline(results.table),
-        "A trial that was resumed is drawn where it ended.",
-        width=520,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports.data.results import Results
-from reports.data.trial_table import format_conditions
+from reports.data.trial_table import list_conditions
 from reports.stats.ranking import average_columns
 from rnn.config import BASELINE_CELLS
 from studies.config import StudyConfig
@@ -29,7 +29,7 @@ class BaselineReference:
             evaluated on other windows.
         parameter_count: number of weights and biases.
         seconds: mean computing time of a run.
-        conditions: what the time depends on, :func:`reports.data.trial_table.format_conditions`.
+        conditions: what the time depends on, :func:`reports.data.trial_table.list_conditions`.
     """
 
     label: str
@@ -102,7 +102,7 @@ def _find_in_study(
     known = rows.drop_duplicates("architecture").set_index("architecture")[keys]
     means = known.join(average_columns(rows, columns)).rename_axis("architecture").reset_index()
     best = means.loc[means.groupby(keys)["value"].idxmin()]
-    conditions = {label: format_conditions(runs) for label, runs in rows.groupby("architecture")}
+    conditions = list_conditions(rows)
     ours, theirs = results.config, other.config
     # Values are comparable by the same objective, held-out losses on the same windows.
     is_training_loss = metric.is_value and ours.objective != "validation"

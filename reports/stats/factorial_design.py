@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from reports.formatting import is_missing
 from reports.stats.contrast import Contrast, list_conditional_params, pair_values
-from reports.stats.noise_regions import Integers, Runs
+from reports.stats.interaction_model import Integers
+from reports.stats.noise_regions import Runs
 from studies.space import REPLICATE
 
 Flags = NDArray[np.bool_]
+
+_MAX_KEY = 2**62
+"""Product of the parameters' values up to which contexts are numbered at once."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,15 @@ class FactorialDesign:
     def number_contexts(self, without: frozenset[str]) -> Integers:
         """Number the trials: equal numbers for equal values of the remaining parameters."""
         if without not in self._contexts:
-            keys = np.zeros(len(self.codes), dtype=np.int64)
+            keys, bound = np.zeros(len(self.codes), dtype=np.int64), 1
             for i, (name, values) in enumerate(self.axes.items()):
                 if name not in without:
+                    if bound > _MAX_KEY // (len(values) + 1):
+                        keys = np.unique(keys, return_inverse=True)[1]
+                        bound = len(keys)
                     keys = keys * (len(values) + 1) + self.codes[:, i] + 1
-                    # Renumbered at once: the product of all parameters' values may not fit.
-                    keys = np.unique(keys, return_inverse=True)[1]
-            self._contexts[without] = keys
+                    bound *= len(values) + 1
+            self._contexts[without] = np.unique(keys, return_inverse=True)[1]
         return self._contexts[without]
 
     def list_own(self, contrast: Contrast) -> frozenset[str]:

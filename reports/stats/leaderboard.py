@@ -12,7 +12,7 @@ from reports.stats.pairwise_comparison import (
     Difference,
     LossesByRun,
     compare_pairwise,
-    compute_difference,
+    compute_differences,
     find_difference,
 )
 from reports.stats.planned_looks import limit_runs, sort_by_mean, take_look
@@ -182,11 +182,11 @@ def _compare_with_best(
     windows = {entry.label: results.windows.get(entry.number, []) for entry in entries}
     best, *others = entries
     count = len(windows[best.label])
-    return {
-        other.label: compute_difference({0: windows[other.label]}, {0: windows[best.label]})
-        for other in others
-        if count and len(windows[other.label]) == count
-    }
+    compared = [other.label for other in others if count and len(windows[other.label]) == count]
+    gaps = compute_differences(
+        ({0: windows[label]} for label in compared), {0: windows[best.label]}
+    )
+    return dict(zip(compared, gaps, strict=True))
 
 
 def list_losses(results: Results) -> dict[str, LossesByRun]:

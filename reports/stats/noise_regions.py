@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
+
+from reports.stats.interaction_model import Floats, Integers, fit_columns
 
 MIN_DEGREES = 5
 """Degrees of freedom needed to estimate a variance."""
@@ -29,12 +30,6 @@ It is higher because the only consequence is that no variance is assumed for the
 
 MIN_ADDED = 3
 """Degrees of freedom needed to notice that the trials of a rare value vary more than others."""
-
-MAX_COLUMNS = 600
-"""Maximum number of columns of the linear model; interactions that would exceed it are left out."""
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,41 +61,6 @@ class ResidualModel(Protocol):
 
 
 @dataclass(frozen=True)
-class InteractionModel:
-    """Linear model of the values with the interactions of up to three or two parameters.
-
-    Attributes:
-        codes: (trials, parameters), index of each parameter's value; -1 where a trial lacks it.
-        values: (trials,), NaN where there is none.
-    """
-
-    codes: Integers
-    values: Floats
-    orders: tuple[int, ...] = (3, 2)
-
-    def fit(self, trials: Integers, order: int) -> tuple[float, float]:
-        """Fit by least squares; zeros if the model has too many columns or fits exactly."""
-        known = trials[~np.isnan(self.values[trials])]
-        codes = self.codes[known]
-        mains = [codes[:, [i]] == np.unique(codes[:, i]) for i in range(codes.shape[1])]
-        mains = [columns for columns in mains if columns.shape[1] > 1]
-        products = [np.ones((len(codes), 1), dtype=bool)]
-        for size in range(1, order + 1):
-            for chosen in itertools.combinations(mains, size):
-                product = chosen[0]
-                for other in chosen[1:]:
-                    product = (product[:, :, None] & other[:, None, :]).reshape(len(codes), -1)
-                products.append(product[:, product.any(axis=0)])
-                if products[-1].shape[1] >= min(len(codes), MAX_COLUMNS + 1):
-                    return 0.0, 0.0  # the columns of one product are independent
-        # Parameters that only some trials have give equal columns.
-        design = np.unique(np.hstack(products), axis=1)
-        if design.shape[1] > MAX_COLUMNS:
-            return 0.0, 0.0
-        return _fit(design, self.values[known])
-
-
-@dataclass(frozen=True)
 class ReplicateModel:
     """Architectures and replicates as additive factors: what a text order changes is no noise.
 
@@ -122,7 +82,7 @@ class ReplicateModel:
         architecture = np.unique(self.runs.codes[is_known], axis=0, return_inverse=True)[1].ravel()
         replicate = np.unique(self.runs.replicates[is_known], return_inverse=True)[1]
         factors = [each[:, None] == np.arange(each.max() + 1) for each in (architecture, replicate)]
-        return _fit(np.hstack(factors), self.runs.values[is_known])
+        return fit_columns(np.hstack(factors).astype(float), self.runs.values[is_known])
 
 
 def fit(model: ResidualModel, trials: Integers) -> tuple[float, float]:
@@ -239,19 +199,3 @@ def _test_excess(
             found.append(float(stats.f.sf(ratio, added, degrees)))
             most = max(most, added)
     return min(found) * len(found) if found else math.nan, most
-
-
-def _fit(design: NDArray[np.bool_], values: Floats) -> tuple[float, float]:
-    """Fit values by least squares; return the residual sum of squares and degrees of freedom."""
-    columns = design.astype(float)
-    centered = values - values.mean() if len(values) else values
-    if columns.shape[1] > len(columns):  # the smaller of both products has the same rank
-        scales, basis = np.linalg.eigh(columns @ columns.T)
-        kept = scales > 1e-9 * scales.max(initial=0)
-        residuals = centered - basis[:, kept] @ (basis[:, kept].T @ centered)
-    else:
-        scales, basis = np.linalg.eigh(columns.T @ columns)
-        kept = scales > 1e-9 * scales.max(initial=0)
-        coefficients = basis[:, kept] @ ((basis[:, kept].T @ (columns.T @ centered)) / scales[kept])
-        residuals = centered - columns @ coefficients
-    return float(residuals @ residuals), float(len(values) - kept.sum())

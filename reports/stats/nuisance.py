@@ -187,6 +187,14 @@ def build_judged_table(results: Results, fixed: Mapping[str, Any] | None = None)
         results: results of the study; without nuisance parameters, each trial is judged.
         fixed: values of nuisance parameters; the best is chosen among the trials that have them.
     """
+    key = "judged table", *(fixed or {}).items()
+    if key not in results.computed:
+        results.computed[key] = _arrange_judged(results, fixed)
+    table: FactorialTable = results.computed[key]
+    return table
+
+
+def _arrange_judged(results: Results, fixed: Mapping[str, Any] | None) -> FactorialTable:
     rows = results.table
     for name, value in (fixed or {}).items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]

@@ -179,8 +179,16 @@ def find_difference(
 
 def compute_difference(first: LossesByRun, second: LossesByRun) -> Difference:
     """Compute the difference of two architectures over their common runs, without a test."""
-    (difference,) = _estimate([_subtract(first, second)], 2)
+    (difference,) = compute_differences([first], second)
     return difference
+
+
+def compute_differences(each: Iterable[LossesByRun], other: LossesByRun) -> list[Difference]:
+    """Compute the difference of each architecture to another one, without a test.
+
+    Their losses have the same number of windows.
+    """
+    return _estimate([_subtract(losses, other) for losses in each], 2)
 
 
 def _subtract(first: LossesByRun, second: LossesByRun) -> Floats:
@@ -197,7 +205,7 @@ def _estimate(differences: Sequence[Floats], architectures: int) -> list[Differe
     counted = [each for each in differences if each.size]
     if not counted:
         return [_nothing() for _ in differences]
-    squares = MeanSquares(*np.transpose([compute_mean_squares(each) for each in counted]))
+    squares = _compute_squares(counted)
     runs = np.array([len(each) for each in counted])
     windows = counted[0].shape[1]
     errors, freedom = estimate_errors(squares, runs, windows, architectures)
@@ -211,6 +219,17 @@ def _estimate(differences: Sequence[Floats], architectures: int) -> list[Differe
         pair = tuple(zip(error.tolist(), free.tolist(), strict=True))
         result.append(Difference(float(mean), pair, int(count), windows))
     return result
+
+
+def _compute_squares(differences: Sequence[Floats]) -> MeanSquares:
+    """Compute the mean squares (P,) of each pair's differences (R, W), at once for each shape."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, each in enumerate(differences):
+        places.setdefault(each.shape, []).append(i)
+    squares = np.empty((len(MeanSquares._fields), len(differences)))
+    for chosen in places.values():
+        squares[:, chosen] = compute_mean_squares(np.stack([differences[i] for i in chosen]))
+    return MeanSquares(*squares)
 
 
 def _nothing() -> Difference:

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from reports.data.results import Results
-from reports.data.trial_table import format_conditions
+from reports.data.trial_table import list_conditions
 from reports.stats.baseline_references import BaselineReference
 from reports.stats.leaderboard import StudySummary
 from reports.stats.paired_difference import CONFIDENCE
@@ -136,8 +136,7 @@ def summarize_costs(
     metric = results.metric
     comparison = summary.comparison
     is_replicated = comparison is not None and comparison.generalizes_over_runs
-    groups = results.judge(results.complete).groupby("architecture")
-    conditions = {str(label): format_conditions(runs) for label, runs in groups}
+    conditions = list_conditions(results.judge(results.complete))
     known = Counter(text for text in conditions.values() if text)
     (common, _), *_ = known.most_common(1) or [("", 0)]
     costed = {
@@ -156,7 +155,7 @@ def summarize_costs(
     if is_replicated:
         worse = [each.label for each in summary.entries if each.verdict is Verdict.WORSE]
         compared = ReplicatedComparisons(summary.comparisons, worse)
-    elif windows := _windows(results, summary.entries, list(costed)):
+    elif windows := _windows(results, summary.entries, costed):
         compared = SingleRunComparisons(windows)
     if compared is None:
         return None
@@ -206,10 +205,11 @@ class ReplicatedComparisons:
     def __init__(self, comparisons: Sequence[Comparison], worse: Collection[str] = ()) -> None:
         self._comparisons = comparisons
         self._worse = frozenset(worse)
+        self._known = {name for each in comparisons for name in each.names}
 
     def knows(self, label: str) -> bool:
         """Return whether an architecture was compared."""
-        return any(label in each.names for each in self._comparisons)
+        return label in self._known
 
     def gap(self, label: str, best: str) -> Difference | None:
         """Return the difference of an architecture to the best."""
@@ -232,29 +232,28 @@ class SingleRunComparisons:
 
     def __init__(self, windows: Mapping[str, Sequence[float]]) -> None:
         self._labels = list(windows)
+        self._places = {label: i for i, label in enumerate(windows)}
         self._losses = np.array([windows[label] for label in self._labels])  # (N, W)
 
     def knows(self, label: str) -> bool:
         """Return whether an architecture was evaluated on the windows."""
-        return label in self._labels
+        return label in self._places
 
     def gap(self, label: str, best: str) -> Difference | None:
         """Return the difference of an architecture to the best."""
-        first, second = (
-            {0: self._losses[self._labels.index(each)].tolist()} for each in (label, best)
-        )
+        first, second = ({0: self._losses[self._places[each]].tolist()} for each in (label, best))
         return compute_difference(first, second)
 
     def find_worse(self, label: str) -> set[str]:
         """Return the architectures that are worse than one beyond the variation over text."""
-        d = self._losses - self._losses[self._labels.index(label)]  # (N, W)
+        d = self._losses - self._losses[self._places[label]]  # (N, W)
         count = d.shape[1]
         half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * d.std(axis=1, ddof=1) / count**0.5
         return {self._labels[i] for i in np.flatnonzero(d.mean(axis=1) > half)}
 
 
 def _windows(
-    results: Results, entries: Sequence[LeaderboardEntry], labels: Sequence[str]
+    results: Results, entries: Sequence[LeaderboardEntry], labels: Collection[str]
 ) -> dict[str, list[float]]:
     """Return the losses on each window of the architectures that have the most common number."""
     found = {

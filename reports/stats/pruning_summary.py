@@ -47,12 +47,10 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     kept = top_count(settings.keep, len(table))
     pruned = table[table["state"] == TrialState.PRUNED.name]
     rungs = pruned.groupby("rung")["keep_probability"].agg(["size", "sum"]).reset_index()
-    last_steps = results.curves.groupby("number")["step"].max()
+    last_steps, common_step = results.curve_ends["last_step"], results.common_step
     failed = table.index[table["state"].isin([DIVERGED, TrialState.FAIL.name])]
     reached = last_steps.drop(failed, errors="ignore")
-    common_step = int(reached.min()) if len(reached) else 0
-    early = results.curves[results.curves["step"] == common_step].set_index("number")["loss"]
-    early_table = table.assign(value=early.reindex(table.index))
+    early_table = table.assign(value=results.early_losses.reindex(table.index))
     is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
     return PruningSummary(

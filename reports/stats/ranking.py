@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -113,11 +115,13 @@ def rank_architectures(
     rows = results.judge(results.complete if rows is None else rows)
     column, names = results.metric.column, [*results.nuisance, *results.carried]
     means = average_columns(rows, [column, "value", "validation_bits_per_byte"])
+    adjusted = means.to_dict("index")
+    by_label: dict[str, list[dict[Any, Any]]] = {}
+    for run in rows.sort_values("value", kind="stable").reset_index().to_dict("records"):
+        by_label.setdefault(str(run["architecture"]), []).append(run)
     entries = [
-        _make_entry(
-            results.config, str(label), runs, means.loc[str(label)].to_dict(), column, names
-        )
-        for label, runs in rows.groupby("architecture")
+        _make_entry(results.config, label, runs, adjusted[label], column, names)
+        for label, runs in by_label.items()
     ]
     return sorted(entries, key=lambda entry: (entry.mean, entry.number))
 
@@ -137,25 +141,24 @@ def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 def _make_entry(
     config: StudyConfig,
     label: str,
-    runs: pd.DataFrame,
+    runs: Sequence[Mapping[Any, Any]],
     means: Mapping[Any, float],
     column: str,
     nuisance: Sequence[str],
 ) -> LeaderboardEntry:
-    """Describe an architecture by its runs and their adjusted means."""
-    runs = runs.sort_values("value", kind="stable")
-    losses, best = runs[column], runs.iloc[0]
-    samples = runs["sample"].dropna()
-    profiles = [read_profile(row) for row in runs.to_dict("records")]
-    mean, std = means[column], float(losses.std())
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, len(runs) - 1)))
+    """Describe an architecture by its runs, that of the least value first, and adjusted means."""
+    losses, best = [float(run[column]) for run in runs], runs[0]
+    samples = [run for run in runs if isinstance(run["sample"], str)]
+    profiles = [read_profile(run) for run in runs]
+    mean, std = means[column], float(np.std(losses, ddof=1)) if len(runs) > 1 else math.nan
+    quantile = _quantile(max(1, len(runs) - 1))
     half_width = quantile * std / math.sqrt(len(runs))
     return LeaderboardEntry(
         label=label,
         architecture=decode_architecture(best, config),
         bptt_steps=int(best[BPTT_STEPS]),
-        number=int(runs.index[0]),
-        losses=losses.tolist(),
+        number=int(best["number"]),
+        losses=losses,
         mean=mean,
         std=std,
         low=mean - half_width,
@@ -163,12 +166,23 @@ def _make_entry(
         value=means["value"],
         validation_bits_per_byte=means["validation_bits_per_byte"],
         validation_stderr=float(best["validation_stderr"]) if len(runs) == 1 else math.nan,
-        parameter_count=float(runs["parameter_count"].mean()),
-        seconds=float(runs["seconds"].mean()),
+        parameter_count=_mean(run["parameter_count"] for run in runs),
+        seconds=_mean(run["seconds"] for run in runs),
         source_trials=best[SOURCE_TRIALS] or [],
-        sample=samples.iloc[0] if len(samples) else None,
-        sample_trial=int(samples.index[0]) if len(samples) else None,
+        sample=samples[0]["sample"] if samples else None,
+        sample_trial=int(samples[0]["number"]) if samples else None,
         best_values=list_params(best, nuisance),
         context=average_profiles([each for each in profiles if each]) if all(profiles) else None,
-        recall_accuracy=float(runs["recall_accuracy"].mean()),
+        recall_accuracy=_mean(run["recall_accuracy"] for run in runs),
     )
+
+
+@cache
+def _quantile(degrees: int) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean of the values that are known; NaN without any."""
+    known = [float(value) for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan

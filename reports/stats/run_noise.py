@@ -19,15 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from reports.stats.noise_regions import (
-    Floats,
-    Integers,
-    InteractionModel,
-    ReplicateModel,
-    Runs,
-    fit,
-    split,
-)
+from reports.stats.interaction_model import Floats, Integers, InteractionModel
+from reports.stats.noise_regions import ReplicateModel, Runs, fit, split
 from studies.run_means import RunMeans
 
 

@@ -23,7 +23,7 @@ from scipy.special import ndtr
 
 from reports.data.results import Results
 from reports.stats.effects import FactorialTable
-from reports.stats.noise_regions import Floats, Integers
+from reports.stats.interaction_model import Floats, Integers
 from reports.stats.run_noise import RunNoise
 
 _GRID = np.linspace(-6, 6, 193)
@@ -54,15 +54,14 @@ def judge_unbiased(
     judged = results.judge(rows)
     if len(judged) == len(rows):
         return judged, None
-    # The noise is that of all trials, of which the rows may be those at some nuisance values.
-    table = FactorialTable.from_frame(results.table, results.axes, replicates)
-    if table.noise is None:
+    noise = _estimate_noise(results, replicates)
+    if noise is None:
         return judged, None
     places = pd.Series(range(len(results.table)), results.table.index)
     names = [name for name in results.all_parameters if name not in results.nuisance]
     known = rows[rows["value"].notna()]
     architectures = known.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-    noise, place = table.noise, places[known.index].to_numpy()
+    place = places[known.index].to_numpy()
     expected, slopes = estimate_selected(
         known["value"].to_numpy(dtype=float),
         np.sqrt(noise.variances[noise.regions[place]]),
@@ -73,6 +72,16 @@ def judge_unbiased(
     regions = noise.regions[places[judged.index].to_numpy()]
     selected = replace(noise, regions=regions, slopes=frame["slope"].fillna(0).to_numpy())
     return judged.assign(value=frame["value"]), selected
+
+
+def _estimate_noise(results: Results, replicates: pd.DataFrame | None) -> RunNoise | None:
+    """Estimate the noise of all trials, of which the rows may be those at some nuisance values."""
+    key = "noise of all trials", replicates is None
+    if key not in results.computed:
+        table = FactorialTable.from_frame(results.table, results.axes, replicates)
+        results.computed[key] = table.noise
+    noise: RunNoise | None = results.computed[key]
+    return noise
 
 
 def estimate_selected(

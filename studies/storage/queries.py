@@ -36,7 +36,6 @@ from studies.storage.damage import (
 )
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
-    INTERMEDIATE_VALUES,
     STUDY_SYSTEM_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
@@ -246,51 +245,6 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
         if trial.value is not None:
             raise ValueError("it has several values")
         trial.value = parse_value(value, kind, "value")
-
-
-@reports_damage
-def read_curves(
-    storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None = None
-) -> list[tuple[int, int, float]]:
-    """Read the intermediate values of grid trials.
-
-    Args:
-        storage: storage that holds the study.
-        study_id: id of the study.
-        numbers: numbers of the trials; None for all.
-
-    Returns:
-        Tuples (number, step, value), ordered by number and step; values that are not finite are
-        NaN. A damaged curve is left out with a warning.
-    """
-    query = (
-        sa.select(
-            raw(TRIALS.c.number),
-            raw(INTERMEDIATE_VALUES.c.step),
-            raw(INTERMEDIATE_VALUES.c.intermediate_value),
-            raw(INTERMEDIATE_VALUES.c.intermediate_value_type),
-        )
-        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, is_grid_trial())
-        .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
-    )
-    if numbers is not None:
-        query = query.where(TRIALS.c.number.in_(numbers))
-    damaged = DamagedTrials()
-    points: list[tuple[int, int, float]] = []
-    with storage.reading() as connection:
-        for number, step, value, kind in connection.execute(query):
-            try:
-                parse_integer(step, "step")
-                loss = parse_value(value, kind, f"loss at step {step}")
-            except READ_ERRORS as error:
-                damaged.add(number, error)
-            else:
-                points.append((number, step, loss if math.isfinite(loss) else math.nan))
-    damaged.report(storage, study_id)
-    if not damaged.reasons:
-        return points
-    return [point for point in points if point[0] not in damaged.reasons]
 
 
 @reports_damage

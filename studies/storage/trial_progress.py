@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from optuna.trial import TrialState
@@ -15,8 +15,6 @@ from studies.storage.damage import (
     DamagedTrials,
     name_trial,
     parse_integer,
-    parse_state,
-    raw,
     reports_damage,
 )
 from studies.storage.storage import LeasedRDBStorage
@@ -27,6 +25,7 @@ from studies.storage.trial_rows import (
     TRIALS,
     has_system_attr,
 )
+from studies.storage.trial_stamps import TrialStamp, parse_stamp, select_stamps
 
 _MAX_IDS = 500
 """Number of trials from which those of the whole study are read: a statement names no more."""
@@ -67,30 +66,6 @@ class TrialProgress:
     audit: AuditState | None = None
 
 
-class _Stamp(NamedTuple):
-    """What changes whenever a worker has written a trial's curve and left the trial.
-
-    A curve is written under a claim, which sets the start; a pause and the end have their times.
-    """
-
-    state: TrialState
-    started: str | None
-    completed: str | None
-    paused_since: str | None
-
-    @property
-    def is_paused(self) -> bool:
-        return self.state is TrialState.WAITING and self.paused_since is not None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether an equal stamp means an equal curve.
-
-        That of a running trial grows. One that was requeued has no start, as before it ran.
-        """
-        return self.is_paused or self.state.is_finished()
-
-
 @dataclass(frozen=True)
 class _Known:
     """What was read of a study.
@@ -104,7 +79,7 @@ class _Known:
     """
 
     trial_ids: Sequence[int] = ()
-    stamps: Mapping[int, _Stamp] = field(default_factory=dict)
+    stamps: Mapping[int, TrialStamp] = field(default_factory=dict)
     trials: Mapping[int, TrialProgress] = field(default_factory=dict)
     audited: Collection[int] = ()
     grid: Collection[int] = ()
@@ -145,11 +120,11 @@ def _read_progress(
     damaged = DamagedTrials()
     with storage.snapshot() as connection:
         numbers: dict[int, int] = {}
-        stamps: dict[int, _Stamp] = {}
-        for trial_id, number, state, *times in connection.execute(_select_stamps(study_id)):
+        stamps: dict[int, TrialStamp] = {}
+        for trial_id, number, *columns in connection.execute(select_stamps(study_id)):
             try:
                 numbers[trial_id] = parse_integer(number, "number")
-                stamps[trial_id] = _Stamp(parse_state(state), *times)
+                stamps[trial_id] = parse_stamp(columns)
             except READ_ERRORS as error:
                 numbers.pop(trial_id, None)
                 damaged.add(name_trial(trial_id, number), error)
@@ -188,25 +163,6 @@ def _read_progress(
     return _Known(trial_ids, stamps, trials, audited, is_grid)
 
 
-def _select_stamps(study_id: int) -> sa.Select[Any]:
-    """Return the query for (trial id, number, *stamp) of all trials, by number."""
-    since = TRIAL_SYSTEM_ATTRS.c
-    is_since = (since.trial_id == TRIALS.c.trial_id) & (since.key == PAUSED)
-    return (
-        sa.select(
-            TRIALS.c.trial_id,
-            raw(TRIALS.c.number),
-            raw(TRIALS.c.state),
-            sa.cast(TRIALS.c.datetime_start, sa.String),  # compared only, not parsed
-            sa.cast(TRIALS.c.datetime_complete, sa.String),
-            since.value_json,
-        )
-        .outerjoin(TRIAL_SYSTEM_ATTRS, is_since)
-        .where(TRIALS.c.study_id == study_id)
-        .order_by(TRIALS.c.number)
-    )
-
-
 def _read_marks(connection: Connection, study_id: int) -> tuple[set[int], set[int]]:
     """Read which trials are grid trials, and which of these are audited."""
     marks: dict[str, set[int]] = {IS_GRID_TRIAL: set(), AUDIT: set()}
@@ -220,7 +176,7 @@ def _read_marks(connection: Connection, study_id: int) -> tuple[set[int], set[in
 
 
 def _read_losses(
-    connection: Connection, study_id: int, rungs: Sequence[Rung], changed: Mapping[int, _Stamp]
+    connection: Connection, study_id: int, rungs: Sequence[Rung], changed: Mapping[int, TrialStamp]
 ) -> dict[int, list[float]]:
     """Read the losses at the rungs of trials that have passed one, by trial id."""
     queued = [
@@ -270,7 +226,7 @@ def _select_losses(
 
 
 def _read_values(
-    connection: Connection, study_id: int, changed: Mapping[int, _Stamp]
+    connection: Connection, study_id: int, changed: Mapping[int, TrialStamp]
 ) -> dict[int, float]:
     """Read the values of complete trials, by trial id."""
     complete = {key for key, stamp in changed.items() if stamp.state is TrialState.COMPLETE}

@@ -6,7 +6,7 @@ import pytest
 from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
 
 from reports.charts.comparison_plots import plot_replicates
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
 from reports.page.page import render_page

@@ -1,8 +1,11 @@
 """Figures of importances, curves and the timeline."""
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from factories import UNION, make_runs, make_study, make_union
 from optuna.importance import (
@@ -14,13 +17,12 @@ from optuna.trial import TrialState
 
 from reports.charts.importances import compute_importances
 from reports.charts.optuna_plots import to_optuna_study
+from reports.charts.timeline_plot import chart_timeline
 from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
-    plot_timeline,
-    select_drawn_curves,
 )
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.sections import build_section
 from studies.config import StudyConfig
 from studies.storage.open import read_storage
@@ -144,14 +146,69 @@ def test_curves_have_the_best_on_top_and_color_schemes(sqlite_url):
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_best_and_some_other_curves_are_drawn_if_there_are_too_many(sqlite_url, monkeypatch):
     make_study(sqlite_url, diverged=None)
-    monkeypatch.setattr("reports.charts.training_plots.MAX_CURVES", 4)
+    monkeypatch.setattr("reports.data.drawn_trials.MAX_DRAWN", 4)
+    results = read_results(read_storage(sqlite_url), "made", drawn_only=True)
+    assert set(results.curves["number"]) == {0, 1, 2, 7}
+    section = build_section(results)
+    assert len(section.curves.figure.data) == 4
+    assert "4 of 8 curves are drawn: the best 2, and 2 spread evenly" in section.curves.caption
+    assert "8 of 16 log points" in section.curves.caption
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_curves_are_drawn_alike_whether_all_are_read_or_those_drawn_only(sqlite_url):
+    make_study(sqlite_url)
+    storage = read_storage(sqlite_url)
+    whole, drawn = (
+        build_section(read_results(storage, "made", drawn_only=each)) for each in (False, True)
+    )
+    assert drawn.curves.figure == whole.curves.figure
+    assert drawn.curves.alt_text == whole.curves.alt_text
+    assert drawn.curves.caption == whole.curves.caption
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_thinned_curves_keep_their_least_and_last_losses(sqlite_url, monkeypatch):
+    make_study(sqlite_url, diverged=None)
+    monkeypatch.setattr("reports.charts.training_plots.MAX_POINTS", 4)
     results = read_results(read_storage(sqlite_url), "made")
-    assert select_drawn_curves(results) == [0, 1, 2, 7]
-    assert "4 of 8 curves are drawn." in build_section(results).curves.caption
+    losses = np.tile(np.arange(20.0, 0, -1), 8)
+    losses[[7, 27]] = -1.0
+    steps = np.tile(np.arange(50, 1050, 50), 8)
+    numbers = np.repeat(np.arange(8), 20)
+    curves = pd.DataFrame({"number": numbers, "step": steps, "loss": losses})
+    chart = build_section(replace(results, curves=curves)).curves
+    assert all(len(trace.y) <= 3 for trace in chart.figure.data)
+    assert sorted(min(trace.y) for trace in chart.figure.data) == [-1, -1, *([1] * 6)]
+    assert all(trace.y[-1] == 1 for trace in chart.figure.data)
+    assert "log points at even distances, the least and the last are drawn" in chart.caption
 
 
 def test_timeline_has_a_row_per_worker_and_a_bar_per_trial(sqlite_url):
     make_study(sqlite_url)
-    figure = plot_timeline(read_results(read_storage(sqlite_url), "made"))
-    assert [(bar.name, len(bar.x), set(bar.y)) for bar in figure.data] == [("complete", 7, {"w"})]
-    assert all(length >= 0 for length in figure.data[0].x)
+    chart = chart_timeline(read_results(read_storage(sqlite_url), "made"))
+    bars = chart.figure.data
+    assert [(bar.name, len(bar.x), set(bar.y)) for bar in bars] == [("complete", 7, {"w"})]
+    assert all(length >= 0 for length in bars[0].x)
+    assert "stands for" not in chart.caption
+
+
+def test_bars_of_a_timeline_with_many_trials_stand_for_several(sqlite_url, monkeypatch):
+    make_study(sqlite_url)
+    results = read_results(read_storage(sqlite_url), "made")
+    begin = pd.Timestamp("2026-11-01")
+    starts = begin + pd.to_timedelta(np.arange(8) * 60, unit="s")
+    ends = starts + pd.Timedelta(seconds=30)
+    table = results.table.sort_index().assign(started=starts, completed=ends)
+    table["worker"] = ["a", "b"] * 4
+    monkeypatch.setattr("reports.charts.timeline_plot.MAX_BARS", 4)
+    chart = chart_timeline(replace(results, table=table[table["state"] == "COMPLETE"]))
+    (bars,) = chart.figure.data
+    # Of each worker those of the first and of the second half.
+    assert sorted(zip(bars.y, bars.base, bars.x, strict=True)) == [
+        ("a", "2026-11-01T00:00:00.000000", 150_000),
+        ("a", "2026-11-01T00:04:00.000000", 150_000),
+        ("b", "2026-11-01T00:01:00.000000", 30_000),
+        ("b", "2026-11-01T00:05:00.000000", 150_000),
+    ]
+    assert "There are 7 trials: a bar stands for all" in chart.caption

@@ -34,7 +34,7 @@ from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
 from reports.dashboard.publish import publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.errors import DashboardError
 from reports.report_claim import ReportClaim, claim_report
 from studies.artifacts import open_store

@@ -9,7 +9,7 @@ import pytest
 from factories import gated_params, make_runs, make_study
 
 from reports.data.context import THRESHOLD, ContextProfile, average_profiles, read_profile
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.page.page import write_report
 from reports.page.sections import build_section

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.published_runs import VARIABLE, load_published, published_file
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
 from reports.stats.factorial_blocks import find_full_factorial_blocks

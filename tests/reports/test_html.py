@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from factories import make_refinement, make_union
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.page import render_page
 from reports.page.sections import build_sections
 from studies.storage.open import read_storage

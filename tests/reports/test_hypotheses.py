@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from benchmarks.conjunctions import simulate_conjunctions
 from benchmarks.published_runs import VARIABLE, load_published, published_file
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.formatting import format_signed
 from reports.hypotheses import (

@@ -9,7 +9,7 @@ from factories import distributions_of, gated_params, make_replicates, make_runs
 from helpers import study_attributes
 from optuna.trial import TrialState
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import concatenate_tables
 from reports.hypotheses import write_hypotheses
 from reports.page.headline import format_headline

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from benchmarks.uneven_noise import clear_rates, equal_rates, mixed_rates, simulate_tuned
 from reports.charts.importances import compute_conditional_importances, compute_importances
 from reports.charts.training_plots import list_color_schemes
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report

@@ -9,7 +9,7 @@ from factories import make_runs, make_study, make_union
 from scipy.stats import binom
 
 from benchmarks.outcomes import simulate_rescue, simulate_sign_tests
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable

@@ -9,7 +9,7 @@ from factories import gated_params, make_runs, make_study
 from sqlalchemy.engine import make_url
 
 from reports.cli import reports, write_final_report
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.errors import OutputTakenError
 from reports.hypotheses import hypotheses_command
 from reports.output import study_identity

@@ -8,7 +8,7 @@ from factories import RATES, gated_params, make_replicates, make_runs
 
 from benchmarks.pareto_simulation import simulate_fronts
 from reports.charts.pareto_plots import describe_front, plot_front
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.page.page import write_report
 from reports.page.sections import build_sections

@@ -17,7 +17,7 @@ from benchmarks.replicate_verdicts import (
     simulate_looks,
     simulate_losses,
 )
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.page import write_report
 from reports.stats.leaderboard import summarize_study
 from reports.stats.pairwise_comparison import compare_pairwise

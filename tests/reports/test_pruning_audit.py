@@ -15,7 +15,7 @@ from scipy import stats
 from benchmarks.pruned_twin import compare_twins
 from reports.charts.filtered_effects import compute_audited_subset
 from reports.dashboard.note import render_note
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.hypotheses import HYPOTHESES, read_hypotheses, render_page
 from reports.page.page import write_report

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from factories import RECORDED, make_study
 from optuna.trial import TrialState
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.page import write_report
 from reports.stats.pruning_summary import summarize_pruning
 from studies.storage.open import open_storage, read_storage

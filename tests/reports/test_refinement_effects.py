@@ -8,7 +8,7 @@ from factories import gated_params, make_replicates, make_runs, make_study
 
 from benchmarks.unequal_runs import SCENARIOS, simulate_differences
 from benchmarks.uneven_noise import simulate_variants
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.page.page import write_report
 from reports.page.sections import build_section
 from reports.stats.hypothesis_tests import StudyTables

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_runs, make_study
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import concatenate_tables, write_csv
 from reports.errors import ReportError
 from reports.page.page import write_report

@@ -11,10 +11,11 @@ from factories import gated_params, make_replicates, make_runs, make_study
 from benchmarks.effect_intervals import NOISE, SMALL_GRID, Scenario, simulate
 from benchmarks.uneven_noise import count_findings, simulate_regions
 from reports.data.replicates import find_replicates
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.noise_regions import InteractionModel, Runs, split
+from reports.stats.interaction_model import InteractionModel
+from reports.stats.noise_regions import Runs, split
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from factories import MIN_GRU, gated_params, make_runs
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_parquet
 from reports.errors import ReportError
 from studies.storage.open import read_storage

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from factories import gated_params, make_runs, make_study
 
-from reports.data.results import Results, read_results
+from reports.data.results import Results
+from reports.data.study_reader import read_results
 from reports.errors import ReportError
 from reports.page.page import render_page, write_report
 from reports.page.sections import build_section

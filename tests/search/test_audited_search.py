@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
 from test_worker import RecordingCallbacks
 
-from reports.data.results import read_results
+from reports.data.study_reader import read_results
 from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
 from search.pruning.audit import DIVISOR, describe_look, look, recalibrate

@@ -1,0 +1,36 @@
+"""The number by which the architectures of a study are ranked."""
+
+from dataclasses import dataclass
+
+VALUE = "value"
+"""Column of the value of the study's objective."""
+
+HELD_OUT_LOSSES = {"test": "test loss", "validation": "validation loss"}
+"""Name of the loss on each held-out split."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Number by which the architectures of a study are ranked.
+
+    Attributes:
+        column: column of the trial table that has it.
+        name: its name, for a reader.
+        unit: its unit.
+        split: held-out split whose evaluation windows compare the runs.
+    """
+
+    column: str
+    name: str
+    unit: str
+    split: str
+
+    @property
+    def axis_title(self) -> str:
+        """Title of an axis of it."""
+        return f"{self.name} ({self.unit})"
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is the value of the study's objective."""
+        return self.column == VALUE

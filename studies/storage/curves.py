@@ -1,0 +1,147 @@
+"""Queries for training curves: all points, those of some trials or at one step, and their ends."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, groupby
+from math import isfinite, nan
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from studies.storage.damage import (
+    READ_ERRORS,
+    DamagedTrials,
+    parse_integer,
+    parse_value,
+    raw,
+    reports_damage,
+)
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import INTERMEDIATE_VALUES, TRIALS, is_grid_trial
+
+Point = tuple[int, int, float]
+"""Number of a trial, step and intermediate value."""
+
+_BATCH = 10_000
+"""Rows that a stream fetches at once."""
+
+
+class CurveEnd(NamedTuple):
+    """Length of a trial's curve.
+
+    Attributes:
+        number: number of the trial.
+        points: number of its log points, 1 or more.
+        last_step: step of the last one.
+    """
+
+    number: int
+    points: int
+    last_step: int
+
+
+@reports_damage
+def read_curves(
+    storage: LeasedRDBStorage, study_id: int, numbers: Collection[int] | None = None
+) -> list[Point]:
+    """Read the intermediate values of grid trials.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+        numbers: numbers of the trials; None for all.
+
+    Returns:
+        Tuples (number, step, value), ordered by number and step; values that are not finite are
+        NaN. A damaged curve is left out with a warning.
+    """
+    query = _select_points(study_id)
+    if numbers is not None:
+        query = query.where(TRIALS.c.number.in_(numbers))
+    damaged = DamagedTrials()
+    with storage.reading() as connection:
+        curves = _parse_curves(connection.execute(query), damaged)
+        points = list(chain.from_iterable(curves))
+    damaged.report(storage, study_id)
+    return points
+
+
+def stream_curves(storage: LeasedRDBStorage, study_id: int) -> Iterator[list[Point]]:
+    """Yield the points of one trial after the other that :func:`read_curves` returns.
+
+    Few of them are in memory at a time.
+
+    Args:
+        storage: storage that holds the study.
+        study_id: id of the study.
+    """
+    damaged = DamagedTrials()
+    with storage.snapshot() as connection:
+        streamed = connection.execution_options(yield_per=_BATCH)
+        yield from _parse_curves(streamed.execute(_select_points(study_id)), damaged)
+    damaged.report(storage, study_id)
+
+
+@reports_damage
+def read_curve_ends(storage: LeasedRDBStorage, study_id: int) -> list[CurveEnd]:
+    """Read the length of the curve of each grid trial that has one, by number.
+
+    The database counts the points in its index and returns a row for each trial. A damaged one is
+    left out: :func:`read_curves` warns of it.
+    """
+    of_trial = INTERMEDIATE_VALUES.c.trial_id == TRIALS.c.trial_id
+    points, last = (
+        sa.select(what).where(of_trial).correlate(TRIALS).scalar_subquery()
+        for what in (sa.func.count(), sa.func.max(raw(INTERMEDIATE_VALUES.c.step)))
+    )
+    query = (
+        sa.select(raw(TRIALS.c.number), points, last)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .order_by(TRIALS.c.number)
+    )
+    ends = []
+    with storage.reading() as connection:
+        for number, count, step in connection.execute(query):
+            with suppress(*READ_ERRORS):
+                if count:
+                    last_step = parse_integer(step, "step")
+                    ends.append(CurveEnd(parse_integer(number, "number"), count, last_step))
+    return ends
+
+
+@reports_damage
+def read_losses_at(storage: LeasedRDBStorage, study_id: int, step: int) -> dict[int, float]:
+    """Read the intermediate value at one step of each grid trial that has reached it, by number."""
+    query = _select_points(study_id).where(INTERMEDIATE_VALUES.c.step == step)
+    with storage.reading() as connection:
+        curves = _parse_curves(connection.execute(query), DamagedTrials())
+        return {number: value for points in curves for number, _, value in points}
+
+
+def _select_points(study_id: int) -> sa.Select[Any]:
+    return (
+        sa.select(
+            raw(TRIALS.c.number),
+            raw(INTERMEDIATE_VALUES.c.step),
+            raw(INTERMEDIATE_VALUES.c.intermediate_value),
+            raw(INTERMEDIATE_VALUES.c.intermediate_value_type),
+        )
+        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .order_by(TRIALS.c.number, INTERMEDIATE_VALUES.c.step)
+    )
+
+
+def _parse_curves(rows: Iterable[Sequence[Any]], damaged: DamagedTrials) -> Iterator[list[Point]]:
+    """Yield the points of each trial; add those that cannot be read to the damaged ones."""
+    for number, of_trial in groupby(rows, key=itemgetter(0)):
+        points: list[Point] = []
+        try:
+            for _, step, value, kind in of_trial:
+                loss = parse_value(value, kind, f"loss at step {step}")
+                points.append((number, parse_integer(step, "step"), loss))
+        except READ_ERRORS as error:
+            damaged.add(number, error)
+            continue
+        yield [(number, step, loss if isfinite(loss) else nan) for number, step, loss in points]
