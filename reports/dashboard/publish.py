@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -20,7 +20,7 @@ from reports.charts.effect_plots import plot_effects
 from reports.dashboard.best_trial_files import build_files
 from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
 from reports.data.results import Results
-from reports.data.study_reader import read_results
+from reports.data.study_reader import StudyReader
 from reports.formatting import effects_title, loss_unit
 from reports.stats.audited_effects import compute_study_effects
 from reports.stats.conditional_effects import (
@@ -54,7 +54,12 @@ _ATTEMPTS = 20
 def publish_study(
     storage: LeasedRDBStorage, study_name: str, open_store: Callable[[], Store]
 ) -> None:
-    """Publish a study if it has changed since the last publication.
+    """Publish a study once; see :class:`StudyPublisher`."""
+    StudyPublisher(storage, study_name, open_store).publish()
+
+
+class StudyPublisher:
+    """Publishes a study whenever it has changed; reads the trials that may have changed since.
 
     Args:
         storage: storage that holds the study.
@@ -62,21 +67,29 @@ def publish_study(
         open_store: returns the artifact store for the files; called if there are files to write.
 
     Raises:
-        StudiesError: if the study does not exist, or another program or version created it.
-        ArtifactsError: if the files cannot be written; note and figure are published nevertheless.
+        StudiesError: if the study does not exist.
     """
-    publisher = _Publisher(storage, load_study(storage, study_name), open_store)
-    for _ in range(_ATTEMPTS):
-        if publisher.try_publish():
-            return
-        time.sleep(random.uniform(0, 0.2))
 
+    def __init__(
+        self, storage: LeasedRDBStorage, study_name: str, open_store: Callable[[], Store]
+    ) -> None:
+        self.storage = storage
+        self.study = load_study(storage, study_name)
+        self.open_store = open_store
+        self._reader = StudyReader(storage, study_name)
 
-@dataclass(frozen=True)
-class _Publisher:
-    storage: LeasedRDBStorage
-    study: optuna.Study
-    open_store: Callable[[], Store]
+    def publish(self) -> None:
+        """Publish the study if it has changed since the last publication.
+
+        Raises:
+            StudiesError: if the study is gone, or another program or version created it.
+            ArtifactsError: if the files cannot be written; note and figure are published
+                nevertheless.
+        """
+        for _ in range(_ATTEMPTS):
+            if self.try_publish():
+                return
+            time.sleep(random.uniform(0, 0.2))
 
     def try_publish(self) -> bool:
         """Publish once; return False if another process published in the meantime."""
@@ -93,7 +106,7 @@ class _Publisher:
         ranked: list[RankedEffect] = []
         error: Exception | None = None
         if counts.complete:
-            results = read_results(self.storage, name, with_curves=(), with_windows=False)
+            results = self._reader.read(with_curves=(), with_windows=False)
             counts = results.counts
             effects = compute_study_effects(results).effects
             conditional = []

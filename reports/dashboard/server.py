@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -27,6 +27,9 @@ from studies.errors import StudiesError
 from studies.storage.open import open_storage
 from studies.storage.retry import error_message
 from studies.storage.storage import LeasedRDBStorage
+
+if TYPE_CHECKING:
+    from reports.dashboard.publish import StudyPublisher
 
 HOST = "127.0.0.1"
 """Address of the server: optuna-dashboard has no login and can delete studies."""
@@ -203,6 +206,7 @@ class PublishOnView:
         self._store = store
         self._publishing = threading.Lock()
         self._due: dict[int, float] = {}
+        self._publishers: dict[tuple[int, str], StudyPublisher] = {}
         self._has_warned = False
 
     def __call__(
@@ -217,11 +221,16 @@ class PublishOnView:
         return self._application(environ, start_response)
 
     def _publish(self, study_id: int) -> None:
-        from reports.dashboard.publish import publish_study  # slow: imports pandas and plotly
+        from reports.dashboard.publish import StudyPublisher  # slow: imports pandas and plotly
 
         try:
             name = self._storage.get_study_name_from_id(study_id)
-            publish_study(self._storage, name, lambda: self._store)
+            publisher = self._publishers.get((study_id, name))
+            if publisher is None:
+                publisher = StudyPublisher(self._storage, name, lambda: self._store)
+            # What it has read is kept for one study, the one that is viewed.
+            self._publishers = {(study_id, name): publisher}
+            publisher.publish()
         except (StudiesError, KeyError) as error:  # not a study of this version and program
             logging.getLogger(__name__).debug("not published: %s", error)
         except Exception as error:  # the dashboard is served nevertheless

@@ -37,6 +37,7 @@ class StudyReader:
     def __init__(self, storage: LeasedRDBStorage, name: str) -> None:
         self._storage = storage
         self._study = load_study(storage, name)
+        self._folder = ""
         self._trials = TrialReader(storage, self._study._study_id)
         self._table = TableBuilder()
 
@@ -51,6 +52,9 @@ class StudyReader:
         storage, study_id, name = self._storage, self._study._study_id, self._study.study_name
         record = read_study_record(self._study)
         config = record.config
+        if record.artifact_folder != self._folder:  # deleted and created again since
+            self._folder = record.artifact_folder
+            self._trials, self._table = TrialReader(storage, study_id), TableBuilder()
         trials = self._trials.read()
         if not trials:
             raise ReportError(f"study {name!r} has no grid trial: expected one or more")

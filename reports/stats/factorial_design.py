@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reports.formatting import is_missing
 from reports.stats.contrast import Contrast, list_conditional_params, pair_values
 from reports.stats.interaction_model import Integers
 from reports.stats.noise_regions import Runs
@@ -51,7 +50,8 @@ class FactorialDesign:
             codes = [values.index(each) for each in wanted if each in values]
             if not codes:
                 return np.zeros(len(self.codes), dtype=bool)
-            found &= np.isin(self.codes[:, list(self.axes).index(parameter)], codes)
+            column = self.codes[:, list(self.axes).index(parameter)]
+            found &= column == codes[0] if len(codes) == 1 else np.isin(column, codes)
         return found
 
     def number_contexts(self, without: frozenset[str]) -> Integers:
@@ -72,6 +72,8 @@ class FactorialDesign:
         """Return the parameters that only one side of a contrast has, because of the contrast."""
         conditional = list_conditional_params(contrast.parameter, self.axes)
         columns = [i for i, name in enumerate(self.axes) if name in conditional]
+        if not columns:
+            return frozenset()
         has_before, has_after = (
             (self.codes[self.find({contrast.parameter: value})][:, columns] >= 0).any(axis=0)
             for value in (contrast.before, contrast.after)
@@ -89,9 +91,11 @@ def encode(table: pd.DataFrame, axes: Mapping[str, Sequence[Any]]) -> Integers:
     """Return the index of each row's value of each axis; -1 where missing, -2 where unknown."""
     codes = np.full((len(table), len(axes)), -1, dtype=np.int64)
     for i, (name, values) in enumerate(axes.items()):
-        place = {value: code for code, value in enumerate(values)}
         if name in table:
-            codes[:, i] = [-1 if is_missing(v) else place.get(v, -2) for v in table[name].tolist()]
+            place = {value: code for code, value in enumerate(values)}
+            indices, found = pd.factorize(table[name])  # -1 where missing
+            known = [place.get(value, -2) for value in found.tolist()]
+            codes[:, i] = np.array([*known, -1])[indices]
     return codes
 
 

@@ -153,8 +153,18 @@ def build_outcome_table(
         threshold: loss below which a network is good.
         fixed: values of nuisance parameters that the trials have.
     """
+    key = "outcomes", threshold, *(fixed or {}).items()
+    if key not in results.computed:
+        results.computed[key] = _arrange_outcomes(results, threshold, fixed or {})
+    table: FactorialTable = results.computed[key]
+    return table
+
+
+def _arrange_outcomes(
+    results: Results, threshold: float, fixed: Mapping[str, Any]
+) -> FactorialTable:
     rows = results.table.assign(value=list_outcomes(results.table, threshold))
-    for name, value in (fixed or {}).items():
+    for name, value in fixed.items():
         rows = rows[(rows[name] == value).fillna(False).astype(bool)]
     rows, parameters = results.judge(rows), results.judged_parameters
     if results.has_replicates:
