@@ -101,7 +101,7 @@ def _create_trial(
         params={format_param(name): params[name] for name in params},
         distributions={format_param(name): distributions[name] for name in params},
     )
-    trial.number = number
+    trial.number = trial._trial_id = number  # PED-ANOVA distinguishes trials by their id
     return trial
 
 
