@@ -5,7 +5,6 @@ the processor, without imports; they depend little on what else the machine does
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -260,8 +259,15 @@ def main() -> None:
     seconds = time.process_time() - start
     page = database.folder / f"{database.trials}.html"
     size = page.stat().st_size / 1e6 if label == "report" else 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak, "size": size}))
+    print(json.dumps({"seconds": seconds, "peak": _read_peak(), "size": size}))
+
+
+def _read_peak() -> float:
+    """Return the peak memory of this process in MB."""
+    # getrusage gives that of the process which started this one, if it is larger.
+    status = Path("/proc/self/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak) / 1024
 
 
 if __name__ == "__main__":

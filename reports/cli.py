@@ -146,12 +146,14 @@ def _write_tables(
     from studies.storage.open import read_storage
 
     with closing(read_storage(storage)) as opened:
-        with_curves = None if curves else ()
-        results = [read_results(opened, name, with_curves, with_windows=False) for name in names]
-    for path, write in ((csv, write_csv), (dataframe, write_parquet), (curves, write_curves)):
-        if path:
-            write(results, path)
-            click.echo(path)
+        results = [read_results(opened, name, (), with_windows=False) for name in names]
+        for path, write in ((csv, write_csv), (dataframe, write_parquet)):
+            if path:
+                write(results, path)
+                click.echo(path)
+        if curves:
+            write_curves(opened, results[0], curves)
+            click.echo(curves)
 
 
 def _watch(storage: str, names: Sequence[str], output: Path | None) -> None:

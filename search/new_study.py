@@ -90,7 +90,7 @@ def create_new_study(
         StudyNotFoundError, UnfinishedSourceError: if the source of a refinement is missing or not
             finished.
     """
-    planned, space = _plan_trials(storage, config, options)
+    planned, space = plan_trials(storage, config, options)
     audit_nuisance = [] if config.grid is None else config.nuisance
     planned = draw_audited(planned, config, audit_nuisance)
     tokens = tokenize(storage, config, corpus, [trial.params for trial in planned])
@@ -125,7 +125,7 @@ def create_new_study(
     return notice
 
 
-def _plan_trials(
+def plan_trials(
     storage: LeasedRDBStorage, config: StudyConfig, options: StudyOptions
 ) -> tuple[list[PlannedTrial], SearchSpace]:
     """Return the trials of a new study and its search space."""

@@ -1,10 +1,10 @@
 """Trial tables as CSV and Parquet files, for pandas."""
 
-import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +16,16 @@ from studies.artifacts import atomic_write
 from studies.attributes import CONTEXT_LISTS, RETRY_COUNTS, SOURCE_TRIALS
 from studies.files import require_regular
 from studies.space import BPTT_STEPS, REPLICATE
+from studies.storage.curves import read_steps, stream_curves
+from studies.storage.storage import LeasedRDBStorage
 
 STUDY = "study"
 """Column with the name of the study."""
 
 _SAMPLE = "sample"
+
+_BATCH = 200
+"""Trials whose curves are formatted at once."""
 
 _ESCAPED = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 """Backslashes, control characters and all other line boundaries of :meth:`str.splitlines`."""
@@ -58,7 +63,7 @@ def write_csv(results: Sequence[Results], path: Path) -> None:
     """
     rows = concatenate_tables(results)
     rows[_SAMPLE] = rows.pop(_SAMPLE).map(_escape, na_action="ignore")
-    _write(path, lambda: rows.to_csv(index=False, lineterminator="\n").encode())
+    _write(path, lambda: [rows.to_csv(index=False, lineterminator="\n").encode()])
 
 
 def _escape(text: str) -> str:
@@ -72,10 +77,10 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
         ReportError: if pyarrow is not installed, or the file cannot be written.
     """
 
-    def content() -> bytes:
+    def content() -> list[bytes]:
         buffer = io.BytesIO()
         concatenate_tables(results).to_parquet(buffer, index=False)
-        return buffer.getvalue()
+        return [buffer.getvalue()]
 
     try:
         _write(path, content)
@@ -85,31 +90,61 @@ def write_parquet(results: Sequence[Results], path: Path) -> None:
         ) from error
 
 
-def write_curves(results: Sequence[Results], path: Path) -> None:
-    """Write one row per complete trial of one study, with its training curve, as CSV.
+def write_curves(storage: LeasedRDBStorage, results: Results, path: Path) -> None:
+    """Write one row per complete trial of a study, with its training curve, as CSV.
 
     The columns are the parameters (switches as 0 and 1), ``seconds``, ``min_loss`` (the value, by
     any objective) and the smoothed training loss at each log point, as ``loss_50``. The file is
-    compressed if its name ends in ``.gz``.
+    compressed if its name ends in ``.gz``. Few of the curves are in memory at a time.
+
+    Args:
+        storage: storage of the study.
+        results: results of the study; its curves are read from the storage.
+        path: file to write.
 
     Raises:
         ReportError: if the file cannot be written.
     """
-    (each,) = results
-    names = [*each.all_parameters, *([REPLICATE] if REPLICATE in each.table else [])]
-    if BPTT_STEPS not in each.axes:
+    names = [*results.all_parameters, *([REPLICATE] if REPLICATE in results.table else [])]
+    if BPTT_STEPS not in results.axes:
         names.remove(BPTT_STEPS)
-    rows = each.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
+    rows = results.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
     flags = rows.select_dtypes(bool)  # those that some trials lack included
     rows = rows.astype({name: "Int64" if flags[name].isna().any() else int for name in flags})
-    curves = each.curves.pivot(index="number", columns="step", values="loss").add_prefix("loss_")
-    text = rows.join(curves).sort_index().to_csv(index=False, lineterminator="\n").encode()
-    _write(path, lambda: gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    study_id = storage.get_study_id_from_name(results.name)
+    pieces = _format_curves(rows.sort_index(), storage, study_id)
+    _write(path, lambda: _compress(pieces) if path.suffix == ".gz" else pieces)
 
 
-def _write(path: Path, content: Callable[[], bytes]) -> None:
+def _format_curves(rows: pd.DataFrame, storage: LeasedRDBStorage, study_id: int) -> Iterator[bytes]:
+    """Yield the text of the rows, by trial number, with their curves; the header comes first."""
+    steps = read_steps(storage, study_id)
+    columns = [f"loss_{step}" for step in steps]
+    yield rows.iloc[:0].join(pd.DataFrame(columns=columns)).to_csv(index=False).encode()
+    curves = ((points[0][0], points) for points in stream_curves(storage, study_id))
+    number, points = next(curves, (None, []))
+    for first in range(0, len(rows), _BATCH):
+        part = rows.iloc[first : first + _BATCH]
+        losses: dict[int, dict[int, float]] = {}
+        while number is not None and number <= part.index[-1]:
+            losses[number] = {step: loss for _, step, loss in points}
+            number, points = next(curves, (None, []))
+        values = [[losses.get(each, {}).get(step) for step in steps] for each in part.index]
+        table = part.join(pd.DataFrame(values, part.index, columns, dtype=float))
+        yield table.to_csv(index=False, header=False, lineterminator="\n").encode()
+
+
+def _compress(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Compress a text in pieces, as gzip does without a time."""
+    compressor = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush()
+
+
+def _write(path: Path, content: Callable[[], Iterable[bytes]]) -> None:
     try:
         require_regular(path)
-        atomic_write(path, [content()])
+        atomic_write(path, content())
     except OSError as error:
         raise ReportError(f"cannot write {path}: {error.strerror}") from error

@@ -111,6 +111,20 @@ def read_curve_ends(storage: LeasedRDBStorage, study_id: int) -> list[CurveEnd]:
 
 
 @reports_damage
+def read_steps(storage: LeasedRDBStorage, study_id: int) -> list[int]:
+    """Read the steps at which the grid trials of a study have log points, in ascending order."""
+    query = (
+        sa.select(raw(INTERMEDIATE_VALUES.c.step))
+        .join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .distinct()
+    )
+    with storage.reading() as connection:
+        found = connection.scalars(query).all()
+    return sorted(step for step in found if isinstance(step, int))
+
+
+@reports_damage
 def read_losses_at(storage: LeasedRDBStorage, study_id: int, step: int) -> dict[int, float]:
     """Read the intermediate value at one step of each grid trial that has reached it, by number."""
     query = _select_points(study_id).where(INTERMEDIATE_VALUES.c.step == step)

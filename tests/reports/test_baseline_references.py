@@ -175,6 +175,6 @@ def test_baseline_and_gated_studies_are_exported_together(sqlite_url, tmp_path):
     write_parquet(results, tmp_path / "rows.parquet")
     header = (tmp_path / "rows.csv").read_text("utf-8").partition("\n")[0].split(",")
     assert {"cell", "residual", "bptt_steps"} <= set(header)
-    write_curves(results[1:], tmp_path / "curves.csv")
+    write_curves(read_storage(sqlite_url), results[1], tmp_path / "curves.csv")
     header = (tmp_path / "curves.csv").read_text("utf-8").partition("\n")[0]
     assert header.startswith("cell,layers,state_size,bptt_steps,seconds,min_loss,loss_50,")

@@ -218,7 +218,7 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_pa
     )
     write_csv([results], tmp_path / "rows.csv")
     write_parquet([results], tmp_path / "rows.parquet")
-    write_curves([results], tmp_path / "curves.csv")
+    write_curves(read_storage(sqlite_url), results, tmp_path / "curves.csv")
     for rows in (
         results.table.reset_index(),
         pd.read_csv(tmp_path / "rows.csv"),

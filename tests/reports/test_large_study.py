@@ -1,0 +1,155 @@
+"""Studies of thousands of trials: what is read of them, and how much of them a page holds."""
+
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import TEXT, DatabaseUse
+from optuna.trial import TrialState
+
+from benchmarks.large_study import NAME, create_large_study
+from reports.charts import training_plots
+from reports.dashboard.publish import StudyPublisher
+from reports.data import drawn_trials
+from reports.data.study_reader import StudyReader, read_results
+from reports.data.table_export import write_curves
+from reports.page.sections import build_section
+from search.new_study import StudyOptions, plan_trials
+from search.status import read_status
+from studies.artifacts import open_store
+from studies.config import Refinement
+from studies.loader import read_study_record
+from studies.storage.open import load_study, open_storage, read_storage
+
+SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
+         "evaluation.window_length=10"]  # fmt: skip
+
+
+def make_large_study(url, tmp_path, trials=96, log_points=40, progress=1.0, name=NAME):
+    text = tmp_path / "text.txt"
+    text.write_bytes(TEXT)
+    handle = create_large_study(
+        url, trials, log_points, progress=progress, corpus=str(text), overrides=SMALL, name=name
+    )
+    handle.storage.close()
+
+
+@pytest.mark.parametrize("progress", [0.5, 1.0])
+def test_status_reads_as_many_rows_of_any_number_of_trials(sqlite_url, tmp_path, progress):
+    make_large_study(sqlite_url, tmp_path, 48, 10, progress, "small")
+    make_large_study(sqlite_url, tmp_path, 288, 20, progress, "large")
+    with closing(open_storage(sqlite_url)) as storage:
+        use = DatabaseUse(storage)
+        counts = {}
+        for name in ("small", "large"):
+            study = load_study(storage, name)
+            config = read_study_record(study).config
+            counts[name] = use.measure(partial(read_status, study, storage, config))
+    assert counts["small"][0] == counts["large"][0]
+    # One for each shape and each running trial, none for each of the others.
+    assert counts["large"][1] < 100
+
+
+def test_next_study_is_derived_without_reading_curves(sqlite_url, tmp_path):
+    make_large_study(sqlite_url, tmp_path, log_points=5, name="short")
+    make_large_study(sqlite_url, tmp_path, log_points=50, name="long")
+    with closing(open_storage(sqlite_url)) as storage:
+        use = DatabaseUse(storage)
+        counts = {}
+        for name in ("short", "long"):
+            config = read_study_record(load_study(storage, name)).config
+            refinement = Refinement(source=name, top=10)
+            derived = config.model_copy(update={"refinement": refinement, "space": None})
+            counts[name] = use.measure(partial(plan_trials, storage, derived, StudyOptions()))
+    assert counts["short"] == counts["long"]
+
+
+def finish_one(storage, study_id):
+    trial_id = storage.claim(study_id, "me")
+    attributes = {"parameter_count": 1, "replicate": 0, "training_loss": 1.0}
+    storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, attributes, {50: 1.0})
+
+
+def test_publication_after_a_finished_trial_reads_few_rows_for_each_other_trial(
+    sqlite_url, tmp_path
+):
+    rows = {}
+    for trials in (96, 288):
+        url = f"sqlite:///{tmp_path}/{trials}.db"
+        make_large_study(url, tmp_path, trials, progress=0.5)
+        with closing(open_storage(url)) as storage:
+            study_id = load_study(storage, NAME)._study_id
+            store = open_store(str(tmp_path / "files"), url, "artifacts")
+            publisher = StudyPublisher(storage, NAME, lambda store=store: store)
+            publisher.publish()
+            finish_one(storage, study_id)
+            use = DatabaseUse(storage)
+            statements, rows[trials] = use.measure(publisher.publish)
+            assert statements < 60
+    # The stamp of each trial, and neither parameters, attributes nor curves.
+    assert rows[288] - rows[96] < 1.5 * (288 - 96)
+
+
+def test_reader_returns_what_is_read_at_once(sqlite_url, tmp_path):
+    make_large_study(sqlite_url, tmp_path, progress=0.5)
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = load_study(storage, NAME)._study_id
+        reader = StudyReader(storage, NAME)
+        for _ in range(3):
+            found = reader.read(with_curves=())
+            expected = read_results(storage, NAME, with_curves=())
+            pd.testing.assert_frame_equal(found.table, expected.table)
+            assert found.counts == expected.counts
+            finish_one(storage, study_id)
+            storage.claim(study_id, "me")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
+    sqlite_url, tmp_path, monkeypatch
+):
+    make_large_study(sqlite_url, tmp_path)
+    monkeypatch.setattr(drawn_trials, "MAX_DRAWN", 20)
+    monkeypatch.setattr("reports.page.sections.MAX_DRAWN", 20)
+    monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
+    with closing(open_storage(sqlite_url)) as storage:
+        use = DatabaseUse(storage)
+        reads = (partial(read_results, storage, NAME, drawn_only=each) for each in (False, True))
+        read = [use.measure(each)[1] for each in reads]
+        results = read_results(storage, NAME, drawn_only=True)
+    trials = len(results.table)
+    assert read[0] - read[1] > 40 * (trials - 20) - 2 * trials
+    section = build_section(results)
+    traces = section.curves.figure.data
+    assert len(traces) == 20
+    assert sum(len(trace.y) for trace in traces) <= 200 + 2 * 20
+    least = results.curves.groupby("number")["loss"].min()
+    for trace in traces:
+        number = int(trace.name.split(":")[0].removeprefix("trial "))
+        assert min(trace.y) == np.float32(least[number])
+    assert f"20 of {trials} curves are drawn: the best 10, and 10 spread" in section.curves.caption
+    assert f"of {40 * trials:,} log points; python -m reports with --curves" in (
+        section.curves.caption
+    )
+    assert [row["number"] for row in section.listed_trials] == results.table.index[:20].tolist()
+    for chart in section.cost_charts:
+        assert sum(len(trace.x) for trace in chart.figure.data) < 100
+
+
+def test_all_curves_are_exported_whatever_is_drawn(sqlite_url, tmp_path, monkeypatch):
+    make_large_study(sqlite_url, tmp_path, progress=0.9)
+    monkeypatch.setattr("reports.data.table_export._BATCH", 7)
+    with closing(read_storage(sqlite_url)) as storage:
+        results = read_results(storage, NAME, with_windows=False)
+        write_curves(storage, results, tmp_path / "curves.csv")
+        write_curves(storage, results, tmp_path / "curves.csv.gz")
+    rows = pd.read_csv(tmp_path / "curves.csv")
+    pd.testing.assert_frame_equal(rows, pd.read_csv(tmp_path / "curves.csv.gz"))
+    complete = results.complete.sort_index()
+    assert rows["min_loss"].tolist() == complete["value"].tolist()
+    curves = results.curves.pivot(index="number", columns="step", values="loss")
+    losses = rows.filter(regex=r"^loss_\d")
+    assert losses.columns.tolist() == [f"loss_{step}" for step in curves.columns]
+    assert np.array_equal(losses.to_numpy(), curves.loc[complete.index].to_numpy())
