@@ -18,9 +18,9 @@ class TrialStamp(NamedTuple):
     """
 
     state: TrialState
-    started: str | None
-    completed: str | None
-    paused_since: str | None
+    started: Any
+    completed: Any
+    paused_since: Any
 
     @property
     def is_paused(self) -> bool:
@@ -55,9 +55,9 @@ def select_stamps(study_id: int) -> sa.Select[Any]:
             TRIALS.c.trial_id,
             raw(TRIALS.c.number),
             raw(TRIALS.c.state),
-            sa.cast(TRIALS.c.datetime_start, sa.String),  # compared only, not parsed
-            sa.cast(TRIALS.c.datetime_complete, sa.String),
-            since.value_json,
+            raw(TRIALS.c.datetime_start),  # compared only, not parsed
+            raw(TRIALS.c.datetime_complete),
+            raw(since.value_json),
         )
         .outerjoin(TRIAL_SYSTEM_ATTRS, is_since)
         .where(TRIALS.c.study_id == study_id)

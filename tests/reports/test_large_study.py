@@ -130,9 +130,8 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
         number = int(trace.name.split(":")[0].removeprefix("trial "))
         assert min(trace.y) == np.float32(least[number])
     assert f"20 of {trials} curves are drawn: the best 10, and 10 spread" in section.curves.caption
-    assert f"of {40 * trials:,} log points; python -m reports with --curves" in (
-        section.curves.caption
-    )
+    points = results.curve_ends["points"].sum()
+    assert f"of {points:,} log points; python -m reports with --curves" in section.curves.caption
     assert [row["number"] for row in section.listed_trials] == results.table.index[:20].tolist()
     for chart in section.cost_charts:
         assert sum(len(trace.x) for trace in chart.figure.data) < 100
