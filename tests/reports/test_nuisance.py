@@ -317,7 +317,9 @@ def test_effect_that_changes_its_sign_at_a_single_value_is_flagged(sqlite_url):
     # Each cell has its best at another learning rate: gated at 0.003, MinGRU at 0.001.
     assert [round(each.mean, 6) for each in cells.single] == [-0.13, 0.07, 0.07]
     assert cells.best.mean == pytest.approx(-0.03)
-    assert [cells.find_disagreement(i) for i in range(3)] == ["", "sign", "sign"]
+    # These values have no noise: whether an effect is significant rests on rounding errors.
+    differs = [cells.find_disagreement(i).split(" and ") for i in range(3)]
+    assert ["sign" in each for each in differs] == [False, True, True]
     assert cells in summary.disagreeing
     assert summary.is_fair
 
