@@ -150,6 +150,8 @@ def _select_points(study_id: int) -> sa.Select[Any]:
 def _parse_curves(rows: Iterable[Sequence[Any]], damaged: DamagedTrials) -> Iterator[list[Point]]:
     """Yield the points of each trial; add those that cannot be read to the damaged ones."""
     for number, of_trial in groupby(rows, key=itemgetter(0)):
+        if not isinstance(number, int):  # the trial is damaged, not its curve
+            continue
         points: list[Point] = []
         try:
             for _, step, value, kind in of_trial:
