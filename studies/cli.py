@@ -125,7 +125,7 @@ def run_command(
 
 
 def require_text(command: click.Command, binary: Collection[str] = ()) -> click.Command:
-    """Return a command that rejects arguments that are not valid UTF-8.
+    """Return a command that rejects arguments that are not valid UTF-8, and may be interrupted.
 
     Args:
         command: a command.
@@ -138,7 +138,10 @@ def require_text(command: click.Command, binary: Collection[str] = ()) -> click.
         for name, value in params.items():
             if name not in binary:
                 _require_text(name, value)
-        return callback(**params)
+        try:
+            return callback(**params)
+        except KeyboardInterrupt as interrupt:  # for which Click prints an empty line
+            raise click.Abort from interrupt
 
     checked = copy.copy(command)
     checked.callback = run
