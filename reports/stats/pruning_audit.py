@@ -239,6 +239,8 @@ def bound_lost(pruned: int, sample: int, found: int, confidence: float = CONFIDE
         found: number of marked items in the sample.
         confidence: probability with which the bound holds, at least.
     """
+    if not pruned:  # no item is outside, and the distribution of no items at all is undefined
+        return 0
     total = pruned + sample
     marked = np.arange(found, found + pruned + 1)  # possible numbers in all
     plausible = stats.hypergeom.cdf(found, total, marked, sample) >= 1 - confidence

@@ -123,6 +123,11 @@ def test_bound_of_lost_trials_holds_with_its_confidence(pruned, sample):
     assert bounds == sorted(bounds) or all(b <= pruned for b in bounds)
 
 
+@pytest.mark.parametrize("sample", [0, 3])
+def test_nothing_is_lost_where_nothing_was_pruned(sample):
+    assert bound_lost(0, sample, 0) == 0
+
+
 def test_audit_measures_recall_and_the_predictions(sqlite_url):
     found = audit_pruning(results_of(make_pruned(sqlite_url, audited=EVEN)))
     assert found.trials == 16
