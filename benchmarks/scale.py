@@ -205,12 +205,17 @@ def _publish_first(database: Database) -> Iterator[None]:
 
 def _publish(database: Database) -> Iterator[None]:
     publish = _prepare_publication(database)
+    _fail_trial(database, database.trials - 1)
     publish()
-    with open_storage(database.url).transaction() as connection:
-        is_last = TRIALS.c.number == database.trials - 1
-        connection.execute(sa.update(TRIALS).where(is_last).values(state=TrialState.FAIL))
+    _fail_trial(database, database.trials - 2)
     yield
     publish()
+
+
+def _fail_trial(database: Database, number: int) -> None:
+    with open_storage(database.url).transaction() as connection:
+        is_trial = TRIALS.c.number == number
+        connection.execute(sa.update(TRIALS).where(is_trial).values(state=TrialState.FAIL))
 
 
 def _prepare_publication(database: Database) -> Callable[[], None]:

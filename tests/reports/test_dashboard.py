@@ -32,7 +32,7 @@ from sqlalchemy import Engine, event
 
 from reports.dashboard import launcher, note, publish, server
 from reports.dashboard.best_trial_files import SAMPLES_FILE
-from reports.dashboard.publish import publish_study
+from reports.dashboard.publish import StudyPublisher, publish_study
 from reports.dashboard.server import PublishOnView, open_listener, same_origin_only
 from reports.data.study_reader import read_results
 from reports.errors import DashboardError
@@ -538,11 +538,13 @@ def viewed(sqlite_url, tmp_path, monkeypatch):
     make_study(sqlite_url)
     calls = []
 
-    def publish_and_count(storage, name, open_store):
-        calls.append(name)
-        publish_study(storage, name, open_store)
+    unpatched = StudyPublisher.publish
 
-    monkeypatch.setattr(publish, "publish_study", publish_and_count)
+    def publish_and_count(publisher):
+        calls.append(publisher.study.study_name)
+        unpatched(publisher)
+
+    monkeypatch.setattr(StudyPublisher, "publish", publish_and_count)
     store = open_store(str(tmp_path / "files"), sqlite_url, "artifacts")
     with closing(open_storage(sqlite_url)) as storage:
         yield PublishOnView(lambda environ, start: [b"answer"], storage, store), calls
@@ -579,7 +581,7 @@ def test_requests_do_not_wait_for_a_publication(viewed, monkeypatch):
         started.set()
         finish.wait(HANG_TIMEOUT)
 
-    monkeypatch.setattr(publish, "publish_study", publish_slowly)
+    monkeypatch.setattr(StudyPublisher, "publish", publish_slowly)
     request(application, "/api/studies/1")
     assert started.wait(HANG_TIMEOUT)
     assert request(application, "/api/studies/1") == [b"answer"]
@@ -596,7 +598,7 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
         attempts.append(arguments)
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(publish, "publish_study", fail)
+    monkeypatch.setattr(StudyPublisher, "publish", fail)
     for n in (1, 2, 3):
         wait_until(lambda: not application._publishing.locked())
         request(application, "/api/studies/1")
