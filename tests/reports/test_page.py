@@ -111,7 +111,9 @@ def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(
         flags = page.locator("table.nuisance tr", has_text="cell gated → MinGRU").locator(
             ".differs"
         )
-        assert flags.all_inner_texts() == ["≠ sign", "≠ sign"]
+        # Without noise, significance rests on rounding errors.
+        signs = [text for text in flags.all_inner_texts() if "sign" in text.split()]
+        assert len(signs) == 2
         # Two edges, each in the summary and next to the effects at each architecture's best.
         assert page.locator(".warning").count() == 4
 
