@@ -21,6 +21,8 @@ from rnn_search.study import (
     storage_or_default,
 )
 from search.errors import SearchFailedError
+from search.launch.jobs import cancel_pending, prepare_launch
+from search.launch.launcher import Launcher
 from search.launch.target import LaunchTarget, parse_target
 from search.run import RunResult, run_workers
 from search.session import RunOptions
@@ -184,13 +186,17 @@ def run_search_and_report(
         StudiesError, RNNError, SearchError: see :func:`search.run.run_workers`.
     """
     storage, artifacts = options.storage, options.artifacts
+    options = replace(options, report=report)
+    cluster = prepare_launch(options)
     server: AbstractContextManager[None] = nullcontext()
     if dashboard_port is not None:
         server = launcher.serve_dashboard(storage, artifacts, dashboard_port)
     if options.until_decided:
-        result = _run_until_decided(options, server)
+        result = _run_until_decided(options, server, cluster)
     else:
-        result = run_workers(options, server)
+        result = run_workers(options, server, launcher=cluster)
+    if cluster is not None and result.is_finished:
+        cancel_pending(cluster, result.artifact_folder, SafeConsole())
     if report and result.finished and not result.exit_code:
         with Ticker(SafeConsole(), lambda: "updating the report and the dashboard"):
             launcher.finalize_search(
@@ -199,7 +205,9 @@ def run_search_and_report(
     return result
 
 
-def _run_until_decided(options: RunOptions, context: AbstractContextManager[None]) -> RunResult:
+def _run_until_decided(
+    options: RunOptions, context: AbstractContextManager[None], cluster: Launcher | None
+) -> RunResult:
     """Run the trials of each planned look of a study, and take it, until the study is decided.
 
     The study is as it was after each step, so that any number of processes may do so at once, and
@@ -221,7 +229,7 @@ def _run_until_decided(options: RunOptions, context: AbstractContextManager[None
         opened: AbstractContextManager[None] = describe()
         remaining, has_looked = options, False
         while True:
-            result = run_workers(remaining, opened)
+            result = run_workers(remaining, opened, launcher=cluster)
             if result.exit_code or not result.is_finished:
                 if result.failed_workers:
                     console.print_line(NOT_DECIDED)

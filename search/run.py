@@ -17,7 +17,7 @@ import click
 
 from rnn.training.devices import assign_devices, trim_heap
 from search.errors import USER_ERRORS, ShutdownRequestedError
-from search.launch.jobs import prepare_launch, run_jobs
+from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher
 from search.progress import explain_failure, format_progress
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -64,6 +64,7 @@ class RunResult:
         failed_workers: number of worker processes that failed, after a warning for each.
         failure: why a finished study has no complete trial; "" otherwise.
         is_finished: whether it was finished when the run ended.
+        artifact_folder: its artifact folder; "" if the run ended before it was opened.
     """
 
     study: str
@@ -73,6 +74,7 @@ class RunResult:
     failed_workers: int = 0
     failure: str = ""
     is_finished: bool = False
+    artifact_folder: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -86,6 +88,7 @@ def run_workers(
     options: RunOptions,
     context: AbstractContextManager[object] | None = None,
     has_trained: c_bool | None = None,
+    launcher: Launcher | None = None,
 ) -> RunResult:
     """Create or join a study and run its trials until all are finished.
 
@@ -93,6 +96,8 @@ def run_workers(
         options: options of the command line.
         context: context manager entered once the study is open, for the rest of the run.
         has_trained: flag in shared memory that is set once this process has trained a step.
+        launcher: launcher of the run, from :func:`search.launch.jobs.prepare_launch`; None for
+            workers on this machine.
 
     Raises:
         StudiesError, RNNError, SearchError: for invalid input, before anything is written.
@@ -102,7 +107,6 @@ def run_workers(
     console = SafeConsole()
     name = options.name or study_name(options.study)
     preparing = f"preparing study {name}: opening the storage, loading corpus and cells"
-    launcher = prepare_launch(options)
     if launcher is not None:
         options = replace(options, is_shared=launcher.uses_other_machines)
     until = options.until if launcher is None else None  # each worker of a cluster stops itself
@@ -161,6 +165,7 @@ def run_workers(
         failed_workers,
         failure,
         status.is_finished,
+        handle.artifact_folder,
     )
 
 

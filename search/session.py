@@ -46,6 +46,7 @@ class RunOptions:
         target: where the workers run.
         is_shared: whether they run on other machines, which must find the corpus.
         is_stored: whether ``study`` is the name of a stored study, whatever files there are.
+        report: whether workers on a cluster may write the report.
     """
 
     study: str
@@ -73,6 +74,7 @@ class RunOptions:
     target: LaunchTarget = LOCAL
     is_shared: bool = False
     is_stored: bool = False
+    report: bool = True
 
     def load_file(self) -> ConfigFile:
         """Read the study's settings, with overrides.
@@ -104,7 +106,8 @@ class RunOptions:
             self.artifacts,
             self.until_decided,
             self.is_shared,
-            self.is_stored or self.is_subprocess,
+            # A job may start after its study was renamed or deleted.
+            self.is_stored or self.is_subprocess or JOB_VARIABLE in os.environ,
             not self.target.is_local,
         )
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 
@@ -59,17 +60,17 @@ def command(place, tmp_path):
     return ("refine.py", file, "--until-decided", "--storage", place["storage"])
 
 
-def read_record(url):
+def read_record(url, name="copies"):
     with closing(read_storage(url)) as storage:
-        return read_study_record(load_study(storage, "copies"))
+        return read_study_record(load_study(storage, name))
 
 
-def check_finished(url):
+def check_finished(url, name="copies"):
     """Check that each run of each look was trained exactly once, and each look stored once."""
-    looks = read_record(url).looks
+    looks = read_record(url, name).looks
     assert [look.runs for look in looks] == [2, 3, 5]
     assert [look.level for look in looks] == pytest.approx(spend_error([2, 3, 5]))
-    table = rnn_search.load("copies", storage=url).results
+    table = rnn_search.load(name, storage=url).results
     assert set(table["state"]) == {"COMPLETE"}
     assert not table.duplicated(["state_size", "output_gate", "replicate"]).any()
     counts = table.groupby(["state_size", "output_gate"])["replicate"].agg(["min", "max", "size"])
@@ -99,6 +100,42 @@ def test_runs_are_added_until_the_last_look(place, capsys):
     verdicts = study.verdicts().table
     assert set(verdicts["verdict"]) <= {"best mean", "undecided", "worse"}
     assert verdicts["runs"].max() == 5
+
+
+class Cluster:
+    """Launcher whose jobs have ended once they are submitted; each trains what there is."""
+
+    uses_other_machines = False
+    ends_with_command = False
+    log_folder = None
+
+    def __init__(self):
+        self.calls = []
+
+    def submit(self, name, command, count):
+        self.calls.append("submit")
+        arguments = [each for each in command.arguments if each != "--until-decided"]
+        subprocess.run(arguments, check=True, timeout=HANG_TIMEOUT, capture_output=True)
+        return []
+
+    def list_jobs(self, name):
+        return []
+
+    def cancel_pending(self, name):
+        self.calls.append("cancel pending jobs")
+        return ""
+
+
+def test_one_launcher_serves_all_looks(place, command, monkeypatch):
+    """It knows the jobs that it submitted, and ends those that wait once, at the last look."""
+    clusters = []
+    monkeypatch.setattr(
+        "search.launch.jobs.create_launcher", lambda _: clusters.append(Cluster()) or clusters[-1]
+    )
+    rnn_search.run(command[1], until_decided=True, launch="slurm", **place)
+    check_finished(place["storage"])
+    (cluster,) = clusters
+    assert cluster.calls == ["submit"] * 3 + ["cancel pending jobs"]
 
 
 def test_wide_margin_decides_at_the_first_look(place, capsys):

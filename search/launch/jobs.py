@@ -80,16 +80,18 @@ def run_jobs(
         LaunchError: if the cluster refuses the jobs.
     """
     name = session.handle.artifact_folder
+    is_refinement = session.handle.config.refinement is not None
     status = reader.read_status()
     if status.is_finished:
         return ""
-    existing = launcher.list_jobs(name)
+    # One that is ending, as after ``--cancel``, will claim no trial.
+    existing = [job for job in launcher.list_jobs(name) if job.state != "completing"]
     if existing:
         console.print_line(f"jobs of this study already: {count_states(existing)}")
     if (missing := options.workers - len(existing)) > 0:
         if launcher.uses_other_machines and (warning := warn_of_loopback(options.storage)):
             console.print_line(f"warning: {warning}")
-        for line in launcher.submit(name, build_worker_command(options), missing):
+        for line in launcher.submit(name, build_worker_command(options, is_refinement), missing):
             console.print_line(line)
     if not options.wait:
         return ""
@@ -127,13 +129,27 @@ def _describe_end(options: RunOptions, study: str, console: SafeConsole) -> str:
     )
 
 
-def build_worker_command(options: RunOptions) -> WorkerCommand:
+def cancel_pending(launcher: Launcher, name: str, console: SafeConsole) -> None:
+    """End the jobs of a finished study that have not started."""
+    try:
+        line = launcher.cancel_pending(name)
+    except LaunchError as error:  # they exit as soon as they start
+        line = f"warning: jobs that have not started cannot be cancelled ({error})"
+    if line:
+        console.print_line(line)
+
+
+def build_worker_command(options: RunOptions, is_refinement: bool) -> WorkerCommand:
     """Return the command of a worker: the options of a run, without those of its launch.
 
     The study exists by now, and was extended if that was asked for. ``--until`` counts from the
     start of each worker.
+
+    Args:
+        options: options of the run.
+        is_refinement: whether the study derives from another, which ``options`` need not say.
     """
-    program = "refine.py" if options.is_refinement else "run_search.py"
+    program = "refine.py" if is_refinement else "run_search.py"
     arguments = [sys.executable, str(PROJECT / program), options.study]
     for option, value in (
         ("--storage", options.storage),
@@ -150,6 +166,6 @@ def build_worker_command(options: RunOptions) -> WorkerCommand:
         arguments += [] if value is None else [option, str(value)]
     arguments += ["--stored"] if options.is_stored else []
     arguments += ["--prune"] if options.prune else []
-    arguments += ["--partial"] if options.partial else []
     arguments += ["--until-decided"] if options.until_decided else []
+    arguments += [] if options.report else ["--no-report"]
     return WorkerCommand(tuple(arguments), Path.cwd(), options.threads, options.device)

@@ -89,6 +89,10 @@ class Launcher(Protocol):
         """End all jobs: workers get SIGTERM and time to requeue their trials. Describe it."""
         ...
 
+    def cancel_pending(self, name: str) -> str:
+        """End the jobs that have not started, of a finished study; describe that, "" for none."""
+        ...
+
     def leave(self, name: str) -> str:
         """Prepare the early end of the command; describe what becomes of the jobs.
 
@@ -139,6 +143,17 @@ def parse_settings(
         except ValueError as error:
             raise LaunchError(f"--launch-set {key}={shorten(text)!r}: {error}") from error
     return parsed
+
+
+def parse_count(text: str) -> int:
+    """Return a number of cores.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 1024:
+        raise ValueError("expected an integer from 1 to 1024")
+    return int(text)
 
 
 def missing_library(cluster: str, library: str) -> LaunchError:

@@ -114,6 +114,10 @@ class RayLauncher:
         stopped = ", ".join(driver.submission for driver in drivers)
         return f"stopped {stopped}: running workers write checkpoints and requeue their trials"
 
+    def cancel_pending(self, name: str) -> str:
+        """Leave the tasks to Ray, which ends them with this command."""
+        return ""
+
     def leave(self, name: str) -> str:
         """Cancel the tasks, and wait until their workers have requeued their trials."""
         tasks = [*self._tasks.values()]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from search.launch.launcher import parse_count
+
 _UNITS = {"": 1, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -19,12 +21,6 @@ def parse_memory(text: str) -> int:
     if not match or match[2].upper() not in _UNITS or not float(match[1]):
         raise ValueError("expected an amount of memory such as 4GiB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _parse_cores(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 1024:
-        raise ValueError("expected an integer from 1 to 1024")
-    return int(text)
 
 
 def _parse_gpus(text: str) -> float:
@@ -53,7 +49,7 @@ def _parse_resources(text: str) -> dict[str, float]:
 
 SETTINGS: dict[str, Any] = {
     "memory": parse_memory,
-    "num_cpus": _parse_cores,
+    "num_cpus": parse_count,
     "num_gpus": _parse_gpus,
     "resources": _parse_resources,
 }

@@ -47,7 +47,9 @@ def require_server(storage: str) -> None:
 def warn_of_loopback(storage: str) -> str:
     """Return a warning if a storage's address means another machine on each machine, or ""."""
     url = parse_url(storage)
-    if url.host not in ("localhost", "127.0.0.1", "::1"):
+    host = url.host or url.query.get("host") or os.environ.get("PGHOST", "")
+    is_socket = not host or str(host).startswith("/")
+    if not is_socket and host not in ("localhost", "127.0.0.1", "::1"):
         return ""
     return f"storage {redact(url)} is reached by workers on this machine only: name its host"
 

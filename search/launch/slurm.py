@@ -118,6 +118,14 @@ class SlurmLauncher:
             "workers write checkpoints and requeue their trials"
         )
 
+    def cancel_pending(self, name: str) -> str:
+        """Cancel the jobs that have not started; each would wait for cores and exit at once."""
+        states = [job.state for job in self.list_jobs(name)]
+        if not (count := states.count("pending")):
+            return ""
+        _run("scancel", *_select(name), "--state=PENDING")
+        return f"cancelled {count} job{'s' * (count > 1)} that had not started"
+
     def leave(self, name: str) -> str:
         """Describe that the jobs do not depend on this command."""
         return "the jobs keep running: --status shows them, --cancel ends them"

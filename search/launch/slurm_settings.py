@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from search.launch.launcher import parse_count
+
 MIN_MINUTES = 3
 """Shortest time limit: the start and the last checkpoint take some of it."""
 
@@ -31,12 +33,6 @@ def parse_minutes(text: str) -> int:
     return minutes
 
 
-def _parse_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 1024:
-        raise ValueError("expected an integer from 1 to 1024")
-    return int(text)
-
-
 def _parse_text(text: str) -> str:
     if not text.isprintable():
         raise ValueError("expected printable characters")
@@ -44,7 +40,7 @@ def _parse_text(text: str) -> str:
 
 
 SETTINGS: dict[str, Any] = {
-    "cpus-per-task": _parse_count,
+    "cpus-per-task": parse_count,
     "time": parse_minutes,
     **dict.fromkeys(
         ("account", "comment", "constraint", "exclude", "gpus", "gres", "mail-type", "mail-user",

@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 
 from search.launch.launcher import Job, Launcher, count_states
+from studies.storage.active_workers import read_active_workers
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import format_trials
 
@@ -40,10 +41,11 @@ def read_jobs(
         storage: storage that holds it.
     """
     jobs = launcher.list_jobs(name)
-    leases = storage.running_leases(study._study_id)
+    with storage.reading() as connection:
+        workers = read_active_workers(connection, study._study_id)
     held: dict[str, list[int]] = defaultdict(list)
-    for trial_id, lease in leases.items():
-        held[parse_job(lease.worker)].append(storage.get_trial_number_from_id(trial_id))
+    for worker in workers:
+        held[parse_job(worker.name or "")] += worker.trials
     return [JobStatus(job, sorted(held[job.id])) for job in jobs]
 
 

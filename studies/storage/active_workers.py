@@ -25,8 +25,8 @@ class ActiveWorker:
     """A worker that holds trials of a study; it may have died.
 
     Attributes:
-        name: its host, a slash and its process id; None for a program that holds trials without a
-            lease, as plain Optuna does.
+        name: ``host/pid``, or ``host/pid/job`` on a cluster; None for a program that holds trials
+            without a lease, as plain Optuna does.
         trials: numbers of the trials.
         silent_seconds: time since its last claim or heartbeat by the database's clock; None if
             that is unknown.

@@ -26,7 +26,9 @@ from process_runner import (
     wait_until_running,
 )
 from ray_service import COMMAND, NOT_HEAD, RayCluster
+from test_until_decided import REPLICATES, SOURCE, check_finished
 
+import rnn_search
 from search.errors import LaunchError
 from search.launch.launcher import WorkerCommand, create_launcher
 from search.launch.target import LaunchTarget
@@ -154,6 +156,22 @@ def test_interrupt_ends_the_workers_of_a_client_and_the_same_command_resumes(
     assert again.wait() == 0, again.output
     assert query(postgresql_url, FINISHED) == ALL_COMPLETE
     assert query(postgresql_url, RETRIES) == [('{"interrupted": 1}',)]
+
+
+@pytest.mark.extended
+def test_refinement_is_decided_by_tasks(
+    runner, cluster, postgresql_url, text, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rnn_search.run(SOURCE, name="source", storage=postgresql_url, corpus=text)
+    (tmp_path / "copies.toml").write_text(REPLICATES)
+    command = runner.start(
+        "refine.py", "copies.toml", "--until-decided", "--launch=ray", "--workers=2",
+        f"--storage={postgresql_url}", "--no-report",
+        cwd=tmp_path, **cluster.environment,
+    )  # fmt: skip
+    assert command.wait() == 0, command.output
+    check_finished(postgresql_url)
 
 
 @pytest.mark.extended

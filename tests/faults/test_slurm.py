@@ -16,6 +16,9 @@ import pytest
 from helpers import QUICK, ROOT
 from hooks import Gate, Hooks
 from process_runner import FINISHED, SETTINGS, query, wait_until, wait_until_running
+from test_until_decided import REPLICATES, SOURCE, check_finished
+
+import rnn_search
 
 HOOKS_OF_JOBS = """
 import sys
@@ -183,7 +186,8 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
         assert command.wait() == 0, command.output
         return command.stdout
 
-    status = json.loads(run("--status", "--json"))
+    # Options of other jobs do not matter, not even such that SLURM refuses now.
+    status = json.loads(run("--status", "--json", "--launch-set=partition=nowhere"))
     assert [(job["state"], len(job["trials"])) for job in status["jobs"]] == [("running", 1)] * 2
     assert {job["id"] for job in status["jobs"]} == slurm.jobs().keys()
     assert re.search(r"jobs      2 running\n +[0-9]+_0 +running +node\d +trial \d", run("--status"))
@@ -200,6 +204,39 @@ def test_jobs_outlive_ctrl_c_until_they_are_cancelled(launch, slurm, postgresql_
     states = query(postgresql_url, "SELECT DISTINCT state FROM trials")
     assert states == [("WAITING",)]
     assert run("--cancel") == "no job to cancel\n"
+
+
+@pytest.mark.extended
+def test_refinement_is_decided_in_jobs_and_one_that_waits_is_cancelled(
+    runner, slurm, postgresql_url, logs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    environment = slurm.environment | environment_of_jobs(postgresql_url, tmp_path)
+    rnn_search.run(SOURCE, name="source", storage=postgresql_url, corpus="recall:5")
+    (tmp_path / "copies.toml").write_text(REPLICATES)
+
+    def launch(*arguments, node="node0"):
+        return runner.start(
+            *arguments, "--launch=slurm", f"--launch-set=nodelist={node}", "--no-report",
+            cwd=tmp_path, **environment,
+        )  # fmt: skip
+
+    other = ("--job-name=other", "--nodelist=node1", "--exclusive", "--output=/dev/null")
+    slurm.run("sbatch", *other, "--wrap=sleep 10000")
+    wait_until(lambda: [*slurm.jobs().values()] == ["RUNNING"])
+    file = ("refine.py", "copies.toml", "--until-decided", "--no-wait")
+    submitted = launch(*file, node="node1")
+    assert submitted.wait() == 0, submitted.output
+    search = launch("-m", "rnn_search", "continue", "copies", "--workers=3")
+
+    assert search.wait() == 0, search.output + logs()
+    check_finished(postgresql_url)
+    assert "jobs of this study already: 1 pending" in search.stdout
+    assert "submitted 2 jobs" in search.stdout
+    assert "cancelled 1 job that had not started" in search.stdout
+    slurm.run("scancel", "--name=other")
+    slurm.wait_for_no_job()
+    assert "report" not in logs()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,20 +11,24 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from managed_studies import create
 
 import rnn_search
 from rnn.errors import DeviceError
+from rnn_search.cli import refine
 from search.errors import LaunchError
 from search.launch import shared_files
 from search.launch.jobs import build_worker_command, prepare_launch
-from search.launch.launcher import WorkerCommand, parse_settings
-from search.launch.shared_files import require_server, require_shared
+from search.launch.launcher import JOB_VARIABLE, WorkerCommand, parse_settings
+from search.launch.shared_files import require_server, require_shared, warn_of_loopback
 from search.launch.slurm import SlurmLauncher
 from search.launch.slurm_settings import SETTINGS, parse_minutes
 from search.launch.slurm_worker import SlurmWorker
 from search.launch.target import LaunchTarget, parse_target
+from search.run import run_workers
 from search.session import RunOptions, find_device
-from studies.errors import ConfigError
+from studies.errors import ConfigError, StudyNotFoundError
+from studies.storage.open import list_study_names, open_storage
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_other_time_limits_are_refused(text):
         parse_minutes(text)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "9" * 20])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "9" * 20, "0000000012345"])
 def test_numbers_of_cores_are_checked(text):
     with pytest.raises(LaunchError, match="expected an integer from 1 to 1024"):
         parse_settings("slurm", {"cpus-per-task": text}, SETTINGS)
@@ -94,7 +99,7 @@ def test_worker_command_has_the_options_of_the_run_without_its_launch():
         "mine.toml", "postgresql+psycopg://me@host/studies", overrides=("training.steps=5",),
         workers=50, prune=True, extend=True, until=60.0, target=LaunchTarget("slurm"),
     )  # fmt: skip
-    command = build_worker_command(options).with_threads(4)
+    command = build_worker_command(options, is_refinement=False).with_threads(4)
     python, program, *arguments = command.arguments
     assert (python, Path(program).name) == (sys.executable, "run_search.py")
     assert " ".join(arguments) == (
@@ -102,6 +107,45 @@ def test_worker_command_has_the_options_of_the_run_without_its_launch():
         "--set training.steps=5 --prune --threads 4"
     )
     assert command.folder == Path.cwd()
+
+
+def test_worker_of_a_refinement_runs_the_command_that_has_its_options():
+    options = RunOptions(  # as of ``continue``, and of a call in Python
+        "copies", "postgresql+psycopg://me@host/studies", partial=True, until_decided=True,
+        is_stored=True, report=False, target=LaunchTarget("slurm"),
+    )  # fmt: skip
+    _, program, *arguments = build_worker_command(options, is_refinement=True).arguments
+    assert Path(program).name == "refine.py"
+    assert arguments[-3:] == ["--stored", "--until-decided", "--no-report"]
+    parsed = refine.make_context("refine", [*arguments, "--storage", "sqlite:///x.db"])
+    assert parsed.params["until_decided"]
+
+
+def test_job_that_starts_after_its_study_was_renamed_creates_no_other(
+    sqlite_url, text, monkeypatch
+):
+    create(sqlite_url, "renamed")
+    monkeypatch.setenv(JOB_VARIABLE, "17_0")
+    overrides = ("evaluation.window_length=8", "training.sequence_length=8")
+    with pytest.raises(StudyNotFoundError, match=r"'quick' is not in .*: renamed"):
+        run_workers(RunOptions("quick", sqlite_url, corpus=str(text), overrides=overrides))
+    with closing(open_storage(sqlite_url)) as storage:
+        assert list_study_names(storage) == ["renamed"]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_warned"),
+    [
+        ("postgresql+psycopg://me@localhost/studies", True),
+        ("postgresql+psycopg://me@database.example/studies", False),
+        ("postgresql+psycopg://me@/studies", True),
+        ("postgresql+psycopg://me@/studies?host=/run/postgresql", True),
+        ("postgresql+psycopg://me@/studies?host=database.example", False),
+    ],
+)
+def test_storage_that_is_another_on_each_machine_is_warned_of(url, is_warned, monkeypatch):
+    monkeypatch.delenv("PGHOST", raising=False)
+    assert bool(warn_of_loopback(url)) == is_warned
 
 
 def test_settings_in_python_are_refused():
