@@ -18,7 +18,7 @@ from studies.storage.study_changes import list_derived
 from studies.study_copier import copy_study
 from studies.study_files import StudyStores
 from studies.study_list import ListedStudy, list_studies
-from studies.text import format_bytes
+from studies.text import format_bytes, to_line
 
 _wait_option = click.option(
     "--wait",
@@ -206,7 +206,7 @@ def _format_table(listed: list[ListedStudy]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    lines += [f"{study.name}: {study.problem}" for study in listed if study.problem]
+    lines += [f"{to_line(study.name)}: {study.problem}" for study in listed if study.problem]
     return "\n".join(lines)
 
 
@@ -225,7 +225,7 @@ def _format_row(study: ListedStudy) -> tuple[str, ...]:
         if count
     ]
     return (
-        study.name,
+        to_line(study.name),
         study.kind,
         ", ".join(parts),
         "" if study.best is None else f"{study.best:.4f}",

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from studies.errors import ConfigError, StudyHeldError
-from studies.storage.copy_study import is_owned, lock_copies
+from studies.storage.copy_study import lock_copies
 from studies.storage.failed_trials import retry_trials
 from studies.storage.held_trials import wait_until_unheld
 from studies.storage.open import open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.study_changes import OwnedFiles, delete_study, rename_study
+from studies.storage.study_changes import OwnedFiles, delete_study, is_owned, rename_study
 from studies.study_files import StudyStores
 from studies.study_name import check_study_name
 

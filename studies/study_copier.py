@@ -20,7 +20,6 @@ from studies.storage.copy_study import (
     Fingerprint,
     StudyCopy,
     copy_rows,
-    is_owned,
     lock_copies,
     read_fingerprint,
     require_free_name,
@@ -30,7 +29,7 @@ from studies.storage.engine import database_path, parse_url, redact
 from studies.storage.held_trials import find_study
 from studies.storage.open import list_study_names, load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
-from studies.storage.study_changes import OwnedFiles, read_owned_files
+from studies.storage.study_changes import OwnedFiles, is_owned, read_owned_files
 from studies.study_files import CopiedFiles, StudyStores, map_artifact_ids
 from studies.study_name import check_study_name
 

@@ -100,15 +100,6 @@ def require_free_name(connection: Connection, name: str) -> None:
         raise StudyExistsError(f"study {name!r} exists there already: expected another name (--as)")
 
 
-def is_owned(connection: Connection, folder: str) -> bool:
-    """Return whether a study has an artifact folder."""
-    query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
-        STUDY_USER_ATTRS.c.key == "artifact_folder",
-        STUDY_USER_ATTRS.c.value_json == json.dumps(folder),
-    )
-    return connection.execute(query).first() is not None
-
-
 def copy_rows(source: Connection, target: Connection, copy: StudyCopy) -> dict[str, int]:
     """Copy a study's rows.
 

@@ -103,7 +103,8 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
         force: whether to delete it although others derive from it.
 
     Returns:
-        What it said about its files, which are not deleted.
+        What it said about its files, which are not deleted, without those that another study owns
+        as well, as after ``optuna.copy_study``.
 
     Raises:
         StudyNotFoundError: if it does not exist.
@@ -120,8 +121,30 @@ def delete_study(storage: LeasedRDBStorage, name: str, force: bool = False) -> O
             )
         owned = read_owned_files(connection, study_id)
         _delete_rows(connection, study_id)
+        owned = _without_shared(connection, owned)
     merge_log(storage)
     return owned
+
+
+def _without_shared(connection: Connection, owned: OwnedFiles) -> OwnedFiles:
+    """Return the files of a deleted study that no other study owns."""
+    keys = {artifact_id: f"{ARTIFACT_PREFIX}{artifact_id}" for artifact_id in owned.artifact_ids}
+    shared: set[str] = set()
+    for table in (STUDY_SYSTEM_ATTRS, TRIAL_SYSTEM_ATTRS):
+        query = sa.select(table.c.key).where(table.c.key.in_(keys.values()))
+        shared |= set(connection.scalars(query))
+    is_shared = owned.folder is not None and is_owned(connection, owned.folder)
+    kept = tuple(artifact_id for artifact_id, key in keys.items() if key not in shared)
+    return OwnedFiles(None if is_shared else owned.folder, kept)
+
+
+def is_owned(connection: Connection, folder: str) -> bool:
+    """Return whether a study has an artifact folder."""
+    query = sa.select(STUDY_USER_ATTRS.c.study_id).where(
+        STUDY_USER_ATTRS.c.key == "artifact_folder",
+        STUDY_USER_ATTRS.c.value_json == json.dumps(folder),
+    )
+    return connection.execute(query).first() is not None
 
 
 def _delete_rows(connection: Connection, study_id: int) -> None:

@@ -293,7 +293,10 @@ def test_worker_that_waits_works_on_under_the_new_name(manager, url):
 
 def test_deletion_takes_all_rows_and_files_of_the_study_alone(manager, url, folder):
     create_with_everything(url, folder, "other")
-    (folder / "of-study").write_text("shared by name in this test")
+    with closing(open_storage(url)) as storage:
+        entry = {"artifact_id": "of-made", "filename": "c.txt"}
+        storage.set_study_system_attr(1, "artifacts:of-made", json.dumps(entry))
+    (folder / "of-made").write_text("not in the other study")
     other = dump(url, "other")
     manager.delete("made")
     assert dump(url, "other") == other
@@ -302,9 +305,23 @@ def test_deletion_takes_all_rows_and_files_of_the_study_alone(manager, url, fold
         ids = "trials" if table.startswith("trial_") else "studies"
         orphans = f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT {owner} FROM {ids})"
         assert query(url, orphans) == [(0,)]
+    # Both studies name the files of the dashboard.
     assert sorted(list_files(folder)) == sorted(
-        f"other-folder/{name}" for names in FILES.values() for name in names
+        ["of-study", "of-trial"]
+        + [f"other-folder/{name}" for names in FILES.values() for name in names]
     )
+
+
+def test_files_stay_while_a_copy_by_optuna_names_them(manager, url, folder):
+    optuna.copy_study(
+        from_study_name="made", from_storage=open_storage(url), to_storage=open_storage(url),
+        to_study_name="copy",
+    )  # fmt: skip
+    files = list_files(folder)
+    manager.delete("copy")
+    assert list_files(folder) == files
+    manager.delete("made")
+    assert list_files(folder) == {}
 
 
 def test_deletion_of_a_source_is_refused_unless_forced(manager, url):
