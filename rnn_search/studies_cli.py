@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from studies.cli import EXIT_FAILURE, artifacts_option, storage_options
 from studies.errors import ConfigError
@@ -61,7 +62,7 @@ def rename(old: str, new: str, wait: bool, storage: str, debug: bool) -> int:
     click.echo(
         f"renamed study {old!r} to {new!r}{names}; reports and recorded commands keep the old "
         f"name, under which run_search.py would create a new study: go on with "
-        f"{shlex.join(['rnn-search', 'continue', new])}"
+        f"{_format_continue(new)}"
     )
     return 0
 
@@ -188,9 +189,17 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, deb
     if not any(counts.values()):
         click.echo(f"study {name!r} has no such trial: {listed}")
         return 0
-    command = shlex.join(["rnn-search", "continue", name])
-    click.echo(f"{listed} trials of study {name!r} wait again: go on with {command}")
+    click.echo(f"{listed} trials of study {name!r} wait again: go on with {_format_continue(name)}")
     return 0
+
+
+def _format_continue(name: str) -> str:
+    """Return the command that continues a study, with the storage if this command line has it."""
+    context, words = click.get_current_context(), ["rnn-search", "continue", name]
+    if context.get_parameter_source("storage") is ParameterSource.COMMANDLINE:
+        url = parse_url(context.params["storage"]).set(password=None)
+        words += ["--storage", redact(url)]
+    return shlex.join(words)
 
 
 def _list_names(names: list[str]) -> str:

@@ -91,10 +91,10 @@ def copy_study(
             owned = read_owned_files(connection, study_id)
         record = read_study_record(load_study(source, name))
         _read_unheld(manager, source, name)
+        target_stores = StudyStores(target_artifacts, target_url)  # refuses what cannot be used
         with closing(open_storage(target_url)) as target:
             with target.reading() as connection:
                 require_free_name(connection, copied_name)
-            target_stores = StudyStores(target_artifacts, target_url)
             copier = _Copier(source, stores, owned, target, target_stores, name, copied_name)
             rows, files = manager.when_unheld(source, name, copier.run)
             merge_log(target)

@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from types import SimpleNamespace
 
+import optuna
 import pytest
 from click.testing import CliRunner
 from helpers import QUICK, ROOT, TINY
@@ -90,7 +91,7 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
     assert header.split()[:3] == ["study", "kind", "trials"]
     assert row.startswith("made   grid  3 of 4 finished, 1 paused, 1 diverged, 1 failed  1.0625")
     done = command("rename", "made", "my study", *made)
-    assert "go on with rnn-search continue 'my study'\n" in done.stdout
+    assert f"go on with rnn-search continue 'my study' {' '.join(made)}\n" in done.stdout
     done = command("copy", "my study", "--to", target[1], *made)
     assert "4 trials, 8 intermediate values, 7 files of " in done.stdout
     assert f"continue 'my study' {' '.join(target)} --artifacts {artifacts}" in done.stdout
@@ -105,6 +106,14 @@ def test_study_is_listed_renamed_copied_retried_and_deleted(
     assert command("list", *made).stdout == f"no study in {sqlite_url}\n"
     assert command("delete", "my study", "--yes", *target).returncode == 0
     assert list_files(artifacts) == {}
+
+
+def test_name_of_a_study_of_plain_optuna_cannot_control_the_terminal(command, sqlite_url):
+    with closing(open_storage(sqlite_url)) as storage:
+        optuna.create_study(storage=storage, study_name="a\x1b[2Jb\nc")
+    listed = command("list", "--storage", sqlite_url).stdout
+    assert listed.splitlines()[1].startswith(r"a\x1b[2Jb\nc  plain Optuna")
+    assert len(listed.splitlines()) == 2
 
 
 def test_moved_study_of_an_own_cell_continues_without_its_files(run, url, text, tmp_path):

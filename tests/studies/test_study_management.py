@@ -20,8 +20,9 @@ from optuna_dashboard import get_note
 from process_runner import query
 
 from search.status import read_status
-from studies.attributes import EARLIER_FAILURES
+from studies.attributes import EARLIER_FAILURES, Failure
 from studies.errors import (
+    ArtifactsError,
     ConfigError,
     StorageError,
     StudiesError,
@@ -144,6 +145,10 @@ def test_copy_that_is_refused_leaves_nothing(manager, url, folder, tmp_path):
         storage.claim(1, "node1/17/token", paused_ids=[4])
     with pytest.raises(StudyHeldError, match=r"node1/17 holds trial 3, last heard of \d"):
         copy_study(manager, "made", f"sqlite:///{tmp_path}/new.db", "copied", copies)
+    with closing(open_storage(url)) as storage:
+        storage.requeue(4, "node1/17/token", Failure.INTERRUPTED)
+    with pytest.raises(ArtifactsError, match="is not writable"):
+        copy_study(manager, "made", f"sqlite:///{tmp_path}/new.db", "copied", f"{copies}/deeper")
     query_all = "SELECT count(*) FROM studies"
     assert query(target, query_all) == [(1,)]
     assert not (tmp_path / "copies").exists()
