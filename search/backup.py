@@ -1,5 +1,10 @@
 """``python -m search.backup FILE``: copy an SQLite file of studies while searches run."""
 
+from studies.interrupts import exit_on_interrupt
+
+if __name__ == "__main__":
+    exit_on_interrupt()  # the imports take seconds
+
 import os
 import sqlite3
 from contextlib import closing

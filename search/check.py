@@ -1,5 +1,10 @@
 """``python -m search.check FILE.py:Class``: check a cell of your own before it is searched."""
 
+from studies.interrupts import exit_on_interrupt
+
+if __name__ == "__main__":
+    exit_on_interrupt()  # the imports take seconds
+
 from pathlib import Path
 
 import click

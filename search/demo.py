@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from studies.interrupts import exit_on_interrupt
+
 ROOT = Path(__file__).parents[1]
 
 REPEAT_SECONDS = 3.0
@@ -80,6 +82,7 @@ def _repeat(line: str) -> Iterator[None]:
 
 def main() -> None:
     """Print the command of a step, and run it in this process."""
+    exit_on_interrupt()
     step, workers = sys.argv[1:]
     overrides = os.environ.get("OVERRIDES", "")
     try:

@@ -1,5 +1,10 @@
 """``python -m search.export STUDY DIR``: export the model of a trial to a standalone folder."""
 
+from studies.interrupts import exit_on_interrupt
+
+if __name__ == "__main__":
+    exit_on_interrupt()  # the imports take seconds
+
 import contextlib
 import dataclasses
 import shutil

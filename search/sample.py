@@ -1,5 +1,10 @@
 """``python -m search.sample STUDY``: generate text with the model of a trial."""
 
+from studies.interrupts import exit_on_interrupt
+
+if __name__ == "__main__":
+    exit_on_interrupt()  # the imports take seconds
+
 import math
 import os
 import sys

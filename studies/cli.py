@@ -13,11 +13,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.errors import StorageUnavailableError
-from studies.interrupts import (
-    EXIT_INTERRUPTED,
-    exit_silently_on_interrupt,
-    raise_on_interrupt,
-)
+from studies.interrupts import EXIT_INTERRUPTED, exit_silently_on_interrupt, raise_on_interrupt
 from studies.storage.open import DEFAULT_STORAGE
 from studies.storage.retry import error_message
 from studies.text import shorten, to_line
@@ -135,6 +131,7 @@ def require_text(command: click.Command, binary: Collection[str] = ()) -> click.
     assert callback is not None
 
     def run(**params: Any) -> Any:
+        raise_on_interrupt()  # all imports are done
         for name, value in params.items():
             if name not in binary:
                 _require_text(name, value)
@@ -175,7 +172,6 @@ def run_with_exit_code(main: Callable[[], int], bad_input: tuple[type[Exception]
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger("studies").addHandler(_WARNINGS)
-    raise_on_interrupt()
     try:
         _run_with_exit_code(main, bad_input)
     finally:

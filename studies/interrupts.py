@@ -33,7 +33,7 @@ def raise_on_interrupt() -> None:
 
 def exit_silently_on_interrupt() -> None:
     """Exit at once on Ctrl-C, without a message: the command has ended and printed its outcome."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _exit_with_message):
         _set_handler(_exit)
 
 

@@ -1,5 +1,9 @@
 """Entry point of ``python -m reports.dashboard``."""
 
-from reports.dashboard.server import main
+from studies.interrupts import exit_on_interrupt
+
+exit_on_interrupt()  # the imports take seconds
+
+from reports.dashboard.server import main  # noqa: E402
 
 main()

@@ -18,8 +18,23 @@ COMMANDS = {
     "run_search.py": ("run_search.py", QUICK),
     "refine.py": ("refine.py",),
     "python -m reports": ("-m", "reports", "quick"),
+    "python -m reports.dashboard": ("-m", "reports.dashboard"),
+    "python -m search.backup": ("-m", "search.backup", "copy.db"),
+    "python -m search.check": ("-m", "search.check", "cell.py:Cell"),
+    "python -m search.demo": ("-m", "search.demo", "search", "1"),
+    "python -m search.export": ("-m", "search.export", "quick", "folder"),
+    "python -m search.sample": ("-m", "search.sample", "quick"),
     "rnn-search": ("-m", "rnn_search", "list"),
 }
+
+SUBCOMMANDS = {
+    ("run", QUICK): "torch",
+    ("refine", "quick-refined"): "torch",
+    ("sample", "quick"): "torch",
+    ("report", "quick"): "plotly",
+    ("dashboard",): "bottle",
+}
+"""What subcommands import late, after the errors and options that all of them share."""
 
 HOLD = """
 import os, pathlib, time
@@ -77,6 +92,15 @@ def test_interrupt_during_the_imports_prints_one_line(tmp_path, held, name):
     environment = replace_module(tmp_path, "optuna", "hold()")
     environment |= replace_module(tmp_path, "torch", "hold()")
     code, messages = send_when_held(COMMANDS[name], environment, held, signal.SIGINT)
+    assert (code, messages) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
+def test_interrupt_during_the_imports_of_a_subcommand_prints_one_line(tmp_path, held, words):
+    environment = replace_module(tmp_path, SUBCOMMANDS[words], "hold()")
+    environment["RNN_SEARCH_STORAGE"] = f"sqlite:///{tmp_path}/studies.db"
+    command = ("-m", "rnn_search", *words)
+    code, messages = send_when_held(command, environment, held, signal.SIGINT)
     assert (code, messages) == (130, "error: interrupted\n")
 
 
