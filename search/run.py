@@ -1,21 +1,13 @@
 """Run a search: create or join a study, and train its trials in one or several processes."""
 
-import multiprocessing
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass, replace
-from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
 
 import click
 
-from rnn.training.devices import assign_devices, trim_heap
+from rnn.training.devices import trim_heap
 from search.errors import USER_ERRORS, ShutdownRequestedError
 from search.launch.jobs import run_jobs
 from search.launch.launcher import Launcher
@@ -29,27 +21,18 @@ from search.worker.best_trials import BestTrialFiles
 from search.worker.claims import ClaimManager
 from search.worker.corpus_watch import CorpusWatch
 from search.worker.cpu_budget import ThreadBudget
-from search.worker.shutdown import SIGNALS, ShutdownSignal
+from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.worker import Worker
+from search.worker_processes import run_worker_processes
 from studies.cli import EXIT_FAILURE, run_with_exit_code, study_name
 from studies.errors import StorageLostError
-from studies.interrupts import EXIT_INTERRUPTED, blocked_interrupts, ignore_interrupts
+from studies.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from studies.storage.backup import merge_log, rescue_if_lost
 from studies.storage.queries import read_trials
 
-POLL_SECONDS = 1.0
-"""Interval between checks of the worker processes."""
-
 STOPPED_EARLY = "stopped before training began: run the same command to start"
 """Message of a run that has nothing to resume."""
-
-_CLEAN_EXIT_CODES = {0, *(128 + number for number in SIGNALS)}
-"""Exit codes of workers that finished, or stopped on request."""
-
-
-_main_program_lock = threading.Lock()
-"""Held while worker processes start, see :func:`_hidden_main_program`."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +131,8 @@ def run_workers(
             else:
                 console.print_line(f"starting {options.workers} worker processes")
                 watch = CorpusWatch(handle.corpus)
-                failed_workers = _run_worker_processes(
-                    options, reader, stop, display, watch, has_trained
+                failed_workers = run_worker_processes(
+                    _run_and_exit, options, reader, stop, display, watch, has_trained
                 )
             status = reader.read_status()
         merge_log(storage)
@@ -256,80 +239,6 @@ def _remove_leftovers(session: Session) -> None:
             f"({error}); they are no longer needed",
             err=True,
         )
-
-
-def _run_worker_processes(
-    options: RunOptions,
-    reader: StatusReader,
-    stop: ShutdownSignal,
-    display: QuietDisplay,
-    watch: CorpusWatch,
-    has_trained: c_bool,
-) -> int:
-    """Start worker processes and wait for them.
-
-    Returns:
-        The number of those that failed.
-    """
-    # The study exists by now; options that apply to the whole run are not passed on.
-    worker = replace(options, workers=1, extend=False, until=None, is_subprocess=True)
-    # Torch's threads and the storage's connections do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = [
-        context.Process(target=_run_and_exit, args=(replace(worker, device=device), has_trained))
-        for device in assign_devices(options.device, options.workers)
-    ]
-    try:
-        with _hidden_main_program(), blocked_interrupts():
-            for process in processes:
-                process.start()
-        while any(process.is_alive() for process in processes) and not stop.requested:
-            display.on_log(reader.read_running())
-            watch.check()
-            _wait_for_exit(processes, stop)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
-        for process in processes:
-            process.join()
-    clean = _CLEAN_EXIT_CODES
-    if stop.requested:  # a process may be terminated before it handles signals
-        clean = clean | {-signal.SIGTERM}
-    failed = [process for process in processes if process.exitcode not in clean]
-    if failed:
-        reader.read_status()  # raises the error for all of them if the study is gone
-    for process in failed:
-        click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
-    return len(failed)
-
-
-@contextmanager
-def _hidden_main_program() -> Iterator[None]:
-    """Keep processes that are spawned meanwhile from running the main program first.
-
-    Each would run a script that is not protected by ``if __name__ == "__main__"``, search included,
-    and workers need nothing from it.
-    """
-    main = vars(sys.modules["__main__"])
-    with _main_program_lock:
-        hidden: dict[str, Any] = {
-            name: main.pop(name) for name in ("__file__", "__spec__") if name in main
-        }
-        main["__spec__"] = None
-        try:
-            yield
-        finally:
-            main.update(hidden)
-
-
-def _wait_for_exit(processes: Sequence[BaseProcess], stop: ShutdownSignal) -> None:
-    """Wait until all processes have exited or a stop is requested, up to POLL_SECONDS."""
-    end = time.monotonic() + POLL_SECONDS
-    while time.monotonic() < end and not stop.requested:
-        if not any(process.is_alive() for process in processes):
-            return
-        time.sleep(0.1)
 
 
 def _run_and_exit(options: RunOptions, has_trained: c_bool) -> None:
