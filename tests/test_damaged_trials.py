@@ -54,7 +54,10 @@ COLUMNS = {
 }
 """Every column that is read of a trial, and the rows of trial 0 to damage."""
 
-VALUES = (None, "x", b"\xff\x00", -(2**62), float("inf"))
+NOT_UTF8 = b"x\xff"
+"""Stored as a text."""
+
+VALUES = (None, "x", b"\xff\x00", NOT_UTF8, -(2**62), float("inf"))
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,8 @@ def damage(folder, column, where, value):
     """Change a column of trial 0, if the database allows it."""
     table, name = column.split(".")
     with contextlib.suppress(sqlite3.IntegrityError), connected(folder) as database:
-        statement = f"UPDATE {table} SET {name} = ? WHERE trial_id = 1 AND {where}"
+        changed = "CAST(? AS TEXT)" if value is NOT_UTF8 else "?"
+        statement = f"UPDATE {table} SET {name} = {changed} WHERE trial_id = 1 AND {where}"
         assert database.execute(statement, (value,)).rowcount
         return True
     return False
@@ -199,7 +203,7 @@ def test_study_with_a_damaged_trial_is_published_once(finished, tmp_path, monkey
         for _ in range(2):
             publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
             monkeypatch.setattr(
-                "reports.dashboard.publish.read_results", lambda *_, **__: pytest.fail("again")
+                "reports.dashboard.publish.StudyReader.read", lambda *_, **__: pytest.fail("again")
             )
 
 
@@ -217,15 +221,40 @@ def test_extension_of_a_damaged_study_is_refused(finished, tmp_path):
         assert [trial.number for trial in read_trials(storage, 1)] == [1]
 
 
-@pytest.mark.parametrize("words", [(), ("--prune",), ("--workers", "2")])
-def test_worker_fails_a_damaged_trial_and_trains_the_others(runner, url, tmp_path, words):
+DAMAGE = {
+    "param_value": (
+        f"UPDATE trial_params SET param_value = 99 WHERE {SIZE} AND trial_id = {{}}",
+        "trial 0",
+        "parameter state_size: its choice is 99.0 of 2, counted from 0",
+    ),
+    "number": (
+        "UPDATE trials SET number = NULL WHERE trial_id = {}",
+        "trial of id {}",
+        "its number is None",
+    ),
+}
+"""Statements, and what the warning calls the trial and says of it."""
+
+
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        ("param_value", ()),
+        ("param_value", ("--prune",)),
+        ("param_value", ("--workers", "2")),
+        ("number", ("--prune",)),
+    ],
+)
+def test_worker_fails_a_damaged_trial_and_trains_the_others(runner, url, tmp_path, damaged, words):
     (tmp_path / "text").write_bytes(TEXT)
     start = search_starter(runner, url, tmp_path / "text")
     settings = {"training_steps": 4, "training_log_every": 2, "space_state_size": "[3, 4]"}
+    settings |= {"space_residual": "[true]", "space_state_source": "['new']"}
     created = start("--until", "0.01s", *words, **settings)
     created.wait()
     (lowest,) = query(url, "SELECT min(trial_id) FROM trials")[0]
-    change(url, f"UPDATE trial_params SET param_value = 99 WHERE {SIZE} AND trial_id = {lowest}")
+    statement, name, reason = (text.format(lowest) for text in DAMAGE[damaged])
+    change(url, statement)
     search = start(*words, **settings)
     assert search.wait() == 0, search.output
     states = query(url, "SELECT state, count(*) FROM trials GROUP BY state ORDER BY state")
@@ -233,10 +262,8 @@ def test_worker_fails_a_damaged_trial_and_trains_the_others(runner, url, tmp_pat
     assert "WAITING" not in dict(states)
     assert "RUNNING" not in dict(states)
     error = "SELECT value_json FROM trial_user_attributes WHERE key = 'error'"
-    assert query(url, error) == [
-        ('"damaged: parameter state_size: its choice is 99.0 of 2, counted from 0"',)
-    ]
-    assert "trial 0 is damaged and left out (parameter state_size" in search.output
+    assert query(url, error) == [(f'"damaged: {reason}"',)]
+    assert f"{name} is damaged and left out ({reason}" in search.output
     assert "Traceback" not in search.output
 
 

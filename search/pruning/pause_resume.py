@@ -106,6 +106,8 @@ class PauseResumeScheduler:
             ``resumed``, trials at one rung, empty if none is needed. With ``audited`` or ``looks``
             there is more to decide once these are stored.
         """
+        if progress.unnumbered:  # a worker that claims a damaged trial fails it
+            return Decisions(resumed=list(progress.unnumbered))
         trials, policy = progress.trials, self._build_policy(progress, deferred)
         if looks := self._take_look(policy, progress):
             return Decisions(looks=looks)

@@ -28,6 +28,7 @@ class StudyProgress:
         architectures: architecture of each of them, of which some were drawn to be audited.
         planned: number of grid trials; damaged ones are not among ``trials``.
         looks: planned looks at the audited trials so far, by name.
+        unnumbered: ids of paused trials whose number is damaged, not among ``trials``.
     """
 
     trials: Sequence[TrialProgress]
@@ -35,6 +36,7 @@ class StudyProgress:
     architectures: Indices
     planned: int
     looks: Mapping[str, AuditLook] = field(default_factory=dict)
+    unnumbered: Sequence[int] = ()
 
     @property
     def is_audited(self) -> bool:
@@ -76,7 +78,14 @@ class StudyProgressReader:
             self._architectures = number_architectures(self._params, nuisance)
             self._numbers = numbers
         looks = read_audit_looks(self._storage, self._study_id)
-        return StudyProgress(trials, self._params, self._architectures, self._reader.planned, looks)
+        return StudyProgress(
+            trials,
+            self._params,
+            self._architectures,
+            self._reader.planned,
+            looks,
+            self._reader.unnumbered,
+        )
 
 
 def build_state(

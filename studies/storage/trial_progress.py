@@ -76,6 +76,7 @@ class _Known:
         trials: progress of each grid trial, by id.
         audited: ids of the audited trials.
         grid: ids of the grid trials, damaged ones included.
+        unnumbered: ids of the paused grid trials whose number is damaged.
     """
 
     trial_ids: Sequence[int] = ()
@@ -83,6 +84,7 @@ class _Known:
     trials: Mapping[int, TrialProgress] = field(default_factory=dict)
     audited: Collection[int] = ()
     grid: Collection[int] = ()
+    unnumbered: Sequence[int] = ()
 
 
 class ProgressReader:
@@ -112,6 +114,11 @@ class ProgressReader:
         """Number of grid trials when they were last read, damaged ones included."""
         return len(self._known.grid)
 
+    @property
+    def unnumbered(self) -> Sequence[int]:
+        """Ids of the paused trials whose number is damaged; they are not among the trials."""
+        return self._known.unnumbered
+
 
 @reports_damage
 def _read_progress(
@@ -121,12 +128,15 @@ def _read_progress(
     with storage.snapshot() as connection:
         numbers: dict[int, int] = {}
         stamps: dict[int, TrialStamp] = {}
+        unnumbered: list[int] = []
         for trial_id, number, *columns in connection.execute(select_stamps(study_id)):
             try:
+                stamp = parse_stamp(columns)
+                if stamp.is_paused and not isinstance(number, int):
+                    unnumbered.append(trial_id)
                 numbers[trial_id] = parse_integer(number, "number")
-                stamps[trial_id] = parse_stamp(columns)
+                stamps[trial_id] = stamp
             except READ_ERRORS as error:
-                numbers.pop(trial_id, None)
                 damaged.add(name_trial(trial_id, number), error)
         trial_ids = list(numbers)
         if trial_ids != known.trial_ids:  # the first time, and after an extension
@@ -160,7 +170,8 @@ def _read_progress(
         elif (trial := known.trials[trial_id]).audit != audit:
             trial = replace(trial, audit=audit)
         trials[trial_id] = trial
-    return _Known(trial_ids, stamps, trials, audited, is_grid)
+    unnumbered = [trial_id for trial_id in unnumbered if trial_id in is_grid]
+    return _Known(trial_ids, stamps, trials, audited, is_grid, unnumbered)
 
 
 def _read_marks(connection: Connection, study_id: int) -> tuple[set[int], set[int]]:

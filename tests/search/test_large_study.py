@@ -6,6 +6,8 @@ from optuna.trial import TrialState
 from benchmarks.large_study import NAME, create_large_study
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
+from search.worker.claims import ClaimManager
+from search.worker.shutdown import ShutdownSignal
 from studies.attributes import TrialRecord
 from studies.storage.counts import count_trials
 from studies.storage.open import load_study
@@ -74,3 +76,24 @@ def test_damaged_trial_does_not_keep_paused_trials_from_being_pruned(sqlite_url,
     assert len(progress.trials) == 95
     paused = {trial.trial_id: {} for trial in progress.trials if trial.is_paused}
     assert len(scheduler.prune(progress, Decisions(pruned=paused))) == len(paused) > 0
+
+
+def test_paused_trial_whose_number_is_damaged_is_failed_by_the_worker_that_resumes_it(url, text):
+    """No worker waits for it."""
+    handle = create(url, text, pruning=True)
+    storage, study_id = handle.storage, handle.study_id
+    scheduler = PauseResumeScheduler(storage, study_id, handle.config)
+    first, *others = [trial.trial_id for trial in scheduler.read().trials if trial.is_paused]
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE trials SET number = NULL WHERE trial_id = {first}")
+    selected = scheduler.select_to_resume(scheduler.read(), 0.5)
+    assert selected.resumed == [first]
+    with ClaimManager(storage, study_id, "me", ShutdownSignal()) as claims:
+        assert claims.claim(paused_ids=selected.resumed) == []
+    with storage.reading() as connection:
+        (state,) = connection.exec_driver_sql(f"SELECT state FROM trials WHERE trial_id = {first}")
+    assert state == ("FAIL",)
+    selected = scheduler.select_to_resume(scheduler.read(), 0.5)
+    assert first not in selected.resumed
+    paused = [trial.trial_id for trial in scheduler.read().trials if trial.is_paused]
+    assert paused == others
