@@ -126,7 +126,7 @@ def test_job_that_starts_after_its_study_was_renamed_creates_no_other(
 ):
     create(sqlite_url, "renamed")
     monkeypatch.setenv(JOB_VARIABLE, "17_0")
-    overrides = ("evaluation.window_length=8", "training.sequence_length=8", "training.steps=1")
+    overrides = ("evaluation.window_length=8", "training.sequence_length=8", "training.steps=50")
     with pytest.raises(StudyNotFoundError, match=r"'quick' is not in .*: renamed"):
         run_workers(RunOptions("quick", sqlite_url, corpus=str(text), overrides=overrides))
     with closing(open_storage(sqlite_url)) as storage:
