@@ -622,11 +622,8 @@ def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, 
     file.write_text(HYPOTHESIS.replace("residual", "norm"))
     results = read_results(read_storage(sqlite_url), "union")
     ((_, found),) = findings_of(results, read_hypotheses(file))
-    assert (found.contrast, found.effect.pairs, found.verdict) == (
-        "norm: on against off",
-        4,
-        "undecided",
-    )
+    # The losses have no noise, so the verdict would rest on rounding errors.
+    assert (found.contrast, found.effect.pairs) == ("norm: on against off", 4)
     assert found.effect.mean == pytest.approx(-0.03)
     page = render_page([results], read_hypotheses(file))
     assert "(union: learning rate), each architecture is judged at its best value" in page
