@@ -16,15 +16,12 @@ from search.launch.launcher import (
     missing_library,
     parse_settings,
 )
-from search.launch.slurm_settings import SETTINGS
+from search.launch.slurm_settings import DEFAULT_MINUTES, SETTINGS
 from search.launch.slurm_worker import SlurmWorker
 from studies.text import shorten, to_line
 
 LOG_PARENT = Path("studies/jobs")
 """Parent of the folders of job scripts and logs, relative to the working directory."""
-
-DEFAULT_MINUTES = 60
-"""Time limit of a job; one that reaches it is requeued, so it is not a limit of the search."""
 
 SIGNAL_SECONDS = 90
 """Time before the limit at which a worker is told to stop."""

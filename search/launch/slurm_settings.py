@@ -5,6 +5,9 @@ from typing import Any
 
 from search.launch.launcher import parse_count
 
+DEFAULT_MINUTES = 60
+"""Time limit of a job; one that reaches it is requeued, so it is not a limit of the search."""
+
 MIN_MINUTES = 3
 """Shortest time limit: the start and the last checkpoint take some of it."""
 
