@@ -148,7 +148,7 @@ class Worker:
         for number in pruned:
             self.trainer.clean_up(number)
         if pruned:
-            _logger.info(f"pruned {len(pruned)} paused trials")
+            _logger.info(f"pruned {len(pruned)} paused trial{'s' * (len(pruned) > 1)}")
 
     def _run_batch(self, claims: list[Claim]) -> None:
         """Train trials together; requeue on any exception those that are not finished."""
