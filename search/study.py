@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 import torch
@@ -75,9 +76,9 @@ class StudyHandle:
         """Id of the study in the storage."""
         return self.study._study_id
 
-    @property
+    @cached_property
     def artifact_folder(self) -> str:
-        """Name of the study's artifact folder, unique among studies."""
+        """Name of the study's artifact folder, unique among studies, which never changes."""
         return read_study_record(self.study).artifact_folder
 
 
