@@ -67,7 +67,9 @@ def test_worker_without_the_option_joins_a_study_with_looks():
         join_looks("n", derived(replicates=4), stored, until_decided=True)
 
 
-ARCHITECTURES = [{"layers": layers} for layers in (1, 2, 3)]
+SWITCHES = dict.fromkeys(("input_gate", "forget_gate", "output_gate", "state_gate"), False)
+FIXED = {"cell": "gated", **SWITCHES, "residual": False, "state_source": "new", "state_size": 8}
+ARCHITECTURES = [FIXED | {"layers": layers} for layers in (1, 2, 3)]
 
 
 def rows(counts, first=4):
