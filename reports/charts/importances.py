@@ -40,6 +40,9 @@ from studies.space import CELL
 MAX_FANOVA_TRIALS = 600
 """Trials from which fANOVA is computed: its time grows with the square of their number."""
 
+MAX_BLOCK_TRIALS = 400
+"""The same within a block of an incomplete design, of which there may be many."""
+
 MAX_CATEGORIES = 6
 """Values of a number up to which fANOVA takes them for categories: its time doubles with each."""
 
@@ -77,9 +80,21 @@ class Importances:
 
 
 def compute_importances(
-    results: Results, numbers: list[int], label: str, caption: str = ""
+    results: Results,
+    numbers: list[int],
+    label: str,
+    caption: str = "",
+    max_trials: int = MAX_FANOVA_TRIALS,
 ) -> list[Importances]:
-    """Compute the importances over some trials; empty if these are too few or too similar."""
+    """Compute the importances over some trials; empty if these are too few or too similar.
+
+    Args:
+        results: results of the study.
+        numbers: numbers of the trials.
+        label: name of the trials.
+        caption: how to read the charts.
+        max_trials: number of trials from which fANOVA is computed at most.
+    """
     if not has_enough_trials(results, numbers):
         return []
     names = list_varying_parameters(results, numbers)
@@ -90,8 +105,8 @@ def compute_importances(
     charts = []
     for name, evaluator in create_importance_evaluators().items():
         meaning = _QUESTIONS[name]
-        if name == "fANOVA" and len(numbers) > MAX_FANOVA_TRIALS:
-            sample = sorted(random.Random(0).sample(sorted(numbers), MAX_FANOVA_TRIALS))
+        if name == "fANOVA" and len(numbers) > max_trials:
+            sample = sorted(random.Random(0).sample(sorted(numbers), max_trials))
             meaning += (
                 f" Computed from a random sample of {len(sample):,} of the {len(numbers):,} trials."
             )
@@ -132,7 +147,10 @@ def compute_block_importances(results: Results) -> list[Importances]:
         importances
         for name, block in blocks.items()
         for importances in compute_importances(
-            results, list(block.index.intersection(complete)), f"where {name}"
+            results,
+            list(block.index.intersection(complete)),
+            f"where {name}",
+            max_trials=MAX_BLOCK_TRIALS,
         )
     ]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -110,10 +109,8 @@ def _arrange(
 ) -> pd.DataFrame:
     """Return the frame of some rows, the best trial first."""
     names = dict.fromkeys(chain.from_iterable(rows))
-    missing = dict.fromkeys(names, np.nan)
-    read_row = itemgetter(*names)  # far faster than a list of dictionaries
-    values = zip(*(read_row({**missing, **row}) for row in rows), strict=True)
-    table = pd.DataFrame(dict(zip(names, map(list, values), strict=True)))
+    # By column: far faster than a list of dictionaries.
+    table = pd.DataFrame({name: [row.get(name, np.nan) for row in rows] for name in names})
     table = set_param_types(table.set_index("number"), params)
     for column in _NUMERIC:  # absent from older trials, and from those that plain Optuna drives
         table[column] = pd.to_numeric(table[column]) if column in table else np.nan

@@ -62,7 +62,7 @@ def test_importances_equal_optunas(sqlite_url):
 
 
 @pytest.mark.usefixtures("only_importances")
-def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url, monkeypatch):
+def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url):
     """Three main effects, an interaction and noise: the sample has the importances of the whole."""
     raw = {"space": {"layers": [1, 2], "state_size": [4, 8]}}
     draw = random.Random(0)
@@ -83,21 +83,20 @@ def test_fanova_of_many_trials_is_that_of_a_sample(sqlite_url, monkeypatch):
     numbers = list(results.complete.index)
     assert len(numbers) == 384
 
-    def compute():
-        (found,) = compute_importances(results, numbers, "all")
+    def compute(max_trials):
+        (found,) = compute_importances(results, numbers, "all", max_trials=max_trials)
         ped, fanova = found.charts
         assert "sample" not in ped.caption
         bars = fanova.figure.data[0]
         return fanova, dict(zip(bars.y, bars.x, strict=True))
 
-    whole, expected = compute()
+    whole, expected = compute(len(numbers))
     assert "sample" not in whole.caption
-    monkeypatch.setattr("reports.charts.importances.MAX_FANOVA_TRIALS", 200)
-    sampled, importances = compute()
+    sampled, importances = compute(200)
     assert sampled.caption.endswith("Computed from a random sample of 200 of the 384 trials.")
     assert importances == pytest.approx(expected, abs=0.05)
     assert importances != expected
-    assert compute()[1] == importances, "always the same sample"
+    assert compute(200)[1] == importances, "always the same sample"
 
 
 @pytest.mark.usefixtures("only_importances")
