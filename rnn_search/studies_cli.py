@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from contextlib import closing
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -220,23 +219,10 @@ def _format_table(listed: list[ListedStudy]) -> str:
 
 
 def _format_row(study: ListedStudy) -> tuple[str, ...]:
-    counts = study.counts
-    parts: list[Any] = [f"{counts.finished} of {counts.planned} finished"]
-    parts += [
-        f"{count} {state}"
-        for state, count in (
-            ("running", counts.running),
-            ("paused", counts.paused),
-            ("pruned", counts.pruned),
-            ("diverged", counts.diverged),
-            ("failed", counts.failed),
-        )
-        if count
-    ]
     return (
         to_line(study.name),
         study.kind,
-        ", ".join(parts),
+        study.counts.describe(),
         "" if study.best is None else f"{study.best:.4f}",
         str(len(study.workers) or ""),
         "" if study.changed is None else f"{study.changed:%Y-%m-%d %H:%M}",

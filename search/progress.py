@@ -27,18 +27,7 @@ def format_trial_end(event: TrialEvent, config: StudyConfig) -> str:
 def format_progress(status: Status) -> str:
     """Format the progress of a study: ``12 of 96 finished, 4 running, best …``."""
     counts = status.counts
-    parts = [f"{counts.finished} of {counts.planned} finished"]
-    parts += [
-        f"{count} {state}"
-        for state, count in (
-            ("running", counts.running),
-            ("paused", counts.paused),
-            ("pruned", counts.pruned),
-            ("diverged", counts.diverged),
-            ("failed", counts.failed),
-        )
-        if count
-    ]
+    parts = [counts.describe()]
     if status.best:
         best = status.best
         parts.append(f"best {format_loss(best.value)} (trial {best.number}, {best.architecture})")

@@ -45,7 +45,28 @@ def make_patient(patch=setattr):
             patch(importlib.import_module(module), name, HANG_TIMEOUT)
 
 
-class Gate:
+class FolderGate:
+    """Gate in a folder, through which its processes and the test speak with each other.
+
+    Args:
+        folder: new folder for the gate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+
+    @property
+    def held(self) -> set[int]:
+        """Ids of processes that are held, or were held when they were killed."""
+        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
+
+    def open(self) -> None:
+        """Let all processes continue."""
+        (self._folder / "open").touch()
+
+
+class Gate(FolderGate):
     """Gate that holds the trainings of commands at a step until it is opened.
 
     A held training checks claims and signals and writes checkpoints, as between two steps. A
@@ -57,18 +78,8 @@ class Gate:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True)
+        super().__init__(folder)
         self.hook = {"folder": str(folder), "step": step}
-        self._folder = folder
-
-    @property
-    def held(self) -> set[int]:
-        """Ids of processes whose training is held, or was held when they were killed."""
-        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
-
-    def open(self) -> None:
-        """Let all trainings continue."""
-        (self._folder / "open").touch()
 
 
 class Clock:
@@ -92,7 +103,7 @@ class Clock:
         temporary.replace(self._path)
 
 
-class DecisionGate:
+class DecisionGate(FolderGate):
     """Gate that holds the pruning decisions at rungs until it is opened.
 
     Training does not wait for a decision that is held, and waits for all others.
@@ -102,21 +113,11 @@ class DecisionGate:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        super().__init__(folder)
         self.hook = str(folder)
-        self._folder = folder
-
-    @property
-    def held(self) -> set[int]:
-        """Ids of processes that compute a held decision, or one that is not known yet."""
-        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
-
-    def open(self) -> None:
-        """Let all decisions be computed."""
-        (self._folder / "open").touch()
 
 
-class CallGate:
+class CallGate(FolderGate):
     """Gate that holds a process after a call of a function, before it returns, until it is opened.
 
     Args:
@@ -125,21 +126,11 @@ class CallGate:
     """
 
     def __init__(self, folder: Path, function: str) -> None:
-        folder.mkdir(parents=True)
+        super().__init__(folder)
         self.hook = {"folder": str(folder), "function": function}
-        self._folder = folder
-
-    @property
-    def held(self) -> set[int]:
-        """Ids of processes that are, or were, held."""
-        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
-
-    def open(self) -> None:
-        """Let all calls return."""
-        (self._folder / "open").touch()
 
 
-class StatementGate:
+class StatementGate(FolderGate):
     """Gate that holds a process before a statement of SQL until it is opened.
 
     Args:
@@ -148,18 +139,8 @@ class StatementGate:
     """
 
     def __init__(self, folder: Path, statement: str) -> None:
-        folder.mkdir(parents=True)
+        super().__init__(folder)
         self.hook = {"folder": str(folder), "statement": statement}
-        self._folder = folder
-
-    @property
-    def held(self) -> set[int]:
-        """Ids of processes that are, or were, held."""
-        return {int(path.name.removeprefix("held-")) for path in self._folder.glob("held-*")}
-
-    def open(self) -> None:
-        """Let all statements be executed."""
-        (self._folder / "open").touch()
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,12 @@ class TrialCounts:
         """Number of trials that will not run again."""
         return self.complete + self.pruned + self.diverged + self.failed
 
+    def describe(self) -> str:
+        """Return them as text, without states of no trial: ``12 of 96 finished, 4 running``."""
+        states = ("running", "paused", "pruned", "diverged", "failed")
+        numbers = [f"{getattr(self, state)} {state}" for state in states if getattr(self, state)]
+        return ", ".join([f"{self.finished} of {self.planned} finished", *numbers])
+
 
 @dataclass(frozen=True)
 class TimingStats:
