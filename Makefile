@@ -14,7 +14,7 @@ export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test test-all test-lowest chaos check format bench dashboard clean
+.PHONY: help install demo test test-all test-lowest chaos check docs format bench dashboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,9 @@ check: install ## lint, format, types and layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+docs: install ## build the documentation site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
 format: install ## fix lint errors and format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -76,4 +79,4 @@ dashboard: install ## serve optuna-dashboard for the default storage on the loop
 	$(RUN) -m reports.dashboard --port $(PORT)
 
 clean: ## remove environments and caches, but no study and no report
-	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Builds the parts of the documentation that follow from the code and from the gallery's data."""
