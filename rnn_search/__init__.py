@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rnn_search.management import (
         copy_study,
         delete_study,
+        export_study,
+        import_study,
         list_studies,
         rename_study,
         retry_trials,
@@ -35,6 +37,8 @@ _MODULES = {
     "management": (
         "copy_study",
         "delete_study",
+        "export_study",
+        "import_study",
         "list_studies",
         "rename_study",
         "retry_trials",
@@ -56,6 +60,8 @@ __all__ = [
     "Trial",
     "copy_study",
     "delete_study",
+    "export_study",
+    "import_study",
     "list_studies",
     "load",
     "rename_study",

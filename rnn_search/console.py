@@ -31,6 +31,12 @@ _SUBCOMMANDS = {
     "copy": _Subcommand("rnn_search.studies_cli", "copy", "Copy a study, also to another storage"),
     "delete": _Subcommand("rnn_search.studies_cli", "delete", "Delete a study with its files"),
     "retry": _Subcommand("rnn_search.studies_cli", "retry", "Set failed trials waiting again"),
+    "export-study": _Subcommand(
+        "rnn_search.studies_cli", "export_command", "Write a study to a compressed CSV file"
+    ),
+    "import": _Subcommand(
+        "rnn_search.studies_cli", "import_command", "Make a study of such a file, without training"
+    ),
     "check": _Subcommand("search.check", "check", "Check a cell of your own before a search"),
     "sample": _Subcommand("search.sample", "sample", "Generate text with a trained network"),
     "export": _Subcommand("search.export", "export", "Export a trained network to a folder"),

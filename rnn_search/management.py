@@ -8,7 +8,10 @@ from studies.management import StudyManager
 from studies.storage.open import read_storage
 from studies.study_copier import CopyResult
 from studies.study_copier import copy_study as copy_managed
+from studies.study_export import ExportResult
+from studies.study_export import export_study as export_stored
 from studies.study_files import StudyStores
+from studies.study_import import ImportResult, import_studies
 from studies.study_list import ListedStudy
 from studies.study_list import list_studies as list_stored
 
@@ -69,6 +72,37 @@ def copy_study(
     """
     place = None if artifacts_to is None else str(artifacts_to)
     return copy_managed(_manager(storage, artifacts, wait), name, to, new_name, place)
+
+
+def export_study(name: str, file: str | Path, *, storage: str | None = None) -> ExportResult:
+    """Write a study to a file: a compressed CSV of its trials, with their curves and losses.
+
+    Args:
+        name: name of the study.
+        file: file to write, whose name ends in ``.csv.gz`` or ``.csv``; an earlier one is replaced.
+        storage: URL of the storage that holds it.
+
+    Raises:
+        StudiesError: if it cannot be exported; an earlier file is unchanged.
+    """
+    return export_stored(storage_or_default(storage), name, Path(file))
+
+
+def import_study(
+    file: str | Path, *, name: str | None = None, storage: str | None = None
+) -> ImportResult:
+    """Make a study of a file, without training.
+
+    Args:
+        file: file that :func:`export_study` wrote.
+        name: name of the study; None for the name in the file.
+        storage: URL of the storage, which is created if it does not exist.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    (result,) = import_studies(storage_or_default(storage), [Path(file)], name)
+    return result
 
 
 def delete_study(

@@ -4,11 +4,12 @@ import json
 import shlex
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from studies.cli import EXIT_FAILURE, artifacts_option, storage_options
+from studies.cli import EXIT_FAILURE, artifacts_option, storage_options, study_argument
 from studies.errors import ConfigError
 from studies.management import StudyManager
 from studies.storage.engine import parse_url, redact
@@ -16,7 +17,9 @@ from studies.storage.held_trials import find_study
 from studies.storage.open import read_storage
 from studies.storage.study_changes import list_derived
 from studies.study_copier import copy_study
+from studies.study_export import export_study
 from studies.study_files import StudyStores
+from studies.study_import import import_studies
 from studies.study_list import ListedStudy, list_studies
 from studies.text import format_bytes, to_line
 
@@ -192,6 +195,50 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, deb
     return 0
 
 
+@click.command(
+    "export-study",
+    help="Write the study STUDY to FILE, a compressed CSV (.csv.gz) or CSV: its trials with their "
+    "curves and losses, and its settings; no weights, and no names of users, machines and folders.",
+)
+@study_argument
+@click.argument("file", type=click.Path(path_type=Path))
+@storage_options
+def export_command(study: str, file: Path, storage: str, debug: bool) -> int:
+    """Export a study."""
+    result = export_study(storage, study, file)
+    click.echo(
+        f"exported study {study!r} to {to_line(str(file))}: {_format_count(result.trials)}, "
+        f"{format_bytes(result.size)}"
+    )
+    return 0
+
+
+@click.command(
+    "import",
+    help="Store the studies of files that export-study wrote, all of them or none; nothing is "
+    "trained.",
+)
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--name", help="Name of the study, of one file; by default the name in the file.")
+@storage_options
+def import_command(files: tuple[Path, ...], name: str | None, storage: str, debug: bool) -> int:
+    """Import studies."""
+    for result in import_studies(storage, files, name):
+        values = result.rows["trial_intermediate_values"]
+        click.echo(
+            f"imported study {result.name!r} to {result.storage}: "
+            f"{_format_count(result.rows['trials'])}, {values:,} intermediate values"
+        )
+        if result.missing_source:
+            click.echo(
+                f"it derives from {result.missing_source!r}, which is not there: import that as "
+                "well if reports are to compare them"
+            )
+    return 0
+
+
 def _format_continue(name: str) -> str:
     """Return the command that continues a study, with the storage if this command line has it."""
     context, words = click.get_current_context(), ["rnn-search", "continue", name]
@@ -199,6 +246,10 @@ def _format_continue(name: str) -> str:
         url = parse_url(context.params["storage"]).set(password=None)
         words += ["--storage", redact(url)]
     return shlex.join(words)
+
+
+def _format_count(trials: int) -> str:
+    return f"{trials:,} trial{'s' * (trials != 1)}"
 
 
 def _list_names(names: list[str]) -> str:

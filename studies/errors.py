@@ -10,6 +10,7 @@
     ├── StudyExistsError             a study whose name is taken
     ├── StudyHeldError               a study that workers hold trials of
     ├── StudyFormatError             a study that another program or version stored
+    ├── TableError                   a file of a table that cannot be read or written
     ├── ConfigMismatchError          a worker's config that differs from its study's
     ├── ArtifactsError               an artifact folder or bucket that cannot be used
     ├── LeaseLostError               a trial that the worker no longer holds
@@ -50,6 +51,10 @@ class StudyHeldError(StudiesError):
 
 class StudyFormatError(StudiesError):
     """A study was stored by another program or another version of this one."""
+
+
+class TableError(StudiesError):
+    """A file of a table cannot be read or written."""
 
 
 class ConfigMismatchError(StudiesError):

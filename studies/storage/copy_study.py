@@ -6,7 +6,7 @@ by ``COPY``, SQLite by one prepared statement.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from sqlalchemy.engine import Connection
 
 from studies.attributes import PUBLISHED, REPORT_CLAIM
 from studies.errors import StorageError, StudyExistsError
+from studies.storage.bulk_insert import insert_rows, list_columns
 from studies.storage.damage import name_trial, parse_state, parse_time, raw, reading
-from studies.storage.engine import redact
 from studies.storage.held_trials import find_study, require_unheld
 from studies.storage.study_changes import (
     ARTIFACT_PREFIX,
@@ -90,14 +90,16 @@ def lock_copies(connection: Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_COPY_LOCK)))
 
 
-def require_free_name(connection: Connection, name: str) -> None:
-    """Check that no study has a name.
+def require_free_name(connection: Connection, name: str, option: str = "--as") -> None:
+    """Check that no study has a name; ``option`` is that of the command which names another.
 
     Raises:
         StudyExistsError: if one has.
     """
     if connection.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)):
-        raise StudyExistsError(f"study {name!r} exists there already: expected another name (--as)")
+        raise StudyExistsError(
+            f"study {name!r} exists there already: expected another name ({option})"
+        )
 
 
 def copy_rows(source: Connection, target: Connection, copy: StudyCopy) -> dict[str, int]:
@@ -129,14 +131,14 @@ def copy_rows(source: Connection, target: Connection, copy: StudyCopy) -> dict[s
             for _, *row in _stream(source, table, table.c.study_id == study_id)
             if (renamed := rename(row)) is not None
         )
-        counts[table.name] = _insert(target, table, rows)
+        counts[table.name] = insert_rows(target, table, rows)
     for table in TRIAL_TABLES:
         rename = _trial_renamer(table, copy)
         rows = (
             (trial_ids[trial_id], *rename(row))
             for trial_id, *row in _stream(source, table, _of_trials(table, study_id))
         )
-        counts[table.name] = _insert(target, table, rows)
+        counts[table.name] = insert_rows(target, table, rows)
     if copy.name != copy.source:
         outdate_publication(target, new_id)
     _verify(target, new_id, counts)
@@ -168,46 +170,9 @@ def _stream(
     source: Connection, table: sa.Table, condition: sa.ColumnElement[bool]
 ) -> Iterator[Sequence[Any]]:
     """Yield the rows of a table, without its own id, as the driver returns them."""
-    query = sa.select(*map(raw, _columns(table))).where(condition)
+    query = sa.select(*map(raw, list_columns(table))).where(condition)
     for rows in source.execute(query, execution_options=_STREAMED).partitions():
         yield from rows
-
-
-def _insert(target: Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> int:
-    """Insert rows as the driver of another database returned them; return their number."""
-    columns = ", ".join(column.name for column in _columns(table))
-    places = ", ".join("?" * len(_columns(table)))
-    count = 0
-
-    def counted() -> Iterator[Sequence[Any]]:
-        nonlocal count
-        for row in rows:
-            count += 1
-            yield row
-
-    cursor: Any = target.connection.cursor()
-    try:
-        if target.dialect.name == "sqlite":
-            statement = f"INSERT INTO {table.name} ({columns}) VALUES ({places})"
-            cursor.executemany(statement, counted())
-        else:
-            with cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
-                for row in counted():
-                    copy.write_row(row)
-    except target.dialect.loaded_dbapi.Error as error:
-        summary = str(error).partition("\n")[0]
-        raise StorageError(
-            f"rows of {table.name} cannot be written to {redact(target.engine.url)} ({summary}): "
-            "nothing was copied"
-        ) from error
-    return count
-
-
-def _columns(table: sa.Table) -> list[sa.Column[Any]]:
-    """Return the columns of a table, that of the study or trial first, without its own id."""
-    owners = ("study_id", "trial_id")
-    others = [each for each in table.columns if not each.primary_key and each.name not in owners]
-    return [next(table.c[name] for name in owners if name in table.c), *others]
 
 
 def _of_trials(table: sa.Table, study_id: int) -> sa.ColumnElement[bool]:

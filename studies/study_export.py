@@ -1,0 +1,252 @@
+"""Export of a stored study to a file, without the names of machines, users and folders."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from rnn.config import ParamValue
+from studies.anonymity import MachineNames, anonymize_record
+from studies.attributes import EVAL_WINDOWS, OBJECTIVE_NAMES
+from studies.errors import StudyFormatError, StudyHeldError
+from studies.loader import read_study_record
+from studies.rounding import Rounding
+from studies.space import param_order
+from studies.storage.copy_study import read_fingerprint
+from studies.storage.curves import read_steps, stream_curves
+from studies.storage.damage import parse_choices, reading, reports_damage
+from studies.storage.open import load_study, read_storage
+from studies.storage.queries import TrialRow, read_trials
+from studies.storage.storage import LeasedRDBStorage
+from studies.storage.trial_rows import (
+    INTERMEDIATE_VALUES,
+    STUDY_SYSTEM_ATTRS,
+    TRIAL_PARAMS,
+    TRIAL_SYSTEM_ATTRS,
+    TRIALS,
+    is_grid_trial,
+)
+from studies.study_table import USER_ATTRIBUTES, StudyTable, TableTrial
+from studies.system_attributes import (
+    STUDY_SYSTEM_ATTRIBUTES,
+    order_trial_attributes,
+    parse_study_system_attribute,
+    parse_trial_system_attribute,
+)
+from studies.table_file import require_table_name, write_table
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported.
+
+    Attributes:
+        trials: number of trials.
+        size: size of the file in bytes.
+    """
+
+    trials: int
+    size: int
+
+
+def export_study(storage: str, name: str, path: Path) -> ExportResult:
+    """Write a study to a file.
+
+    Args:
+        storage: URL of the storage that holds it.
+        name: name of the study.
+        path: file to write, whose name ends in ``.csv.gz`` or ``.csv``; an earlier one is replaced.
+
+    Raises:
+        StudyNotFoundError, StudyHeldError, StudyFormatError: if the study cannot be exported.
+        TableError: if the file cannot be written.
+        StorageError: if the storage cannot be read.
+    """
+    require_table_name(path)
+    with closing(read_storage(storage)) as opened:
+        study = load_study(opened, name)
+        with opened.snapshot() as connection:
+            before = read_fingerprint(connection, name)
+        table, trials = _read_table(opened, study._study_id, name)
+
+        def read_rows() -> Iterator[list[str]]:
+            yield from table.format_rows()
+            # What several transactions have read is one state of the study.
+            with opened.snapshot() as connection:
+                if read_fingerprint(connection, name) != before:
+                    raise StudyHeldError(
+                        f"study {name!r} changed while it was read: nothing was exported; stop its "
+                        "workers and export it again"
+                    )
+
+        size = write_table(path, table.format_first_line(), read_rows())
+    return ExportResult(trials, size)
+
+
+@reports_damage
+def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> tuple[StudyTable, int]:
+    """Read a study as a table, and count its trials; its curves are read as its rows are."""
+    stored = read_study_record(load_study(storage, name))
+    rounding = Rounding(stored.config.objective)
+    trials = _read_trials(storage, study_id, rounding)
+    if not trials:
+        raise StudyFormatError(f"study {name!r} has no grid trial: expected one or more")
+    attributes = set(chain.from_iterable(trial.attributes for trial in trials))
+    system_attributes = set(chain.from_iterable(trial.system_attributes for trial in trials))
+    steps = read_steps(storage, study_id)
+    table = StudyTable(
+        name,
+        OBJECTIVE_NAMES[stored.config.objective],
+        rounding.round_record(anonymize_record(stored)),
+        _read_study_system_attributes(storage, study_id),
+        _read_choices(storage, study_id),
+        [each for each in USER_ATTRIBUTES if each in attributes],
+        order_trial_attributes(system_attributes),
+        _count_windows(trials),
+        steps,
+        _add_curves(storage, study_id, trials, steps),
+    )
+    return table, len(trials)
+
+
+def _read_trials(storage: LeasedRDBStorage, study_id: int, rounding: Rounding) -> list[TableTrial]:
+    """Read the grid trials without their curves and the names of machines."""
+    system = _read_trial_system_attributes(storage, study_id)
+    rows = read_trials(storage, study_id, is_strict=True)
+    trials = [_to_trial(row, system.get(row.number, {}), rounding) for row in rows]
+    machines = MachineNames()
+    for trial in trials:
+        machines.add({**trial.attributes, **trial.system_attributes})
+    return [
+        replace(
+            trial,
+            attributes=machines.replace(trial.attributes),
+            system_attributes=machines.replace(trial.system_attributes),
+        )
+        for trial in trials
+    ]
+
+
+def _to_trial(row: TrialRow, system: Mapping[str, Any], rounding: Rounding) -> TableTrial:
+    names = [name for name in USER_ATTRIBUTES if name in row.attributes]
+    value = row.value
+    if value is None and row.state is TrialState.COMPLETE:
+        value = math.inf  # as plain Optuna may have stored
+    return TableTrial(
+        row.number,
+        row.state,
+        rounding.round_value(value),
+        row.started,
+        row.completed,
+        row.params,
+        rounding.round_attributes({name: row.attributes[name] for name in names}),
+        rounding.round_attributes(system),
+    )
+
+
+def _add_curves(
+    storage: LeasedRDBStorage, study_id: int, trials: Sequence[TableTrial], steps: Sequence[int]
+) -> Iterator[TableTrial]:
+    """Yield trials with their curves, of which few are in memory at a time.
+
+    Raises:
+        StudyFormatError: if a curve is damaged.
+    """
+    curves = stream_curves(storage, study_id)
+    points = next(curves, [])
+    count = 0
+    for trial in trials:
+        losses: dict[int, float] = {}
+        if points and points[0][0] == trial.number:
+            losses = {step: loss for _, step, loss in points}
+            points = next(curves, [])
+        count += len(losses)
+        yield replace(trial, losses=[losses.get(step) for step in steps])
+    _require_points(storage, study_id, count)
+
+
+@reports_damage
+def _require_points(storage: LeasedRDBStorage, study_id: int, count: int) -> None:
+    """Check that no curve was left out as damaged."""
+    query = sa.select(sa.func.count()).select_from(INTERMEDIATE_VALUES)
+    query = query.join(TRIALS, TRIALS.c.trial_id == INTERMEDIATE_VALUES.c.trial_id)
+    with storage.reading() as connection:
+        stored = connection.scalar(query.where(TRIALS.c.study_id == study_id, is_grid_trial()))
+    if stored != count:
+        raise ValueError(f"{count:,} of {stored:,} log points can be read")
+
+
+def _count_windows(trials: Sequence[TableTrial]) -> dict[str, int]:
+    """Return the number of evaluation windows, by attribute."""
+    counts = {}
+    for name in EVAL_WINDOWS.values():
+        lengths = {len(trial.system_attributes.get(name, ())) for trial in trials} - {0}
+        if len(lengths) > 1:
+            raise ValueError(f"its trials have {' and '.join(map(str, sorted(lengths)))} {name}")
+        if lengths:
+            counts[name] = lengths.pop()
+    return counts
+
+
+def _read_trial_system_attributes(
+    storage: LeasedRDBStorage, study_id: int
+) -> dict[int, dict[str, Any]]:
+    """Read the system attributes of grid trials that belong to its results, by number."""
+    query = (
+        sa.select(TRIALS.c.number, TRIAL_SYSTEM_ATTRS.c.key, TRIAL_SYSTEM_ATTRS.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_SYSTEM_ATTRS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+    )
+    found: dict[int, dict[str, Any]] = {}
+    with storage.reading() as connection:
+        for number, key, stored in connection.execute(query):
+            if key in EVAL_WINDOWS.values() or order_trial_attributes([key]):
+                with reading(f"trial {number}"):
+                    value = parse_trial_system_attribute(key, stored)
+                found.setdefault(number, {})[key] = value
+    names = EVAL_WINDOWS.values()
+    return {
+        number: {
+            key: attributes[key]
+            for key in (*order_trial_attributes(attributes), *names)
+            if attributes.get(key) is not None
+        }
+        for number, attributes in found.items()
+    }
+
+
+def _read_study_system_attributes(storage: LeasedRDBStorage, study_id: int) -> dict[str, Any]:
+    """Read the system attributes of a study that belong to its results."""
+    query = sa.select(STUDY_SYSTEM_ATTRS.c.key, STUDY_SYSTEM_ATTRS.c.value_json).where(
+        STUDY_SYSTEM_ATTRS.c.study_id == study_id,
+        STUDY_SYSTEM_ATTRS.c.key.in_(STUDY_SYSTEM_ATTRIBUTES),
+    )
+    with storage.reading() as connection:
+        stored = dict(connection.execute(query).tuples().all())
+    return {
+        name: parse_study_system_attribute(name, stored[name])
+        for name in STUDY_SYSTEM_ATTRIBUTES
+        if name in stored
+    }
+
+
+def _read_choices(storage: LeasedRDBStorage, study_id: int) -> dict[str, list[ParamValue]]:
+    """Read the choices of each parameter of the grid trials."""
+    query = (
+        sa.select(TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
+        .join(TRIALS, TRIALS.c.trial_id == TRIAL_PARAMS.c.trial_id)
+        .where(TRIALS.c.study_id == study_id, is_grid_trial())
+        .group_by(TRIAL_PARAMS.c.param_name, TRIAL_PARAMS.c.distribution_json)
+        .order_by(sa.func.min(TRIAL_PARAMS.c.param_id))
+    )
+    choices: dict[str, dict[ParamValue, None]] = {}
+    with storage.reading() as connection:
+        for name, stored in connection.execute(query):
+            choices.setdefault(name, {}).update(dict.fromkeys(parse_choices(stored)))
+    return {name: list(choices[name]) for name in param_order(choices)}
