@@ -8,12 +8,12 @@ from studies.management import StudyManager
 from studies.storage.open import read_storage
 from studies.study_copier import CopyResult
 from studies.study_copier import copy_study as copy_managed
-from studies.study_export import ExportResult
-from studies.study_export import export_study as export_stored
 from studies.study_files import StudyStores
-from studies.study_import import ImportResult, import_studies
 from studies.study_list import ListedStudy
 from studies.study_list import list_studies as list_stored
+from studies.tables.study_export import ExportResult
+from studies.tables.study_export import export_study as export_stored
+from studies.tables.study_import import ImportResult, import_studies
 
 
 def list_studies(

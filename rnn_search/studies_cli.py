@@ -17,10 +17,10 @@ from studies.storage.held_trials import find_study
 from studies.storage.open import read_storage
 from studies.storage.study_changes import list_derived
 from studies.study_copier import copy_study
-from studies.study_export import export_study
 from studies.study_files import StudyStores
-from studies.study_import import import_studies
 from studies.study_list import ListedStudy, list_studies
+from studies.tables.study_export import export_study
+from studies.tables.study_import import import_studies
 from studies.text import format_bytes, to_line
 
 _wait_option = click.option(

@@ -30,7 +30,7 @@ from studies.storage.trial_rows import (
     attr_row,
     insert,
 )
-from studies.study_table import StudyTable, TableTrial
+from studies.tables.study_table import StudyTable, TableTrial
 
 
 def insert_study(connection: Connection, table: StudyTable) -> dict[str, int]:

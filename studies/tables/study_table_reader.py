@@ -21,7 +21,12 @@ from studies.config import to_trial_config
 from studies.errors import ConfigError, StudyFormatError
 from studies.storage.damage import check_params, parse_time
 from studies.study_name import check_study_name
-from studies.study_table import (
+from studies.system_attributes import (
+    order_trial_attributes,
+    parse_study_system_attribute,
+    parse_trial_system_attribute,
+)
+from studies.tables.study_table import (
     COLUMNS,
     COMPLETED,
     FORMAT_VERSION,
@@ -42,12 +47,7 @@ from studies.study_table import (
     parse_cell,
     parse_number,
 )
-from studies.system_attributes import (
-    order_trial_attributes,
-    parse_study_system_attribute,
-    parse_trial_system_attribute,
-)
-from studies.table_rows import TableRows, find_repeated
+from studies.tables.table_rows import TableRows, find_repeated
 from studies.text import shorten
 
 _MAX_STEP = 2**31 - 1

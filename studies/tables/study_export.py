@@ -12,11 +12,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from rnn.config import ParamValue
-from studies.anonymity import MachineNames, anonymize_record
 from studies.attributes import EVAL_WINDOWS, OBJECTIVE_NAMES
 from studies.errors import StudyFormatError, StudyHeldError
 from studies.loader import read_study_record
-from studies.rounding import Rounding
 from studies.space import param_order
 from studies.storage.copy_study import read_fingerprint
 from studies.storage.curves import read_steps, stream_curves
@@ -32,14 +30,16 @@ from studies.storage.trial_rows import (
     TRIALS,
     is_grid_trial,
 )
-from studies.study_table import USER_ATTRIBUTES, StudyTable, TableTrial
 from studies.system_attributes import (
     STUDY_SYSTEM_ATTRIBUTES,
     order_trial_attributes,
     parse_study_system_attribute,
     parse_trial_system_attribute,
 )
-from studies.table_file import require_table_name, write_table
+from studies.tables.anonymity import MachineNames, anonymize_record
+from studies.tables.rounding import Rounding
+from studies.tables.study_table import USER_ATTRIBUTES, StudyTable, TableTrial
+from studies.tables.table_file import require_table_name, write_table
 
 
 @dataclass(frozen=True)

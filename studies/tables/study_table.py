@@ -2,7 +2,7 @@
 
 The first line holds the format's version and, as JSON, all that the study stores about itself. Then
 follow a header, named as by Optuna's ``trials_dataframe``, and the rows. Losses on evaluation
-windows and training curves, most of the file, are rounded (:mod:`studies.rounding`).
+windows and training curves, most of the file, are rounded (:mod:`studies.tables.rounding`).
 """
 
 import json
@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from rnn.config import ParamValue
 from studies.attributes import EVAL_WINDOWS, SOURCE_TRIALS, StudyRecord, TrialRecord
-from studies.rounding import format_loss
+from studies.tables.rounding import format_loss
 
 FORMAT_VERSION = 1
 """Version of the format. Raise it when a column or a meaning changes."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from studies.errors import TableError
-from studies.table_file import MAX_LINE_BYTES
+from studies.tables.table_file import MAX_LINE_BYTES
 from studies.text import shorten
 
 

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from studies.errors import ConfigError, StudyExistsError, TableError
 from studies.storage.backup import merge_log
 from studies.storage.engine import parse_url, redact
-from studies.storage.imported_study import insert_study
 from studies.storage.open import list_study_names, open_storage
 from studies.study_name import check_study_name
-from studies.study_table import FIRST_LINE, StudyTable
-from studies.study_table_reader import read_study_table
-from studies.table_file import open_table
+from studies.tables.study_rows import insert_study
+from studies.tables.study_table import FIRST_LINE, StudyTable
+from studies.tables.study_table_reader import read_study_table
+from studies.tables.table_file import open_table
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,8 @@ def import_studies(
             with opened.transaction() as connection:
                 rows = [insert_study(connection, table) for table in tables]
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
-            names = ", ".join(repr(table.name) for table in tables)
-            raise StudyExistsError(
-                f"study {names} exists already: expected another name"
-            ) from error
+            taken = ", ".join(repr(table.name) for table in tables)
+            raise StudyExistsError(f"study {taken} exists: expected another name") from error
         merge_log(opened)
         names = list_study_names(opened)
     where = redact(parse_url(storage).set(password=None))
