@@ -63,11 +63,13 @@ def run_worker_processes(
         context.Process(target=target, args=(replace(worker, device=device), has_trained))
         for device in assign_devices(options.device, options.workers)
     ]
+    warned: set[BaseProcess] = set()
     try:
         with _hidden_main_program(), blocked_interrupts():
             for process in processes:
                 process.start()
         while any(process.is_alive() for process in processes) and not stop.requested:
+            _warn_of_killed(processes, warned)
             display.on_log(reader.read_running())
             watch.check()
             _wait_for_exit(processes, stop)
@@ -84,8 +86,23 @@ def run_worker_processes(
     if failed:
         reader.read_status()  # raises the error for all of them if the study is gone
     for process in failed:
-        click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
+        if process not in warned:
+            click.echo(f"warning: a worker exited with code {process.exitcode}", err=True)
     return len(failed)
+
+
+def _warn_of_killed(processes: Sequence[BaseProcess], warned: set[BaseProcess]) -> None:
+    """Warn once of each worker that a signal has killed, while others continue the search."""
+    for process in processes:
+        if process in warned or process.exitcode is None or process.exitcode >= 0:
+            continue
+        warned.add(process)
+        name = signal.strsignal(-process.exitcode) or f"signal {-process.exitcode}"
+        click.echo(
+            f"warning: a worker was killed ({name}): the other workers continue the search; the "
+            "same command in another terminal adds a worker",
+            err=True,
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 from hooks import HANG_TIMEOUT, Gate, Hooks
-from process_runner import wait_until_running
+from process_runner import wait_until, wait_until_running
 
 import rnn_search
 from reports.stats.planned_looks import spend_error
@@ -205,9 +205,13 @@ def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_
     search = runner.start(*words, "--workers", "2", hooks=Hooks(report=False, gate=gate))
     wait_until_running([search], lambda: len(gate.held) == 2)
     os.kill(min(gate.held), signal.SIGKILL)
+    wait_until(lambda: "warning" in search.stderr)  # while the other worker trains
     gate.open()
     assert search.wait() == 1, search.output
-    assert search.stderr == "warning: a worker exited with code -9\n"
+    assert search.stderr == (
+        "warning: a worker was killed (Killed): the other workers continue the search; the same "
+        "command in another terminal adds a worker\n"
+    )
     last = search.stdout.splitlines()[-1]
     assert last == "not decided yet: run the same command to continue"
     again = runner.run(*words, report=False)
