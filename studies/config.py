@@ -38,7 +38,7 @@ from studies.space import (
     convert_value,
 )
 from studies.storage.leases import DEFAULT_LEASE_SECONDS, MAX_LEASE_SECONDS
-from studies.strict_model import StrictModel
+from studies.strict_model import StrictModel, unit
 from studies.text import shorten
 from studies.training import TRAINING_PARAMS, TrainingSettings, uses_setting
 
@@ -50,53 +50,52 @@ TOKEN_NAMES = {"bytes": "byte", "bpe": "token"}
 
 
 class EvaluationSettings(StrictModel):
-    """How each trained network is evaluated.
-
-    Attributes:
-        windows: maximum number of evaluation windows.
-        window_length: tokens per window.
-        average: final fraction of the steps over which the weights are averaged before they are
-            evaluated and saved; 0 for the last weights.
-    """
+    """How each trained network is evaluated."""
 
     windows: PositiveInt = 256
-    window_length: Annotated[int, Field(ge=2)] = 1000
+    """Maximum number of evaluation windows, evenly spaced over the split, the same for every
+    network."""
+    window_length: Annotated[int, Field(ge=2), unit("token")] = 1000
+    """Tokens of a window."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Final fraction of the steps over which the weights are averaged before they are evaluated and
+    saved; 0 for the last weights."""
 
 
 class PruningSettings(StrictModel):
-    """When to prune trials that are unlikely to finish among the best.
-
-    Attributes:
-        enabled: whether to prune at all.
-        keep: fraction of all grid trials to keep, for the next study's ``refinement.top``.
-        confidence: share of that fraction that the predictions are to keep, at least.
-        audit: number of architectures, chosen at random, that are trained to the end whatever the
-            pruner decides, at most a tenth of all; 0 for none.
-    """
+    """When to prune trials that are unlikely to finish among the best."""
 
     enabled: bool = False
+    """Whether to prune at all; the same as `--prune`."""
     keep: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction of all grid trials to keep: what the next study needs for its `refinement.top`."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Share of that fraction that the predictions are to keep, at least."""
     audit: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Number of architectures, chosen at random, that are trained to the end whatever the pruner
+    decides, at all values of the nuisance parameters (without these: trials); at most a tenth of
+    all; 0 for none, and nothing is measured."""
 
 
 class LeaseSettings(StrictModel):
-    """Time without a heartbeat after which a worker loses its trials, in seconds."""
+    """When a worker loses its trials."""
 
-    seconds: Annotated[float, Field(ge=1, le=MAX_LEASE_SECONDS)] = DEFAULT_LEASE_SECONDS
+    seconds: Annotated[float, Field(ge=1, le=MAX_LEASE_SECONDS), unit("s")] = DEFAULT_LEASE_SECONDS
+    """Time without a heartbeat after which a trial is requeued."""
 
 
 class CheckpointSettings(StrictModel):
-    """Time between two checkpoints of a running trial, in seconds."""
+    """How often checkpoints are written."""
 
-    seconds: PositiveFloat = 60
+    seconds: Annotated[PositiveFloat, unit("s")] = 60
+    """Time between two checkpoints of a running trial."""
 
 
 class OutageSettings(StrictModel):
-    """Time that a worker waits for an unavailable storage, in seconds."""
+    """How long a worker waits for its storage."""
 
-    seconds: Annotated[float, Field(ge=0)] = 600
+    seconds: Annotated[float, Field(ge=0), unit("s")] = 600
+    """Time that a worker waits for an unavailable storage."""
 
 
 DEFAULT_LOOKS = (3, 5, 10, 20)
@@ -104,25 +103,25 @@ DEFAULT_LOOKS = (3, 5, 10, 20)
 
 
 class Refinement(StrictModel):
-    """How a study's trials derive from another study's results.
-
-    Attributes:
-        source: name of the other study.
-        top: its best architectures to derive from: a fraction below 1, or a number.
-        variants: parameter changes, each applied to each of them; {} for no change.
-        replicates: number of runs of each result; with looks the last of these.
-        margin: largest difference to the best of replicated architectures that makes no difference,
-            in the unit by which they are ranked: bits per byte, or nats per token.
-        looks: numbers of runs at which the architectures are compared until they are decided. A
-            stored study without them has one comparison of all runs.
-    """
+    """How a study's trials derive from another study's results."""
 
     source: str
+    """Name of the other study."""
     top: Annotated[float, Field(gt=0, lt=1)] | PositiveInt = 0.1
+    """Its best architectures to derive from: a number, or a fraction of all, rounded down, but at
+    least one."""
     variants: list[dict[str, ParamValue]] = [{}]
+    """Changes of parameters, each applied to each of the best; `{}` for none."""
     replicates: PositiveInt = 1
-    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    """Number of runs of each result, with other weights and another order of the text; with `looks`
+    the last of these."""
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False), unit("bit/byte or nat/token")] = 0.02
+    """Of replicates: the largest difference to the best that makes no difference, in the unit by
+    which they are ranked."""
     looks: list[Annotated[int, Field(ge=2, le=1000)]] = []
+    """Of replicates: numbers of runs at which they are compared until they are decided, as in
+    `[3, 5, 10, 20]`; an empty list stands for these numbers with `--until-decided`, and for one
+    comparison of all runs without it."""
 
     @property
     def initial_runs(self) -> int:
@@ -168,16 +167,35 @@ class StudyConfig(StrictModel):
     """
 
     question: str = ""
-    report_threshold: PositiveFloat | None = None
+    """What the study asks; shown in the report."""
+    report_threshold: Annotated[PositiveFloat | None, unit("nat/token")] = None
+    """The report counts which pairs a change brings below this loss."""
     corpus: str = "stdlib"
+    """Text: `stdlib` (the source code of Python's library), `enwik8`, `recall:D` (see
+    [Recall](#recall)), or a path, relative to the working directory; each worker reads it into
+    memory."""
     tokenizer: str = "bytes"
+    """`bytes`, or `bpe:N`: at most N tokens, 257 to 65,536, bytes and byte pairs, learned from the
+    training split."""
     objective: Literal["validation", "training", "training-mean"] = "validation"
+    """A trial's value. `validation`: the loss on held-out text, which ranks single runs best;
+    `training`: the minimum of the smoothed training loss; `training-mean`: its mean over the last
+    quarter of the steps."""
     eval_split: Literal["validation", "test"] = "validation"
+    """Split on which networks are evaluated; `test` is allowed with replicates only."""
     keep_weights: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Number of best networks whose weights are kept."""
     keep_checkpoints: Literal["all"] | Annotated[int, Field(ge=0)] = 0
+    """Number of best networks, or `all`, whose last checkpoints are kept, so that `--extend` can
+    train them longer."""
     gate_inputs: GateInputs = "state"
+    """What the state gate and the forget gate read: the layer's input and previous state, or the
+    candidate as well."""
     precision: PrecisionSetting = "auto"
+    """Precision of matrix products; resolved when the study is created. `auto`: `bf16` where the
+    processor or GPU multiplies it in hardware, else `fp32`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the weights and of the order of the text."""
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     pruning: PruningSettings = PruningSettings()
@@ -185,7 +203,10 @@ class StudyConfig(StrictModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     outage: OutageSettings = OutageSettings()
     nuisance: list[str] = []
+    """[Parameters](#nuisance-parameters) at whose best values an architecture is judged."""
     hypothesis: list[Hypothesis] = []
+    """[Claims](#hypotheses) to test, as tables `[[hypothesis]]`, after the other keys of the
+    file."""
     cells: dict[str, CellRecord] = {}
     space: Annotated[tuple[Space, ...], BeforeValidator(_list_tables)] | None = None
     refinement: Refinement | None = None

@@ -19,7 +19,7 @@ from pydantic import (
 from rnn.config import ParamValue
 from studies.cell_record import CellRecord, OptionRecord
 from studies.space import BUILT_IN_CELLS, CELL, convert_value
-from studies.strict_model import StrictModel
+from studies.strict_model import StrictModel, unit
 from studies.text import shorten
 
 DEFAULT_MARGIN = 0.02
@@ -91,32 +91,30 @@ class LargerThan(StrictModel):
 
 
 class Hypothesis(StrictModel):
-    """A hypothesis and its test.
-
-    Attributes:
-        claim: the hypothesis, one sentence.
-        comparison: what is compared, for a reader; derived from the contrasts if it is empty.
-        rule: key of the decision rule in :data:`reports.stats.decision_rules.RULES`.
-        contrasts: contrasts that are tested.
-        consecutive: parameter of which each value is tested against the next smaller one.
-        larger_than: switches against which a contrast is tested.
-        conjunction: whether the claim is about all contrasts at once, so that the least favorable
-            one decides. Otherwise each contrast gets a verdict.
-        context: contrasts that are estimated without a verdict.
-        region: parameter values that both trials of a pair must have; {} for the whole grid.
-        margin: nats that count as no difference; None for :data:`DEFAULT_MARGIN`.
-    """
+    """A hypothesis and its test."""
 
     claim: str = Field(min_length=1)
+    """The hypothesis, one sentence."""
     comparison: str = ""
+    """What is compared, for a reader; empty: derived from the contrasts."""
     rule: Literal["lowers", "does-not-lower", "makes-no-difference"]
+    """How it is [decided](../statistics.md#hypotheses)."""
     contrasts: list[SettingContrast] = Field(default_factory=list)
+    """Settings compared, all else being equal:
+    `[{ before = { residual = false }, after = { residual = true } }]`."""
     consecutive: str | None = None
+    """Instead: a parameter of which each value is compared with the next smaller one."""
     larger_than: LargerThan | None = None
+    """Instead: a `contrast` and `switches`; its effect is compared with that of each switch."""
     conjunction: bool = False
+    """`true`: the claim is about all k contrasts at once. Each must hold; one decides that it does
+    not, at an error of 5% / k."""
     context: list[SettingContrast] = Field(default_factory=list)
+    """Contrasts that are estimated and shown, but decide nothing."""
     region: Region = Field(default_factory=dict)
-    margin: Annotated[float, Field(ge=0)] | None = None
+    """Parameter values, or lists of them, that both trials of a pair must have."""
+    margin: Annotated[Annotated[float, Field(ge=0)] | None, unit("nat/token")] = None
+    """Difference that counts as none; 0.02 if it is not given."""
 
     @model_validator(mode="after")
     def _check_test(self) -> Self:

@@ -93,16 +93,28 @@ class Space(StrictModel):
     __pydantic_extra__: dict[str, list[ParamValue]]
 
     input_gate: list[bool] = [False, True]
+    """`true`: a gate scales the layer's input and previous state before their use."""
     forget_gate: list[bool] = [False, True]
+    """`true`: a gate scales the new state."""
     output_gate: list[bool] = [False, True]
+    """`true`: a learned gate scales the output; `false`: the output gates itself (SiLU)."""
     state_gate: list[bool] = [False, True]
+    """`true`: a gate mixes the candidate with the previous state, as in a GRU."""
     residual: list[bool] = [False, True]
+    """`true`: the read-out, which computes the layer's output, reads the layer's input as well."""
     state_source: list[StateSource] = list(STATE_SOURCES)
+    """State that the read-out reads: the new one, that of the previous step, or both."""
     layers: list[_Layers]
+    """Stacked layers."""
     state_size: list[_StateSize]
+    """Size of the states, the layers' outputs and the embedding."""
     cell: list[str] | None = None
+    """[Cells](#cells): built-in ones, and your own as `FILE.py:Class`; without it, the gated
+    cell."""
     training: TrainingSpace = TrainingSpace()
     exclude: list[dict[str, ParamValue]] = []
+    """Combinations of values that are no trials, as in
+    `[{ state_size = 32, residual = false }]`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,13 @@
-"""The base of all models of study files."""
+"""The base of all models of study files, and the units of their settings."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def unit(name: str) -> Any:
+    """Annotate a field with the unit of its value; its docstring says what it is."""
+    return Field(json_schema_extra={"unit": name})
 
 
 class StrictModel(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from rnn.config import OptimizerConfig, OptimizerName, ParamValue
-from studies.strict_model import StrictModel
+from studies.strict_model import StrictModel, unit
 
 MAX_BPTT_STEPS = 10_000
 
@@ -30,18 +30,32 @@ class TrainingSettings(StrictModel):
     """
 
     steps: PositiveInt = 10_000
+    """Time steps, each with one update of the weights."""
     batch_size: PositiveInt = 256
-    sequence_length: _SequenceLength = 1000
+    """Streams: texts read in parallel."""
+    sequence_length: Annotated[_SequenceLength, unit("token")] = 1000
+    """Tokens that a stream reads from a random start; the states are zero there."""
     log_every: PositiveInt = 50
+    """Steps between two log points."""
     optimizer: OptimizerName = "adam"
+    """Optimizer; `weight_decay` is decoupled from the gradient in `adamw` and added to it
+    elsewhere."""
     learning_rate: PositiveFloat = 0.001
+    """Learning rate."""
     beta1: _Decay = 0.9
+    """Decay of the mean of the gradient, of `adam` and `adamw`."""
     beta2: _Decay = 0.999
+    """Decay of the mean of its square, of `adam`, `adamw` and `rmsprop`."""
     weight_decay: _NonNegative = 0.0
+    """Factor of the weights in their decay."""
     momentum: _Decay = 0.9
+    """Momentum of `sgd`."""
     gradient_clipping: _NonNegative = 0.0
+    """Maximum norm of a network's gradient; 0 for none."""
     smoothing: _Decay = 0.95
+    """Weight of the past in the smoothed training loss."""
     bptt_steps: _BPTTSteps = 1
+    """Steps that a gradient goes back."""
 
     @model_validator(mode="after")
     def _check_log_points(self) -> "TrainingSettings":
