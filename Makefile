@@ -14,7 +14,7 @@ export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test test-all test-lowest chaos check docs format bench dashboard clean
+.PHONY: help install demo test test-all test-lowest chaos check docs reference format bench dashboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ check: install ## lint, format, types and layers
 
 docs: install ## build the documentation site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
+reference: install ## write the tables of docs/reference that follow from the code
+	$(RUN) -m docs.generator.reference
 
 format: install ## fix lint errors and format
 	$(VENV)/bin/ruff check --fix .

@@ -22,9 +22,12 @@ from hooks import HANG_TIMEOUT
 from services import free_port
 
 import rnn_search
+from docs.generator.commands import describe_commands
+from docs.generator.reference import PARTS, generate_parts
+from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
 from reports.hypotheses import read_hypotheses
 from search.cells import load_cells
-from studies.attributes import TrialRecord
+from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 from studies.config_file import ConfigFile
 from studies.loader import load_config_file
@@ -272,6 +275,35 @@ def setting_names(model) -> set[str]:
     return names - {"refinement", "space"}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/reference/")])
+def test_reference_tables_follow_from_the_code(page):
+    assert generate_parts(PAGES[page]) == PAGES[page], "make reference writes them"
+
+
+def test_every_generated_part_stands_in_the_reference():
+    pages = "".join(text for page, text in PAGES.items() if page.startswith("docs/reference/"))
+    assert set(re.findall(r"<!-- generated: (.+) -->", pages)) == set(PARTS)
+
+
+def test_reference_of_settings_states_type_bounds_default_unit_and_meaning():
+    row = "| `window_length` | integer from 2 | `1000` | token | Tokens of a window. |"
+    assert row in describe_settings("evaluation").splitlines()
+
+
+def test_reference_of_commands_states_value_default_and_meaning():
+    section = describe_commands().partition("### `rnn-search sample`")[2].partition("\n### ")[0]
+    assert "\n```text\nrnn-search sample STUDY\n```\n" in section
+    assert (
+        "\n| `--length N` | `500` | Number of tokens to generate. A number from 1. |\n" in section
+    )
+
+
+def test_every_setting_and_attribute_has_a_description():
+    for model in (*STUDY_TABLES.values(), TrialRecord, StudyRecord):
+        lacking = {name for name in model.model_fields if not describe_field(model, name)}
+        assert lacking - {*STUDY_TABLES, "cells"} == set(), model
+
+
 def test_reference_names_every_setting():
     page = PAGES["docs/reference/study-file.md"]
     assert {
@@ -324,12 +356,12 @@ def test_recipe_for_a_switch_names_every_module_that_lists_switches():
 def test_design_lists_every_module():
     listed = set()
     for package, table in re.findall(
-        r"^### `(\w+)/`(.*?)(?=^#)", PAGES["docs/design.md"] + "#", re.M | re.S
+        r"^### `([\w/]+)/`(.*?)(?=^#)", PAGES["docs/design.md"] + "#", re.M | re.S
     ):
         listed |= {f"{package}/{module}" for module in re.findall(r"`([\w/]+\.py)`", table)}
     modules = {
         path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
+        for package in (*PACKAGES, "docs/generator")
         for path in (ROOT / package).rglob("*.py")
         if path.name not in {"__init__.py", "__main__.py", "errors.py"}
     }

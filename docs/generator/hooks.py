@@ -4,7 +4,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from docs.generator import source_pages
+from docs.generator import source_pages, tables
 
 SOURCE_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
 """Files outside of ``docs/`` that the navigation names."""
@@ -27,5 +27,6 @@ def _add(files: Files, config: MkDocsConfig, path: str, content: str) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace links to files that have a page of another name."""
-    return source_pages.rewrite_links(markdown, source_pages.project_path(page.file.src_uri))
+    """Adapt what GitHub shows and MkDocs does not: links to files outside, and code in tables."""
+    origin = source_pages.project_path(page.file.src_uri)
+    return tables.escape_pipes(source_pages.rewrite_links(markdown, origin))

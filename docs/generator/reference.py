@@ -1,0 +1,47 @@
+"""Generated parts of the pages in ``docs/reference``, committed so that GitHub shows them.
+
+``python -m docs.generator.reference`` writes them again; a test compares them with the code.
+"""
+
+import re
+from collections.abc import Callable
+
+from docs.generator import commands, settings
+from docs.generator.source_pages import ROOT
+from studies.attributes import StudyRecord, TrialRecord
+
+PAGES = ROOT / "docs" / "reference"
+
+PARTS: dict[str, Callable[[], str]] = {
+    "commands": commands.list_commands,
+    "options of each command": commands.describe_commands,
+    "shared options": commands.describe_shared_options,
+    "attributes of a trial": lambda: settings.describe_attributes(TrialRecord),
+    "attributes of a study": lambda: settings.describe_attributes(StudyRecord),
+} | {
+    f"settings of {table}": lambda table=table: settings.describe_settings(table)
+    for table in settings.STUDY_TABLES
+}
+"""What stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, by name."""
+
+_PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def generate_parts(page: str) -> str:
+    """Return the text of a page with its generated parts as the code is now.
+
+    Raises:
+        KeyError: if a part is unknown.
+    """
+    return _PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n", page)
+
+
+def main() -> None:
+    """Write the generated parts of all reference pages."""
+    for path in sorted(PAGES.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(generate_parts(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

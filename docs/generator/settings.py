@@ -1,0 +1,119 @@
+"""Reference of study files and stored attributes, from the pydantic models that validate them."""
+
+import json
+from functools import cache
+from typing import Any
+
+import griffe
+from pydantic import BaseModel
+
+from docs.generator.source_pages import ROOT
+from docs.generator.tables import make_table
+from studies.attributes import StudyRecord, TrialRecord
+from studies.config import (
+    CheckpointSettings,
+    EvaluationSettings,
+    LeaseSettings,
+    OutageSettings,
+    PruningSettings,
+    Refinement,
+    StudyConfig,
+)
+from studies.hypotheses import Hypothesis
+from studies.space import Space
+from studies.training import TrainingSettings
+
+STUDY_TABLES: dict[str, type[BaseModel]] = {
+    "study": StudyConfig,
+    "space": Space,
+    "training": TrainingSettings,
+    "evaluation": EvaluationSettings,
+    "pruning": PruningSettings,
+    "lease": LeaseSettings,
+    "checkpoint": CheckpointSettings,
+    "outage": OutageSettings,
+    "hypothesis": Hypothesis,
+    "refinement": Refinement,
+}
+"""Model of each table of a study file; ``study``: the keys before the first table."""
+
+_TYPES = {"boolean": "`true` or `false`", "string": "text", "object": "table"}
+
+
+def describe_settings(table: str) -> str:
+    """Return the settings of a table of a study file, with types, bounds, defaults and units."""
+    model = STUDY_TABLES[table]
+    schema = model.model_json_schema()
+    rows = [
+        (
+            f"`{name}`",
+            _describe_type(field),
+            _format_default(field, name in schema.get("required", ())),
+            field.get("unit", ""),
+            describe_field(model, name),
+        )
+        for name, field in schema["properties"].items()
+        if describe_field(model, name)  # others are tables with a section of their own
+    ]
+    return make_table(("key", "type", "default", "unit", "meaning"), rows)
+
+
+def describe_attributes(model: type[TrialRecord | StudyRecord]) -> str:
+    """Return the user attributes of a trial or a study, with units."""
+    rows = []
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra
+        unit = extra.get("unit", "") if isinstance(extra, dict) else ""
+        rows.append((f"`{name}`", str(unit), describe_field(model, name)))
+    return make_table(("attribute", "unit", "meaning"), rows)
+
+
+def describe_field(model: type[BaseModel], name: str) -> str:
+    """Return the docstring of a model's field, in one line; "" if it has none."""
+    member = _parse_module(model.__module__)[model.__name__].members[name]
+    return " ".join(member.docstring.value.split()) if member.docstring else ""
+
+
+@cache
+def _parse_module(name: str) -> griffe.Module:
+    module = griffe.load(name, search_paths=[str(ROOT)], allow_inspection=False)
+    assert isinstance(module, griffe.Module)
+    return module
+
+
+def _format_default(field: dict[str, Any], is_required: bool) -> str:
+    if is_required:
+        return "required"
+    default = field.get("default")
+    return "" if default is None else f"`{json.dumps(default)}`"
+
+
+def _describe_type(field: dict[str, Any]) -> str:
+    if choices := field.get("anyOf"):
+        kinds = [_describe_type(choice) for choice in choices if choice.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in field or "const" in field:
+        values = field.get("enum", [field.get("const")])
+        return ", ".join(f"`{json.dumps(value)}`" for value in values)
+    kind = field.get("type", "object")
+    if kind == "array":
+        return f"list: {_describe_type(field['items'])}"
+    return _TYPES[kind] if kind in _TYPES else kind + _describe_bounds(field, kind == "integer")
+
+
+def _describe_bounds(field: dict[str, Any], is_integer: bool) -> str:
+    low, above = field.get("minimum"), field.get("exclusiveMinimum")
+    high, below = field.get("maximum"), field.get("exclusiveMaximum")
+    if is_integer:
+        low = above + 1 if above is not None else low
+        high = below - 1 if below is not None else high
+        above = below = None
+    words = [
+        f"{word} {bound:,}"
+        for word, bound in (("from", low), ("above", above), ("to", high))
+        if bound is not None
+    ]
+    text = "".join(f" {each}" for each in words)
+    if below is None:
+        return text
+    return f"{text}{',' if words else ''} below {below:,}"
