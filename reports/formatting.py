@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from studies.config import StudyConfig
+from studies.imported import ImportedConfig
 from studies.text import format_trials
 
 _OBJECTIVES = {
@@ -28,24 +29,32 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~&#$!])")
 """Characters with a meaning in Markdown, in a line of text or a table."""
 
 
-def objective_name(config: StudyConfig) -> str:
-    """Return the name of the loss that a study minimises."""
-    return _OBJECTIVES[config.objective]
+def objective_name(config: StudyConfig | ImportedConfig) -> str:
+    """Return the name of the loss that a study minimises, or of an imported value."""
+    return config.metric if isinstance(config, ImportedConfig) else _OBJECTIVES[config.objective]
 
 
-def loss_unit(config: StudyConfig) -> str:
-    """Return the unit of a loss: ``nats per byte`` or ``nats per token``."""
-    return f"nats per {config.token_name}"
+def loss_unit(config: StudyConfig | ImportedConfig) -> str:
+    """Return the unit of a value: ``nats per byte``, ``nats per token``, or an imported one."""
+    return config.unit if isinstance(config, ImportedConfig) else f"nats per {config.token_name}"
 
 
-def value_axis_title(config: StudyConfig) -> str:
+def value_axis_title(config: StudyConfig | ImportedConfig) -> str:
     """Return the title of an axis of trial values."""
-    return f"{objective_name(config)} ({loss_unit(config)})"
+    return add_unit(objective_name(config), loss_unit(config))
 
 
-def curve_axis_title(config: StudyConfig) -> str:
-    """Return the title of an axis of training curves, whatever the objective."""
-    return f"smoothed training loss ({loss_unit(config)})"
+def curve_axis_title(config: StudyConfig | ImportedConfig) -> str:
+    """Return the title of an axis of curves, whatever the objective."""
+    is_imported = isinstance(config, ImportedConfig)
+    return add_unit(
+        "intermediate value" if is_imported else "smoothed training loss", loss_unit(config)
+    )
+
+
+def add_unit(name: str, unit: str) -> str:
+    """Return a title with its unit in parentheses, if there is one."""
+    return f"{name} ({unit})" if unit else name
 
 
 def effects_title(is_gated: bool) -> str:

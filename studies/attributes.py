@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rnn.config import BYTE_VOCAB_SIZE
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
+from studies.imported import ImportedConfig
 from studies.strict_model import unit
 
 OBJECTIVE_NAMES = {
@@ -35,6 +36,10 @@ SCHEMA_VERSION: Final = 2
 
 CONFIG = "config"
 """Study attribute: the resolved :class:`studies.config.StudyConfig`."""
+
+IMPORTED = "imported"
+"""Study attribute of an imported study: the :class:`studies.imported.ImportedConfig`. As the value
+of the system attribute :data:`IS_GRID_TRIAL` it marks a trial of such a study."""
 
 FOLDER_NAME = "[A-Za-z0-9_-]+"
 """Pattern of the study attribute ``artifact_folder``."""
@@ -124,6 +129,11 @@ def earlier_end_key(steps: int) -> str:
 def is_grid_trial(trial: FrozenTrial) -> bool:
     """Return whether a trial belongs to the study's grid."""
     return IS_GRID_TRIAL in trial.system_attrs
+
+
+def is_imported_trial(trial: FrozenTrial) -> bool:
+    """Return whether a trial was imported, so that its parameters may have any name and value."""
+    return trial.system_attrs.get(IS_GRID_TRIAL) == IMPORTED
 
 
 class Failure(StrEnum):
@@ -445,6 +455,28 @@ class StudyRecord(BaseModel):
     def steps(self) -> list[int]:
         """Steps of each trial now, then those before each extension, the latest first."""
         return [self.config.training.steps, *(end.steps for end in reversed(self.earlier_ends))]
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the user attributes to store."""
+        return self.model_dump(mode="json")
+
+
+class ImportedRecord(BaseModel):
+    """The user attributes of an imported study; :mod:`studies.loader` reads them.
+
+    Attributes:
+        schema_version: version of the attributes of the study and its trials.
+        imported: what the study is.
+        commands: command that imported it.
+        artifact_folder: unique name of the study's folder, where optuna-dashboard finds its files.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    imported: ImportedConfig
+    commands: list[str] = []
+    artifact_folder: Annotated[str, Field(pattern=f"^{FOLDER_NAME}$")]
 
     def attributes(self) -> dict[str, Any]:
         """Return the user attributes to store."""

@@ -10,6 +10,7 @@
     ├── StudyExistsError             a study whose name is taken
     ├── StudyHeldError               a study that workers hold trials of
     ├── StudyFormatError             a study that another program or version stored
+    │   └── ImportedStudyError       a study that was imported, where one to train is needed
     ├── TableError                   a file of a table that cannot be read or written
     ├── ConfigMismatchError          a worker's config that differs from its study's
     ├── ArtifactsError               an artifact folder or bucket that cannot be used
@@ -55,6 +56,10 @@ class StudyFormatError(StudiesError):
 
 class TableError(StudiesError):
     """A file of a table cannot be read or written."""
+
+
+class ImportedStudyError(StudyFormatError):
+    """A study was imported: there is nothing to train."""
 
 
 class ConfigMismatchError(StudiesError):

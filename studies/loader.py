@@ -9,9 +9,14 @@ from typing import Any
 import optuna
 from pydantic import ValidationError
 
-from studies.attributes import SCHEMA_VERSION, StudyRecord
+from studies.attributes import IMPORTED, SCHEMA_VERSION, ImportedRecord, StudyRecord
 from studies.config_file import ConfigFile
-from studies.errors import ConfigError, StorageNotFoundError, StudyFormatError
+from studies.errors import (
+    ConfigError,
+    ImportedStudyError,
+    StorageNotFoundError,
+    StudyFormatError,
+)
 from studies.files import MAX_DEPTH, parse_toml, read_toml
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, load_study, read_storage
@@ -172,7 +177,23 @@ def _display_path(path: Path) -> str:
 
 
 def read_study_record(study: optuna.Study) -> StudyRecord:
-    """Read and validate what a study stores about itself.
+    """Read and validate what a study that is trained here stores about itself.
+
+    Raises:
+        ImportedStudyError: if it was imported.
+        StudyFormatError: if another program, or another version of this one, stored it.
+    """
+    record = read_record(study)
+    if isinstance(record, ImportedRecord):
+        raise ImportedStudyError(
+            f"study {study.study_name!r} was imported from {record.imported.source}: there is "
+            "nothing to train"
+        )
+    return record
+
+
+def read_record(study: optuna.Study) -> StudyRecord | ImportedRecord:
+    """Read and validate what any study of this program stores about itself.
 
     Raises:
         StudyFormatError: if another program, or another version of this one, stored it.
@@ -189,6 +210,8 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
             "--storage"
         )
     try:
+        if IMPORTED in stored:
+            return ImportedRecord.model_validate(stored)
         return StudyRecord.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,13 +1,16 @@
 """Text alternatives of the figures, for screen readers and for print."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from reports.data.continuous import is_continuous
 from reports.data.metric import Metric
 from reports.data.results import Results
 from reports.formatting import format_count, format_param, format_signed, format_value
+from reports.scale import NATS, Scale
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
@@ -18,12 +21,15 @@ from reports.stats.refinement_effects import SourceComparison
 _MAX_ITEMS = 5
 """Items that are listed of a long list."""
 
+_MAX_COMBINATIONS = 100
+"""Combinations of values that are all listed."""
+
 
 def format_effect(effect: Effect) -> str:
     """Return an effect in one line."""
     return (
-        f"{effect.description}: {format_signed(effect.mean)} nats"
-        f"{_format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
+        f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
+        f"{format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
         f"{effect.pairs:,} pairs"
     )
 
@@ -38,21 +44,23 @@ def describe_conditional_effects(conditional: Sequence[ConditionalEffect]) -> st
     parts = []
     for each in conditional:
         levels = (
-            f"{format_value(level.value)} {format_signed(level.mean)}{_format_interval(level)}"
+            f"{format_value(level.value)} {format_signed(level.mean, level.scale.digits)}"
+            f"{format_interval(level)}"
             for level in each.levels
         )
         parts.append(
             f"{each.contrast.label} by {format_param(each.parameter)}: {', '.join(levels)}"
         )
-    return "; ".join(parts) + " nats."
+    scale = conditional[0].main.scale if conditional else NATS
+    return scale.add_unit("; ".join(parts)) + "."
 
 
 def format_interaction(interaction: Interaction) -> str:
     """Return an interaction in one line."""
     return (
         f"{interaction.first.label} with {interaction.second.label}: "
-        f"{format_signed(interaction.mean)} nats{_format_interval(interaction)} in addition to "
-        f"their separate effects, over {interaction.quadruples:,} quadruples"
+        f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
+        f"addition to their separate effects, over {interaction.quadruples:,} quadruples"
     )
 
 
@@ -69,43 +77,63 @@ def describe_importances(figure: go.Figure) -> str:
     return ", ".join(f"{name} {value:.3f}" for value, name in pairs) + "."
 
 
-def describe_medians(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
-    """List the median value of the trials by each parameter."""
+def describe_medians(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS) -> str:
+    """List the median value of the trials by each parameter, of many values by quarters."""
     parts = []
     for name in parameters:
-        medians = rows.dropna(subset=name).groupby(name)["value"].median()
-        values = (f"{format_value(value)} {median:.3f}" for value, median in medians.items())
+        known = rows.dropna(subset=name)
+        groups: Any = known[name]
+        label: Callable[[Any], str] = format_value
+        if is_continuous(known[name]):
+            groups = pd.qcut(known[name].astype(float), 4, duplicates="drop")
+            label = _format_range
+        medians = known.groupby(groups, observed=True)["value"].median()
+        values = (f"{label(value)} {median:.{scale.digits}f}" for value, median in medians.items())
         parts.append(f"{format_param(name)}: {', '.join(values)}")
-    return "Median loss by value: " + "; ".join(parts) + "."
+    return f"Median {scale.name} by value: " + "; ".join(parts) + "."
 
 
-def describe_minima(rows: pd.DataFrame, parameters: Sequence[str]) -> str:
-    """List the least value of the trials by combinations of parameters."""
+def _format_range(interval: Any) -> str:
+    return f"up to {interval.right:.3g}"
+
+
+def describe_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS) -> str:
+    """List the best value of the trials by combinations of parameters; of many the best."""
+    groups = rows.groupby(list(parameters))["value"]
+    best = groups.max() if scale.higher_is_better else groups.min()
+    listed, more = best, ""
+    if len(best) > _MAX_COMBINATIONS:
+        listed = best.sort_values(ascending=not scale.higher_is_better).head(_MAX_ITEMS)
+        more = f"; and {len(best) - len(listed):,} more combinations"
     parts = []
-    for values, loss in rows.groupby(list(parameters))["value"].min().items():
+    for values, value in listed.items():
         assert isinstance(values, tuple)
         settings = (
-            f"{format_param(name)} {format_value(value)}"
-            for name, value in zip(parameters, values, strict=True)
+            f"{format_param(name)} {format_value(each)}"
+            for name, each in zip(parameters, values, strict=True)
         )
-        parts.append(f"{' and '.join(settings)} {loss:.3f}")
-    return "Least loss: " + "; ".join(parts) + "."
+        parts.append(f"{' and '.join(settings)} {value:.{scale.digits}f}")
+    return f"{scale.best_name.capitalize()} {scale.name}: " + "; ".join(parts) + f"{more}."
 
 
-def describe_distribution(rows: pd.DataFrame) -> str:
+def describe_distribution(rows: pd.DataFrame, scale: Scale = NATS) -> str:
     """List the quartiles of the values."""
-    lowest, lower, middle, upper, highest = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
+    ends = rows["value"].quantile([0, 0.25, 0.5, 0.75, 1])
+    lowest, lower, middle, upper, highest = (f"{end:.{scale.digits}f}" for end in ends)
     return (
-        f"From {lowest:.3f} to {highest:.3f} nats; a quarter of the trials is below {lower:.3f}, "
-        f"half below {middle:.3f}, three quarters below {upper:.3f}."
+        f"From {lowest} to {scale.add_unit(highest)}; a quarter of the trials is below {lower}, "
+        f"half below {middle}, three quarters below {upper}."
     )
 
 
-def describe_history(rows: pd.DataFrame) -> str:
+def describe_history(rows: pd.DataFrame, scale: Scale = NATS) -> str:
     """List the trials that were the best so far."""
     by_number = rows["value"].sort_index()
-    best = by_number[by_number.cummin() == by_number].drop_duplicates()
-    items = ", ".join(f"{value:.3f} at trial {number}" for number, value in best.items())
+    losses = scale.to_loss(by_number)
+    best = by_number[losses.cummin() == losses].drop_duplicates()
+    items = ", ".join(
+        f"{value:.{scale.digits}f} at trial {number}" for number, value in best.items()
+    )
     return f"Best so far: {items}."
 
 
@@ -182,7 +210,9 @@ def describe_differences(comparison: Comparison, names: Sequence[str]) -> str:
     return f"Each architecture, and those it is significantly better than: {'; '.join(parts)}."
 
 
-def _format_interval(difference: PairedDifference) -> str:
+def format_interval(difference: PairedDifference) -> str:
+    """Return the interval of a difference to follow its mean; "" if it is unknown."""
     if difference.low != difference.low:
         return ""
-    return f" [{format_signed(difference.low)}, {format_signed(difference.high)}]"
+    digits = difference.scale.digits
+    return f" [{format_signed(difference.low, digits)}, {format_signed(difference.high, digits)}]"

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.charts.alt_text import format_effect, format_interaction
+from reports.charts.alt_text import format_effect, format_interaction, format_interval
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
-from reports.formatting import escape_html, format_param, format_signed, format_value
+from reports.formatting import add_unit, escape_html, format_param, format_value
+from reports.scale import NATS
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
 from reports.stats.paired_difference import PairedDifference
@@ -55,7 +56,7 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
     return figure.update_layout(
-        xaxis_title=f"mean difference ({unit})",
+        xaxis_title=add_unit("mean difference", unit),
         yaxis={"type": "category", "automargin": True},
         height=110 + ROW_HEIGHT * max(1, len(rows)),
         showlegend=False,
@@ -96,9 +97,8 @@ def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str
                 textfont={"size": 11},
                 cliponaxis=False,
                 customdata=[
-                    f"{name} {text}: {format_signed(level.mean)} nats "
-                    f"[{format_signed(level.low)}, {format_signed(level.high)}], "
-                    f"{level.pairs:,} pairs"
+                    f"{name} {text}: {level.scale.format_difference(level.mean)}"
+                    f"{format_interval(level)}, {level.pairs:,} pairs"
                     for level, text in zip(effects, texts, strict=True)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -106,7 +106,7 @@ def plot_conditional_effects(conditional: Sequence[ConditionalEffect], unit: str
         )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
     return figure.update_layout(
-        xaxis_title=f"mean difference ({unit})",
+        xaxis_title=add_unit("mean difference", unit),
         yaxis={
             "tickvals": list(range(len(rows))),
             "ticktext": ["<br>by ".join(name) for name in names],
@@ -122,11 +122,11 @@ def effect_color(effect: PairedDifference) -> str:
     """Return the color of an effect, by its direction if it is significant."""
     if not effect.is_significant:
         return NEUTRAL
-    return IMPROVES if effect.mean < 0 else WORSENS
+    return IMPROVES if effect.is_improvement else WORSENS
 
 
 def effect_symbol(effect: PairedDifference) -> str:
-    """Return the marker of an effect, which says the same as its color."""
+    """Return the marker of an effect, which points to lower or higher values."""
     if not effect.is_significant:
         return "circle-open"
     return "triangle-left" if effect.mean < 0 else "triangle-right"
@@ -144,6 +144,7 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
             texts[place[first], place[second]] = format_interaction(each)
     labels = [contrast.label for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means))) if len(interactions) else 1.0
+    scale = interactions[0].scale if interactions else NATS
     figure = go.Figure(
         go.Heatmap(
             z=means,
@@ -152,13 +153,14 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
             zmin=-bound,
             zmax=bound,
             colorscale=DIVERGING_COLORS,
+            reversescale=scale.higher_is_better,
             customdata=texts,
-            texttemplate="%{z:+.2f}",
+            texttemplate=f"%{{z:+.{max(0, scale.digits - 1)}f}}",
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,
             xgap=2,
             ygap=2,
-            colorbar={"title": {"text": "nats", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": scale.unit, "side": "right"}, "thickness": 14},
         )
     )
     return figure.update_layout(

@@ -1,18 +1,20 @@
 """Charts of parameter importances, and Optuna's other charts of a study."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.charts.alt_text import (
+    describe_best,
     describe_distribution,
     describe_history,
     describe_importances,
     describe_medians,
-    describe_minima,
 )
 from reports.charts.chart import Chart
 from reports.charts.optuna_plots import (
     create_importance_evaluators,
+    format_label,
     has_enough_trials,
     list_partial_parameters,
     list_varying_parameters,
@@ -32,7 +34,13 @@ from reports.data.drawn_trials import (
     select_ranked,
 )
 from reports.data.results import Results
-from reports.formatting import format_count, format_param, format_value, value_axis_title
+from reports.formatting import (
+    escape_html,
+    format_count,
+    format_param,
+    format_value,
+    value_axis_title,
+)
 from reports.stats.contrast import list_conditional_params
 from reports.stats.factorial_blocks import find_full_factorial_blocks
 from studies.space import CELL
@@ -54,7 +62,7 @@ SMALL_SAMPLE = 100
 
 _QUESTIONS = {
     "PED-ANOVA": "Which parameters separate the best tenth of the trials from the rest?",
-    "fANOVA": "Which parameters explain the variance of the loss?",
+    "fANOVA": "Which parameters explain the variance of the {}?",
 }
 
 
@@ -66,17 +74,21 @@ class Importances:
         label: name of the subset of trials.
         caption: how to read the charts.
         charts: one chart per method, PED-ANOVA first.
+        parameters: the parameters.
     """
 
     label: str
     caption: str
     charts: list[Chart]
+    parameters: Sequence[str] = ()
 
     @property
     def top_params(self) -> list[str]:
-        """Labels of the parameters, ordered by their fANOVA importance."""
+        """The parameters, ordered by their fANOVA importance."""
         bars = self.charts[-1].figure.data[0]
-        return [name for _, name in sorted(zip(bars.x, bars.y, strict=True), reverse=True)]
+        by_label = {format_label(name): name for name in self.parameters}
+        ranked = sorted(zip(bars.x, bars.y, strict=True), reverse=True)
+        return [by_label[label] for _, label in ranked]
 
 
 def compute_importances(
@@ -104,7 +116,7 @@ def compute_importances(
         caption += f" The best tenth has only {tenth}: PED-ANOVA is unreliable for so few."
     charts = []
     for name, evaluator in create_importance_evaluators().items():
-        meaning = _QUESTIONS[name]
+        meaning = _QUESTIONS[name].format(results.scale.name)
         if name == "fANOVA" and len(numbers) > max_trials:
             sample = sorted(random.Random(0).sample(sorted(numbers), max_trials))
             meaning += (
@@ -116,7 +128,9 @@ def compute_importances(
         figure = plot_importances(study, evaluator)
         charts.append(Chart(name, figure, f"{label}: {describe_importances(figure)}", meaning))
     return [
-        Importances(f"{label} ({format_count(len(numbers), 'trial')})", caption.strip(), charts)
+        Importances(
+            f"{label} ({format_count(len(numbers), 'trial')})", caption.strip(), charts, names
+        )
     ]
 
 
@@ -173,7 +187,8 @@ def chart_parameters(
     study = to_optuna_study(results, drawn, names)
     selection = describe_selection(len(drawn), len(numbers))
     rows = results.table.loc[numbers]
-    ranked, axis = importances[0].top_params, value_axis_title(results.config)
+    ranked, axis = importances[0].top_params, escape_html(value_axis_title(results.config))
+    scale = results.scale
     partial = list_partial_parameters(results, numbers)
     shown = [name for name in results.parameters if name in (*names, *partial)]
     listed = ", ".join(map(format_param, partial))
@@ -181,7 +196,7 @@ def chart_parameters(
         Chart(
             "Slice: value of every trial over each parameter",
             plot_slices(to_optuna_study(results, drawn, shown) if partial else study, axis),
-            describe_medians(rows, shown),
+            describe_medians(rows, shown, scale),
             (
                 f"Only some trials have these parameters, which show those trials: {listed}."
                 if partial
@@ -195,28 +210,31 @@ def chart_parameters(
     if len(ranked) > 1:
         top, pair = ranked[:3], ranked[:2]
         of_ranks = select_ranked(numbers, MAX_RANKED)
-        best_of_pairs = select_best_of_each(rows, map(_to_parameter, pair))
+        best_of_pairs = select_best_of_each(rows, pair, scale)
+        top_labels, pair_labels = (list(map(format_label, each)) for each in (top, pair))
         charts += [
             Chart(
-                f"Rank over the most important parameters ({', '.join(top)})",
-                plot_ranks(to_optuna_study(results, of_ranks, names), top, axis),
-                describe_minima(rows, [_to_parameter(label) for label in top]),
+                f"Rank over the most important parameters ({', '.join(map(format_param, top))})",
+                plot_ranks(to_optuna_study(results, of_ranks, names), top_labels, axis),
+                describe_best(rows, top, scale),
                 "The bluer, the better the trial's rank. Where trials coincide, the best is on "
                 f"top.{left_out}{describe_selection(len(of_ranks), len(numbers))}",
                 width=640,
             ),
             Chart(
                 "Parallel coordinates: every trial as a line",
-                plot_parallel_coordinates(study),
-                describe_medians(rows, names),
+                plot_parallel_coordinates(study, escape_html(scale.name)),
+                describe_medians(rows, names, scale),
                 f"The best trials are orange, and on top.{left_out}{selection}",
                 width=110 * (1 + len(names)),
             ),
             Chart(
-                f"Contour over the two most important parameters ({', '.join(pair)})",
-                plot_contour(to_optuna_study(results, best_of_pairs, names), pair, axis),
-                describe_minima(rows, [_to_parameter(label) for label in pair]),
-                f"Least value of the trials with the same two parameters.{left_out}",
+                "Contour over the two most important parameters "
+                f"({', '.join(map(format_param, pair))})",
+                plot_contour(to_optuna_study(results, best_of_pairs, names), pair_labels, axis),
+                describe_best(rows, pair, scale),
+                f"{scale.best_name.capitalize()} value of the trials with the same two parameters."
+                f"{left_out}",
             ),
         ]
     return charts
@@ -224,25 +242,27 @@ def chart_parameters(
 
 def chart_study(results: Results) -> list[Chart]:
     """Chart the distribution and the history of a study's values."""
-    complete, axis = results.complete, value_axis_title(results.config)
+    complete, axis = results.complete, escape_html(value_axis_title(results.config))
+    scale = results.scale
     study = to_optuna_study(results, complete.index, [])
-    in_time = select_history(complete["value"].dropna().sort_index())
+    in_time = select_history(complete["value"].dropna().sort_index(), scale=scale)
     drawn = f" {len(in_time):,} of {len(complete):,} trials are drawn, all of the best so far."
     return [
         Chart(
-            "Empirical distribution of the loss",
+            f"Empirical distribution of the {scale.name}",
             plot_distribution(study, axis),
-            describe_distribution(complete),
+            describe_distribution(complete, scale),
         ),
         Chart(
             "Optimization history",
             plot_history(to_optuna_study(results, in_time, []), axis),
-            describe_history(complete),
-            "Trials are in random order: the best value so far falls by chance, not by learning."
+            describe_history(complete, scale),
+            (
+                "Trials are in the order of the source."
+                if results.is_imported
+                else "Trials are in random order: the best value so far falls by chance, not by "
+                "learning."
+            )
             + (drawn if len(in_time) < len(complete) else ""),
         ),
     ]
-
-
-def _to_parameter(label: str) -> str:
-    return label.replace(" ", "_")

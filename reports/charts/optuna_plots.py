@@ -1,20 +1,31 @@
 """Optuna's figures of a study, with readable names and the colors of the report."""
 
 from collections.abc import Collection, Container, Mapping, Sequence
+from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 from optuna.importance._base import BaseImportanceEvaluator
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from reports.charts.chart import sequential_colors
+from reports.data.continuous import is_continuous
 from reports.data.results import Results
 from reports.data.trial_table import list_params
 from reports.formatting import escape_html, format_param, format_value
 from rnn.config import ParamValue
+
+_WIDE = 100
+"""Ratio of the ends of a range from which its axis is logarithmic."""
 
 TRIAL_COLOR = "#3b7dd8"
 """Color of a single trial, visible on white and on black."""
@@ -59,6 +70,7 @@ def to_optuna_study(
         ]
         for name in parameters
     }
+    ranges = {name for name in parameters if is_continuous(results.table[name])}
     ordinal = {
         name
         for name, values in choices.items()
@@ -69,15 +81,19 @@ def to_optuna_study(
     distributions: dict[str, BaseDistribution] = {
         name: IntDistribution(0, len(values) - 1)
         if name in ordinal
+        else _create_range(values)
+        if name in ranges
         else CategoricalDistribution(values)
         for name, values in choices.items()
     }
     rows = results.table.loc[sorted(numbers)]
     records = rows[parameters].astype(object).to_dict("records")
+    is_maximized = results.scale.higher_is_better
+    direction = StudyDirection.MAXIMIZE if is_maximized else StudyDirection.MINIMIZE
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the study is no news for a user
     try:
-        created = optuna.create_study(study_name=escape_html(results.name), direction="minimize")
+        created = optuna.create_study(study_name=escape_html(results.name), direction=direction)
     finally:
         optuna.logging.set_verbosity(verbosity)
     study = _DrawnStudy(created.study_name, created._storage)
@@ -90,6 +106,20 @@ def to_optuna_study(
     return study
 
 
+def format_label(name: str) -> str:
+    """Return the name of a parameter in Optuna's figures."""
+    return escape_html(format_param(name))
+
+
+def _create_range(values: Sequence[Any]) -> BaseDistribution:
+    """Return the range of a continuous parameter, on a logarithmic axis if it is wide."""
+    low, high = values[0], values[-1]
+    is_wide = low > 0 and high / low >= _WIDE
+    if all(isinstance(value, int) for value in (low, high)):
+        return IntDistribution(low, high, log=is_wide)
+    return FloatDistribution(float(low), float(high), log=is_wide)
+
+
 def _create_trial(
     number: int,
     value: float,
@@ -98,8 +128,8 @@ def _create_trial(
 ) -> FrozenTrial:
     trial = create_trial(
         value=value,
-        params={format_param(name): params[name] for name in params},
-        distributions={format_param(name): distributions[name] for name in params},
+        params={format_label(name): params[name] for name in params},
+        distributions={format_label(name): distributions[name] for name in params},
     )
     trial.number = trial._trial_id = number  # PED-ANOVA distinguishes trials by their id
     return trial
@@ -136,7 +166,7 @@ def create_importance_evaluators() -> dict[str, BaseImportanceEvaluator]:
 
 def plot_importances(study: optuna.Study, evaluator: BaseImportanceEvaluator) -> go.Figure:
     """Plot the importance of each parameter."""
-    figure = visualization.plot_param_importances(study, evaluator=evaluator, target_name="loss")
+    figure = visualization.plot_param_importances(study, evaluator=evaluator, target_name="value")
     bars = len(figure.data[0].y)
     # Importances are not more precise than three digits.
     figure.update_traces(marker_color=TRIAL_COLOR, texttemplate="%{x:.3f}", cliponaxis=False)
@@ -171,7 +201,8 @@ def plot_ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figu
     """Plot the trials' ranks over each two of some parameters, the best trials on top."""
     figure = visualization.plot_rank(study, params=parameters, target_name=axis)
     values = [trial.values[0] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
+    is_maximized = study.direction == StudyDirection.MAXIMIZE
+    order = sorted(range(len(values)), key=lambda i: values[i], reverse=not is_maximized)
     for trace in figure.data:
         if trace.x is None or len(trace.x) != len(order):  # color bar
             continue
@@ -185,13 +216,15 @@ def plot_ranks(study: optuna.Study, parameters: list[str], axis: str) -> go.Figu
     return figure
 
 
-def plot_parallel_coordinates(study: optuna.Study) -> go.Figure:
-    """Plot each trial as a line through its parameters' values."""
-    figure = visualization.plot_parallel_coordinate(study, target_name="loss")
+def plot_parallel_coordinates(study: optuna.Study, name: str) -> go.Figure:
+    """Plot each trial as a line through its parameters' values and its value, of this name."""
+    figure = visualization.plot_parallel_coordinate(study, target_name=name)
     *lines, color_bar = figure.data
-    lines.sort(key=lambda line: line.y[0], reverse=True)  # the best on top
+    is_maximized = study.direction == StudyDirection.MAXIMIZE
+    lines.sort(key=lambda line: line.y[0], reverse=not is_maximized)  # the best on top
     # Optuna's blue lines, white background and gray text suit a white page only.
     scale = sequential_colors(10)
+    scale = scale[::-1] if is_maximized else scale
     for line in lines:
         line.line.color = scale[min(9, int(10 * line.y[0]))]
     color_bar.marker.update(colorscale=scale, reversescale=False)
@@ -233,4 +266,4 @@ def plot_history(study: optuna.Study, axis: str) -> go.Figure:
 
 def _format_choice(value: ParamValue) -> ParamValue:
     """Return the readable form of a value; numbers stay numbers, which Optuna keeps in order."""
-    return format_value(value) if isinstance(value, bool | str) else value
+    return escape_html(format_value(value)) if isinstance(value, bool | str) else value

@@ -48,7 +48,7 @@ def build_files(storage: LeasedRDBStorage, study_id: int, results: Results) -> l
     curves = _format_curves(storage, study_id, best)
     files = [StudyFile("curves.csv", "best-curves.csv", "text/csv", curves)]
     for rank, (number, row) in enumerate(best.iterrows(), 1):
-        architecture = decode_architecture(row, results.config)
+        architecture = decode_architecture(row, results.trained)
         code = generate_module(architecture, results.tokenizer.size, int(row[BPTT_STEPS]))
         name = f"best-{rank}-trial-{number}.py"
         files.append(StudyFile(f"best-{rank}", name, "text/x-python", code))

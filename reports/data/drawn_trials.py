@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from reports.data.results import Results
+from reports.scale import NATS, Scale
 
 MAX_DRAWN = 1000
 """Trials that a figure draws. Of more, it draws the best 500, and 500 spread over the others."""
@@ -37,14 +38,18 @@ def select_evenly(items: Sequence[_T], limit: int | None = None) -> list[_T]:
     return [items[i] for i in places.tolist()]
 
 
-def select_history(values: "pd.Series[float]", limit: int | None = None) -> list[int]:
+def select_history(
+    values: "pd.Series[float]", limit: int | None = None, scale: Scale = NATS
+) -> list[int]:
     """Select the numbers of trials spread evenly, and of all that were the best so far.
 
     Args:
         values: value of each trial, by its number in ascending order.
         limit: number of trials to spread; :data:`MAX_DRAWN` by default.
+        scale: says which of two values is better.
     """
-    records = values.index[values.cummin() == values]
+    losses = scale.to_loss(values)
+    records = values.index[losses.cummin() == losses]
     return sorted({*select_evenly(values.index.tolist(), limit), *_first(records, values)})
 
 
@@ -54,9 +59,9 @@ def select_drawn_curves(results: Results) -> list[int]:
     return select_ranked([number for number in results.table.index if number in with_curve])
 
 
-def select_best_of_each(rows: pd.DataFrame, names: Iterable[str]) -> list[int]:
-    """Select the number of the trial with the least value of each combination of parameters."""
-    ranked = rows.sort_values("value", kind="stable")
+def select_best_of_each(rows: pd.DataFrame, names: Iterable[str], scale: Scale = NATS) -> list[int]:
+    """Select the number of the trial with the best value of each combination of parameters."""
+    ranked = rows.sort_values("value", kind="stable", key=scale.to_loss)
     return [int(number) for number in ranked.drop_duplicates(list(names)).index]
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from reports.formatting import add_unit
+from reports.scale import NATS, Scale
+
 VALUE = "value"
 """Column of the value of the study's objective."""
 
@@ -18,17 +21,19 @@ class Metric:
         name: its name, for a reader.
         unit: its unit.
         split: held-out split whose evaluation windows compare the runs.
+        scale: direction and precision.
     """
 
     column: str
     name: str
     unit: str
     split: str
+    scale: Scale = NATS
 
     @property
     def axis_title(self) -> str:
         """Title of an axis of it."""
-        return f"{self.name} ({self.unit})"
+        return add_unit(self.name, self.unit)
 
     @property
     def is_value(self) -> bool:

@@ -36,10 +36,12 @@ def find_replicates(results: Results, others: Sequence[Results]) -> pd.DataFrame
 
 def _is_comparable(results: Results, other: Results) -> bool:
     """Return whether two studies train and judge a network alike, but for their parameters."""
-    ours, theirs = results.config, other.config
+    if results.is_imported or other.is_imported:
+        return False
+    ours, theirs = results.trained, other.trained
     varied = {*results.all_parameters, *other.all_parameters, *ours.nuisance}
     return (
-        results.corpus.sha256 == other.corpus.sha256
+        results.text == other.text
         and ours.tokenizer == theirs.tokenizer
         and ours.objective == theirs.objective
         and (ours.objective == "training" or ours.evaluation == theirs.evaluation)
@@ -52,7 +54,7 @@ def _is_comparable(results: Results, other: Results) -> bool:
 def _select_architectures(results: Results, other: Results) -> pd.DataFrame:
     """Return the runs that have the study's values of all parameters that it does not vary."""
     rows = other.complete
-    defaults = {CELL: GATED_CELL} | results.config.training.model_dump()
+    defaults = {CELL: GATED_CELL} | results.trained.training.model_dump()
     names = {*results.all_parameters, *other.all_parameters}
     for name in names.difference(results.axes, results.config.nuisance):
         fixed = results.table[name].iloc[0] if name in results.table else defaults.get(name)

@@ -1,5 +1,6 @@
 """Results of a stored study as frames: trials, curves, evaluation windows."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pandas as pd
 from optuna.trial import TrialState
 
+from reports.data.continuous import has_levels
 from reports.data.metric import HELD_OUT_LOSSES, VALUE, Metric
 from reports.data.trial_table import DIVERGED, PAUSED, list_nuisance, list_params
 from reports.formatting import (
@@ -16,6 +18,7 @@ from reports.formatting import (
     loss_unit,
     objective_name,
 )
+from reports.scale import NATS, Scale
 from studies.attributes import (
     EARLIER_CODE,
     EARLIER_TORCH,
@@ -26,6 +29,7 @@ from studies.attributes import (
 )
 from studies.config import StudyConfig
 from studies.hypothesis_records import HypothesisRecord
+from studies.imported import ImportedConfig
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, REPLICATE, param_order
 from studies.storage.counts import TrialCounts
 from studies.training import (
@@ -42,8 +46,8 @@ class Results:
 
     Attributes:
         name: name of the study.
-        config: its configuration.
-        corpus: the corpus that it was trained on.
+        config: its configuration, or what it is if it was imported.
+        corpus: the corpus that it was trained on; None if it was imported.
         commands: commands that created and extended it; empty if unknown.
         table: one row per trial, indexed by its number, the best first: ``architecture`` (its
             label), ``label`` (with its nuisance values and the replicate), ``state``, ``value``,
@@ -67,8 +71,8 @@ class Results:
     """
 
     name: str
-    config: StudyConfig
-    corpus: CorpusRecord
+    config: StudyConfig | ImportedConfig
+    corpus: CorpusRecord | None
     commands: list[str]
     table: pd.DataFrame
     curves: pd.DataFrame
@@ -91,7 +95,9 @@ class Results:
 
     @cached_property
     def all_parameters(self) -> list[str]:
-        """Parameters of the trials, BPTT steps always among them, without replicate."""
+        """Parameters of the trials, without replicate; of networks BPTT steps are among them."""
+        if isinstance(self.config, ImportedConfig):
+            return [name for name in self.config.parameters if name in self.table]
         known = (CELL, *GATED_PARAMS, *TRAINING_PARAMS)
         options = [name for cell in self.config.cells.values() for name in cell.options]
         return param_order(name for name in (*known, *options) if name in self.table)
@@ -117,11 +123,11 @@ class Results:
     @cached_property
     def carried(self) -> list[str]:
         """Nuisance parameters of a derived study, which has one value for each architecture."""
-        if self.config.refinement is None:
+        if self.is_imported or self.config.refinement is None:
             return []
         rows = self.table.to_dict("records")
         names = [*self.all_parameters, REPLICATE]
-        return list_nuisance(self.config, [list_params(row, names) for row in rows])
+        return list_nuisance(self.trained, [list_params(row, names) for row in rows])
 
     @property
     def judged_parameters(self) -> list[str]:
@@ -130,7 +136,9 @@ class Results:
 
     @property
     def cells(self) -> list[str]:
-        """Names of the cells."""
+        """Names of the cells; none if the study was imported."""
+        if self.is_imported:
+            return []
         return sorted(self.table[CELL].unique()) if CELL in self.table else [GATED_CELL]
 
     @property
@@ -143,9 +151,53 @@ class Results:
         """Whether some networks are gated."""
         return GATED_CELL in self.cells
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program has recorded the results."""
+        return isinstance(self.config, ImportedConfig)
+
+    @property
+    def trained(self) -> StudyConfig:
+        """The configuration of a study that is trained here."""
+        assert isinstance(self.config, StudyConfig)
+        return self.config
+
+    @property
+    def text(self) -> str:
+        """Hash of the text that the networks read; "" if the study was imported."""
+        return self.corpus.sha256 if self.corpus else ""
+
+    @cached_property
+    def scale(self) -> Scale:
+        """Unit, direction and precision of ``value``."""
+        config = self.config
+        if not isinstance(config, ImportedConfig):
+            return NATS
+        values = self.table["value"].dropna()
+        return Scale.of_values(values, config.metric, config.unit, config.direction == "maximize")
+
+    @cached_property
+    def uncontrasted(self) -> frozenset[str]:
+        """Parameters of an imported study that have too many values to compare each two."""
+        names = self.parameters if self.is_imported else []
+        values = {name: self.table[name].dropna().unique().tolist() for name in names}
+        return frozenset(name for name in names if not has_levels(values[name]))
+
+    @cached_property
+    def is_grid(self) -> bool:
+        """Whether the trials are a grid, complete or not, and no selection by results.
+
+        Of an imported study this is known if no combination of the values is missing.
+        """
+        if not self.is_imported:
+            return self.config.refinement is None
+        names = self.judged_parameters
+        count = len(self.table.drop_duplicates(names)) if names else 1
+        return count == math.prod(self.table[name].nunique(dropna=False) for name in names)
+
     def values_of(self, setting: str) -> str:
         """Return the values of a training setting, for a reader: ``32``, or ``16, 32``."""
-        values = [getattr(self.config.training, setting)]
+        values = [getattr(self.trained.training, setting)]
         if setting in self.table:
             values = sorted(self.table[setting].dropna().unique().tolist())
         return ", ".join(f"{v:,}" if isinstance(v, int) else format_value(v) for v in values)
@@ -164,7 +216,7 @@ class Results:
             and (
                 name in self.table
                 or name in ("learning_rate", "momentum")
-                or getattr(self.config.training, name) != getattr(default, name)
+                or getattr(self.trained.training, name) != getattr(default, name)
             )
         ]
         return f"{' and '.join(titles)} with {', '.join(settings)}"
@@ -176,13 +228,15 @@ class Results:
         Replicates are ranked by their loss on unseen text: on the test split if it was evaluated,
         else on the validation split. All others are ranked by their value.
         """
-        complete = self.complete
+        complete, config = self.complete, self.config
+        if isinstance(config, ImportedConfig):
+            return Metric(VALUE, config.metric, config.unit, "", self.scale)
         if self.has_replicates:
             for split, name in HELD_OUT_LOSSES.items():
                 column = f"{split}_bits_per_byte"
                 if len(complete) and complete[column].notna().all():
                     return Metric(column, name, "bits per byte", split)
-        return Metric(VALUE, objective_name(self.config), loss_unit(self.config), "validation")
+        return Metric(VALUE, objective_name(config), loss_unit(config), "validation")
 
     @property
     def training_code(self) -> dict[str, list[int]]:
@@ -217,7 +271,8 @@ class Results:
         Without nuisance parameters these are all rows.
 
         Args:
-            table: rows to choose from; by default all trials. The best has the least ``value``.
+            table: rows to choose from; by default all trials. The best has the least ``value``:
+                imported studies have no nuisance parameters.
         """
         rows = self.table if table is None else table
         if not self.nuisance:
@@ -229,6 +284,8 @@ class Results:
     @property
     def has_replicates(self) -> bool:
         """Whether each architecture is run several times."""
+        if self.is_imported:
+            return REPLICATE in self.table and self.table[REPLICATE].nunique() > 1
         refinement = self.config.refinement
         return refinement is not None and refinement.replicates > 1
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 import pandas as pd
 
 from reports.data.drawn_trials import select_drawn_curves
+from reports.data.imported_table import build_imported_table
 from reports.data.results import Results
 from reports.data.trial_table import TableBuilder, read_source_trials
 from reports.errors import ReportError
 from reports.output import study_identity
-from studies.loader import read_study_record
+from studies.attributes import ImportedRecord, StudyRecord
+from studies.loader import read_record
 from studies.storage.curves import read_curve_ends, read_curves, read_losses_at
 from studies.storage.open import load_study
-from studies.storage.queries import read_audit_looks, read_eval_windows
+from studies.storage.queries import TrialRow, read_audit_looks, read_eval_windows
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_reader import TrialReader
 
@@ -50,29 +52,14 @@ class StudyReader:
     ) -> Results:
         """Read the results as they are now; see :func:`read_results`."""
         storage, study_id, name = self._storage, self._study._study_id, self._study.study_name
-        record = read_study_record(self._study)
-        config = record.config
+        record = read_record(self._study)
         if record.artifact_folder != self._folder:  # deleted and created again since
             self._folder = record.artifact_folder
             self._trials, self._table = TrialReader(storage, study_id), TableBuilder()
         trials = self._trials.read()
         if not trials:
             raise ReportError(f"study {name!r} has no grid trial: expected one or more")
-        results = Results(
-            name=name,
-            config=config,
-            corpus=record.corpus,
-            commands=record.commands,
-            table=self._table.build(trials, config),
-            curves=_to_frame([]),
-            sources=read_source_trials(storage, config),
-            tokenizer=record.tokenizer,
-            hypotheses=record.hypotheses,
-            audit_looks=read_audit_looks(storage, study_id) if config.pruning.enabled else {},
-            audit_nuisance=record.audit_nuisance,
-            identity=study_identity(storage.engine.url, name, record.artifact_folder),
-            looks=record.looks,
-        )
+        results = self._build(record, trials)
         counts = results.counts
         if require_complete and not counts.complete:
             found = f"{counts.running} of {counts.planned} running): run the search first"
@@ -84,10 +71,42 @@ class StudyReader:
         elif with_curves is None or with_curves:
             curves = _to_frame(read_curves(storage, study_id, with_curves))
             results = replace(results, curves=curves)
-        if not with_windows:
+        if not with_windows or results.is_imported:
             return results
         windows = read_eval_windows(storage, study_id, results.metric.split)
         return replace(results, windows=windows)
+
+    def _build(self, record: StudyRecord | ImportedRecord, trials: Sequence[TrialRow]) -> Results:
+        """Build the results without curves and evaluation windows."""
+        storage, name = self._storage, self._study.study_name
+        identity = study_identity(storage.engine.url, name, record.artifact_folder)
+        if isinstance(record, ImportedRecord):
+            return Results(
+                name=name,
+                config=record.imported,
+                corpus=None,
+                commands=record.commands,
+                table=build_imported_table(trials, record.imported),
+                curves=_to_frame([]),
+                sources=pd.DataFrame(columns=["value"]),
+                identity=identity,
+            )
+        config, is_pruning = record.config, record.config.pruning.enabled
+        return Results(
+            name=name,
+            config=config,
+            corpus=record.corpus,
+            commands=record.commands,
+            table=self._table.build(trials, config),
+            curves=_to_frame([]),
+            sources=read_source_trials(storage, config),
+            tokenizer=record.tokenizer,
+            hypotheses=record.hypotheses,
+            audit_looks=read_audit_looks(storage, self._study._study_id) if is_pruning else {},
+            audit_nuisance=record.audit_nuisance,
+            identity=identity,
+            looks=record.looks,
+        )
 
 
 def read_results(

@@ -101,11 +101,13 @@ class TableBuilder:
             for trial, each in zip(trials, params, strict=True)
         }
         self._context, self._rows = context, rows
-        return _arrange([row for _, _, row in rows.values()], params)
+        return arrange_rows([row for _, _, row in rows.values()], params)
 
 
-def _arrange(
-    rows: Sequence[Mapping[str, Any]], params: Sequence[Mapping[str, Any]]
+def arrange_rows(
+    rows: Sequence[Mapping[str, Any]],
+    params: Sequence[Mapping[str, Any]],
+    higher_is_better: bool = False,
 ) -> pd.DataFrame:
     """Return the frame of some rows, the best trial first."""
     names = dict.fromkeys(chain.from_iterable(rows))
@@ -116,7 +118,8 @@ def _arrange(
         table[column] = pd.to_numeric(table[column]) if column in table else np.nan
     # By value first, then trials that ended without one, then those that have not ended.
     places = {"RUNNING": 1, PAUSED: 2, "WAITING": 3}
-    table = table.sort_values(["value", "number"], na_position="last")
+    order = [not higher_is_better, True]
+    table = table.sort_values(["value", "number"], ascending=order, na_position="last")
     return table.sort_values("state", kind="stable", key=lambda s: s.map(places).fillna(0))
 
 
@@ -215,6 +218,15 @@ def to_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def name_state(trial: TrialRow) -> str:
+    """Return the state of a trial in the table: Optuna's, ``PAUSED`` or ``DIVERGED``."""
+    is_infinite = trial.state is TrialState.COMPLETE and trial.value is None
+    has_failed = trial.state is TrialState.FAIL
+    if is_infinite or (has_failed and trial.attributes.get("failure") == Failure.DIVERGED):
+        return DIVERGED
+    return PAUSED if trial.is_paused else trial.state.name
+
+
 def _make_row(
     trial: TrialRow,
     params: Mapping[str, Any],
@@ -236,14 +248,11 @@ def _make_row(
             "effective_context_low": context.low,
             "effective_context_high": context.high,
         }
-    state = PAUSED if trial.is_paused else trial.state.name
-    is_infinite = trial.state is TrialState.COMPLETE and trial.value is None
-    has_failed = trial.state is TrialState.FAIL and recorded["failure"] == Failure.DIVERGED
     return recorded | {
         "number": trial.number,
         "architecture": architecture,
         "label": architecture + settings + replicate,
-        "state": DIVERGED if has_failed or is_infinite else state,
+        "state": name_state(trial),
         "value": trial.value,
         "audited": trial.is_audited,
         **params,

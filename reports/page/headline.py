@@ -65,8 +65,7 @@ def _comparison_key(section: Section) -> tuple[object, ...]:
         results.metric.column,
         results.metric.name,
         results.metric.unit,
-        results.corpus.sha256,
-        results.config.tokenizer,
+        results.name if results.is_imported else (results.text, results.trained.tokenizer),
     )
 
 

@@ -58,8 +58,8 @@ def find_references(results: Results, others: Sequence[Results]) -> list[Baselin
         other
         for other in others
         if wanted & set(other.cells)
-        and other.corpus.sha256 == results.corpus.sha256
-        and other.config.tokenizer == results.config.tokenizer
+        and other.text == results.text
+        and other.trained.tokenizer == results.trained.tokenizer
     ]
     return [
         reference
@@ -103,7 +103,7 @@ def _find_in_study(
     means = known.join(average_columns(rows, columns)).rename_axis("architecture").reset_index()
     best = means.loc[means.groupby(keys)["value"].idxmin()]
     conditions = list_conditions(rows)
-    ours, theirs = results.config, other.config
+    ours, theirs = results.trained, other.trained
     # Values are comparable by the same objective, held-out losses on the same windows.
     is_training_loss = metric.is_value and ours.objective != "validation"
     is_comparable = (not metric.is_value or ours.objective == theirs.objective) and (
@@ -130,7 +130,7 @@ def _least_training_losses(results: Results) -> "pd.Series[float]":
     """Return the least smoothed training loss of each complete trial, as far as it is known."""
     rows = results.complete
     recorded = rows["training_loss"]
-    if results.config.objective == "training":
+    if results.trained.objective == "training":
         return recorded.fillna(rows["value"])
     return recorded.fillna(results.curves.groupby("number")["loss"].min())
 

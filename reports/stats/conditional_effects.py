@@ -112,8 +112,12 @@ class ConditionalEffect:
             places = f"without {name}", "with it"
         else:
             places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
-        effects = format_signed(first.mean), format_signed(last.mean)
-        return f"{effects[0]} nats {places[0]}, {effects[1]} {places[1]}"
+        scale = self.main.scale
+        least, greatest = (
+            scale.format_difference(first.mean),
+            format_signed(last.mean, scale.digits),
+        )
+        return f"{least} {places[0]}, {greatest} {places[1]}"
 
 
 @dataclass(frozen=True)
@@ -151,10 +155,11 @@ class RankedEffect:
         """The effect under the condition, or else the mean with its interval."""
         if self.condition:
             return self.condition.text
-        main, interval = self.main, ""
+        main, interval, scale = self.main, "", self.main.scale
         if not math.isnan(main.low):
-            interval = f" [{format_signed(main.low)}, {format_signed(main.high)}]"
-        return f"{main.contrast.label} {format_signed(main.mean)} nats{interval}"
+            ends = (format_signed(end, scale.digits) for end in (main.low, main.high))
+            interval = f" [{', '.join(ends)}]"
+        return f"{main.contrast.label} {scale.format_difference(main.mean)}{interval}"
 
 
 def rank_effects(
@@ -223,11 +228,10 @@ def _compute_conditional_effect(
     if len(pairs) < 2:
         return None
     levels = [
-        LevelEffect.from_trials(table.values, trials, (-1, 1), table.noise, value=value)
-        for value, trials in pairs.items()
+        table.estimate(LevelEffect, trials, (-1, 1), value=value) for value, trials in pairs.items()
     ]
     means = [level.mean for level in levels]
     trials = list(pairs.values())
     four = np.vstack([trials[int(np.argmin(means))], trials[int(np.argmax(means))]])
-    difference = PairedDifference.from_trials(table.values, four, (1, -1, -1, 1), table.noise)
+    difference = table.estimate(PairedDifference, four, (1, -1, -1, 1))
     return ConditionalEffect(effect, parameter, tuple(levels), difference)

@@ -11,19 +11,22 @@ cell; both trials of a pair have it or both lack it.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from reports.formatting import format_param, format_value
+from reports.scale import NATS, Scale
 from reports.stats.contrast import Contrast, sort_values
 from reports.stats.factorial_design import FactorialDesign, encode, encode_runs
 from reports.stats.paired_difference import Floats, Integers, PairedDifference
 from reports.stats.run_noise import RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
+
+_D = TypeVar("_D", bound=PairedDifference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,15 @@ class FactorialTable(FactorialDesign):
     Attributes:
         values: (trials,), their values; NaN where there is none.
         noise: variance of the values between runs; None if it cannot be estimated.
+        scale: unit, direction and precision of the values.
+        uncontrasted: parameters of which no two values are compared; trials of a pair have the same
+            value of them.
     """
 
     values: Floats
     noise: RunNoise | None = None
+    scale: Scale = NATS
+    uncontrasted: frozenset[str] = frozenset()
 
     @classmethod
     def from_frame(
@@ -103,6 +111,7 @@ class FactorialTable(FactorialDesign):
         is_grid: bool = True,
         means: RunMeans | None = None,
         noise: RunNoise | None = None,
+        scale: Scale = NATS,
     ) -> "FactorialTable":
         """Arrange the rows of a frame and estimate the noise of their values.
 
@@ -115,6 +124,7 @@ class FactorialTable(FactorialDesign):
             is_grid: whether they are a grid; others have no noise from interactions.
             means: how the values depend on several runs of each trial; see :meth:`from_runs`.
             noise: noise of the values; by default it is estimated.
+            scale: unit, direction and precision of the values.
         """
         axes = {name: sort_values(table[name]) for name in parameters}
         codes, values = encode(table, axes), table["value"].to_numpy(dtype=float)
@@ -126,15 +136,18 @@ class FactorialTable(FactorialDesign):
             means,
             is_grid,
         )
-        return cls(axes, codes, values, noise)
+        return cls(axes, codes, values, noise, scale)
 
     @classmethod
-    def from_runs(cls, runs: pd.DataFrame, parameters: Sequence[str]) -> "FactorialTable":
+    def from_runs(
+        cls, runs: pd.DataFrame, parameters: Sequence[str], scale: Scale = NATS
+    ) -> "FactorialTable":
         """Arrange architectures by the adjusted means of their runs, :mod:`studies.run_means`.
 
         Args:
             runs: one row per run with the parameters, ``replicate``, and ``value``, NaN for none.
             parameters: names of the axes; any two architectures differ in one or more.
+            scale: unit, direction and precision of the values.
         """
         index = np.zeros(len(runs), dtype=np.int64)  # one architecture
         if parameters:
@@ -145,7 +158,7 @@ class FactorialTable(FactorialDesign):
         means = RunMeans.fit(index[has_value], replicates, len(firsts))
         values = means.compute(complete["value"].to_numpy(dtype=float))
         table = runs.iloc[firsts].assign(value=values)
-        return cls.from_frame(table, parameters, complete, is_grid=False, means=means)
+        return cls.from_frame(table, parameters, complete, is_grid=False, means=means, scale=scale)
 
     @property
     def value_count(self) -> int:
@@ -161,7 +174,13 @@ class FactorialTable(FactorialDesign):
         """Keep the trials with the given value of each parameter, or one of those in a list."""
         is_kept = self.find(fixed)
         noise = self.noise.select(is_kept) if self.noise else None
-        return FactorialTable(self.axes, self.codes[is_kept], self.values[is_kept], noise)
+        codes, values = self.codes[is_kept], self.values[is_kept]
+        return replace(self, codes=codes, values=values, noise=noise)
+
+    def list_contrasts(self) -> list[Contrast]:
+        """List the contrasts to estimate, without those of uncontrasted parameters."""
+        contrasts = super().list_contrasts()
+        return [each for each in contrasts if each.parameter not in self.uncontrasted]
 
     def compute_difference(
         self, before: Mapping[str, Any], after: Mapping[str, Any]
@@ -176,7 +195,7 @@ class FactorialTable(FactorialDesign):
             The difference; it has no pairs if the table lacks one of the values.
         """
         trials = np.array([self._match(before).trials, self._match(after).trials])
-        return PairedDifference.from_trials(self.values, trials, (-1, 1), self.noise)
+        return self.estimate(PairedDifference, trials, (-1, 1))
 
     def compute_effect(self, contrast: Contrast) -> Effect:
         """Estimate the main effect of a contrast.
@@ -189,16 +208,23 @@ class FactorialTable(FactorialDesign):
         trials = np.array([before.trials, after.trials])
         planned = (trials >= 0).all(axis=0)
         has_before, has_after = ~np.isnan(self.values[trials]) & planned
-        return Effect.from_trials(
-            self.values,
+        return self.estimate(
+            Effect,
             trials,
             (-1, 1),
-            self.noise,
             contrast=contrast,
             only_before=int((has_before & ~has_after).sum()),
             only_after=int((has_after & ~has_before).sum()),
             neither=int((planned & ~has_before & ~has_after).sum()),
             variants=(before.variants, after.variants),
+        )
+
+    def estimate(
+        self, kind: type[_D], trials: Integers, signs: tuple[int, ...], **attributes: Any
+    ) -> _D:
+        """Estimate the mean of some differences; see :meth:`PairedDifference.from_trials`."""
+        return kind.from_trials(
+            self.values, trials, signs, self.noise, scale=self.scale, **attributes
         )
 
     def match_by_level(self, contrast: Contrast, parameter: str) -> dict[Any, Integers]:
@@ -266,8 +292,8 @@ class FactorialTable(FactorialDesign):
             for one in (first.before, first.after)
             for other in (second.before, second.after)
         ]
-        return Interaction.from_trials(
-            self.values, np.array(trials), (1, -1, -1, 1), self.noise, first=first, second=second
+        return self.estimate(
+            Interaction, np.array(trials), (1, -1, -1, 1), first=first, second=second
         )
 
     def compute_interactions(self) -> list[Interaction]:
@@ -294,9 +320,10 @@ class FactorialTable(FactorialDesign):
         """
         contexts = self.number_contexts(own.union(fixed))
         found = self.find(fixed)
-        # The least value of each context is written last, and missing values first.
+        # The best value of each context is written last, and missing values first.
         rows = np.flatnonzero(found)
-        values = np.where(np.isnan(self.values[rows]), math.inf, self.values[rows])
+        values = self.scale.to_loss(self.values[rows])
+        values = np.where(np.isnan(values), math.inf, values)
         rows = rows[np.argsort(-values, kind="stable")]
         trials = np.full(int(contexts.max(initial=-1)) + 1, -1, dtype=np.int64)
         trials[contexts[rows]] = rows

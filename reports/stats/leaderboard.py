@@ -90,6 +90,8 @@ def summarize_study(results: Results) -> StudySummary:
     if not results.has_replicates:
         gaps = _compare_with_best(results, entries)
         return StudySummary([replace(e, gap=gaps.get(e.label)) for e in entries])
+    if results.is_imported:  # without a margin below which a difference makes none
+        return StudySummary(entries)
     losses = list_losses(results)
     assert results.config.refinement is not None
     if results.config.refinement.looks:

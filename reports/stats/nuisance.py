@@ -11,7 +11,7 @@ Space Odyssey*, 2017, tune the learning rate for each of their architectures).
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -222,9 +222,12 @@ def build_table(
     """
     parameters = results.judged_parameters
     if results.has_replicates:
-        return FactorialTable.from_runs(rows, parameters)
-    is_grid = results.config.refinement is None
-    return FactorialTable.from_frame(rows, parameters, replicates, is_grid, noise=noise)
+        table = FactorialTable.from_runs(rows, parameters, results.scale)
+        return replace(table, uncontrasted=results.uncontrasted)
+    table = FactorialTable.from_frame(
+        rows, parameters, replicates, results.is_grid, noise=noise, scale=results.scale
+    )
+    return replace(table, uncontrasted=results.uncontrasted)
 
 
 def summarize_nuisance(results: Results) -> NuisanceSummary | None:

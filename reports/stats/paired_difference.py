@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from reports.scale import NATS, Scale
 from reports.stats.run_noise import NoiseSource, RunNoise
 
 CONFIDENCE = 0.95
@@ -38,12 +39,13 @@ class PairedDifference:
 
     Attributes:
         pairs: number of pairs with two values.
-        mean: mean of value after minus value before; negative is better. NaN without pairs.
+        mean: mean of value after minus value before. NaN without pairs.
         error: standard error of the mean; NaN if unknown.
         degrees: degrees of freedom of the error; 0 if it is unknown.
         source: what the error was estimated from. Estimated from the differences between the pairs
             it is an upper bound: differences of the effect between contexts count as noise.
-        improved_count: number of pairs in which the value falls.
+        improved_count: number of pairs in which the value improves.
+        scale: unit, direction and precision of the mean.
     """
 
     pairs: int
@@ -52,13 +54,15 @@ class PairedDifference:
     degrees: float
     source: NoiseSource
     improved_count: int
+    scale: Scale = NATS
 
     @classmethod
-    def from_differences(cls, differences: Floats, **attributes: Any) -> Self:
+    def from_differences(cls, differences: Floats, scale: Scale = NATS, **attributes: Any) -> Self:
         """Estimate the mean of some differences, and its error from these alone.
 
         Args:
             differences: one per pair, in an array of any shape; NaN where a value is missing.
+            scale: unit, direction and precision of the values.
             attributes: other attributes, of a subclass.
         """
         differences = differences[~np.isnan(differences)]
@@ -71,7 +75,8 @@ class PairedDifference:
         return cls(
             pairs=count,
             mean=float(differences.mean()) if count else math.nan,
-            improved_count=int((differences < 0).sum()),
+            improved_count=int(scale.improves(differences).sum()),
+            scale=scale,
             **attributes,
         )
 
@@ -133,6 +138,11 @@ class PairedDifference:
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+
+    @property
+    def is_improvement(self) -> bool:
+        """Whether the mean is better than no difference."""
+        return bool(self.scale.improves(self.mean))
 
     @property
     def is_decidable(self) -> bool:

@@ -20,6 +20,7 @@ from reports.stats.verdicts import Verdict
 from rnn.config import NetworkConfig
 from studies.attributes import SOURCE_TRIALS
 from studies.config import StudyConfig
+from studies.imported import ImportedConfig
 from studies.run_means import average_runs
 from studies.space import BPTT_STEPS, REPLICATE
 
@@ -30,7 +31,7 @@ class LeaderboardEntry:
 
     Attributes:
         label: name of the architecture, with the training settings in which the study varies.
-        architecture: its configuration.
+        architecture: its configuration; None if the study was imported.
         bptt_steps: number of time steps that a gradient goes back.
         number: number of its trial; with several runs, of the run with the least value, which is
             independent of the test text.
@@ -60,7 +61,7 @@ class LeaderboardEntry:
     """
 
     label: str
-    architecture: NetworkConfig
+    architecture: NetworkConfig | None
     bptt_steps: int
     number: int
     losses: list[float]
@@ -117,13 +118,15 @@ def rank_architectures(
     means = average_columns(rows, [column, "value", "validation_bits_per_byte"])
     adjusted = means.to_dict("index")
     by_label: dict[str, list[dict[Any, Any]]] = {}
-    for run in rows.sort_values("value", kind="stable").reset_index().to_dict("records"):
+    ranked = rows.sort_values("value", kind="stable", key=results.scale.to_loss)
+    for run in ranked.reset_index().to_dict("records"):
         by_label.setdefault(str(run["architecture"]), []).append(run)
     entries = [
         _make_entry(results.config, label, runs, adjusted[label], column, names)
         for label, runs in by_label.items()
     ]
-    return sorted(entries, key=lambda entry: (entry.mean, entry.number))
+    to_loss = results.metric.scale.to_loss
+    return sorted(entries, key=lambda entry: (to_loss(entry.mean), entry.number))
 
 
 def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
@@ -139,24 +142,27 @@ def average_columns(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _make_entry(
-    config: StudyConfig,
+    config: StudyConfig | ImportedConfig,
     label: str,
     runs: Sequence[Mapping[Any, Any]],
     means: Mapping[Any, float],
     column: str,
     nuisance: Sequence[str],
 ) -> LeaderboardEntry:
-    """Describe an architecture by its runs, that of the least value first, and adjusted means."""
+    """Describe an architecture by its runs, that of the best value first, and adjusted means."""
     losses, best = [float(run[column]) for run in runs], runs[0]
     samples = [run for run in runs if isinstance(run["sample"], str)]
     profiles = [read_profile(run) for run in runs]
     mean, std = means[column], float(np.std(losses, ddof=1)) if len(runs) > 1 else math.nan
     quantile = _quantile(max(1, len(runs) - 1))
+    architecture = None
+    if not isinstance(config, ImportedConfig):
+        architecture = decode_architecture(best, config)
     half_width = quantile * std / math.sqrt(len(runs))
     return LeaderboardEntry(
         label=label,
-        architecture=decode_architecture(best, config),
-        bptt_steps=int(best[BPTT_STEPS]),
+        architecture=architecture,
+        bptt_steps=int(best.get(BPTT_STEPS, 1)) if architecture else 1,
         number=int(best["number"]),
         losses=losses,
         mean=mean,

@@ -28,6 +28,8 @@ def list_contrasted(results: Results) -> set[str]:
 
 def list_unknown(results: Results, hypothesis: Hypothesis) -> list[str]:
     """List the parameters of a hypothesis that no study of this kind has."""
+    if results.is_imported:
+        return [name for name in hypothesis.parameters if name not in results.all_parameters]
     cells = results.config.cells.values()
     options = [name for cell in cells for name in cell.options]
     known = {CELL, *GATED_PARAMS, *TRAINING_PARAMS, REPLICATE, *options}
@@ -101,9 +103,11 @@ def _list_values(results: Results, name: str) -> list[ParamValue]:
     """List the values of a parameter in a study, whether it varies or not."""
     if name in results.table:
         return results.table[name].dropna().unique().tolist()
-    settings = {CELL: GATED_CELL} | results.config.training.model_dump()
+    if results.is_imported:
+        return []
+    settings = {CELL: GATED_CELL} | results.trained.training.model_dump()
     return [settings[name]] if name in settings else []
 
 
 def _has_only_baselines(results: Results) -> bool:
-    return set(results.cells) <= set(BASELINE_CELLS)
+    return bool(results.cells) and set(results.cells) <= set(BASELINE_CELLS)

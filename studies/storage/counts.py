@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
 
 from studies.attributes import (
     AUDIT,
@@ -34,6 +35,7 @@ from studies.storage.damage import (
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
+    STUDY_DIRECTIONS,
     TRIAL_PARAMS,
     TRIAL_USER_ATTRS,
     TRIAL_VALUES,
@@ -226,14 +228,15 @@ def distinct_versions(storage: LeasedRDBStorage, study_id: int) -> dict[str, set
 def best_trial_ids(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[int]:
     """Return the ids of at most ``limit`` best trials of a study, best first."""
     with storage.reading() as connection:
-        return list(connection.scalars(_ranked(study_id, TRIALS.c.trial_id).limit(limit)))
+        query = _ranked(connection, study_id, TRIALS.c.trial_id).limit(limit)
+        return list(connection.scalars(query))
 
 
 @reports_damage
 def top_trials(storage: LeasedRDBStorage, study_id: int, limit: int) -> list[tuple[int, float]]:
     """Return the numbers and values of at most ``limit`` best trials, best first."""
-    query = _ranked(study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
     with storage.reading() as connection:
+        query = _ranked(connection, study_id, TRIALS.c.number, TRIAL_VALUES.c.value).limit(limit)
         return [(number, value) for number, value in connection.execute(query)]
 
 
@@ -280,8 +283,15 @@ def timing_by_shape(storage: LeasedRDBStorage, study_id: int) -> list[TimingStat
     return [TimingStats(**durations) for durations in by_shape.values()]  # type: ignore[arg-type]
 
 
-def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query for columns of the complete trials of finite value, by value and number."""
+def _ranked(
+    connection: Connection, study_id: int, *columns: sa.ColumnElement[Any]
+) -> sa.Select[Any]:
+    """Return the query for columns of the complete trials of finite value, the best first."""
+    of_study = STUDY_DIRECTIONS.c.study_id == study_id
+    is_maximized = "MAXIMIZE" in connection.scalars(
+        sa.select(raw(STUDY_DIRECTIONS.c.direction)).where(of_study)
+    )
+    value = TRIAL_VALUES.c.value
     return (
         sa.select(*columns)
         .join_from(TRIALS, TRIAL_VALUES, TRIAL_VALUES.c.trial_id == TRIALS.c.trial_id)
@@ -292,7 +302,7 @@ def _ranked(study_id: int, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
             _IS_NUMBER,
             is_grid_trial(),
         )
-        .order_by(TRIAL_VALUES.c.value, TRIALS.c.number)
+        .order_by(value.desc() if is_maximized else value, TRIALS.c.number)
     )
 
 

@@ -14,11 +14,15 @@ from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    json_to_distribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from studies.attributes import first_message
+from studies.attributes import first_message, is_imported_trial
 from studies.errors import StudyFormatError
 from studies.space import CELL, GATED_CELL, GATED_PARAMS, StoredParams
 from studies.text import shorten
@@ -219,6 +223,27 @@ def parse_choice(index: float, distribution: str) -> Any:
     return choices[int(index)]
 
 
+def parse_imported(stored: float, distribution: str) -> Any:
+    """Return the value of a parameter of an imported trial, whose distribution may be any.
+
+    Raises:
+        TypeError, ValueError: if there is none.
+    """
+    parsed = _parse_distribution(distribution)
+    if isinstance(parsed, CategoricalDistribution):
+        return parse_choice(stored, distribution)
+    if not (isinstance(stored, int | float) and math.isfinite(stored)):
+        raise ValueError(f"its value is {_shown(stored)}")
+    return parsed.to_external_repr(stored)
+
+
+@cache
+def _parse_distribution(distribution: str) -> BaseDistribution:
+    if not isinstance(distribution, str):
+        raise TypeError(f"its distribution is {_shown(distribution)}")
+    return json_to_distribution(distribution)
+
+
 @cache
 def parse_choices(distribution: str) -> Sequence[Any]:
     """Return the choices of a stored distribution.
@@ -226,9 +251,7 @@ def parse_choices(distribution: str) -> Sequence[Any]:
     Raises:
         TypeError, ValueError: if it has none.
     """
-    if not isinstance(distribution, str):
-        raise TypeError(f"its distribution is {_shown(distribution)}")
-    parsed = json_to_distribution(distribution)
+    parsed = _parse_distribution(distribution)
     if not isinstance(parsed, CategoricalDistribution):
         raise TypeError(f"its distribution is {type(parsed).__name__}: expected categories")
     if not all(isinstance(choice, bool | int | float | str) for choice in parsed.choices):
@@ -262,7 +285,8 @@ def check_grid_trial(trial: FrozenTrial) -> None:
     """
     if parse_integer(trial.number, "number") < 0:
         raise ValueError(f"its number is {trial.number}")
-    check_params(trial.params)
+    if not is_imported_trial(trial):
+        check_params(trial.params)
     if trial.state is TrialState.COMPLETE and len(trial.values or ()) != 1:
         raise ValueError("it is complete without a value, or with several")
 

@@ -19,13 +19,14 @@ from studies.attributes import (
     parse_audit,
     parse_trial_attribute,
 )
-from studies.storage.counts import best_trial_ids
+from studies.storage.counts import best_trial_ids, top_trials
 from studies.storage.damage import (
     READ_ERRORS,
     DamagedTrials,
     check_params,
     name_trial,
     parse_choice,
+    parse_imported,
     parse_integer,
     parse_state,
     parse_time,
@@ -44,6 +45,7 @@ from studies.storage.trial_rows import (
     TRIALS,
     has_system_attr,
     is_grid_trial,
+    is_imported,
 )
 
 
@@ -61,6 +63,7 @@ class TrialRow:
         completed: time at which it finished, UTC.
         is_paused: whether it waits for the pruner to resume it.
         is_audited: whether it is trained to the end whatever the pruner decides.
+        is_imported: whether another program has recorded it.
     """
 
     number: int
@@ -72,6 +75,7 @@ class TrialRow:
     completed: datetime | None = None
     is_paused: bool = False
     is_audited: bool = False
+    is_imported: bool = False
 
 
 @reports_damage
@@ -101,6 +105,7 @@ def read_trials(
             *map(raw, (TRIALS.c.datetime_start, TRIALS.c.datetime_complete)),
             has_system_attr(PAUSED),
             has_system_attr(AUDIT),
+            is_imported(),
         ).where(TRIALS.c.trial_id.in_(selected), is_grid_trial())
         for trial_id, number, *row in connection.execute(query.order_by(TRIALS.c.number)):
             try:
@@ -152,8 +157,10 @@ def read_best_trial(storage: LeasedRDBStorage, study_id: int) -> TrialRow | None
     limit = 1
     while ids := best_trial_ids(storage, study_id, limit):
         if trials := read_trials(storage, study_id, ids):
-            by_value = (trial for trial in trials if trial.value is not None)
-            return min(by_value, key=lambda trial: (trial.value, trial.number))
+            by_number = {trial.number: trial for trial in trials}
+            for number, _ in top_trials(storage, study_id, limit):
+                if number in by_number:
+                    return by_number[number]
         if len(ids) < limit:
             break
         limit *= 10  # all of these are damaged
@@ -161,7 +168,13 @@ def read_best_trial(storage: LeasedRDBStorage, study_id: int) -> TrialRow | None
 
 
 def _parse_trial(
-    number: Any, state: Any, started: Any, completed: Any, is_paused: bool, is_audited: bool
+    number: Any,
+    state: Any,
+    started: Any,
+    completed: Any,
+    is_paused: bool,
+    is_audited: bool,
+    is_imported: bool,
 ) -> TrialRow:
     """Return a trial as read from its table."""
     parsed = parse_state(state)
@@ -174,6 +187,7 @@ def _parse_trial(
         completed=parse_time(completed),
         is_paused=parsed is TrialState.WAITING and bool(is_paused),
         is_audited=bool(is_audited),
+        is_imported=bool(is_imported),
     )
 
 
@@ -181,7 +195,8 @@ def _check_trial(trial: TrialRow, total: int) -> None:
     """Require a number, parameters and a value that a trial of a study may have."""
     if trial.number not in range(total):
         raise ValueError(f"its number is {trial.number}: the study has {total} trials")
-    check_params(trial.params)
+    if not trial.is_imported:
+        check_params(trial.params)
     if trial.state is TrialState.COMPLETE and trial.value is None:
         raise ValueError("it is complete without a value")
     if trial.value is not None and not math.isfinite(trial.value):
@@ -235,7 +250,8 @@ def _set_value(trial: TrialRow, table: sa.Table, values: Sequence[Any]) -> None:
     if table is TRIAL_PARAMS:
         name, stored, distribution = values
         with reading(f"parameter {name}"):
-            trial.params[name] = parse_choice(stored, distribution)
+            parse = parse_imported if trial.is_imported else parse_choice
+            trial.params[name] = parse(stored, distribution)
     elif table is TRIAL_USER_ATTRS:
         key, stored = values
         if (value := parse_trial_attribute(key, stored)) is not None:

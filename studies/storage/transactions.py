@@ -16,7 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
-from studies.attributes import IS_GRID_TRIAL, is_grid_trial, parse_trial_attribute
+from studies.attributes import (
+    IMPORTED,
+    IS_GRID_TRIAL,
+    is_grid_trial,
+    parse_trial_attribute,
+)
 from studies.errors import StudyFormatError
 from studies.storage.damage import (
     READ_ERRORS,
@@ -25,6 +30,7 @@ from studies.storage.damage import (
     check_grid_trial,
     name_trial,
     parse_choice,
+    parse_imported,
     raw,
     reading,
     reports_damage,
@@ -205,10 +211,11 @@ class TransactionalRDBStorage(RDBStorage):
                 raise ValueError(f"its value has the objective {places[0]!r}")
             for attribute in trial.user_attributes:
                 parse_trial_attribute(attribute.key, attribute.value_json)
-            if any(each.key == IS_GRID_TRIAL for each in trial.system_attributes):
-                for param in trial.params:
-                    with reading(f"parameter {param.param_name}"):
-                        parse_choice(param.param_value, param.distribution_json)
+            marks = [a.value_json for a in trial.system_attributes if a.key == IS_GRID_TRIAL]
+            parse = parse_imported if marks == [json.dumps(IMPORTED)] else parse_choice
+            for param in trial.params if marks else ():
+                with reading(f"parameter {param.param_name}"):
+                    parse(param.param_value, param.distribution_json)
             built = super()._build_frozen_trial_from_trial_model(
                 _WithoutLease(trial)  # type: ignore[arg-type]
             )

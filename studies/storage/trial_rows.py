@@ -20,6 +20,7 @@ from studies.attributes import (
     AUDIT,
     ERROR,
     EVAL_WINDOWS,
+    IMPORTED,
     IS_GRID_TRIAL,
     PAUSED,
     RETRY_COUNTS,
@@ -293,9 +294,11 @@ def attr_row(column: str, row_id: int, key: str, value: Any) -> dict[str, Any]:
     return {column: row_id, "key": key, "value_json": json.dumps(value)}
 
 
-def has_system_attr(key: str) -> sa.ColumnElement[bool]:
-    """Return the condition that a trial has a system attribute."""
+def has_system_attr(key: str, value: str | None = None) -> sa.ColumnElement[bool]:
+    """Return the condition that a trial has a system attribute, of this text if one is given."""
     rows = sa.select(TRIAL_SYSTEM_ATTRS.c.trial_id).where(TRIAL_SYSTEM_ATTRS.c.key == key)
+    if value is not None:
+        rows = rows.where(TRIAL_SYSTEM_ATTRS.c.value_json == json.dumps(value))
     return sa.exists(
         rows.where(TRIAL_SYSTEM_ATTRS.c.trial_id == TRIALS.c.trial_id).correlate(TRIALS)
     )
@@ -304,6 +307,11 @@ def has_system_attr(key: str) -> sa.ColumnElement[bool]:
 def is_grid_trial() -> sa.ColumnElement[bool]:
     """Return the condition that a trial belongs to the grid."""
     return has_system_attr(IS_GRID_TRIAL)
+
+
+def is_imported() -> sa.ColumnElement[bool]:
+    """Return the condition that a trial was imported."""
+    return has_system_attr(IS_GRID_TRIAL, IMPORTED)
 
 
 def delete_attrs(

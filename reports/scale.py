@@ -1,0 +1,79 @@
+"""Unit, direction and precision of a study's values: the one place that knows which is better."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reports.formatting import format_signed
+
+_SIGNIFICANT = 3
+"""Significant digits of the range of a study's values with which a difference is shown."""
+
+_MAX_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of a study are measured and shown.
+
+    Attributes:
+        unit: short unit of a value and of a difference; "" for none.
+        higher_is_better: whether a higher value is better.
+        digits: number of decimals of a difference.
+        value_digits: number of decimals of a value.
+        name: name of a value, in a sentence.
+    """
+
+    unit: str = "nats"
+    higher_is_better: bool = False
+    digits: int = 3
+    value_digits: int = 4
+    name: str = "loss"
+
+    @classmethod
+    def of_values(
+        cls, values: Iterable[float], name: str, unit: str, higher_is_better: bool
+    ) -> "Scale":
+        """Choose the number of decimals that distinguishes some values."""
+        known = [value for value in values if math.isfinite(value)]
+        spread = max(known) - min(known) if known else 0.0
+        place = math.floor(math.log10(spread)) if spread > 0 else 0
+        digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
+        return cls(unit, higher_is_better, digits, digits, name)
+
+    @property
+    def better_sign(self) -> str:
+        """Sign of a difference that is better: ``negative`` or ``positive``."""
+        return "positive" if self.higher_is_better else "negative"
+
+    @property
+    def best_name(self) -> str:
+        """Name of the best value: ``least`` or ``greatest``."""
+        return "greatest" if self.higher_is_better else "least"
+
+    def improves(self, difference: Any) -> Any:
+        """Return whether a difference, or each in an array, is better than none."""
+        return np.greater(difference, 0) if self.higher_is_better else np.less(difference, 0)
+
+    def to_loss(self, values: Any) -> Any:
+        """Return values of which the least is the best: the same, or their negatives."""
+        return -values if self.higher_is_better else values
+
+    def format_difference(self, difference: float) -> str:
+        """Format a difference with its sign and unit."""
+        return self.add_unit(format_signed(difference, self.digits))
+
+    def format_value(self, value: float) -> str:
+        """Format a value without its unit."""
+        return f"{value:.{self.value_digits}f}".replace("-", "−")
+
+    def add_unit(self, text: str) -> str:
+        """Add the unit to a number, if there is one."""
+        return f"{text} {self.unit}" if self.unit else text
+
+
+NATS = Scale()
+"""Scale of losses of networks that are trained here."""
