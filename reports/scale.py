@@ -40,7 +40,7 @@ class Scale:
         """Choose the number of decimals that distinguishes some values."""
         known = [value for value in values if math.isfinite(value)]
         spread = max(known) - min(known) if known else 0.0
-        place = math.floor(math.log10(spread)) if spread > 0 else 0
+        place = round(math.log10(spread)) if spread > 0 else 0
         digits = min(_MAX_DIGITS, max(0, _SIGNIFICANT - place))
         return cls(unit, higher_is_better, digits, digits, name)
 

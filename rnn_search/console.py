@@ -35,7 +35,7 @@ _SUBCOMMANDS = {
         "rnn_search.studies_cli", "export_command", "Write a study to a compressed CSV file"
     ),
     "import": _Subcommand(
-        "rnn_search.studies_cli", "import_command", "Make a study of such a file, without training"
+        "rnn_search.import_cli", "import_command", "Make a study of results, without training"
     ),
     "check": _Subcommand("search.check", "check", "Check a cell of your own before a search"),
     "sample": _Subcommand("search.sample", "sample", "Generate text with a trained network"),

@@ -20,7 +20,6 @@ from studies.study_copier import copy_study
 from studies.study_files import StudyStores
 from studies.study_list import ListedStudy, list_studies
 from studies.tables.study_export import export_study
-from studies.tables.study_import import import_studies
 from studies.text import format_bytes, to_line
 
 _wait_option = click.option(
@@ -210,32 +209,6 @@ def export_command(study: str, file: Path, storage: str, debug: bool) -> int:
         f"exported study {study!r} to {to_line(str(file))}: {_format_count(result.trials)}, "
         f"{format_bytes(result.size)}"
     )
-    return 0
-
-
-@click.command(
-    "import",
-    help="Store the studies of files that export-study wrote, all of them or none; nothing is "
-    "trained.",
-)
-@click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@click.option("--name", help="Name of the study, of one file; by default the name in the file.")
-@storage_options
-def import_command(files: tuple[Path, ...], name: str | None, storage: str, debug: bool) -> int:
-    """Import studies."""
-    for result in import_studies(storage, files, name):
-        values = result.rows["trial_intermediate_values"]
-        click.echo(
-            f"imported study {result.name!r} to {result.storage}: "
-            f"{_format_count(result.rows['trials'])}, {values:,} intermediate values"
-        )
-        if result.missing_source:
-            click.echo(
-                f"it derives from {result.missing_source!r}, which is not there: import that as "
-                "well if reports are to compare them"
-            )
     return 0
 
 

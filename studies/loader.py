@@ -183,13 +183,22 @@ def read_study_record(study: optuna.Study) -> StudyRecord:
         ImportedStudyError: if it was imported.
         StudyFormatError: if another program, or another version of this one, stored it.
     """
+    require_trained(study)
     record = read_record(study)
-    if isinstance(record, ImportedRecord):
-        raise ImportedStudyError(
-            f"study {study.study_name!r} was imported from {record.imported.source}: there is "
-            "nothing to train"
-        )
+    assert isinstance(record, StudyRecord)
     return record
+
+
+def require_trained(study: optuna.Study) -> None:
+    """Require a study that was not imported, whatever else it stores.
+
+    Raises:
+        ImportedStudyError: if it was.
+    """
+    if IMPORTED in study.user_attrs:
+        raise ImportedStudyError(
+            f"study {study.study_name!r} was imported: there is nothing to train"
+        )
 
 
 def read_record(study: optuna.Study) -> StudyRecord | ImportedRecord:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from studies.errors import ConfigError, StudyHeldError
+from studies.loader import require_trained
 from studies.storage.copy_study import lock_copies
 from studies.storage.failed_trials import retry_trials
 from studies.storage.held_trials import wait_until_unheld
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import load_study, open_storage, read_storage
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.study_changes import OwnedFiles, delete_study, is_owned, rename_study
 from studies.study_files import StudyStores
@@ -79,8 +80,12 @@ class StudyManager:
 
         Returns:
             The number of trials of each kind that were set waiting.
+
+        Raises:
+            ImportedStudyError: if another program has trained them.
         """
         with self.open() as storage:
+            require_trained(load_study(storage, name))
             return self.when_unheld(storage, name, lambda: retry_trials(storage, name, kinds))
 
     @contextmanager

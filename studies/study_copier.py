@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+from studies.attributes import ImportedRecord
 from studies.errors import ConfigError, StudiesError, StudyHeldError
-from studies.loader import read_study_record
+from studies.loader import read_record
 from studies.management import StudyManager, remove_files, remove_unowned
 from studies.storage.backup import merge_log
 from studies.storage.copy_study import (
@@ -89,7 +90,7 @@ def copy_study(
         with source.reading() as connection:
             study_id = find_study(connection, name)
             owned = read_owned_files(connection, study_id)
-        record = read_study_record(load_study(source, name))
+        record = read_record(load_study(source, name))
         _read_unheld(manager, source, name)
         target_stores = StudyStores(target_artifacts, target_url)  # refuses what cannot be used
         with closing(open_storage(target_url)) as target:
@@ -98,7 +99,8 @@ def copy_study(
             copier = _Copier(source, stores, owned, target, target_stores, name, copied_name)
             rows, files = manager.when_unheld(source, name, copier.run)
             merge_log(target)
-            refinement = record.config.refinement
+            config = record.imported if isinstance(record, ImportedRecord) else record.config
+            refinement = config.refinement
             origin = None if refinement is None else refinement.source
             is_missing = origin is not None and origin not in list_study_names(target)
     where = redact(parse_url(target_url).set(password=None))  # valid: it is read from elsewhere

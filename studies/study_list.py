@@ -9,10 +9,9 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from studies.attributes import SCHEMA_VERSION
-from studies.config import StudyConfig
+from studies.attributes import SCHEMA_VERSION, ImportedRecord, StudyRecord
 from studies.errors import StudiesError
-from studies.loader import read_study_record
+from studies.loader import read_record
 from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import TrialCounts, count_trials, top_trials
 from studies.storage.damage import READ_ERRORS, parse_time, raw
@@ -33,10 +32,10 @@ class ListedStudy:
 
     Attributes:
         name: name of the study.
-        kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``schema N`` for a study of
-            another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
+        kind: ``grid``, ``refinement of 'X'``, ``replicates of 'X'``, ``imported``, ``schema N`` for
+            a study of another version of this program, :data:`PLAIN` or :data:`DAMAGED`.
         counts: its grid trials by state; of plain Optuna's study, all trials.
-        best: value of its best trial, nats per token; None before the first.
+        best: value of its best trial, in nats per token unless imported; None before the first.
         workers: workers that hold its trials.
         started: time at which its first trial was started, UTC, by the worker's clock.
         changed: time at which a trial was last started or finished.
@@ -100,8 +99,8 @@ def _read_study(storage: LeasedRDBStorage, stores: StudyStores, name: str) -> Li
         kind, count = PLAIN, _count_all
     elif version == SCHEMA_VERSION:
         try:
-            record = read_study_record(study)
-            kind = _kind(record.config)
+            record = read_record(study)
+            kind = _kind(record)
         except StudiesError as error:
             kind, problem = DAMAGED, to_line(str(error))
     with storage.reading() as connection:
@@ -136,8 +135,10 @@ def _read_times(connection: Connection, study_id: int) -> tuple[datetime | None,
     return times[0], max((each for each in times[1:] if each is not None), default=None)
 
 
-def _kind(config: StudyConfig) -> str:
-    refinement = config.refinement
+def _kind(record: StudyRecord | ImportedRecord) -> str:
+    if isinstance(record, ImportedRecord):
+        return "imported"
+    refinement = record.config.refinement
     if refinement is None:
         return "grid"
     is_same = refinement.variants == [{}]

@@ -138,18 +138,22 @@ def describe_history(rows: pd.DataFrame, scale: Scale = NATS) -> str:
 
 
 def describe_curves(results: Results) -> str:
-    """List the least losses of the best trials' curves."""
-    rows = results.complete
-    read = results.curves.groupby("number")["loss"].min()
-    rows = rows.assign(least=read.reindex(rows.index).fillna(rows["training_loss"]))
-    least = rows["least"]
+    """List the least losses, or the best imported values, of the best trials' curves."""
+    rows, scale = results.complete, results.scale
+    read = results.curves.groupby("number")["loss"]
+    known = read.max() if scale.higher_is_better else read.min()
+    rows = rows.assign(best=known.reindex(rows.index).fillna(rows["training_loss"]))
+    best = rows["best"]
     items = "; ".join(
-        f"{row.label} {row.least:.4f}"
-        for row in rows.dropna(subset="least").head(_MAX_ITEMS).itertuples()
+        f"{row.label} {row.best:.{scale.value_digits}f}"
+        for row in rows.dropna(subset="best").head(_MAX_ITEMS).itertuples()
     )
+    what = f"of {scale.name}" if results.is_imported else "of the smoothed training loss"
+    ends = f"{best.min():.{scale.digits}f} to {best.max():.{scale.digits}f}"
     return (
-        f"{format_count(len(results.curve_ends), 'curve')} of the smoothed training "
-        f"loss with minima from {least.min():.3f} to {least.max():.3f} nats. The best: {items}."
+        f"{format_count(len(results.curve_ends), 'curve')} {what} with "
+        f"{'maxima' if scale.higher_is_better else 'minima'} from {scale.add_unit(ends)}. "
+        f"The best: {items}."
     )
 
 
@@ -180,8 +184,10 @@ def describe_variants(comparison: SourceComparison) -> str:
 
 def describe_replicates(entries: Sequence[LeaderboardEntry], metric: Metric) -> str:
     """List each architecture's mean and standard deviation."""
+    digits = metric.scale.value_digits
     parts = (
-        f"{each.label}: {each.mean:.4f}" + ("" if each.std != each.std else f" ± {each.std:.4f}")
+        f"{each.label}: {each.mean:.{digits}f}"
+        + ("" if each.std != each.std else f" ± {each.std:.{digits}f}")
         for each in entries
     )
     return f"Mean and standard deviation of the {metric.axis_title}: " + "; ".join(parts) + "."

@@ -31,16 +31,16 @@ def plot_replicates(
         references: baseline cells, drawn as vertical lines.
     """
     entries = entries[::-1]  # Plotly's first row is at the bottom
-    labels = [entry.label for entry in entries]
+    labels, digits = [escape_html(entry.label) for entry in entries], metric.scale.value_digits
     figure = go.Figure(
         [
             go.Scatter(
                 x=[loss for entry in entries for loss in entry.losses],
-                y=[entry.label for entry in entries for _ in entry.losses],
+                y=[escape_html(entry.label) for entry in entries for _ in entry.losses],
                 mode="markers",
                 marker={"size": 6, "color": NEUTRAL, "opacity": 0.6},
                 name="run",
-                hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{x:.{digits}f}}<extra></extra>",
             ),
             go.Scatter(
                 x=[entry.mean for entry in entries],
@@ -49,7 +49,7 @@ def plot_replicates(
                 mode="markers",
                 marker={"size": 10, "color": IMPROVES, "symbol": "diamond"},
                 name="mean, 95% interval",
-                hovertemplate="%{y}: mean %{x:.4f}<extra></extra>",
+                hovertemplate=f"%{{y}}: mean %{{x:.{digits}f}}<extra></extra>",
             ),
         ]
     )

@@ -42,7 +42,7 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
     figure = go.Figure(
         go.Scatter(
             x=[effect.mean for effect in rows],
-            y=[effect.contrast.label for effect in rows],
+            y=[escape_html(effect.contrast.label) for effect in rows],
             error_x=interval_bars(rows),
             mode="markers",
             marker={
@@ -50,7 +50,7 @@ def plot_effects(effects: Sequence[Effect], unit: str) -> go.Figure:
                 "color": [effect_color(effect) for effect in rows],
                 "symbol": [effect_symbol(effect) for effect in rows],
             },
-            customdata=[format_effect(effect) for effect in rows],
+            customdata=[escape_html(format_effect(effect)) for effect in rows],
             hovertemplate="%{customdata}<extra></extra>",
         )
     )
@@ -141,8 +141,8 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
     for each in interactions:
         for first, second in ((each.first, each.second), (each.second, each.first)):
             means[place[first], place[second]] = each.mean
-            texts[place[first], place[second]] = format_interaction(each)
-    labels = [contrast.label for contrast in contrasts]
+            texts[place[first], place[second]] = escape_html(format_interaction(each))
+    labels = [escape_html(contrast.label) for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means))) if len(interactions) else 1.0
     scale = interactions[0].scale if interactions else NATS
     figure = go.Figure(

@@ -37,6 +37,9 @@ MAX_CONDITIONAL = 12
 MAX_CONDITIONS = 2
 """Maximum number of these rows about one contrast."""
 
+MAX_CONTRASTS = 80
+"""Contrasts above which the chart of their interactions would be too large to read."""
+
 MAX_SUBSETS = 150
 """Maximum number of subsets, each of which has its chart on the page; filters that would exceed it
 are left out."""
@@ -53,6 +56,7 @@ class EffectSubset:
         effects: effects of the contrasts with a pair.
         chart: chart of the effects; None without effects.
         noun: what is counted: a trial, or an architecture at its best.
+        unit: what the parameters describe: an architecture, or a configuration of anything.
     """
 
     key: str
@@ -61,6 +65,7 @@ class EffectSubset:
     effects: list[Effect]
     chart: Chart | None
     noun: str = "trial"
+    unit: str = "architecture"
 
     @property
     def interval_text(self) -> str:
@@ -81,12 +86,12 @@ class EffectSubset:
         named = "the other trials" if sources == {NoiseSource.PARTIAL} else source
         text = f"The noise between runs is estimated from {named}"
         if source is NoiseSource.REPLICATES:
-            text += " of these architectures."
+            text += f" of these {self.unit}s."
         else:
             text += "; interactions that exist make it look larger, never smaller."
         if sources & {NoiseSource.PAIRS, NoiseSource.PARTIAL}:
             text += (
-                " Some architectures vary more than others, or may do so, and have too few runs to "
+                f" Some {self.unit}s vary more than others, or may do so, and have too few runs to "
                 "say how much: there the differences between the pairs are used, and an effect "
                 "that only has such pairs, fewer than eight, is not called significant."
             )
@@ -175,7 +180,7 @@ def compute_effect_subset(
             plot_effects(effects, loss_unit(results.config)),
             describe_effects(effects),
         )
-    return EffectSubset(key, label, subset.value_count, effects, chart, noun)
+    return EffectSubset(key, label, subset.value_count, effects, chart, noun, results.noun)
 
 
 def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, str]:
@@ -184,7 +189,7 @@ def describe_subset(results: Results, fixed: Mapping[str, Any]) -> tuple[str, st
     label = " and ".join(conditions) or "in total"
     free = [name for name in results.nuisance if name not in fixed]
     if results.has_replicates:
-        return f"{label}, each over its runs", "architecture"
+        return f"{label}, each over its runs", results.noun
     if not free:
         return label, "trial"
     return f"{label}, each at its best {join_names(free)}", "architecture"
@@ -230,15 +235,18 @@ def compute_audited_subset(results: Results, found: AuditedEffects) -> EffectSub
 
 
 def chart_interactions(table: FactorialTable) -> Chart | None:
-    """Chart the two-way interactions; None if there is no quadruple of trials."""
+    """Chart the two-way interactions; None without a quadruple of trials, or with too many."""
+    if len(table.list_contrasts()) > MAX_CONTRASTS:
+        return None
     interactions = table.compute_interactions()
+    name = f"{table.scale.name[:1].upper()}{table.scale.name[1:]}"
     if not interactions:
         return None
     return Chart(
         "Two-way interactions",
         plot_interactions(interactions),
         describe_interactions(interactions),
-        "Loss of two changes together, minus the sum of their separate effects. Blue: they "
+        f"{name} of two changes together, minus the sum of their separate effects. Blue: they "
         "reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
         width=620,
     )

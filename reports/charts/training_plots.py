@@ -13,10 +13,12 @@ from reports.charts.chart import (
     add_reference_lines,
     sequential_colors,
 )
+from reports.data.continuous import is_continuous
 from reports.data.drawn_trials import describe_selection, select_drawn_curves
 from reports.data.results import Results
 from reports.formatting import (
     curve_axis_title,
+    escape_html,
     format_param,
     format_value,
     is_missing,
@@ -44,9 +46,12 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
     by_number = dict(iter(results.curves.groupby("number")))
     best = set(results.complete.index[:HIGHLIGHTED_CURVES])
     labels, stride = results.table["label"].to_dict(), find_stride(results)
+    scale = results.scale
+    value = scale.add_unit(f"%{{y:.{scale.value_digits}f}}")
+    hover = f"step %{{x:,}}: {escape_html(value)}<extra>%{{fullData.name}}</extra>"
     for number in reversed(drawn):
         steps, losses = (by_number[number][name].to_numpy() for name in ("step", "loss"))
-        points = thin_curve(losses, stride)
+        points = thin_curve(scale.to_loss(losses), stride)
         is_best = number in best
         figure.add_trace(
             go.Scattergl(
@@ -56,13 +61,14 @@ def plot_curves(results: Results, references: Sequence[BaselineReference] = ()) 
                 mode="lines",
                 line={"width": 2.5 if is_best else 1, "color": NEUTRAL},
                 opacity=1 if is_best else 0.6,
-                hovertemplate="step %{x:,}: %{y:.4f} nats<extra>%{fullData.name}</extra>",
+                hovertemplate=hover,
                 hoverlabel={"namelength": -1},
                 showlegend=False,
             )
         )
     # The steep descent of the first steps, common to all, is outside of the initial range.
-    lowest, highest = results.curves["loss"].quantile([0, 0.98])
+    ends = [0.02, 1] if scale.higher_is_better else [0, 0.98]
+    lowest, highest = results.curves["loss"].quantile(ends)
     lines = [each.training_loss for each in references if math.isfinite(each.training_loss)]
     lowest, highest = min([lowest, *lines]), max([highest, *lines])
     add_reference_lines(figure, references, [each.training_loss for each in references], "y")
@@ -125,7 +131,15 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
         values = sorted(results.table[name].dropna().unique().tolist())
         is_ordered = not isinstance(values[0], bool | str) and len(values) > 1
         colors = sequential_colors(len(values)) if is_ordered else PALETTE
-        legend = [(format_value(value), colors[i % len(colors)]) for i, value in enumerate(values)]
+        # Of a continuous parameter the legend names the ends.
+        is_named = [
+            not is_continuous(results.table[name]) or v in values[:: len(values) - 1]
+            for v in values
+        ]
+        legend = [
+            (format_value(value) if is_named[i] else "", colors[i % len(colors)])
+            for i, value in enumerate(values)
+        ]
         rows = results.table.loc[numbers, name].tolist()
         if any(map(is_missing, rows)):
             legend.append((f"without {format_param(name)}", _ABSENT_COLOR))

@@ -157,6 +157,11 @@ class Results:
         return isinstance(self.config, ImportedConfig)
 
     @property
+    def noun(self) -> str:
+        """What the parameters describe: an architecture, or a configuration of anything."""
+        return "configuration" if self.is_imported else "architecture"
+
+    @property
     def trained(self) -> StudyConfig:
         """The configuration of a study that is trained here."""
         assert isinstance(self.config, StudyConfig)

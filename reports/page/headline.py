@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from reports.formatting import format_count
-from reports.page.sections import Section
+from reports.page.section import Section
 
 N_EFFECTS = 2
 """Largest number of main effects in the line."""
@@ -32,14 +32,15 @@ def _format_result(sections: Sequence[Section]) -> str:
     key = _comparison_key(sections[0])
     best = min(
         (section for section in sections if _comparison_key(section) == key),
-        key=lambda section: section.summary.best.mean,
+        key=lambda section: section.results.scale.to_loss(section.summary.best.mean),
     )
     leader, metric = best.leaderboard[0], best.results.metric
     mean = "adjusted mean" if leader.is_adjusted else "mean"
     runs = f", {mean} of {format_count(leader.runs, 'run')}" if leader.runs > 1 else ""
     line = (
         f"best: {leader.full_label} (trial {leader.number}{_of_study(best, sections)}), "
-        f"{leader.mean:.4f} {metric.unit}, {metric.name}{runs}"
+        f"{leader.mean:.{metric.scale.value_digits}f}{metric.unit and f' {metric.unit}'}, "
+        f"{metric.name}{runs}"
     )
     summary = best.summary
     if summary.has_verdicts and summary.judgement:

@@ -40,7 +40,9 @@ from reports.formatting import (
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.page.headline import format_headline
-from reports.page.sections import Section, build_sections
+from reports.page.imported_section import describe_uncompared
+from reports.page.section import Section
+from reports.page.sections import build_sections
 from reports.stats.nuisance import format_setting
 from reports.stats.variance_shrinkage import MIN_ARCHITECTURES
 from rnn.codegen.equations import generate_latex
@@ -156,6 +158,7 @@ def _templates() -> jinja2.Environment:
     }
     environment.globals |= {
         "code_styles": _code_styles(),
+        "describe_uncompared": describe_uncompared,
         "effect_color": effect_color,
         "equations": generate_latex,
         "layer_code": generate_forward,

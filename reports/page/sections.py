@@ -1,8 +1,7 @@
 """Compute what the page shows of each study: statistics, charts and text alternatives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
 
@@ -13,7 +12,6 @@ from reports.charts.context_plots import chart_context
 from reports.charts.effect_plots import plot_variants
 from reports.charts.filtered_effects import (
     EffectSubset,
-    SubsetFilter,
     chart_conditional_effects,
     chart_interactions,
     compute_audited_subset,
@@ -22,14 +20,13 @@ from reports.charts.filtered_effects import (
     list_filters,
 )
 from reports.charts.importances import (
-    Importances,
     chart_parameters,
     chart_study,
     compute_block_importances,
     compute_conditional_importances,
     compute_importances,
 )
-from reports.charts.outcome_plots import OutcomeSubset, compute_outcome_subsets
+from reports.charts.outcome_plots import compute_outcome_subsets
 from reports.charts.pareto_plots import chart_front
 from reports.charts.timeline_plot import chart_timeline
 from reports.charts.training_plots import (
@@ -37,11 +34,12 @@ from reports.charts.training_plots import (
     list_color_schemes,
     plot_curves,
 )
-from reports.data.drawn_trials import MAX_DRAWN
 from reports.data.replicates import find_replicates
 from reports.data.results import Results
-from reports.formatting import effects_title, loss_unit, objective_name, value_axis_title
-from reports.stats.audited_effects import AuditedEffects, estimate_audited_effects
+from reports.formatting import loss_unit, objective_name, value_axis_title
+from reports.page.imported_section import build_imported_section
+from reports.page.section import Section
+from reports.stats.audited_effects import estimate_audited_effects
 from reports.stats.baseline_references import (
     BaselineReference,
     describe_references,
@@ -49,156 +47,29 @@ from reports.stats.baseline_references import (
     find_references,
 )
 from reports.stats.conditional_effects import (
-    ConditionalEffect,
-    RankedEffect,
     compute_conditional_effects,
-    rank_effects,
 )
-from reports.stats.hypothesis_tests import HypothesisTest, StudyTables
-from reports.stats.leaderboard import StudySummary, summarize_study
+from reports.stats.hypothesis_tests import StudyTables
+from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import NuisanceSummary, build_judged_table, summarize_nuisance
-from reports.stats.outcome_table import describe_outcomes
-from reports.stats.pareto_front import CostSummary, summarize_costs
+from reports.stats.pareto_front import summarize_costs
 from reports.stats.planned_looks import find_detectable_gap
-from reports.stats.pruning_audit import PruningAudit, audit_pruning
+from reports.stats.pruning_audit import audit_pruning
 from reports.stats.pruning_summary import PruningSummary, summarize_pruning
 from reports.stats.ranking import LeaderboardEntry
 from reports.stats.refinement_effects import (
-    VariantEffect,
     compare_with_source,
     compute_variant_effects,
 )
 from studies.space import BPTT_STEPS, COST_PARAMS
 
 
-@dataclass(frozen=True)
-class Section:
-    """Part of the page about one study.
-
-    Attributes:
-        results: results of the study.
-        is_complete: whether every combination of the grid has a value.
-        filters: filters for the effects.
-        hypotheses: the hypotheses that the study stores, and their tests.
-        effects: effects within each combination of filters; the whole grid comes first.
-        conditional: effects over the whole grid within each value of the other parameters.
-        conditional_chart: chart of those that differ between the values; None without any.
-        outcomes: outcomes of the pairs below and above the threshold within each combination;
-            empty without a threshold.
-        nuisance: summary of the nuisance parameters; None without them.
-        pruning: summary of pruning; None if it was not enabled.
-        audit: what the audited trials measure; None without them.
-        audited_effects: effects of a pruned study, which replace all others; None without pruned or
-            paused trials.
-        early_effects: effects at the last step that all trials of a pruned study have reached.
-        interactions: chart of the two-way interactions.
-        curves: chart of the training curves.
-        summary: ranking and comparison of the architectures.
-        replicates_chart: chart of the runs of each replicated architecture.
-        pairwise_chart: chart of their pairwise comparison.
-        context_chart: chart of the loss by the length of the context; None without such losses.
-        detectable_gap: gap that their comparison finds with a probability of 80%; None without one.
-        importances: parameter importances: over all trials, among those that have parameters of
-            their own, and within full-factorial blocks.
-        has_blocks: whether some of them are those of full-factorial blocks.
-        optuna_charts: Optuna's other charts.
-        slopes: chart of a refinement's architectures in the source and in each variant.
-        variants: effect of each variant of a refinement.
-        timeline: chart of the trials by worker and time.
-        cost_params: parameters that determine the computing time.
-        costs: computing time by these parameters.
-        costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
-        cost_charts: chart of each front.
-    """
-
-    results: Results
-    is_complete: bool
-    filters: list[SubsetFilter]
-    hypotheses: list[HypothesisTest]
-    effects: list[EffectSubset]
-    conditional: list[ConditionalEffect]
-    conditional_chart: Chart | None
-    outcomes: list[OutcomeSubset]
-    nuisance: NuisanceSummary | None
-    pruning: PruningSummary | None
-    audit: PruningAudit | None
-    audited_effects: AuditedEffects | None
-    early_effects: EffectSubset | None
-    interactions: Chart | None
-    curves: Chart | None
-    summary: StudySummary
-    replicates_chart: Chart | None
-    pairwise_chart: Chart | None
-    context_chart: Chart | None
-    detectable_gap: float | None
-    importances: list[Importances]
-    has_blocks: bool
-    optuna_charts: list[Chart]
-    slopes: Chart | None
-    variants: list[VariantEffect]
-    timeline: Chart | None
-    cost_params: list[str]
-    costs: pd.DataFrame
-    costs_and_losses: CostSummary | None
-    cost_charts: list[Chart]
-
-    @property
-    def effects_title(self) -> str:
-        """Heading of the main effects."""
-        return effects_title(self.results.is_gated)
-
-    @property
-    def outcome_sentence(self) -> str:
-        """Which changes bring networks below the threshold; "" without one."""
-        if not self.outcomes:
-            return ""
-        unit = loss_unit(self.results.config)
-        return describe_outcomes(self.outcomes[0].outcomes, self.results, unit)
-
-    @property
-    def leaderboard(self) -> list[LeaderboardEntry]:
-        """Best architectures; of replicated studies all of them."""
-        summary = self.summary
-        return summary.entries if self.results.has_replicates else summary.leaderboard
-
-    @property
-    def listed_trials(self) -> list[dict[Any, Any]]:
-        """Rows of the trials that the page lists, the best first."""
-        rows: list[dict[Any, Any]] = (
-            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
-        )
-        return rows
-
-    @property
-    def has_recall(self) -> bool:
-        """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
-        return bool(self.results.complete["recall_accuracy"].notna().any())
-
-    @property
-    def longest_context(self) -> int:
-        """Largest number of tokens of context of which losses were recorded."""
-        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
-
-    @property
-    def samples(self) -> list[LeaderboardEntry]:
-        """Best architectures that generated a sample."""
-        return [entry for entry in self.summary.leaderboard if entry.sample]
-
-    @property
-    def ranked_effects(self) -> list[RankedEffect]:
-        """Effects over the whole grid, the largest first, with the conditions that rival them."""
-        return rank_effects(self.effects[0].effects, self.conditional)
-
-    @property
-    def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects; empty if none is."""
-        return [each for each in self.ranked_effects if each.is_significant][:3]
-
-
 def build_sections(results: Sequence[Results]) -> list[Section]:
     """Build the sections of a page; each shows the baseline cells of the other studies."""
     return [
-        build_section(
+        build_imported_section(study)
+        if study.is_imported
+        else build_section(
             replace(study, replicates=find_replicates(study, results)),
             find_references(study, results),
         )

@@ -33,6 +33,7 @@ class ImportedStudy:
         counts: number of runs by state, for a reader.
         parameters: names of its parameters.
         notes: what was decided or left out, one sentence each.
+        goal: what is best, for a reader: ``the lowest loss is best``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ImportedStudy:
     counts: str
     parameters: list[str]
     notes: list[str]
+    goal: str
 
 
 def import_table(
@@ -121,8 +123,9 @@ def _store(
                 "--name, or delete it first"
             )
         store_results(opened, name, checked.metric, direction, record.attributes(), trials)
+    goal = f"the {'highest' if checked.maximize else 'lowest'} {checked.metric} is best"
     return ImportedStudy(
-        name, checked.source, describe_counts(checked.rows), parameters, checked.notes
+        name, checked.source, describe_counts(checked.rows), parameters, checked.notes, goal
     )
 
 

@@ -91,7 +91,7 @@ def _find_value(table: TextTable, options: ImportOptions) -> str:
         return found[0]
     if found:
         raise TableError(
-            f"{table.name}, row 1 has the columns {', '.join(found)}: expected one value; choose "
+            f"{table.name}, row 1: the columns {', '.join(found)}: expected one value; choose "
             f"it with --value {found[0]}, and add --maximize if more is better"
         )
     numeric = [name for name in table.header if _is_numeric(table.column(name))]
@@ -102,7 +102,7 @@ def _find_value(table: TextTable, options: ImportOptions) -> str:
         )
     listed = ", ".join(map(shown, numeric[:20])) + (", …" if len(numeric) > 20 else "")
     raise TableError(
-        f"{table.name}, row 1 has no column 'value': expected the results in one column; choose it "
+        f"{table.name}, row 1: no column 'value': expected the results in one column; choose it "
         f"with --value, of {listed}"
     )
 

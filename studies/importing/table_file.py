@@ -88,7 +88,7 @@ def read_table(path: Path) -> TextTable:
             if not any(cells):
                 continue
             raise TableError(
-                f"{name}, row {row} has {len(cells)} cells: expected {len(header)}, as the header "
+                f"{name}, row {row}: {len(cells)} cells: expected {len(header)}, as the header "
                 "has; quote cells that contain the delimiter"
             )
         if any(cells):
@@ -132,12 +132,12 @@ def _decode(name: str, content: bytes) -> str:
     except UnicodeDecodeError as error:
         row = content[: error.start].count(b"\n") + 1
         raise TableError(
-            f"{name}, row {row} is not UTF-8 (byte {content[error.start]:#04x}): expected a text; "
+            f"{name}, row {row}: byte {content[error.start]:#04x} is no UTF-8: expected a text; "
             'save the table as "CSV UTF-8"'
         ) from error
     if "\0" in text:
         row = text[: text.index("\0")].count("\n") + 1
-        raise TableError(f"{name}, row {row} has a NUL character: expected a table as CSV")
+        raise TableError(f"{name}, row {row}: a NUL character: expected a table as CSV")
     return text
 
 
@@ -157,9 +157,9 @@ def _number_rows(name: str, reader: Iterator[list[str]]) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            raise TableError(f"{name}, row {row} is no row of a CSV table ({error})") from error
+            raise TableError(f"{name}, row {row}: no row of a CSV table ({error})") from error
         if len(cells) > MAX_COLUMNS:
-            raise TableError(f"{name}, row {row} has more than {MAX_COLUMNS:,} cells")
+            raise TableError(f"{name}, row {row}: more than {MAX_COLUMNS:,} cells")
         if any(cells) or not is_header:
             is_header = False
             yield row, cells
@@ -172,11 +172,9 @@ def _check_header(name: str, cells: Sequence[str]) -> list[str]:
     header: list[str] = []
     for place, cell in enumerate(cells, 1):
         if not cell and place > 1:
-            raise TableError(f"{name}, row 1, column {place} has no name: expected one")
+            raise TableError(f"{name}, row 1, column {place}: no name: expected one")
         if cell in header:
-            raise TableError(
-                f"{name}, row 1 has two columns {shown(cell)}: expected distinct names"
-            )
+            raise TableError(f"{name}, row 1: two columns {shown(cell)}: expected distinct names")
         header.append(cell)
     return header
 

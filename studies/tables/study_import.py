@@ -95,6 +95,15 @@ def read_table(path: Path) -> StudyTable:
     )
 
 
+def is_exported_study(path: Path) -> bool:
+    """Return whether the first line of a file says that it is an exported study."""
+    try:
+        with open_table(path) as lines:
+            return FIRST_LINE.fullmatch(next(lines, "")) is not None
+    except TableError:  # who reads it as a table says why
+        return False
+
+
 def _with_folder(table: StudyTable) -> StudyTable:
     """Return a study with an artifact folder of its own, which has no files yet."""
     folder = f"{re.sub('[^A-Za-z0-9_-]', '-', table.name)}-{uuid4().hex[:12]}"

@@ -1,0 +1,154 @@
+"""What the page shows of one study."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from reports.charts.chart import Chart
+from reports.charts.filtered_effects import EffectSubset, SubsetFilter
+from reports.charts.importances import Importances
+from reports.charts.outcome_plots import OutcomeSubset
+from reports.data.drawn_trials import MAX_DRAWN
+from reports.data.results import Results
+from reports.formatting import effects_title, loss_unit
+from reports.stats.audited_effects import AuditedEffects
+from reports.stats.conditional_effects import ConditionalEffect, RankedEffect, rank_effects
+from reports.stats.hypothesis_tests import HypothesisTest
+from reports.stats.leaderboard import StudySummary
+from reports.stats.nuisance import NuisanceSummary
+from reports.stats.outcome_table import describe_outcomes
+from reports.stats.pareto_front import CostSummary
+from reports.stats.pruning_audit import PruningAudit
+from reports.stats.pruning_summary import PruningSummary
+from reports.stats.ranking import LeaderboardEntry
+from reports.stats.refinement_effects import VariantEffect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Part of the page about one study.
+
+    Attributes:
+        results: results of the study.
+        is_complete: whether every combination of the grid has a value.
+        filters: filters for the effects.
+        hypotheses: the hypotheses that the study stores, and their tests.
+        effects: effects within each combination of filters; the whole grid comes first.
+        conditional: effects over the whole grid within each value of the other parameters.
+        conditional_chart: chart of those that differ between the values; None without any.
+        outcomes: outcomes of the pairs below and above the threshold within each combination;
+            empty without a threshold.
+        nuisance: summary of the nuisance parameters; None without them.
+        pruning: summary of pruning; None if it was not enabled.
+        audit: what the audited trials measure; None without them.
+        audited_effects: effects of a pruned study, which replace all others; None without pruned or
+            paused trials.
+        early_effects: effects at the last step that all trials of a pruned study have reached.
+        interactions: chart of the two-way interactions.
+        curves: chart of the training curves.
+        summary: ranking and comparison of the architectures.
+        replicates_chart: chart of the runs of each replicated architecture.
+        pairwise_chart: chart of their pairwise comparison.
+        context_chart: chart of the loss by the length of the context; None without such losses.
+        detectable_gap: gap that their comparison finds with a probability of 80%; None without one.
+        importances: parameter importances: over all trials, among those that have parameters of
+            their own, and within full-factorial blocks.
+        has_blocks: whether some of them are those of full-factorial blocks.
+        optuna_charts: Optuna's other charts.
+        slopes: chart of a refinement's architectures in the source and in each variant.
+        variants: effect of each variant of a refinement.
+        timeline: chart of the trials by worker and time.
+        cost_params: parameters that determine the computing time.
+        costs: computing time by these parameters.
+        costs_and_losses: Pareto fronts of loss and cost; None without held-out losses.
+        cost_charts: chart of each front.
+    """
+
+    results: Results
+    is_complete: bool
+    filters: list[SubsetFilter] = field(default_factory=list)
+    hypotheses: list[HypothesisTest] = field(default_factory=list)
+    effects: list[EffectSubset]
+    conditional: list[ConditionalEffect]
+    conditional_chart: Chart | None
+    outcomes: list[OutcomeSubset] = field(default_factory=list)
+    nuisance: NuisanceSummary | None = None
+    pruning: PruningSummary | None = None
+    audit: PruningAudit | None = None
+    audited_effects: AuditedEffects | None = None
+    early_effects: EffectSubset | None = None
+    interactions: Chart | None
+    curves: Chart | None
+    summary: StudySummary
+    replicates_chart: Chart | None
+    pairwise_chart: Chart | None = None
+    context_chart: Chart | None = None
+    detectable_gap: float | None = None
+    importances: list[Importances]
+    has_blocks: bool
+    optuna_charts: list[Chart]
+    slopes: Chart | None = None
+    variants: list[VariantEffect] = field(default_factory=list)
+    timeline: Chart | None = None
+    cost_params: list[str] = field(default_factory=list)
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    costs_and_losses: CostSummary | None = None
+    cost_charts: list[Chart] = field(default_factory=list)
+
+    @property
+    def effects_title(self) -> str:
+        """Heading of the main effects."""
+        return effects_title(self.results.is_gated)
+
+    @property
+    def curves_title(self) -> str:
+        """Heading of the curves."""
+        return "Curves" if self.results.is_imported else "Training curves"
+
+    @property
+    def outcome_sentence(self) -> str:
+        """Which changes bring networks below the threshold; "" without one."""
+        if not self.outcomes:
+            return ""
+        unit = loss_unit(self.results.config)
+        return describe_outcomes(self.outcomes[0].outcomes, self.results, unit)
+
+    @property
+    def leaderboard(self) -> list[LeaderboardEntry]:
+        """Best architectures; of replicated studies all of them."""
+        summary = self.summary
+        return summary.entries if self.results.has_replicates else summary.leaderboard
+
+    @property
+    def listed_trials(self) -> list[dict[Any, Any]]:
+        """Rows of the trials that the page lists, the best first."""
+        rows: list[dict[Any, Any]] = (
+            self.results.table.head(MAX_DRAWN).reset_index().to_dict("records")
+        )
+        return rows
+
+    @property
+    def has_recall(self) -> bool:
+        """Whether the corpus is ``recall:D``, and trials recorded their accuracy."""
+        return bool(self.results.complete["recall_accuracy"].notna().any())
+
+    @property
+    def longest_context(self) -> int:
+        """Largest number of tokens of context of which losses were recorded."""
+        return max(entry.context.bins[-1] for entry in self.summary.entries if entry.context)
+
+    @property
+    def samples(self) -> list[LeaderboardEntry]:
+        """Best architectures that generated a sample."""
+        return [entry for entry in self.summary.leaderboard if entry.sample]
+
+    @property
+    def ranked_effects(self) -> list[RankedEffect]:
+        """Effects over the whole grid, the largest first, with the conditions that rival them."""
+        return rank_effects(self.effects[0].effects, self.conditional)
+
+    @property
+    def largest_effects(self) -> list[RankedEffect]:
+        """The three largest significant effects; empty if none is."""
+        return [each for each in self.ranked_effects if each.is_significant][:3]
