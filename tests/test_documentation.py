@@ -1,15 +1,14 @@
 """The documents: every command runs, every study file is valid, every name and link exists."""
 
+import contextlib
 import importlib
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,35 +16,31 @@ from pathlib import Path
 import click
 import optuna
 import pytest
+from documents import (
+    HISTORY,
+    OWN_CELL,
+    PAGES,
+    PYTHON_PAGES,
+    blocks,
+    blocks_in_order,
+    commands,
+    commands_of,
+)
 from helpers import ROOT, TINY
 from hooks import HANG_TIMEOUT
 from services import free_port
 
-import rnn_search
 from docs.generator.commands import describe_commands
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
-from reports.hypotheses import read_hypotheses
-from search.cells import load_cells
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
-from studies.config_file import ConfigFile
-from studies.loader import load_config_file
 
 PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
-
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
-}
-
-HISTORY = {"CHANGELOG.md", "docs/log.md"}
-"""Pages that may name files of earlier versions."""
 
 SEQUENCES = {
     "README": ["README.md"],
     "SQLite": [
-        "docs/tutorial.md",
         *(
             f"docs/how-to/{name}.md"
             for name in (
@@ -62,11 +57,34 @@ SEQUENCES = {
             )
         ),
     ],
+    "First steps": [
+        "docs/index.md",
+        "docs/tutorial.md",
+        "docs/how-to/use-your-own-text.md",
+        "docs/how-to/tune-the-learning-rate.md",
+        "docs/faq.md",
+    ],
     "PostgreSQL": ["docs/how-to/many-machines.md"],
 }
-"""Pages whose commands run one after another, in one storage each."""
+"""Pages whose commands and Python run one after another, in one storage each."""
 
-OWN_CELL = "docs/how-to/search-your-own-cell.md"
+BEFORE = {
+    "SQLite": [
+        ["rnn-search", "run", "stage-one"],
+        ["rnn-search", "refine", "stage-two"],
+        ["rnn-search", "refine", "replicates"],
+    ]
+}
+"""Commands whose studies the pages of a sequence are about."""
+
+FILES = {
+    "my-study.toml": ("docs/index.md", "toml", 0),
+    "my-longer.toml": ("docs/tutorial.md", "toml", 1),
+    "my-rates.toml": ("docs/how-to/tune-the-learning-rate.md", "toml", 0),
+    "my-cells.toml": (OWN_CELL, "toml", 0),
+    "my_cells.py": (OWN_CELL, "python", 0),
+}
+"""Blocks that a reader writes to a file: the page, the language and the number of each."""
 
 FEW = (
     "--set=space.input_gate=[false]",
@@ -75,6 +93,7 @@ FEW = (
 )
 SMALLER = {
     "stage-one": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
+    "stage-one-rates": (*TINY, *FEW, "--set=space.layers=[1]", "--set=space.state_size=[32]"),
     "quick": (*TINY, *FEW),
     "replicates": ("--set=refinement.top=2", "--set=refinement.replicates=2"),
     "cells": (*TINY, "--set=space.state_size=[8]"),
@@ -83,24 +102,33 @@ SMALLER = {
 """Overrides that make the search of a study small; a derived study inherits most of them."""
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+GRID_ONE = "docs/gallery/grid-one.csv.gz"
 
 
-def commands(page: str) -> list[list[str]]:
-    lines = "".join(blocks(page, "sh")).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line]
+def read_subcommand(command: list[str]) -> list[str]:
+    """Return the words of a command as they follow ``rnn-search``; [] for another program."""
+    match command:
+        case ["rnn-search", *words] | ["python", "-m", "rnn_search", *words]:
+            return words
+        case ["python", "run_search.py", *words]:
+            return ["run", *words]
+        case ["python", "refine.py", *words]:
+            return ["refine", *words]
+    return []
 
 
 def make_smaller(command: list[str], text: Path) -> list[str]:
     """Return the arguments that make a command's work small."""
-    study = "".join(word for word in command[2:3] if not word.startswith("-"))
-    if command[:2] == ["python", "run_search.py"]:
-        if "--status" in command or study == "deeper":
+    match read_subcommand(command):
+        case ["run", "deeper", *_]:  # stored
             return []
-        return [*SMALLER.get(study or "stage-one", TINY), "--corpus", str(text)]
-    if command[:2] == ["python", "refine.py"]:
-        return list(SMALLER.get(study, TINY))
+        case ["run" | "refine" as name, *words] if "--status" not in words:
+            study = next((word for word in words[:1] if not word.startswith("-")), "")
+            options = [*SMALLER.get(study or ("stage-one" if name == "run" else ""), TINY)]
+            for steps in re.findall(r"training\.steps=(\d+)", " ".join(words)):
+                options += [f"--set=training.steps={int(steps) // 250}"]
+            given = "--corpus" in words or name == "refine"
+            return options if given else [*options, "--corpus", str(text)]
     return {
         "make demo": ["OVERRIDES=" + " ".join(TINY), "WORKERS=1"],
         "make test": ["TESTS=tests/rnn/test_optimizer.py", "WORKERS=0"],
@@ -108,7 +136,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
 
 
 @pytest.fixture
-def checkout(tmp_path) -> Path:
+def checkout(tmp_path, text) -> Path:
     """Copy of the tracked and untracked files, with the virtual environment of the tests."""
     folder = tmp_path / "checkout"
     listed = subprocess.run(
@@ -123,36 +151,38 @@ def checkout(tmp_path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-    study, _ = blocks("README.md", "toml")  # the second is a part of one
-    (folder / "my-study.toml").write_text(study, encoding="utf-8")
-    for language, name in (("python", "my_cells.py"), ("toml", "my-cells.toml")):
-        (content,) = blocks(OWN_CELL, language)
-        (folder / name).write_text(content, encoding="utf-8")
+    for name, (page, language, number) in FILES.items():
+        (folder / name).write_text(blocks(page, language)[number], encoding="utf-8")
+    shutil.copy(text, folder / "my-text.txt")
     return folder
 
 
 @pytest.fixture
-def environment(sqlite_url, tmp_path):
+def environment(checkout, tmp_path, monkeypatch):
     """Environment variables as after ``. .venv/bin/activate``, with an empty storage."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MAKE"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # The tests that `make test` runs must not clean the temporary folders of this one.
     inherited["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
-    ours = {"RNN_SEARCH_STORAGE": sqlite_url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
+    url = f"sqlite:///{checkout}/studies/studies.db"
+    ours = {"RNN_SEARCH_STORAGE": url, "RNN_SEARCH_ARTIFACTS": str(tmp_path / "artifacts")}
+    for name, value in ours.items():  # of documented Python
+        monkeypatch.setenv(name, value)
     return {**inherited, "PATH": path, **ours}
 
 
-def check_dashboard(command: list[str], checkout: Path, environment: dict[str, str]) -> None:
+def check_dashboard(checkout: Path, environment: dict[str, str]) -> None:
+    """Start ``rnn-search dashboard`` and read the list of studies from it."""
     port = free_port()
-    process = subprocess.Popen(
-        [*command, f"PORT={port}"], cwd=checkout, env=environment, start_new_session=True
-    )
+    command = [sys.executable, "-m", "rnn_search", "dashboard", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=checkout, env=environment, start_new_session=True)
+    (name, *_) = optuna.get_all_study_names(environment["RNN_SEARCH_STORAGE"])
     try:
         deadline = time.monotonic() + HANG_TIMEOUT
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
-                    assert b'"stage-one"' in answer.read()
+                    assert f'"{name}"'.encode() in answer.read()
                     return
             except urllib.error.URLError:
                 assert process.poll() is None, "the dashboard exited"
@@ -165,106 +195,75 @@ def check_dashboard(command: list[str], checkout: Path, environment: dict[str, s
 
 def test_every_page_with_commands_is_in_a_sequence():
     with_commands = {page for page in PAGES if blocks(page, "sh")}
-    assert with_commands == {page for pages in SEQUENCES.values() for page in pages}
+    assert with_commands <= {page for pages in SEQUENCES.values() for page in pages}
     assert commands("README.md")[:2] == [["make", "demo"], ["make", "test"]]
+
+
+def test_every_page_with_python_is_run():
+    with_python = {page for page in PAGES if blocks(page, "python")}
+    in_sequences = {page for pages in SEQUENCES.values() for page in pages}
+    assert with_python <= in_sequences | set(PYTHON_PAGES)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_every_command_runs(sequence, environment, checkout, text, run, request, tmp_path):
+    def run_command(command: list[str]) -> None:
+        if command[0] == "export":
+            name, _, value = command[1].partition("=")
+            assert name in environment
+            if value.startswith("postgresql+psycopg://"):
+                environment[name] = request.getfixturevalue("postgresql_url")
+            return
+        if command[0] == ".":
+            assert (checkout / command[1]).is_file()
+            return
+        if command == ["rnn-search", "dashboard"]:
+            check_dashboard(checkout, environment)
+            return
+        words = [*command, *make_smaller(command, text)]
+        if "search.export" in words or words[:2] == ["rnn-search", "export"]:
+            words[-1] = str(tmp_path / words[-1])
+        if words[0] == "rnn-search":
+            words[:1] = ["python", "-m", "rnn_search"]
+        if words[0] == "python":
+            variables = {k: v for k, v in environment.items() if k.startswith("RNN_SEARCH_")}
+            done = run(*words[1:], cwd=checkout, **variables)
+        else:
+            done = subprocess.run(
+                words, cwd=checkout, env=environment, capture_output=True, text=True
+            )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command == ["make", "demo"]:
+            report = [line for line in done.stdout.splitlines() if line.endswith(".html")][-1]
+            page_text = (checkout / report).read_text(encoding="utf-8")
+            assert page_text.startswith("<!DOCTYPE html>")
+
+    if sequence == "First steps" and not (checkout / GRID_ONE).exists():
+        run_command(["rnn-search", "run", "my-study.toml", "--name", "grid-one"])
+        run_command(["rnn-search", "export-study", "grid-one", GRID_ONE])
+        run_command(["rnn-search", "delete", "grid-one", "--yes"])
+    for command in BEFORE.get(sequence, []):
+        run_command(command)
     for page in SEQUENCES[sequence]:
-        for command in commands(page):
-            if command[0] == "export":
-                name, _, value = command[1].partition("=")
-                assert name in environment
-                if value.startswith("postgresql+psycopg://"):
-                    environment[name] = request.getfixturevalue("postgresql_url")
-                continue
-            if command == ["make", "dashboard"]:
-                check_dashboard(command, checkout, environment)
-                continue
-            words = [*command, *make_smaller(command, text)]
-            if "search.export" in words:
-                words[-1] = str(tmp_path / words[-1])
-            if command[0] == "python":
-                variables = {k: v for k, v in environment.items() if k.startswith("RNN_SEARCH_")}
-                done = run(*words[1:], cwd=checkout, **variables)
-            else:
-                done = subprocess.run(
-                    words, cwd=checkout, env=environment, capture_output=True, text=True
-                )
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-            if command == ["make", "demo"]:
-                report = [line for line in done.stdout.splitlines() if line.endswith(".html")][-1]
-                page_text = (checkout / report).read_text(encoding="utf-8")
-                assert page_text.startswith("<!DOCTYPE html>")
+        namespace: dict[str, object] = {}
+        for language, code in blocks_in_order(page):
+            if language == "sh":
+                for command in commands_of(code):
+                    run_command(command)
+            elif page not in PYTHON_PAGES:
+                with contextlib.chdir(checkout):
+                    exec(code, namespace)
     if sequence == "SQLite":
         storage = environment["RNN_SEARCH_STORAGE"]
         extended = optuna.load_study(study_name="deeper", storage=storage)
         assert {trial.params["layers"] for trial in extended.trials} == {2, 3}
+        longer = optuna.load_study(study_name="longer", storage=storage)
+        assert {trial.last_step for trial in longer.trials} == {8}
 
 
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) < 150
-
-
-@pytest.mark.parametrize(
-    ("page", "number", "trials"),
-    [("README.md", 0, 24), ("docs/reference/study-file.md", 0, 432)],
-    ids=["README", "reference"],
-)
-def test_documented_study_file_is_valid(page, number, trials):
-    config = StudyConfig.model_validate(tomllib.loads(blocks(page, "toml")[number]))
-    assert len(list(config.grid.combinations())) == trials
-
-
-def test_documented_study_of_an_own_cell_is_valid(tmp_path):
-    for language, name in (("python", "my_cells.py"), ("toml", "my-cells.toml")):
-        (content,) = blocks(OWN_CELL, language)
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    config = load_cells(load_config_file(str(tmp_path / "my-cells.toml"))).resolve()
-    assert len(list(config.grid.combinations())) == 12
-
-
-def test_documented_spaces_have_the_trials_that_the_page_says():
-    counts = []
-    for text in blocks("docs/reference/study-file.md", "toml")[1:-1]:
-        file = ConfigFile(name="a", origin="a", settings=tomllib.loads(text), folder=ROOT)
-        counts.append(load_cells(file).resolve().grid.count())
-    assert counts == [1 + 2, 2 + 4, 2 * 96 + 2 * 2]
-
-
-def test_documented_refinement_is_valid():
-    *_, refinement = blocks("docs/reference/study-file.md", "toml")
-    assert StudyConfig.model_validate(tomllib.loads(refinement)).refinement.source == "stage-one"
-
-
-def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys):
-    """On a storage with the study that the page names."""
-    shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RNN_SEARCH_STORAGE", sqlite_url)
-    small = {"training.steps": 4, "training.batch_size": 4, "training.sequence_length": 8}
-    small |= {"training.log_every": 2, "evaluation.windows": 2, "evaluation.window_length": 8}
-    run = rnn_search.run
-
-    def run_small(study, overrides=(), workers=1, **options):
-        return run(study, overrides=dict(overrides) | small, corpus=text, **options)
-
-    monkeypatch.setattr(rnn_search, "run", run_small, raising=False)
-    for page in ("README.md", "docs/how-to/use-python.md"):
-        namespace: dict[str, object] = {}
-        for block in blocks(page, "python"):
-            exec(block, namespace)
-    assert (tmp_path / "quick.html").is_file()
-
-
-def test_documented_hypothesis_is_valid(tmp_path):
-    (hypothesis,) = blocks("docs/how-to/test-hypotheses.md", "toml")
-    path = tmp_path / "hypotheses.toml"
-    path.write_text(hypothesis, encoding="utf-8")
-    (read,) = read_hypotheses(path)
-    assert read.claim == "The forget gate lowers the loss."
 
 
 def setting_names(model) -> set[str]:
