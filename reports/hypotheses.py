@@ -7,7 +7,6 @@ Studies that test no hypothesis, of replicates or baseline cells, are listed wit
 comparison of their architectures.
 """
 
-import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -74,15 +73,20 @@ class StudyTests:
         """Whether it tests a hypothesis."""
         return any(test.findings for test in self.tests.values())
 
-    def list_verdicts(self) -> Iterator[tuple[int, str, Verdict]]:
-        """Yield each verdict with the number of its hypothesis and what it is about."""
+    def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
+        """Yield each verdict with the number of its hypothesis and what it is about, in words."""
         threshold = self.results.config.report_threshold
         for number, test in self.tests.items():
             for finding in test.findings:
+                effect, outcomes = finding.effect, finding.outcomes
                 if finding.verdict:
-                    yield number, "mean loss", finding.verdict
-                if finding.outcome_verdict:
-                    yield number, f"below {threshold}", finding.outcome_verdict
+                    numbers = "" if math.isnan(effect.mean) else f": {format_signed(effect.mean)}"
+                    if not math.isnan(effect.low):
+                        numbers += f" ({format_signed(effect.low)} to {format_signed(effect.high)})"
+                    yield number, "mean loss", f"**{finding.verdict}**{numbers}"
+                if finding.outcome_verdict and outcomes:
+                    numbers = f": {outcomes.rescued} rescued, {outcomes.ruined} ruined"
+                    yield number, f"below {threshold}", f"**{finding.outcome_verdict}**{numbers}"
 
 
 class _HypothesisFile(StrictModel):
@@ -186,11 +190,6 @@ def render_page(
         for number, subject, verdict in study.list_verdicts():
             cells = verdicts.setdefault(number, {})
             cells.setdefault((study.results.name, subject), []).append(verdict)
-    differing = {
-        number: cells
-        for number, cells in sorted(verdicts.items())
-        if len(set(itertools.chain(*cells.values()))) > 1
-    }
     return _TEMPLATES.get_template("hypotheses.md").render(
         heading=_HEADING,
         identity_tag=identity_tag(report_identity(each.identity for each in studies)),
@@ -216,8 +215,8 @@ def render_page(
             each.name: [edge.warning for edge in find_edges(each) if edge.is_prominent]
             for each in studies
         },
-        columns=list(dict.fromkeys(key for cells in differing.values() for key in cells)),
-        differing=differing,
+        columns=list(dict.fromkeys(key for cells in verdicts.values() for key in cells)),
+        verdicts=verdicts,
     )
 
 

@@ -362,19 +362,20 @@ def test_page_shows_stored_hypotheses_and_no_verdict_before_the_end(sqlite_url, 
     assert "No verdict: 100 of 384 trials are finished." in html
 
 
-def test_page_lists_verdicts_that_differ_between_studies(planned):
+def test_page_begins_with_the_verdicts_of_all_studies_and_their_numbers(planned):
     results = [
         finished(planned, AS_SAID, name="as-said"),
         finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
     ]
     page = render_page(results, PUBLISHED)
-    assert "| | hypothesis | as-said, mean loss | other, mean loss |" in page
-    differing = page.partition("### Verdicts that differ")[2]
-    assert "| 7 | The residual lowers the loss. | holds | does not hold |" in differing
-    assert "forget gate" not in differing
+    verdicts = page[page.index("## Verdicts") : page.index("## Hypotheses and decision rules")]
+    assert "| | hypothesis | as-said, mean loss | other, mean loss |" in verdicts
+    (row,) = (line for line in verdicts.splitlines() if "The residual lowers the loss." in line)
+    as_said, other = row.strip("| ").split(" | ")[2:]
+    assert as_said.startswith("**holds**: −")
+    assert other.startswith("**does not hold**: +0.200 (")
     page = render_page(results[:1], PUBLISHED)
-    assert "### Hypotheses that do not hold\n\nNone.\n" in page
-    assert "### Verdicts that differ\n\nNone.\n" in page
+    assert "## Hypotheses that do not hold\n\nNone.\n" in page
 
 
 def test_refinement_tests_only_what_its_variants_change(planned):
@@ -423,7 +424,7 @@ def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
     rows = [line for line in of_replicates.splitlines() if line.startswith("| ") and "×" in line]
     assert [row.split(" | ")[1] for row in rows[:2]] == [best, small]
     assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == ["best mean", "as good", "worse"]
-    of_cells = page[page.index("## cells") : page.index("## Disagreements")]
+    of_cells = page[page.index("## cells") : page.index("## Hypotheses that do not hold")]
     assert "How good are baseline cells?" in of_cells
     assert "1×4 GRU, bptt\\_steps 16" in of_cells
     assert "significant" not in of_cells
