@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         rename_study,
         retry_trials,
     )
+    from rnn_search.pareto import Pareto
     from rnn_search.study import Study, Trial, load
 
 __version__ = "0.1.0"

@@ -3,6 +3,8 @@
 import multiprocessing
 import queue
 import random
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -45,6 +47,21 @@ NO_SYNC = "-c fsync=off"
 # Random, so that reading from a wrong position changes results.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=1800))
 """Corpus that is long enough for a tiny study."""
+
+
+def copy_checkout(folder: Path) -> None:
+    """Copy the project's tracked and untracked files to a folder, which may not exist yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
 
 
 def create_small_study(storage: LeasedRDBStorage, count: int, name: str = "small") -> int:

@@ -26,7 +26,7 @@ from documents import (
     commands,
     commands_of,
 )
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, copy_checkout
 from hooks import HANG_TIMEOUT
 from services import free_port
 
@@ -139,17 +139,7 @@ def make_smaller(command: list[str], text: Path) -> list[str]:
 def checkout(tmp_path, text) -> Path:
     """Copy of the tracked and untracked files, with the virtual environment of the tests."""
     folder = tmp_path / "checkout"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    copy_checkout(folder)
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     for name, (page, language, number) in FILES.items():
         (folder / name).write_text(blocks(page, language)[number], encoding="utf-8")
@@ -329,6 +319,11 @@ def test_reference_names_every_option():
 def test_reference_names_every_attribute():
     page = PAGES["docs/reference/stored-data.md"]
     assert {name for name in TrialRecord.model_fields if f"`{name}`" not in page} == set()
+
+
+def test_reference_has_every_public_name():
+    named = re.findall(r"^::: rnn_search\.(\w+)$", PAGES["docs/reference/python.md"], re.MULTILINE)
+    assert sorted(named) == sorted(rnn_search.__all__)
 
 
 def test_figure_shows_the_measured_effects():

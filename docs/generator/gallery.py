@@ -1,0 +1,124 @@
+"""Gallery of the site: the reports of the studies in ``docs/gallery``, written from their data."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from docs.generator.source_pages import ROOT
+from reports.hypotheses import write_hypotheses
+from reports.page.page import write_report
+from studies.files import read_toml
+from studies.strict_model import StrictModel
+from studies.tables.study_import import import_studies
+
+FOLDER = "gallery"
+"""Folder of the data in ``docs/``, and of the reports in the site."""
+
+DATA = ROOT / "docs" / FOLDER
+
+ENDING = ".csv.gz"
+"""End of the name of a file of data."""
+
+MARK = "<!-- reports -->"
+"""Place of the list of reports on the gallery's page."""
+
+
+class _SharedPage(StrictModel):
+    """Page about several studies of the gallery.
+
+    Attributes:
+        file: name of the page, without its end.
+        title: what the page is.
+        studies: names of the studies. A page of which one is missing is left out.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    title: str
+    studies: list[str]
+
+
+class SharedPages(StrictModel):
+    """Content of ``docs/gallery/pages.toml``: pages about several studies."""
+
+    report: list[_SharedPage] = Field(default_factory=list)
+    hypotheses: list[_SharedPage] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GalleryPage:
+    """Written page.
+
+    Attributes:
+        path: path of the file.
+        title: what the page is, for the navigation.
+        result: main result of the study, in one line; "" for several studies.
+    """
+
+    path: Path
+    title: str
+    result: str = ""
+
+
+@cache
+def _make_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create the folder of the pages, which is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="rnn-search-gallery-")
+
+
+def build_gallery() -> tuple[GalleryPage, ...]:
+    """Write the pages of all studies in ``docs/gallery``, unless this process has written them.
+
+    Raises:
+        StudiesError, ReportError: if a study cannot be imported or reported.
+    """
+    files = sorted(DATA.glob(f"*{ENDING}"))
+    return _write_pages(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@cache
+def _write_pages(files: tuple[tuple[Path, int], ...]) -> tuple[GalleryPage, ...]:
+    if not files:
+        return ()
+    folder = Path(tempfile.mkdtemp(dir=_make_folder().name))
+    storage = f"sqlite:///{folder / 'gallery.db'}"
+    paths = [path for path, _ in files]
+    names = [result.name for result in import_studies(storage, paths)]
+    pages = [
+        _write_study(storage, folder, path.name.removesuffix(ENDING), [name], name)
+        for path, name in zip(paths, names, strict=True)
+    ]
+    shared = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
+    for page in _available(shared.report, names):
+        pages.append(_write_study(storage, folder, page.file, page.studies, page.title))
+    for page in _available(shared.hypotheses, names):
+        path, _ = write_hypotheses(storage, page.studies, folder / f"{page.file}.md")
+        pages.append(GalleryPage(path, page.title))
+    return tuple(pages)
+
+
+def _available(pages: Iterable[_SharedPage], names: Sequence[str]) -> list[_SharedPage]:
+    return [page for page in pages if set(page.studies) <= set(names)]
+
+
+def _write_study(
+    storage: str, folder: Path, file: str, studies: Sequence[str], title: str
+) -> GalleryPage:
+    report = write_report(storage, studies, folder / f"{file}.html")
+    result = report.headline.splitlines()[0] if len(studies) == 1 else ""
+    return GalleryPage(report.path, title, result)
+
+
+def list_pages(pages: Sequence[GalleryPage]) -> str:
+    """Return a list of links to the pages."""
+    if not pages:
+        return "This site was built without the data of the studies.\n"
+    lines = (
+        f"- [{page.title}]({page.path.name}){f': {page.result}' if page.result else ''}\n"
+        for page in pages
+    )
+    return f"Reports to open:\n\n{''.join(lines)}"

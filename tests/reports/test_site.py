@@ -1,0 +1,253 @@
+"""The documentation site: built from the checkout, and read in a browser without a network."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from factories import make_refinement, make_stated
+from helpers import ROOT, copy_checkout
+
+from docs.generator.source_pages import rewrite_links
+from docs.generator.tables import escape_pipes, make_table
+from studies.tables.study_export import export_study
+
+NAV = re.findall(
+    r"^ +- (?:[^:\n]+: )?(\S+\.md)$",
+    (ROOT / "mkdocs.yml").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+"""Sources of the pages that the navigation names."""
+
+PAGES = [f"{path.removesuffix('.md')}.html" for path in NAV]
+
+SHARED_PAGES = """
+[[report]]
+file = "made-and-derived"
+title = "Both"
+studies = ["made", "derived"]
+
+[[report]]
+file = "absent"
+title = "A page of which a study is missing"
+studies = ["made", "nothing"]
+
+[[hypotheses]]
+file = "claims"
+title = "Claims"
+studies = ["stated"]
+"""
+
+REPORTS = ["made", "derived", "stated", "made-and-derived"]
+
+
+def build(project: Path, to: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a copy of the checkout, as ``make docs`` does."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", to]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    environment.pop("PYTHONPATH", None)  # the copy's packages, not those of the checkout
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Copy of the checkout with an empty gallery."""
+    folder = tmp_path_factory.mktemp("site") / "project"
+    copy_checkout(folder)
+    for data in (folder / "docs" / "gallery").glob("*.csv.gz"):
+        data.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(project, tmp_path_factory) -> Path:
+    """The site, with three studies in its gallery."""
+    folder = tmp_path_factory.mktemp("built")
+    copy = folder / "project"
+    shutil.copytree(project, copy)
+    storage = f"sqlite:///{folder / 'studies.db'}"
+    make_refinement(storage)
+    make_stated(storage)
+    for name in ("made", "derived", "stated"):
+        export_study(storage, name, copy / "docs" / "gallery" / f"{name}.csv.gz")
+    (copy / "docs" / "gallery" / "pages.toml").write_text(SHARED_PAGES)
+    done = build(copy, folder / "site")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return folder / "site"
+
+
+class Resources(HTMLParser):
+    """Collects the addresses that a browser loads with a page, and those that it links to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.linked: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "a":
+            self.linked.append(given.get("href", ""))
+            return
+        self.loaded += [
+            given[name] for name in ("src", "srcset", "data", "poster") if name in given
+        ]
+        if tag in ("link", "use", "image"):
+            self.loaded.append(given.get("href", ""))
+
+
+def is_remote(address: str) -> bool:
+    return address.startswith(("http:", "https:", "//"))
+
+
+@pytest.mark.extended
+def test_site_has_every_page_of_the_navigation_and_links_to_it(site):
+    linked = Resources(site / "index.html").linked
+    assert len(PAGES) > 25
+    for page in PAGES:
+        assert (site / page).is_file()
+        assert page in linked
+
+
+@pytest.mark.extended
+def test_gallery_has_a_report_of_each_study_and_of_several(site):
+    assert sorted(path.stem for path in (site / "gallery").glob("*.html")) == sorted(
+        [*REPORTS, "claims", "index"]
+    )
+    index = Resources(site / "gallery" / "index.html").linked
+    assert {f"{name}.html" for name in (*REPORTS, "claims")} <= set(index)
+    both = (site / "gallery" / "made-and-derived.html").read_text(encoding="utf-8")
+    assert "made" in both
+    assert "derived" in both
+    claims = (site / "gallery" / "claims.html").read_text(encoding="utf-8")
+    assert "The residual lowers the loss." in claims
+    assert (site / "gallery" / "made.csv.gz").is_file()
+
+
+@pytest.mark.extended
+def test_no_page_names_a_folder_of_the_machine_that_built_it(site):
+    for path in site.rglob("*.html"):
+        assert str(site.parents[1]) not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.extended
+def test_pages_and_styles_load_nothing_from_a_server(site):
+    for path in site.rglob("*.html"):
+        assert [each for each in Resources(path).loaded if is_remote(each)] == [], path
+    styles = list(site.rglob("*.css"))
+    assert styles
+    for path in styles:
+        text = path.read_text(encoding="utf-8")
+        addresses = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')\s]+)", text)
+        assert [each for each in addresses if is_remote(each)] == [], path
+
+
+@pytest.mark.extended
+def test_site_opens_from_a_file_without_a_network(site, browser):
+    """On a phone: every page fits its width, and asks for nothing but files."""
+    context = browser.new_context(viewport={"width": 390, "height": 800}, offline=True)
+    page = context.new_page()
+    requested, problems = [], []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(f"{request.url} {request.failure}"))
+    for name in (*PAGES, *(f"gallery/{each}.html" for each in (*REPORTS, "claims"))):
+        page.goto((site / name).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+    context.close()
+    assert len(requested) > len(PAGES)
+    assert [
+        url for url in requested if not url.startswith(("file:", "data:", "blob:", "about:"))
+    ] == []
+    # The browser aborts what it still loads, such as the icon, when it goes to the next page.
+    assert [problem for problem in problems if "net::ERR_ABORTED" not in problem] == []
+
+
+@pytest.mark.extended
+def test_search_finds_a_page_from_a_file(site, browser):
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
+    page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.click(".md-search__input")
+    page.keyboard.type("heartbeat")
+    found = page.locator(".md-search-result__link", has_text="Reliability").first
+    found.wait_for()
+    found.click()
+    page.wait_for_url("**/reliability.html*")
+    context.close()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])
+def test_palette_follows_the_system_and_can_be_switched(site, browser, scheme, other):
+    schemes = {"light": "default", "dark": "slate"}
+    context = browser.new_context(color_scheme=scheme, offline=True)
+    page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    read = "document.body.getAttribute('data-md-color-scheme')"
+    assert page.evaluate(read) == schemes[scheme]
+    page.click(f"label[title='Switch to {other} colours']:visible")
+    page.wait_for_function(f"{read} === '{schemes[other]}'")
+    context.close()
+
+
+@pytest.mark.extended
+def test_report_opens_from_the_gallery(site, browser):
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
+    page = context.new_page()
+    page.goto((site / "gallery" / "index.html").as_uri())
+    page.click("article a[href='stated.html']")
+    page.wait_for_url("**/gallery/stated.html")
+    page.locator(".js-plotly-plot").first.wait_for()
+    assert "stated" in page.locator("h1").first.inner_text() + page.title()
+    context.close()
+
+
+@pytest.mark.extended
+def test_site_builds_without_data(project, tmp_path):
+    done = build(project, tmp_path / "site")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert [path.name for path in (tmp_path / "site" / "gallery").glob("*.html")] == ["index.html"]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("target", ["absent.md", "statistics.md#absent", "../absent.py"])
+def test_link_without_a_target_fails_the_build(project, tmp_path, target):
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy)
+    with (copy / "docs" / "faq.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n[A link]({target})\n")
+    done = build(copy, tmp_path / "site")
+    assert done.returncode != 0
+    assert f"'{target}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("../pruning.md#audit", "../pruning.md#audit"),
+        ("../../CONTRIBUTING.md", "../source/CONTRIBUTING.md"),
+        ("../../studies/quick.toml", "../source/studies/quick.toml.md"),
+        ("../../examples/cells", "../source/examples/cells/index.md"),
+        ("../../absent.py", "../../absent.py"),
+        ("https://optuna.org", "https://optuna.org"),
+    ],
+)
+def test_links_to_files_outside_of_the_documents_lead_to_their_pages(link, expected):
+    assert rewrite_links(f"[a]({link})", "docs/how-to/prune.md") == f"[a]({expected})"
+
+
+def test_links_of_a_file_outside_of_the_documents_lead_to_the_documents():
+    page = "[a](docs/design.md#layers) and [b](README.md)"
+    assert rewrite_links(page, "CONTRIBUTING.md") == "[a](../design.md#layers) and [b](README.md)"
+
+
+def test_pipe_in_the_code_of_a_table_has_no_backslash_in_the_site():
+    table = make_table(("option", "default"), [("`--launch a|b`", "`a`")])
+    assert escape_pipes(table).endswith("| <code>--launch a&#124;b</code> | `a` |\n")
+    assert escape_pipes("`a\\|b`\n") == "`a\\|b`\n"
