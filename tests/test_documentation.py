@@ -30,6 +30,7 @@ from helpers import ROOT, TINY, copy_checkout
 from hooks import HANG_TIMEOUT
 from services import free_port
 
+import rnn_search
 from docs.generator.commands import describe_commands
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
