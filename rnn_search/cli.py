@@ -17,6 +17,7 @@ from search.refinement import MAX_UNCONFIRMED
 from search.session import RunOptions, require_refinement
 from search.status import read_status
 from search.worker.shutdown import parse_duration
+from studies.attributes import ImportedRecord
 from studies.cli import (
     artifacts_option,
     dashboard_port_option,
@@ -25,7 +26,7 @@ from studies.cli import (
     study_name,
 )
 from studies.config import PrecisionSetting
-from studies.loader import read_study_record
+from studies.loader import read_record, read_study_record
 from studies.storage.open import load_study, read_storage
 from studies.text import shorten
 
@@ -256,8 +257,9 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         require_refinement(options.load_file())
     with closing(read_storage(options.storage)) as storage:
         study = load_study(storage, options.name or study_name(options.study))
-        record = read_study_record(study)
-        status = read_status(study, storage, record.config)
+        record = read_record(study)
+        config = record.imported if isinstance(record, ImportedRecord) else record.config
+        status = read_status(study, storage, config)
         jobs = None
         if not options.target.is_local:
             jobs = read_jobs(_find_launcher(options), record.artifact_folder, study, storage)
@@ -265,7 +267,7 @@ def _print_status(options: RunOptions, as_json: bool) -> None:
         extra = {} if jobs is None else {"jobs": [job.as_json() for job in jobs]}
         click.echo(json.dumps(status.as_json() | extra))
         return
-    click.echo(format_status(status, record.config))
+    click.echo(format_status(status, config))
     if jobs is not None:
         click.echo(format_jobs(jobs))
 

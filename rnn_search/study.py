@@ -12,10 +12,12 @@ from optuna import Study as OptunaStudy
 from rnn_search.effects import Effects
 from rnn_search.pareto import Pareto
 from search.errors import TrialNotFoundError
+from studies.attributes import ImportedRecord
 from studies.cli import ARTIFACTS_VARIABLE, STORAGE_VARIABLE
-from studies.config import StudyConfig, to_trial_config
+from studies.config import StudyConfig
 from studies.errors import ConfigError, StudiesError
-from studies.loader import read_study_record
+from studies.imported import ImportedConfig
+from studies.loader import read_record, read_study_record
 from studies.space import Params
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.engine import parse_url
@@ -23,6 +25,7 @@ from studies.storage.open import DEFAULT_STORAGE, list_study_names, load_study, 
 from studies.storage.queries import TrialRow, read_best_trial, read_trials
 from studies.storage.storage import LeasedRDBStorage
 from studies.text import shorten
+from studies.trial_label import label_trial
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -78,10 +81,10 @@ class Study:
     artifacts: str | None = field(default=None, repr=False)
 
     @property
-    def config(self) -> StudyConfig:
-        """Settings of the study; ``extend`` changes them."""
+    def config(self) -> StudyConfig | ImportedConfig:
+        """Settings of the study, which ``extend`` changes; of an imported one what it is."""
         with self._open() as (_, study):
-            return read_study_record(study).config
+            return _read_config(study)
 
     @property
     def results(self) -> "pd.DataFrame":
@@ -92,11 +95,17 @@ class Study:
         """
         results = self._read_results(with_curves=False)
         first = ["label", "state", "value", *results.axes]
+        if results.is_imported:  # which records nothing else
+            others = [name for name in results.all_parameters if name not in first]
+            return results.table[[*first, *others]]
         return results.table[[*first, *results.table.columns.difference(first, sort=False)]]
 
     @property
     def curves(self) -> "pd.DataFrame":
-        """Training curves, one row per log point: ``number``, ``step``, ``loss`` in nats."""
+        """Training curves, one row per log point: ``number``, ``step``, ``loss`` in nats.
+
+        Of an imported study ``loss`` is the intermediate value.
+        """
         return self._read_results().curves
 
     @property
@@ -105,7 +114,7 @@ class Study:
         from search.status import read_status
 
         with self._open() as (storage, study):
-            return read_status(study, storage, read_study_record(study).config)
+            return read_status(study, storage, _read_config(study))
 
     @property
     def counts(self) -> TrialCounts:
@@ -115,7 +124,7 @@ class Study:
 
     @property
     def best(self) -> "Trial":
-        """The complete trial of the lowest value.
+        """The complete trial of the best value: the lowest, unless it was imported as a maximum.
 
         Raises:
             TrialNotFoundError: if no trial is complete yet.
@@ -124,7 +133,7 @@ class Study:
             row = read_best_trial(storage, study._study_id)
             if row is None:
                 raise TrialNotFoundError(f"study {self.name!r} has no complete trial yet")
-            return self._trial(row, read_study_record(study).config)
+            return self._trial(row, _read_config(study))
 
     def trial(self, number: int) -> "Trial":
         """Return a trial by its number.
@@ -136,7 +145,7 @@ class Study:
             rows = read_trials(storage, study._study_id)
             for row in rows:
                 if row.number == number:
-                    return self._trial(row, read_study_record(study).config)
+                    return self._trial(row, _read_config(study))
         raise TrialNotFoundError(
             f"trial {number} not found in study {self.name!r}, which has {len(rows):,} trials"
         )
@@ -314,8 +323,8 @@ class Study:
                     continue
         return derived
 
-    def _trial(self, row: TrialRow, config: StudyConfig) -> "Trial":
-        label = to_trial_config(row.params, config).label
+    def _trial(self, row: TrialRow, config: StudyConfig | ImportedConfig) -> "Trial":
+        label = label_trial(row.params, config)
         return Trial(self, row.number, row.params, row.value, label)
 
 
@@ -329,8 +338,8 @@ class Trial:
         study: the study.
         number: number of the trial.
         params: its parameters.
-        value: its value, in nats per token; None unless it is complete.
-        label: short description of the network.
+        value: its value, in nats per token unless it was imported; None unless it is complete.
+        label: short description of the network, or the parameters.
     """
 
     study: Study = field(repr=False)
@@ -475,6 +484,11 @@ class Verdicts:
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
+
+
+def _read_config(study: OptunaStudy) -> StudyConfig | ImportedConfig:
+    record = read_record(study)
+    return record.imported if isinstance(record, ImportedRecord) else record.config
 
 
 def storage_or_default(storage: str | None) -> str:

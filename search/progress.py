@@ -9,9 +9,10 @@ from search.status import RunningTrial, Status
 from search.worker.protocols import TrialEvent
 from studies.attributes import ERROR
 from studies.config import StudyConfig, to_trial_config, top_count
+from studies.imported import ImportedConfig
 from studies.storage.counts import TrialCounts
 from studies.storage.queries import TrialRow
-from studies.text import format_duration
+from studies.text import format_duration, to_line
 
 MAX_WORKERS = 20
 """Number of workers that a status lists."""
@@ -55,9 +56,11 @@ def format_loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f} nats"
 
 
-def format_status(status: Status, config: StudyConfig) -> str:
+def format_status(status: Status, config: StudyConfig | ImportedConfig) -> str:
     """Format the status of a study as the table that ``--status`` prints."""
     counts = status.counts
+    if isinstance(config, ImportedConfig):
+        return _format_imported(status, config)
     waiting = f"{counts.waiting}{f' ({counts.paused} paused)' if counts.paused else ''}"
     rows: list[tuple[str, object]] = [
         ("planned", counts.planned),
@@ -82,6 +85,18 @@ def format_status(status: Status, config: StudyConfig) -> str:
         rows.append(("requeued", retries))
     rows += _list_workers(status)
     return "\n".join(f"{name:9} {value}" for name, value in rows)
+
+
+def _format_imported(status: Status, config: ImportedConfig) -> str:
+    """Format the status of an imported study, without what no trial of it can be."""
+    rows: list[tuple[str, object]] = [("imported", f"from {to_line(config.source)}")]
+    states = ("planned", "complete", "pruned", "diverged", "failed")
+    rows += [(state, getattr(status.counts, state)) for state in states]
+    if best := status.best:
+        value = f"{best.value:.6g} {config.unit}".rstrip()
+        name = f"{'highest' if config.direction == 'maximize' else 'lowest'} {config.metric}"
+        rows.append(("best", f"{name} {value}, trial {best.number}, {best.architecture}"))
+    return "\n".join(f"{name:9} {to_line(str(value))}" for name, value in rows)
 
 
 def _list_workers(status: Status) -> list[tuple[str, object]]:

@@ -11,6 +11,7 @@ from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from studies.attributes import AuditLook, Failure
 from studies.config import StudyConfig, to_trial_config
+from studies.imported import ImportedConfig
 from studies.storage.active_workers import ActiveWorker, read_active_workers
 from studies.storage.counts import (
     TimingStats,
@@ -24,6 +25,7 @@ from studies.storage.last_losses import read_last_losses
 from studies.storage.open import read_study_name
 from studies.storage.queries import read_audit_looks, read_best_trial
 from studies.storage.storage import LeasedRDBStorage
+from studies.trial_label import label_trial
 
 READ_TIMEOUT = 2.0
 """Seconds that a display waits for the storage before it shows the last known status."""
@@ -59,7 +61,7 @@ class BestTrial:
 
     Attributes:
         number: number of the trial.
-        value: its objective value, nats per token.
+        value: its objective value, in nats per token unless it was imported.
         architecture: label of its network.
     """
 
@@ -115,14 +117,17 @@ class Status:
 
 
 def read_status(
-    study: optuna.Study, storage: LeasedRDBStorage, config: StudyConfig, workers: int = 0
+    study: optuna.Study,
+    storage: LeasedRDBStorage,
+    config: StudyConfig | ImportedConfig,
+    workers: int = 0,
 ) -> Status:
     """Read the progress of a study.
 
     Args:
         study: study to read.
         storage: storage that holds it.
-        config: config of the study.
+        config: config of the study, imported or not.
         workers: minimum number of active workers, including those that hold no trial just now.
     """
     study_id = study._study_id
@@ -132,14 +137,16 @@ def read_status(
         best = None
         if (trial := read_best_trial(storage, study_id)) is not None:
             assert trial.value is not None
-            label = to_trial_config(trial.params, config).label
+            label = label_trial(trial.params, config)
             best = BestTrial(trial.number, trial.value, label)
         holders = read_active_workers(connection, study_id)
         # Of programs without a lease, each is taken to run one trial.
         active = sum(1 if each.name else len(each.trials) for each in holders)
         active = max(active, workers)
         seconds_left = None  # unknown while pruning decides how many waiting trials are needed
-        if not (config.pruning.enabled and counts.waiting):
+        if isinstance(config, ImportedConfig):
+            seconds_left = 0.0
+        elif not (config.pruning.enabled and counts.waiting):
             timing = timing_by_shape(storage, study_id)
             seconds_left = estimate_seconds_left(timing, counts, active)
         retries = count_retries(storage, study_id)

@@ -1,6 +1,7 @@
 """Trials of an imported study as a frame with one row per trial."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -23,12 +24,13 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
         for name in config.parameters
         if len({repr(trial.params.get(name)) for trial in trials}) > 1
     ]
+    labels = _format_labels(trials, varied)
     missing = dict.fromkeys([*TrialRecord.model_fields, SOURCE_TRIALS])
     rows = [
         missing
         | {
             "number": trial.number,
-            "architecture": (label := _format_label(trial, varied)),
+            "architecture": label,
             "label": label + (f" #{trial.params[REPLICATE]}" if REPLICATE in trial.params else ""),
             "state": name_state(trial),
             "value": trial.value,
@@ -38,7 +40,7 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
             "completed": trial.completed,
         }
         | ({REPLICATE: trial.params[REPLICATE]} if REPLICATE in trial.params else {})
-        for trial in trials
+        for trial, label in zip(trials, labels, strict=True)
     ]
     if not any(REPLICATE in trial.params for trial in trials):
         for row in rows:
@@ -47,11 +49,23 @@ def build_imported_table(trials: Sequence[TrialRow], config: ImportedConfig) -> 
     return arrange_rows(rows, params, config.direction == "maximize")
 
 
-def _format_label(trial: TrialRow, names: Sequence[str]) -> str:
-    """Name the row by its parameters: ``depth 3, activation relu``."""
-    found = (
-        f"{format_param(name)} {format_value(trial.params[name])}"
-        for name in names
-        if name in trial.params
+def _format_labels(trials: Sequence[TrialRow], names: Sequence[str]) -> list[str]:
+    """Name each row by its parameters: ``depth 3, activation relu``.
+
+    Long numbers are shortened unless different rows would have the same name.
+    """
+    known = [
+        {name: trial.params[name] for name in names if name in trial.params} for trial in trials
+    ]
+    short = [_join_settings(params, shortens=True) for params in known]
+    full = [_join_settings(params, shortens=False) for params in known]
+    return short if len(set(short)) == len(set(full)) else full
+
+
+def _join_settings(params: Mapping[str, Any], shortens: bool) -> str:
+    texts = (
+        f"{format_param(name)} "
+        + (f"{value:.4g}" if shortens and isinstance(value, float) else format_value(value))
+        for name, value in params.items()
     )
-    return ", ".join(found) or "no parameter"
+    return ", ".join(texts) or "no parameter"

@@ -40,7 +40,11 @@ def concatenate_tables(results: Sequence[Results]) -> pd.DataFrame:
     """
     tables = []
     for each in results:
-        table = each.table.reset_index()
+        table = each.table
+        if each.is_imported:  # what a network records is missing; columns that are read stay
+            kept = (*table.columns[table.notna().any()], SOURCE_TRIALS, RETRY_COUNTS)
+            table = table[list(dict.fromkeys((*kept, *CONTEXT_LISTS, _SAMPLE, "value")))]
+        table = table.reset_index()
         table.insert(0, STUDY, each.name)
         tables.append(table)
     rows = pd.concat(tables, ignore_index=True)
@@ -106,7 +110,7 @@ def write_curves(storage: LeasedRDBStorage, results: Results, path: Path) -> Non
         ReportError: if the file cannot be written.
     """
     names = [*results.all_parameters, *([REPLICATE] if REPLICATE in results.table else [])]
-    if BPTT_STEPS not in results.axes:
+    if BPTT_STEPS in names and BPTT_STEPS not in results.axes:
         names.remove(BPTT_STEPS)
     rows = results.complete[[*names, "seconds", "value"]].rename(columns={"value": "min_loss"})
     flags = rows.select_dtypes(bool)  # those that some trials lack included

@@ -66,6 +66,8 @@ def describe_uncompared(section: Section) -> str:
     results = section.results
     compared = {effect.contrast.parameter for effect in section.effects[0].effects}
     missing = [name for name in results.parameters if name not in compared]
+    if not results.parameters:
+        return "All trials have the same parameters, so there is nothing to compare."
     if not missing:
         return ""
     if not compared:

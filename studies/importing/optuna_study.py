@@ -51,7 +51,7 @@ def read_optuna_study(url: str, name: str | None, options: ImportOptions) -> Res
     finished = [trial for trial in trials if trial.state.is_finished()]
     notes = []
     if left_out := len(trials) - len(finished):
-        notes.append(f"{left_out:,} trials that are not finished were left out.")
+        notes.append(f"Trials that are not finished were left out: {left_out:,}.")
     if not finished:
         raise ConfigError(f"{to_line(source)} has no finished trial: expected one or more")
     chosen = _check_parameters(source, finished, options)

@@ -121,7 +121,13 @@ def _rename(table: ResultTable, names: Sequence[str]) -> ResultTable:
     new_names: dict[str, str] = {}
     for name in names:
         new = name
-        while new in RESERVED_NAMES or new in new_names.values() or (new != name and new in names):
+        taken = {_display(each) for each in new_names.values()}
+        others = {_display(each) for each in names if each != name}
+        while (
+            new in RESERVED_NAMES
+            or _display(new) in taken
+            or (new != name and _display(new) in others)
+        ):
             new += "_"
         new_names[name] = new
     renamed = {name: new for name, new in new_names.items() if name != new}
@@ -132,11 +138,16 @@ def _rename(table: ResultTable, names: Sequence[str]) -> ResultTable:
         for row in table.rows
     ]
     notes = [
-        f"The parameter {name} is stored as {new}: tables of results have another column {name}."
+        f"The parameter {name} is stored as {new}: reports have another column of that name."
         for name, new in renamed.items()
     ]
     distributions = {new_names.get(name, name): each for name, each in table.distributions.items()}
     return replace(table, rows=rows, notes=[*table.notes, *notes], distributions=distributions)
+
+
+def _display(name: str) -> str:
+    """Return a name as reports show it."""
+    return name.replace("_", " ")
 
 
 def _number_repeats(table: ResultTable) -> ResultTable:

@@ -73,7 +73,7 @@ def read_results_table(path: Path, options: ImportOptions) -> ResultTable:
         number = None if numbers is None else numbers[i]
         rows.append(ResultRow(f"row {row}", params, found, state, number, points))
     if left_out:
-        notes.append(f"{left_out:,} rows of runs that are not finished were left out.")
+        notes.append(f"Rows of runs that are not finished were left out: {left_out:,}.")
     metric = options.metric or ("value" if _VALUE.fullmatch(value) else value)
     if options.maximize is None and _SOUNDS_LIKE_MORE.search(metric.lower()):
         notes.append(f"A lower {metric} is taken to be better: give --maximize if a higher one is.")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from rnn.config import ParamValue
-from studies.attributes import EVAL_WINDOWS, OBJECTIVE_NAMES
+from studies.attributes import EVAL_WINDOWS, IMPORTED, OBJECTIVE_NAMES
 from studies.errors import StudyFormatError, StudyHeldError
 from studies.loader import read_study_record
 from studies.space import param_order
@@ -92,7 +92,12 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
 @reports_damage
 def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> tuple[StudyTable, int]:
     """Read a study as a table, and count its trials; its curves are read as its rows are."""
-    stored = read_study_record(load_study(storage, name))
+    study = load_study(storage, name)
+    if IMPORTED in study.user_attrs:
+        raise StudyFormatError(
+            f"study {name!r} was imported: write its table with rnn-search report {name} --csv FILE"
+        )
+    stored = read_study_record(study)
     rounding = Rounding(stored.config.objective)
     trials = _read_trials(storage, study_id, rounding)
     if not trials:
