@@ -22,6 +22,7 @@ from studies.errors import (
     StudyFormatError,
     StudyHeldError,
     StudyNotFoundError,
+    TableError,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "StudyFormatError",
     "StudyHeldError",
     "StudyNotFoundError",
+    "TableError",
     "TrialNotFoundError",
     "UnfinishedSourceError",
     "WeightsNotFoundError",

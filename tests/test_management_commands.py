@@ -13,7 +13,7 @@ from managed_studies import create, create_with_everything, dump, list_files
 
 import rnn_search
 from rnn_search import studies_cli
-from rnn_search.errors import StudyHeldError, StudyNotFoundError
+from rnn_search.errors import StudyExistsError, StudyHeldError, StudyNotFoundError
 from search.run import RunOptions, run_workers
 from studies.storage.open import list_study_names, load_study, open_storage
 
@@ -63,6 +63,12 @@ def command(run, artifacts):
         (["delete", "missing"], "study 'missing' is not in"),
         (["delete", "made", "--yes"], "is the source of 'derived'"),
         (["retry", "missing"], "study 'missing' is not in"),
+        (["export-study", "missing", "new.csv"], "study 'missing' is not in"),
+        (["export-study", "made", "new.xlsx"], "expected one ending in .csv.gz or .csv"),
+        (["export-study", "made", "/dev/null/new.csv"], "cannot write /dev/null/new.csv"),
+        (["export-study", "made"], "Missing argument 'FILE'"),
+        (["import", "a.csv", "b.csv"], "a.csv is not an exported study: expected it alone"),
+        (["import"], "Missing argument 'SOURCE...'"),
         (["run", "missing", "--stored"], "study 'missing' is not in"),
     ],
 )
@@ -149,6 +155,40 @@ def test_worker_process_whose_study_was_renamed_creates_no_other(sqlite_url, tex
         run_workers(options)
     with closing(open_storage(sqlite_url)) as storage:
         assert list_study_names(storage) == ["renamed"]
+
+
+def test_study_is_exported_and_imported(command, made, sqlite_url, tmp_path):
+    file, target = str(tmp_path / "made.csv.gz"), ("--storage", f"sqlite:///{tmp_path}/new.db")
+    done = command("export-study", "made", file, *made)
+    assert done.stdout.startswith(f"exported study 'made' to {file}: 4 trials, "), done.stderr
+    done = command("import", file, *target)
+    assert done.stdout == (
+        f"imported study 'made' to {target[1]}: 4 trials, 8 intermediate values\n"
+    )
+    done = command("import", file, *target)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: study 'made' exists there already: expected another name (--name)\n"
+    )
+    derived = str(tmp_path / "derived.csv")
+    create(sqlite_url, "derived", refinement={"source": "gone", "replicates": 3}, space=None)
+    assert command("export-study", "derived", derived, *made).returncode == 0
+    done = command("import", derived, "--name", "mine", *target)
+    assert "it derives from 'gone', which is not there: import that as well" in done.stdout
+    listed = json.loads(command("list", "--json", *target).stdout)
+    assert [(each["study"], each["finished"]) for each in listed] == [("made", 3), ("mine", 0)]
+
+
+def test_study_is_exported_and_imported_from_python(made, sqlite_url, tmp_path):
+    file = tmp_path / "made.csv.gz"
+    exported = rnn_search.export_study("made", file, storage=sqlite_url)
+    assert (exported.trials, exported.size) == (4, file.stat().st_size)
+    imported = rnn_search.import_study(file, name="other", storage=sqlite_url)
+    assert (imported.name, imported.rows["trials"], imported.missing_source) == ("other", 4, None)
+    with pytest.raises(StudyExistsError):
+        rnn_search.import_study(file, storage=sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        assert list_study_names(storage) == ["made", "other"]
 
 
 def test_studies_are_managed_from_python(made, sqlite_url, artifacts):

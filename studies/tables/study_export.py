@@ -233,12 +233,11 @@ def _read_study_system_attributes(storage: LeasedRDBStorage, study_id: int) -> d
         STUDY_SYSTEM_ATTRS.c.key.in_(STUDY_SYSTEM_ATTRIBUTES),
     )
     with storage.reading() as connection:
-        stored = dict(connection.execute(query).tuples().all())
-    return {
-        name: parse_study_system_attribute(name, stored[name])
-        for name in STUDY_SYSTEM_ATTRIBUTES
-        if name in stored
-    }
+        found = {
+            name: parse_study_system_attribute(name, stored)
+            for name, stored in connection.execute(query)
+        }
+    return {name: found[name] for name in STUDY_SYSTEM_ATTRIBUTES if name in found}
 
 
 def _read_choices(storage: LeasedRDBStorage, study_id: int) -> dict[str, list[ParamValue]]:

@@ -96,7 +96,7 @@ def _insert_trials(
         )
     insert(connection, TRIALS, rows)
     query = sa.select(TRIALS.c.number, TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-    return dict(connection.execute(query).tuples().all())
+    return {row.number: row.trial_id for row in connection.execute(query)}
 
 
 _Rows = Iterator[tuple[Any, ...]]

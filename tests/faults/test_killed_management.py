@@ -92,6 +92,37 @@ def test_copy_that_another_one_overtakes_leaves_that_one_whole(
     assert (dump(url), list_files(tmp_path / "copies")) == (stored, files)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_import_that_is_killed_before_its_commit_leaves_nothing(
+    run, held_command, url, tmp_path, artifacts, signum
+):
+    source, file = f"sqlite:///{tmp_path}/source.db", str(tmp_path / "made.csv.gz")
+    create_with_everything(source, artifacts)
+    done = run("-m", "rnn_search", "export-study", "made", file, "--storage", source)
+    assert done.returncode == 0, done.stderr
+    arguments = ("import", file, "--storage", url)
+    command = held_command("studies.tables.study_rows:insert_study", *arguments)
+    command.send(signum)
+    assert command.wait() == (130 if signum == signal.SIGINT else -signum)
+    assert query(url, NONE_STORED) == [(0,)]
+    assert query(url, "SELECT count(*) FROM trials") == [(0,)]
+    done = run("-m", "rnn_search", *arguments)
+    assert "imported study 'made'" in done.stdout, done.stderr
+    assert dump(url)["trial_intermediate_values"] == dump(source)["trial_intermediate_values"]
+
+
+def test_export_that_is_killed_leaves_the_earlier_file(run, held_command, tmp_path, artifacts):
+    source, file = f"sqlite:///{tmp_path}/source.db", tmp_path / "made.csv.gz"
+    create_with_everything(source, artifacts)
+    arguments = ("export-study", "made", str(file), "--storage", source)
+    assert run("-m", "rnn_search", *arguments).returncode == 0
+    before = file.read_bytes()
+    command = held_command("studies.storage.curves:read_steps", *arguments)
+    command.send(signal.SIGKILL)
+    command.wait()
+    assert file.read_bytes() == before
+
+
 def test_deletion_that_is_killed_before_its_commit_changes_nothing(
     run, held_command, url, artifacts
 ):

@@ -1,0 +1,387 @@
+"""Files of studies: what is in them, what is not, and how bad ones are refused."""
+
+import gzip
+import json
+import os
+import re
+import zlib
+from contextlib import closing
+
+import pandas as pd
+import pytest
+from helpers import study_attributes
+from managed_studies import SPACE, create, create_with_everything, dump, list_files
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from process_runner import query
+
+import studies.tables.table_file
+from studies.config import StudyConfig
+from studies.errors import (
+    ConfigError,
+    StudyExistsError,
+    StudyFormatError,
+    StudyHeldError,
+    StudyNotFoundError,
+    TableError,
+)
+from studies.management import StudyManager
+from studies.storage.create_study import PlannedTrial, create_study
+from studies.storage.open import load_study, open_storage
+from studies.tables.anonymity import MachineNames, shorten_paths
+from studies.tables.study_export import export_study
+from studies.tables.study_import import import_studies
+from studies.tables.study_table import format_cell, parse_cell
+
+
+@pytest.fixture
+def source_url(tmp_path):
+    """URL of a study with a complete, a diverged, a failed and a paused trial."""
+    url = f"sqlite:///{tmp_path}/source.db"
+    create_with_everything(url, tmp_path / "artifacts")
+    return url
+
+
+@pytest.fixture
+def file(source_url, tmp_path):
+    """File of this study."""
+    path = tmp_path / "made.csv"
+    export_study(source_url, "made", path)
+    return path
+
+
+@pytest.fixture
+def other_url(tmp_path):
+    """URL of a storage that does not exist yet."""
+    return f"sqlite:///{tmp_path}/other.db"
+
+
+def test_pandas_reads_the_trials(file):
+    table = pd.read_csv(file, skiprows=1)
+    assert table["state"].tolist() == ["COMPLETE", "FAIL", "FAIL", "WAITING"]
+    assert table["value"].tolist()[0] == 1.0625
+    assert table["params_residual"].dtype == bool
+    assert table["loss_50"].tolist() == [2.5] * 4
+    assert table["loss_100"].isna().all()
+    assert table["validation_window_1"].tolist()[:3] == [2.0] * 3
+
+
+def test_compressed_file_has_the_content_of_the_other_and_no_time(source_url, file, tmp_path):
+    export_study(source_url, "made", tmp_path / "made.csv.gz")
+    packed = (tmp_path / "made.csv.gz").read_bytes()
+    assert gzip.decompress(packed) == file.read_bytes()
+    assert packed[3:8] == bytes(5)  # no name and no time
+
+
+def test_losses_have_six_digits_and_the_least_one_stays_the_value(sqlite_url, tmp_path, other_url):
+    create(sqlite_url, objective="training")
+    least = 1.0000004999
+    with closing(open_storage(sqlite_url)) as storage:
+        trial_id = storage.claim(load_study(storage, "made")._study_id, "w/1/t")
+        found = {"training_loss": least, "validation_loss": 1.23456789, "worker": "w/1"}
+        found |= {"validation_windows": [1.23456789, 2.0]}
+        storage.finish(trial_id, "w/1/t", TrialState.COMPLETE, least, found, {50: 2, 100: least})
+    export_study(sqlite_url, "made", tmp_path / "made.csv")
+    import_studies(other_url, [tmp_path / "made.csv"])
+    with closing(open_storage(other_url)) as storage:
+        trial = load_study(storage, "made").get_trials(deepcopy=False)[0]
+    assert trial.value == trial.user_attrs["training_loss"] == trial.intermediate_values[100] == 1
+    assert trial.user_attrs["validation_loss"] == 1.23456789
+    assert trial.system_attrs["validation_windows"] == [1.23457, 2.0]
+
+
+def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, other_url):
+    cell = {"spec": "/home/alice/cells/mine.py:Mine", "sha256": "ab" * 32}
+    raw = {
+        "corpus": "/home/alice/texts/secret-text",
+        "cells": {"Mine": cell},
+        "space": {"cell": [cell["spec"]], "layers": [1], "state_size": [4]},
+    }
+    config = StudyConfig.model_validate(raw)
+    commands = [
+        "python run_search.py /home/alice/my.toml --corpus '/home/alice smith/a text' --set "
+        "'space.cell=[\"/home/alice/cells/mine.py:Mine\"]'",
+        "python run_search.py x --storage postgresql://alice:pw@db.example/d --artifacts s3://alice",
+    ]
+    attributes = study_attributes(config, commands=commands)
+    attributes["corpus"]["name"] = raw["corpus"]
+    params = {"cell": "Mine", "layers": 1, "state_size": 4}
+    with closing(open_storage(sqlite_url)) as storage:
+        choices = {name: CategoricalDistribution((value,)) for name, value in params.items()}
+        create_study(storage, "made", "loss", attributes, choices, [PlannedTrial(params)] * 2)
+        study_id = load_study(storage, "made")._study_id
+        for host in ("alice-pc", "node7.example"):
+            trial_id = storage.claim(study_id, f"{host}/17/t")
+            error = f"OSError: {host} cannot read '/home/alice/texts/secret-text'"
+            found = {"host": host, "worker": f"{host}/17", "error": error, "failure": "exception"}
+            storage.finish(trial_id, f"{host}/17/t", TrialState.FAIL, None, found)
+    StudyManager(sqlite_url).retry("made", ["failed"])
+    path = tmp_path / "made.csv"
+    export_study(sqlite_url, "made", path)
+    content = path.read_text()
+    for secret in ("alice", "smith", "example", "home", "texts", "pw@", "/17"):
+        assert secret not in content, secret
+    for kept in ("secret-text", "a text", "my.toml", "mine.py:Mine", "machine-2/1"):
+        assert kept in content, kept
+    import_studies(other_url, [path])
+    export_study(other_url, "made", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == content
+
+
+def test_workers_of_one_machine_can_be_told_apart():
+    machines = MachineNames()
+    trials = [{"host": "a", "worker": f"a/{pid}"} for pid in (7, 9, 7)]
+    for trial in trials:
+        machines.add(trial)
+    workers = [machines.replace(trial)["worker"] for trial in trials]
+    assert workers == ["machine-1/1", "machine-1/2", "machine-1/1"]
+
+
+@pytest.mark.parametrize("value", ["2", "true", "null", " a", "a\nb", "NaN", "[1", '"', "é", "", 2])
+def test_text_of_a_cell_is_read_as_it_was_and_stays_on_one_line(value):
+    text = format_cell(value)
+    assert text.isprintable()
+    assert parse_cell(text) == value
+    assert type(parse_cell(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["a: /x/y/z.py", "see 'C d/e f/g'", "s3://bucket/x", "a/b//c/"])
+def test_paths_that_are_shortened_stay_as_they_are(text):
+    assert shorten_paths(shorten_paths(text)) == shorten_paths(text)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def edit_first_line(text, **changes):
+    first, _, rest = text.partition("\n")
+    prefix, _, described = first.partition(": ")
+    return f"{prefix}: {json.dumps(json.loads(described) | changes)}\n{rest}"
+
+
+def edit_cell(text, row, column, value):
+    lines = text.splitlines()
+    place = lines[1].split(",").index(column)
+    cells = lines[row - 1].split(",")  # the cells before those with quotes
+    cells[place] = value
+    lines[row - 1] = ",".join(cells)
+    return "\n".join(lines)
+
+
+def without_column(text, column):
+    lines = text.splitlines()
+    place = lines[1].split(",").index(column)
+    lines[1:] = [",".join(c for i, c in enumerate(line.split(",")) if i != place)
+                 for line in lines[1:]]  # fmt: skip
+    return "\n".join(lines)
+
+
+def repeat_row(text, row):
+    return text + text.splitlines()[row - 1] + "\n"
+
+
+CELLS = {
+    ("number", "x"): "row 4, column number: 'x', expected an integer from 0 to 999999",
+    ("number", "0"): "row 4, column number: '0', expected a number that no row above has",
+    ("number", "1000000"): "column number: '1000000', expected an integer",
+    ("state", "DONE"): "column state: 'DONE', expected one of COMPLETE, PRUNED, FAIL, WAITING",
+    ("state", "RUNNING"): "column state: 'RUNNING', expected one of",
+    ("value", "1.5"): "column value: '1.5', expected a number if complete, and nothing otherwise",
+    ("datetime_start", "today"): "column datetime_start: 'today', expected a time as in",
+    ("params_layers", "9"): "column params_layers: '9', expected one of 1",
+    ("params_layers", ""): "it has no parameter layers",
+    ("user_attrs_seconds", "-1"): "column user_attrs_seconds: '-1', expected another value: input",
+    ("user_attrs_host", "7"): "column user_attrs_host: '7', expected another value",
+    ("system_attrs_paused", "soon"): "column system_attrs_paused: 'soon', expected another value",
+    ("validation_window_1", "nan"): "column validation_window_1: 'nan', expected a loss in bits",
+    ("validation_window_1", ""): "column validation_window_1: '', expected a loss in bits",
+    ("loss_50", "1_0"): "column loss_50: '1_0', expected a number, nan or nothing",
+    ("loss_50", "abc"): "row 4, column loss_50: 'abc', expected a number, nan or nothing",
+    ("loss_50", '"abc'): "row 6: unexpected end of data, expected CSV",
+    ("loss_50", "1,1"): "row 4: ",
+}
+
+
+@pytest.mark.parametrize(("cell", "message"), CELLS.items())
+def test_bad_cell_is_named_with_its_row_and_column(sqlite_url, tmp_path, other_url, cell, message):
+    create(sqlite_url)
+    with closing(open_storage(sqlite_url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        for number in range(4):
+            trial_id = storage.claim(study_id, "w/1/t")
+            found = {"host": "h", "seconds": 1.0, "validation_windows": [1.0, 2.0]}
+            if number < 3:
+                ends = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+                value = 1.5 if number == 0 else None
+                storage.finish(trial_id, "w/1/t", ends[number], value, found, {50: 2.0})
+            else:
+                storage.pause(trial_id, "w/1/t", found)
+    path = tmp_path / "made.csv"
+    export_study(sqlite_url, "made", path)
+    path.write_text(edit_cell(path.read_text(), 4, *cell))
+    with pytest.raises(TableError) as refused:
+        import_studies(other_url, [path])
+    assert message in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "other.db").exists()
+
+
+FILES = {
+    "empty": (lambda text: "", "is not an exported study"),
+    "another table": (lambda text: "a,b\n1,2\n", "is not an exported study"),
+    "first line only": (lambda text: text.partition("\n")[0], "nothing follows"),
+    "no trial": (lambda text: "\n".join(text.splitlines()[:2]), "no trial follows"),
+    "another version": (
+        lambda text: text.replace("study 1:", "study 2:", 1),
+        "row 1: version 2 of the format, expected 1",
+    ),
+    "no JSON": (lambda text: text.replace("{", "[", 1), "row 1: invalid JSON"),
+    "deep JSON": (
+        lambda text: f'# rnn-search study 1: {{"name": {"[" * 100_000}\n',
+        "row 1: ",
+    ),
+    "another schema": (
+        lambda text: edit_first_line(text, attributes={"schema_version": 99}),
+        "row 1: schema_version 99, expected 2",
+    ),
+    "no config": (
+        lambda text: edit_first_line(text, attributes={"schema_version": 2}),
+        "row 1: config: field required",
+    ),
+    "a direction": (lambda text: edit_first_line(text, direction="maximize"), "row 1: direction"),
+    "a blank name": (lambda text: edit_first_line(text, name=" "), "study name ' ' is blank"),
+    "an attribute": (
+        lambda text: edit_first_line(text, system_attributes={"lease": 1}),
+        "row 1: system attribute lease: it is not known",
+    ),
+    "no column": (lambda text: without_column(text, "state"), "row 2: no column state"),
+    "another column": (
+        lambda text: text.replace(",loss_50,", ",loss_x,", 1),
+        "row 2: column 'loss_x', expected one that export-study writes",
+    ),
+    "a column twice": (
+        lambda text: text.replace(",loss_50,", ",state,", 1),
+        "row 2: column state is there twice",
+    ),
+    "a trial twice": (lambda text: repeat_row(text, 3), "row 7, column number: '0', expected"),
+    "no UTF-8": (lambda text: text.encode().replace(b"FAIL", b"\xff\xfe", 1), "row 4: "),
+    "binary": (lambda text: bytes(range(255, 0, -1)) * 20, "no text in UTF-8"),
+    "cut": (lambda text: gzip.compress(text.encode())[:-40], "is cut off after row"),
+    "damaged": (
+        lambda text: (packed := gzip.compress(text.encode()))[:-8] + b"\0" + packed[-7:],
+        "is damaged after row",
+    ),
+    "gzip of nothing": (lambda text: gzip.compress(b""), "is not an exported study"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), FILES.values(), ids=FILES.keys())
+def test_bad_file_is_refused_in_one_line(file, tmp_path, other_url, edit, message):
+    content = edit(file.read_text())
+    path = tmp_path / "bad.csv.gz"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(TableError) as refused:
+        import_studies(other_url, [file, path])
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(str(path))
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 600
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_what_is_no_file_is_refused(tmp_path, other_url):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("missing", "does not exist"),
+        ("", "cannot be read"),
+        ("pipe", "not a regular file"),
+    ):
+        with pytest.raises(TableError, match=message):
+            import_studies(other_url, [tmp_path / name])
+
+
+def test_file_that_unpacks_to_more_than_the_bound_is_not_unpacked(file, other_url, monkeypatch):
+    first = file.read_text().partition("\n")[0]
+    bomb = zlib.compressobj(9, wbits=31)
+    packed = bomb.compress(first.encode() + b"\n") + bomb.compress(b"a" * 2**25) + bomb.flush()
+    file.write_bytes(packed)
+    with pytest.raises(TableError, match=r"row 2: expected a line of at most 16\.8 MB"):
+        import_studies(other_url, [file])
+    monkeypatch.setattr(studies.tables.table_file, "MAX_BYTES", 3000)
+    file.write_bytes(gzip.compress(b"\n" * 5000))
+    with pytest.raises(TableError, match=r"is not an exported study"):
+        import_studies(other_url, [file])
+    file.write_bytes(gzip.compress(first.encode() + b"\n" * 5000))
+    with pytest.raises(TableError, match=r"row \d+: expected a file of at most 3\.0 kB"):
+        import_studies(other_url, [file])
+
+
+def test_taken_name_is_refused_and_another_is_given(file, url):
+    import_studies(url, [file])
+    before = dump(url)
+    with pytest.raises(StudyExistsError, match=r"'made' exists .* \(--name\)"):
+        import_studies(url, [file])
+    (result,) = import_studies(url, [file], "other")
+    assert result.name == "other"
+    assert dump(url) == before
+    rows, others = dump(url, "made"), dump(url, "other")
+    for table in rows.keys() - {"study_user_attributes"}:
+        assert others[table] == rows[table], table
+
+
+def test_of_several_files_all_are_imported_or_none(file, url, tmp_path):
+    second = tmp_path / "second.csv"
+    second.write_text(edit_first_line(file.read_text(), name="second"))
+    import_studies(url, [second])
+    with pytest.raises(StudyExistsError):
+        import_studies(url, [file, second])
+    assert query(url, "SELECT study_name FROM studies") == [("second",)]
+    with pytest.raises(ConfigError, match="one name for 2 files"):
+        import_studies(url, [file, second], "name")
+
+
+def test_gap_between_numbers_becomes_a_trial_that_is_not_of_the_grid(file, other_url, tmp_path):
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], *lines[4:]]))
+    import_studies(other_url, [file])
+    with closing(open_storage(other_url)) as storage:
+        trials = load_study(storage, "made").get_trials(deepcopy=False)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert "grid_trial" not in trials[1].system_attrs
+    export_study(other_url, "made", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text().splitlines() == file.read_text().splitlines()
+
+
+def test_study_of_a_worker_or_with_damage_is_not_exported(source_url, file, tmp_path):
+    before = list_files(tmp_path).keys()
+    with pytest.raises(StudyNotFoundError, match="'missing' is not in"):
+        export_study(source_url, "missing", tmp_path / "new.csv")
+    with pytest.raises(TableError, match=r"expected one ending in \.csv\.gz or \.csv"):
+        export_study(source_url, "made", tmp_path / "new.txt")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(TableError, match="Is a directory"):
+        export_study(source_url, "made", tmp_path / "folder.csv")
+    with closing(open_storage(source_url)) as storage:
+        study_id = load_study(storage, "made")._study_id
+        with storage.transaction() as connection:
+            connection.exec_driver_sql(
+                "UPDATE trial_intermediate_values SET intermediate_value = 'x' WHERE step = 50 "
+                "AND trial_id = (SELECT max(trial_id) FROM trials)"
+            )
+        with pytest.raises(StudyFormatError, match="6 of 8 log points can be read"):
+            export_study(source_url, "made", tmp_path / "new.csv")
+        storage.claim(study_id, "node1/17/token", paused_ids=[4])
+        with pytest.raises(StudyHeldError, match="node1/17 holds trial 3"):
+            export_study(source_url, "made", tmp_path / "new.csv")
+    created = {name for name in list_files(tmp_path) if "source.db" not in name} - before
+    assert created == set()
+
+
+def test_columns_are_those_of_the_reference(file):
+    header = file.read_text().splitlines()[1].split(",")
+    assert header[:5] == ["number", "state", "value", "datetime_start", "datetime_complete"]
+    patterns = r"params_\w+|user_attrs_\w+|system_attrs_\w+|validation_window_\d+|loss_\d+"
+    assert all(re.fullmatch(patterns, name) for name in header[5:])
+    assert {name for name in header if name.startswith("params_")} == {
+        f"params_{name}" for name in SPACE
+    }
