@@ -25,6 +25,9 @@ _BOOKKEEPING = re.compile(
 )
 """Columns that Optuna, W&B and Ray Tune write next to parameters and results."""
 
+_NUMBERING = re.compile(r"unnamed: 0|index|idx|id|#|no|nr|row|run|trial|experiment|job")
+"""Columns that number the rows, in lower case."""
+
 _INTEGER = re.compile(r"[+-]?\d{1,15}")
 
 
@@ -130,7 +133,7 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
             left_out["bookkeeping"].append(name)
         elif len(set(table.column(name))) == 1 and len(table.rows) > 1:
             left_out["constant"].append(name)
-        elif not name or (is_unique and _is_label(cells)):
+        elif not name or (is_unique and _is_label(name, cells)):
             left_out["unique"].append(name or "1, without a name,")
         else:
             chosen.append(name)
@@ -157,11 +160,6 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
     return chosen, notes
 
 
-def _is_label(cells: Sequence[str]) -> bool:
-    """Return whether distinct cells name or number their rows: texts, or consecutive integers."""
-    if not all(map(_is_finite, cells)):
-        return True
-    if not all(map(_INTEGER.fullmatch, cells)):
-        return False
-    first = int(cells[0])
-    return first in (0, 1) and [int(cell) for cell in cells] == [*range(first, first + len(cells))]
+def _is_label(name: str, cells: Sequence[str]) -> bool:
+    """Return whether distinct cells name or number their rows: texts, or numbers of rows."""
+    return not all(map(_is_finite, cells)) or _NUMBERING.fullmatch(name.lower()) is not None

@@ -1,0 +1,213 @@
+"""Reports, figures and tables of imported studies: what is said, and what is not."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from scipy import stats
+from test_page import opened
+
+from reports.charts.chart import IMPROVES, WORSENS
+from reports.charts.effect_plots import effect_color
+from reports.data.study_reader import read_results
+from reports.data.table_export import write_csv
+from reports.page.headline import format_headline
+from reports.page.imported_section import build_imported_section, describe_uncompared
+from reports.page.page import render_page, write_report
+from reports.stats.nuisance import build_judged_table
+from rnn_search import load
+from studies.importing.options import ImportOptions
+from studies.importing.study_import import import_optuna_study, import_table
+from studies.storage.open import read_storage
+
+FOREIGN_WORDS = ("bytes", "nats", "network", "corpus", "architecture", "bits per", "Adam with")
+"""Words about networks, which a report about anything else has no reason to say."""
+
+
+def grid_rows() -> list[dict]:
+    """Return a grid of four parameters and an accuracy, of which the effects are known."""
+    generator = random.Random(1)
+    values = (["adam", "sgd"], [0.001, 0.01, 0.1], [2, 4, 8], [False, True])
+    names = ("optimizer", "learning_rate", "depth", "batch norm")
+    rows = []
+    for each in itertools.product(*values):
+        row = dict(zip(names, each, strict=True))
+        accuracy = 0.8 + 0.03 * (row["optimizer"] == "adam") + 0.015 * row["batch norm"]
+        accuracy -= 0.04 * (row["learning_rate"] == 0.1)
+        rows.append(row | {"accuracy": round(accuracy + generator.gauss(0, 0.003), 4)})
+    return rows
+
+
+@pytest.fixture
+def results_of(tmp_path):
+    """Import rows as a study; return its results."""
+
+    def read(rows: list[dict], **options):
+        path = tmp_path / "table.csv"
+        pd.DataFrame(rows).to_csv(path, index=False)
+        url = f"sqlite:///{tmp_path}/studies.db"
+        import_table(url, path, None, ImportOptions(**options), "rnn-search import table.csv")
+        return read_results(read_storage(url), "table", drawn_only=True)
+
+    return read
+
+
+@pytest.fixture
+def grid(results_of):
+    return results_of(
+        grid_rows(), value="accuracy", maximize=True, question="What makes it accurate?"
+    )
+
+
+def text_of(results) -> str:
+    page = "".join(render_page([build_imported_section(results)]))
+    return page[page.index("<main>") : page.index("</main>")]
+
+
+def test_higher_accuracy_is_better_everywhere(grid):
+    section = build_imported_section(grid)
+    best = section.summary.best
+    assert best.mean == max(row["accuracy"] for row in grid_rows())
+    assert grid.table["value"].is_monotonic_decreasing
+    effects = {each.contrast.label: each for each in section.effects[0].effects}
+    norm, optimizer = effects["batch norm"], effects["optimizer adam → sgd"]
+    assert norm.improved_count / norm.pairs > 0.9
+    assert (effect_color(norm), effect_color(optimizer)) == (IMPROVES, WORSENS)
+    line = format_headline([section])
+    assert f"{best.mean:.4f}, accuracy" in line
+
+
+def test_effects_and_intervals_are_those_of_a_linear_model(grid):
+    """Main effect, and the error that interactions of three and four parameters give."""
+    rows = pd.DataFrame(grid_rows())
+    codes = [pd.get_dummies(rows[name].astype(str), drop_first=True).to_numpy(float)
+             for name in ("optimizer", "learning_rate", "depth", "batch norm")]  # fmt: skip
+    columns = [np.ones((len(rows), 1))]
+    for order in (1, 2):
+        for chosen in itertools.combinations(codes, order):
+            product = chosen[0]
+            for each in chosen[1:]:
+                product = np.einsum("ij,ik->ijk", product, each).reshape(len(rows), -1)
+            columns.append(product)
+    design = np.hstack(columns)
+    residuals = rows["accuracy"] - design @ np.linalg.lstsq(design, rows["accuracy"])[0]
+    degrees = len(rows) - np.linalg.matrix_rank(design)
+    error = math.sqrt((residuals**2).sum() / degrees * (2 / 18))
+    means = rows.groupby("batch norm")["accuracy"].mean()
+    (effect,) = [
+        each
+        for each in build_judged_table(grid).compute_effects()
+        if each.contrast.parameter == "batch norm"
+    ]
+    assert effect.mean == pytest.approx(means[True] - means[False])
+    assert effect.degrees == degrees == 16
+    assert effect.high - effect.mean == pytest.approx(stats.t.ppf(0.975, degrees) * error)
+
+
+def test_page_of_a_grid_says_nothing_about_networks(grid):
+    page = text_of(grid)
+    assert "What makes it accurate?" in page
+    assert "positive is better" in page
+    assert "The trials are a complete grid." in page
+    assert "A higher accuracy is better." in page
+    assert "rnn-search import table.csv" in page
+    for word in FOREIGN_WORDS:
+        assert word not in page, word
+    for anchor in ("curves", "code", "cost", "memory", "samples", "hypotheses"):
+        assert f'id="s1-{anchor}"' not in page
+
+
+def test_metric_has_its_own_name_and_unit(results_of):
+    rows = [{"n": n, "k": k, "time": 100 * n + k} for n in (1, 2, 3) for k in (1, 2)]
+    results = results_of(rows, value="time", metric="build time", unit="s")
+    page = text_of(results)
+    assert "Which parameters matter for build time?" in page
+    assert "build time 101.0 s" in page.replace("\n", " ")
+    assert results.metric.axis_title == "build time (s)"
+
+
+def test_part_of_a_grid_is_called_so_and_missing_pairs_are_left_out(results_of):
+    rows = [row for i, row in enumerate(grid_rows()) if i % 5]
+    page = text_of(results_of(rows, value="accuracy", maximize=True))
+    assert "The trials are a part of the grid" in page
+    assert "complete grid" not in page
+
+
+def test_continuous_parameters_are_not_paired_and_the_page_says_so(results_of):
+    generator = random.Random(0)
+    rows = [
+        {"rate": generator.uniform(1e-5, 1e-1), "flag": i % 2 == 0, "value": i} for i in range(60)
+    ]
+    results = results_of(rows)
+    section = build_imported_section(results)
+    assert "No two trials differ in one parameter only" in describe_uncompared(section)
+    assert section.effects[0].effects == []
+    assert section.importances
+    page = text_of(results)
+    assert 'id="s1-effects"' not in page
+    assert "Slice: value of every trial" in page
+
+
+def test_replicates_are_compared_by_their_means(results_of):
+    rows = [row | {"seed": seed, "accuracy": row["accuracy"] + seed / 1000}
+            for row in grid_rows() for seed in (1, 2, 3)]  # fmt: skip
+    results = results_of(rows, value="accuracy", maximize=True)
+    section = build_imported_section(results)
+    assert section.summary.best.runs == 3
+    assert len(section.summary.entries) == 36
+    assert "replicates of these configurations" in section.effects[0].interval_text
+    assert "Runs of each configuration" in section.replicates_chart.title
+
+
+def test_html_in_names_and_values_is_text(results_of):
+    rows = [{"<b>x</b>": x, "y": y, "value": len(x) + y}
+            for x in ("<script>alert(1)</script>", "plain") for y in (1, 2, 3)]  # fmt: skip
+    page = text_of(results_of(rows))
+    assert "<script>alert" not in page
+    assert "<b>x</b>" not in page
+
+
+def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
+    source, target = f"sqlite:///{tmp_path}/optuna.db", f"sqlite:///{tmp_path}/studies.db"
+
+    def objective(trial):
+        value = trial.suggest_int("n", 1, 3) + trial.suggest_float("x", 0, 1)
+        trial.report(value, 1)
+        if trial.number % 4 == 3:
+            raise optuna.TrialPruned
+        return value
+
+    sampler = optuna.samplers.TPESampler(seed=0)
+    optuna.create_study(study_name="tpe", storage=source, sampler=sampler).optimize(objective, 20)
+    import_optuna_study(target, source, "tpe", None, ImportOptions())
+    results = read_results(read_storage(target), "tpe", drawn_only=True)
+    page = text_of(results)
+    assert "5 trials were pruned: the complete ones are a selection" in page
+    assert "A sampler may have chosen later trials" in page
+    assert 'id="s1-curves"' in page
+
+
+def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
+    write_csv([grid], tmp_path / "out.csv")
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert {"optimizer", "value"} <= set(written.columns)
+    assert not {"seconds", "parameter_count", "torch"} & set(written.columns)
+    study = load("table", storage=f"sqlite:///{tmp_path}/studies.db")
+    assert list(study.results.columns[:3]) == ["label", "state", "value"]
+    assert study.best.value == study.results["value"].max()
+    table = study.effects().table
+    assert table.loc[table["parameter"] == "batch norm", "effect"].item() > 0
+    assert study.status.is_finished
+
+
+@pytest.mark.extended
+def test_page_of_an_imported_study_is_drawn_in_a_browser(browser, grid, tmp_path):
+    path = write_report(f"sqlite:///{tmp_path}/studies.db", ["table"], tmp_path / "page.html").path
+    with opened(browser, path) as page:
+        page.wait_for_selector(".plot .trace")
+        assert page.locator("h1").inner_text() == "table"
+        assert "optimizer adam → sgd" in page.locator("table.effects").inner_text()

@@ -1,0 +1,291 @@
+"""Import of tables and of plain Optuna's studies: what is read, and what is refused in one line."""
+
+import gzip
+import random
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+
+from studies.errors import (
+    ConfigError,
+    ImportedStudyError,
+    StudiesError,
+    StudyExistsError,
+    TableError,
+)
+from studies.importing.options import ImportOptions
+from studies.importing.study_import import import_optuna_study, import_table
+from studies.loader import load_stored_config, read_record, read_study_record
+from studies.management import StudyManager
+from studies.storage.counts import count_trials, top_trials
+from studies.storage.open import load_study, read_storage
+from studies.storage.queries import read_best_trial, read_trials
+from studies.study_files import StudyStores
+from studies.study_list import list_studies
+
+GRID = "lr,act,value\n0.1,relu,0.5\n0.1,gelu,0.4\n0.2,relu,0.7\n0.2,gelu,0.6\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table and import it; return its trials and what was said about it."""
+
+    def read(content: str | bytes, **options):
+        path = tmp_path / "table.csv"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        url = f"sqlite:///{tmp_path}/studies.db"
+        imported = import_table(url, path, None, ImportOptions(**options))
+        storage = read_storage(url)
+        trials = read_trials(storage, load_study(storage, "table")._study_id)
+        storage.close()
+        return trials, imported
+
+    return read
+
+
+def params_of(trials) -> list[dict]:
+    return [trial.params for trial in trials]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a,b,loss\n1,2,0.5\n", {}, "row 1: no column 'value': expected"),
+        ("a,value,values_0\n1,2,3\n", {}, "row 1: the columns value, values_0: expected one value"),
+        ("a,acc\n1,2\n2,n/a\n", {"value": "acc"}, "row 3, column 'acc': 'n/a' is no number"),
+        ("a,value\n1,1\n2,2\n1,3\n", {}, "row 2 and row 4 have the same parameters"),
+        ("a,seed,value\n1,1,1\n2,2,2\n1,1,3\n", {}, "and the same replicate"),
+        ("a,value\n1,nan\n2,\n", {}, "no row is complete"),
+        ("a,b,value\n1,2,3\n4,5\n", {}, "row 3: 2 cells: expected 3"),
+        ("a,é,value\n1,2,3\n".encode("latin1"), {}, "row 1: byte 0xe9 is no UTF-8"),
+        ("", {}, "is empty"),
+        ("a,value\n", {}, "no row below the header"),
+        (b"PK\x03\x04", {}, "is an Excel workbook"),
+        (b"a,\0,value\n1,2,3\n", {}, "row 1: a NUL character"),
+        (gzip.compress(b"a,value\n1,2\n" * 1000)[:40], {}, "the compressed file is damaged"),
+        ("a,value\n1,2\n2,3\n", {"parameters": ("b",)}, "--parameters names it"),
+        ("a,a,value\n1,2,3\n", {}, "row 1: two columns 'a'"),
+        ("a,,value\n1,2,3\n", {}, "row 1, column 2: no name"),
+        ('a,value\n"1,2\n', {}, "row 2: no row of a CSV table"),
+        ("a,loss_5,value\n1,x,3\n2,1,3\n", {}, "row 2, column 'loss_5': 'x' is no number"),
+        ("value\n1\n2\n", {}, "no parameter"),
+    ],
+)
+def test_bad_table_is_refused_in_one_line_and_nothing_is_written(
+    table, tmp_path, content, options, message
+):
+    with pytest.raises(TableError) as refused:
+        table(content, **options)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "studies.db").exists()
+
+
+def test_table_too_large_to_read_is_refused(table, monkeypatch):
+    monkeypatch.setattr("studies.importing.table_file.MAX_ROWS", 3)
+    with pytest.raises(TableError, match="more than 3 rows"):
+        table(GRID)
+
+
+def test_values_have_the_type_of_their_column(table):
+    trials, _ = table("n,x,flag,text,value\n1,0.5,True,a,1\n2,1,false,2,2\n")
+    assert params_of(trials) == [
+        {"n": 1, "x": 0.5, "flag": True, "text": "a"},
+        {"n": 2, "x": 1.0, "flag": False, "text": "2"},
+    ]
+    assert [trial.value for trial in trials] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GRID,
+        "\ufeff" + GRID.replace("\n", "\r\n"),
+        GRID.replace(",", "\t"),
+        GRID.replace(",", ";").replace(".", ","),
+        GRID.replace(",", "\t").encode("utf-16"),
+        gzip.compress(GRID.encode()),
+    ],
+    ids=["plain", "BOM and CRLF", "tabs", "decimal commas", "UTF-16", "compressed"],
+)
+def test_table_reads_alike_from_every_program(table, content):
+    trials, imported = table(content)
+    assert params_of(trials)[0] == {"lr": 0.1, "act": "relu"}
+    assert [trial.value for trial in trials] == [0.5, 0.4, 0.7, 0.6]
+    assert imported.counts == "4 complete"
+
+
+def test_missing_parameters_and_values_are_no_results(table):
+    trials, imported = table("a,b,value\n1,x,0.5\n2,,nan\n3,y,\n4,x,inf\n")
+    assert params_of(trials)[1] == {"a": 2}
+    assert imported.counts == "1 complete, 2 diverged, 1 failed"
+
+
+def test_parameter_named_as_a_column_of_results_is_renamed(table):
+    content = "state_size,cell,layers,label,value\n8,a,1,x,1\n8,b,2,y,2\n16,a,1,z,3\n"
+    trials, imported = table(content, parameters=("state_size", "cell", "layers", "label"))
+    assert params_of(trials)[0] == {"state_size": 8, "cell": "a", "layers": 1, "label_": "x"}
+    assert any("label_" in note for note in imported.notes)
+
+
+def test_seed_numbers_replicates_and_prefixes_are_stripped(table):
+    rows = [f"{lr},{seed},{lr},x" for lr in (0.1, 0.2) for seed in (7, 8)]
+    trials, _ = table(
+        "config/lr,config/seed,mean_loss,trial_id\n" + "\n".join(rows), value="mean_loss"
+    )
+    assert params_of(trials)[1] == {"lr": 0.1, "replicate": 8}
+
+
+def test_columns_of_names_constants_and_numbers_are_left_out(table):
+    content = "Name,user,row,lr,n,value\na,me,0,0.1,1,1\nb,me,1,0.1,2,2\nc,me,2,0.2,3,3\n"
+    trials, imported = table(content)
+    assert params_of(trials)[0] == {"lr": 0.1, "n": 1}
+    assert len(imported.notes) == 4
+    assert "Each row has another value of n" in imported.notes[-1]
+
+
+def test_curve_columns_become_intermediate_values(table, tmp_path):
+    table("a,loss_10,loss_20,value\n1,0.9,0.5,0.5\n2,0.8,,0.4\n")
+    rows = sqlite3.connect(tmp_path / "studies.db").execute(
+        "SELECT step, intermediate_value FROM trial_intermediate_values ORDER BY trial_id, step"
+    )
+    assert rows.fetchall() == [(10, 0.9), (20, 0.5), (10, 0.8)]
+
+
+def test_highest_value_is_the_best_if_it_is_maximized(table, tmp_path):
+    table(GRID, maximize=True)
+    storage = read_storage(f"sqlite:///{tmp_path}/studies.db")
+    study_id = load_study(storage, "table")._study_id
+    assert read_best_trial(storage, study_id).number == 2
+    assert top_trials(storage, study_id, 2) == [(2, 0.7), (3, 0.6)]
+    stores = StudyStores(None, f"sqlite:///{tmp_path}/studies.db", read_only=True)
+    (listed,) = list_studies(storage, stores)
+    assert (listed.kind, listed.best) == ("imported", 0.7)
+
+
+def test_name_that_is_taken_is_refused(table):
+    table(GRID)
+    with pytest.raises(StudyExistsError, match="choose another --name"):
+        table(GRID)
+
+
+def test_imported_study_is_not_trained(table, tmp_path):
+    table(GRID)
+    url = f"sqlite:///{tmp_path}/studies.db"
+    nothing = "was imported: there is nothing to train"
+    with pytest.raises(ImportedStudyError, match=nothing):
+        StudyManager(url).retry("table", ["failed"])
+    with pytest.raises(ImportedStudyError, match=nothing):
+        load_stored_config("table", url)
+    storage = read_storage(url)
+    study = load_study(storage, "table")
+    with pytest.raises(ImportedStudyError, match=nothing):
+        read_study_record(study)
+    assert read_record(study).imported.parameters == ["lr", "act"]
+
+
+def test_plain_optuna_reads_an_imported_study(table, tmp_path):
+    table(GRID, maximize=True, metric="accuracy")
+    study = optuna.load_study(study_name="table", storage=f"sqlite:///{tmp_path}/studies.db")
+    assert study.best_params == {"lr": 0.2, "act": "relu"}
+    assert study.metric_names == ["accuracy"]
+
+
+# ------------------------------------------------------------------ studies of plain Optuna
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """URL of a storage with a study by TPE, of maximum, with pruned, failed and waiting trials."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    generator = random.Random(0)
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+        name = trial.suggest_categorical("optimizer", ["adam", "sgd", None])
+        if name == "sgd":
+            trial.suggest_float("momentum", 0.0, 0.9)
+        trial.report(rate, 1)
+        if trial.number % 5 == 4:
+            raise optuna.TrialPruned
+        if trial.number == 3:
+            raise RuntimeError
+        return rate + generator.random() / 100
+
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=5)
+    study = optuna.create_study(
+        study_name="tuned", storage=url, direction="maximize", sampler=sampler
+    )
+    study.optimize(objective, n_trials=12, catch=(RuntimeError,))
+    study.enqueue_trial({"rate": 0.01})
+    return url
+
+
+def import_tuned(tmp_path: Path, url: str, study: str | None = None, **options):
+    target = f"sqlite:///{tmp_path}/studies.db"
+    imported = import_optuna_study(target, url, study, None, ImportOptions(**options))
+    storage = read_storage(target)
+    loaded = load_study(storage, imported.name)
+    return imported, loaded, storage
+
+
+def test_study_of_optuna_keeps_its_states_curves_and_direction(tmp_path, tuned):
+    before = (tmp_path / "optuna.db").read_bytes()
+    imported, study, storage = import_tuned(tmp_path, tuned)
+    assert (tmp_path / "optuna.db").read_bytes() == before
+    counts = count_trials(storage, study._study_id)
+    assert (counts.complete, counts.pruned, counts.failed, counts.planned) == (9, 2, 1, 12)
+    source = optuna.load_study(study_name="tuned", storage=tuned)
+    assert study.best_value == source.best_value
+    assert study.trials[4].intermediate_values == source.trials[4].intermediate_values
+    assert study.trials[0].params["rate"] == source.trials[0].params["rate"]
+    assert imported.notes == ["Trials that are not finished were left out: 1."]
+    record = read_record(study).imported
+    assert (record.direction, record.is_adaptive) == ("maximize", True)
+
+
+def test_table_of_optuna_is_recognized(tmp_path, tuned, table):
+    source = optuna.load_study(study_name="tuned", storage=tuned)
+    frame = source.trials_dataframe()
+    trials, imported = table(frame.to_csv(), maximize=True)
+    assert imported.counts == "9 complete, 1 failed, 2 pruned"
+    assert sorted(imported.parameters) == ["momentum", "optimizer", "rate"]
+    assert trials[0].params["rate"] == source.trials[0].params["rate"]
+
+
+def test_objective_of_several_is_to_be_chosen(tmp_path):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = optuna.create_study(study_name="two", storage=url, directions=["minimize", "maximize"])
+    study.optimize(lambda t: (t.suggest_int("n", 1, 9), 2.0), n_trials=3)
+    with pytest.raises(ConfigError, match="has 2 objectives: choose one with --value, of values_0"):
+        import_tuned(tmp_path, url)
+    assert not (tmp_path / "studies.db").exists()
+    _, imported, _ = import_tuned(tmp_path, url, value="values_1")
+    assert imported.best_value == 2.0
+
+
+def test_repeated_trials_of_optuna_are_replicates(tmp_path):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = optuna.create_study(study_name="grid", storage=url)
+    for _ in range(2):
+        study.enqueue_trial({"n": 1})
+    study.enqueue_trial({"n": 2})
+    study.optimize(lambda t: t.suggest_int("n", 1, 2), n_trials=3)
+    imported, stored, _ = import_tuned(tmp_path, url)
+    assert len({trial.params["replicate"] for trial in stored.trials}) == 3
+    assert imported.notes == [
+        "1 run repeats the parameters of an earlier one: they count as replicates."
+    ]
+
+
+def test_study_of_several_is_to_be_named_and_own_ones_are_copied(tmp_path, tuned, table):
+    optuna.create_study(study_name="other", storage=tuned)
+    with pytest.raises(ConfigError, match="has 2 studies: choose one with --study"):
+        import_tuned(tmp_path, tuned)
+    with pytest.raises(StudiesError, match="has no finished trial"):
+        import_tuned(tmp_path, tuned, "other")
+    table(GRID)
+    with pytest.raises(ConfigError, match="is one of this program: copy it"):
+        import_tuned(tmp_path, f"sqlite:///{tmp_path}/studies.db", "table")
