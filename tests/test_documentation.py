@@ -65,6 +65,7 @@ SEQUENCES = {
         "docs/how-to/tune-the-learning-rate.md",
         "docs/faq.md",
     ],
+    "Imports": ["docs/how-to/import-results.md"],
     "PostgreSQL": ["docs/how-to/many-machines.md"],
 }
 """Pages whose commands and Python run one after another, in one storage each."""
@@ -82,6 +83,9 @@ FILES = {
     "my-study.toml": ("docs/index.md", "toml", 0),
     "my-longer.toml": ("docs/tutorial.md", "toml", 1),
     "my-rates.toml": ("docs/how-to/tune-the-learning-rate.md", "toml", 0),
+    "results.csv": ("docs/how-to/import-results.md", "csv", 0),
+    "sweep.csv": ("docs/how-to/import-results.md", "csv", 1),
+    "tune.csv": ("docs/how-to/import-results.md", "csv", 2),
     "my-cells.toml": (OWN_CELL, "toml", 0),
     "my_cells.py": (OWN_CELL, "python", 0),
 }
