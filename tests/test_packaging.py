@@ -85,6 +85,7 @@ def test_source_distribution_contains_only_tracked_files(built):
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     assert names - {"PKG-INFO"} <= set(tracked())
     assert {"tests/test_packaging.py", "studies/quick.toml", "examples/01_first_search.py"} <= names
+    assert {"mkdocs.yml", "docs/index.md", "docs/generator/hooks.py"} <= names
 
 
 @pytest.mark.parametrize("name", SEARCH_OUTPUT)

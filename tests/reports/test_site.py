@@ -12,8 +12,10 @@ import pytest
 from factories import make_refinement, make_stated
 from helpers import ROOT, copy_checkout
 
+from docs.generator.gallery import DATA, ENDING, MARK, SharedPages
 from docs.generator.source_pages import rewrite_links
 from docs.generator.tables import escape_pipes, make_table
+from studies.files import read_toml
 from studies.tables.study_export import export_study
 
 NAV = re.findall(
@@ -60,6 +62,7 @@ def project(tmp_path_factory) -> Path:
     copy_checkout(folder)
     for data in (folder / "docs" / "gallery").glob("*.csv.gz"):
         data.unlink()
+    (folder / "docs" / "gallery" / "index.md").write_text("# Gallery\n\n<!-- reports -->\n")
     return folder
 
 
@@ -225,6 +228,20 @@ def test_link_without_a_target_fails_the_build(project, tmp_path, target):
     done = build(copy, tmp_path / "site")
     assert done.returncode != 0
     assert f"'{target}'" in done.stderr
+
+
+def test_gallery_describes_each_of_its_studies():
+    page = (DATA / "index.md").read_text(encoding="utf-8")
+    assert MARK in page
+    for path in DATA.glob(f"*{ENDING}"):
+        name = path.name.removesuffix(ENDING)
+        section = page.partition(f"\n## `{name}`\n")[2].partition("\n## ")[0]
+        assert f"]({path.name})" in section
+
+
+def test_shared_pages_of_the_gallery_are_valid():
+    pages = SharedPages.model_validate(read_toml(DATA / "pages.toml"))
+    assert [page.file for page in (*pages.report, *pages.hypotheses)]
 
 
 @pytest.mark.parametrize(
