@@ -107,9 +107,6 @@ SMALLER = {
 """Overrides that make the search of a study small; a derived study inherits most of them."""
 
 
-GRID_ONE = "docs/gallery/grid-one.csv.gz"
-
-
 def read_subcommand(command: list[str]) -> list[str]:
     """Return the words of a command as they follow ``rnn-search``; [] for another program."""
     match command:
@@ -234,10 +231,6 @@ def test_every_command_runs(sequence, environment, checkout, text, run, request,
             page_text = (checkout / report).read_text(encoding="utf-8")
             assert page_text.startswith("<!DOCTYPE html>")
 
-    if sequence == "First steps" and not (checkout / GRID_ONE).exists():
-        run_command(["rnn-search", "run", "my-study.toml", "--name", "grid-one"])
-        run_command(["rnn-search", "export-study", "grid-one", GRID_ONE])
-        run_command(["rnn-search", "delete", "grid-one", "--yes"])
     for command in BEFORE.get(sequence, []):
         run_command(command)
     for page in SEQUENCES[sequence]:
