@@ -124,7 +124,7 @@ def test_search_refine_and_report_from_two_processes(sqlite_url, tmp_path, text,
     )
     assert done.returncode == 0, done.stderr
     html = page.read_text()
-    assert re.findall("<h1[^>]*>(.*)</h1>", html) == ["quick", "quick-refined"]
+    assert re.findall('<p class="study-name">(.*)</p>', html) == ["quick", "quick-refined"]
     assert f"trial {best[0].number}" in html
     assert "src=" not in html.split("</style>")[0]
 

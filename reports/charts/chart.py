@@ -25,6 +25,9 @@ PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 ROW_HEIGHT = 28
 """Height in pixels of a row of a category axis."""
 
+COLUMN_WIDTH, FULL_WIDTH = 760, 1160
+"""Largest width in pixels of a figure of a few rows or lines, and of one of many."""
+
 _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
@@ -53,6 +56,7 @@ class Chart:
         alt_text: text alternative, with the figure's main numbers.
         caption: how to read the figure.
         width: width in pixels below which the figure scrolls instead of shrinking; 0 for none.
+        max_width: width in pixels above which the figure does not grow.
         color_schemes: color schemes that a reader may choose from, for training curves.
     """
 
@@ -61,6 +65,7 @@ class Chart:
     alt_text: str
     caption: str = ""
     width: int = 0
+    max_width: int = COLUMN_WIDTH
     color_schemes: list[ColorScheme] = field(default_factory=list)
 
     @property

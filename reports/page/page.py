@@ -39,6 +39,7 @@ from reports.formatting import (
     objective_name,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
+from reports.page.first_screen import build_first_screen
 from reports.page.headline import format_headline
 from reports.page.imported_section import describe_uncompared
 from reports.page.section import Section
@@ -163,6 +164,7 @@ def _templates() -> jinja2.Environment:
         "equations": generate_latex,
         "layer_code": generate_forward,
         "module_code": generate_module,
+        "first_screen": build_first_screen,
         "format_setting": format_setting,
         "format_value": format_value,
         "min_shrunk": MIN_ARCHITECTURES,

@@ -152,3 +152,26 @@ class Section:
     def largest_effects(self) -> list[RankedEffect]:
         """The three largest significant effects; empty if none is."""
         return [each for each in self.ranked_effects if each.is_significant][:3]
+
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Headings of the section: the end of the element's id, and the text."""
+        is_imported, nuisance = self.results.is_imported, self.nuisance
+        headings = {
+            "summary": ("Summary", True),
+            "effects": (self.effects_title, True),
+            "conditional": ("What the effects depend on", self.conditional),
+            "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
+            "hypotheses": ("Hypotheses", self.hypotheses),
+            "outcomes": ("Rescued and ruined", self.outcomes),
+            "curves": (self.curves_title, self.curves or not is_imported),
+            "leaderboard": ("Ranking" if is_imported else "Leaderboard", True),
+            "cost": ("Equal cost", self.costs_and_losses),
+            "memory": ("Memory", self.context_chart),
+            "code": ("Source code of the best", not is_imported),
+            "samples": ("Samples", self.samples),
+            "importances": ("Importances", True),
+            "comparison": ("Comparison", self.slopes or self.pairwise_chart),
+            "accounting": ("Accounting", True),
+        }
+        return [(name, title) for name, (title, is_shown) in headings.items() if is_shown]

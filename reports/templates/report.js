@@ -2,10 +2,9 @@
 // Draws charts when they are about to be seen, and handles the controls. All data are in the page.
 
 const themes = JSON.parse(document.getElementById("themes").textContent);
-const root = document.documentElement;
-const system = matchMedia("(prefers-color-scheme: dark)");
-const printing = matchMedia("print");
 const NEAR = "800px";
+// Width of a letter of an axis title, in pixels.
+const LETTER = 7.5;
 const CONFIG = { displaylogo: false, responsive: true };
 // Browsers limit a page to about sixteen WebGL contexts, and a chart takes three.
 const MAX_WEBGL_CHARTS = 4;
@@ -13,11 +12,6 @@ const MAX_WEBGL_CHARTS = 4;
 // ------------------------------------------------------------------ light and dark
 
 const chosenTheme = document.getElementById("theme");
-
-function isDark() {
-  if (printing.matches || root.dataset.printing) return false;
-  return chosenTheme.value === "dark" || (chosenTheme.value === "auto" && system.matches);
-}
 
 function cssVariable(name) {
   return getComputedStyle(root).getPropertyValue(name).trim();
@@ -29,8 +23,24 @@ function layoutOf(figure) {
     paper_bgcolor: cssVariable("--paper"), plot_bgcolor: cssVariable("--paper"),
     font: { family: "system-ui, sans-serif", color: cssVariable("--ink"), size: 13 },
   });
-  const margin = { l: 60, r: 20, t: 20, b: 60, ...figure.layout.margin };
+  // Names at an axis need as much room as they take, numbers always the same.
+  const l = figure.layout.yaxis?.automargin ? 5 : 60;
+  const margin = { l, r: 20, t: 10, b: 60, ...figure.layout.margin };
   return { ...figure.layout, template: theme, margin, width: undefined, autosize: true };
+}
+
+// Plotly cuts off the title of an axis that is longer than the figure: its unit gets a second line.
+function wrapAxisTitles(layout, plot) {
+  for (const [name, axis] of Object.entries(layout)) {
+    const text = axis?.title?.text;
+    if (!/^[xy]axis\d*$/.test(name) || !text || text.includes("<br>")) continue;
+    const isX = name[0] === "x", room = isX ? plot.clientWidth - 130 : layout.height - 90;
+    if (text.length * LETTER <= room) continue;
+    layout[name] = { ...axis, title: { ...axis.title, text: text.replace(" (", "<br>(") } };
+    const side = isX ? "b" : "l";
+    layout.margin = { ...layout.margin, [side]: layout.margin[side] + 18 };
+  }
+  return layout;
 }
 
 // Plotly chooses the wrong text color on half-transparent cells.
@@ -48,13 +58,10 @@ function applyTheme() {
   }
 }
 
-// Browsers may forbid storage to pages opened from a disk.
-function remember(key, value) { try { localStorage.setItem(key, value); } catch { /* not stored */ } }
-function recall(key) { try { return localStorage.getItem(key); } catch { return null; } }
-
-chosenTheme.value = recall("rnn-search theme") ?? "auto";
+chosenTheme.value = theme;
 chosenTheme.addEventListener("change", () => {
-  remember("rnn-search theme", chosenTheme.value);
+  theme = chosenTheme.value;
+  remember("rnn-search theme", theme);
   applyTheme();
 });
 system.addEventListener("change", applyTheme);
@@ -87,7 +94,7 @@ async function draw(plot) {
     listenToCurves(curves, plot);
   } else {
     setTextColor(figure);
-    await Plotly.newPlot(plot, figure.data, layoutOf(figure), CONFIG);
+    await Plotly.newPlot(plot, figure.data, wrapAxisTitles(layoutOf(figure), plot), CONFIG);
   }
   plot.classList.add("drawn");
 }
@@ -125,6 +132,52 @@ addEventListener("beforeprint", () => {
 addEventListener("afterprint", () => {
   delete root.dataset.printing;
   applyTheme();
+});
+
+// ------------------------------------------------------------------ contents
+
+// A column next to the page where there is room, else a menu in a bar.
+const contents = document.querySelector(".contents");
+const wide = matchMedia("(min-width: 64rem)");
+const links = [...contents.querySelectorAll("a")];
+const targets = links.map((link) => document.getElementById(link.hash.slice(1)));
+
+function arrangeContents() { contents.open = wide.matches; }
+
+function markCurrent() {
+  // The last target above this line is read; at the end of the page the last one.
+  const line = 0.25 * innerHeight;
+  const isAtEnd = scrollY + innerHeight >= root.scrollHeight - 2;
+  let current = isAtEnd && scrollY > 0 ? targets.length - 1
+    : targets.findLastIndex((target) => target.getBoundingClientRect().top <= line);
+  // A study and its summary begin together.
+  if (current < 1) current = Math.min(1, links.length - 1);
+  links.forEach((link, i) => {
+    if (i === current) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  });
+  for (const study of contents.querySelectorAll(".of-study")) {
+    study.classList.toggle("current", study.contains(links[current]));
+  }
+  const link = links[current];
+  contents.querySelector(".here").textContent = link.textContent;
+  if (wide.matches) {
+    const bar = contents.closest(".bar"), box = link.getBoundingClientRect();
+    if (box.top < 0 || box.bottom > innerHeight) bar.scrollTop += box.top - innerHeight / 2;
+  }
+}
+
+let isMarking = false;
+addEventListener("scroll", () => {
+  if (isMarking) return;
+  isMarking = true;
+  requestAnimationFrame(() => { isMarking = false; markCurrent(); });
+}, { passive: true });
+wide.addEventListener("change", () => { arrangeContents(); markCurrent(); });
+contents.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || wide.matches) return;
+  contents.open = false;
+  contents.querySelector("summary").focus();
 });
 
 // ------------------------------------------------------------------ filters of the effects
@@ -211,7 +264,7 @@ function showLegend(curves, { legend }) {
 async function recolor(curves, plot) {
   const figure = figureOf(plot), scheme = selectedScheme(curves);
   showLegend(curves, scheme);
-  await Plotly.react(plot, bundleByColor(figure, scheme), layoutOf(figure), CONFIG);
+  await Plotly.react(plot, bundleByColor(figure, scheme), wrapAxisTitles(layoutOf(figure), plot), CONFIG);
 }
 
 function listenToCurves(curves, plot) {
@@ -318,9 +371,8 @@ document.addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(button.closest("details").querySelector("code").textContent);
     button.textContent = "Copied";
   }
-  for (const menu of document.querySelectorAll(".menu[open]")) {
-    if (!menu.contains(event.target) || event.target.closest("a")) menu.open = false;
-  }
+  const isOutside = !contents.contains(event.target) || event.target.closest("a");
+  if (!wide.matches && isOutside) contents.open = false;
 });
 
 // ------------------------------------------------------------------ reload
@@ -331,4 +383,6 @@ if (seconds) {
 }
 
 applyTheme();
+arrangeContents();
+markCurrent();
 watch(document);

@@ -112,7 +112,7 @@ def test_page_draws_at_most_so_many_points_and_lists_so_many_trials(
 ):
     make_large_study(sqlite_url, tmp_path)
     monkeypatch.setattr(drawn_trials, "MAX_DRAWN", 20)
-    monkeypatch.setattr("reports.page.sections.MAX_DRAWN", 20)
+    monkeypatch.setattr("reports.page.section.MAX_DRAWN", 20)
     monkeypatch.setattr(training_plots, "MAX_POINTS", 200)
     with closing(open_storage(sqlite_url)) as storage:
         use = DatabaseUse(storage)
