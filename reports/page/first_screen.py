@@ -54,11 +54,11 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     unit = "architecture" if section.nuisance else "trial"
     name = results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
-    if section.replicates_chart:
+    has_effects = section.effects[0].chart and not section.summary.has_verdicts
+    if section.replicates_chart and not has_effects:
         caption = (
-            "Every run of each "
-            f"{results.noun}, and the mean with its 95% interval. Means whose intervals "
-            "overlap may differ by luck."
+            f"Every run of each {results.noun}, and the mean with its 95% interval. Means whose "
+            "intervals overlap may differ by luck."
         )
         return section.replicates_chart, caption
     if section.effects[0].chart:
