@@ -121,7 +121,7 @@ def _state_others(section: Section, ranked: Sequence[RankedEffect]) -> Markup:
     parts = []
     if smaller:
         count = format_count(smaller, "other change has", "other changes have")
-        parts.append(Markup("{} smaller effects").format(count))
+        parts.append(Markup("{} smaller significant effects").format(count))
     if undecided:
         parts.append(_describe_undecided(undecided, len(ranked)))
     return _to_sentence("{}", Markup("; ").join(parts) or "no other change was tried")
@@ -137,10 +137,13 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
     names = [Markup("<strong>{}</strong>").format(each.main.contrast.label) for each in effects]
     if len(effects) > MAX_NAMED:
         names = [Markup("{} changes").format(len(effects))]
+        if len(effects) == tried:
+            names = [Markup("all {} changes").format(tried)]
     verb = "is" if len(effects) == 1 else "are"
     text = Markup("{} {} undecided").format(_join(names), verb)
     if tried > 1:
-        text += Markup(" after correction for {} changes").format(tried)
+        number = "their number" if len(effects) == tried else f"{tried} changes"
+        text += Markup(" after correction for {}").format(number)
     bounds = [bound for each in effects for bound in (each.main.low, each.main.high)]
     if any(map(math.isnan, bounds)):
         return text

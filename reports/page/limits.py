@@ -92,11 +92,7 @@ def _measure_intervals(section: Section) -> Limit | None:
     if not widths:
         return None
     digits = section.results.scale.digits
-    detail = (
-        f"median; from {min(widths):.{digits}f} to {max(widths):.{digits}f}"
-        if len(widths) > 1
-        else ""
-    )
+    detail = f"median; from {min(widths):.{digits}f} to {max(widths):.{digits}f}"
     unit = loss_unit(section.results.config)
     return Limit("95% interval of an effect", f"± {median(widths):.{digits}f}", unit, detail)
 
