@@ -19,6 +19,9 @@ from reports.stats.baseline_references import BaselineReference
 IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
 """Colors of an effect that lowers the loss, raises it, or is not significant."""
 
+TRIAL_COLOR, BEST_COLOR = "#6f8396", "#e69f00"
+"""Colors of a trial, or of anything without a direction, and of the best one."""
+
 PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a9099")
 """Colors of categories without an order."""
 

@@ -6,7 +6,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.charts.alt_text import describe_differences, format_difference
-from reports.charts.chart import IMPROVES, NEUTRAL, ROW_HEIGHT, Chart, add_reference_lines
+from reports.charts.chart import (
+    COLUMN_WIDTH,
+    IMPROVES,
+    NEUTRAL,
+    ROW_HEIGHT,
+    Chart,
+    add_reference_lines,
+)
 from reports.charts.effect_plots import DIVERGING_COLORS, interval_bars
 from reports.data.metric import Metric
 from reports.formatting import escape_html, format_signed
@@ -87,6 +94,7 @@ def chart_differences(comparison: Comparison) -> Chart | None:
         describe_differences(comparison, names),
         caption,
         width=340 + 62 * len(names),
+        max_width=max(COLUMN_WIDTH, 340 + 80 * len(names)),
     )
 
 

@@ -249,4 +249,5 @@ def chart_interactions(table: FactorialTable) -> Chart | None:
         f"{name} of two changes together, minus the sum of their separate effects. Blue: they "
         "reinforce each other. Orange: they weaken each other. Zero: their effects add up.",
         width=620,
+        max_width=900,
     )

@@ -4,6 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from reports.charts.alt_text import (
     describe_best,
     describe_distribution,
@@ -11,13 +13,14 @@ from reports.charts.alt_text import (
     describe_importances,
     describe_medians,
 )
-from reports.charts.chart import Chart
+from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.optuna_plots import (
     create_importance_evaluators,
     format_label,
     has_enough_trials,
     list_partial_parameters,
     list_varying_parameters,
+    plot_best,
     plot_contour,
     plot_distribution,
     plot_history,
@@ -27,6 +30,7 @@ from reports.charts.optuna_plots import (
     plot_slices,
     to_optuna_study,
 )
+from reports.data.continuous import is_continuous
 from reports.data.drawn_trials import (
     describe_selection,
     select_best_of_each,
@@ -187,8 +191,8 @@ def chart_parameters(
     study = to_optuna_study(results, drawn, names)
     selection = describe_selection(len(drawn), len(numbers))
     rows = results.table.loc[numbers]
-    ranked, axis = importances[0].top_params, escape_html(value_axis_title(results.config))
-    scale = results.scale
+    ranked, scale = importances[0].top_params, results.scale
+    axis = escape_html(value_axis_title(results.config))
     partial = list_partial_parameters(results, numbers)
     shown = [name for name in results.parameters if name in (*names, *partial)]
     listed = ", ".join(map(format_param, partial))
@@ -204,40 +208,70 @@ def chart_parameters(
             )
             + selection,
             width=130 * len(shown),
+            max_width=FULL_WIDTH,
         )
     ]
     left_out = f" Parameters that only some trials have are left out: {listed}." if partial else ""
     if len(ranked) > 1:
-        top, pair = ranked[:3], ranked[:2]
-        of_ranks = select_ranked(numbers, MAX_RANKED)
-        best_of_pairs = select_best_of_each(rows, pair, scale)
-        top_labels, pair_labels = (list(map(format_label, each)) for each in (top, pair))
-        charts += [
-            Chart(
-                f"Rank over the most important parameters ({', '.join(map(format_param, top))})",
-                plot_ranks(to_optuna_study(results, of_ranks, names), top_labels, axis),
-                describe_best(rows, top, scale),
-                "The bluer, the better the trial's rank. Where trials coincide, the best is on "
-                f"top.{left_out}{describe_selection(len(of_ranks), len(numbers))}",
-                width=640,
-            ),
+        charts.append(
             Chart(
                 "Parallel coordinates: every trial as a line",
                 plot_parallel_coordinates(study, escape_html(scale.name)),
                 describe_medians(rows, names, scale),
                 f"The best trials are orange, and on top.{left_out}{selection}",
                 width=110 * (1 + len(names)),
-            ),
-            Chart(
-                "Contour over the two most important parameters "
-                f"({', '.join(map(format_param, pair))})",
-                plot_contour(to_optuna_study(results, best_of_pairs, names), pair_labels, axis),
-                describe_best(rows, pair, scale),
-                f"{scale.best_name.capitalize()} value of the trials with the same two parameters."
-                f"{left_out}",
-            ),
-        ]
+                max_width=FULL_WIDTH,
+            )
+        )
+        charts += _chart_best(results, rows, ranked, names, left_out)
     return charts
+
+
+def _chart_best(
+    results: Results, rows: pd.DataFrame, ranked: list[str], names: list[str], left_out: str
+) -> list[Chart]:
+    """Chart the best values over the most important parameters.
+
+    Args:
+        results: results of the study.
+        rows: complete trials, the best first.
+        ranked: parameters, the most important first.
+        names: all parameters.
+        left_out: which parameters are not among them, to end a caption.
+    """
+    scale, top, pair = results.scale, ranked[:3], ranked[:2]
+    listed = ", ".join(map(format_param, pair))
+    best = f"{scale.best_name.capitalize()} {scale.name} of the trials with the same two parameters"
+    if not any(is_continuous(rows[name]) for name in pair):
+        return [
+            Chart(
+                f"{scale.best_name.capitalize()} {scale.name} by {listed}",
+                plot_best(rows, pair, scale),
+                describe_best(rows, pair, scale),
+                f"{best}: what they reach with all others at their best. The darker, the "
+                f"better.{left_out}",
+            )
+        ]
+    axis = escape_html(value_axis_title(results.config))
+    of_ranks = select_ranked(list(rows.index), MAX_RANKED)
+    best_of_pairs = select_best_of_each(rows, pair, scale)
+    top_labels, pair_labels = (list(map(format_label, each)) for each in (top, pair))
+    return [
+        Chart(
+            f"Rank over the most important parameters ({', '.join(map(format_param, top))})",
+            plot_ranks(to_optuna_study(results, of_ranks, names), top_labels, axis),
+            describe_best(rows, top, scale),
+            "The bluer, the better the trial's rank. Where trials coincide, the best is on "
+            f"top.{left_out}{describe_selection(len(of_ranks), len(rows))}",
+            width=640,
+        ),
+        Chart(
+            f"Contour over the two most important parameters ({listed})",
+            plot_contour(to_optuna_study(results, best_of_pairs, names), pair_labels, axis),
+            describe_best(rows, pair, scale),
+            f"{best}.{left_out}",
+        ),
+    ]
 
 
 def chart_study(results: Results) -> list[Chart]:

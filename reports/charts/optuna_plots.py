@@ -4,6 +4,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import optuna
+import pandas as pd
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import (
@@ -17,18 +18,21 @@ from optuna.importance._base import BaseImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from reports.charts.chart import sequential_colors
+from reports.charts.chart import BEST_COLOR, TRIAL_COLOR, sequential_colors
 from reports.data.continuous import is_continuous
 from reports.data.results import Results
 from reports.data.trial_table import list_params
 from reports.formatting import escape_html, format_param, format_value
+from reports.scale import Scale
 from rnn.config import ParamValue
 
 _WIDE = 100
 """Ratio of the ends of a range from which its axis is logarithmic."""
 
-TRIAL_COLOR = "#3b7dd8"
-"""Color of a single trial, visible on white and on black."""
+
+# Translucent, so that numbers are readable on light and on dark paper; the best is the darkest.
+BEST_COLORS = [[0, "rgba(230, 159, 0, 0.75)"], [1, "rgba(230, 159, 0, 0.04)"]]
+"""Color scale of losses, from the least to the greatest."""
 
 
 class _DrawnStudy(optuna.Study):
@@ -235,6 +239,35 @@ def plot_parallel_coordinates(study: optuna.Study, name: str) -> go.Figure:
     return figure
 
 
+def plot_best(rows: pd.DataFrame, parameters: Sequence[str], scale: Scale) -> go.Figure:
+    """Plot the best value of the trials with each two values of two parameters as a heat map."""
+    groups = rows.groupby(list(parameters))["value"]
+    best = (groups.max() if scale.higher_is_better else groups.min()).unstack()
+    names = [[escape_html(format_value(value)) for value in axis] for axis in best.axes]
+    losses = scale.to_loss(best.to_numpy(dtype=float))
+    figure = go.Figure(
+        go.Heatmap(
+            z=losses,
+            x=names[1],
+            y=names[0],
+            text=[[f"{v:.{scale.digits}f}" if v == v else "" for v in row] for row in best.values],
+            texttemplate="%{text}",
+            colorscale=BEST_COLORS,
+            hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
+            hoverongaps=False,
+            showscale=False,
+            xgap=2,
+            ygap=2,
+        )
+    )
+    titles = [escape_html(format_param(name)) for name in parameters]
+    return figure.update_layout(
+        xaxis={"type": "category", "title": titles[1], "showgrid": False},
+        yaxis={"type": "category", "title": titles[0], "automargin": True, "showgrid": False},
+        height=130 + 44 * len(best),
+    )
+
+
 def plot_contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Figure:
     """Plot the value over two parameters."""
     figure = visualization.plot_contour(study, params=parameters, target_name=axis)
@@ -245,6 +278,7 @@ def plot_contour(study: optuna.Study, parameters: list[str], axis: str) -> go.Fi
 def plot_distribution(study: optuna.Study, axis: str) -> go.Figure:
     """Plot the cumulative distribution of the values."""
     figure = visualization.plot_edf(study, target_name=axis)
+    figure.update_traces(line={"color": TRIAL_COLOR})
     figure.update_layout(title=None, height=400, yaxis_title="share of trials")
     return figure
 
@@ -260,7 +294,12 @@ def plot_history(study: optuna.Study, axis: str) -> go.Figure:
     figure = visualization.plot_optimization_history(placed, target_name=axis)
     for trace in figure.data:
         trace.x = [complete[place].number for place in trace.x]
-    figure.update_layout(title=None, height=400, legend={"orientation": "h", "y": 1.1})
+    figure.update_traces({"name": "trial", "marker.color": TRIAL_COLOR}, {"mode": "markers"})
+    best = {"name": "best so far", "line.color": BEST_COLOR, "line.shape": "hv"}
+    figure.update_traces(best, {"name": "Best Value"})
+    figure.update_layout(
+        title=None, height=400, xaxis_title="trial", legend={"orientation": "h", "y": 1.1}
+    )
     return figure
 
 

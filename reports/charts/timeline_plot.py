@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.charts.alt_text import describe_timeline
-from reports.charts.chart import IMPROVES, ROW_HEIGHT, WORSENS, Chart
+from reports.charts.chart import FULL_WIDTH, ROW_HEIGHT, TRIAL_COLOR, WORSENS, Chart
 from reports.data.results import Results
 from reports.formatting import escape_html, format_count
 from studies.text import format_duration
@@ -14,7 +14,7 @@ from studies.text import format_duration
 MAX_BARS = 2000
 """Bars of the timeline. Where there are more trials, a bar stands for those of a span of time."""
 
-_COLORS = {"COMPLETE": IMPROVES, "PRUNED": "#e69f00", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
+_COLORS = {"COMPLETE": TRIAL_COLOR, "PRUNED": "#56b4e9", "DIVERGED": WORSENS, "FAIL": "#cc79a7"}
 
 
 def chart_timeline(results: Results) -> Chart | None:
@@ -29,7 +29,7 @@ def chart_timeline(results: Results) -> Chart | None:
             "began within a short time, from the first start to the last end."
         )
     figure, text = plot_timeline(bars), describe_timeline(results.table)
-    return Chart("Timeline of the workers", figure, text, caption, width=520)
+    return Chart("Timeline of the workers", figure, text, caption, width=520, max_width=FULL_WIDTH)
 
 
 def plot_timeline(bars: pd.DataFrame) -> go.Figure:

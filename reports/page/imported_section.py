@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from reports.charts import alt_text
-from reports.charts.chart import Chart
+from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import plot_replicates
 from reports.charts.filtered_effects import (
     chart_conditional_effects,
@@ -101,6 +101,7 @@ def _chart_curves(results: Results) -> Chart | None:
         figure,
         alt_text.describe_curves(results),
         caption + describe_drawn_curves(results, figure),
+        max_width=FULL_WIDTH,
         color_schemes=list_color_schemes(results),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from reports.charts import alt_text
-from reports.charts.chart import Chart
+from reports.charts.chart import FULL_WIDTH, Chart
 from reports.charts.comparison_plots import chart_differences, plot_replicates
 from reports.charts.context_plots import chart_context
 from reports.charts.effect_plots import plot_variants
@@ -202,6 +202,7 @@ def _chart_curves(results: Results, references: Sequence[BaselineReference]) -> 
         figure,
         alt_text.describe_curves(results) + legend,
         caption,
+        max_width=FULL_WIDTH,
         color_schemes=list_color_schemes(results),
     )
 

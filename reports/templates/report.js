@@ -128,6 +128,7 @@ addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll(".code-of-best")) details.open = true;
   applyTheme();
   drawAll();
+  for (const plot of document.querySelectorAll(".plot.drawn")) Plotly.Plots.resize(plot);
 });
 addEventListener("afterprint", () => {
   delete root.dataset.printing;

@@ -181,7 +181,9 @@ def test_effects_are_filtered(browser, page_file):
         chooser.locator(".plot.drawn").wait_for()
         chooser.get_by_role("combobox", name="State size").select_option("any")
         assert table.inner_text() == whole
-        chooser.locator(".plot.drawn").wait_for()
+        # The figure of the whole grid is on the first screen.
+        assert chooser.locator(".plot").count() == 0
+        page.locator(".first .plot.drawn").first.wait_for()
 
 
 def test_outcomes_below_the_threshold_are_filtered_by_parameter_and_never_by_loss(
