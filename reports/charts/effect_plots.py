@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from reports.charts.alt_text import format_effect, format_interaction, format_interval
 from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, ROW_HEIGHT, WORSENS
-from reports.formatting import add_unit, escape_html, format_param, format_value
+from reports.formatting import add_unit, escape_html, format_param, format_signed, format_value
 from reports.scale import NATS
 from reports.stats.conditional_effects import ConditionalEffect
 from reports.stats.effects import Effect, Interaction
@@ -142,9 +142,11 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
         for first, second in ((each.first, each.second), (each.second, each.first)):
             means[place[first], place[second]] = each.mean
             texts[place[first], place[second]] = escape_html(format_interaction(each))
+    scale = interactions[0].scale if interactions else NATS
+    digits = max(0, scale.digits - 1)
+    numbers = [[format_signed(z, digits) if z == z else "" for z in row] for row in means]
     labels = [escape_html(contrast.label) for contrast in contrasts]
     bound = float(np.nanmax(np.abs(means))) if len(interactions) else 1.0
-    scale = interactions[0].scale if interactions else NATS
     figure = go.Figure(
         go.Heatmap(
             z=means,
@@ -155,7 +157,8 @@ def plot_interactions(interactions: Sequence[Interaction]) -> go.Figure:
             colorscale=DIVERGING_COLORS,
             reversescale=scale.higher_is_better,
             customdata=texts,
-            texttemplate=f"%{{z:+.{max(0, scale.digits - 1)}f}}",
+            text=numbers,
+            texttemplate="%{text}",
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,
             xgap=2,

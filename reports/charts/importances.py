@@ -207,7 +207,7 @@ def chart_parameters(
                 else ""
             )
             + selection,
-            width=130 * len(shown),
+            width=100 * len(shown),
             max_width=FULL_WIDTH,
         )
     ]
@@ -219,7 +219,7 @@ def chart_parameters(
                 plot_parallel_coordinates(study, escape_html(scale.name)),
                 describe_medians(rows, names, scale),
                 f"The best trials are orange, and on top.{left_out}{selection}",
-                width=110 * (1 + len(names)),
+                width=95 * (1 + len(names)),
                 max_width=FULL_WIDTH,
             )
         )

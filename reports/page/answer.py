@@ -109,7 +109,7 @@ def _state_largest(section: Section) -> Markup:
         for i, (verb, effects) in enumerate(by_verb.items())
     ]
     name = objective_name(section.results.config)
-    return _to_sentence("{}the {} {}", _format_scope(section), name, _join(phrases))
+    return _to_sentence("{}the {} {}", _format_scope(section), name, Markup(", and ").join(phrases))
 
 
 def _state_others(section: Section, ranked: Sequence[RankedEffect]) -> Markup:

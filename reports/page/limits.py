@@ -149,7 +149,7 @@ def _describe_training(section: Section) -> Limit | None:
     if results.corpus is None:
         return None
     name = PurePath(results.corpus.name).name  # a corpus may be a path
-    corpus = f"on {name} ({results.corpus.length / 1e6:,.3g} MB)"
+    corpus = f"on {results.corpus.length:,} bytes of {name}"
     return Limit("Training", f"{results.trained.training.steps:,}", "steps", corpus)
 
 

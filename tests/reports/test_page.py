@@ -81,7 +81,7 @@ def scroll_to_every_chart(page):
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
 def test_page_opens_offline_and_draws_every_chart(browser, page_file, width, scheme):
     with opened(browser, page_file, width, color_scheme=scheme) as page:
-        assert scroll_to_every_chart(page) >= 25
+        assert scroll_to_every_chart(page) >= 23
         assert page.locator("h1").all_inner_texts() == ["made", "second"]
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")

@@ -1,0 +1,160 @@
+"""What a reader sees first of a report: the question, its answer, a figure, what limits it."""
+
+import pytest
+from factories import make_refinement, make_replicates, make_stated, make_study
+from test_page import opened
+from test_pruning_audit import make_pruned
+
+from reports.data.study_reader import read_results
+from reports.page.first_screen import build_first_screen
+from reports.page.page import write_report
+from reports.page.sections import build_sections
+from studies.storage.open import read_storage
+
+
+def first_screen_of(url, name):
+    (section,) = build_sections([read_results(read_storage(url), name)])
+    return build_first_screen(section)
+
+
+def answer_of(url, name):
+    return [sentence.striptags() for sentence in first_screen_of(url, name).answer]
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_names_the_largest_effects_with_direction_and_size(sqlite_url):
+    make_stated(sqlite_url)
+    largest, others = answer_of(sqlite_url, "stated")
+    assert largest.startswith("The validation loss falls most with state size 8 → 16 (−0.00")
+    assert "new state (−0.399 nats [−0.404, −0.393])" in largest
+    assert "falls or rises, depending on the other parameters, with residual (+0.299" in largest
+    assert others.startswith("Old state, forget gate and input gate are undecided after correction")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_claims_nothing_where_no_effect_is_significant(sqlite_url):
+    make_study(sqlite_url, finished=5)
+    nothing, bounds = answer_of(sqlite_url, "made")
+    assert nothing.startswith("So far, with 5 of 8 trials finished, no change has a significant")
+    assert "undecided after correction for their number" in bounds
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_of_a_refinement_is_about_the_best_of_its_source(sqlite_url):
+    make_refinement(sqlite_url)
+    assert answer_of(sqlite_url, "derived")[0].startswith("Among the best of made, no change")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_of_a_pruned_study_says_why_effects_are_missing(sqlite_url):
+    url = make_pruned(sqlite_url, audited=())
+    reason, best = answer_of(url, "made")
+    assert reason == "No trial was audited, so no effect can be estimated."
+    assert best.startswith("The least validation loss is ")
+    (pruned,) = [each for each in first_screen_of(url, "made").limits if each.name == "Pruned"]
+    assert "what was lost is not measured" in pruned.detail
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_limits_of_replicates_give_their_noise(sqlite_url):
+    make_replicates(sqlite_url)
+    names = {study.study_name for study in read_storage(sqlite_url).get_all_studies()}
+    limits = {each.name: each for each in first_screen_of(sqlite_url, max(names, key=len)).limits}
+    assert limits["Noise between runs"].detail.startswith("standard deviation over ")
+    assert "run" in limits["Replicates"].value
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    url = f"sqlite:///{folder}/studies.db"
+    make_stated(url, question="Which switches help a small network that has little memory?")
+    make_study(url, "second")
+    return write_report(url, ["stated", "second"], folder / "page.html").path
+
+
+def resize(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    page.locator(".first .plot.drawn").first.wait_for()
+
+
+def bottom_of(page, selector):
+    return page.locator(selector).first.evaluate("e => e.getBoundingClientRect().bottom")
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("width", "height"), [(1200, 800), (1920, 1080)])
+def test_first_screen_holds_question_answer_figure_and_limits(browser, page_file, width, height):
+    with opened(browser, page_file, width) as page:
+        resize(page, width, height)
+        assert page.locator("h1").first.inner_text().startswith("Which switches help")
+        for selector in ("h1", ".answer", ".first .plot", ".limits"):
+            assert 0 < bottom_of(page, selector) <= height, selector
+        # Figures are no wider than they need.
+        assert page.locator(".first .plot").first.bounding_box()["width"] <= 760
+
+
+@pytest.mark.extended
+def test_first_screen_of_a_phone_holds_the_answer_and_begins_the_figure(browser, page_file):
+    with opened(browser, page_file, 390) as page:
+        resize(page, 390, 844)
+        assert bottom_of(page, ".answer") < 844
+        assert page.locator(".first .plot").first.bounding_box()["y"] < 700
+        title = page.locator(".first .plot .xtitle").first.bounding_box()
+        assert title["x"] >= 0
+        assert title["x"] + title["width"] <= 390
+
+
+@pytest.mark.extended
+def test_contents_stay_in_view_and_mark_what_is_read(browser, page_file):
+    with opened(browser, page_file) as page:
+        current = page.locator(".contents [aria-current]")
+        assert current.inner_text() == "Summary"
+        page.locator(".of-study.current a", has_text="Leaderboard").click()
+        page.wait_for_function(
+            "document.querySelector('.contents [aria-current]').textContent === 'Leaderboard'"
+        )
+        assert current.is_visible()
+        assert 0 <= page.locator("#s1-leaderboard").bounding_box()["y"] < 300
+        page.locator("#s2").scroll_into_view_if_needed()
+        page.evaluate("document.getElementById('s2').scrollIntoView()")
+        page.wait_for_function(
+            "document.querySelector('.of-study.current .study').textContent === 'second'"
+        )
+
+
+@pytest.mark.extended
+def test_contents_of_a_phone_open_and_close(browser, page_file):
+    with opened(browser, page_file, 390) as page:
+        menu = page.locator(".contents nav")
+        assert not menu.is_visible()
+        page.locator(".contents > summary").click()
+        assert menu.is_visible()
+        page.keyboard.press("Escape")
+        assert not menu.is_visible()
+        page.locator(".contents > summary").click()
+        menu.get_by_role("link", name="Leaderboard").first.click()
+        assert not menu.is_visible()
+
+
+@pytest.mark.extended
+def test_print_is_as_wide_as_its_paper(browser, page_file):
+    with opened(browser, page_file, 700) as page:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+        assert not page.locator(".bar").is_visible()
+        page.wait_for_function("document.querySelectorAll('.plot:not(.drawn)').length === 0")
+        widths = "[...document.querySelectorAll('.plot')].map(e => e.getBoundingClientRect().right)"
+        assert max(page.evaluate(widths)) <= 700
+
+
+@pytest.mark.extended
+def test_page_without_javascript_has_texts_in_place_of_figures(browser, page_file):
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert not page.locator(".plot").first.is_visible()
+    assert page.locator(".answer").first.is_visible()
+    assert page.get_by_text("Text alternative").first.is_visible()
+    assert page.locator(".contents a").first.is_visible()
+    context.close()
