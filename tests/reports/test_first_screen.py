@@ -1,5 +1,7 @@
 """What a reader sees first of a report: the question, its answer, a figure, what limits it."""
 
+from dataclasses import replace
+
 import pytest
 from factories import make_refinement, make_replicates, make_stated, make_study
 from test_page import opened
@@ -7,7 +9,7 @@ from test_pruning_audit import make_pruned
 
 from reports.data.study_reader import read_results
 from reports.page.first_screen import build_first_screen
-from reports.page.page import write_report
+from reports.page.page import write_page
 from reports.page.sections import build_sections
 from studies.storage.open import read_storage
 
@@ -68,9 +70,12 @@ def test_limits_of_replicates_give_their_noise(sqlite_url):
 def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     url = f"sqlite:///{folder}/studies.db"
-    make_stated(url, question="Which switches help a small network that has little memory?")
+    make_stated(url)
     make_study(url, "second")
-    return write_report(url, ["stated", "second"], folder / "page.html").path
+    first, second = (read_results(read_storage(url), name) for name in ("stated", "second"))
+    asked = {"question": "Which switches help a small network that has little memory?"}
+    first = replace(first, config=first.trained.model_copy(update=asked))
+    return write_page([first, second], folder / "page.html").path
 
 
 def resize(page, width, height):
