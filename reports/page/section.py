@@ -159,7 +159,7 @@ class Section:
         is_imported, nuisance = self.results.is_imported, self.nuisance
         headings = {
             "summary": ("Summary", True),
-            "effects": (self.effects_title, True),
+            "effects": (self.effects_title, self.effects[0].effects or not is_imported),
             "conditional": ("What the effects depend on", self.conditional),
             "nuisance": (f"Best {nuisance.names}" if nuisance else "", nuisance),
             "hypotheses": ("Hypotheses", self.hypotheses),
