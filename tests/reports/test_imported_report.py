@@ -209,5 +209,5 @@ def test_page_of_an_imported_study_is_drawn_in_a_browser(browser, grid, tmp_path
     path = write_report(f"sqlite:///{tmp_path}/studies.db", ["table"], tmp_path / "page.html").path
     with opened(browser, path) as page:
         page.wait_for_selector(".plot .trace")
-        assert page.locator("h1").inner_text() == "table"
+        assert page.locator(".study-name").inner_text() == "table"
         assert "optimizer adam → sgd" in page.locator("table.effects").inner_text()
