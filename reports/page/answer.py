@@ -134,11 +134,15 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
         effects: the effects.
         tried: number of all effects, for which the tests are corrected.
     """
-    names = [Markup("<strong>{}</strong>").format(each.main.contrast.label) for each in effects]
+    names = [_name(each) for each in effects]
     if len(effects) > MAX_NAMED:
         names = [Markup("{} changes").format(len(effects))]
         if len(effects) == tried:
             names = [Markup("all {} changes").format(tried)]
+        # A reader sees these intervals exclude zero.
+        apart = [each for each in effects if each.main.is_significant][:MAX_NAMED]
+        if apart:
+            names = [Markup("{}, {} among them,").format(names[0], _join(list(map(_name, apart))))]
     verb = "is" if len(effects) == 1 else "are"
     text = Markup("{} {} undecided").format(_join(names), verb)
     if tried > 1:
@@ -163,11 +167,15 @@ def _find_verb(effect: RankedEffect) -> str:
     return "rises" if min(means) > 0 else "falls or rises, depending on the other parameters,"
 
 
+def _name(effect: RankedEffect) -> Markup:
+    """Return the change in bold."""
+    return Markup("<strong>{}</strong>").format(effect.main.contrast.label)
+
+
 def _emphasize(effect: RankedEffect) -> Markup:
     """Return the change in bold, and its size in parentheses."""
-    label = effect.main.contrast.label
-    size = effect.text.removeprefix(label).lstrip(": ")
-    return Markup("<strong>{}</strong> ({})").format(label, size)
+    size = effect.text.removeprefix(effect.main.contrast.label).lstrip(": ")
+    return Markup("{} ({})").format(_name(effect), size)
 
 
 def _format_scope(section: Section) -> Markup:

@@ -79,7 +79,9 @@ def _describe_pruning(section: Section) -> Limit | None:
         return Limit("Pruned", value, detail=f"{steps}; what was lost is not measured")
     if audit.recall_low < _TELLING_RECALL:
         return Limit(
-            "Pruned", value, detail=f"{steps}; {audit.stopped} audited say little about the loss"
+            "Pruned",
+            value,
+            detail=f"{steps}; {audit.stopped} audited are too few to bound what was lost",
         )
     kept = f"at least {100 * audit.recall_low:.0f}% of the best {audit.top_count} are complete"
     return Limit("Pruned", value, detail=f"{steps}; {kept}, by {audit.stopped} audited")
