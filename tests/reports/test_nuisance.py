@@ -420,7 +420,7 @@ def test_importances_are_over_common_parameters_and_within_each_cell(sqlite_url)
     make_union(sqlite_url)
     results = results_of(sqlite_url)
     (everywhere,) = compute_importances(results, list(results.complete.index), "all")
-    assert set(everywhere.top_params) == {"cell", "layers", "state size", "learning rate"}
+    assert set(everywhere.top_params) == {"cell", "layers", "state_size", "learning_rate"}
     own, gated = compute_conditional_importances(results)
     assert (own.label, gated.label) == (
         "where cell is MinGRU (27 trials)",
