@@ -85,7 +85,7 @@ def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys)
     assert (tmp_path / "quick.html").is_file()
 
 
-FENCES = {"", "bash", "python", "sh", "text", "toml", "yaml"}
+FENCES = {"", "bash", "csv", "python", "sh", "text", "toml", "yaml"}
 """Languages of blocks; tests run those of ``sh`` and ``python`` and validate those of ``toml``."""
 
 
