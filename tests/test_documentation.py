@@ -34,6 +34,7 @@ import rnn_search
 from docs.generator.commands import describe_commands
 from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
+from reports.formatting import format_signed
 from studies.attributes import StudyRecord, TrialRecord
 from studies.config import StudyConfig
 
@@ -324,13 +325,18 @@ def test_reference_has_every_public_name():
     assert sorted(named) == sorted(rnn_search.__all__)
 
 
-def test_figure_shows_the_measured_effects():
-    figure = (ROOT / "docs" / "effects.svg").read_text(encoding="utf-8")
-    shown = re.findall(r">(\S+) \[(\S+), (\S+)\]<", figure)
-    study = PAGES["docs/findings.md"].partition("\n## small-one\n")[2].partition("\n## ")[0]
-    assert len(shown) == 9
-    for mean, low, high in shown:
-        assert f"| {mean} | {low} to {high} |" in study
+def test_picture_of_the_readme_has_the_effects_of_the_gallery(sqlite_url):
+    file = ROOT / "docs" / "gallery" / "grid-one.csv.gz"
+    rnn_search.import_study(file, storage=sqlite_url)
+    effects = rnn_search.load("grid-one", storage=sqlite_url).effects().table
+    picture = PAGES["README.md"].partition("<picture>")[2].partition("</picture>")[0]
+    shown = re.findall(r"([−+][\d.]+) nats\s\[(\S+), (\S+)\]", " ".join(picture.split()))
+    measured = {
+        tuple(format_signed(number) for number in row)
+        for row in effects[["effect", "low", "high"]].itertuples(index=False)
+    }
+    assert len(shown) == 2
+    assert set(shown) <= measured
 
 
 def test_recipe_for_a_switch_names_every_module_that_lists_switches():
