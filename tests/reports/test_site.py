@@ -178,9 +178,7 @@ def test_search_finds_a_page_from_a_file(site, browser):
     page.goto((site / "index.html").as_uri())
     page.click(".md-search__input")
     page.keyboard.type("heartbeat")
-    found = page.locator(".md-search-result__link", has_text="Reliability").first
-    found.wait_for()
-    found.click()
+    page.locator(".md-search-result__link[href*='/reliability.html']:visible").first.click()
     page.wait_for_url("**/reliability.html*")
     context.close()
 
@@ -206,8 +204,7 @@ def test_report_opens_from_the_gallery(site, browser):
     page.goto((site / "gallery" / "index.html").as_uri())
     page.click("article a[href='stated.html']")
     page.wait_for_url("**/gallery/stated.html")
-    page.locator(".js-plotly-plot").first.wait_for()
-    assert "stated" in page.locator("h1").first.inner_text() + page.title()
+    assert page.locator("h1").first.inner_text() == "stated"
     context.close()
 
 
