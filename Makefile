@@ -65,8 +65,9 @@ check: install ## lint, format, types and layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
+# With --quiet, MkDocs would not count the warnings that --strict makes errors.
 docs: install ## build the documentation site: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 reference: install ## write the tables of docs/reference that follow from the code
 	$(RUN) -m docs.generator.reference
