@@ -1,9 +1,13 @@
 """Management of stored studies from Python, as the commands ``rnn-search list``, ``copy``, … do."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from rnn_search.study import artifacts_or_default, storage_or_default
+from studies.errors import ConfigError
+from studies.importing.options import ImportOptions
+from studies.importing.study_import import ImportedStudy, import_optuna_study, import_table
 from studies.management import StudyManager
 from studies.storage.open import read_storage
 from studies.study_copier import CopyResult
@@ -13,7 +17,8 @@ from studies.study_list import ListedStudy
 from studies.study_list import list_studies as list_stored
 from studies.tables.study_export import ExportResult
 from studies.tables.study_export import export_study as export_stored
-from studies.tables.study_import import ImportResult, import_studies
+from studies.tables.study_import import ImportResult, import_studies, is_exported_study
+from studies.text import to_line
 
 
 def list_studies(
@@ -91,10 +96,10 @@ def export_study(name: str, file: str | Path, *, storage: str | None = None) -> 
 def import_study(
     file: str | Path, *, name: str | None = None, storage: str | None = None
 ) -> ImportResult:
-    """Make a study of a file, without training.
+    """Make a study of an exported one, without training.
 
     Args:
-        file: file that :func:`export_study` wrote.
+        file: file that :func:`export_study` wrote; others are for :func:`import_results`.
         name: name of the study; None for the name in the file.
         storage: URL of the storage, which is created if it does not exist.
 
@@ -103,6 +108,61 @@ def import_study(
     """
     (result,) = import_studies(storage_or_default(storage), [Path(file)], name)
     return result
+
+
+def import_results(
+    source: str | Path,
+    *,
+    study: str | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    value: str | None = None,
+    maximize: bool | None = None,
+    metric: str = "",
+    unit: str = "",
+    question: str = "",
+    parameters: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    replicate: str | None = None,
+    curve: str = "loss_",
+) -> ImportedStudy:
+    """Make a study of the results of another program: of a table, or of a study of plain Optuna.
+
+    Args:
+        source: CSV file, compressed or not; or the URL of a storage of Optuna, which is only read.
+        study: name of the study in that storage; None if it has one only.
+        name: name of the new study; None for that of the file or of Optuna's study.
+        storage: URL of the storage to write, which is created if it does not exist.
+        value: column of the value; None for ``value``. Of a study of several objectives,
+            ``values_0`` for the first.
+        maximize: whether a higher value is better; None for what Optuna's study says, else False.
+        metric: name of the value; "" for that of its column.
+        unit: unit of the value.
+        question: what the results are to answer.
+        parameters: names of the parameters; empty for all that have several values.
+        ignore: columns that are neither parameters nor results.
+        replicate: column that numbers runs of equal parameters; None for ``replicate`` or ``seed``.
+        curve: beginning of the names of the columns of a curve, which end in the step.
+
+    Raises:
+        StudiesError: if it cannot be imported; nothing has changed.
+    """
+    for key, names in (("parameters", parameters), ("ignore", ignore)):
+        if isinstance(names, str):
+            raise ConfigError(f"{key}={names!r} is a text: expected a list of names")
+    options = ImportOptions(
+        value, maximize, metric, unit, question, tuple(parameters), tuple(ignore), replicate, curve
+    )
+    url = storage_or_default(storage)
+    if "://" in str(source):
+        return import_optuna_study(url, str(source), study, name, options)
+    if study is not None:
+        raise ConfigError(
+            f"study={study!r} is for the URL of a storage: {to_line(str(source))} is a file"
+        )
+    if is_exported_study(Path(source)):
+        raise ConfigError(f"{to_line(str(source))} is an exported study: expected import_study")
+    return import_table(url, Path(source), name, options)
 
 
 def delete_study(

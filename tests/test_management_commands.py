@@ -13,7 +13,7 @@ from managed_studies import create, create_with_everything, dump, list_files
 
 import rnn_search
 from rnn_search import studies_cli
-from rnn_search.errors import StudyExistsError, StudyHeldError, StudyNotFoundError
+from rnn_search.errors import ConfigError, StudyExistsError, StudyHeldError, StudyNotFoundError
 from search.run import RunOptions, run_workers
 from studies.storage.open import list_study_names, load_study, open_storage
 
@@ -189,6 +189,43 @@ def test_study_is_exported_and_imported_from_python(made, sqlite_url, tmp_path):
         rnn_search.import_study(file, storage=sqlite_url)
     with closing(open_storage(sqlite_url)) as storage:
         assert list_study_names(storage) == ["made", "other"]
+
+
+def test_results_of_other_programs_are_imported_from_python(sqlite_url, tmp_path):
+    file, other = tmp_path / "runs.csv", f"sqlite:///{tmp_path}/optuna.db"
+    file.write_text("note,depth,width,score\nx,1,8,0.5\ny,1,16,0.6\nx,2,8,0.7\ny,2,16,0.9\n")
+    options = {"value": "score", "maximize": True, "unit": "%", "storage": sqlite_url}
+    imported = rnn_search.import_results(file, **options, ignore=["note"])
+    assert (imported.name, imported.parameters) == ("runs", ["depth", "width"])
+    assert rnn_search.load("runs", storage=sqlite_url).best.params == {"depth": 2, "width": 16}
+    chosen = rnn_search.import_results(file, **options, name="one", parameters=["depth", "note"])
+    assert chosen.parameters == ["depth", "note"]
+
+    plain = optuna.create_study(study_name="plain", storage=other, direction="maximize")
+    plain.optimize(lambda trial: trial.suggest_int("n", 1, 9), n_trials=5)
+    rnn_search.import_results(other, study="plain", storage=sqlite_url, metric="gain")
+    best = rnn_search.load("plain", storage=sqlite_url).best
+    assert best.value == best.params["n"] == plain.best_value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"study": "plain"}, "study='plain' is for the URL of a storage: "),
+        ({"parameters": "depth"}, "parameters='depth' is a text: expected a list of names"),
+        ({"value": "score"}, "made.csv is an exported study: expected import_study"),
+    ],
+)
+def test_results_of_other_programs_are_refused_in_one_line(
+    made, sqlite_url, tmp_path, options, message
+):
+    file, target = tmp_path / "made.csv", tmp_path / "new.db"
+    rnn_search.export_study("made", file, storage=sqlite_url)
+    with pytest.raises(ConfigError) as refused:
+        rnn_search.import_results(file, storage=f"sqlite:///{target}", **options)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not target.exists()
 
 
 def test_studies_are_managed_from_python(made, sqlite_url, artifacts):

@@ -30,7 +30,7 @@ def format_effect(effect: Effect) -> str:
     return (
         f"{effect.description}: {effect.scale.format_difference(effect.mean)}"
         f"{format_interval(effect)}, better in {effect.improved_count / effect.pairs:.0%} of "
-        f"{effect.pairs:,} pairs"
+        f"{format_count(effect.pairs, 'pair')}"
     )
 
 
@@ -60,7 +60,8 @@ def format_interaction(interaction: Interaction) -> str:
     return (
         f"{interaction.first.label} with {interaction.second.label}: "
         f"{interaction.scale.format_difference(interaction.mean)}{format_interval(interaction)} in "
-        f"addition to their separate effects, over {interaction.quadruples:,} quadruples"
+        f"addition to their separate effects, over "
+        f"{format_count(interaction.quadruples, 'quadruple')}"
     )
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from reports.formatting import format_count, format_signed, objective_name
 from reports.page.section import Section
 from reports.stats.conditional_effects import RankedEffect
+from reports.stats.paired_difference import MIN_PAIRS
 
 MAX_NAMED = 4
 """Undecided effects that are named; of more, the number is given."""
@@ -145,7 +146,10 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
             names = [Markup("{}, {} among them,").format(names[0], _join(list(map(_name, apart))))]
     verb = "is" if len(effects) == 1 else "are"
     text = Markup("{} {} undecided").format(_join(names), verb)
-    if tried > 1:
+    if not any(each.main.is_decidable for each in effects):
+        each_has = "it has" if len(effects) == 1 else "each has"
+        text += Markup(": {} fewer than {} pairs, too few to decide").format(each_has, MIN_PAIRS)
+    elif tried > 1:
         number = "their number" if len(effects) == tried else f"{tried} changes"
         text += Markup(" after correction for {}").format(number)
     bounds = [bound for each in effects for bound in (each.main.low, each.main.high)]

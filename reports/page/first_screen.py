@@ -52,6 +52,8 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
     """Choose the chart that answers the question, and say what to see in it."""
     results = section.results
     unit = "architecture" if section.nuisance else "trial"
+    if results.is_imported and results.has_replicates:
+        unit = results.noun
     name = results.scale.name
     better, worse = ("rises", "falls") if results.scale.higher_is_better else ("falls", "rises")
     has_effects = section.effects[0].chart and not section.summary.has_verdicts
@@ -67,9 +69,15 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
             drawn = "95% interval of drawing other audited trials"
         caption = (
             f"Mean change of the {name} over all pairs of {unit}s that differ in this alone, with "
-            f"its {drawn}. Triangles: the interval excludes zero, in blue if the {name} {better} "
-            f"and in orange if it {worse}."
+            f"its {drawn}. "
         )
+        if any(effect.is_significant for effect in section.effects[0].effects):
+            caption += (
+                f"Triangles: the interval excludes zero, in blue if the {name} {better} and in "
+                f"orange if it {worse}."
+            )
+        else:
+            caption += "None is significant."
         return section.effects[0].chart, caption
     if section.early_effects and section.pruning:
         step, steps = section.pruning.common_step, results.trained.training.steps

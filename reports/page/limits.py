@@ -59,7 +59,7 @@ def _count_runs(section: Section) -> Limit:
     others |= {"paused": counts.paused}
     parts = [f"{count:,} {name}" for name, count in others.items() if count]
     if section.pruning is None:
-        parts.append("none pruned")
+        parts.append(f"{counts.pruned:,} pruned" if counts.pruned else "none pruned")
     detail = ", ".join(parts)
     return Limit("Runs complete", f"{counts.complete:,} of {counts.planned:,}", detail=detail)
 
@@ -106,7 +106,7 @@ def _measure_noise(section: Section) -> Limit:
     if results.has_replicates:
         deviations = [each.std for each in section.summary.entries if not math.isnan(each.std)]
         if not deviations:
-            return Limit(name, "not known", detail="no architecture has two complete runs")
+            return Limit(name, "not known", detail=f"no {results.noun} has two complete runs")
         value = math.sqrt(fmean(each**2 for each in deviations))
         runs = sum(each.runs for each in section.summary.entries)
         unit = results.metric.unit
@@ -138,7 +138,7 @@ def _count_replicates(section: Section) -> Limit:
         counts = [each.runs for each in section.summary.entries]
         least, most = min(counts), max(counts)
         count = format_count(most, "run") if least == most else f"{least} to {most} runs"
-        return Limit("Replicates", count, detail="of each architecture")
+        return Limit("Replicates", count, detail=f"of each {results.noun}")
     others = results.replicates
     if others is not None and len(others):
         return Limit("Replicates", f"{len(others):,}", detail="further runs, from other studies")

@@ -128,7 +128,8 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
     left_out: dict[str, list[str]] = {"constant": [], "bookkeeping": [], "unique": []}
     for name in names:
         cells = [cell for cell in table.column(name) if cell not in MISSING]
-        is_unique = len(set(cells)) == len(table.rows) > 2
+        is_distinct = len(set(cells)) == len(cells) > 2
+        is_unique = is_distinct and len(cells) == len(table.rows)
         if _BOOKKEEPING.fullmatch(name):
             left_out["bookkeeping"].append(name)
         elif len(set(table.column(name))) == 1 and len(table.rows) > 1:
@@ -137,7 +138,8 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
             left_out["unique"].append(name or "1, without a name,")
         else:
             chosen.append(name)
-            if is_unique:
+            # Runs that failed have no results: the column of a result may have empty cells.
+            if is_distinct and 2 * len(cells) > len(table.rows):
                 numbers.append(name)
     if not chosen:  # a single parameter of which each row has another value
         chosen = [name for name in left_out["unique"] if name in table.header]
@@ -154,8 +156,8 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
     if numbers and len(chosen) > 1:
         listed = ", ".join(shown(name).strip("'") for name in numbers)
         notes.append(
-            f"Each row has another value of {listed}: taken as a continuous parameter; leave out "
-            "other results with --ignore."
+            f"Each row has another value of {listed}: taken as a continuous parameter, not as a "
+            "result; leave results out with --ignore."
         )
     return chosen, notes
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 
 import numpy as np
 import optuna
@@ -15,6 +16,7 @@ from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
+from reports.page.first_screen import build_first_screen
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
 from reports.page.page import render_page, write_report
@@ -189,6 +191,45 @@ def test_pruned_trials_of_a_sampler_are_called_a_selection(tmp_path):
     assert "5 trials were pruned: the complete ones are a selection" in page
     assert "A sampler may have chosen later trials" in page
     assert 'id="s1-curves"' in page
+
+
+def limits_of(results) -> dict[str, str]:
+    screen = build_first_screen(build_imported_section(results))
+    return {each.name: f"{each.value} {each.detail}" for each in screen.limits}
+
+
+def test_first_screen_counts_pruned_trials_of_other_programs(results_of):
+    rows = [{"params_n": n, "params_k": k, "state": "PRUNED" if n * k == 9 else "COMPLETE",
+             "value": n + k} for n in (1, 2, 3) for k in (1, 2, 3)]  # fmt: skip
+    assert limits_of(results_of(rows))["Runs complete"] == "8 of 9 1 pruned"
+
+
+def test_first_screen_of_replicates_speaks_of_configurations(results_of):
+    rows = [{"n": n, "k": k, "seed": seed, "value": n + k + seed / 7 + n * seed / 50}
+            for n in (1, 2, 3) for k in (1, 2, 3) for seed in (1, 2)]  # fmt: skip
+    results = results_of(rows)
+    assert limits_of(results)["Replicates"] == "2 runs of each configuration"
+    page = text_of(results)
+    assert "over all pairs of configurations" in page
+    for word in FOREIGN_WORDS:
+        assert word not in page, word
+
+
+def test_too_few_pairs_are_named_as_the_reason_of_no_answer(results_of):
+    rows = [{"n": n, "k": k, "value": 100 * n + k} for n in (1, 2) for k in (1, 2, 3)]
+    results = results_of(rows)
+    answer = " ".join(build_first_screen(build_imported_section(results)).answer)
+    assert "are undecided: each has fewer than 8 pairs, too few to decide" in answer
+    assert "correction" not in answer
+    assert "None is significant." in build_first_screen(build_imported_section(results)).caption
+
+
+def test_every_link_of_the_contents_has_its_heading(results_of):
+    rows = [{"x": i / 7 + i % 2, "y": i * i, "value": i} for i in range(1, 30)]
+    page = "".join(render_page([build_imported_section(results_of(rows))]))
+    targets = set(re.findall(r'href="#(s1-[a-z]+)"', page))
+    assert "s1-leaderboard" in targets
+    assert targets <= set(re.findall(r'id="([^"]+)"', page))
 
 
 def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):

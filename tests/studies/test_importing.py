@@ -289,3 +289,10 @@ def test_study_of_several_is_to_be_named_and_own_ones_are_copied(tmp_path, tuned
     table(GRID)
     with pytest.raises(ConfigError, match="is one of this program: copy it"):
         import_tuned(tmp_path, f"sqlite:///{tmp_path}/studies.db", "table")
+
+
+def test_results_of_runs_that_did_not_fail_are_named_for_the_user_to_leave_out(table):
+    rows = "".join(f"{i % 2},{0.1 * i if i else ''},{i if i else ''}\n" for i in range(9))
+    _, imported = table("depth,train_loss,value\n" + rows)
+    assert imported.parameters == ["depth", "train_loss"]
+    assert any("another value of train_loss" in note for note in imported.notes)
