@@ -38,7 +38,7 @@ def test_answer_claims_nothing_where_no_effect_is_significant(sqlite_url):
     make_study(sqlite_url, finished=5)
     nothing, bounds = answer_of(sqlite_url, "made")
     assert nothing.startswith("So far, with 5 of 8 trials finished, no change has a significant")
-    assert "undecided after correction for their number" in bounds
+    assert "are undecided: each has fewer than 8 pairs, too few to decide" in bounds
 
 
 @pytest.mark.usefixtures("without_optuna_figures")

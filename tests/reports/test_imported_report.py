@@ -128,7 +128,7 @@ def test_metric_has_its_own_name_and_unit(results_of):
     results = results_of(rows, value="time", metric="build time", unit="s")
     page = text_of(results)
     assert "Which parameters matter for build time?" in page
-    assert "101.0 s" in page
+    assert '101.0 <span class="unit">s</span>' in page
     assert results.metric.axis_title == "build time (s)"
 
 
