@@ -95,6 +95,28 @@ def render_note(
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
+def render_imported_note(results: Results, effects: Sequence[RankedEffect]) -> str:
+    """Render the generated part of the note of an imported study, of which a trial is complete.
+
+    Args:
+        results: results of the study.
+        effects: effects of the published figure, the largest first.
+    """
+    text = _TEMPLATES.get_template("imported/note.md").render(
+        name=results.name,
+        config=results.config,
+        counts=results.counts,
+        scale=results.scale,
+        metric=results.metric.name,
+        axis_title=results.metric.axis_title,
+        best=results.complete.head(N_BEST).reset_index().to_dict("records"),
+        has_effects=bool(effects),
+        largest_effects=[each.text for each in effects if each.is_significant][:N_EFFECTS],
+        effects_title=effects_title(results.is_gated),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
 def _describe_outcomes(results: Results | None) -> str:
     """Say which changes bring networks below the threshold; "" without one."""
     if results is None or results.config.report_threshold is None:

@@ -18,7 +18,13 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from reports.charts.effect_plots import plot_effects
 from reports.dashboard.best_trial_files import build_files
-from reports.dashboard.note import TextFingerprint, is_intact, merge_note, render_note
+from reports.dashboard.note import (
+    TextFingerprint,
+    is_intact,
+    merge_note,
+    render_imported_note,
+    render_note,
+)
 from reports.data.results import Results
 from reports.data.study_reader import StudyReader
 from reports.formatting import effects_title, loss_unit
@@ -31,9 +37,9 @@ from reports.stats.conditional_effects import (
 from reports.stats.effects import Effect
 from reports.stats.nuisance import build_judged_table, join_names
 from studies.artifacts import Store
-from studies.attributes import PUBLISHED, StudyRecord
+from studies.attributes import PUBLISHED, ImportedRecord, StudyRecord
 from studies.errors import ArtifactsError
-from studies.loader import read_study_record
+from studies.loader import read_record
 from studies.storage.counts import TrialCounts, count_trials
 from studies.storage.create_study import update_system_attributes
 from studies.storage.open import load_study
@@ -93,7 +99,7 @@ class StudyPublisher:
 
     def try_publish(self) -> bool:
         """Publish once; return False if another process published in the meantime."""
-        record = read_study_record(self.study)
+        record = read_record(self.study)
         name, study_id = self.study.study_name, self.study._study_id
         # The attributes are read before the state: an older state never replaces a newer one.
         attrs = self.storage.get_study_system_attrs(study_id)
@@ -114,16 +120,21 @@ class StudyPublisher:
                 conditional = compute_conditional_effects(build_judged_table(results), effects)
             ranked = rank_effects(effects, conditional)
             figure = _plot_effects(results, effects) if effects else None
-            try:
-                files = self._write_files(results, record, attrs)
-            except Exception as caught:  # artifact stores raise exceptions of any kind
-                error = caught
-        text = render_note(
-            name, record.config, record.corpus, record.commands, counts, results, ranked
-        )
+            if isinstance(record, StudyRecord):
+                try:
+                    files = self._write_files(results, record, attrs)
+                except Exception as caught:  # artifact stores raise exceptions of any kind
+                    error = caught
+        if isinstance(record, StudyRecord):
+            text = render_note(
+                name, record.config, record.corpus, record.commands, counts, results, ranked
+            )
+        else:
+            assert results is not None  # a study without a complete trial is not imported
+            text = render_imported_note(results, ranked)
         state = {
             "format": _FORMAT,
-            "steps": record.config.training.steps,
+            "steps": _count_steps(record),
             "counts": asdict(counted),
             "note": list(TextFingerprint.from_text(text)),
             "files": {key: json.loads(value)["filename"] for key, value in files.items()},
@@ -141,13 +152,14 @@ class StudyPublisher:
         return is_stored
 
     def _is_current(
-        self, attrs: Mapping[str, Any], counts: TrialCounts, record: StudyRecord
+        self, attrs: Mapping[str, Any], counts: TrialCounts, record: StudyRecord | ImportedRecord
     ) -> bool:
         published = _published(attrs, record)
+        has_files = bool(counts.complete) and isinstance(record, StudyRecord)
         return (
             published is not None
             and published["counts"] == asdict(counts)
-            and bool(published["files"]) == bool(counts.complete)
+            and bool(published["files"]) == has_files
             and all(_is_present(attrs, key) for key in published["files"])
             and is_intact(get_note(self._study_over(attrs)), TextFingerprint(*published["note"]))
         )
@@ -226,19 +238,28 @@ def _plot_effects(results: Results, effects: list[Effect]) -> Any:
     figure = plot_effects(effects, loss_unit(results.config))
     figure.layout.template = None  # the browser has it; it is twice as long as the rest
     at_best = f" at its best {join_names(results.nuisance)}" if results.nuisance else ""
-    title = f"{effects_title(results.is_gated)}{at_best}: negative is better"
+    title = f"{effects_title(results.is_gated)}{at_best}: {results.scale.better_sign} is better"
     figure.update_layout(height=None, title=title)
     return figure
 
 
-def _published(attrs: Mapping[str, Any], record: StudyRecord) -> dict[str, Any] | None:
+def _count_steps(record: StudyRecord | ImportedRecord) -> int | None:
+    """Return the number of steps of each trial; None if the study was imported."""
+    return record.config.training.steps if isinstance(record, StudyRecord) else None
+
+
+def _published(
+    attrs: Mapping[str, Any], record: StudyRecord | ImportedRecord
+) -> dict[str, Any] | None:
     """Return the published state, if it is of this format and the study's number of steps."""
     state: dict[str, Any] | None = attrs.get(PUBLISHED)
     if state is None or state["format"] != _FORMAT:
         return None
+    if isinstance(record, ImportedRecord):
+        return state
     # Earlier versions recorded no number of steps, and could not extend it.
     steps = state.get("steps", record.steps[-1])
-    return state if steps == record.config.training.steps else None
+    return state if steps == _count_steps(record) else None
 
 
 def _is_present(attrs: Mapping[str, Any], key: str) -> bool:

@@ -1,6 +1,7 @@
 """Reports, figures and tables of imported studies: what is said, and what is not."""
 
 import itertools
+import json
 import math
 import random
 import re
@@ -9,11 +10,13 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from optuna_dashboard import get_note
 from scipy import stats
 from test_page import opened
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
+from reports.dashboard.publish import publish_study
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.first_screen import build_first_screen
@@ -24,7 +27,7 @@ from reports.stats.nuisance import build_judged_table
 from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
-from studies.storage.open import read_storage
+from studies.storage.open import load_study, open_storage, read_storage
 
 FOREIGN_WORDS = ("bytes", "nats", "network", "corpus", "architecture", "bits per", "Adam with")
 """Words about networks, which a report about anything else has no reason to say."""
@@ -252,3 +255,22 @@ def test_page_of_an_imported_study_is_drawn_in_a_browser(browser, grid, tmp_path
         page.wait_for_selector(".plot .trace")
         assert page.locator(".study-name").inner_text() == "table"
         assert "optimizer adam → sgd" in page.locator("table.effects").inner_text()
+
+
+def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
+    """Both say that a higher value is better, and nothing about networks."""
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    publish_study(storage, "table", pytest.fail)
+    study = load_study(storage, "table")
+    note = get_note(study)
+    assert "## What makes it accurate?" in note
+    assert f"{max(row['accuracy'] for row in grid_rows()):.4f}" in note
+    assert "A higher accuracy is better." in note
+    assert "optimizer adam → sgd −0.0" in note
+    for word in FOREIGN_WORDS:
+        assert word not in note, word
+    attributes = storage.get_study_system_attrs(study._study_id)
+    assert "positive is better" in json.dumps(attributes)
+    publish_study(storage, "table", pytest.fail)
+    assert storage.get_study_system_attrs(study._study_id) == attributes
+    storage.close()
