@@ -270,7 +270,7 @@ def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
     for word in FOREIGN_WORDS:
         assert word not in note, word
     attributes = storage.get_study_system_attrs(study._study_id)
-    assert "positive is better" in json.dumps(attributes)
+    assert "Effect of each parameter: positive is better" in json.dumps(attributes)
     publish_study(storage, "table", pytest.fail)
     assert storage.get_study_system_attrs(study._study_id) == attributes
     storage.close()
