@@ -17,26 +17,27 @@ from studies.text import to_line
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _COLUMN_OPTIONS = (
-    click.option("--study", help="Name of the study, if SOURCE is the URL of a storage."),
+    click.option("--study", help="Name of the study in the storage, if SOURCE is the URL of one."),
     click.option(
         "--value",
         metavar="COLUMN",
-        help="Column of the results; by default value. Of a study of several objectives, values_0 "
-        "for the first.",
+        help="Column of the results; by default value. For a study with several objectives, "
+        "values_0 is the first.",
     ),
     click.option(
         "--maximize/--minimize",
         default=None,
-        help="Whether a higher value is better; by default as the study says, or a lower one.",
+        help="Whether a higher or a lower value is better; by default the direction of the study, "
+        "and for a table a lower one.",
     ),
     click.option("--metric", metavar="NAME", default="", help="Name of the value, for the report."),
-    click.option("--unit", metavar="TEXT", default="", help="Unit of the value."),
-    click.option("--question", metavar="TEXT", default="", help="What the results are to answer."),
+    click.option("--unit", metavar="TEXT", default="", help="Unit of the value, for the report."),
+    click.option("--question", metavar="TEXT", default="", help="Question for the report."),
     click.option(
         "--parameters",
         metavar="A,B,…",
         default="",
-        help="Columns that are parameters; by default all that have several values.",
+        help="Columns that are parameters; by default all with several values.",
     ),
     click.option(
         "--ignore",
@@ -47,14 +48,14 @@ _COLUMN_OPTIONS = (
     click.option(
         "--replicate",
         metavar="COLUMN",
-        help="Column that numbers the runs of equal parameters; by default replicate or seed.",
+        help="Column that numbers repeated runs of equal parameters; by default replicate or seed.",
     ),
     click.option(
         "--curve",
         metavar="PREFIX",
         default="loss_",
         show_default=True,
-        help="Beginning of the names of the columns of curves, which end in the step.",
+        help="Prefix of the columns that hold a curve: loss_50 is the value at step 50.",
     ),
 )
 """Options that say what the columns of a table are."""
@@ -68,13 +69,16 @@ def _column_options(command: _F) -> _F:
 
 @click.command(
     "import",
-    help="Make a study of results; nothing is trained. SOURCE is a file that export-study wrote, "
-    "any table of parameters and values as CSV (.csv, .csv.gz, .tsv), or the URL of a storage that "
-    "has a study of plain Optuna, which is only read. Of several sources all are imported, or "
-    "none; options about columns go with one.",
+    help="Create a study from finished results, without training. SOURCE is a file that "
+    "export-study wrote, any table of parameters and values as CSV (.csv, .csv.gz, .tsv), or the "
+    "URL of a storage that has a study of plain Optuna, which is only read. Several exported files "
+    "are imported together, all or none; tables and Optuna studies are imported one at a time.",
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option("--name", help="Name of the study; by default that in the file, or of the file.")
+@click.option(
+    "--name",
+    help="Name of the new study; by default that of the exported or Optuna study, or of the file.",
+)
 @_column_options
 @storage_options
 def import_command(

@@ -196,8 +196,9 @@ def retry(name: str, failed: bool, diverged: bool, wait: bool, storage: str, deb
 
 @click.command(
     "export-study",
-    help="Write the study STUDY to FILE, a compressed CSV (.csv.gz) or CSV: its trials with their "
-    "curves and losses, and its settings; no weights, and no names of users, machines and folders.",
+    help="Write the study STUDY to FILE, as compressed (.csv.gz) or plain CSV: its settings, and "
+    "its trials with their curves and losses. Weights are not written, nor names of users, "
+    "machines and folders.",
 )
 @study_argument
 @click.argument("file", type=click.Path(path_type=Path))

@@ -95,7 +95,7 @@ def _format_names(option: click.Option, context: click.Context) -> str:
     metavar = "" if option.is_flag else option.make_metavar(context)
     if isinstance(option.type, click.Choice):
         metavar = metavar.removeprefix("[").removesuffix("]")
-    names = ", ".join(option.opts)
+    names = ", ".join([*option.opts, *option.secondary_opts])
     return f"`{names} {_METAVARS.get(metavar, metavar)}`" if metavar else f"`{names}`"
 
 

@@ -146,7 +146,7 @@ def _guess_parameters(table: TextTable, names: Sequence[str]) -> tuple[list[str]
         left_out["unique"] = [name for name in left_out["unique"] if name not in chosen]
     reasons = {
         "constant": "have one value",
-        "bookkeeping": "are no parameters by their names",
+        "bookkeeping": "are not parameters, judged by their names,",
         "unique": "name or number the rows",
     }
     for kind, found in left_out.items():

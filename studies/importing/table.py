@@ -176,7 +176,7 @@ def _parse_value(
     number = parse_number(cell)
     if number is None:
         raise table.error(
-            row, column, f"{shown(cell)} is no number",
+            row, column, f"{shown(cell)} is not a number",
             "a number, nothing for a run that failed, or nan for one that diverged; choose another "
             "column with --value",
         )  # fmt: skip
@@ -193,7 +193,7 @@ def _parse_curve(
         number = parse_number(cells[name])
         if number is None:
             raise table.error(
-                row, name, f"{shown(cells[name])} is no number", "a number, or nothing"
+                row, name, f"{shown(cells[name])} is not a number", "a number, or nothing"
             )
         points[step] = number
     return points

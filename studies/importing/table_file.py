@@ -132,7 +132,7 @@ def _decode(name: str, content: bytes) -> str:
     except UnicodeDecodeError as error:
         row = content[: error.start].count(b"\n") + 1
         raise TableError(
-            f"{name}, row {row}: byte {content[error.start]:#04x} is no UTF-8: expected a text; "
+            f"{name}, row {row}: byte {content[error.start]:#04x} is not UTF-8: expected text; "
             'save the table as "CSV UTF-8"'
         ) from error
     if "\0" in text:
@@ -157,7 +157,7 @@ def _number_rows(name: str, reader: Iterator[list[str]]) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            raise TableError(f"{name}, row {row}: no row of a CSV table ({error})") from error
+            raise TableError(f"{name}, row {row} is not valid CSV ({error})") from error
         if len(cells) > MAX_COLUMNS:
             raise TableError(f"{name}, row {row}: more than {MAX_COLUMNS:,} cells")
         if any(cells) or not is_header:

@@ -194,5 +194,5 @@ def parse_number(text: str) -> float:
         ValueError: if it is none.
     """
     if "_" in text or text != text.strip():  # which Python reads
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{text!r} is not a number")
     return float(text)

@@ -32,7 +32,7 @@ def require_table_name(path: Path) -> None:
         TableError: if it has not.
     """
     if not path.name.endswith(SUFFIXES):
-        raise TableError(f"{path} is no name of a table: expected one ending in .csv.gz or .csv")
+        raise TableError(f"{path} is not a table: expected a name ending in .csv.gz or .csv")
 
 
 def write_table(path: Path, first_line: str, rows: Iterable[Sequence[str]]) -> int:
@@ -104,7 +104,7 @@ def _read_lines(path: Path, file: Iterable[bytes] | gzip.GzipFile) -> Iterator[s
             yield line.decode("utf-8-sig" if row == 1 else "utf-8")
         except UnicodeDecodeError as error:
             shown = shorten(repr(line[error.start : error.start + 8]))
-            raise TableError(f"{path}, row {row}: {shown} is no text in UTF-8") from error
+            raise TableError(f"{path}, row {row}: {shown} is not UTF-8 text") from error
 
 
 def _read_line(path: Path, file: object, row: int) -> bytes:

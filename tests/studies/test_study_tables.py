@@ -265,7 +265,7 @@ FILES = {
     ),
     "a trial twice": (lambda text: repeat_row(text, 3), "row 7, column number: '0', expected"),
     "no UTF-8": (lambda text: text.encode().replace(b"FAIL", b"\xff\xfe", 1), "row 4: "),
-    "binary": (lambda text: bytes(range(255, 0, -1)) * 20, "no text in UTF-8"),
+    "binary": (lambda text: bytes(range(255, 0, -1)) * 20, "not UTF-8 text"),
     "cut": (lambda text: gzip.compress(text.encode())[:-40], "is cut off after row"),
     "damaged": (
         lambda text: (packed := gzip.compress(text.encode()))[:-8] + b"\0" + packed[-7:],
