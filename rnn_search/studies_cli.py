@@ -25,8 +25,8 @@ from studies.text import format_bytes, to_line
 _wait_option = click.option(
     "--wait",
     is_flag=True,
-    help="Wait while workers hold trials; those of workers that died are requeued when their "
-    "leases have expired.",
+    help="Wait while workers hold trials; trials of dead workers are requeued when their leases "
+    "have expired.",
 )
 
 
