@@ -1,7 +1,7 @@
 """Removal of names from what a study stores: of machines, and of folders, which hold users' names.
 
 A file of a study may be published. Machines become ``machine-1``, ``machine-2``, … in the order of
-their trials, so that what they trained can still be told apart; paths become their last part.
+their trials, so that machines can still be distinguished; paths become their last part.
 """
 
 import re
