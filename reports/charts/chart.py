@@ -4,6 +4,7 @@ The colors are close to those of Okabe and Ito (*Color Universal Design*, 2008),
 readers can distinguish, and visible on white and on black. No figure relies on color alone.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,13 @@ IMPROVES, WORSENS, NEUTRAL = "#2f7fd1", "#d55e00", "#8a9099"
 TRIAL_COLOR, BEST_COLOR = "#6f8396", "#e69f00"
 """Colors of a trial, or of anything without a direction, and of the best one."""
 
-PALETTE = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a9099")
+PALETTE = (
+    "#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bd6", "#8a9099"
+)  # fmt: skip
 """Colors of categories without an order."""
+
+CELL_COLORS = {"gated": "#2f7fd1", "gru": "#009e73", "lstm": "#cc79a7", "elman": "#56b4e9"}
+"""Colors of the built-in cells, the same in all figures."""
 
 ROW_HEIGHT = 28
 """Height in pixels of a row of a category axis."""
@@ -94,6 +100,15 @@ def sequential_colors(count: int) -> list[str]:
     return [str(color) for color in sample_colorscale("Plasma", places)]
 
 
+def category_colors(values: Sequence[Any]) -> list[str]:
+    """Return a color for each of some categories; the built-in cells have their own."""
+    is_cell = any(value in CELL_COLORS for value in values)
+    rest = itertools.cycle(
+        color for color in PALETTE if not (is_cell and color in CELL_COLORS.values())
+    )
+    return [CELL_COLORS[value] if value in CELL_COLORS else next(rest) for value in values]
+
+
 def add_reference_lines(
     figure: go.Figure, references: Sequence[BaselineReference], losses: Sequence[float], axis: str
 ) -> None:
@@ -109,7 +124,7 @@ def add_reference_lines(
         if not math.isfinite(loss):
             continue
         line = {
-            "color": PALETTE[1 + i % (len(PALETTE) - 1)],
+            "color": CELL_COLORS[reference.cell],
             "dash": _DASHES[i % len(_DASHES)],
             "width": 2,
         }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from reports.charts.chart import PALETTE, Chart
+from reports.charts.chart import Chart, category_colors
 from reports.data.results import Results
 from reports.formatting import escape_html
 from reports.stats.ranking import LeaderboardEntry
@@ -65,11 +65,12 @@ def plot_context(entries: Sequence[LeaderboardEntry], token: str) -> go.Figure:
         token: name of one token.
     """
     figure = go.Figure()
+    colors = category_colors([_find_category(entry) for entry in entries])
     for i, entry in enumerate(entries):
         assert entry.context is not None
         profile, effective = entry.context, entry.context.estimate()
         ranges = _format_ranges(profile.bins)
-        style = {"color": PALETTE[i % len(PALETTE)], "dash": _DASHES[i % len(_DASHES)]}
+        style = {"color": colors[i], "dash": _DASHES[i % len(_DASHES)]}
         figure.add_trace(
             go.Scatter(
                 x=profile.centers,
@@ -112,6 +113,13 @@ def describe_context(entries: Sequence[LeaderboardEntry], token: str) -> str:
             f"by {token}s of context: {losses}; with half a window more {profile.loss:.3f}"
         )
     return ". ".join(parts) + "."
+
+
+def _find_category(entry: LeaderboardEntry) -> str:
+    """Return what the color of an architecture stands for: its baseline cell, or itself."""
+    if isinstance(entry.architecture, BaselineConfig):
+        return entry.architecture.cell
+    return entry.full_label
 
 
 def _format_ranges(bins: Sequence[int]) -> list[str]:

@@ -207,7 +207,7 @@ def chart_parameters(
                 else ""
             )
             + selection,
-            width=100 * len(shown),
+            width=125 * len(shown),
             max_width=FULL_WIDTH,
         )
     ]
@@ -248,8 +248,8 @@ def _chart_best(
                 f"{scale.best_name.capitalize()} {scale.name} by {listed}",
                 plot_best(rows, pair, scale),
                 describe_best(rows, pair, scale),
-                f"{best}: what they reach with all others at their best. The darker, the "
-                f"better.{left_out}",
+                f"{best}: what they reach with all others at their best. The stronger the color, "
+                f"the better.{left_out}",
             )
         ]
     axis = escape_html(value_axis_title(results.config))

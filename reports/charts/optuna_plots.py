@@ -280,6 +280,8 @@ def plot_distribution(study: optuna.Study, axis: str) -> go.Figure:
     figure = visualization.plot_edf(study, target_name=axis)
     figure.update_traces(line={"color": TRIAL_COLOR})
     figure.update_layout(title=None, height=400, yaxis_title="share of trials")
+    # The zeros of both axes meet in the corner otherwise.
+    figure.update_yaxes(range=[-0.03, 1.03])
     return figure
 
 

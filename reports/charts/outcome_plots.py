@@ -92,7 +92,8 @@ def plot_outcomes(outcomes: Sequence[ContrastOutcomes]) -> go.Figure:
                 marker={
                     "color": color,
                     "line": {"color": NEUTRAL, "width": 0.5},
-                    "pattern": {"shape": pattern, "solidity": 0.25},
+                    # Faint, so that the numbers stay legible.
+                    "pattern": {"shape": pattern, "solidity": 0.25, "fgopacity": 0.4},
                 },
                 text=[f"{count:,}" if count else "" for count in counts],
                 textposition="inside",

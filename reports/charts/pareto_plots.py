@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from reports.charts.chart import IMPROVES, NEUTRAL, PALETTE, Chart
+from reports.charts.chart import CELL_COLORS, IMPROVES, NEUTRAL, Chart
 from reports.data.drawn_trials import MAX_DRAWN, select_evenly
 from reports.formatting import escape_html, format_signed
 from reports.stats.pareto_front import (
@@ -83,10 +83,10 @@ def plot_front(front: ParetoFront) -> go.Figure:
                     [each],
                     escape_html(each.label),
                     symbol="x",
-                    color=PALETTE[1 + index % (len(PALETTE) - 1)],
+                    color=CELL_COLORS[each.cell],
                     size=10,
                 )
-                for index, each in enumerate(front.references)
+                for each in front.references
             ),
         ]
     )
@@ -118,7 +118,7 @@ def _scale(low: float, high: float) -> dict[str, Any]:
         "type": "log",
         "range": [first - room, last + room],
         "tickvals": ticks,
-        "ticktext": [f"{tick:,.6g}" for tick in ticks],
+        "ticktext": [f"{tick:,}" if tick >= 1 else f"{tick:.6g}" for tick in ticks],
     }
 
 

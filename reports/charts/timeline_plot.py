@@ -47,7 +47,7 @@ def plot_timeline(bars: pd.DataFrame) -> go.Figure:
                 y=[escape_html(worker) for worker in trials["worker"]],
                 orientation="h",
                 name=state.lower() if state != "FAIL" else "failed",
-                marker={"color": color, "line": {"width": 1, "color": "rgba(255,255,255,0.6)"}},
+                marker={"color": color, "line": {"width": 0.5, "color": "rgba(255,255,255,0.6)"}},
                 customdata=[
                     f"{text}, {format_duration(seconds)}"
                     for text, seconds in zip(trials["text"], lengths, strict=True)

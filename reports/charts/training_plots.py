@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 
 from reports.charts.chart import (
     NEUTRAL,
-    PALETTE,
     ColorScheme,
     add_reference_lines,
+    category_colors,
     sequential_colors,
 )
 from reports.data.continuous import is_continuous
@@ -130,14 +130,14 @@ def list_color_schemes(results: Results) -> list[ColorScheme]:
     for name in results.parameters:
         values = sorted(results.table[name].dropna().unique().tolist())
         is_ordered = not isinstance(values[0], bool | str) and len(values) > 1
-        colors = sequential_colors(len(values)) if is_ordered else PALETTE
+        colors = sequential_colors(len(values)) if is_ordered else category_colors(values)
         # Of a continuous parameter the legend names the ends.
         is_named = [
             not is_continuous(results.table[name]) or v in values[:: len(values) - 1]
             for v in values
         ]
         legend = [
-            (format_value(value) if is_named[i] else "", colors[i % len(colors)])
+            (format_value(value) if is_named[i] else "", colors[i])
             for i, value in enumerate(values)
         ]
         rows = results.table.loc[numbers, name].tolist()

@@ -162,10 +162,12 @@ def _describe_undecided(effects: Sequence[RankedEffect], tried: int) -> Markup:
 
 
 def _find_verb(effect: RankedEffect) -> str:
-    """Return what the loss does with a change, under each condition that is shown."""
+    """Return what the loss does with a change, under each condition where it is significant."""
     means = [effect.main.mean]
     if effect.condition:
-        means = [effect.condition.least.mean, effect.condition.greatest.mean]
+        shown = [effect.condition.least, effect.condition.greatest]
+        # If neither is, their difference is: both sizes are shown.
+        means = [each.mean for each in shown if each.is_significant] or [e.mean for e in shown]
     if max(means) < 0:
         return "falls"
     return "rises" if min(means) > 0 else "falls or rises, depending on the other parameters,"

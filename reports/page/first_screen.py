@@ -1,5 +1,6 @@
 """What a reader sees first: the question, its answer, one figure, and the numbers that limit it."""
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -67,17 +68,17 @@ def _choose_chart(section: Section) -> tuple[Chart | None, str]:
         drawn = "95% interval"
         if section.audited_effects:
             drawn = "95% interval of drawing other audited trials"
-        caption = (
-            f"Mean change of the {name} over all pairs of {unit}s that differ in this alone, with "
-            f"its {drawn}. "
-        )
-        if any(effect.is_significant for effect in section.effects[0].effects):
+        caption = f"Mean change of the {name} over all pairs of {unit}s that differ in this alone"
+        effects = section.effects[0].effects
+        if all(math.isnan(effect.low) for effect in effects):
+            caption += ". There are too few pairs for an interval."
+        elif any(effect.is_significant for effect in effects):
             caption += (
-                f"Triangles: the interval excludes zero, in blue if the {name} {better} and in "
-                f"orange if it {worse}."
+                f", with its {drawn}. Triangles: the interval excludes zero, in blue if the {name} "
+                f"{better} and in orange if it {worse}."
             )
         else:
-            caption += "None is significant."
+            caption += f", with its {drawn}. None is significant."
         return section.effects[0].chart, caption
     if section.early_effects and section.pruning:
         step, steps = section.pruning.common_step, results.trained.training.steps

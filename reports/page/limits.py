@@ -113,7 +113,9 @@ def _measure_noise(section: Section) -> Limit:
         digits = results.metric.scale.value_digits
         return Limit(name, f"{value:.{digits}f}", unit, f"standard deviation over {runs:,} runs")
     if section.audited_effects is not None:
-        return Limit(name, "not known", detail="in a pruned study, intervals leave it out")
+        return Limit(
+            name, "not measured", detail="intervals leave out what another run would change"
+        )
     noise = build_judged_table(results).noise
     known = noise is not None and noise.degrees > 0
     if noise is None or not np.any(known):

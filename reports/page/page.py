@@ -190,6 +190,9 @@ def _theme(template: str) -> dict[str, Any]:
     # Plotly chooses the ink of a number in a bar by the bar's color, as if that were opaque.
     bar = theme["data"]["bar"][0] | {"insidetextfont": {"color": theme["layout"]["font"]["color"]}}
     theme["data"] = theme["data"] | {"bar": [bar]}
+    # A name at an axis touches its bar otherwise.
+    axis = theme["layout"]["yaxis"] | {"ticklabelstandoff": 4}
+    theme["layout"] = theme["layout"] | {"yaxis": axis}
     return theme
 
 

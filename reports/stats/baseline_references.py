@@ -21,6 +21,7 @@ class BaselineReference:
 
     Attributes:
         label: name of the architecture.
+        cell: name of the cell.
         study: name of the study that trained it.
         training_loss: least smoothed training loss, in nats per token; NaN if unknown.
         metric: loss by the metric of the study that it is a reference for; NaN if not comparable.
@@ -33,6 +34,7 @@ class BaselineReference:
     """
 
     label: str
+    cell: str
     study: str
     training_loss: float
     metric: float
@@ -113,6 +115,7 @@ def _find_in_study(
     return [
         BaselineReference(
             f"{row['architecture']} ({other.name})" if names_study else row["architecture"],
+            row[CELL],
             other.name,
             row["training_loss"],
             row[metric.column] if is_comparable else math.nan,

@@ -105,7 +105,10 @@ class ConditionalEffect:
 
     @property
     def extremes(self) -> str:
-        """The least and the greatest effect: ``−0.530 nats without residual, −0.005 with it``."""
+        """The least and the greatest effect: ``−0.530 nats without residual, −0.015 with it``.
+
+        Where only one of them is significant, the other one is named so.
+        """
         first, last = (each for each in self.levels if each in (self.least, self.greatest))
         name = format_param(self.parameter)
         if isinstance(first.value, bool):
@@ -113,11 +116,12 @@ class ConditionalEffect:
         else:
             places = f"with {name} {format_value(first.value)}", f"with {format_value(last.value)}"
         scale = self.main.scale
-        least, greatest = (
-            scale.format_difference(first.mean),
-            format_signed(last.mean, scale.digits),
-        )
-        return f"{least} {places[0]}, {greatest} {places[1]}"
+        sizes = [scale.format_difference(first.mean), format_signed(last.mean, scale.digits)]
+        if first.is_significant < last.is_significant:
+            sizes = ["no significant effect", scale.format_difference(last.mean)]
+        elif last.is_significant < first.is_significant:
+            sizes[1] = "no significant effect"
+        return f"{sizes[0]} {places[0]}, {sizes[1]} {places[1]}"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class CostedArchitecture:
         seconds: mean computing time of a run; NaN where it is not comparable.
         loss: held-out loss in bits per byte, the mean over its runs.
         best_values: values of the nuisance parameters at which it is the best.
+        cell: name of the baseline cell of another study; "" for an architecture of this one.
     """
 
     label: str
@@ -56,6 +57,7 @@ class CostedArchitecture:
     seconds: float
     loss: float
     best_values: dict[str, Any] = field(default_factory=dict)
+    cell: str = ""
 
     def cost(self, cost: Cost) -> float:
         """Return one of its costs."""
@@ -169,6 +171,7 @@ def summarize_costs(
             each.parameter_count,
             each.seconds if each.conditions == common != "" else math.nan,
             each.held_out_loss,
+            cell=each.cell,
         )
         for each in references
     ]

@@ -5,7 +5,9 @@ import math
 import pytest
 from factories import gated_params, make_baselines, make_replicates, make_runs, make_study
 
+from reports.charts.chart import CELL_COLORS, category_colors
 from reports.charts.comparison_plots import plot_replicates
+from reports.charts.training_plots import list_color_schemes
 from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv, write_curves, write_parquet
 from reports.data.trial_table import decode_architecture
@@ -106,6 +108,24 @@ def test_curves_show_the_best_of_each_baseline_cell_as_lines(sqlite_url):
     assert low < 1.4
     assert high > 1.9
     assert not cells.curves.figure.layout.shapes
+
+
+def test_a_cell_has_one_color_in_all_figures(sqlite_url):
+    make_study(sqlite_url, finished=2)
+    make_baselines(sqlite_url)
+    make_baselines(sqlite_url, "lstms", space={"cell": ["lstm"], "layers": [1], "state_size": [4]})
+    for others in (["cells"], ["lstms"]):
+        shapes = build_sections(results_of(sqlite_url, "made", *others))[0].curves.figure.layout
+        colors = {shape.line.color for shape in shapes.shapes if "LSTM" in shape.name}
+        assert colors == {CELL_COLORS["lstm"]}
+    (cells,) = results_of(sqlite_url, "cells")
+    (by_cell,) = (each for each in list_color_schemes(cells) if each.label == "cell")
+    assert by_cell.legend == [("GRU", CELL_COLORS["gru"]), ("LSTM", CELL_COLORS["lstm"])]
+    # What is no cell of ours has none of these colors.
+    assert not {*category_colors(["lstm", *"abcde"])[1:]} & {
+        CELL_COLORS["gru"],
+        CELL_COLORS["lstm"],
+    }
 
 
 def drawn(results, others):

@@ -3,7 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from factories import make_refinement, make_replicates, make_stated, make_study
+from factories import (
+    gated_params,
+    make_refinement,
+    make_replicates,
+    make_runs,
+    make_stated,
+    make_study,
+)
 from test_page import opened
 from test_pruning_audit import make_pruned
 
@@ -27,10 +34,27 @@ def answer_of(url, name):
 def test_answer_names_the_largest_effects_with_direction_and_size(sqlite_url):
     make_stated(sqlite_url)
     largest, others = answer_of(sqlite_url, "stated")
-    assert largest.startswith("The validation loss falls most with state size 8 → 16 (−0.00")
+    assert largest.startswith("The validation loss falls most with state size 8 → 16 (")
     assert "new state (−0.399 nats [−0.404, −0.393])" in largest
     assert "falls or rises, depending on the other parameters, with residual (+0.299" in largest
     assert others.startswith("Old state, forget gate and input gate are undecided after correction")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_claims_no_effect_under_a_condition_where_it_is_not_significant(sqlite_url):
+    make_stated(sqlite_url)
+    (largest, _) = answer_of(sqlite_url, "stated")
+    size = "state size 8 → 16 (no significant effect without residual, −0.898 nats with it)"
+    assert largest.startswith(f"The validation loss falls most with {size}")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_figure_without_intervals_says_so(sqlite_url):
+    space = {"layers": [1, 2], "state_size": [4]}
+    runs = [(gated_params(layers=layers), 2.0 - layers / 10, {}) for layers in (1, 2)]
+    make_runs(sqlite_url, "two", {"space": space}, runs)
+    caption = first_screen_of(sqlite_url, "two").caption
+    assert caption.endswith("There are too few pairs for an interval.")
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -55,6 +79,9 @@ def test_answer_of_a_pruned_study_says_why_effects_are_missing(sqlite_url):
     assert best.startswith("The least validation loss is ")
     (pruned,) = [each for each in first_screen_of(url, "made").limits if each.name == "Pruned"]
     assert "what was lost is not measured" in pruned.detail
+    (noise,) = [each for each in first_screen_of(url, "made").limits if "Noise" in each.name]
+    assert (noise.value, noise.detail) == (
+        "not measured", "intervals leave out what another run would change")  # fmt: skip
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
@@ -72,10 +99,12 @@ def page_file(tmp_path_factory):
     url = f"sqlite:///{folder}/studies.db"
     make_stated(url)
     make_study(url, "second")
-    first, second = (read_results(read_storage(url), name) for name in ("stated", "second"))
+    make_replicates(url)
+    names = ("stated", "second", "replicates")
+    first, *others = (read_results(read_storage(url), name) for name in names)
     asked = {"question": "Which switches help a small network that has little memory?"}
     first = replace(first, config=first.trained.model_copy(update=asked))
-    return write_page([first, second], folder / "page.html").path
+    return write_page([first, *others], folder / "page.html").path
 
 
 def resize(page, width, height):
@@ -108,6 +137,8 @@ def test_first_screen_of_a_phone_holds_the_answer_and_begins_the_figure(browser,
         title = page.locator(".first .plot .xtitle").first.bounding_box()
         assert title["x"] >= 0
         assert title["x"] + title["width"] <= 390
+        # Nothing of any study is wider than the screen.
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.extended
