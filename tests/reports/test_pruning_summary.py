@@ -116,7 +116,7 @@ def test_page_of_a_pruned_study_states_the_trials_behind_its_effects(pruned, tmp
     assert "The best 2 of 8 trials are to be kept" in words
     assert "75% of the steps of all trials were trained." in words
     assert f'title="{REASON}">pruned' in words
-    assert "1, 1 of them paused" in words
+    assert "1 <small>1 of them paused</small>" in words
 
 
 def test_page_without_pruning_does_not_mention_it(sqlite_url, tmp_path):

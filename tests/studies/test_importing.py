@@ -64,7 +64,11 @@ def params_of(trials) -> list[dict]:
         ("a,value\n", {}, "no row below the header"),
         (b"PK\x03\x04", {}, "is an Excel workbook"),
         (b"a,\0,value\n1,2,3\n", {}, "row 1: a NUL character"),
-        (gzip.compress(b"a,value\n1,2\n" * 1000, mtime=0)[:40], {}, "the compressed file is damaged"),
+        (
+            gzip.compress(b"a,value\n1,2\n" * 1000, mtime=0)[:40],
+            {},
+            "the compressed file is damaged",
+        ),
         ("a,value\n1,2\n2,3\n", {"parameters": ("b",)}, "--parameters names it"),
         ("a,a,value\n1,2,3\n", {}, "row 1: two columns 'a'"),
         ("a,,value\n1,2,3\n", {}, "row 1, column 2: no name"),

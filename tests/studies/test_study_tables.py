@@ -356,7 +356,7 @@ def test_study_of_a_worker_or_with_damage_is_not_exported(source_url, file, tmp_
     before = list_files(tmp_path).keys()
     with pytest.raises(StudyNotFoundError, match="'missing' is not in"):
         export_study(source_url, "missing", tmp_path / "new.csv")
-        with pytest.raises(TableError, match=r"expected a name ending in \.csv\.gz or \.csv"):
+    with pytest.raises(TableError, match=r"expected a name ending in \.csv\.gz or \.csv"):
         export_study(source_url, "made", tmp_path / "new.txt")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(TableError, match="Is a directory"):
