@@ -73,7 +73,7 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
         study = load_study(opened, name)
         with opened.snapshot() as connection:
             before = read_fingerprint(connection, name)
-        table, trials = _read_table(opened, study._study_id, name)
+        table = _read_table(opened, study._study_id, name)
 
         def read_rows() -> Iterator[list[str]]:
             yield from table.format_rows()
@@ -86,12 +86,12 @@ def export_study(storage: str, name: str, path: Path) -> ExportResult:
                     )
 
         size = write_table(path, table.format_first_line(), read_rows())
-    return ExportResult(trials, size)
+    return ExportResult(table.trial_count, size)
 
 
 @reports_damage
-def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> tuple[StudyTable, int]:
-    """Read a study as a table, and count its trials; its curves are read as its rows are."""
+def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> StudyTable:
+    """Read a study as a table; its curves are read as its rows are."""
     study = load_study(storage, name)
     if IMPORTED in study.user_attrs:
         raise StudyFormatError(
@@ -105,7 +105,7 @@ def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> tuple[St
     attributes = set(chain.from_iterable(trial.attributes for trial in trials))
     system_attributes = set(chain.from_iterable(trial.system_attributes for trial in trials))
     steps = read_steps(storage, study_id)
-    table = StudyTable(
+    return StudyTable(
         name,
         OBJECTIVE_NAMES[stored.config.objective],
         rounding.round_record(anonymize_record(stored)),
@@ -115,9 +115,9 @@ def _read_table(storage: LeasedRDBStorage, study_id: int, name: str) -> tuple[St
         order_trial_attributes(system_attributes),
         _count_windows(trials),
         steps,
+        len(trials),
         _add_curves(storage, study_id, trials, steps),
     )
-    return table, len(trials)
 
 
 def _read_trials(storage: LeasedRDBStorage, study_id: int, rounding: Rounding) -> list[TableTrial]:

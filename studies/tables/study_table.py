@@ -90,6 +90,7 @@ class StudyTable:
             windows aside.
         windows: number of evaluation windows, by attribute.
         steps: log points.
+        trial_count: number of trials.
         trials: the trials, by number.
     """
 
@@ -102,6 +103,7 @@ class StudyTable:
     trial_system_attributes: Sequence[str]
     windows: Mapping[str, int]
     steps: Sequence[int]
+    trial_count: int
     trials: Iterable[TableTrial]
 
     @property
@@ -134,6 +136,7 @@ class StudyTable:
             "name": self.name,
             "direction": "minimize",
             "metric": self.metric,
+            "trials": self.trial_count,
             "attributes": attributes,
             "system_attributes": dict(self.system_attributes),
             "choices": {name: list(values) for name, values in self.choices.items()},

@@ -62,6 +62,7 @@ class _Described(BaseModel):
     name: str
     direction: Literal["minimize"]
     metric: str
+    trials: Annotated[int, Field(ge=1)]
     attributes: dict[str, Any]
     system_attributes: dict[str, Any]
     choices: dict[str, Annotated[list[ParamValue], Field(min_length=1)]]
@@ -106,8 +107,8 @@ def read_study_table(path: str, version: str, described: str, lines: Iterator[st
         if trial.number in trials:
             rows.reject_cell(NUMBER, cells[0], "a number that no row above has")
         trials[trial.number] = trial
-    if not trials:
-        rows.reject("no trial follows, expected one or more")
+    if len(trials) != study.trials:
+        rows.reject(f"the table ends with {len(trials):,} trials, expected {study.trials:,}")
     return StudyTable(
         study.name,
         study.metric,
@@ -118,6 +119,7 @@ def read_study_table(path: str, version: str, described: str, lines: Iterator[st
         list(columns.system_attributes),
         {name: len(places) for name, places in columns.windows.items()},
         list(columns.steps),
+        len(trials),
         [trials[number] for number in sorted(trials)],
     )
 

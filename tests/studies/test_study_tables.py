@@ -230,7 +230,11 @@ FILES = {
     "empty": (lambda text: "", "is not an exported study"),
     "another table": (lambda text: "a,b\n1,2\n", "is not an exported study"),
     "first line only": (lambda text: text.partition("\n")[0], "nothing follows"),
-    "no trial": (lambda text: "\n".join(text.splitlines()[:2]), "no trial follows"),
+    "no trial": (lambda text: "\n".join(text.splitlines()[:2]), "ends with 0 trials"),
+    "a trial less": (
+        lambda text: "\n".join([*text.splitlines()[:3], *text.splitlines()[4:]]),
+        "row 5: the table ends with 3 trials, expected 4",
+    ),
     "another version": (
         lambda text: text.replace("study 1:", "study 2:", 1),
         "row 1: version 2 of the format, expected 1",
@@ -342,7 +346,7 @@ def test_of_several_files_all_are_imported_or_none(file, url, tmp_path):
 
 def test_gap_between_numbers_becomes_a_trial_that_is_not_of_the_grid(file, other_url, tmp_path):
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:3], *lines[4:]]))
+    file.write_text(edit_first_line("\n".join([*lines[:3], *lines[4:]]), trials=3))
     import_studies(other_url, [file])
     with closing(open_storage(other_url)) as storage:
         trials = load_study(storage, "made").get_trials(deepcopy=False)
