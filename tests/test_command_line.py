@@ -741,7 +741,7 @@ def test_stop_before_training_is_reported(search, workers):
 
 SUBCOMMANDS = (
     *("run", "refine", "report", "dashboard", "status", "list", "continue", "rename", "copy"),
-    *("delete", "retry", "check", "sample", "export"),
+    *("delete", "retry", "export-study", "import", "check", "sample", "export"),
 )
 
 
@@ -749,7 +749,7 @@ def test_console_command_has_every_command(run):
     done = run("-m", "rnn_search", "--help")
     assert done.returncode == 0, done.stderr
     listed = done.stdout.partition("Commands:\n")[2]
-    assert re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE) == [*SUBCOMMANDS]
+    assert re.findall(r"^  ([a-z-]+) ", listed, re.MULTILINE) == [*SUBCOMMANDS]
     for name in SUBCOMMANDS:
         done = run("-m", "rnn_search", name, "--help")
         assert done.returncode == 0, done.stderr

@@ -64,7 +64,7 @@ def command(run, artifacts):
         (["delete", "made", "--yes"], "is the source of 'derived'"),
         (["retry", "missing"], "study 'missing' is not in"),
         (["export-study", "missing", "new.csv"], "study 'missing' is not in"),
-        (["export-study", "made", "new.xlsx"], "expected one ending in .csv.gz or .csv"),
+        (["export-study", "made", "new.xlsx"], "expected a name ending in .csv.gz or .csv"),
         (["export-study", "made", "/dev/null/new.csv"], "cannot write /dev/null/new.csv"),
         (["export-study", "made"], "Missing argument 'FILE'"),
         (["import", "a.csv", "b.csv"], "a.csv is not an exported study: expected it alone"),
