@@ -74,26 +74,49 @@ def create_study(
     """
     try:
         with storage.transaction() as connection:
-            (study_id,) = connection.execute(
-                sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
-            ).one()
-            connection.execute(
-                sa.insert(STUDY_DIRECTIONS).values(
-                    study_id=study_id, objective=0, direction=StudyDirection.MINIMIZE
-                )
+            study_id = insert_study(
+                connection, name, metric_name, StudyDirection.MINIMIZE, attributes
             )
-            connection.execute(
-                sa.insert(STUDY_SYSTEM_ATTRS).values(
-                    study_id=study_id, key=METRIC_NAMES, value_json=json.dumps([metric_name])
-                )
-            )
-            rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
-            insert(connection, STUDY_USER_ATTRS, rows)
             _insert_trials(connection, study_id, distributions, trials)
     except sa.exc.IntegrityError:
         return False
     merge_log(storage)
     return True
+
+
+def insert_study(
+    connection: Connection,
+    name: str,
+    metric: str,
+    direction: StudyDirection,
+    attributes: Mapping[str, Any],
+    system_attributes: Mapping[str, Any] | None = None,
+) -> int:
+    """Store a study without trials.
+
+    Args:
+        connection: connection in a writing transaction.
+        name: name of the study.
+        metric: name of its value.
+        direction: whether a lower or a higher value is better.
+        attributes: its user attributes.
+        system_attributes: its system attributes, the name of its value aside.
+
+    Returns:
+        The identifier of the study.
+    """
+    query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
+    study_id: int = connection.execute(query).scalar_one()
+    insert(
+        connection,
+        STUDY_DIRECTIONS,
+        [{"study_id": study_id, "objective": 0, "direction": direction}],
+    )
+    system = {METRIC_NAMES: [metric], **(system_attributes or {})}
+    for table, owned in ((STUDY_USER_ATTRS, attributes), (STUDY_SYSTEM_ATTRS, system)):
+        rows = [attr_row("study_id", study_id, *item) for item in owned.items()]
+        insert(connection, table, rows)
+    return study_id
 
 
 def extend_study(

@@ -1,6 +1,5 @@
 """Storage of a study whose trials are finished already, in one transaction."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,14 +15,10 @@ from sqlalchemy.engine import Connection
 from studies.attributes import FAILURE, IMPORTED, IS_GRID_TRIAL, Failure
 from studies.errors import StudyExistsError
 from studies.storage.backup import merge_log
-from studies.storage.create_study import METRIC_NAMES
+from studies.storage.create_study import insert_study
 from studies.storage.engine import redact
 from studies.storage.storage import LeasedRDBStorage
 from studies.storage.trial_rows import (
-    STUDIES,
-    STUDY_DIRECTIONS,
-    STUDY_SYSTEM_ATTRS,
-    STUDY_USER_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
@@ -84,16 +79,7 @@ def store_results(
     """
     try:
         with storage.transaction() as connection:
-            query = sa.insert(STUDIES).values(study_name=name).returning(STUDIES.c.study_id)
-            (study_id,) = connection.execute(query).one()
-            of_study = {"study_id": study_id}
-            insert(
-                connection, STUDY_DIRECTIONS, [{**of_study, "objective": 0, "direction": direction}]
-            )
-            named = {**of_study, "key": METRIC_NAMES, "value_json": json.dumps([metric])}
-            insert(connection, STUDY_SYSTEM_ATTRS, [named])
-            rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
-            insert(connection, STUDY_USER_ATTRS, rows)
+            study_id = insert_study(connection, name, metric, direction, attributes)
             _insert_finished(connection, study_id, trials)
     except sa.exc.IntegrityError as error:
         raise StudyExistsError(

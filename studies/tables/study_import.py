@@ -14,7 +14,7 @@ from studies.storage.backup import merge_log
 from studies.storage.engine import parse_url, redact
 from studies.storage.open import list_study_names, open_storage
 from studies.study_name import check_study_name
-from studies.tables.study_rows import insert_study
+from studies.tables.study_rows import insert_table
 from studies.tables.study_table import FIRST_LINE, StudyTable
 from studies.tables.study_table_reader import read_study_table
 from studies.tables.table_file import open_table
@@ -65,7 +65,7 @@ def import_studies(
     with closing(open_storage(storage)) as opened:
         try:
             with opened.transaction() as connection:
-                rows = [insert_study(connection, table) for table in tables]
+                rows = [insert_table(connection, table) for table in tables]
         except sa.exc.IntegrityError as error:  # another process took a name at this moment
             taken = ", ".join(repr(table.name) for table in tables)
             raise StudyExistsError(f"study {taken} exists: expected another name") from error

@@ -15,25 +15,20 @@ from studies.attributes import IS_GRID_TRIAL
 from studies.space import distributions
 from studies.storage.bulk_insert import insert_rows
 from studies.storage.copy_study import lock_copies, require_free_name
-from studies.storage.create_study import METRIC_NAMES
+from studies.storage.create_study import insert_study
 from studies.storage.trial_rows import (
     INTERMEDIATE_VALUES,
-    STUDIES,
-    STUDY_DIRECTIONS,
-    STUDY_SYSTEM_ATTRS,
-    STUDY_USER_ATTRS,
     TRIAL_PARAMS,
     TRIAL_SYSTEM_ATTRS,
     TRIAL_USER_ATTRS,
     TRIAL_VALUES,
     TRIALS,
-    attr_row,
     insert,
 )
 from studies.tables.study_table import StudyTable, TableTrial
 
 
-def insert_study(connection: Connection, table: StudyTable) -> dict[str, int]:
+def insert_table(connection: Connection, table: StudyTable) -> dict[str, int]:
     """Store a study with its trials.
 
     A number that no trial of the table has becomes a failed trial that is not of the grid, as the
@@ -51,18 +46,14 @@ def insert_study(connection: Connection, table: StudyTable) -> dict[str, int]:
     """
     lock_copies(connection)
     require_free_name(connection, table.name, "--name")
-    (study_id,) = connection.execute(
-        sa.insert(STUDIES).values(study_name=table.name).returning(STUDIES.c.study_id)
-    ).one()
-    direction = {"study_id": study_id, "objective": 0, "direction": StudyDirection.MINIMIZE}
-    insert(connection, STUDY_DIRECTIONS, [direction])
-    system = {METRIC_NAMES: [table.metric], **table.system_attributes}
-    for owned, attributes in (
-        (STUDY_USER_ATTRS, table.record.attributes()),
-        (STUDY_SYSTEM_ATTRS, system),
-    ):
-        rows = [attr_row("study_id", study_id, *item) for item in attributes.items()]
-        insert(connection, owned, rows)
+    study_id = insert_study(
+        connection,
+        table.name,
+        table.metric,
+        StudyDirection.MINIMIZE,
+        table.record.attributes(),
+        table.system_attributes,
+    )
     trials = list(table.trials)
     ids = _insert_trials(connection, study_id, trials)
     return {TRIALS.name: len(trials)} | {
