@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import click
+import pandas as pd
 
 from reports.data.results import Results
 from reports.data.study_reader import read_results
@@ -16,6 +17,7 @@ from reports.stats.audited_effects import compute_study_effects
 from reports.stats.nuisance import build_judged_table
 from reports.stats.pruning_audit import audit_pruning
 from reports.stats.pruning_summary import summarize_pruning
+from studies.calibration import INTERVAL_SCALES, STATED_SHARE
 from studies.cli import run_command
 from studies.config import top_count
 from studies.errors import StudiesError
@@ -52,6 +54,7 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
     savings = summarize_pruning(pruned)
     if savings is not None:
         yield f"steps: {savings.step_share:.0%} of those of the twin were trained"
+    yield from _check_predictions(pruned.table, twin.table, names)
     audit = audit_pruning(pruned)
     if audit is None:
         yield "audit: none"
@@ -86,6 +89,36 @@ def compare_twins(pruned: Results, twin: Results) -> Iterator[str]:
         )
     if found.effects:
         yield f"  intervals with the twin's effect: {covered} of {len(found.effects)} (others: *)"
+
+
+def _check_predictions(pruned: pd.DataFrame, twin: pd.DataFrame, names: list[str]) -> Iterator[str]:
+    """Yield lines on how far the twin's values are from what was predicted of pruned trials."""
+    values = twin.set_index(twin[names].astype(str).agg(tuple, axis=1))["value"]
+    stopped = pruned[pruned["state"] == "PRUNED"].dropna(subset=["predicted_value"])
+    ends = values.reindex(stopped[names].astype(str).agg(tuple, axis=1)).to_numpy(dtype=float)
+    checked = pd.DataFrame(
+        {
+            "step": stopped["rung"].astype(int),
+            "error": ends - stopped["predicted_value"].astype(float),
+        }
+    )
+    scale = stopped["predicted_scale"].astype(float)
+    checked["inside"] = checked["error"].abs() <= INTERVAL_SCALES * scale
+    checked = checked.dropna(subset=["error"])
+    if checked.empty:
+        return
+    error = checked["error"]
+    yield (
+        f"pruned trials: of {len(checked)} with a value in the twin, {checked['inside'].sum()} "
+        f"({checked['inside'].mean():.0%}) are within two scales of the prediction "
+        f"({STATED_SHARE:.0%} expected); mean error {error.mean():+.3f} nats, absolute "
+        f"{error.abs().mean():.3f}"
+    )
+    for step, group in checked.groupby("step"):
+        yield (
+            f"  pruned at step {step:,}: {group['inside'].sum()} of {len(group)} within two "
+            f"scales, mean error {group['error'].mean():+.3f} nats"
+        )
 
 
 @click.command(help="Compare the finished study PRUNED with TWIN, the same study without pruning.")

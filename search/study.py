@@ -77,9 +77,14 @@ class StudyHandle:
         return self.study._study_id
 
     @cached_property
+    def record(self) -> StudyRecord:
+        """What the study stored about itself when this was first read: before the training."""
+        return read_study_record(self.study)
+
+    @property
     def artifact_folder(self) -> str:
         """Name of the study's artifact folder, unique among studies, which never changes."""
-        return read_study_record(self.study).artifact_folder
+        return self.record.artifact_folder
 
 
 def create_or_join(

@@ -7,7 +7,6 @@ from typing import Literal
 
 from search.study import StudyHandle
 from search.worker.trial_artifacts import RankedArtifacts
-from studies.loader import read_study_record
 from studies.storage.counts import top_trials
 
 Ranking = list[tuple[int, float]]
@@ -46,7 +45,7 @@ class BestTrialFiles:
         self._handle = handle
         self._query = query
         self._kind = kind
-        config, stored = handle.config, read_study_record(handle.study).config
+        config, stored = handle.config, handle.record.config
         setting = f"keep_{kind}"
         self._count = _limit(getattr(config, setting))
         # A worker that keeps fewer than the study's config leaves those of other workers.

@@ -27,7 +27,6 @@ from search.worker.trial_artifacts import CheckpointStore, TrialArtifacts
 from studies.attributes import CHECKPOINTED, RETRY_COUNTS, RUNG, Failure
 from studies.config import StudyConfig, to_trial_config
 from studies.errors import ArtifactsError
-from studies.loader import read_study_record
 from studies.text import format_trials
 
 _LOST = (
@@ -65,7 +64,7 @@ class CheckpointManager:
         self._checkpoints = checkpoints
         self._final_checkpoints = final_checkpoints
         # A checkpoint of an earlier end is one of the same training.
-        self._steps = read_study_record(handle.study).steps
+        self._steps = handle.record.steps
         self._warned_versions: set[tuple[str, str]] = set()
 
     def resume(self, claims: Sequence[Claim]) -> dict[Claim, TrainState | None]:

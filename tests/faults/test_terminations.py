@@ -2,13 +2,19 @@
 
 import random
 import threading
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
-from helpers import QUICK
+import sqlalchemy
+from helpers import QUICK, TINY
 from hooks import HANG_TIMEOUT
 from process_runner import FINISHED, search_starter
+from sqlalchemy.engine import Engine
 from test_killed_writers import SOURCE
+
+from search.run import run_workers
+from search.session import RunOptions
 
 TERMINATIONS = 40
 
@@ -54,6 +60,58 @@ class Terminator:
                 ).fetchone()
                 self.ended += is_ended
         self.is_done.set()
+
+
+@contextmanager
+def ended_at(url, number):
+    """End the connection of this process that is about to run its statement of this number.
+
+    Yields a list, which has the statement once it has been reached.
+    """
+    reached, count = [], 0
+    with closing(psycopg.connect(url.replace("+psycopg", ""), autocommit=True)) as other:
+
+        def end(connection, cursor, statement, parameters, context, is_many):
+            nonlocal count
+            count += 1
+            if count == number:
+                reached.append(statement)
+                pid = cursor.connection.info.backend_pid
+                # The longest time to wait for its end.
+                other.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
+
+        sqlalchemy.event.listen(Engine, "before_cursor_execute", end)
+        try:
+            yield reached
+        finally:
+            sqlalchemy.event.remove(Engine, "before_cursor_execute", end)
+
+
+@pytest.mark.extended
+def test_connection_ended_at_any_statement_ends_no_search(postgresql_url, text, tmp_path):
+    """From the first, which finds the tables, to the last, which finds every trial finished."""
+    overrides = tuple(f"{name.replace('_', '.', 1)}={value}" for name, value in SOURCE.items())
+    overrides += tuple(option.removeprefix("--set=") for option in TINY)
+    for number in range(1, 1000):
+        options = RunOptions(
+            QUICK,
+            postgresql_url,
+            name=f"study-{number}",
+            corpus=str(text),
+            overrides=overrides,
+            threads=1,
+            artifacts=str(tmp_path),
+        )
+        with ended_at(postgresql_url, number) as reached:
+            result = run_workers(options)
+        assert result.is_finished, reached
+        assert result.exit_code == 0, reached
+        if not reached:
+            break
+    assert number > 30
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as connection:
+        states = "SELECT state, count(*) FROM trials GROUP BY 1"
+        assert connection.execute(states).fetchall() == [("COMPLETE", 2 * number)]
 
 
 @pytest.mark.extended

@@ -418,8 +418,14 @@ def test_pruned_study_is_compared_with_its_twin(sqlite_url):
     assert lines[0] == "recall: 3 of the twin's best 3 trials are complete"
     share = summarize_pruning(pruned).step_share
     assert lines[1] == f"steps: {share:.0%} of those of the twin were trained"
-    assert lines[2].startswith("audit: of 16 audited trials, 8 trials would have been stopped")
-    assert lines[3].startswith("predictions: 8 of 8 within two scales (90% expected")
+    assert lines[2] == (
+        "pruned trials: of 8 with a value in the twin, 8 (100%) are within two scales of the "
+        "prediction (90% expected); mean error -0.050 nats, absolute 0.050"
+    )
+    at_rung = "  pruned at step 100: 8 of 8 within two scales, mean error -0.050 nats"
+    assert lines[3] == at_rung
+    assert lines[4].startswith("audit: of 16 audited trials, 8 trials would have been stopped")
+    assert lines[5].startswith("predictions: 8 of 8 within two scales (90% expected")
     (residual,) = (line for line in lines if line.strip().startswith("residual"))
     truth = {each.contrast.label: each.mean for each in build_judged_table(twin).compute_effects()}
     found = estimate_audited_effects(pruned).effects
