@@ -26,6 +26,7 @@ from reports.formatting import (
     format_number,
     format_signed,
     load_templates,
+    loss_unit,
 )
 from reports.output import OUTPUT, choose_path, identity_tag, report_identity
 from reports.stats.decision_rules import OUTCOME_MARGIN, RULES, Verdict
@@ -37,6 +38,7 @@ from reports.stats.hypothesis_tests import (
 )
 from reports.stats.leaderboard import summarize_study
 from reports.stats.nuisance import find_edges, join_names
+from reports.stats.outcome_table import describe_outcomes
 from reports.stats.paired_difference import MIN_PAIRS
 from reports.stats.testability import list_unknown
 from studies.artifacts import atomic_write
@@ -72,6 +74,17 @@ class StudyTests:
     def has_findings(self) -> bool:
         """Whether it tests a hypothesis."""
         return any(test.findings for test in self.tests.values())
+
+    @property
+    def below_threshold(self) -> str:
+        """How many networks are below the study's threshold, in a sentence; "" without one."""
+        sentence = describe_outcomes([], self.results, loss_unit(self.results.config))
+        verdicts = [
+            finding.outcome_verdict for test in self.tests.values() for finding in test.findings
+        ]
+        if sentence and not any(verdicts):
+            return f"{sentence.removesuffix('.')}, so no verdict is about that."
+        return sentence
 
     def list_verdicts(self) -> Iterator[tuple[int, str, str]]:
         """Yield each verdict with the number of its hypothesis and what it is about, in words."""
@@ -116,12 +129,15 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
 def list_hypotheses(
     studies: Sequence[Results], hypotheses: Sequence[Hypothesis], margin: float = DEFAULT_MARGIN
 ) -> list[Hypothesis]:
-    """List the hypotheses of a file, then those that only studies store, each with its margin."""
+    """List the hypotheses of a file, then those that only studies store, each with its margin.
+
+    Of those with the same test only the first is listed.
+    """
     given = [each.with_margin(margin) for each in hypotheses]
     stored = [record.hypothesis for results in studies for record in results.hypotheses]
     listed: list[Hypothesis] = []
     for hypothesis in (*given, *stored):
-        if hypothesis not in listed:
+        if not any(each.has_same_test(hypothesis) for each in listed):
             listed.append(hypothesis)
     return listed
 
@@ -153,7 +169,9 @@ def evaluate_study(
         {
             number: test
             for number, test in enumerate(tests, 1)
-            if test.findings or test.hypothesis in stored or list_unknown(results, test.hypothesis)
+            if test.findings
+            or any(each.has_same_test(test.hypothesis) for each in stored)
+            or list_unknown(results, test.hypothesis)
         },
     )
 

@@ -6,7 +6,7 @@ A hypothesis is data; :mod:`reports.stats.decision_rules` decides whether it hol
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -158,6 +158,23 @@ class Hypothesis(StrictModel):
     def _stated(self) -> list[SettingContrast]:
         larger = self.larger_than
         return [*self.contrasts, *self.context, *([larger.contrast] if larger else [])]
+
+    def has_same_test(self, other: "Hypothesis") -> bool:
+        """Whether another one compares the same by the same rule, in whatever words."""
+        return self._test == other._test
+
+    @property
+    def _test(self) -> dict[str, Any]:
+        words = {"label"}
+        return self.model_dump(
+            exclude={
+                "claim": True,
+                "comparison": True,
+                "context": True,
+                "contrasts": {"__all__": words},
+                "larger_than": {"contrast": words},
+            }
+        )
 
     def with_margin(self, margin: float = DEFAULT_MARGIN) -> Self:
         """Return it with a margin of its own: the given one unless it has one."""

@@ -23,7 +23,7 @@ from reports.stats.decision_rules import (
     compute_fail_error,
 )
 from reports.stats.effects import FactorialTable
-from reports.stats.outcome_table import OutcomeTable
+from reports.stats.outcome_table import BAD, GOOD, OutcomeTable
 from reports.stats.paired_difference import Interval, PairedDifference
 from reports.stats.testability import list_contrasted, resolve_region
 from studies.hypotheses import Hypothesis, SettingContrast
@@ -38,7 +38,8 @@ class Finding:
         effect: mean difference of the loss, in nats.
         verdict: verdict on the mean loss; None for a contrast that does not decide it.
         outcomes: outcomes of the pairs; None in a study without a threshold.
-        outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it.
+        outcome_verdict: verdict on the outcomes; None for a contrast that does not decide it, and
+            where all networks are on one side of the threshold.
         reversal: conditional effect with opposite signs; of several the one that differs most.
         conjunction: number of contrasts of the conjunction that it decides; 1 without one.
     """
@@ -100,6 +101,8 @@ def estimate_findings(
         return []
     table = values.subset(fixed)
     outcome_table = None if outcomes is None else outcomes.subset(fixed)
+    # Where all networks are on one side of the threshold, no change could move one across it.
+    has_both = outcome_table is not None and bool({GOOD, BAD} <= set(outcome_table.values.flat))
 
     def estimate(contrasts: Iterable[SettingContrast]) -> Iterator[Finding]:
         for contrast in contrasts:
@@ -120,7 +123,9 @@ def estimate_findings(
         replace(
             each,
             verdict=rule.decide_mean(each.effect, margin, count),
-            outcome_verdict=rule.decide_outcome(each.outcomes, count) if each.outcomes else None,
+            outcome_verdict=(
+                rule.decide_outcome(each.outcomes, count) if each.outcomes and has_both else None
+            ),
             conjunction=count,
         )
         for each in tested
@@ -188,6 +193,6 @@ def _keep_least_favorable(findings: Sequence[Finding], rule: DecisionRule) -> li
         return []
     mean = max(findings, key=lambda each: rank(each.verdict, each.effect.compute_interval()))
     outcome = max(findings, key=rank_outcome)
-    if outcome is mean or outcome.outcomes is None:
+    if outcome is mean or outcome.outcome_verdict is None:
         return [mean]
     return [replace(mean, outcome_verdict=None), replace(outcome, verdict=None)]

@@ -81,20 +81,24 @@ class StudyTables:
         return [self._test_record(record) for record in self.results.hypotheses]
 
     def test(self, hypothesis: Hypothesis) -> HypothesisTest:
-        """Test a hypothesis that is exploratory unless the study stores an equal one."""
-        for record in reversed(self.results.hypotheses):
-            if record.hypothesis == hypothesis:
-                return self._test_record(record)
-        return self._test(hypothesis, "exploratory", True)
+        """Test a hypothesis, which is exploratory unless the study stores one with its test."""
+        stored = self.results.hypotheses
+        same = [record for record in stored if record.hypothesis.has_same_test(hypothesis)]
+        if not same:
+            return self._test(hypothesis, "exploratory", True)
+        in_same_words = [record for record in same if record.hypothesis == hypothesis]
+        return self._test_record((in_same_words or same)[-1], hypothesis)
 
-    def _test_record(self, record: HypothesisRecord) -> HypothesisTest:
+    def _test_record(
+        self, record: HypothesisRecord, hypothesis: Hypothesis | None = None
+    ) -> HypothesisTest:
         config, mark = self.results.config, record.mark
         changed = record.find_changes(config.report_threshold, config.nuisance)
         if changed:
             has = "have" if len(changed) > 1 else "has"
             mark += f"; {' and '.join(changed)} {has} changed since"
         is_exploratory = bool(changed or record.withdrawn) or not record.is_preregistered
-        return self._test(record.hypothesis, mark, is_exploratory)
+        return self._test(hypothesis or record.hypothesis, mark, is_exploratory)
 
     def _test(self, hypothesis: Hypothesis, mark: str, is_exploratory: bool) -> HypothesisTest:
         findings: list[Finding] = []

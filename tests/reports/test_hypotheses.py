@@ -28,6 +28,7 @@ from reports.formatting import format_signed
 from reports.hypotheses import (
     HYPOTHESES,
     evaluate_study,
+    list_hypotheses,
     read_hypotheses,
     render_page,
     write_hypotheses,
@@ -238,6 +239,19 @@ def test_contrast_of_two_switches_is_the_difference_of_their_main_effects(planne
     assert difference.pairs == effect.pairs / 2
 
 
+@pytest.mark.parametrize("threshold", [0.3, 5.0])
+def test_no_verdict_is_on_a_threshold_that_no_network_crosses(planned, threshold):
+    """None below it, or all: otherwise no change would seem to rescue any."""
+    results = finished(planned, AS_SAID, report_threshold=threshold)
+    assert verdicts_of(results, "outcome_verdict") == {}
+    assert len(verdicts_of(results)) == len(PUBLISHED)
+    below = 0 if threshold < 1 else len(results.table)
+    sentence = f"{below} of {len(results.table)} networks are below {threshold} nats per byte, so"
+    page = render_page([results], PUBLISHED)
+    assert f"{sentence} no verdict is about that." in page
+    assert f"planned, below {threshold} |" not in page
+
+
 def test_verdict_on_outcomes_may_differ_from_that_on_the_mean(planned):
     """The input gate lowers the loss of networks that stay above the threshold."""
     results = finished(planned, {"new": -1.0, "input_gate": -0.2}, report_threshold=0.9)
@@ -296,7 +310,7 @@ def record(hypothesis, started=0, finished=0, **others):
 
 
 def test_stored_hypotheses_are_told_from_exploratory_ones(planned):
-    late = PUBLISHED[6].model_copy(update={"claim": "Late"})
+    late = PUBLISHED[6].model_copy(update={"claim": "Late", "margin": 0.05})
     withdrawn = record(PUBLISHED[0]).model_copy(
         update={"withdrawn": datetime(2026, 11, 27, tzinfo=UTC)}
     )
@@ -590,6 +604,21 @@ def test_stored_hypotheses_are_listed_with_the_reason_why_they_are_not_testable(
     row = "| 2 | learning\\_rate has one value | | | 0 | | **not testable** | pre-registered at"
     assert row in page
     assert "- 6 is not tested in full: learning\\_rate has one value." in page
+
+
+def test_hypothesis_stored_in_other_words_is_the_same(planned):
+    """Pre-registered, under the number and in the words of the file."""
+    stored = PUBLISHED[3].model_copy(
+        update={"claim": "The new state matters.", "comparison": "", "context": []}
+    )
+    registered = [record(stored), record(PUBLISHED[6])]
+    results = dataclasses.replace(finished(planned, AS_SAID), hypotheses=registered)
+    assert list_hypotheses([results], PUBLISHED) == [each.with_margin() for each in PUBLISHED]
+    tests = evaluate_study(results, PUBLISHED).tests
+    assert {number for number, each in tests.items() if not each.is_exploratory} == {4, 7}
+    assert tests[4].hypothesis == PUBLISHED[3].with_margin()
+    other = stored.model_copy(update={"margin": 0.1})
+    assert list_hypotheses([results], [other])[1:] == [each.hypothesis for each in registered]
 
 
 def test_hypothesis_of_a_file_that_does_not_apply_to_a_study_is_left_out_of_its_table(planned):
