@@ -326,9 +326,10 @@ def test_reference_has_every_public_name():
 
 
 def test_picture_of_the_readme_has_the_effects_of_the_gallery(sqlite_url):
-    file = ROOT / "docs" / "gallery" / "grid-one.csv.gz"
+    (name,) = re.findall(r"import docs/gallery/([\w-]+)\.csv\.gz", PAGES["README.md"])
+    file = ROOT / "docs" / "gallery" / f"{name}.csv.gz"
     rnn_search.import_study(file, storage=sqlite_url)
-    effects = rnn_search.load("grid-one", storage=sqlite_url).effects().table
+    effects = rnn_search.load(name, storage=sqlite_url).effects().table
     picture = PAGES["README.md"].partition("<picture>")[2].partition("</picture>")[0]
     shown = re.findall(r"([−+][\d.]+) nats\s\[(\S+), (\S+)\]", " ".join(picture.split()))
     measured = {

@@ -150,8 +150,14 @@ class Section:
 
     @property
     def largest_effects(self) -> list[RankedEffect]:
-        """The three largest significant effects; empty if none is."""
-        return [each for each in self.ranked_effects if each.is_significant][:3]
+        """The three largest significant effects, and that with the largest mean; empty if none is.
+
+        The size of an effect that depends on a condition is that where it is largest.
+        """
+        significant = [each for each in self.ranked_effects if each.is_significant]
+        named = significant[:3]
+        by_mean = sorted(significant, key=lambda each: -abs(each.main.mean))
+        return named + [each for each in by_mean[:1] if id(each) not in map(id, named)]
 
     @property
     def contents(self) -> list[tuple[str, str]]:

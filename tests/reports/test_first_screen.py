@@ -11,6 +11,7 @@ from factories import (
     make_stated,
     make_study,
 )
+from helpers import ROOT
 from test_page import opened
 from test_pruning_audit import make_pruned
 
@@ -18,6 +19,7 @@ from reports.data.study_reader import read_results
 from reports.page.first_screen import build_first_screen
 from reports.page.page import write_page
 from reports.page.sections import build_sections
+from rnn_search import import_study
 from studies.storage.open import read_storage
 
 
@@ -38,6 +40,19 @@ def test_answer_names_the_largest_effects_with_direction_and_size(sqlite_url):
     assert "new state (−0.399 nats [−0.404, −0.393])" in largest
     assert "falls or rises, depending on the other parameters, with residual (+0.299" in largest
     assert others.startswith("Old state, forget gate and input gate are undecided after correction")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+def test_answer_names_the_effect_with_the_largest_mean(sqlite_url):
+    """Although three others are larger under a condition."""
+    import_study(ROOT / "docs" / "gallery" / "grid-full.csv.gz", storage=sqlite_url)
+    largest, others = answer_of(sqlite_url, "grid-full")
+    falls, depends = largest.split(", and falls or rises")
+    assert falls.startswith("The validation loss falls most with residual (−0.722 nats with")
+    assert "new state (−0.719" in falls
+    assert falls.endswith("and state size 32 → 256 (−0.386 nats [−0.392, −0.381])")
+    assert "input gate (−0.427" in depends
+    assert others.startswith("4 other changes have smaller significant effects")
 
 
 @pytest.mark.usefixtures("without_optuna_figures")
