@@ -45,6 +45,15 @@ class OutcomeSubset:
         """Number of pairs without two outcomes, over all contrasts."""
         return sum(each.unknown for each in self.outcomes)
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether some networks of its pairs are below the threshold, and some are not."""
+        divided = sum(each.rescued + each.ruined for each in self.outcomes)
+        below, above = (
+            sum(getattr(each, name) for each in self.outcomes) for name in ("both_good", "both_bad")
+        )
+        return bool(divided or (below and above))
+
 
 def compute_outcome_subsets(
     results: Results, filters: list[SubsetFilter]

@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 from benchmarks.outcomes import simulate_rescue, simulate_sign_tests
 from reports.data.study_reader import read_results
+from reports.page.page import render_page
 from reports.page.sections import build_section
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
@@ -162,6 +163,17 @@ def test_page_has_outcomes_only_with_a_threshold(sqlite_url):
     drawn = {trace.name: sum(trace.x) for trace in chart.figure.data}
     assert drawn == {"both below": 3, "rescued": 0, "ruined": 6, "neither below": 3}
     assert (without.outcomes, without.outcome_sentence) == ([], "")
+
+
+@pytest.mark.usefixtures("without_optuna_figures")
+@pytest.mark.parametrize(("threshold", "below", "is_drawn"), [(0.1, 0, 0), (2.0, 4, 1)])
+def test_outcomes_are_not_drawn_where_all_are_on_one_side(sqlite_url, threshold, below, is_drawn):
+    make_study(sqlite_url, report_threshold=threshold)
+    section = build_section(read(sqlite_url))
+    page = "".join(render_page([section]))
+    assert f"{below} of 8 networks are below {threshold} nats per byte" in page
+    assert page.count('class="sortable outcomes"') == is_drawn * len(section.outcomes)
+    assert ("No pair can show a change" in page) != is_drawn
 
 
 def test_false_alarms_of_the_sign_test_and_of_the_verdicts_are_rare():
