@@ -62,7 +62,10 @@ def project(tmp_path_factory) -> Path:
     copy_checkout(folder)
     for data in (folder / "docs" / "gallery").glob("*.csv.gz"):
         data.unlink()
-    (folder / "docs" / "gallery" / "index.md").write_text("# Gallery\n\n<!-- reports -->\n")
+    index = folder / "docs" / "gallery" / "index.md"
+    _, *headings = re.findall(r"^#+ .+$", index.read_text(encoding="utf-8"), re.MULTILINE)
+    # Pages link to its sections, and these to the data.
+    index.write_text("\n\n".join(["# Gallery", MARK, *headings, ""]))
     return folder
 
 
