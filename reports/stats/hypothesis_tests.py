@@ -87,7 +87,10 @@ class StudyTables:
         if not same:
             return self._test(hypothesis, "exploratory", True)
         in_same_words = [record for record in same if record.hypothesis == hypothesis]
-        return self._test_record((in_same_words or same)[-1], hypothesis)
+        record = (in_same_words or same)[-1]
+        # What else is shown was not stated before the first trial.
+        context = {"context": record.hypothesis.context}
+        return self._test_record(record, hypothesis.model_copy(update=context))
 
     def _test_record(
         self, record: HypothesisRecord, hypothesis: Hypothesis | None = None
