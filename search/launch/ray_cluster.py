@@ -36,7 +36,10 @@ _EXCLUDED = (
 """Files that are not shipped to the nodes, such as the databases in ``studies/``."""
 
 _retry = Retrying(
-    retry=retry_if_exception_message(match=r"(?s).*Starting Ray client server failed"),
+    retry=retry_if_exception_message(
+        match=r"(?s)(?!.*Failed to create runtime_env)"
+        r".*(Starting Ray client server failed|in start_specific_server\b)"
+    ),
     stop=stop_after_attempt(4),
     reraise=True,
 )
@@ -121,5 +124,8 @@ def _explain(address: str, error: Exception) -> str:
             "no Ray cluster is running on this machine: start one with ray start --head, or name "
             "one, as in --launch ray://HOST:10001"
         )
-    reason = " ".join(str(error).split())
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:  # of the server: its last line says why
+        text = text.splitlines()[-1]
+    reason = " ".join(text.split())
     return f"cannot join the Ray cluster at {shorten(address)}: {to_line(shorten(reason, 300))}"

@@ -283,6 +283,36 @@ def test_other_version_of_ray_is_refused(cluster, monkeypatch, client):
         ray.shutdown()
 
 
+SERVER_DIED = """Initialization failure from server:
+Traceback (most recent call last):
+  File "proxier.py", line 765, in Datapath
+    if not self.proxy_manager.start_specific_server(
+  File "proxier.py", line 396, in start_specific_server
+    cmd = psutil_proc.cmdline()
+psutil.NoSuchProcess: process PID not found (pid=1)
+"""
+REFUSED_PACKAGES = SERVER_DIED.replace("psutil.NoSuchProcess", "Failed to create runtime_env")
+
+
+@pytest.mark.parametrize(("message", "attempts"), [(SERVER_DIED, 4), (REFUSED_PACKAGES, 1)])
+def test_death_of_a_clients_server_is_tried_again_and_explained(monkeypatch, message, attempts):
+    pytest.importorskip("ray")
+    from search.launch import ray_cluster
+
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(arguments)
+        raise ConnectionAbortedError(message)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster.ray, "init", fail)
+    with pytest.raises(LaunchError, match=r"cannot join .*: .*: process PID not found") as raised:
+        ray_cluster.join_cluster("auto")
+    assert len(calls) == attempts
+    assert "Traceback" not in str(raised.value)
+
+
 def test_missing_library_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("search.launch.ray")]:
         monkeypatch.delitem(sys.modules, name)
