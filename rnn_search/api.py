@@ -230,16 +230,21 @@ def _run_until_decided(
         remaining, has_looked = options, False
         while True:
             result = run_workers(remaining, opened, launcher=cluster)
-            if result.exit_code or not result.is_finished:
-                if result.failed_workers:
-                    console.print_line(NOT_DECIDED)
+            if result.failed_workers:
+                console.print_line(NOT_DECIDED)
+            if result.exit_code:
                 return result
-            look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
-            if look is not None:
-                for line in look.lines:
+            if result.is_finished:
+                look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
+                for line in look.lines if look is not None else ():
                     console.print_line(line)
-            if look is not None and look.is_last:
-                return replace(result, was_finished=result.was_finished and not has_looked)
+                if look is not None and look.is_last:
+                    return replace(result, was_finished=result.was_finished and not has_looked)
+            elif retry_outages(lambda: planned_looks.count_looks(options.storage, name)) == (
+                result.looks
+            ):
+                return result
+            # Otherwise another process took a look, and added trials, at the end of this run.
             has_looked, opened = True, nullcontext()
             if options.until is not None:
                 left = options.until - (time.monotonic() - start)

@@ -91,6 +91,12 @@ def take_due_look(storage: str, name: str) -> LookResult | None:
                 return LookResult(_describe(results), not look.continued)
 
 
+def count_looks(storage: str, name: str) -> int:
+    """Return the number of looks that any process has taken at a study."""
+    with closing(open_storage(storage)) as opened:
+        return len(read_study_record(load_study(opened, name)).looks)
+
+
 def _describe(results: Results) -> list[str]:
     """Describe the latest look of a study: verdicts, what follows, and the gaps that it finds."""
     refinement, look = results.config.refinement, results.looks[-1]

@@ -48,6 +48,7 @@ class RunResult:
         failure: why a finished study has no complete trial; "" otherwise.
         is_finished: whether it was finished when the run ended.
         artifact_folder: its artifact folder; "" if the run ended before it was opened.
+        looks: number of planned looks taken at it when this process joined it.
     """
 
     study: str
@@ -58,6 +59,7 @@ class RunResult:
     failure: str = ""
     is_finished: bool = False
     artifact_folder: str = ""
+    looks: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -149,6 +151,7 @@ def run_workers(
         failure,
         status.is_finished,
         handle.artifact_folder,
+        len(handle.record.looks),
     )
 
 

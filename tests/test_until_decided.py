@@ -13,7 +13,9 @@ from hooks import HANG_TIMEOUT, Gate, Hooks
 from process_runner import wait_until, wait_until_running
 
 import rnn_search
+import search.launch.jobs
 from reports.stats.planned_looks import spend_error
+from rnn_search import planned_looks
 from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import read_study_record
 from studies.storage.open import load_study, read_storage
@@ -136,6 +138,20 @@ def test_one_launcher_serves_all_looks(place, command, monkeypatch):
     check_finished(place["storage"])
     (cluster,) = clusters
     assert cluster.calls == ["submit"] * 3 + ["cancel pending jobs"]
+
+
+def test_looks_of_jobs_at_the_end_of_a_run_do_not_end_the_command(place, command, monkeypatch):
+    """A job takes a look after the command saw all trials finished, before it reads them again."""
+
+    def run_jobs(*arguments):
+        failure = search.launch.jobs.run_jobs(*arguments)
+        planned_looks.take_due_look(place["storage"], "copies")
+        return failure
+
+    monkeypatch.setattr("search.launch.jobs.create_launcher", lambda _: Cluster())
+    monkeypatch.setattr("search.run.run_jobs", run_jobs)
+    rnn_search.run(command[1], until_decided=True, launch="slurm", **place)
+    check_finished(place["storage"])
 
 
 def test_wide_margin_decides_at_the_first_look(place, capsys):
