@@ -20,6 +20,11 @@ COMMAND = Path(sys.executable).with_name("ray")
 NOT_HEAD = {"not_head": 1}
 """Resource of all nodes but the head, which can be killed without ending the cluster."""
 
+START_ATTEMPTS = 5
+
+TOO_SLOW = "The current node timed out during startup"
+"""Message of a node that has not started after half a minute, which Ray does not let one change."""
+
 # Ray's nodes and workers are started by the tests: hooks reach a worker in its environment.
 SITE = f"""
 import os, sys
@@ -65,11 +70,14 @@ class RayNode:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )  # fmt: skip
 
-    def wait(self) -> None:
-        """Wait until the node belongs to the cluster."""
+    def wait(self) -> bool:
+        """Wait until the node belongs to the cluster; return False if it was too slow for Ray."""
         log = self._folder / "start.log"
         wait_until(lambda: "Ray runtime started" in log.read_text() or self._process.poll())
-        assert self._process.poll() is None, log.read_text()
+        if self._process.poll() is None:
+            return True
+        assert TOO_SLOW in log.read_text(), log.read_text()
+        return False
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -164,7 +172,12 @@ class RayCluster:
         )
 
     def _add(self, *arguments: str) -> RayNode:
-        node = RayNode(Path(self._folder.name) / str(len(self.nodes)), *arguments)
-        self.nodes.append(node)
-        node.wait()
-        return node
+        for attempt in range(START_ATTEMPTS):
+            folder = Path(self._folder.name) / f"{len(self.nodes)}-{attempt}"
+            node = RayNode(folder, *arguments)
+            self.nodes.append(node)
+            if node.wait():
+                return node
+            self.nodes.remove(node)
+            node.kill()
+        raise AssertionError(f"no node of Ray has started in {START_ATTEMPTS} attempts")
