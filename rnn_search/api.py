@@ -1,6 +1,7 @@
 """Run a search: the function :func:`run`, and what it shares with the command line."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,22 +235,22 @@ def _run_until_decided(
                 console.print_line(NOT_DECIDED)
             if result.exit_code:
                 return result
+            left = math.inf if options.until is None else options.until - time.monotonic() + start
             if result.is_finished:
                 look = retry_outages(lambda: planned_looks.take_due_look(options.storage, name))
                 for line in look.lines if look is not None else ():
                     console.print_line(line)
                 if look is not None and look.is_last:
                     return replace(result, was_finished=result.was_finished and not has_looked)
-            elif retry_outages(lambda: planned_looks.count_looks(options.storage, name)) == (
-                result.looks
-            ):
+            if left <= 0:
                 return result
-            # Otherwise another process took a look, and added trials, at the end of this run.
+            if not result.is_finished:
+                looks = retry_outages(lambda: planned_looks.count_looks(options.storage, name))
+                if looks == result.looks:
+                    return result
+                # Another process took a look, and added trials, at the end of this run.
             has_looked, opened = True, nullcontext()
             if options.until is not None:
-                left = options.until - (time.monotonic() - start)
-                if left <= 0:
-                    return result
                 remaining = replace(options, until=left)
 
 

@@ -403,6 +403,19 @@ def test_time_limit_ends_the_wait_for_the_storage_at_the_start(server, runner, t
     assert command.output.endswith("stopped before training began: run the same command to start\n")
 
 
+def test_time_limit_ends_the_wait_of_a_search_until_decided(server, runner, tmp_path):
+    url = server.new_database()
+    server.stop()
+    file = tmp_path / "copies.toml"
+    file.write_text("[refinement]\nsource = 'source'\nlooks = [2, 3]\n")
+    command = runner.start(
+        "refine.py", str(file), "--until-decided", "--until=1s", f"--storage={url}",
+        hooks=Hooks(report=False), cwd=tmp_path,
+    )  # fmt: skip
+    assert command.wait() == 0, command.output
+    assert command.output.endswith("stopped before training began: run the same command to start\n")
+
+
 def test_status_and_report_do_not_wait_for_a_stopped_server(server, runner, text):
     url = server.new_database()
     server.stop()
