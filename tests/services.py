@@ -160,12 +160,22 @@ class SlowNetwork:
     def __enter__(self) -> "SlowNetwork":
         self._thread.start()
         start = asyncio.start_server(self._forward, "127.0.0.1", self.port)
-        asyncio.run_coroutine_threadsafe(start, self._loop).result(HANG_TIMEOUT)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(HANG_TIMEOUT)
         return self
 
     def __exit__(self, *error: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(HANG_TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(HANG_TIMEOUT)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """End all connections: asyncio would report the rest in the log of any later test."""
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _forward(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         server, requests = await asyncio.open_connection("127.0.0.1", self._target)
@@ -180,9 +190,13 @@ class SlowNetwork:
             nonlocal is_answered
             is_answered = True
 
-        await asyncio.gather(
-            self._pump(client, requests, on_request), self._pump(server, answers, on_answer)
-        )
+        try:
+            await asyncio.gather(
+                self._pump(client, requests, on_request), self._pump(server, answers, on_answer)
+            )
+        except asyncio.CancelledError:
+            requests.close()
+            answers.close()
 
     async def _pump(
         self,
