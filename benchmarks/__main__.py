@@ -1,77 +1,106 @@
-"""``python -m benchmarks [NAME …]``: print the measurements of docs/benchmarks.md."""
+"""``python -m benchmarks [NAME …]``: print the measurements of docs/benchmarks.md.
 
+A benchmark is imported when it runs: ``gpu`` needs PyTorch and numpy alone.
+"""
+
+import argparse
 import datetime
+import functools
+import os
 import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
 
-import click
-import optuna
 import torch
 
-from benchmarks import (
-    audited_pruning,
-    cell_lockstep,
-    claiming,
-    conjunctions,
-    core_sharing,
-    effect_intervals,
-    effective_context,
-    end_to_end,
-    large_search,
-    objective_comparison,
-    orderly_stop,
-    outcomes,
-    overhead,
-    pareto_simulation,
-    precision,
-    replicate_verdicts,
-    report_time,
-    scale,
-    training_step,
-    unequal_runs,
-    uneven_noise,
-)
-from search.worker.cpu_budget import cores
-
 BENCHMARKS = {
-    "audit": audited_pruning.measure,
-    "training-step": training_step.measure,
-    "stacks": training_step.stacks,
-    "cell-lockstep": cell_lockstep.measure,
-    "end-to-end": end_to_end.measure,
-    "large-search": large_search.measure,
-    "overhead": overhead.measure,
-    "precision": precision.measure,
-    "objectives-small": objective_comparison.measure_small,
-    "objectives": objective_comparison.measure,
-    "effective-context": effective_context.measure,
-    "core-sharing": core_sharing.measure,
-    "claiming": claiming.measure,
-    "conjunctions": conjunctions.measure,
-    "orderly-stop": orderly_stop.measure,
-    "outcomes": outcomes.measure,
-    "replicates": replicate_verdicts.measure,
-    "reporting": report_time.measure,
-    "pareto": pareto_simulation.measure,
-    "scale": scale.measure,
-    "effects": effect_intervals.measure,
-    "unequal-runs": unequal_runs.measure,
-    "uneven-noise": uneven_noise.measure,
+    "audit": "audited_pruning:measure",
+    "training-step": "training_step:measure",
+    "stacks": "training_step:stacks",
+    "cell-lockstep": "cell_lockstep:measure",
+    "end-to-end": "end_to_end:measure",
+    "large-search": "large_search:measure",
+    "overhead": "overhead:measure",
+    "precision": "precision:measure",
+    "objectives-small": "objective_comparison:measure_small",
+    "objectives": "objective_comparison:measure",
+    "effective-context": "effective_context:measure",
+    "core-sharing": "core_sharing:measure",
+    "claiming": "claiming:measure",
+    "conjunctions": "conjunctions:measure",
+    "orderly-stop": "orderly_stop:measure",
+    "outcomes": "outcomes:measure",
+    "replicates": "replicate_verdicts:measure",
+    "reporting": "report_time:measure",
+    "pareto": "pareto_simulation:measure",
+    "scale": "scale:measure",
+    "effects": "effect_intervals:measure",
+    "unequal-runs": "unequal_runs:measure",
+    "uneven-noise": "uneven_noise:measure",
+    "gpu": "gpu:measure",
 }
+"""Module and function of each benchmark, by its name."""
 
 
-@click.command(help="Run benchmarks, by default all. Run nothing else on the machine meanwhile.")
-@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-def benchmarks(names: tuple[str, ...]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the named benchmarks."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Run benchmarks, by default all. Run nothing else on the machine meanwhile.",
+        epilog=f"names: {', '.join(BENCHMARKS)}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark to run")
+    parser.add_argument(
+        "--device",
+        metavar="cuda[:i]|cpu",
+        help="device of gpu, by default cuda; cpu rehearses it with small networks",
+    )
+    options = parser.parse_args(arguments)
+    names: list[str] = options.names
+    for name in names:
+        if name not in BENCHMARKS:
+            parser.error(f"benchmark {name!r} not found: expected one of {', '.join(BENCHMARKS)}")
+    if options.device is not None and "gpu" not in names:
+        parser.error("--device is of the benchmark gpu: add its name")
+    if not names:
+        names = [name for name in BENCHMARKS if name != "gpu" or torch.cuda.is_available()]
+    if "gpu" in names:
+        from benchmarks.gpu import find_device
+
+        device = options.device or "cuda"
+        if problem := find_device(device):
+            parser.exit(2, f"{parser.prog}: error: {problem}\n")
+    print(_describe_machine())
+    for name in names:
+        benchmark = _load(name)
+        if name == "gpu":
+            benchmark = functools.partial(benchmark, device)
+        for line in benchmark():
+            print(line, flush=True)
+
+
+def _load(name: str) -> Callable[..., Iterator[str]]:
+    module, _, function = BENCHMARKS[name].partition(":")
+    benchmark: Callable[..., Iterator[str]] = getattr(
+        import_module(f"benchmarks.{module}"), function
+    )
+    if "optuna" in sys.modules:
+        optuna = sys.modules["optuna"]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return benchmark
+
+
+def _describe_machine() -> str:
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
     processor = platform.processor() or platform.machine()
-    click.echo(
-        f"{datetime.date.today()}, {cores()} cores ({processor}), torch {torch.__version__}, "
+    return (
+        f"{datetime.date.today()}, {cores} cores ({processor}), torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
-    for name in names or BENCHMARKS:
-        for line in BENCHMARKS[name]():
-            click.echo(line)
 
 
-benchmarks()
+if __name__ == "__main__":
+    main()

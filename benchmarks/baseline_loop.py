@@ -26,15 +26,23 @@ class PlainTraining:
         config: network config.
         text: training text.
         settings: train config.
+        device: device to compute on; the CPU by default.
     """
 
-    def __init__(self, config: GatedConfig, text: ByteArray, settings: TrainConfig) -> None:
+    def __init__(
+        self,
+        config: GatedConfig,
+        text: ByteArray,
+        settings: TrainConfig,
+        device: torch.device | None = None,
+    ) -> None:
         # PyTorch's default: rnn.training.precision may have selected another library.
         if (onednn := getattr(torch.backends.mkldnn, "matmul", None)) is not None:
             onednn.fp32_precision = "none"
         names: dict[str, Any] = {"__name__": "network"}
         exec(generate_module(config), names)
-        self.network = names["Network"]()
+        self._device = device or torch.device("cpu")
+        self.network = names["Network"]().to(self._device)
         learning_rate = OptimizerConfig().learning_rate
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate)
         self.smoothed = EMA_INIT
@@ -43,9 +51,10 @@ class PlainTraining:
 
     def begin_sequence(self, number: int) -> None:
         """Sample a sequence, make its one-hot inputs and reset the states to zero."""
-        tokens = torch.from_numpy(sample_batch(self._text, self._settings, number)).long()
+        drawn = sample_batch(self._text, self._settings, number)
+        tokens = torch.from_numpy(drawn).long().to(self._device)
         self._tokens, self._one_hot = tokens, nn.functional.one_hot(tokens, BYTE_VOCAB_SIZE).float()
-        self._states = [torch.zeros(self._shape) for _ in self.network.layers]
+        self._states = [torch.zeros(self._shape, device=self._device) for _ in self.network.layers]
 
     def step(self, t: int) -> None:
         """Train on the t-th token of the sequence."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from rnn.training.precision import configure_matmul
 
 Shape = tuple[int, int, int]
 """Sizes (i, j, k) of a product of (i, j) by (j, k)."""
+
+_FREE_OPERATIONS = {
+    "_local_scalar_dense", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty",
+    "new_empty_strided",
+}  # fmt: skip
+"""Operations that compute nothing; views are recognized by their schema."""
 
 
 class MatmulCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -33,6 +40,31 @@ class MatmulCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in ("matmul", "linear", "einsum", "dot", "mv", "convolution"):
             raise AssertionError(f"unexpected operation {name}")
         return function(*args, **(kwargs or {}))
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Context that counts operations that compute or copy: on a GPU, about the kernel launches."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count an operation and run it."""
+        name = function.overloadpacket.__name__
+        if not function.is_view and name not in _FREE_OPERATIONS:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def count_operations(work: Callable[[], object]) -> int:
+    """Run work; return the number of its operations that compute or copy."""
+    counter = OperationCounter()
+    with counter:
+        work()
+    return counter.counts.total()
 
 
 def matmul_shapes(run: TrainLoop) -> Counter[Shape]:

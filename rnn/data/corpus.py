@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rnn.data import download
 from rnn.data.recall import RECALL, generate_recall, parse_distance
 from rnn.errors import CorpusError
 
@@ -140,6 +139,8 @@ def load_corpus(name: str) -> Corpus:
     if (distance := parse_distance(name)) is not None:
         return Corpus(f"{RECALL}{distance}", generate_recall(distance), recall_distance=distance)
     if name == "enwik8":
+        from rnn.data import download  # here: other corpora need no library for downloads
+
         path = download.fetch_enwik8()
         if not path.is_file():  # a pipe would block
             raise CorpusError(f"{path} is not a regular file: remove it to download enwik8")

@@ -49,14 +49,14 @@ class BPTTNetwork:
         configs: the one config.
         module: the network; its parameters are views of ``parameters``, except in bfloat16.
         parameters: weights and gradients.
-        static_graph: False: the first steps of a sequence have shorter windows.
+        static_graph: whether ``bptt_steps`` is 1; otherwise the first steps of a sequence have
+            shorter windows.
         separate_texts: False.
 
     Raises:
         ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.
     """
 
-    static_graph = False
     separate_texts = False
 
     def __init__(
@@ -80,6 +80,7 @@ class BPTTNetwork:
         self.vocab_size = vocab_size
         self.device = device or torch.device("cpu")
         self.layers, self.state_size = config.architecture.layers, config.architecture.state_size
+        self.static_graph = config.bptt_steps == 1
         self._window = BPTTWindow(config.bptt_steps)
         configure_matmul(precision, self.device)
 

@@ -22,6 +22,7 @@ class BufferCache:
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._outgrown: list[Tensor] = []  # a graph that was recorded may use it
         self._views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
 
     def get(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -39,6 +40,8 @@ class BufferCache:
         size = math.prod(shape)
         memory = self._memory.get(key[:2])
         if memory is None or memory.numel() < size:
+            if memory is not None:
+                self._outgrown.append(memory)
             memory = self._memory[key[:2]] = like.new_empty(size)
             self._views = {other: v for other, v in self._views.items() if other[:2] != key[:2]}
         view = self._views[key] = memory[:size].view(key[2])

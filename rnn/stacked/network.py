@@ -225,11 +225,15 @@ class NetworkStack:
         torch.sum(d, 1, keepdim=True, out=embedding.bias_grad)
         if self.device.type == "cpu":
             embedding.weight_grad.zero_().index_add_(1, tokens, d)
-            return
+        else:
+            self._add_rows_by_product(tokens, d)
+
+    def _add_rows_by_product(self, tokens: Tensor, d: Tensor) -> None:
         # A GPU's index_add_ sums in any order; a product repeats bit for bit.
         vocabulary = torch.arange(self.vocab_size, device=self.device)
         one_hot = (vocabulary[:, None] == tokens).to(d.dtype)  # (V, U)
-        torch.matmul(one_hot, d, out=embedding.weight_grad)
+        one_hot = one_hot.expand(len(d), *one_hot.shape)  # (K, V, U)
+        torch.bmm(one_hot, d, out=self._embedding.weight_grad)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropies (K, B), and the probabilities (K, B, V)."""

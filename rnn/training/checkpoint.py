@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, NetworkConfig, TrialConfig
@@ -71,6 +69,8 @@ def serialize_checkpoint(train_state: TrainState, identity: str) -> bytes:
         train_state: state to serialize.
         identity: string that determines the training; see :func:`deserialize_checkpoint`.
     """
+    from safetensors.torch import save  # here: training without checkpoints needs PyTorch alone
+
     first, second = train_state.moments
     groups = {"weights": train_state.weights, "moments.1": first, "moments.2": second}
     if train_state.average is not None:
@@ -190,6 +190,9 @@ def _read_tensor(
 
 def _parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Verify the digest and return tensors and metadata."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError("checkpoint is damaged: its SHA-256 does not match its content")

@@ -2,14 +2,18 @@
 
 import contextlib
 import ctypes
+import re
 
-import psutil
 import torch
 
 from rnn.errors import DeviceError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``."""
+
+_OUT_OF_MEMORY = re.compile(
+    "DefaultCPUAllocator|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,6 +53,8 @@ def available_memory(device: torch.device) -> int:
         # Memory that torch's allocator has reserved but does not use is available as well.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
+    import psutil  # here: training on a GPU needs PyTorch and NumPy alone
+
     return psutil.virtual_memory().available
 
 
@@ -71,8 +77,14 @@ def trim_heap() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that a device or this machine ran out of memory."""
+    """Return whether an exception means that a device or this machine ran out of memory.
+
+    An error that hides another, as the end of a recording does on a GPU, is looked behind.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # PyTorch's other errors have no class: its CPU allocator's, those of cuBLAS and CUDA.
+    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return isinstance(error, RuntimeError) and earlier is not None and is_out_of_memory(earlier)

@@ -1,23 +1,18 @@
-"""One training step, replayed as a CUDA graph on a GPU."""
-
-from collections.abc import Callable
-from functools import cache
+"""One training step, replayed as a graph on a GPU."""
 
 import torch
 from torch import Tensor
 
 from rnn.models.factory import TrainableNetwork
+from rnn.training.graph import GraphRunner, find_recorder
 from rnn.training.optimizer import Optimizer
-
-WARMUP_STEPS = 3
-"""Steps before a graph is captured: libraries initialize themselves in the first."""
 
 
 class TrainStep:
     """Forward pass, backward pass, optimizer update and smoothed losses.
 
-    On a GPU the step is captured as a CUDA graph if the network's operations are the same at every
-    step; a step then costs one launch.
+    On a GPU the step is recorded as a graph if the network's operations are the same at every step;
+    a step then costs one launch.
 
     Args:
         stack: the K networks, trained in place.
@@ -30,6 +25,7 @@ class TrainStep:
             (K, …); see :meth:`rnn.models.factory.TrainableNetwork.init_training_state`.
         ema_losses: exponential moving average of each network's mean cross-entropy over the
             streams (K,), in nats per token.
+        graph_runner: runs the step as a graph; None where it is not recorded.
     """
 
     def __init__(self, stack: TrainableNetwork, streams: int, smoothing: float) -> None:
@@ -43,8 +39,8 @@ class TrainStep:
         shape = (len(stack.configs), streams) if is_separate else (streams,)
         tokens = torch.zeros(shape, dtype=torch.long, device=stack.device)
         self._tokens, self._targets = tokens, tokens.clone()
-        uses_graph = stack.device.type == "cuda" and stack.static_graph
-        self._graph_runner = CudaGraphRunner(stack.device) if uses_graph else None
+        recorder = find_recorder(stack.device) if stack.static_graph else None
+        self.graph_runner = None if recorder is None else GraphRunner(recorder)
 
     def begin_sequence(self) -> None:
         """Set the states to those at a sequence's start."""
@@ -62,10 +58,10 @@ class TrainStep:
         """
         self._tokens.copy_(tokens)
         self._targets.copy_(targets)
-        if self._graph_runner is None:
+        if self.graph_runner is None:
             self._step()
         else:
-            self._graph_runner.run(self._step)
+            self.graph_runner.run(self._step, self.optimizer.learning_rate_factor)
 
     def _step(self) -> None:
         losses, next_states = self.stack.loss_and_grad(self._tokens, self._targets, self.states)
@@ -73,42 +69,3 @@ class TrainStep:
         self.ema_losses.lerp_(losses, 1 - self._smoothing)
         for state, next_state in zip(self.states, next_states, strict=True):
             state.copy_(next_state)
-
-
-class CudaGraphRunner:
-    """Runs the same work repeatedly on a GPU: captured after the warm-up, then replayed.
-
-    Args:
-        device: the GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._warmup_steps = 0
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Run the work: the same operations on the same memory in every call."""
-        with torch.cuda.device(self._device):
-            if self._graph is not None:
-                self._graph.replay()
-                return
-            stream = _side_stream(self._device)
-            if self._warmup_steps < WARMUP_STEPS:
-                self._warmup_steps += 1
-                # Warm up on the stream that is captured later, as torch.cuda.graph requires.
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    work()
-                torch.cuda.current_stream().wait_stream(stream)
-                return
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
-                work()  # captured, not executed
-            self._graph.replay()
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    # One for the whole process: libraries keep memory for each stream that they have seen.
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

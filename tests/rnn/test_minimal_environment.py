@@ -1,0 +1,86 @@
+"""The tests and the benchmark of a GPU run where PyTorch, numpy and pytest are all there is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+HIDE_OTHER_LIBRARIES = f"""
+import sys
+from importlib.machinery import PathFinder
+
+ALLOWED = {{
+    "numpy", "torch", "functorch", "torchgen",
+    "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy",
+    "typing_extensions",
+    "pytest", "_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments",
+}}
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        spec = super().find_spec(name, path, target)
+        if spec is None or name.partition(".")[0] in ALLOWED:
+            return spec
+        places = [spec.origin or "", *(spec.submodule_search_locations or [])]
+        return None if any("site-packages" in place for place in places) else spec
+
+sys.meta_path[sys.meta_path.index(PathFinder):] = [Finder]
+sys.path.insert(0, {str(ROOT)!r})
+"""
+
+REHEARSE = """
+from dataclasses import replace
+from benchmarks import gpu
+from benchmarks.__main__ import main
+sizes = (1, 4), (2, 4)
+gpu.REHEARSAL = replace(
+    gpu.REHEARSAL, counts=(1, 2), sizes=sizes[1:], stage_one=dict.fromkeys(sizes, 2),
+    baseline_size=(1, 4), windows=(1, 2), streams=2, log_every=1, seconds=0.001,
+)
+main(["gpu", "--device", "cpu"])
+"""
+
+RUN_TESTS = """
+import pytest
+sys.exit(pytest.main([{arguments}, "-p", "no:cacheprovider", "tests/rnn"]))
+"""
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", HIDE_OTHER_LIBRARIES + code],
+        cwd=ROOT,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("library", ["optuna", "click", "psutil", "safetensors", "pydantic"])
+def test_other_libraries_are_hidden(library):
+    """Shows that the tests below would notice."""
+    assert f"No module named '{library}'" in run(f"import {library}").stderr
+
+
+def test_gpu_benchmark_needs_nothing_else():
+    ended = run(REHEARSE)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert "rehearsal" in lines[1]
+    assert sum(line.endswith("  ok") for line in lines) == 16
+    assert [line for line in lines if line.startswith("stage one, 4 networks")]
+    assert lines[-1].startswith("no checks failed")
+
+
+def test_gpu_tests_need_nothing_else():
+    ended = run(RUN_TESTS.format(arguments='"-m", "gpu"'))
+    assert ended.returncode == 0, ended.stdout
+    ended = run(RUN_TESTS.format(arguments='"-k", "stand and alone and not resumes"'))
+    assert ended.returncode == 0, ended.stdout
+    assert "passed" in ended.stdout
+    assert "failed" not in ended.stdout

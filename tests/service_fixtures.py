@@ -1,0 +1,131 @@
+"""Fixtures of all tests: storages, services and the project's commands as a user types them."""
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hooks
+import optuna
+import pytest
+from helpers import NO_SYNC, TEXT
+from hooks import HANG_TIMEOUT
+from process_runner import ProcessRunner
+from services import PostgreSQL, free_port
+from slurm_service import Slurm
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+logging.getLogger("search").setLevel(logging.INFO)
+
+
+@pytest.fixture(autouse=True)
+def _patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extend timeouts of the storage, unless the test is about them."""
+    if request.node.get_closest_marker("impatient") is None:
+        hooks.make_patient(monkeypatch.setattr)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """File with :data:`TEXT`."""
+    path = tmp_path / "text"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of an SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """URL of a storage that does not exist yet, of each kind."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgresql_url"}[request.param]
+    return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
+    """Runner of the project's commands in separate processes."""
+    with ProcessRunner(tmp_path_factory.mktemp("commands")) as runner:
+        yield runner
+
+
+@pytest.fixture
+def run(runner: ProcessRunner) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a command of the project to its end, as ``run("run_search.py", QUICK, …)``."""
+    return runner.run
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """PostgreSQL server of the test session."""
+    with PostgreSQL(NO_SYNC) as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgreSQL) -> str:
+    """URL of an empty database on a real server."""
+    return postgresql_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Slurm]:
+    """SLURM cluster of the test session."""
+    with Slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """SLURM cluster without jobs, which commands of this process find."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield slurm_cluster
+    slurm_cluster.end_jobs()
+    slurm_cluster.resume_nodes()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3-compatible service."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + HANG_TIMEOUT
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    process.wait(HANG_TIMEOUT)
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Empty bucket of that service, as ``--artifacts`` names it."""
+    boto3 = pytest.importorskip("boto3")
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="networks")
+    for item in client.list_objects(Bucket="networks").get("Contents", ()):  # by another test
+        client.delete_object(Bucket="networks", Key=item["Key"])
+    return "s3://networks"
