@@ -58,6 +58,7 @@ class Scale:
         stage_one: networks in lockstep of each size of stage one.
         baseline_size: layers and state size of baselines and gradient windows.
         windows: ``bptt_steps``.
+        max_padded_state: largest state size of networks that are padded.
         streams: B.
         log_every: steps between two log points.
         seconds: time for each speed.
@@ -69,6 +70,7 @@ class Scale:
     stage_one: dict[tuple[int, int], int]
     baseline_size: tuple[int, int]
     windows: tuple[int, ...]
+    max_padded_state: int
     streams: int
     log_every: int
     seconds: float
@@ -83,6 +85,7 @@ GPU = Scale(
     },
     baseline_size=(2, 256),
     windows=(1, 16),
+    max_padded_state=64,
     streams=256,
     log_every=50,
     seconds=1.0,
@@ -96,6 +99,7 @@ REHEARSAL = replace(
     stage_one={(layers, size): 6 for size in (8, 16) for layers in (1, 2, 3)},
     baseline_size=(2, 16),
     windows=(1, 4),
+    max_padded_state=8,
     streams=8,
     log_every=5,
     seconds=0.1,
@@ -216,6 +220,13 @@ class Benchmark:
                 measured = yield from self._row(name, precision, configs[:count], plain)
                 if measured is not None:
                     self._speeds[precision, size, count] = measured.steps_per_second
+            count = scale.counts[-1]
+            is_padded = size[1] <= scale.max_padded_state
+            row = f"{name}, {'not ' * is_padded}padded"
+            for precision in scale.precisions:
+                yield from self._row(
+                    row, precision, configs[:count], plain, is_padded=not is_padded
+                )
 
     def baselines_and_windows(self) -> Iterator[str]:
         """Yield rows of baseline cells, and of gradients through several steps."""
@@ -277,6 +288,7 @@ class Benchmark:
         architectures: Sequence[NetworkConfig],
         plain: float | None,
         window: int = 1,
+        is_padded: bool | None = None,
     ) -> Generator[str, None, Measurement | None]:
         """Yield a row of the table, and return what was measured."""
         settings, count = self._settings, len(architectures)
@@ -287,7 +299,7 @@ class Benchmark:
             return None
         try:
             check_precision(precision, settings.device)
-            measured, limit = self._measure(precision, architectures, window)
+            measured, limit = self._measure(precision, architectures, window, is_padded)
         except DeviceError as error:
             yield f"{head}  skipped: {error}"
             return None
@@ -303,17 +315,27 @@ class Benchmark:
         return measured
 
     def _measure(
-        self, precision: TrainingPrecision, architectures: Sequence[NetworkConfig], window: int
+        self,
+        precision: TrainingPrecision,
+        architectures: Sequence[NetworkConfig],
+        window: int,
+        is_padded: bool | None,
     ) -> tuple[Measurement, float]:
         """Return what was measured of a training, and its share of the limit."""
+        if is_padded is None:
+            is_padded = architectures[0].state_size <= self._scale.max_padded_state
         settings = self._settings
         configs = [TrialConfig(each, bptt_steps=window) for each in architectures]
         for config in configs:
             if config not in self._weights:
                 drawn = draw_initial_weights(config, 0)
                 self._weights[config] = {name: each.float() for name, each in drawn.items()}
-        network = build(configs, settings, precision, self._weights)
+        # The products of the equations: those of constants, where there is padding, do not count.
+        network = build(configs, settings, precision, self._weights, is_padded=False)
         shapes = matmul_shapes(TrainLoop(network, settings.text, settings.train_config()))
+        if is_padded:
+            network = build(configs, settings, precision, self._weights, is_padded=True)
+            free_memory(settings.device)
         measured = measure_training(network, settings, precision)
         del network
         free_memory(settings.device)

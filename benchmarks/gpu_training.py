@@ -95,12 +95,19 @@ def build(
     settings: Settings,
     precision: Precision,
     weights: Mapping[TrialConfig, NamedTensors] | None = None,
+    is_padded: bool | None = None,
 ) -> TrainableNetwork:
     """Build networks; gated ones as on a GPU, whatever the device."""
     device = settings.device
     if isinstance(configs[0].architecture, GatedConfig) and configs[0].bptt_steps == 1:
         return NetworkStack(
-            configs, 0, precision, device=device, weights=weights, static_graph=True
+            configs,
+            0,
+            precision,
+            device=device,
+            weights=weights,
+            static_graph=True,
+            is_padded=is_padded,
         )
     return build_network(configs, 0, precision, device=device, weights=weights)
 

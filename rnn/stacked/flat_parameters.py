@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn.config import TrialConfig
+from rnn.config import GatedConfig, TrialConfig
 from rnn.models.shapes import parameter_shapes
-from rnn.stacked.linear import StackedLinear
+from rnn.stacked.linear import StackedLinear, WeightSlice
+from rnn.stacked.padding import OPEN_GATE_BIAS, PADDED_GATES, own_slices
 
 NamedTensors = dict[str, Tensor]
 """A network's weights and biases, or one number for each of them, by the names of
@@ -52,6 +53,8 @@ class FlatParameters:
         mixed_precision: whether matrix products use bfloat16.
         device: device of the tensors.
         vocab_size: V.
+        padded: architectures of the linear layers, if they have more options than the networks;
+            see :mod:`rnn.stacked.padding`.
 
     Attributes:
         values: weights (P,): matrix product weights, then biases, then the embedding.
@@ -73,8 +76,10 @@ class FlatParameters:
         mixed_precision: bool,
         device: torch.device,
         vocab_size: int,
+        padded: Sequence[GatedConfig] | None = None,
     ) -> None:
         self._configs = configs
+        self._padded = padded
         self._vocab_size = vocab_size
         end = 0
 
@@ -130,6 +135,10 @@ class FlatParameters:
                 else _weight_view(self.matmul_grads, linear, weight)
             )
             linear.bias_grad = _bias_view(self.full_grads, linear, in_full_grads(bias))
+        if padded is not None:
+            self._is_trained = self._find_trained().to(self.matmul_grads.dtype)
+            self._open_gates = self._find_open_gates()
+            self._set_constants()
 
     @property
     def grads(self) -> Tensor:
@@ -161,8 +170,41 @@ class FlatParameters:
     def load_flat(self, values: Tensor) -> None:
         """Set the weights of all networks (P,)."""
         self.values.copy_(values)
+        self._set_constants()
         if self.mixed_precision:
             self.matmul_values.copy_(self.values[: len(self.matmul_values)])
+
+    def clear_constant_grads(self) -> None:
+        """Set the gradients of constants to zero."""
+        if self._padded is not None:
+            self.matmul_grads.mul_(self._is_trained)
+
+    def _set_constants(self) -> None:
+        if self._padded is not None:
+            self.values.masked_fill_(self._open_gates, OPEN_GATE_BIAS)
+
+    def _find_trained(self) -> Tensor:
+        """Return 1 for each weight of a matrix product that is trained, and 0 for the others."""
+        is_trained = torch.zeros_like(self.values)
+        for k, config in enumerate(self._configs):
+            shapes = parameter_shapes(config.architecture, self._vocab_size)
+            self.load(k, is_trained, {name: torch.ones(shape) for name, shape in shapes.items()})
+        return is_trained[: len(self.matmul_grads)]
+
+    def _find_open_gates(self) -> Tensor:
+        """Return whether each weight is the bias of a gate that the network does not have (P,)."""
+        is_open = torch.zeros_like(self.values, dtype=torch.bool)
+        for _, (linear, _, bias) in self._slots:
+            for each in linear.slices:
+                if not linear.has_bias or each.param not in PADDED_GATES:
+                    continue
+                for row, k in zip(_bias_view(is_open, linear, bias), linear.networks, strict=True):
+                    architecture = self._configs[k].architecture
+                    assert isinstance(architecture, GatedConfig)
+                    width = architecture.state_size * (2 if each.param == "input_gate" else 1)
+                    if not getattr(architecture, each.param):
+                        row[0, each.offset[1] : each.offset[1] + width] = True
+        return is_open
 
     def _pairs(self, k: int, flat: Tensor, params: NamedTensors) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each piece of network k as a view of the flat tensor and a view of params."""
@@ -171,13 +213,22 @@ class FlatParameters:
                 continue
             r = linear.networks.index(k)
             fused, biases = _weight_view(flat, linear, weight)[r], _bias_view(flat, linear, bias)
-            for each in linear.slices:
+            for each in self._own_slices(k, linear):
                 param_weight = params[f"{prefix}{each.param}.weight"]
                 (first, count), (row, column) = each.rows, each.offset
                 columns = slice(column, column + param_weight.shape[1])
                 yield fused[row : row + count, columns], param_weight[first : first + count]
                 if linear.has_bias:
                     yield biases[r, 0, columns], params[f"{prefix}{each.param}.bias"]
+
+    def _own_slices(self, k: int, linear: StackedLinear) -> Iterator[WeightSlice]:
+        if self._padded is None:
+            yield from linear.slices
+            return
+        own = self._configs[k].architecture
+        assert isinstance(own, GatedConfig)
+        for each in linear.slices:
+            yield from own_slices(own, self._padded[k], each)
 
 
 def align(size: int) -> int:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.errors import CellError
-from rnn.models.shapes import count_parameters, count_states, parameter_shapes
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.layer import StackedLayer
 from rnn.stacked.linear import BufferCache, GatheredInput, StackedLinear, WeightSlice
+from rnn.stacked.padding import can_pad, pad, padding_pays
 from rnn.training.precision import configure_matmul
 
 _PAD_MULTIPLE = 16
@@ -59,6 +59,8 @@ class NetworkStack:
         static_graph: whether every step runs the same operations on the same memory, as a CUDA
             graph requires. Otherwise what streams with the same token share is computed once; by
             default where that is faster: float32 or float64 on a CPU, more than 64 states.
+        is_padded: whether options that a network does not have are computed with constants, see
+            :mod:`rnn.stacked.padding`; by default for up to 64 states on a GPU.
 
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
@@ -81,8 +83,13 @@ class NetworkStack:
         device: torch.device | None = None,
         weights: Mapping[TrialConfig, NamedTensors] | None = None,
         static_graph: bool | None = None,
+        is_padded: bool | None = None,
     ) -> None:
-        self.configs = tuple(sorted(configs, key=_sort_key))
+        self.device = device or torch.device("cpu")
+        if is_padded is None:
+            is_padded = padding_pays(self.device, _require_gated(configs[0]).state_size)
+        self.is_padded = is_padded and can_pad(configs)
+        self.configs = tuple(sorted(configs, key=_padded_sort_key if self.is_padded else _sort_key))
         architectures = [_require_gated(config) for config in self.configs]
         shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
         if len(shapes) != 1:
@@ -91,7 +98,6 @@ class NetworkStack:
                 "gate inputs) in a stack"
             )
         self.seed, self.precision = seed, precision
-        self.device = device or torch.device("cpu")
         self.layers, self.state_size, _ = shapes.pop()
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.static_graph = not sharing_pays if static_graph is None else static_graph
@@ -99,6 +105,8 @@ class NetworkStack:
         configure_matmul(precision, self.device)
 
         networks, n = range(len(configs)), self.state_size
+        if self.is_padded:
+            architectures = pad(architectures)
         self._embedding = _whole_linear("embedding", networks, vocab_size, n)
         self._head = _whole_linear("head", networks, n, vocab_size)
         requires_grad = [True] * len(configs)
@@ -120,6 +128,7 @@ class NetworkStack:
             precision == "bf16",
             self.device,
             vocab_size,
+            architectures if self.is_padded else None,
         )
         for k, config in enumerate(self.configs):
             params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
@@ -136,6 +145,7 @@ class NetworkStack:
             self.device,
             weights,
             self.static_graph,
+            self.is_padded,
         )
 
     def _linears(self) -> Iterator[tuple[str, StackedLinear]]:
@@ -218,6 +228,7 @@ class NetworkStack:
             distinct = len(inputs.values) if index_of_layer == 0 else d.shape[1]
             d = layer.backward(d.to(losses.dtype), distinct)  # (K, U or B, n)
         self._backward_embedding(inputs.values, d)
+        self.parameters.clear_constant_grads()
         return losses.mean(1), next_states
 
     def _backward_embedding(self, tokens: Tensor, d: Tensor) -> None:
@@ -277,46 +288,6 @@ def initialization_seed(config: TrialConfig, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
-def estimate_memory(
-    config: TrialConfig,
-    streams: int,
-    precision: Precision,
-    vocab_size: int = BYTE_VOCAB_SIZE,
-) -> int:
-    """Return an upper estimate of the memory that a network takes in training, in bytes.
-
-    Args:
-        config: config of the network; memory grows with its ``bptt_steps``.
-        streams: B.
-        precision: precision of the arithmetic.
-        vocab_size: V.
-    """
-    size = 8 if precision == "fp64" else 4
-    parameters = count_parameters(config.architecture, vocab_size)
-    # Weights, their average, gradients and two moments; bfloat16 weights and gradients; autograd's
-    # gradients.
-    uses_autograd = not isinstance(config.architecture, GatedConfig) or config.bptt_steps > 1
-    # RMSprop's root of the mean square, and the sum of gradient and decay.
-    is_rmsprop = config.optimizer.name == "rmsprop"
-    copies = 5 + uses_autograd + is_rmsprop * (1 + (config.optimizer.weight_decay > 0))
-    weights = parameters * (copies * size + 2 * 2 * (precision == "bf16"))
-    # Activations and temporaries: a few numbers for each input and output.
-    per_input, per_output, others = 4, 6, 0
-    if isinstance(config.architecture, CellConfig):
-        # Which others its equations make is not known: some of the size of its input and state.
-        n, layers = config.architecture.state_size, config.architecture.layers
-        per_input, per_output = 1, 2
-        others = 8 * (count_states(config.architecture) + layers * n) * config.bptt_steps + 8 * n
-    shapes = parameter_shapes(config.architecture, vocab_size)
-    numbers = others + sum(
-        (per_input * inputs + per_output * outputs)
-        * (config.bptt_steps if name.startswith("layers.") else 1)
-        for name, (inputs, *outputs_of_map) in shapes.items()
-        for outputs in outputs_of_map  # a bias has none
-    )
-    return weights + streams * numbers * size
-
-
 def _require_gated(config: TrialConfig) -> GatedConfig:
     """Return the architecture of a config, if it can be stacked."""
     architecture = config.architecture
@@ -343,6 +314,11 @@ def _sort_key(config: TrialConfig) -> tuple[object, ...]:
         config.varied,
         astuple(config.optimizer),
     )
+
+
+def _padded_sort_key(config: TrialConfig) -> tuple[object, ...]:
+    """Return a key by which padded networks with the same output gate become consecutive."""
+    return _require_gated(config).output_gate, *_sort_key(config)
 
 
 def _whole_linear(param: str, networks: range, inputs: int, outputs: int) -> StackedLinear:

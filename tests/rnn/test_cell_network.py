@@ -17,7 +17,7 @@ from rnn.models.cell_module import CellModule, build_seeded
 from rnn.models.cell_network import CellNetwork, lockstep_obstacle, supports_lockstep
 from rnn.models.factory import build_network, is_stackable, stack_key
 from rnn.models.shapes import constant_shapes, count_parameters, parameter_shapes
-from rnn.stacked.network import estimate_memory
+from rnn.stacked.memory import estimate_memory
 from rnn.training.checkpoint import (
     deserialize_checkpoint,
     max_checkpoint_size,

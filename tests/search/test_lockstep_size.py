@@ -9,7 +9,8 @@ from user_cells import EXAMPLES, cell_config
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
 from rnn.models.bptt_network import BPTTNetwork
-from rnn.stacked.network import NetworkStack, estimate_memory
+from rnn.stacked.memory import estimate_memory
+from rnn.stacked.network import NetworkStack
 from rnn.training.devices import assign_devices
 from rnn.training.step import TrainStep
 from search.worker import lockstep_size
