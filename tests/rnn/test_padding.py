@@ -11,6 +11,7 @@ from benchmarks.matmul_limit import count_operations
 from rnn.config import OPTIMIZERS, GatedConfig, OptimizerConfig, TrialConfig
 from rnn.stacked.network import NetworkStack
 from rnn.stacked.padding import pad, padding_pays
+from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
 
 TEXT = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
@@ -27,11 +28,15 @@ def begin(configs, precision="fp64", is_padded=True, states=None):
 
 
 def results(run):
-    """Return the losses and the averaged weights of each network."""
+    """Return the losses of each network, those of its averaged weights last, and these."""
     run.swap_in_averaged_weights()
     parameters = run.stack.parameters
+    losses = compute_eval_losses(run.stack, select_eval_windows(TEXT, 4, 20))
     return {
-        config: (list(run.curves[k].values()), parameters.extract(k, parameters.values))
+        config: (
+            [*run.curves[k].values(), *losses[k].tolist()],
+            parameters.extract(k, parameters.values),
+        )
         for k, config in enumerate(run.configs)
     }
 
