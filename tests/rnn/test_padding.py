@@ -105,6 +105,16 @@ def test_padded_networks_resume_and_leave(step):
     assert_same_training(resumed, plain, **EXACT)
 
 
+def test_finished_training_of_padded_networks_is_resumed_and_evaluated():
+    """The checkpoint has the average of each network's own weights, not of the constants."""
+    configs = [TrialConfig(config) for config in gated_configs(1, 5, ["state"])[::7]]
+    run, plain = begin(configs), begin(configs, is_padded=False)
+    for each in (run, plain):
+        list(each.train())
+    resumed = begin(configs, states={config: run.train_state(config) for config in run.configs})
+    assert_same_training(resumed, plain, **EXACT)
+
+
 def test_networks_with_weight_decay_are_not_padded():
     """It would change the constants."""
     configs = [
