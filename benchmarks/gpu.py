@@ -2,17 +2,14 @@
 
 import gc
 import itertools
-import random
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 
+from benchmarks.gpu_scale import GPU, REHEARSAL, Scale, mixed_networks
+from benchmarks.gpu_table import COLUMNS, EXPLANATION, Progress, format_row
 from benchmarks.gpu_training import (
     Measurement,
     Settings,
@@ -23,9 +20,7 @@ from benchmarks.gpu_training import (
 )
 from benchmarks.matmul_limit import matmul_shapes
 from rnn.config import (
-    STATE_SOURCES,
     BaselineConfig,
-    GatedConfig,
     NetworkConfig,
     TrainingPrecision,
     TrialConfig,
@@ -38,87 +33,10 @@ from rnn.training.devices import is_out_of_memory, resolve_device
 from rnn.training.loop import TrainLoop
 from rnn.training.precision import check_precision
 
-LIMIT_SECONDS = 440
-"""Time after which nothing more is begun: the rest of the eight minutes is for what has begun."""
-
 STAGE_ONE_STEPS = 10_000
 
 PLAIN_NETWORKS = 3
 """Networks of a shape that the plain loop trains, one after another."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of the benchmark.
-
-    Attributes:
-        precisions: precisions of matrix products.
-        counts: numbers of networks in lockstep.
-        sizes: layers and state size.
-        stage_one: networks in lockstep of each size of stage one.
-        baseline_size: layers and state size of baselines and gradient windows.
-        windows: ``bptt_steps``.
-        max_padded_state: largest state size of networks that are padded.
-        streams: B.
-        log_every: steps between two log points.
-        seconds: time for each speed.
-    """
-
-    precisions: tuple[TrainingPrecision, ...]
-    counts: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    stage_one: dict[tuple[int, int], int]
-    baseline_size: tuple[int, int]
-    windows: tuple[int, ...]
-    max_padded_state: int
-    streams: int
-    log_every: int
-    seconds: float
-
-
-GPU = Scale(
-    precisions=("fp32", "tf32", "bf16"),
-    counts=(1, 8, 48, 96),
-    sizes=((2, 32), (2, 256), (3, 256)),
-    stage_one={
-        (layers, size): count for size, count in ((32, 48), (256, 96)) for layers in (1, 2, 3)
-    },
-    baseline_size=(2, 256),
-    windows=(1, 16),
-    max_padded_state=64,
-    streams=256,
-    log_every=50,
-    seconds=1.0,
-)
-
-REHEARSAL = replace(
-    GPU,
-    precisions=("fp32", "bf16"),
-    counts=(1, 3, 6),
-    sizes=((2, 8), (2, 16), (3, 16)),
-    stage_one={(layers, size): 6 for size in (8, 16) for layers in (1, 2, 3)},
-    baseline_size=(2, 16),
-    windows=(1, 4),
-    max_padded_state=8,
-    streams=8,
-    log_every=5,
-    seconds=0.1,
-)
-"""What a processor runs through in a minute."""
-
-COLUMNS = (
-    f"{'networks':26} {'':5} {'K':>3} {'steps/s':>8} {'K·steps/s':>9} {'× plain':>8} {'limit':>6} "
-    f"{'launches':>12} {'MiB':>7} {'record':>7} {'remove':>7}  check"
-)
-
-EXPLANATION = """\
-  steps/s: steps a second of all K networks together; K·steps/s: of each, added; × plain: K·steps/s
-  over the steps a second of the plain loop (fp32, one network after another); limit: time of the
-  step's matrix products alone over the time of the step; launches: of a step that is run, and
-  recorded as a graph; MiB: largest memory in use; record: seconds to record a step; remove: seconds
-  to remove half of the networks from a recorded stack and to record the rest; check: whether two
-  trainings are equal bit for bit, recorded and run steps too, and the networks that remain after a
-  removal train as if nothing had happened"""
 
 
 def find_device(name: str) -> str:
@@ -151,37 +69,10 @@ def measure(device_name: str = "cuda") -> Iterator[str]:
     with Progress() as progress:
         benchmark = Benchmark(scale, settings, progress)
         yield from benchmark.gated()
+        yield from benchmark.other_sizes()
         yield from benchmark.baselines_and_windows()
-        yield from benchmark.stage_one()
+        yield from benchmark.estimates()
     yield f"{benchmark.failures or 'no'} checks failed; {time.perf_counter() - started:.0f} s"
-
-
-class Progress:
-    """Says on stderr once a second what is measured."""
-
-    def __init__(self) -> None:
-        self.what = "starting"
-        self.started = time.perf_counter()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._report, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no time is left to begin anything."""
-        return time.perf_counter() - self.started > LIMIT_SECONDS
-
-    def _report(self) -> None:
-        while not self._end.wait(1):
-            elapsed = time.perf_counter() - self.started
-            print(f"{elapsed:4.0f} s of at most 480: {self.what}", file=sys.stderr, flush=True)
 
 
 class Benchmark:
@@ -228,6 +119,20 @@ class Benchmark:
                     row, precision, configs[:count], plain, is_padded=not is_padded
                 )
 
+    def other_sizes(self) -> Iterator[str]:
+        """Yield rows of the other sizes of stage one."""
+        scale = self._scale
+        for size, count in scale.stage_one.items():
+            if size in scale.sizes and count in scale.counts:
+                continue
+            configs = mixed_networks(*size)[:count]
+            self._weights = {}
+            for precision in scale.precisions:
+                name = f"{size[0]}×{size[1]} gated"
+                measured = yield from self._row(name, precision, configs, None)
+                if measured is not None:
+                    self._speeds[precision, size, count] = measured.steps_per_second
+
     def baselines_and_windows(self) -> Iterator[str]:
         """Yield rows of baseline cells, and of gradients through several steps."""
         scale = self._scale
@@ -247,19 +152,9 @@ class Benchmark:
             row = f"{layers}×{n} {name}, bptt {window}"
             yield from self._row(row, precision, [architecture], None, window)
 
-    def stage_one(self) -> Iterator[str]:
-        """Yield the speeds of the other sizes of stage one, and its estimated time."""
+    def estimates(self) -> Iterator[str]:
+        """Yield the estimated time of stage one, by precision."""
         scale = self._scale
-        for size, count in scale.stage_one.items():
-            if size in scale.sizes and count in scale.counts:
-                continue
-            configs = mixed_networks(*size)[:count]
-            self._weights = {}
-            for precision in scale.precisions:
-                name = f"{size[0]}×{size[1]} gated"
-                measured = yield from self._row(name, precision, configs, None)
-                if measured is not None:
-                    self._speeds[precision, size, count] = measured.steps_per_second
         networks = sum(scale.stage_one.values())
         for precision in scale.precisions:
             seconds = {
@@ -341,46 +236,6 @@ class Benchmark:
         free_memory(settings.device)
         seconds = measure_products(shapes, settings, precision)
         return measured, seconds * measured.steps_per_second
-
-
-def format_row(measured: Measurement, count: int, plain: float | None, limit: float) -> str:
-    """Format what was measured of a training."""
-
-    def number(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
-    speed = measured.steps_per_second
-    relative = None if plain is None else count * speed / plain
-    mebibytes = None if measured.peak_bytes is None else measured.peak_bytes / 2**20
-    launches = number(measured.run_launches, ",")
-    if measured.launches is not None:
-        launches += f" → {measured.launches}"
-    check = "differs: " + ", ".join(measured.differences) if measured.differences else "ok"
-    return (
-        f"{speed:8,.0f} {count * speed:9,.0f} {number(relative, '8.2f'):>8} {limit:6.2f} "
-        f"{launches:>12} {number(mebibytes, '7,.0f'):>7} "
-        f"{number(measured.record_seconds, '7.2f'):>7} "
-        f"{number(measured.removal_seconds, '7.2f'):>7}  {check}"
-    )
-
-
-def mixed_networks(layers: int, state_size: int) -> list[GatedConfig]:
-    """Return all 96 networks of a size in an order that mixes their switches.
-
-    A search's best one comes first, and small networks without the residual, which stage one does
-    not have, come last.
-    """
-    best = GatedConfig(False, True, False, True, True, "new", layers, state_size)
-    networks = [
-        GatedConfig(i, f, o, s, r, source, layers, state_size)
-        for i, f, o, s, r in itertools.product((False, True), repeat=5)
-        for source in STATE_SOURCES
-    ]
-    networks.remove(best)
-    random.Random(0).shuffle(networks)
-    if state_size < 256:
-        networks.sort(key=lambda config: not config.residual)
-    return [best, *networks]
 
 
 def estimate_seconds(

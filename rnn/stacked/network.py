@@ -60,11 +60,13 @@ class NetworkStack:
             graph requires. Otherwise what streams with the same token share is computed once; by
             default where that is faster: float32 or float64 on a CPU, more than 64 states.
         is_padded: whether options that a network does not have are computed with constants, see
-            :mod:`rnn.stacked.padding`; by default for up to 64 states on a GPU.
+            :mod:`rnn.stacked.padding`; by default for up to 64 states on a GPU. Only with
+            ``static_graph``, and if all networks can be padded.
 
     Attributes:
         configs: the configs in the order of the stack: those with the same options are consecutive.
         parameters: weights and gradients of all networks.
+        is_padded: whether they are padded.
         separate_texts: False: the networks read the same text.
 
     Raises:
@@ -85,12 +87,7 @@ class NetworkStack:
         static_graph: bool | None = None,
         is_padded: bool | None = None,
     ) -> None:
-        self.device = device or torch.device("cpu")
-        if is_padded is None:
-            is_padded = padding_pays(self.device, _require_gated(configs[0]).state_size)
-        self.is_padded = is_padded and can_pad(configs)
-        self.configs = tuple(sorted(configs, key=_padded_sort_key if self.is_padded else _sort_key))
-        architectures = [_require_gated(config) for config in self.configs]
+        architectures = [_require_gated(config) for config in configs]
         shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
         if len(shapes) != 1:
             raise ValueError(
@@ -98,9 +95,15 @@ class NetworkStack:
                 "gate inputs) in a stack"
             )
         self.seed, self.precision = seed, precision
+        self.device = device or torch.device("cpu")
         self.layers, self.state_size, _ = shapes.pop()
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.static_graph = not sharing_pays if static_graph is None else static_graph
+        if is_padded is None:
+            is_padded = padding_pays(self.device, self.state_size)
+        self.is_padded = is_padded and self.static_graph and can_pad(configs)
+        self.configs = tuple(sorted(configs, key=_padded_sort_key if self.is_padded else _sort_key))
+        architectures = [_require_gated(config) for config in self.configs]
         self.vocab_size = vocab_size
         configure_matmul(precision, self.device)
 

@@ -128,6 +128,11 @@ def test_networks_with_weight_decay_are_not_padded():
     ).stack.is_padded
 
 
+def test_networks_of_streams_that_share_tokens_are_not_padded():
+    configs = [TrialConfig(config) for config in gated_configs(1, 5)[:2]]
+    assert not NetworkStack(configs, 0, static_graph=False, is_padded=True).is_padded
+
+
 def test_padding_is_for_small_networks_on_a_gpu():
     gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
     assert [padding_pays(gpu, size) for size in (32, 64, 256)] == [True, True, False]
