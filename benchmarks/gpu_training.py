@@ -25,7 +25,7 @@ from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.precision import configure_matmul
 
 CHECKED_STEPS = 16
-"""Steps of the trainings whose results are compared."""
+"""Steps of the trainings whose results are compared; more for gradients through time."""
 
 REMOVAL_STEP = 8
 
@@ -198,7 +198,9 @@ def _measure_steps(network: TrainableNetwork, settings: Settings) -> Measurement
     def step() -> None:
         loop._train_step.step(tokens, targets)
 
-    step()
+    # Gradients reach as far back as they ever do from the W-th step on.
+    for _ in range(network.configs[0].bptt_steps):
+        step()
     run_launches = _count_launches(step, device)
     for _ in range(WARMUP_STEPS - 2):
         step()
@@ -234,7 +236,7 @@ def _check_repetition(
 
     def result() -> tuple[Tensor, dict[TrialConfig, float]]:
         loop = _restart(network, settings, initial)
-        _train(loop, CHECKED_STEPS)
+        _train(loop, CHECKED_STEPS + network.configs[0].bptt_steps - 1)
         return network.parameters.values.clone(), _losses(loop)
 
     differences = []
@@ -286,8 +288,7 @@ def _train(loop: TrainLoop, steps: int) -> None:
 
 def _losses(loop: TrainLoop) -> dict[TrialConfig, float]:
     return {
-        config: curve[CHECKED_STEPS]
-        for config, curve in zip(loop.configs, loop.curves, strict=True)
+        config: curve[loop.step] for config, curve in zip(loop.configs, loop.curves, strict=True)
     }
 
 

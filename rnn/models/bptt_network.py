@@ -49,14 +49,16 @@ class BPTTNetwork:
         configs: the one config.
         module: the network; its parameters are views of ``parameters``, except in bfloat16.
         parameters: weights and gradients.
-        static_graph: whether ``bptt_steps`` is 1; otherwise the first steps of a sequence have
-            shorter windows.
+        static_graph: True.
+        position: see :class:`rnn.models.factory.WindowedNetwork`.
         separate_texts: False.
 
     Raises:
         ValueError: if there is more than one config, or ``bptt_steps`` is less than 1.
     """
 
+    static_graph = True
+    position: int | None = None
     separate_texts = False
 
     def __init__(
@@ -80,7 +82,6 @@ class BPTTNetwork:
         self.vocab_size = vocab_size
         self.device = device or torch.device("cpu")
         self.layers, self.state_size = config.architecture.layers, config.architecture.state_size
-        self.static_graph = config.bptt_steps == 1
         self._window = BPTTWindow(config.bptt_steps)
         configure_matmul(precision, self.device)
 
@@ -171,7 +172,8 @@ class BPTTNetwork:
         Returns:
             The mean loss over the streams (1,), in nats, and the next states.
         """
-        window = self._window.advance(tokens[None], states)
+        position, self.position = self.position, None
+        window = self._window.advance(tokens[None], states, position)
         with torch.enable_grad():
             start = [state[0] for state in window.states]
             logits, next_states = self.module(window.tokens[0], start)

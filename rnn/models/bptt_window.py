@@ -58,12 +58,16 @@ class BPTTWindow:
             carried.append(torch.zeros(count, dtype=torch.long, device=device))
         return carried
 
-    def advance(self, tokens: Tensor, carried: Sequence[Tensor]) -> Window:
+    def advance(
+        self, tokens: Tensor, carried: Sequence[Tensor], position: int | None = None
+    ) -> Window:
         """Add a step.
 
         Args:
             tokens: tokens that the step reads (K, B).
             carried: of :meth:`begin` or the last step.
+            position: number of steps that the sequence has had, if the caller knows it: to read it
+                from a GPU takes longer than a step.
         """
         window = tokens[:, None]  # (K, 1, B)
         if not self._counts_steps:
@@ -81,6 +85,6 @@ class BPTTWindow:
             following.append(window[:, 1:])
             # In a sequence's first steps these are the states that it starts from.
             states = [past[:, 0] for past in past_states]
-        steps = int(count[0])
+        steps = int(count[0]) if position is None else min(position, self._steps)
         following.append((count + 1).clamp(max=self._steps))
         return Window(window[:, -1 - steps :], states, steps < self._steps, following)

@@ -49,6 +49,7 @@ class CellNetwork:
         layers: number of layers.
         device: device of all tensors.
         static_graph: False: a cell may do anything, which a CUDA graph cannot.
+        position: see :class:`rnn.models.factory.WindowedNetwork`.
         separate_texts: True: networks of several replicates can be trained together.
 
     Raises:
@@ -57,6 +58,7 @@ class CellNetwork:
     """
 
     static_graph = False
+    position: int | None = None
     separate_texts = True
 
     def __init__(
@@ -174,7 +176,8 @@ class CellNetwork:
         Returns:
             The networks' mean losses over the streams (K,), in nats, and the next states.
         """
-        window = self._window.advance(self._stack(tokens), states)
+        position, self.position = self.position, None
+        window = self._window.advance(self._stack(tokens), states, position)
         is_learned = window.begins_sequence and self._learns_initial_state
         with torch.enable_grad():
             logits, next_states = self._run(window.tokens, None if is_learned else window.states)

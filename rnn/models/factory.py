@@ -1,7 +1,7 @@
 """The interface of trainable networks, and the choice of the implementation."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class TrainableNetwork(Protocol):
     Attributes:
         configs: configs of the K networks, in the order of the axis K of all tensors.
         device: device of all tensors.
-        static_graph: whether every step runs the same operations on the same memory, as a CUDA
-            graph requires.
+        static_graph: whether all steps whose gradients go equally far back run the same operations
+            on the same memory, as a CUDA graph requires.
         separate_texts: whether networks of several replicates can be trained together: each then
             reads its own text.
     """
@@ -93,6 +93,19 @@ class TrainableNetwork(Protocol):
         Returns:
             The mean losses over the streams (K,), in nats, and the next states.
         """
+
+
+@runtime_checkable
+class WindowedNetwork(Protocol):
+    """A network whose gradients may go back through several steps.
+
+    Attributes:
+        position: number of steps that the sequence has had before the next call of
+            ``loss_and_grad``, if the caller knows it. Otherwise it is read from the states, for
+            which a GPU has to finish its work first.
+    """
+
+    position: int | None
 
 
 def is_stackable(

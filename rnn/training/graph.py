@@ -70,16 +70,14 @@ class GraphRunner:
 
     Args:
         recorder: what records it.
-
-    Attributes:
-        is_recorded: whether there is a recording.
     """
 
     def __init__(self, recorder: GraphRecorder) -> None:
         self._recorder = recorder
-        self._warmup_steps = 0
         self._graph: Graph | None = None
-        self._settings: Hashable = None
+        self._recorded: Hashable = None
+        self._last: Hashable = None
+        self._repetitions = 0
         self._has_failed = False
 
     @property
@@ -88,17 +86,24 @@ class GraphRunner:
         return self._graph is not None
 
     def run(self, work: Callable[[], None], settings: Hashable = None) -> None:
-        """Run the work: the same operations on the same memory in every call.
+        """Run the work: the same operations on the same memory in every call of equal settings.
 
-        A device that runs the work but cannot record it runs it every time, with a warning.
+        It is recorded once it had the same settings in several calls in a row. A device that runs
+        the work but cannot record it runs it every time, with a warning.
 
         Args:
             work: what to run.
-            settings: numbers that a recording would fix; with others, the work is run.
+            settings: what a recording would fix; with others than the recorded ones, the work is
+                run.
         """
-        if self._graph is None and not self._has_failed and self._warmup_steps == WARMUP_STEPS:
+        if self._graph is not None and settings == self._recorded:
+            self._graph.replay()
+            return
+        self._repetitions = self._repetitions + 1 if settings == self._last else 0
+        self._last = settings
+        if self._repetitions >= WARMUP_STEPS and not self._has_failed:
             try:
-                self._graph, self._settings = self._recorder.record(work), settings
+                self._graph, self._recorded = self._recorder.record(work), settings
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -110,10 +115,9 @@ class GraphRunner:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        if self._graph is not None and settings == self._settings:
-            self._graph.replay()
-            return
-        self._warmup_steps = min(self._warmup_steps + 1, WARMUP_STEPS)
+            else:
+                self._graph.replay()
+                return
         self._recorder.warm_up(work)
 
 

@@ -242,6 +242,7 @@ class TrainLoop:
                     self._average = torch.zeros_like(stack.parameters.values)
                 stack.parameters.load(k, self._average, saved.average)
         train_step.optimizer.updates.fill_(self.step)
+        train_step.position = self.step % (self.train_config.sequence_length - 1)
 
     def _average_weights(self) -> None:
         count = self.step - self._averaging_start_step

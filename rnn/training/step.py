@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rnn.models.factory import TrainableNetwork
+from rnn.models.factory import TrainableNetwork, WindowedNetwork
 from rnn.training.graph import GraphRunner, find_recorder
 from rnn.training.optimizer import Optimizer
 
@@ -25,6 +25,7 @@ class TrainStep:
             (K, …); see :meth:`rnn.models.factory.TrainableNetwork.init_training_state`.
         ema_losses: exponential moving average of each network's mean cross-entropy over the
             streams (K,), in nats per token.
+        position: number of steps that the sequence has had.
         graph_runner: runs the step as a graph; None where it is not recorded.
     """
 
@@ -33,7 +34,10 @@ class TrainStep:
         self.states = stack.init_training_state(streams)
         self.ema_losses = stack.parameters.values.new_zeros(len(stack.configs))
         self.optimizer = Optimizer(stack.parameters, [config.optimizer for config in stack.configs])
+        self.position = 0
         self._smoothing = smoothing
+        self._windowed = stack if isinstance(stack, WindowedNetwork) else None
+        self._max_position = stack.configs[0].bptt_steps - 1
         self._streams = streams
         is_separate = len({config.replicate for config in stack.configs}) > 1
         shape = (len(stack.configs), streams) if is_separate else (streams,)
@@ -44,6 +48,7 @@ class TrainStep:
 
     def begin_sequence(self) -> None:
         """Set the states to those at a sequence's start."""
+        self.position = 0
         initial_states = self.stack.init_training_state(self._streams)
         for state, initial in zip(self.states, initial_states, strict=True):
             state.copy_(initial)
@@ -61,9 +66,13 @@ class TrainStep:
         if self.graph_runner is None:
             self._step()
         else:
-            self.graph_runner.run(self._step, self.optimizer.learning_rate_factor)
+            reach = min(self.position, self._max_position)
+            self.graph_runner.run(self._step, (reach, self.optimizer.learning_rate_factor))
+        self.position += 1
 
     def _step(self) -> None:
+        if self._windowed is not None:
+            self._windowed.position = self.position
         losses, next_states = self.stack.loss_and_grad(self._tokens, self._targets, self.states)
         self.optimizer.step()
         self.ema_losses.lerp_(losses, 1 - self._smoothing)

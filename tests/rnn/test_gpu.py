@@ -169,8 +169,8 @@ def assert_close(run, other, precision="fp32"):
 
 each_training = pytest.mark.parametrize(
     "configs",
-    [STACK[:1], STACK, DIFFERENT, ELMAN, GRU, LSTM],
-    ids=["alone", "stack", "optimizers", "elman", "gru", "lstm"],
+    [STACK[:1], STACK, DIFFERENT, ELMAN, GRU, LSTM, *WINDOWS.values()],
+    ids=["alone", "stack", "optimizers", "elman", "gru", "lstm", *WINDOWS],
 )
 
 
