@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="cuda[:i]|cpu",
         help="device of gpu, by default cuda; cpu rehearses it with small networks",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     names: list[str] = options.names
     for name in names:
         if name not in BENCHMARKS:
@@ -72,11 +72,21 @@ def main(arguments: list[str] | None = None) -> None:
         device = options.device or "cuda"
         if problem := find_device(device):
             parser.exit(2, f"{parser.prog}: error: {problem}\n")
-    print(_describe_machine())
+    benchmarks = []
     for name in names:
-        benchmark = _load(name)
+        try:
+            benchmark = _load(name)
+        except ModuleNotFoundError as error:
+            parser.exit(
+                2,
+                f"{parser.prog}: error: benchmark {name!r} needs {error.name}: install the project "
+                "(make install)\n",
+            )
         if name == "gpu":
             benchmark = functools.partial(benchmark, device)
+        benchmarks.append(benchmark)
+    print(_describe_machine())
+    for benchmark in benchmarks:
         for line in benchmark():
             print(line, flush=True)
 

@@ -48,9 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Collect nothing but the tests of a GPU where the project's libraries are missing."""
-    if IS_COMPLETE or collection_path.is_dir():
+    if IS_COMPLETE:
         return None
-    return collection_path.name != "test_gpu.py" or None
+    gpu_tests = ROOT / "tests" / "rnn" / "test_gpu.py"
+    return collection_path not in (gpu_tests, *gpu_tests.parents) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

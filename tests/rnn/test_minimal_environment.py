@@ -47,7 +47,7 @@ main(["gpu", "--device", "cpu"])
 
 RUN_TESTS = """
 import pytest
-sys.exit(pytest.main([{arguments}, "-p", "no:cacheprovider", "tests/rnn"]))
+sys.exit(pytest.main(["-p", "no:cacheprovider", *{arguments}]))
 """
 
 
@@ -77,10 +77,20 @@ def test_gpu_benchmark_needs_nothing_else():
     assert lines[-1].startswith("no checks failed")
 
 
+def test_benchmark_that_needs_another_library_says_so():
+    ended = run('from benchmarks.__main__ import main\nmain(["gpu", "--device=cpu", "claiming"])')
+    assert ended.returncode == 2
+    (message,) = ended.stderr.splitlines()
+    assert message.endswith("benchmark 'claiming' needs optuna: install the project (make install)")
+    assert ended.stdout == ""
+
+
 def test_gpu_tests_need_nothing_else():
-    ended = run(RUN_TESTS.format(arguments='"-m", "gpu"'))
+    ended = run(RUN_TESTS.format(arguments=["-m", "gpu", "tests/rnn"]))
     assert ended.returncode == 0, ended.stdout
-    ended = run(RUN_TESTS.format(arguments='"-k", "stand and alone and not resumes"'))
+    ended = run(
+        RUN_TESTS.format(arguments='"-k", "stand and alone and not resumes"', folder="tests")
+    )
     assert ended.returncode == 0, ended.stdout
     assert "passed" in ended.stdout
     assert "failed" not in ended.stdout
