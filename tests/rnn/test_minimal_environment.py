@@ -88,9 +88,7 @@ def test_benchmark_that_needs_another_library_says_so():
 def test_gpu_tests_need_nothing_else():
     ended = run(RUN_TESTS.format(arguments=["-m", "gpu", "tests/rnn"]))
     assert ended.returncode == 0, ended.stdout
-    ended = run(
-        RUN_TESTS.format(arguments='"-k", "stand and alone and not resumes"', folder="tests")
-    )
+    ended = run(RUN_TESTS.format(arguments=["-k", "stand and alone and not resumes", "tests"]))
     assert ended.returncode == 0, ended.stdout
     assert "passed" in ended.stdout
     assert "failed" not in ended.stdout
