@@ -76,7 +76,7 @@ class GraphRunner:
         self._recorder = recorder
         self._graph: Graph | None = None
         self._recorded: Hashable = None
-        self._last: Hashable = None
+        self._last: Hashable = object()  # equal to no settings
         self._repetitions = 0
         self._has_failed = False
 

@@ -4,9 +4,11 @@
 run on the processor, with a stand-in for the graph.
 """
 
+import contextlib
 import gc
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from rnn.models.cell_network import CellNetwork, supports_lockstep
 from rnn.stacked.network import NetworkStack
 from rnn.training.devices import available_memory
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
-from rnn.training.graph import WARMUP_STEPS, GraphRunner
+from rnn.training.graph import WARMUP_STEPS, CudaGraphRecorder, GraphRunner
 from rnn.training.loop import TrainConfig, TrainLoop
 from rnn.training.precision import check_precision
 
@@ -400,3 +402,90 @@ def test_streams_that_share_tokens_cannot_be_recorded(device):
     if device.type == "cpu":
         with pytest.warns(RuntimeWarning, match="bincount reads a computed number"):
             list(run.train())
+
+
+# ------------------------------------------------------------------ how CUDA is called
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda`` in the recorder: streams that note what they wait for.
+
+    Attributes:
+        current: the stream that is selected.
+        calls: what was done, in order.
+    """
+
+    def __init__(self, monkeypatch):
+        fake = self
+        self.calls = []
+        self.error = None
+
+        class Stream:
+            def __init__(self, name):
+                self.name = name
+
+            def wait_stream(self, other):
+                fake.calls.append(f"{self.name} waits for {other.name}")
+
+        self.current = Stream("default")
+        self.side = Stream("side")
+
+        @contextlib.contextmanager
+        def select(stream):
+            before, self.current = self.current, stream
+            yield
+            self.current = before  # as in PyTorch, not after an error
+
+        @contextlib.contextmanager
+        def restore(stream):
+            before, self.current = self.current, stream
+            try:
+                yield
+            finally:
+                self.current = before
+
+        @contextlib.contextmanager
+        def record(graph, stream):
+            assert not gc.isenabled()
+            with select(stream):
+                fake.calls.append(f"record on {stream.name}")
+                yield
+                if self.error is not None:
+                    raise self.error
+
+        monkeypatch.setattr("rnn.training.graph._side_stream", lambda device: self.side)
+        for name, value in {
+            "device": lambda device: contextlib.nullcontext(),
+            "current_stream": lambda: self.current,
+            "stream": restore,
+            "graph": record,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: fake.calls.append("replay")),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def work(self):
+        self.calls.append(f"work on {self.current.name}")
+
+
+def test_step_is_recorded_on_the_stream_that_it_was_warmed_up_on(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    runner = GraphRunner(CudaGraphRecorder(torch.device("cuda:0")))
+    for _ in range(WARMUP_STEPS + 2):
+        runner.run(cuda.work)
+    warm_up = ["side waits for default", "work on side", "default waits for side"]
+    recording = ["record on side", "work on side", "replay"]
+    assert cuda.calls == [*warm_up * WARMUP_STEPS, *recording, "replay"]
+
+
+def test_failed_recording_leaves_stream_and_garbage_collection_as_they_were(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    cuda.error = RuntimeError("operation failed due to a previous error during capture")
+    runner = GraphRunner(CudaGraphRecorder(torch.device("cuda:0")))
+    for _ in range(WARMUP_STEPS):
+        runner.run(cuda.work)
+    with pytest.warns(RuntimeWarning, match="cannot be recorded"):
+        runner.run(cuda.work)
+    assert cuda.current.name == "default"
+    assert gc.isenabled()
+    assert cuda.calls[-3:] == ["side waits for default", "work on side", "default waits for side"]
+    assert "replay" not in cuda.calls
