@@ -10,6 +10,7 @@ from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, Tria
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.cell_network import CellNetwork, supports_lockstep
 from rnn.models.cell_parameters import CellParameters
+from rnn.native.network import NativeStack, pays_off
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors
 from rnn.stacked.network import NetworkStack
 
@@ -17,9 +18,10 @@ from rnn.stacked.network import NetworkStack
 class TrainableNetwork(Protocol):
     """K networks that are trained and evaluated together.
 
-    Implemented by :class:`rnn.stacked.network.NetworkStack` (K gated networks in lockstep,
-    ``bptt_steps = 1``), :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any built-in
-    cell) and :class:`rnn.models.cell_network.CellNetwork` (K networks of one user's own cell).
+    Implemented by :class:`rnn.stacked.network.NetworkStack` and, on CPUs,
+    :class:`rnn.native.network.NativeStack` (K gated networks in lockstep, ``bptt_steps = 1``),
+    :class:`rnn.models.bptt_network.BPTTNetwork` (one network of any built-in cell) and
+    :class:`rnn.models.cell_network.CellNetwork` (K networks of one user's own cell).
     B is the number of streams, n the size of a layer's state, V the vocabulary size.
 
     Attributes:
@@ -163,5 +165,7 @@ def build_network(
     if any(isinstance(config.architecture, CellConfig) for config in configs):
         return CellNetwork(configs, seed, precision, vocab_size, device, weights)
     if all(map(_is_gated, configs)):
+        if pays_off(configs[0].architecture.state_size, precision, device):
+            return NativeStack(configs, seed, precision, vocab_size, weights)
         return NetworkStack(configs, seed, precision, vocab_size, device, weights)
     return BPTTNetwork(configs, seed, precision, vocab_size, device, weights)

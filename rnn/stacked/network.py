@@ -87,23 +87,17 @@ class NetworkStack:
         static_graph: bool | None = None,
         is_padded: bool | None = None,
     ) -> None:
-        architectures = [_require_gated(config) for config in configs]
-        shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
-        if len(shapes) != 1:
-            raise ValueError(
-                f"networks have the shapes {sorted(shapes)}: expected one (layers, state size, "
-                "gate inputs) in a stack"
-            )
+        architectures = require_one_shape(configs)
         self.seed, self.precision = seed, precision
         self.device = device or torch.device("cpu")
-        self.layers, self.state_size, _ = shapes.pop()
+        self.layers, self.state_size = architectures[0].layers, architectures[0].state_size
         sharing_pays = self.device.type == "cpu" and precision != "bf16" and self.state_size > 64
         self.static_graph = not sharing_pays if static_graph is None else static_graph
         if is_padded is None:
             is_padded = padding_pays(self.device, self.state_size)
         self.is_padded = is_padded and self.static_graph and can_pad(configs)
         self.configs = tuple(sorted(configs, key=_padded_sort_key if self.is_padded else _sort_key))
-        architectures = [_require_gated(config) for config in self.configs]
+        architectures = require_one_shape(self.configs)
         self.vocab_size = vocab_size
         configure_matmul(precision, self.device)
 
@@ -289,6 +283,23 @@ def initialization_seed(config: TrialConfig, seed: int) -> int:
     name = f"{seed}/{config.architecture.init_key}/{config.replicate}"
     # 63 bits, which every torch generator accepts.
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def require_one_shape(configs: Sequence[TrialConfig]) -> list[GatedConfig]:
+    """Return the architectures of configs, if they can be stacked.
+
+    Raises:
+        ValueError: if they differ in layers, state size or ``gate_inputs``, or one is not a gated
+            network with ``bptt_steps = 1``.
+    """
+    architectures = [_require_gated(config) for config in configs]
+    shapes = {(a.layers, a.state_size, a.gate_inputs) for a in architectures}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"networks have the shapes {sorted(shapes)}: expected one (layers, state size, "
+            "gate inputs) in a stack"
+        )
+    return architectures
 
 
 def _require_gated(config: TrialConfig) -> GatedConfig:

@@ -219,9 +219,9 @@ def source_hash() -> str:
 
 
 def hash_sources(package: Path) -> str:
-    """Hash the paths and contents of a package's modules, subpackages included."""
+    """Hash the paths and contents of a package's source files, subpackages included."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".c", ".h")):
         source = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(source)}\n".encode() + source)
     return digest.hexdigest()[:12]

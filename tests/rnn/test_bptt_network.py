@@ -146,7 +146,9 @@ def test_evaluation_starts_from_zero_states_after_training():
 
 def test_only_gated_networks_with_one_bptt_step_are_stacked():
     gated, baseline = TrialConfig(GATED[-1]), TrialConfig(BASELINES[0])
-    assert isinstance(build_network([gated, TrialConfig(GATED[-2])], 1), NetworkStack)
+    pair = [gated, TrialConfig(GATED[-2])]
+    assert isinstance(build_network(pair, 1, "fp64"), NetworkStack)
+    assert len(build_network(pair, 1).configs) == 2
     for config in (baseline, gated._replace(bptt_steps=2)):
         network = build_network([config], 1)
         assert isinstance(network, BPTTNetwork)

@@ -17,8 +17,8 @@ from rnn.data.corpus import load_corpus
 from rnn.data.tokenizer import TokenCorpus, train_tokenizer
 from rnn.errors import CorpusError, DeviceError
 from rnn.inference.saved_model import deserialize_model
+from rnn.models.factory import build_network
 from rnn.models.shapes import count_parameters
-from rnn.stacked.network import NetworkStack
 from rnn.training.context import ContextLosses
 from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop
@@ -170,7 +170,7 @@ def test_stored_trial_matches_values_recomputed_from_its_config(sqlite_url, text
 def trained(config, trial_config, text):
     """Train a network alone with the settings of a study."""
     settings = to_train_config(config)
-    run = TrainLoop(NetworkStack([trial_config], config.seed, config.precision), text, settings)
+    run = TrainLoop(build_network([trial_config], config.seed, config.precision), text, settings)
     list(run.train())
     return run
 
@@ -245,7 +245,7 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, tmp_pa
         trial_config = to_trial_config(trial.params, joined.config)
         assert network.architecture == trial_config.architecture
         own = {trial_config: network.weights}
-        lockstep = NetworkStack([trial_config], 0, network.precision, weights=own)
+        lockstep = build_network([trial_config], 0, network.precision, weights=own)
         loss = compute_eval_losses(lockstep, held_out).mean().item()
         assert loss == pytest.approx(trial.user_attrs["validation_loss"], rel=1e-3)
         assert trial.user_attrs["sample"]
@@ -285,7 +285,7 @@ def test_network_removed_during_evaluation_leaves_other_values_unchanged(text):
     settings = TrainConfig(10, 4, 8, 5, 0.9, 0)
 
     def measured(leaves):
-        run = TrainLoop(NetworkStack(trial_configs, 0), whole.train, settings)
+        run = TrainLoop(build_network(trial_configs, 0), whole.train, settings)
         list(run.train())
         found = Evaluator(config, whole).evaluate(
             run, lambda: leaves and run.remove_configs(trial_configs[:1])
@@ -579,14 +579,13 @@ def test_out_of_memory_reduces_the_number_of_networks_trained_together(
 ):
     sizes = []
 
-    class Spied(NetworkStack):
-        def __init__(self, trial_configs, *args, **kwargs):
-            sizes.append(len(trial_configs))
-            if len(trial_configs) > 2:
-                raise torch.OutOfMemoryError("no")
-            super().__init__(trial_configs, *args, **kwargs)
+    def build(trial_configs, *args, **kwargs):
+        sizes.append(len(trial_configs))
+        if len(trial_configs) > 2:
+            raise torch.OutOfMemoryError("no")
+        return build_network(trial_configs, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.models.factory.NetworkStack", Spied)
+    monkeypatch.setattr("search.worker.trainer.build_network", build)
     joined, _ = work(sqlite_url, text, ["space.layers=[1, 2]"], lockstep=4)
     assert {trial.state for trial in joined.study.trials} == {TrialState.COMPLETE}
     assert sizes.count(4) == 2  # once for each shape
@@ -675,12 +674,11 @@ def test_lockstep_and_single_training_give_the_same_study(sqlite_url, text, alon
 def test_only_networks_of_one_shape_are_trained_together(sqlite_url, text, monkeypatch):
     seen = []
 
-    class Spied(NetworkStack):
-        def __init__(self, trial_configs, *args, **kwargs):
-            seen.append(trial_configs)
-            super().__init__(trial_configs, *args, **kwargs)
+    def build(trial_configs, *args, **kwargs):
+        seen.append(trial_configs)
+        return build_network(trial_configs, *args, **kwargs)
 
-    monkeypatch.setattr("rnn.models.factory.NetworkStack", Spied)
+    monkeypatch.setattr("search.worker.trainer.build_network", build)
     shapes = ["space.layers=[1, 2]", "space.state_size=[4, 5]"]
     work(sqlite_url, text, shapes, lockstep=100)
     assert sorted(map(len, seen)) == [6, 6, 6, 6]

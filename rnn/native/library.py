@@ -1,0 +1,136 @@
+"""The C library of the training step: compiled on this machine, for its CPU, and loaded.
+
+A compiler is not required: without one, or if ``RNN_SEARCH_NATIVE=0`` is set, the same networks are
+trained by :class:`rnn.stacked.network.NetworkStack`.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from rnn.config import Precision
+
+SWITCH = "RNN_SEARCH_NATIVE"
+"""Environment variable that switches the library off if it is 0."""
+
+_FOLDER = Path(__file__).parent
+_FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+]
+_THREADS = ["-fopenmp"]
+_COMPILE_SECONDS = 120
+
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def load_library(precision: Precision) -> ctypes.CDLL | None:
+    """Load the library for a precision, compiled before or now.
+
+    Returns:
+        None if there is none: for another precision than fp32 and bf16, or if the compiler is
+        missing or fails, which is logged once.
+    """
+    supported = precision == "fp32" or (precision == "bf16" and _multiplies_bf16())
+    if not supported or os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled(["-DBF16"] if precision == "bf16" else [])))
+    except (OSError, subprocess.SubprocessError) as error:
+        _logger.info(f"small networks train without the library in C ({_describe(error)})")
+        return None
+    library.rnn_step.argtypes = [ctypes.c_void_p]
+    library.rnn_step.restype = ctypes.c_int
+    library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
+    library.rnn_scratch_size.restype = ctypes.c_int64
+    library.rnn_tile_columns.restype = ctypes.c_int
+    return library
+
+
+def _multiplies_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _compiled(definitions: Sequence[str]) -> Path:
+    """Return the compiled library, from the cache if it is there.
+
+    Raises:
+        OSError: if the compiler is missing.
+        subprocess.SubprocessError: if it fails.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise FileNotFoundError(f"no C compiler {' '.join(compiler)!r}: install one, or set CC")
+    name = f"step-{_identity(compiler, definitions)}.so"
+    cached = _FOLDER / "__pycache__" / name
+    if cached.is_file():
+        return cached
+    try:
+        cached.parent.mkdir(exist_ok=True)
+        # A folder of its own, from which the finished file is moved: several workers may compile.
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="step-") as folder:
+            return _compile(compiler, definitions, Path(folder) / name).replace(cached)
+    except PermissionError:  # the package is installed for all users
+        # Nobody else can write to it. It is removed at the end of the process.
+        _temporary.append(tempfile.TemporaryDirectory(prefix="rnn-search-"))
+        return _compile(compiler, definitions, Path(_temporary[-1].name) / name)
+
+
+_temporary: list["tempfile.TemporaryDirectory[str]"] = []
+
+
+def _compile(compiler: Sequence[str], definitions: Sequence[str], target: Path) -> Path:
+    source = str(_FOLDER / "step.c")
+    for threads in (_THREADS, []):  # not every compiler has OpenMP
+        command = [*compiler, *_FLAGS, *threads, *definitions, source, "-o", str(target), "-lm"]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+        )
+        if result.returncode == 0:
+            return target
+    raise subprocess.CalledProcessError(result.returncode, command, result.stdout, result.stderr)
+
+
+def _identity(compiler: Sequence[str], definitions: Sequence[str]) -> str:
+    """Return digits that change with the source, the way to compile it, and the kind of CPU."""
+    digest = hashlib.sha256(repr((compiler, _FLAGS, _THREADS, definitions, _cpu())).encode())
+    for source in sorted([*_FOLDER.glob("*.c"), *_FOLDER.glob("*.h")]):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """Return what identifies the instructions of this CPU: folders may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
+
+
+def _describe(error: Exception) -> str:
+    """Return an error in one line: of a compiler that fails, the first of its messages."""
+    if isinstance(error, subprocess.CalledProcessError):
+        messages = [line for line in (error.stderr or "").splitlines() if "error" in line]
+        return f"{error.cmd[0]} failed: {messages[0] if messages else error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{error.cmd[0]} did not end within {_COMPILE_SECONDS} s"
+    return str(error)

@@ -1,0 +1,391 @@
+"""K gated networks of one shape on a CPU, each computed in its caches by the library in C.
+
+K is the number of networks, B the number of streams, n the state size, V the vocabulary size, P the
+number of values of all networks.
+"""
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
+from rnn.native.library import load_library
+from rnn.stacked.flat_parameters import FlatParameters, NamedTensors, align
+from rnn.stacked.linear import StackedLinear, WeightSlice
+from rnn.stacked.network import NetworkStack, draw_initial_weights, require_one_shape
+
+_MAX_STATE_SIZE = 128
+"""State size up to which the library is faster than PyTorch's products of larger matrices."""
+
+_MAPS = ["input_gate", "candidate", "state_gate", "forget_gate", "read_out", "output_gate"]
+
+
+class _Map(ctypes.Structure):
+    """Struct Map of layer.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("weight", "bias", "inputs", "outputs", "packed", "transposed")
+    ]
+
+
+class _Layer(ctypes.Structure):
+    """Struct Layer of layer.h."""
+
+    _fields_ = [
+        *((name, _Map) for name in _MAPS),
+        ("output_has_grad", ctypes.c_int64),
+        ("state_has_grad", ctypes.c_int64),
+        ("previous_state_has_grad", ctypes.c_int64),
+    ]
+
+
+class _Network(ctypes.Structure):
+    """Struct Network of layer.h."""
+
+    _fields_ = [
+        ("embedding", _Map),
+        ("head", _Map),
+        ("reads_new_state", ctypes.c_int64),
+        ("reads_previous_state", ctypes.c_int64),
+        ("residual", ctypes.c_int64),
+        ("gates_read_candidate", ctypes.c_int64),
+        ("packed_size", ctypes.c_int64),
+        ("layers", ctypes.c_void_p),
+    ]
+
+
+class _Step(ctypes.Structure):
+    """Struct Step of step.c."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("layers", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("vocabulary", ctypes.c_int64),
+        ("streams", ctypes.c_int64),
+        ("networks", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("grads", ctypes.c_void_p),
+        ("part_grads", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("states", ctypes.c_void_p),
+        ("next_states", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("losses", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
+        ("parts", ctypes.c_int64),
+        ("packed", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_size", ctypes.c_int64),
+    ]
+
+
+class NativeStack:
+    """K gated networks of one shape on a CPU.
+
+    It computes what :class:`rnn.stacked.network.NetworkStack` computes. In bfloat16 the factors of
+    matrix products are rounded, all sums, gradients and biases are float32. The numbers of a
+    network do not depend on the others; in which order streams are summed depends on the number of
+    threads if that is larger than K.
+
+    Args:
+        configs: configs of the K networks.
+        seed: seed of the initial weights.
+        precision: precision of the arithmetic, fp32 or bf16.
+        vocab_size: V.
+        weights: weights by config; networks without an entry get initial weights.
+
+    Attributes:
+        configs: the configs, in the order of the axis K of all tensors.
+        parameters: weights and gradients of all networks.
+        device: the CPU.
+        static_graph: False.
+        separate_texts: False: the networks read the same text.
+
+    Raises:
+        ValueError: if configs differ in layers, state size or ``gate_inputs``, or one is not a
+            gated network with ``bptt_steps = 1``, or there is no library for the precision.
+    """
+
+    static_graph = False
+    separate_texts = False
+
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        seed: int,
+        precision: Precision = "fp32",
+        vocab_size: int = BYTE_VOCAB_SIZE,
+        weights: Mapping[TrialConfig, NamedTensors] | None = None,
+    ) -> None:
+        library = load_library(precision)
+        if library is None:
+            raise ValueError(f"no library in C computes {precision}")
+        self._library = library
+        self.configs = tuple(configs)
+        self.device = torch.device("cpu")
+        self._seed, self._precision, self._vocab_size = seed, precision, vocab_size
+        self._architectures = require_one_shape(configs)
+        self._layers = self._architectures[0].layers
+        self._state_size = self._architectures[0].state_size
+        linears = list(_stacked_linears(self._architectures, vocab_size))
+        *others, (_, embedding) = sorted(linears, key=lambda each: each[0] == "embedding")
+        self.parameters = FlatParameters(
+            self.configs,
+            [("", linear) for _, linear in others],
+            embedding,
+            torch.float32,
+            False,
+            self.device,
+            vocab_size,
+        )
+        for k, config in enumerate(self.configs):
+            params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
+            self.parameters.load(k, self.parameters.values, params)
+        # Kept as long as the stack: the library reads them at their addresses.
+        self._layer_structs = (_Layer * (len(configs) * self._layers))()
+        self._network_structs = (_Network * len(configs))()
+        self._describe_networks(linears)
+        self._buffers: dict[tuple[int, int, bool], _Buffers] = {}
+
+    def with_configs(self, weights: Mapping[TrialConfig, NamedTensors]) -> "NativeStack":
+        """Return a stack of these configs and weights, otherwise like this one."""
+        return NativeStack(list(weights), self._seed, self._precision, self._vocab_size, weights)
+
+    def init_state(self, streams: int) -> list[Tensor]:
+        """Return the states at a sequence's start: zeros (K, B, n) for each layer."""
+        shape = (len(self.configs), streams, self._state_size)
+        return [torch.zeros(shape) for _ in range(self._layers)]
+
+    def init_training_state(self, streams: int) -> list[Tensor]:
+        """Return what training carries from step to step, at a sequence's start: the states."""
+        return self.init_state(streams)
+
+    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Advance all networks by one time step of the same text.
+
+        Args:
+            tokens: tokens that the streams read (B,).
+            states: (K, B, n) for each layer.
+
+        Returns:
+            The logits of each stream's next token (K, B, V), and the next states, in buffers that
+            the next step reuses.
+        """
+        buffers = self._step(tokens, None, states)
+        return buffers.output, buffers.next_states
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each stream (K, B), in nats.
+
+        Args:
+            logits: (K, B, V)
+            targets: next tokens (B,).
+        """
+        index = targets[None, :, None].expand(len(logits), -1, 1)
+        return logits.logsumexp(2) - logits.gather(2, index)[:, :, 0]
+
+    def loss_and_grad(
+        self, tokens: Tensor, targets: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Advance by one time step and compute the gradients of its losses.
+
+        Args:
+            tokens: tokens that the streams read (B,).
+            targets: next tokens (B,).
+            states: (K, B, n) for each layer; no gradient goes further back.
+
+        Returns:
+            The networks' mean losses over the streams (K,), in nats, and the next states.
+        """
+        self.parameters.full_grads.zero_()
+        buffers = self._step(tokens, targets, states)
+        return buffers.output.mean(1), buffers.next_states
+
+    def _step(self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]) -> "_Buffers":
+        tokens = tokens.long().contiguous()
+        states = [state.contiguous() for state in states]
+        threads, is_training = torch.get_num_threads(), targets is not None
+        key = len(tokens), threads, is_training
+        buffers = self._buffers.get(key)
+        if buffers is None:
+            buffers = self._buffers[key] = self._allocate(*key)
+        step = buffers.step
+        step.tokens = tokens.data_ptr()
+        if targets is not None:
+            targets = targets.long().contiguous()
+            step.targets = targets.data_ptr()
+        for index, state in enumerate(states):
+            buffers.state_addresses[index] = state.data_ptr()
+        if self._library.rnn_step(ctypes.addressof(step)):
+            raise IndexError(f"a token is not below {self._vocab_size}, the vocabulary size")
+        return buffers
+
+    def _allocate(self, streams: int, threads: int, is_training: bool) -> "_Buffers":
+        """Allocate the memory of a step, which every step of as many streams reuses."""
+        count, values = len(self.configs), self.parameters.values
+        parts = _stream_parts(count, threads, streams)
+        most_packed = max(network.packed_size for network in self._network_structs)
+        buffers = _Buffers(
+            next_states=self.init_state(streams),
+            output=torch.empty(count, streams, *([] if is_training else [self._vocab_size])),
+            part_grads=torch.zeros((parts - 1) * is_training, len(values)),
+            packed=torch.empty(count if parts > 1 else 0, most_packed),
+        )
+        step = buffers.step
+        step.count, step.layers, step.n = count, self._layers, self._state_size
+        step.vocabulary, step.streams, step.size = self._vocab_size, streams, len(values)
+        step.networks = ctypes.addressof(self._network_structs)
+        step.weights = values.data_ptr()
+        if is_training:
+            step.grads = self.parameters.full_grads.data_ptr()
+            step.losses = buffers.output.data_ptr()
+        else:
+            step.logits = buffers.output.data_ptr()
+        step.threads, step.parts = threads, parts
+        step.scratch_size = self._library.rnn_scratch_size(ctypes.addressof(step))
+        buffers.allocate_scratch()
+        return buffers
+
+    def _describe_networks(self, linears: Sequence[tuple[str, StackedLinear]]) -> None:
+        """Write the structs that tell the library where each network's weights are."""
+        columns = self._library.rnn_tile_columns()
+        pair = 2 if self._precision == "bf16" else 1  # numbers that a factor holds in 32 bits
+        maps: dict[tuple[int, str], _Map] = {}
+        packed = [0] * len(self.configs)
+        for name, linear in linears:
+            inputs, outputs = linear.in_features, linear.out_features
+            parts = 0 if name == "embedding" else inputs // self._state_size
+            size = parts * -(-self._state_size // pair) * _round_up(outputs, columns)
+            transposed = parts * -(-outputs // pair) * _round_up(self._state_size, columns)
+            for row, k in enumerate(linear.networks):
+                weight, bias = linear.weight[row], linear.bias[row]
+                maps[k, name] = _Map(
+                    weight.storage_offset(),
+                    bias.storage_offset(),
+                    inputs,
+                    outputs,
+                    packed[k],
+                    packed[k] + size,
+                )
+                packed[k] += size + transposed
+        for k, architecture in enumerate(self._architectures):
+            network = self._network_structs[k]
+            network.embedding, network.head = maps[k, "embedding"], maps[k, "head"]
+            network.reads_new_state = architecture.reads_new_state
+            network.reads_previous_state = architecture.reads_previous_state
+            network.residual = architecture.residual
+            network.gates_read_candidate = architecture.gate_inputs == "candidate"
+            network.packed_size = align(packed[k])
+            network.layers = ctypes.addressof(self._layer_structs[k * self._layers])
+            requires_grad = True
+            for index in reversed(range(self._layers)):
+                layer = self._layer_structs[k * self._layers + index]
+                for name in _MAPS:
+                    setattr(layer, name, maps.get((k, f"layers.{index}.{name}"), _Map(-1)))
+                layer.output_has_grad = requires_grad
+                layer.state_has_grad = requires_grad and architecture.reads_new_state
+                layer.previous_state_has_grad = (
+                    requires_grad and architecture.has_previous_state_grad
+                )
+                requires_grad = requires_grad and architecture.output_depends_on_input
+
+
+class _Buffers:
+    """Memory of a step, and the struct with its addresses.
+
+    Attributes:
+        next_states: states after the step, (K, B, n) for each layer.
+        output: losses (K, B) in training, else logits (K, B, V).
+        state_addresses: addresses of the states before the step.
+        step: the struct.
+    """
+
+    def __init__(
+        self, next_states: list[Tensor], output: Tensor, part_grads: Tensor, packed: Tensor
+    ) -> None:
+        self.next_states, self.output = next_states, output
+        self._others = [part_grads, packed]
+        addresses = ctypes.c_void_p * len(next_states)
+        self.state_addresses = addresses()
+        self._next_addresses = addresses(*(state.data_ptr() for state in next_states))
+        self.step = _Step(
+            part_grads=part_grads.data_ptr(),
+            packed=packed.data_ptr(),
+            states=ctypes.addressof(self.state_addresses),
+            next_states=ctypes.addressof(self._next_addresses),
+        )
+
+    def allocate_scratch(self) -> None:
+        """Allocate the threads' own memory, given its size."""
+        scratch = torch.empty(self.step.threads, self.step.scratch_size)
+        self._others.append(scratch)
+        self.step.scratch = scratch.data_ptr()
+
+
+def _stream_parts(networks: int, threads: int, streams: int) -> int:
+    """Return into how many parts the streams are divided so that all threads have work."""
+    if networks % threads == 0 or networks >= 2 * threads:
+        return 1
+    return min(threads, streams)
+
+
+def _stacked_linears(
+    architectures: Sequence[GatedConfig], vocab_size: int
+) -> Iterator[tuple[str, StackedLinear]]:
+    """Yield each linear layer by name and shape, with the networks that have it."""
+    networks: dict[tuple[str, tuple[int, int]], list[int]] = {}
+    for k, architecture in enumerate(architectures):
+        for each in architecture.param_shapes(vocab_size).items():
+            networks.setdefault(each, []).append(k)
+    for (name, (inputs, outputs)), owners in networks.items():
+        yield name, StackedLinear(owners, inputs, outputs, [WeightSlice(name, (0, inputs))])
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def pays_off(state_size: int, precision: Precision, device: torch.device | None = None) -> bool:
+    """Return whether networks of a state size are trained fastest by the library in C.
+
+    Args:
+        state_size: n.
+        precision: precision of the arithmetic.
+        device: device to compute on; the CPU by default.
+    """
+    if device is not None and device.type != "cpu":
+        return False
+    # PyTorch multiplies large bfloat16 matrices by AMX instructions, which the library lacks.
+    has_no_limit = precision == "bf16" and not torch.cpu._is_amx_tile_supported()
+    return (has_no_limit or state_size <= _MAX_STATE_SIZE) and computes_correctly(precision)
+
+
+@cache
+def computes_correctly(precision: Precision) -> bool:
+    """Return whether the library can be loaded and computes the right losses and gradients.
+
+    A network with all options is compared with :class:`rnn.stacked.network.NetworkStack`.
+    """
+    if load_library(precision) is None:
+        return False
+    config = TrialConfig(GatedConfig(True, True, True, True, True, "both", 2, 20))
+    tokens = torch.arange(19) % 7
+    tolerance = 1e-4 if precision == "fp32" else 3e-2
+    stacks = NativeStack([config], 0, precision, 7), NetworkStack([config], 0, "fp32", 7)
+    for _ in range(2):
+        results = []
+        for stack in stacks:
+            losses, _ = stack.loss_and_grad(tokens, tokens.flip(0), stack.init_state(19))
+            results.append([losses, *stack.parameters.extract(0, stack.parameters.grads).values()])
+        for actual, expected in zip(*results, strict=True):
+            scale = float(expected.abs().max())
+            if not torch.allclose(actual, expected, rtol=0, atol=tolerance * scale):
+                return False
+    return True

@@ -1,0 +1,321 @@
+// Matrix products of a few hundred rows and columns, by one thread, from packed factors.
+//
+// All matrices are row-major. A product reads its factors as Numbers of 32 bits: float32 numbers or,
+// with BF16, pairs of bfloat16 numbers that are neighbours along the sum. Sums are float32 in both.
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, TILE_ROWS = 8 };
+#elif defined(__AVX__)
+enum { LANES = 8, TILE_ROWS = 6 };
+#else
+enum { LANES = 4, TILE_ROWS = 6 };
+#endif
+
+// A tile is TILE_ROWS × TILE_COLUMNS sums that stay in registers.
+enum { TILE_VECTORS = 2, TILE_COLUMNS = TILE_VECTORS * LANES };
+
+// Factors of a sum that are read for all rows of the result before the next ones: so many rows of
+// the second factor's TILE_COLUMNS stay in the first cache.
+enum { DEPTH = 128 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
+
+#ifdef BF16
+#include <immintrin.h>
+
+typedef uint32_t Number;
+
+// Numbers that hold `count` neighbours; an odd count is padded with a zero.
+INLINE int64_t numbers(int64_t count) { return (count + 1) / 2; }
+
+typedef uint32_t Numbers __attribute__((vector_size(LANES * sizeof(Number)), aligned(sizeof(Number))));
+
+INLINE Vector multiply_add(Vector sum, Number factor, Numbers factors)
+{
+    return (Vector)_mm512_dpbf16_ps(
+        (__m512)sum, (__m512bh)_mm512_set1_epi32((int)factor), (__m512bh)factors);
+}
+#else
+typedef float Number;
+typedef Vector Numbers;
+
+INLINE int64_t numbers(int64_t count) { return count; }
+
+INLINE Vector multiply_add(Vector sum, Number factor, Numbers factors)
+{
+    return sum + factor * factors;
+}
+#endif
+
+// Rows of a matrix that begin `stride` numbers apart, and its forms as a factor: `along`, whose
+// Numbers hold neighbours of a row, and `across`, whose Numbers hold neighbours of a column.
+typedef struct {
+    float *values;
+    int64_t stride;
+    Number *along;
+    int64_t along_stride;
+    Number *across;  // of the stride of the values
+} Rows;
+
+#define ROW(rows, b) ((rows).values + (b) * (rows).stride)
+
+static const Rows NO_ROWS;
+
+static int64_t round_up(int64_t size, int64_t multiple)
+{
+    return (size + multiple - 1) / multiple * multiple;
+}
+
+// Distance of rows: whole vectors, and no power of two, at which they would share places in caches.
+static int64_t row_stride(int64_t columns)
+{
+    int64_t stride = round_up(columns, 16);
+    return stride % 128 ? stride : stride + 16;
+}
+
+#ifdef BF16
+// Round 16 or fewer numbers of two rows; the second is NULL after the last of an odd number.
+INLINE void round_pair(
+    const float *even, const float *odd, int64_t count, Number *along, Number *along_odd,
+    Number *across)
+{
+    __mmask16 mask = count < 16 ? (1u << count) - 1 : 0xffff;
+    __mmask8 pairs = count < 16 ? (1u << numbers(count)) - 1 : 0xff;
+    __m256i first = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, even));
+    __m256i second = _mm256_setzero_si256();
+    _mm256_mask_storeu_epi32(along, pairs, first);
+    if (odd != NULL) {
+        second = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, odd));
+        _mm256_mask_storeu_epi32(along_odd, pairs, second);
+    }
+    __m512i interleaved = _mm512_or_si512(_mm512_cvtepu16_epi32(first),
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+    _mm512_mask_storeu_epi32(across, mask, interleaved);
+}
+
+// Round a matrix to its forms as a factor.
+static void round_rows(int64_t rows, int64_t columns, Rows x)
+{
+    for (int64_t b = 0; b < rows; b += 2) {
+        const float *even = ROW(x, b), *odd = even + x.stride;
+        Number *along = x.along + b * x.along_stride, *along_odd = along + x.along_stride;
+        Number *across = x.across + b / 2 * x.stride;
+        int64_t j = 0;
+        if (b + 1 < rows)
+            for (; j + 16 <= columns; j += 16)  // compiled without masks
+                round_pair(even + j, odd + j, 16, along + j / 2, along_odd + j / 2, across + j);
+        for (; j < columns; j += 16)
+            round_pair(even + j, b + 1 < rows ? odd + j : NULL, columns - j, along + j / 2,
+                along_odd + j / 2, across + j);
+    }
+}
+
+// Take memory for the forms as a factor from *next on.
+static void take_factors(Number **next, int64_t rows, int64_t columns, Rows *x)
+{
+    x->along_stride = row_stride(numbers(columns));
+    x->along = *next;
+    x->across = x->along + rows * x->along_stride;
+    *next = x->across + numbers(rows) * x->stride;
+}
+#else
+static void round_rows(int64_t rows, int64_t columns, Rows x)
+{
+    (void)rows, (void)columns, (void)x;  // the forms are the values
+}
+
+static void take_factors(Number **next, int64_t rows, int64_t columns, Rows *x)
+{
+    (void)next, (void)rows, (void)columns;
+    x->along = x->across = x->values;
+    x->along_stride = x->stride;
+}
+#endif
+
+// Take memory for a matrix and its forms as a factor from *next on.
+static Rows take_rows(Number **next, int64_t rows, int64_t columns)
+{
+    Rows x = {.values = (float *)*next, .stride = row_stride(columns)};
+    *next += rows * x.stride;
+    take_factors(next, rows, columns, &x);
+    return x;
+}
+
+// Return a matrix whose values exist, with memory for its forms as a factor from *next on.
+static Rows rows_of(Number **next, float *values, int64_t rows, int64_t columns)
+{
+    Rows x = {.values = values, .stride = columns};
+    take_factors(next, rows, columns, &x);
+    return x;
+}
+
+// Return the columns from `first` on; they are rounded separately from those before.
+INLINE Rows columns_from(Rows x, int64_t first)
+{
+    return (Rows){x.values + first, x.stride, x.along + numbers(first), x.along_stride,
+        x.across + first};
+}
+
+// The element (i, p) of a first factor is at values[i * row_stride + p * column_stride].
+typedef struct {
+    const Number *values;
+    int64_t row_stride, column_stride;
+} Factor;
+
+INLINE Factor factor(Rows x) { return (Factor){x.along, x.along_stride, 1}; }
+INLINE Factor transposed_factor(Rows x) { return (Factor){x.across, 1, x.stride}; }
+
+// The element (p, j) of a second factor is at
+// values[(j / TILE_COLUMNS) * panel_stride + p * row_stride + j % TILE_COLUMNS].
+typedef struct {
+    const Number *values;
+    int64_t panel_stride, row_stride;
+} Panels;
+
+INLINE void multiply_tile(
+    int rows, int columns, int64_t depth, Factor a, const Number *b, int64_t row_stride,
+    const float *bias, float *c, int64_t stride)
+{
+    Vector sums[TILE_ROWS][TILE_VECTORS];
+    float partial[TILE_ROWS][TILE_COLUMNS];
+    const float *first = bias ? bias : c;
+    int64_t first_stride = bias ? 0 : stride;
+    if (columns < TILE_COLUMNS) {
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < TILE_COLUMNS; j++)
+                partial[i][j] = j < columns ? first[i * first_stride + j] : 0.0f;
+        first = partial[0];
+        first_stride = TILE_COLUMNS;
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE_VECTORS; j++)
+            sums[i][j] = *(const Vector *)(first + i * first_stride + j * LANES);
+    for (int64_t p = 0; p < depth; p++) {
+        Numbers vectors[TILE_VECTORS];
+        for (int j = 0; j < TILE_VECTORS; j++)
+            vectors[j] = *(const Numbers *)(b + p * row_stride + j * LANES);
+        for (int i = 0; i < rows; i++) {
+            Number factor = a.values[i * a.row_stride + p * a.column_stride];
+            for (int j = 0; j < TILE_VECTORS; j++)
+                sums[i][j] = multiply_add(sums[i][j], factor, vectors[j]);
+        }
+    }
+    if (columns < TILE_COLUMNS) {
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < TILE_VECTORS; j++)
+                *(Vector *)(partial[i] + j * LANES) = sums[i][j];
+        for (int i = 0; i < rows; i++)
+            memcpy(c + i * stride, partial[i], columns * sizeof(float));
+        return;
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE_VECTORS; j++)
+            *(Vector *)(c + i * stride + j * LANES) = sums[i][j];
+}
+
+// The result (rows, up to TILE_COLUMNS) of one panel.
+INLINE void multiply_panel(
+    int columns, int64_t rows, int64_t depth, Factor a, const Number *b, int64_t row_stride,
+    const float *bias, float *c, int64_t stride)
+{
+    for (; rows >= TILE_ROWS; rows -= TILE_ROWS) {
+        multiply_tile(TILE_ROWS, columns, depth, a, b, row_stride, bias, c, stride);
+        a.values += TILE_ROWS * a.row_stride;
+        c += TILE_ROWS * stride;
+    }
+    for (; rows >= 4; rows -= 4) {
+        multiply_tile(4, columns, depth, a, b, row_stride, bias, c, stride);
+        a.values += 4 * a.row_stride;
+        c += 4 * stride;
+    }
+    for (; rows; rows--) {
+        multiply_tile(1, columns, depth, a, b, row_stride, bias, c, stride);
+        a.values += a.row_stride;
+        c += stride;
+    }
+}
+
+// c (rows, columns) ← bias + a · b, with a (rows, depth) and b (depth, columns) in Numbers; without
+// a bias, c += a · b.
+static void multiply(
+    int64_t rows, int64_t columns, int64_t depth, Factor a, Panels b, const float *bias, float *c,
+    int64_t stride)
+{
+    for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
+        const Number *panel = b.values + j / TILE_COLUMNS * b.panel_stride;
+        const float *panel_bias = bias ? bias + j : NULL;
+        for (int64_t p = 0; p < depth; p += DEPTH) {
+            Factor part = {a.values + p * a.column_stride, a.row_stride, a.column_stride};
+            int64_t part_depth = depth - p < DEPTH ? depth - p : DEPTH;
+            const Number *rows_of_b = panel + p * b.row_stride;
+            if (columns - j >= TILE_COLUMNS)
+                multiply_panel(TILE_COLUMNS, rows, part_depth, part, rows_of_b, b.row_stride,
+                    panel_bias, c + j, stride);
+            else
+                multiply_panel((int)(columns - j), rows, part_depth, part, rows_of_b, b.row_stride,
+                    panel_bias, c + j, stride);
+            panel_bias = NULL;
+        }
+    }
+}
+
+// Numbers that a second factor (rows, columns) fills as panels.
+static int64_t packed_size(int64_t rows, int64_t columns)
+{
+    return rows * round_up(columns, TILE_COLUMNS);
+}
+
+// Write a matrix (rows, columns) of Numbers as panels.
+static void pack(int64_t rows, int64_t columns, const Number *from, Number *to)
+{
+    for (int64_t j = 0; j < columns; j += TILE_COLUMNS)
+        for (int64_t p = 0; p < rows; p++, to += TILE_COLUMNS)
+            if (columns - j >= TILE_COLUMNS)
+                memcpy(to, from + p * columns + j, TILE_COLUMNS * sizeof(Number));
+            else
+                for (int64_t i = 0; i < TILE_COLUMNS; i++)
+                    to[i] = i < columns - j ? from[p * columns + j + i] : 0;
+}
+
+typedef Number Four __attribute__((vector_size(16), aligned(4)));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourIndices __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (FourIndices){__VA_ARGS__})
+#endif
+
+// Write the transposed (columns, rows) of a matrix of Numbers, whose rows begin `stride` apart, as
+// panels.
+static void pack_transposed(
+    int64_t rows, int64_t columns, const Number *from, int64_t stride, Number *to)
+{
+    for (int64_t j = 0; j < rows; j += TILE_COLUMNS, to += columns * TILE_COLUMNS)
+        for (int64_t i = 0; i < TILE_COLUMNS; i += 4)
+            for (int64_t p = 0; p < columns; p += 4) {
+                if (j + i + 4 > rows || p + 4 > columns) {
+                    for (int64_t q = p; q < p + 4 && q < columns; q++)
+                        for (int64_t r = i; r < i + 4; r++)
+                            to[q * TILE_COLUMNS + r]
+                                = j + r < rows ? from[(j + r) * stride + q] : 0;
+                    continue;
+                }
+                const Number *source = from + (j + i) * stride + p;
+                Four a = *(const Four *)source, b = *(const Four *)(source + stride);
+                Four c = *(const Four *)(source + 2 * stride);
+                Four d = *(const Four *)(source + 3 * stride);
+                Four ab = SHUFFLE(a, b, 0, 4, 1, 5), cd = SHUFFLE(c, d, 0, 4, 1, 5);
+                Four ab_high = SHUFFLE(a, b, 2, 6, 3, 7), cd_high = SHUFFLE(c, d, 2, 6, 3, 7);
+                Number *target = to + p * TILE_COLUMNS + i;
+                *(Four *)target = SHUFFLE(ab, cd, 0, 1, 4, 5);
+                *(Four *)(target + TILE_COLUMNS) = SHUFFLE(ab, cd, 2, 3, 6, 7);
+                *(Four *)(target + 2 * TILE_COLUMNS) = SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
+                *(Four *)(target + 3 * TILE_COLUMNS) = SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
+            }
+}

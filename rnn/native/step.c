@@ -1,0 +1,303 @@
+// One training step of gated networks, each computed in a CPU's caches from its tokens to the
+// gradients of all its weights.
+//
+// rnn/native/network.py calls rnn_step; see it for the layout of the arrays. K is the number of
+// networks, B the number of streams, n the state size, V the vocabulary size, P the size of the
+// flat values of all networks.
+//
+// Streams are independent but for the sums over them in the gradients of the weights. A network is
+// therefore computed in blocks of a few streams whose intermediate results stay in the first and
+// second cache. Networks are divided among threads; where there are fewer networks than threads,
+// the streams of each are, and every thread has gradients of its own, which are added at the end.
+
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "layer.h"
+
+// Streams of a block. More use a packed weight for longer, fewer stay in the second cache.
+#ifndef BLOCK_STREAMS
+enum { BLOCK_STREAMS = 128 };
+#endif
+
+typedef struct {
+    int64_t count, layers, n, vocabulary, streams;  // K, layers, n, V, B
+    const Network *networks;                        // (K)
+    const float *weights;                           // (P)
+    float *grads;                                   // (P), zeros; NULL without a backward pass
+    float *part_grads;                              // (parts − 1, P), zeros
+    int64_t size;                                   // P
+    float *const *states, *const *next_states;      // (layers) of (K, B, n)
+    const int64_t *tokens, *targets;                // (B)
+    float *logits;                                  // (K, B, V); NULL with a backward pass
+    float *losses;                                  // (K, B); NULL without a backward pass
+    int64_t threads, parts;                         // parts of the streams of a network
+    Number *packed;                                 // (K, most of packed_size) if parts > 1
+    Number *scratch;                                // (threads, rnn_scratch_size)
+    int64_t scratch_size;
+} Step;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t most_packed(const Step *step)
+{
+    int64_t most = 0;
+    for (int64_t k = 0; k < step->count; k++)
+        if (step->networks[k].packed_size > most)
+            most = step->networks[k].packed_size;
+    return most;
+}
+
+// Return the Numbers of memory that each thread needs.
+int64_t rnn_scratch_size(const Step *step)
+{
+    int64_t n = row_stride(step->n), twice = row_stride(2 * step->n);
+    int64_t vocabulary = row_stride(step->vocabulary), widest = vocabulary > twice ? vocabulary : twice;
+    int64_t per_layer = 9 * n + 2 * twice, gradients = 5 * n + 2 * twice;
+    int64_t block = BLOCK_STREAMS * (n + per_layer * step->layers + gradients + vocabulary);
+    int64_t forms = numbers(2) == 2 ? 1 : 3;  // a matrix, and its forms as a factor
+    return round_up(forms * block + 2 * (step->n + 1) * widest + 64, 64) + round_up(most_packed(step), 64);
+}
+
+int rnn_tile_columns(void) { return TILE_COLUMNS; }
+
+// ------------------------------------------------------------------------------ packed weights
+
+// Pack a map's weight for its product and, if `with_transposed`, for the gradient of its input.
+static void pack_map(
+    const Step *step, const Map *map, int with_transposed, Number *packed, Number *scratch)
+{
+    if (!has(map))
+        return;
+    int64_t n = step->n, outputs = map->outputs, along = numbers(outputs);
+    for (int64_t part = 0; part * n < map->inputs; part++) {
+        Number *next = scratch;
+        Rows weight = rows_of(
+            &next, (float *)step->weights + map->weight + part * n * outputs, n, outputs);
+        round_rows(n, outputs, weight);
+        pack(numbers(n), outputs, weight.across,
+            packed + map->packed + part * packed_size(numbers(n), outputs));
+        if (with_transposed)
+            pack_transposed(n, along, weight.along, weight.along_stride,
+                packed + map->transposed + part * packed_size(along, n));
+    }
+}
+
+enum { MAPS = 6 };  // of a layer
+
+// Pack one of a network's maps: the head, or one of those of its layers in turn.
+static void pack_one(
+    const Step *step, const Network *network, int64_t index, Number *packed, Number *scratch)
+{
+    int is_training = step->grads != NULL;
+    if (index == 0) {
+        pack_map(step, &network->head, is_training, packed, scratch);
+        return;
+    }
+    const Layer *layer = network->layers + (index - 1) / MAPS;
+    const Map *maps[MAPS] = {&layer->input_gate, &layer->candidate, &layer->state_gate,
+        &layer->forget_gate, &layer->read_out, &layer->output_gate};
+    pack_map(step, maps[(index - 1) % MAPS], is_training, packed, scratch);
+}
+
+// ------------------------------------------------------------------------------ a block of streams
+
+// Replace the logits of a stream by the gradient of its loss, times `scale`; return the loss.
+static float cross_entropy(float *logits, int64_t vocabulary, int64_t target, float scale)
+{
+    float greatest = logits[0];
+    for (int64_t j = 1; j < vocabulary; j++)
+        greatest = logits[j] > greatest ? logits[j] : greatest;
+    float target_logit = logits[target] - greatest;
+    float sum = 0.0f;
+    for (int64_t j = 0; j < vocabulary; j++) {
+        logits[j] = fast_exp(logits[j] - greatest);
+        sum += logits[j];
+    }
+    float factor = scale / sum;
+    for (int64_t j = 0; j < vocabulary; j++)
+        logits[j] *= factor;
+    logits[target] -= scale;
+    return logf(sum) - target_logit;
+}
+
+static void embed(const Block *block, const Network *network, const int64_t *tokens, Rows x)
+{
+    const float *bias = block->weights + network->embedding.bias;
+    for (int64_t b = 0; b < block->streams; b++) {
+        const float *row = block->weights + network->embedding.weight + tokens[b] * block->n;
+        for (int64_t j = 0; j < block->n; j++)
+            ROW(x, b)[j] = row[j] + bias[j];
+    }
+    round_rows(block->streams, block->n, x);
+}
+
+static void embedding_grads(
+    const Block *block, const Network *network, const int64_t *tokens, Rows dx)
+{
+    bias_grad(block, &network->embedding, dx);
+    for (int64_t b = 0; b < block->streams; b++) {
+        float *row = block->grads + network->embedding.weight + tokens[b] * block->n;
+        for (int64_t j = 0; j < block->n; j++)
+            row[j] += ROW(dx, b)[j];
+    }
+}
+
+// Take memory for the results of layer l of network k, for the block's streams from `first` on.
+static Activations take_activations(
+    const Step *step, const Block *block, int64_t k, int64_t l, int64_t first, Number **next)
+{
+    int64_t n = block->n, streams = block->streams, place = (k * step->streams + first) * n;
+    return (Activations){
+        .h = rows_of(next, step->states[l] + place, streams, n),
+        .u = rows_of(next, step->next_states[l] + place, streams, n),
+        .i = take_rows(next, streams, 2 * n),
+        .c = take_rows(next, streams, 2 * n),
+        .candidate = take_rows(next, streams, n),
+        .z = take_rows(next, streams, n),
+        .mixed = take_rows(next, streams, n),
+        .f = take_rows(next, streams, n),
+        .o = take_rows(next, streams, n),
+        .gate = take_rows(next, streams, n),
+        .y = take_rows(next, streams, n),
+    };
+}
+
+static void block_backward(
+    const Step *step, const Network *network, const Block *block, const Activations *layers,
+    Rows logits, const int64_t *tokens, Number *next)
+{
+    int64_t n = block->n, streams = block->streams;
+    Gradients d = {
+        .y = take_rows(&next, streams, n),
+        .x = take_rows(&next, streams, n),
+        .u = take_rows(&next, streams, n),
+        .previous = take_rows(&next, streams, n),
+        .o = take_rows(&next, streams, n),
+        .c = take_rows(&next, streams, 2 * n),
+        .gate = take_rows(&next, streams, 2 * n),
+    };
+    round_rows(streams, step->vocabulary, logits);
+    bias_grad(block, &network->head, logits);
+    clear(block, d.x, n);
+    part_grads(block, &network->head, 0, layers[step->layers - 1].y, logits, d.x);
+    for (int64_t l = step->layers - 1; l >= 0; l--) {
+        Rows d_output = d.x;
+        d.x = d.y;
+        d.y = d_output;
+        layer_backward(block, network, network->layers + l, layers + l, &d);
+    }
+    embedding_grads(block, network, tokens, d.x);
+}
+
+// Compute the streams of network k from `first` on.
+static void block_step(const Step *step, int64_t k, int64_t first, const Block *block, Number *next)
+{
+    const Network *network = step->networks + k;
+    const int64_t *tokens = step->tokens + first;
+    int64_t vocabulary = step->vocabulary, row = k * step->streams + first;
+    Activations layers[step->layers];
+    Rows x = take_rows(&next, block->streams, block->n);
+    embed(block, network, tokens, x);
+    for (int64_t l = 0; l < step->layers; l++) {
+        layers[l] = take_activations(step, block, k, l, first, &next);
+        layers[l].x = x;
+        layer_forward(block, network, network->layers + l, layers + l);
+        x = layers[l].y;
+    }
+    if (block->grads == NULL) {
+        Rows logits = {.values = step->logits + row * vocabulary, .stride = vocabulary};
+        map_part(block, &network->head, 0, x, logits);
+        return;
+    }
+    Rows logits = take_rows(&next, block->streams, vocabulary);
+    map_part(block, &network->head, 0, x, logits);
+    for (int64_t b = 0; b < block->streams; b++)
+        step->losses[row + b] = cross_entropy(
+            ROW(logits, b), vocabulary, step->targets[first + b], 1.0f / step->streams);
+    block_backward(step, network, block, layers, logits, tokens, next);
+}
+
+// ------------------------------------------------------------------------------ all networks
+
+static float *grads_of(const Step *step, int64_t part)
+{
+    return part ? step->part_grads + (part - 1) * step->size : step->grads;
+}
+
+// Compute one part of the streams of network k.
+static void part_step(const Step *step, int64_t k, int64_t part, const Number *packed, Number *scratch)
+{
+    int64_t blocks = (step->streams + BLOCK_STREAMS - 1) / BLOCK_STREAMS;
+    int64_t size = BLOCK_STREAMS;
+    if (blocks < step->parts)
+        size = (step->streams + step->parts - 1) / step->parts;
+    blocks = (step->streams + size - 1) / size;
+    for (int64_t block = blocks * part / step->parts; block < blocks * (part + 1) / step->parts; block++) {
+        int64_t first = block * size;
+        Block each = {
+            .n = step->n,
+            .streams = least(step->streams - first, size),
+            .weights = step->weights,
+            .packed = packed,
+            .grads = step->grads ? grads_of(step, part) : NULL,
+        };
+        block_step(step, k, first, &each, scratch);
+    }
+}
+
+static void add_parts(const Step *step, int64_t first, int64_t last)
+{
+    for (int64_t part = 1; part < step->parts; part++) {
+        float *grads = grads_of(step, part);
+        for (int64_t i = first; i < last; i++) {
+            step->grads[i] += grads[i];
+            grads[i] = 0.0f;
+        }
+    }
+}
+
+// Advance all networks by one time step and, with gradients, add those of their mean losses. Return
+// 0, or 1 if a token is not in the vocabulary.
+int rnn_step(const Step *step)
+{
+    for (int64_t b = 0; b < step->streams; b++)
+        if ((uint64_t)step->tokens[b] >= (uint64_t)step->vocabulary
+            || (step->grads && (uint64_t)step->targets[b] >= (uint64_t)step->vocabulary))
+            return 1;
+    int64_t maps = 1 + MAPS * step->layers, most = most_packed(step);
+    #pragma omp parallel num_threads(step->threads)
+    {
+        int thread = 0;
+#ifdef _OPENMP
+        thread = omp_get_thread_num();
+#endif
+        Number *scratch = step->scratch + thread * step->scratch_size;
+        if (step->parts == 1) {
+            Number *packed = scratch + step->scratch_size - round_up(most, 64);
+            #pragma omp for schedule(dynamic)
+            for (int64_t k = 0; k < step->count; k++) {
+                for (int64_t index = 0; index < maps; index++)
+                    pack_one(step, step->networks + k, index, packed, scratch);
+                part_step(step, k, 0, packed, scratch);
+            }
+        } else {
+            #pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < step->count * maps; i++)
+                pack_one(step, step->networks + i / maps, i % maps, step->packed + i / maps * most,
+                    scratch);
+            #pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < step->count * step->parts; i++)
+                part_step(step, i / step->parts, i % step->parts,
+                    step->packed + i / step->parts * most, scratch);
+            if (step->grads) {
+                #pragma omp for
+                for (int64_t first = 0; first < step->size; first += 4096)
+                    add_parts(step, first, least(first + 4096, step->size));
+            }
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,292 @@
+"""The step in C computes the same as the fast engine, and its absence costs only speed."""
+
+import ctypes
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from network_configs import each_of, gated_configs
+
+from rnn.config import GatedConfig, TrialConfig
+from rnn.models.factory import build_network
+from rnn.native import library
+from rnn.native.library import SWITCH, load_library
+from rnn.native.network import NativeStack, computes_correctly, pays_off
+from rnn.stacked.network import NetworkStack
+
+PRECISIONS = [
+    pytest.param(
+        precision,
+        marks=pytest.mark.skipif(
+            load_library(precision) is None, reason=f"no compiler, or no {precision} on this CPU"
+        ),
+    )
+    for precision in ("fp32", "bf16")
+]
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+
+# Sizes that fill whole vectors and tiles, and sizes that do not; streams of one block, of two.
+SHAPES = [(32, 2, 64, 256), (5, 3, 9, 256), (33, 1, 129, 61), (48, 2, 130, 300), (1, 1, 1, 2)]
+
+
+def stacks(configs, precision, vocab_size=256):
+    expected = NetworkStack([TrialConfig(config) for config in configs], 3, "fp64", vocab_size)
+    return NativeStack(expected.configs, 3, precision, vocab_size), expected
+
+
+def assert_same(actual, expected, precision, scale=None):
+    scale = float(expected.abs().max()) if scale is None else scale
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=TOLERANCE[precision] * max(scale, 1e-3)
+    )
+
+
+def assert_steps_same(actual, expected, precision, streams, vocab_size, steps=2):
+    """Take steps in training and in evaluation, each from the states of the last."""
+    generator = torch.Generator().manual_seed(0)
+    states = [stack.init_training_state(streams) for stack in (actual, expected)]
+    for _ in range(steps):
+        tokens, targets = torch.randint(0, vocab_size, (2, streams), generator=generator)
+        logits = [
+            stack.forward(tokens, each)[0]
+            for stack, each in zip((actual, expected), states, strict=True)
+        ]
+        assert_same(*logits, precision, scale=1.0)
+        assert_same(
+            *(
+                stack.losses(each, targets)
+                for stack, each in zip((actual, expected), logits, strict=True)
+            ),
+            precision,
+        )
+        losses, after = zip(
+            *(
+                stack.loss_and_grad(tokens, targets, each)
+                for stack, each in zip((actual, expected), states, strict=True)
+            ),
+            strict=True,
+        )
+        assert_same(*losses, precision)
+        for each, next_states in zip(states, after, strict=True):
+            for state, next_state in zip(each, next_states, strict=True):
+                state.copy_(next_state)
+        for state, other in zip(*states, strict=True):
+            assert_same(state, other, precision, scale=1.0)
+        for k in range(len(actual.configs)):
+            grads = [
+                stack.parameters.extract(k, stack.parameters.grads) for stack in (actual, expected)
+            ]
+            scale = max(float(grad.abs().max()) for grad in grads[1].values())
+            for name, grad in grads[0].items():
+                assert_same(grad, grads[1][name], precision, scale)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@each_of(gated_configs(2, 20))
+def test_library_computes_the_losses_and_gradients_of_the_fast_engine(config, precision):
+    assert_steps_same(*stacks([config], precision, 67), precision, 9, 67)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_library_computes_stacks_of_any_size_on_any_number_of_threads(
+    shape, threads, precision, thread_count
+):
+    size, layers, streams, vocab_size = shape
+    configs = random.Random(0).sample(gated_configs(layers, size, ["state"]), 5)
+    thread_count(threads)
+    for count in (1, 5):
+        assert_steps_same(
+            *stacks(configs[:count], precision, vocab_size), precision, streams, vocab_size, 1
+        )
+
+
+@pytest.fixture
+def thread_count():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_network_computes_the_same_bit_for_bit_in_any_stack(precision, thread_count):
+    thread_count(1)
+    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::5]]
+    together = NativeStack(configs, 3, precision)
+    tokens = torch.arange(40) % 11
+    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(40))
+    for k, config in enumerate(configs):
+        alone = NativeStack([config], 3, precision)
+        loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(40))
+        assert torch.equal(loss[0], losses[k])
+        own = alone.parameters.extract(0, alone.parameters.grads)
+        for name, grad in together.parameters.extract(k, together.parameters.grads).items():
+            assert torch.equal(grad, own[name])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_loss_that_is_not_finite_stays_in_its_network(precision):
+    configs = [TrialConfig(config) for config in gated_configs(1, 8, ["state"])[:2]]
+    stack = NativeStack(configs, 3, precision)
+    weights = stack.parameters.extract(0, stack.parameters.values)
+    weights["head.weight"].fill_(float("nan"))
+    stack.parameters.load(0, stack.parameters.values, weights)
+    tokens = torch.arange(5)
+    losses, _ = stack.loss_and_grad(tokens, tokens, stack.init_state(5))
+    assert losses.isnan().tolist() == [True, False]
+    assert stack.parameters.extract(0, stack.parameters.grads)["head.weight"].isnan().any()
+    grads = stack.parameters.extract(1, stack.parameters.grads)
+    assert all(bool(grad.isfinite().all()) for grad in grads.values())
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_token_outside_the_vocabulary_is_an_error(value):
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    stack = NativeStack([TrialConfig(gated_configs(1, 8)[0])], 3)
+    good, bad = torch.tensor([1, 2]), torch.tensor([1, value])
+    for tokens, targets in ((good, bad), (bad, good)):
+        with pytest.raises(IndexError, match="is not below 256, the vocabulary size"):
+            stack.loss_and_grad(tokens, targets, stack.init_state(2))
+    with pytest.raises(IndexError):
+        stack.forward(bad, stack.init_state(2))
+
+
+def test_networks_of_several_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"have the shapes .*: expected one"):
+        NativeStack([TrialConfig(gated_configs(1, size)[0]) for size in (8, 9)], 3)
+
+
+TRAINING = """
+import torch
+from rnn.config import GatedConfig, TrialConfig
+from rnn.models.factory import build_network
+network = build_network([TrialConfig(GatedConfig(True, True, True, True, True, 'both', 2, 8))], 0)
+tokens = torch.arange(6)
+losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6))
+print(type(network).__name__, losses.item())
+"""
+
+
+def run_training(**environment):
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-c", f"import logging; logging.basicConfig(level='INFO')\n{TRAINING}"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    name, loss = result.stdout.split()
+    return name, float(loss), result.stderr
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    return run_training()
+
+
+def test_library_is_used_where_there_is_a_compiler(compiled):
+    name, _, log = compiled
+    assert name == "NativeStack"
+    assert "without the library" not in log
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CC": "no-such-compiler"}, "no C compiler 'no-such-compiler': install one, or set CC"),
+        ({"CC": "false"}, "false failed"),
+        ({"CC": ""}, "no C compiler ''"),
+        ({"CC": "cc -DBLOCK_STREAMS=x"}, "error"),
+        ({SWITCH: "0"}, None),
+    ],
+    ids=["missing", "failing", "empty", "broken", "off"],
+)
+def test_networks_train_the_same_without_the_library(compiled, environment, message):
+    name, loss, log = run_training(**environment)
+    assert name == "NetworkStack"
+    assert loss == pytest.approx(compiled[1], rel=1e-6)
+    if message is None:
+        assert "library" not in log
+    else:
+        assert log.count("small networks train without the library in C") == 1
+        assert message in log
+
+
+def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch):
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    config = [TrialConfig(GatedConfig(False, False, False, False, True, "new", 1, 8))]
+    assert isinstance(build_network(config, 0), NativeStack)
+    compute = NativeStack.loss_and_grad
+
+    def wrong(self, *args):
+        losses, states = compute(self, *args)
+        self.parameters.full_grads[3] += 0.1
+        return losses, states
+
+    monkeypatch.setattr(NativeStack, "loss_and_grad", wrong)
+    computes_correctly.cache_clear()
+    try:
+        assert isinstance(build_network(config, 0), NetworkStack)
+    finally:
+        computes_correctly.cache_clear()
+
+
+def test_compiled_library_is_kept_beside_the_source_or_else_in_a_private_folder(
+    monkeypatch, tmp_path
+):
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    for name in ("step.c", "layer.h", "products.h"):
+        (tmp_path / name).write_bytes((library._FOLDER / name).read_bytes())
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    path = library._compiled([])
+    assert path.parent == tmp_path / "__pycache__"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    changed = path.stat().st_mtime_ns
+    assert library._compiled([]) == path
+    assert path.stat().st_mtime_ns == changed, "compiled once"
+
+    (tmp_path / "step.c").write_text((tmp_path / "step.c").read_text() + "\n")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    private = library._compiled([])
+    assert private.parent.parent != tmp_path / "__pycache__"
+    assert private.parent.stat().st_mode & 0o077 == 0
+    assert ctypes.CDLL(str(private)).rnn_tile_columns() > 0
+
+
+@pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx"]], ids=" ".join)
+def test_library_is_right_without_some_instructions(monkeypatch, flags):
+    """As compiled for CPUs that have no AVX-512, or no AVX."""
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, *flags])
+    load_library.cache_clear()
+    try:
+        configs = random.Random(1).sample(gated_configs(2, 21), 8)
+        for gate_inputs, group in itertools.groupby(
+            sorted(configs, key=lambda config: config.gate_inputs), lambda c: c.gate_inputs
+        ):
+            assert gate_inputs
+            assert_steps_same(*stacks(list(group), "fp32", 50), "fp32", 19, 50)
+    finally:
+        load_library.cache_clear()
+
+
+def test_large_float32_networks_and_other_devices_and_precisions_use_pytorch():
+    assert not pays_off(512, "fp32")
+    assert not pays_off(32, "fp64")
+    assert not pays_off(32, "fp32", torch.device("cuda"))
