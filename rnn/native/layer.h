@@ -70,28 +70,73 @@ static void clear(const Block *block, Rows y, int64_t columns)
         memset(ROW(y, b), 0, columns * sizeof(float));
 }
 
+// The different rows of a matrix (streams, n) in which some repeat, as those of the embedding do
+// where streams read the same token.
+typedef struct Repeated {
+    int64_t count;         // of different rows
+    const int32_t *index;  // the row of each stream (streams)
+    Rows rows, grads;      // (count, n): the different rows, and their gradients
+    Rows products;         // memory (count, 2n)
+} Repeated;
+
 // y ← x · W + b with the first part of the weight, else y += x · W.
 static void map_part(const Block *block, const Map *map, int part, Rows x, Rows y)
 {
-    int64_t depth = numbers(block->n);
-    Panels panels = {block->packed + map->packed + part * packed_size(depth, map->outputs),
+    int64_t depth = numbers(block->n), outputs = map->outputs;
+    const float *bias = part ? NULL : block->weights + map->bias;
+    Panels panels = {block->packed + map->packed + part * packed_size(depth, outputs),
         depth * TILE_COLUMNS, TILE_COLUMNS};
-    multiply(block->streams, map->outputs, depth, factor(x), panels,
-        part ? NULL : block->weights + map->bias, y.values, y.stride);
+    const Repeated *among = x.among;
+    if (among == NULL) {
+        multiply(block->streams, outputs, depth, factor(x), panels, bias, y.values, y.stride);
+        return;
+    }
+    Rows products = among->products;
+    if (part)
+        for (int64_t u = 0; u < among->count; u++)
+            memset(ROW(products, u), 0, outputs * sizeof(float));
+    multiply(among->count, outputs, depth, factor(among->rows), panels, bias, products.values,
+        products.stride);
+    for (int64_t b = 0; b < block->streams; b++) {
+        const float *product = ROW(products, among->index[b]);
+        float *row = ROW(y, b);
+        if (part)
+            for (int64_t j = 0; j < outputs; j++)
+                row[j] += product[j];
+        else
+            memcpy(row, product, outputs * sizeof(float));
+    }
 }
 
 // With one part of the weight: dW += xᵀ · dy and, unless dx is NO_ROWS, dx += dy · Wᵀ.
 static void part_grads(const Block *block, const Map *map, int part, Rows x, Rows dy, Rows dx)
 {
-    int64_t n = block->n, depth = numbers(map->outputs);
+    int64_t n = block->n, outputs = map->outputs, depth = numbers(outputs);
+    int64_t streams = block->streams;
+    const Repeated *among = x.among;
+    if (among != NULL) {
+        // Gradients of the same row have the same factor: they are added first.
+        for (int64_t u = 0; u < among->count; u++)
+            memset(ROW(among->products, u), 0, outputs * sizeof(float));
+        for (int64_t b = 0; b < streams; b++) {
+            float *sum = ROW(among->products, among->index[b]), *row = ROW(dy, b);
+            for (int64_t j = 0; j < outputs; j++)
+                sum[j] += row[j];
+        }
+        streams = among->count;
+        round_rows(streams, outputs, among->products);
+        x = among->rows;
+        dy = among->products;
+        dx = dx.values == NULL ? NO_ROWS : among->grads;
+    }
     Panels columns = {dy.across, TILE_COLUMNS, dy.stride};
-    multiply(n, map->outputs, numbers(block->streams), transposed_factor(x), columns, NULL,
-        block->grads + map->weight + part * n * map->outputs, map->outputs);
+    multiply(n, outputs, numbers(streams), transposed_factor(x), columns, NULL,
+        block->grads + map->weight + part * n * outputs, outputs);
     if (dx.values == NULL)
         return;
     Panels panels = {block->packed + map->transposed + part * packed_size(depth, n),
         depth * TILE_COLUMNS, TILE_COLUMNS};
-    multiply(block->streams, n, depth, factor(dy), panels, NULL, dx.values, dx.stride);
+    multiply(streams, n, depth, factor(dy), panels, NULL, dx.values, dx.stride);
 }
 
 static void bias_grad(const Block *block, const Map *map, Rows dy)

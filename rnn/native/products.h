@@ -59,7 +59,8 @@ typedef struct {
     int64_t stride;
     Number *along;
     int64_t along_stride;
-    Number *across;  // of the stride of the values
+    Number *across;                // of the stride of the values
+    const struct Repeated *among;  // the different rows, whose factors are used instead, or NULL
 } Rows;
 
 #define ROW(rows, b) ((rows).values + (b) * (rows).stride)
@@ -158,7 +159,7 @@ static Rows rows_of(Number **next, float *values, int64_t rows, int64_t columns)
 INLINE Rows columns_from(Rows x, int64_t first)
 {
     return (Rows){x.values + first, x.stride, x.along + numbers(first), x.along_stride,
-        x.across + first};
+        x.across + first, NULL};
 }
 
 // The element (i, p) of a first factor is at values[i * row_stride + p * column_stride].

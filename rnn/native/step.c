@@ -56,9 +56,10 @@ int64_t rnn_scratch_size(const Step *step)
     int64_t n = row_stride(step->n), twice = row_stride(2 * step->n);
     int64_t vocabulary = row_stride(step->vocabulary), widest = vocabulary > twice ? vocabulary : twice;
     int64_t per_layer = 9 * n + 2 * twice, gradients = 5 * n + 2 * twice;
-    int64_t block = BLOCK_STREAMS * (n + per_layer * step->layers + gradients + vocabulary);
+    int64_t inputs = 3 * n + twice;
+    int64_t block = BLOCK_STREAMS * (inputs + per_layer * step->layers + gradients + vocabulary);
     int64_t forms = numbers(2) == 2 ? 1 : 3;  // a matrix, and its forms as a factor
-    return round_up(forms * block + 2 * (step->n + 1) * widest + 64, 64) + round_up(most_packed(step), 64);
+    return round_up(forms * block + vocabulary + 2 * (step->n + 1) * widest + 64, 64) + round_up(most_packed(step), 64);
 }
 
 int rnn_tile_columns(void) { return TILE_COLUMNS; }
@@ -123,25 +124,47 @@ static float cross_entropy(float *logits, int64_t vocabulary, int64_t target, fl
     return logf(sum) - target_logit;
 }
 
-static void embed(const Block *block, const Network *network, const int64_t *tokens, Rows x)
+// Find the different tokens among the streams' and write them to `different`. Return their
+// count, or 0 if too few repeat for their products to be worth sharing.
+static int64_t find_different(
+    const int64_t *tokens, int64_t streams, int32_t *places, int32_t *index, int64_t *different)
+{
+    int64_t count = 0;
+    for (int64_t b = 0; b < streams; b++) {
+        // The place of a token that has none yet is any number: it is right if the token is there.
+        int32_t place = places[tokens[b]];
+        if (place < 0 || place >= count || different[place] != tokens[b]) {
+            place = places[tokens[b]] = (int32_t)count;
+            different[count++] = tokens[b];
+        }
+        index[b] = place;
+    }
+    return 4 * count <= 3 * streams ? count : 0;
+}
+
+// Write the embeddings of tokens to x.
+static void embed(
+    const Block *block, const Network *network, const int64_t *tokens, int64_t count, Rows x)
 {
     const float *bias = block->weights + network->embedding.bias;
-    for (int64_t b = 0; b < block->streams; b++) {
+    for (int64_t b = 0; b < count; b++) {
         const float *row = block->weights + network->embedding.weight + tokens[b] * block->n;
         for (int64_t j = 0; j < block->n; j++)
             ROW(x, b)[j] = row[j] + bias[j];
     }
-    round_rows(block->streams, block->n, x);
+    round_rows(count, block->n, x);
 }
 
 static void embedding_grads(
-    const Block *block, const Network *network, const int64_t *tokens, Rows dx)
+    const Block *block, const Network *network, const int64_t *tokens, int64_t count, Rows dx)
 {
-    bias_grad(block, &network->embedding, dx);
-    for (int64_t b = 0; b < block->streams; b++) {
+    float *bias = block->grads + network->embedding.bias;
+    for (int64_t b = 0; b < count; b++) {
         float *row = block->grads + network->embedding.weight + tokens[b] * block->n;
-        for (int64_t j = 0; j < block->n; j++)
+        for (int64_t j = 0; j < block->n; j++) {
             row[j] += ROW(dx, b)[j];
+            bias[j] += ROW(dx, b)[j];
+        }
     }
 }
 
@@ -165,9 +188,10 @@ static Activations take_activations(
     };
 }
 
-static void block_backward(
+// Add the gradients of all weights but the embedding, and return those of the first layer's input.
+static Rows block_backward(
     const Step *step, const Network *network, const Block *block, const Activations *layers,
-    Rows logits, const int64_t *tokens, Number *next)
+    Rows logits, Number *next)
 {
     int64_t n = block->n, streams = block->streams;
     Gradients d = {
@@ -189,7 +213,7 @@ static void block_backward(
         d.y = d_output;
         layer_backward(block, network, network->layers + l, layers + l, &d);
     }
-    embedding_grads(block, network, tokens, d.x);
+    return d.x;
 }
 
 // Compute the streams of network k from `first` on.
@@ -198,9 +222,28 @@ static void block_step(const Step *step, int64_t k, int64_t first, const Block *
     const Network *network = step->networks + k;
     const int64_t *tokens = step->tokens + first;
     int64_t vocabulary = step->vocabulary, row = k * step->streams + first;
+    int64_t n = block->n, streams = block->streams;
     Activations layers[step->layers];
-    Rows x = take_rows(&next, block->streams, block->n);
-    embed(block, network, tokens, x);
+    Rows x = take_rows(&next, streams, n);
+    int32_t *places = (int32_t *)next, index[BLOCK_STREAMS];
+    int64_t different[BLOCK_STREAMS];
+    next += round_up(vocabulary, 16);
+    int64_t count = find_different(tokens, streams, places, index, different);
+    Repeated among = {
+        .count = count,
+        .index = index,
+        .rows = take_rows(&next, count, n),
+        .grads = take_rows(&next, count, n),
+        .products = take_rows(&next, count, 2 * n),
+    };
+    if (count) {
+        embed(block, network, different, count, among.rows);
+        for (int64_t b = 0; b < streams; b++)
+            memcpy(ROW(x, b), ROW(among.rows, index[b]), n * sizeof(float));
+        x.among = &among;
+    } else {
+        embed(block, network, tokens, streams, x);
+    }
     for (int64_t l = 0; l < step->layers; l++) {
         layers[l] = take_activations(step, block, k, l, first, &next);
         layers[l].x = x;
@@ -212,12 +255,16 @@ static void block_step(const Step *step, int64_t k, int64_t first, const Block *
         map_part(block, &network->head, 0, x, logits);
         return;
     }
-    Rows logits = take_rows(&next, block->streams, vocabulary);
+    Rows logits = take_rows(&next, streams, vocabulary);
     map_part(block, &network->head, 0, x, logits);
-    for (int64_t b = 0; b < block->streams; b++)
+    for (int64_t b = 0; b < streams; b++)
         step->losses[row + b] = cross_entropy(
             ROW(logits, b), vocabulary, step->targets[first + b], 1.0f / step->streams);
-    block_backward(step, network, block, layers, logits, tokens, next);
+    for (int64_t u = 0; u < count; u++)
+        memset(ROW(among.grads, u), 0, n * sizeof(float));
+    Rows dx = block_backward(step, network, block, layers, logits, next);
+    embedding_grads(block, network, tokens, streams, dx);
+    embedding_grads(block, network, different, count, among.grads);
 }
 
 // ------------------------------------------------------------------------------ all networks
