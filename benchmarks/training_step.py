@@ -1,4 +1,4 @@
-"""Speed of the training step, relative to the plain loop and to the machine's limit."""
+"""Speed of the training step, relative to the plain loop, the machine's limit and PyTorch."""
 
 import itertools
 import random
@@ -12,8 +12,11 @@ from benchmarks.baseline_loop import PlainTraining
 from benchmarks.matmul_limit import matmul_shapes, min_seconds
 from rnn.config import STATE_SOURCES, GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import ByteArray, load_corpus
+from rnn.models.factory import TrainableNetwork, build_network
 from rnn.stacked.network import NetworkStack
 from rnn.training.loop import TrainConfig, TrainLoop
+from rnn.training.precision import supports_bf16
+from search.worker.cpu_budget import cores
 
 ROUNDS = 5
 
@@ -35,23 +38,34 @@ NETWORKS: dict[str, Sequence[GatedConfig]] = {
     "48 of 2×32, mixed switches": SMALL,
 }
 
+CASES = [
+    *((name, 256, 1) for name in NETWORKS),
+    ("48 of 2×32, mixed switches", 32, 1),
+    *((name, 256, 2) for name in NETWORKS),
+]
+"""Networks, batch size and number of threads of each comparison."""
+
 PLAIN_SAMPLE = 6
 """Number of networks of a stack that the plain loop trains, others in each round."""
 
 
 def measure() -> Iterator[str]:
-    """Yield a line for each set of networks and precision."""
-    torch.set_num_threads(1)
+    """Yield a line for each case and precision."""
     text = load_corpus("stdlib").train
     yield (
-        "training step, one thread, batch 256: throughput relative to the plain loop, "
-        f"median of {ROUNDS} (range); share of the limit: time of the equations' products alone, "
-        "each stream multiplied, over the time of the step; in brackets for the products that are "
-        "computed"
+        f"training step, medians of {ROUNDS} (range): throughput relative to the plain loop; share "
+        "of the limit, the time of the equations' products alone, each stream multiplied, over the "
+        "time of the step; throughput relative to PyTorch's operations in lockstep"
     )
-    for name, configs in NETWORKS.items():
+    for name, batch_size, threads in CASES:
+        if threads > cores():
+            continue
+        torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):
-            yield f"  {name:38} {precision}  {_compare(configs, text, precision)}"
+            if precision == "bf16" and not supports_bf16(torch.device("cpu")):
+                continue
+            compared = _compare(NETWORKS[name], text, precision, batch_size)
+            yield f"  {name:36} batch {batch_size:3}, threads {threads}, {precision}  {compared}"
 
 
 def stacks() -> Iterator[str]:
@@ -71,61 +85,69 @@ def stacks() -> Iterator[str]:
                 groups = [mixed[first : first + size] for first in range(0, 32, size)]
                 steps = 30 if configs is SMALL else 4
                 seconds = min(
-                    sum(_step_seconds(group, text, precision, steps) for group in groups)
+                    sum(_group_seconds(group, text, precision, steps) for group in groups)
                     for _ in range(ROUNDS if configs is SMALL else 2)
                 )
                 timings[size] = f"{size}: {1000 * seconds / 32:.2f}"
             yield f"  {name:6} {precision}  {', '.join(timings.values())}"
 
 
-def _compare(configs: Sequence[GatedConfig], text: ByteArray, precision: Precision) -> str:
+def _compare(
+    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, batch_size: int
+) -> str:
     steps = 40 if configs[0].state_size > 100 else 100
     rng = random.Random(0)
-    ratios, required_shares, computed_shares = [], [], []
+    to_plain, shares, to_pytorch = [], [], []
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    required = matmul_shapes(_start(configs, text, precision, 2, static_graph=True))
-    computed = matmul_shapes(_start(configs, text, precision, 2))
+    separate = _pytorch_stack(configs, precision, static_graph=True)
+    products = matmul_shapes(TrainLoop(separate, text, _settings(2, batch_size)))
     for round_ in range(ROUNDS + 1):
         sample = rng.sample(list(configs), min(PLAIN_SAMPLE, len(configs)))
-        plain = statistics.mean(_plain_step_seconds(config, text, steps) for config in sample)
-        stacked = _step_seconds(configs, text, precision, steps)
+        plain = statistics.mean(
+            _plain_step_seconds(config, text, steps, batch_size) for config in sample
+        )
+        pytorch = _pytorch_stack(configs, precision)
+        before = _step_seconds(pytorch, text, steps, batch_size)
+        stack = build_network([TrialConfig(config) for config in configs], 0, precision)
+        seconds = _step_seconds(stack, text, steps, batch_size)
         if round_:  # the first is a warm-up
-            ratios.append(plain * len(configs) / stacked)
-            required_shares.append(min_seconds(required, dtype, 1) / stacked)
-            computed_shares.append(min_seconds(computed, dtype, 1) / stacked)
-    return (
-        f"{statistics.median(ratios):.2f}×  ({min(ratios):.2f} to {max(ratios):.2f})  "
-        f"{statistics.median(required_shares):.2f} "
-        f"[{statistics.median(computed_shares):.2f}] of the limit"
-    )
+            to_plain.append(plain * len(configs) / seconds)
+            shares.append(min_seconds(products, dtype, 1) / seconds)
+            to_pytorch.append(before / seconds)
+    return f"{_spread(to_plain)}×  {_spread(shares)} of the limit  {_spread(to_pytorch)}× PyTorch"
 
 
-def _settings(steps: int) -> TrainConfig:
-    return TrainConfig(steps, 256, SEQUENCE, steps, 0.95, 0)
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _start(
-    configs: Sequence[GatedConfig],
-    text: ByteArray,
-    precision: Precision,
-    steps: int,
-    static_graph: bool | None = None,
-) -> TrainLoop:
-    stack = NetworkStack(
-        [TrialConfig(config) for config in configs], 0, precision, static_graph=static_graph
-    )
-    return TrainLoop(stack, text, _settings(steps))
+def _settings(steps: int, batch_size: int) -> TrainConfig:
+    return TrainConfig(steps, batch_size, SEQUENCE, steps, 0.95, 0)
+
+
+def _pytorch_stack(
+    configs: Sequence[GatedConfig], precision: Precision, static_graph: bool | None = None
+) -> NetworkStack:
+    trial_configs = [TrialConfig(config) for config in configs]
+    return NetworkStack(trial_configs, 0, precision, static_graph=static_graph)
 
 
 def _step_seconds(
-    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, steps: int
+    stack: TrainableNetwork, text: ByteArray, steps: int, batch_size: int = 256
 ) -> float:
-    loop = _start(configs, text, precision, steps)
+    loop = TrainLoop(stack, text, _settings(steps, batch_size))
     return _seconds(lambda: list(loop.train())) / steps
 
 
-def _plain_step_seconds(config: GatedConfig, text: ByteArray, steps: int) -> float:
-    training = PlainTraining(config, text, _settings(steps))
+def _group_seconds(
+    configs: Sequence[GatedConfig], text: ByteArray, precision: Precision, steps: int
+) -> float:
+    stack = build_network([TrialConfig(config) for config in configs], 0, precision)
+    return _step_seconds(stack, text, steps)
+
+
+def _plain_step_seconds(config: GatedConfig, text: ByteArray, steps: int, batch_size: int) -> float:
+    training = PlainTraining(config, text, _settings(steps, batch_size))
     # All one-hot inputs of a sequence are made at once: charge a step with its share.
     sampling = _seconds(lambda: training.begin_sequence(0)) / (SEQUENCE - 1)
 
