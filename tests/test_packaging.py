@@ -66,11 +66,11 @@ def built(project) -> Path:
     return project / "dist"
 
 
-def test_wheel_contains_only_modules_templates_and_study_files(built):
+def test_wheel_contains_only_sources_templates_and_study_files(built):
     expected = {"refine.py", "run_search.py"}
     for name in tracked():
         path = PurePosixPath(name)
-        is_part = path.suffix in {".py", ".toml"} or "templates" in path.parts
+        is_part = path.suffix in {".py", ".toml", ".c", ".h"} or "templates" in path.parts
         if path.parts[0] in PACKAGES and is_part:
             expected.add(name)
     (wheel,) = built.glob("*.whl")

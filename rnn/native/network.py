@@ -17,8 +17,11 @@ from rnn.stacked.flat_parameters import FlatParameters, NamedTensors, align
 from rnn.stacked.linear import StackedLinear, WeightSlice
 from rnn.stacked.network import NetworkStack, draw_initial_weights, require_one_shape
 
-_MAX_STATE_SIZE = 128
-"""State size up to which the library is faster than PyTorch's products of larger matrices."""
+_MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
+"""State size up to which the library is faster than PyTorch on CPUs with AVX-512."""
+
+_MAX_AMX_STATE_SIZE = 128
+"""The same in bfloat16 on CPUs with AMX instructions, which PyTorch uses and the library lacks."""
 
 _MAPS = ["input_gate", "candidate", "state_gate", "forget_gate", "read_out", "output_gate"]
 
@@ -362,9 +365,10 @@ def pays_off(state_size: int, precision: Precision, device: torch.device | None 
     """
     if device is not None and device.type != "cpu":
         return False
-    # PyTorch multiplies large bfloat16 matrices by AMX instructions, which the library lacks.
-    has_no_limit = precision == "bf16" and not torch.cpu._is_amx_tile_supported()
-    return (has_no_limit or state_size <= _MAX_STATE_SIZE) and computes_correctly(precision)
+    limit = _MAX_STATE_SIZE.get(precision, 0)
+    if precision == "bf16" and torch.cpu._is_amx_tile_supported():
+        limit = _MAX_AMX_STATE_SIZE
+    return state_size <= limit and computes_correctly(precision)
 
 
 @cache

@@ -6,6 +6,7 @@ import torch
 
 from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.models.factory import is_stackable
+from rnn.native.network import pays_off
 from rnn.stacked.memory import estimate_memory
 from rnn.training.devices import available_memory
 from search.pruning.policy import ALWAYS_CONTINUE
@@ -18,6 +19,10 @@ matrix products dominates such short steps."""
 
 _MAX_CPU_LOCKSTEP = 32
 """Networks in lockstep on a CPU: more would gain little, and all of them would end at once."""
+
+_MAX_NATIVE_LOCKSTEP = 8
+"""The same where the library in C computes each network in turn, unless there are more threads:
+weights and moments of more do not stay in the last cache."""
 
 _MAX_CPU_BYTES = 256 * 2**20
 """Memory of networks in lockstep on a CPU: at most twice that of one large network."""
@@ -77,7 +82,14 @@ def auto_lockstep(
     count = max(1, int(memory / size))
     if is_cpu and is_cell and count < _MIN_CPU_CELLS:
         return 1
-    return min(count, _MAX_CPU_LOCKSTEP) if is_cpu else count
+    if not is_cpu:
+        return count
+    is_native = not is_cell and pays_off(architecture.state_size, precision)
+    return min(count, _native_lockstep() if is_native else _MAX_CPU_LOCKSTEP)
+
+
+def _native_lockstep() -> int:
+    return min(max(_MAX_NATIVE_LOCKSTEP, torch.get_num_threads()), _MAX_CPU_LOCKSTEP)
 
 
 def differing_params(trial_config: TrialConfig) -> set[str]:

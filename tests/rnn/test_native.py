@@ -286,7 +286,10 @@ def test_library_is_right_without_some_instructions(monkeypatch, flags):
         load_library.cache_clear()
 
 
-def test_large_float32_networks_and_other_devices_and_precisions_use_pytorch():
-    assert not pays_off(512, "fp32")
+def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch):
+    assert not pays_off(257, "fp32")
+    assert not pays_off(385, "bf16")
     assert not pays_off(32, "fp64")
     assert not pays_off(32, "fp32", torch.device("cuda"))
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert not pays_off(256, "bf16"), "PyTorch has the faster instructions of such a CPU"

@@ -138,7 +138,7 @@ def test_gated_networks_of_several_optimizers_and_switches_train_together(
         f"{GATED}[space.training]\nlearning_rate = [0.001, 0.02]\noptimizer = ['adam', 'sgd']\n"
         "momentum = [0.0, 0.5]\nbatch_size = [4, 6]\n"
     )
-    together, _ = work(sqlite_url, text, TRAINING, study=path)
+    together, _ = work(sqlite_url, text, TRAINING, study=path, lockstep=100)
     assert len(together.study.trials) == 24
     assert [len(stack.configs) for stack, _ in stacks] == [12, 12]
     for stack, train_config in stacks:
@@ -217,9 +217,10 @@ def test_out_of_memory_of_one_batch_size_does_not_limit_the_other(study):
     config = load_config_file(path, TRAINING).resolve()
     first, *_, last = config.grid.combinations()
     plan = LockstepPlan(config, "fp32", torch.device("cpu"))
-    assert plan.size(first) == plan.size(last) == 32
+    most = plan.size(first)
+    assert plan.size(last) == most >= 8
     plan.reduce(first, 8)
-    assert (plan.size(first), plan.size(last)) == (4, 32)
+    assert (plan.size(first), plan.size(last)) == (4, most)
     assert plan.size({**first, "forget_gate": True}) == 4
 
 
