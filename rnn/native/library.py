@@ -87,7 +87,7 @@ def _compiled(definitions: Sequence[str]) -> Path:
         # A folder of its own, from which the finished file is moved: several workers may compile.
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix="step-") as folder:
             return _compile(compiler, definitions, Path(folder) / name).replace(cached)
-    except PermissionError:  # the package is installed for all users
+    except OSError:  # the package is installed for all users, or the disk is read-only
         # Nobody else can write to it. It is removed at the end of the process.
         _temporary.append(tempfile.TemporaryDirectory(prefix="rnn-search-"))
         return _compile(compiler, definitions, Path(_temporary[-1].name) / name)
