@@ -11,6 +11,7 @@ Decisions depend on the stored state of the study alone.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -74,7 +75,7 @@ class PruningPolicy:
         viable, prediction = self._viable, self._viable_prediction
         mean, scale = np.full(len(viable), np.inf), np.zeros(len(viable))
         mean[viable], scale[viable] = prediction.mean, prediction.scale
-        return Prediction(mean, scale)
+        return replace(prediction, mean=mean, scale=scale)
 
     @cached_property
     def top_threshold(self) -> float:
