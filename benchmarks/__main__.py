@@ -23,6 +23,7 @@ BENCHMARKS = {
     "large-search": "large_search:measure",
     "overhead": "overhead:measure",
     "precision": "precision:measure",
+    "pruning-families": "pruning_families:measure",
     "objectives-small": "objective_comparison:measure_small",
     "objectives": "objective_comparison:measure",
     "effective-context": "effective_context:measure",

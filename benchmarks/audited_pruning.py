@@ -188,7 +188,7 @@ def replay_audited(recorded: RecordedCurves, audit: int, seed: int) -> AuditedRe
     return AuditedReplay(
         cost=result.cost,
         recall=result.recall,
-        stated=1 - float(stops["keep"].sum()) / top_count(KEEP, count),
+        stated=1 - float(whole["keep"][is_pruned].sum()) / top_count(KEEP, count),
         has_alarm=any(look.is_alarm for look in search.looks.values()),
         inside=int((errors <= INTERVAL_SCALES * whole["predicted_scale"][is_pruned]).sum()),
         pruned=int(is_pruned.sum()),

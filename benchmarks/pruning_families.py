@@ -1,16 +1,21 @@
-"""Families of simulated curves on which no setting of the pruner was chosen.
+"""``python -m benchmarks pruning-families``: pruners on curves for which none was tuned.
 
 Each family draws 128 complete curves that do something that predictions may miss. The definitions
 were fixed before any pruner was run on them.
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import optuna
 
+from benchmarks.audited_pruning import AUDIT, CONCURRENT, KEEP, replay_audited
+from benchmarks.baseline_pruners import keep_best_at_first_rung
 from benchmarks.recorded_curves import RecordedCurves
+from benchmarks.replay_pruning import check_points, optuna_pruners, replay_in_optuna
 from search.pruning.regression import Floats
 
 STEPS, LOG_EVERY = 1000, 20
@@ -109,3 +114,49 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "uninformative switches": _uninformative_switches,
     "random numbers": _random_numbers,
 }
+
+BASELINES = ("Percentile(25)", "conformal")
+
+
+def measure(searches: int = 16) -> Iterator[str]:
+    """Yield a table of the cost and the recall of pruners on each family.
+
+    Args:
+        searches: number of simulated searches of each family.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield f"{searches} searches of {_COUNT} trials of each family, best tenth to be kept"
+    yield f"  {'curves':24} {'pruner':26} {'cost':>6} {'recall':>7} {'error':>6} {'stated':>7}"
+    for family in FAMILIES:
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        for seed in range(searches):
+            recorded = simulate_family(family, seed)
+            for pruner, result in _replay_all(recorded, seed):
+                found.setdefault(pruner, []).append(result)
+        for pruner, results in found.items():
+            yield _format(family, pruner, results)
+
+
+def _replay_all(
+    recorded: RecordedCurves, seed: int
+) -> Iterator[tuple[str, tuple[float, float, float]]]:
+    """Yield each pruner with its cost, its recall and the recall that it states, NaN if none."""
+    for audited in (AUDIT, 0):
+        ours = replay_audited(recorded, audited, seed)
+        stated = ours.stated if audited else math.nan
+        name = "ours" if audited else "ours, none audited"
+        yield name, (ours.cost, ours.recall, stated)
+    look = keep_best_at_first_rung(recorded, KEEP)
+    yield "best after a look", (look.cost, look.recall, math.nan)
+    order = np.random.default_rng(seed).permutation(len(recorded.values)).tolist()
+    for name in BASELINES:
+        pruner = optuna_pruners(recorded.end)[name]()
+        other = replay_in_optuna(recorded, pruner, check_points(recorded), order, CONCURRENT, KEEP)
+        yield name, (other.cost, other.recall, math.nan)
+
+
+def _format(family: str, pruner: str, results: Sequence[tuple[float, float, float]]) -> str:
+    cost, recall, stated = np.mean(results, axis=0)
+    error = np.std(results, axis=0, ddof=1)[1] / math.sqrt(len(results))
+    promise = "" if math.isnan(stated) else f"{stated:7.3f}"
+    return f"  {family:24} {pruner:26} {cost:6.3f} {recall:7.3f} {error:6.3f} {promise}"

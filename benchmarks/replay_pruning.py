@@ -28,6 +28,7 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState, create_trial
 
+from benchmarks.baseline_pruners import ConformalPruner, keep_best_at_first_rung
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replayed_search import Replay
 from search.pruning.pruner import TopFractionPruner
@@ -114,11 +115,12 @@ def optuna_pruners(end: int) -> dict[str, Callable[[], BasePruner]]:
         "Hyperband": partial(
             HyperbandPruner, min_resource=max(1, round(end / 11)), max_resource=end
         ),
+        "conformal": partial(ConformalPruner, round(end / 11)),
     }
 
 
-OURS, OURS_WITHOUT_PAUSING = "ours", "ours, in Optuna"
-PRUNERS = (OURS, OURS_WITHOUT_PAUSING, *optuna_pruners(1))
+OURS, OURS_WITHOUT_PAUSING, ONE_LOOK = "ours", "ours, in Optuna", "best after a look"
+PRUNERS = (OURS, OURS_WITHOUT_PAUSING, ONE_LOOK, *optuna_pruners(1))
 
 
 def replay(
@@ -136,6 +138,8 @@ def replay(
     trials = np.random.default_rng(order).permutation(len(recorded.values)).tolist()
     if pruner == OURS:
         return Replay(recorded, concurrent, keep, confidence).run(trials)
+    if pruner == ONE_LOOK:
+        return keep_best_at_first_rung(recorded, keep)
     if pruner == OURS_WITHOUT_PAUSING:
         checks = [int(np.searchsorted(recorded.steps, rung.step)) for rung in recorded.rungs]
         log_every = int(recorded.steps[0])
@@ -147,10 +151,14 @@ def replay(
             planned=len(trials),
         )
         return replay_in_optuna(recorded, ours, checks, trials, concurrent, keep)
-    last = len(recorded.steps) - 1
-    checks = sorted({int(index) for index in np.linspace(0, last, CHECKS + 1)[1:-1]})
     baseline = optuna_pruners(recorded.end)[pruner]()
-    return replay_in_optuna(recorded, baseline, checks, trials, concurrent, keep)
+    return replay_in_optuna(recorded, baseline, check_points(recorded), trials, concurrent, keep)
+
+
+def check_points(recorded: RecordedCurves) -> list[int]:
+    """Return the indices of the log points at which Optuna's pruners are called."""
+    places = np.linspace(0, len(recorded.steps) - 1, CHECKS + 1)[1:-1]
+    return sorted({int(index) for index in places})
 
 
 def format_table(

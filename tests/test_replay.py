@@ -80,7 +80,8 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
     assert names.split()[:1] == ["pruner"]
     found = {line[2:20].strip(): line[20:].split() for line in lines}
     assert list(found) == [
-        "ours", "ours, in Optuna", "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband"
+        "ours", "ours, in Optuna", "best after a look",
+        "SuccessiveHalving", "Percentile(25)", "Median", "Hyperband", "conformal"
     ]  # fmt: skip
     concurrent, cost, recall, worst, _, winner, complete, starts = found["ours"]
     assert (concurrent, winner) == ("3", "2/2")
