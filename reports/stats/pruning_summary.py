@@ -20,7 +20,8 @@ class PruningSummary:
     Attributes:
         top_count: number of best trials that pruning is to keep.
         expected_share: expected share of them that is complete, by the predictions at the time of
-            pruning; NaN until every trial is finished, and without predictions.
+            pruning; NaN until every trial is finished, and without predictions or audited trials,
+            which test them.
         step_share: share of the steps of all trials that was trained.
         rungs: one row per rung after which trials were pruned: ``step``, ``trials`` and
             ``keep_probability``, the sum of their probabilities of being among the best.
@@ -52,10 +53,13 @@ def summarize_pruning(results: Results) -> PruningSummary | None:
     reached = last_steps.drop(failed, errors="ignore")
     early_table = table.assign(value=results.early_losses.reindex(table.index))
     is_final = counts.finished == counts.planned and not pruned["keep_probability"].isna().any()
+    is_stated = is_final and table["audited"].any()
     trained_steps = float(last_steps.reindex(table.index).fillna(0).sum())
     return PruningSummary(
         top_count=kept,
-        expected_share=1 - float(pruned["keep_probability"].sum()) / kept if is_final else math.nan,
+        expected_share=1 - float(pruned["keep_probability"].sum()) / kept
+        if is_stated
+        else math.nan,
         step_share=trained_steps / (results.trained.training.steps * len(table)),
         rungs=rungs.set_axis(["step", "trials", "keep_probability"], axis=1),
         common_step=common_step,
