@@ -45,7 +45,7 @@ from studies.calibration import DEGREES
 MIN_COMPLETE = 4
 """Known final values that the regression needs; with fewer, trials rank by their last loss."""
 
-STD_INFLATION = 1.1
+STD_INFLATION = 1.25
 """Standard deviation inflation, to correct for optional stopping."""
 
 
