@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml
 	status=$$?; kill $$!; exit $$status
 	@touch $@
 
-demo: install ## search, refine and report on a small study: about three minutes on two cores
+demo: install ## search, refine and report on a small study: one to three minutes on two cores
 	@echo "searching every combination of the switches at a small size"
 	@$(RUN) -m search.demo search $(WORKERS)
 	@echo "refining the best tenth"
