@@ -6,7 +6,6 @@ trained by :class:`rnn.stacked.network.NetworkStack`.
 
 import ctypes
 import hashlib
-import logging
 import os
 import platform
 import shlex
@@ -37,31 +36,32 @@ _FLAGS = [
 _THREADS = ["-fopenmp"]
 _COMPILE_SECONDS = 120
 
-_logger = logging.getLogger(__name__)
+
+def load_library(precision: Precision) -> ctypes.CDLL | None:
+    """Load the library for a precision, compiled before or now; None if there is none."""
+    return _load(precision)[0]
+
+
+def library_error(precision: Precision) -> str | None:
+    """Return in one line why a precision has no library, if it could have one."""
+    return _load(precision)[1]
 
 
 @cache
-def load_library(precision: Precision) -> ctypes.CDLL | None:
-    """Load the library for a precision, compiled before or now.
-
-    Returns:
-        None if there is none: for another precision than fp32 and bf16, or if the compiler is
-        missing or fails, which is logged once.
-    """
+def _load(precision: Precision) -> tuple[ctypes.CDLL | None, str | None]:
     supported = precision == "fp32" or (precision == "bf16" and _multiplies_bf16())
     if not supported or os.environ.get(SWITCH) == "0":
-        return None
+        return None, None
     try:
         library = ctypes.CDLL(str(_compiled(["-DBF16"] if precision == "bf16" else [])))
     except (OSError, subprocess.SubprocessError) as error:
-        _logger.info(f"small networks train without the library in C ({_describe(error)})")
-        return None
+        return None, _describe(error)
     library.rnn_step.argtypes = [ctypes.c_void_p]
     library.rnn_step.restype = ctypes.c_int
     library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
     library.rnn_scratch_size.restype = ctypes.c_int64
     library.rnn_tile_columns.restype = ctypes.c_int
-    return library
+    return library, None
 
 
 def _multiplies_bf16() -> bool:

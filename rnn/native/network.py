@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
-from rnn.native.library import load_library
+from rnn.native.library import library_error, load_library
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors, align
 from rnn.stacked.linear import StackedLinear, WeightSlice
 from rnn.stacked.network import NetworkStack, draw_initial_weights, require_one_shape
@@ -369,6 +369,15 @@ def pays_off(state_size: int, precision: Precision, device: torch.device | None 
     if precision == "bf16" and torch.cpu._is_amx_tile_supported():
         limit = _MAX_AMX_STATE_SIZE
     return state_size <= limit and computes_correctly(precision)
+
+
+def library_obstacle(precision: Precision) -> str | None:
+    """Return in one line why the library is not used for a precision, if it could be."""
+    if (error := library_error(precision)) is not None:
+        return error
+    if load_library(precision) is None or computes_correctly(precision):
+        return None
+    return "the compiled library computes other numbers than PyTorch"
 
 
 @cache

@@ -6,10 +6,18 @@ from typing import Any
 
 import torch
 
-from rnn.config import BYTE_VOCAB_SIZE, CellConfig, Precision, TrialConfig
+from rnn.config import (
+    BYTE_VOCAB_SIZE,
+    CellConfig,
+    GatedConfig,
+    NetworkConfig,
+    Precision,
+    TrialConfig,
+)
 from rnn.errors import CellError
 from rnn.models.cell_network import lockstep_obstacle
 from rnn.models.factory import is_stackable
+from rnn.native.network import library_obstacle
 from search.duration import to_train_config
 from search.worker.lockstep_size import auto_lockstep, differing_params
 from studies.config import StudyConfig, to_trial_config
@@ -45,11 +53,13 @@ class LockstepPlan:
         self._limit = limit
         self._param_names = _list_params(config)
         self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
+        self._has_checked_library = False
         self._cells_alone: set[str] = set()  # that cannot train in lockstep
 
     def size(self, params: Mapping[str, Any]) -> int:
         """Return how many trials like one of these parameters, including it, to train together."""
         trial_config = to_trial_config(params, self._config)
+        self._note_slow_training(trial_config.architecture)
         try:
             if self._limit == 1 or not self._is_stackable(trial_config):
                 return 1
@@ -84,6 +94,18 @@ class LockstepPlan:
                 "trained one at a time"
             )
         return reason is None
+
+    def _note_slow_training(self, architecture: NetworkConfig) -> None:
+        """Log once if gated networks train more slowly than they could on this machine."""
+        if self._has_checked_library or not isinstance(architecture, GatedConfig):
+            return
+        self._has_checked_library = True
+        reason = library_obstacle(self._precision) if self._device.type == "cpu" else None
+        if reason is not None:
+            _logger.info(
+                "small networks train without the library in C, at a fifth to half of the speed "
+                f"({reason})"
+            )
 
     def _shape(self, params: Mapping[str, Any]) -> Hashable:
         """Return what determines the memory of a network, up to the switches."""

@@ -229,3 +229,16 @@ def test_duration_of_a_union_is_estimated(study, monkeypatch):
     config = load_cells(load_config_file(study(UNION), TRAINING)).resolve()
     described = describe_duration(config, 18, torch.device("cpu"))
     assert described.endswith(" for one worker of this machine")
+
+
+@pytest.mark.parametrize("lockstep", [1, 4])
+def test_worker_says_once_why_small_networks_train_slowly(
+    sqlite_url, text, study, monkeypatch, lockstep
+):
+    obstacle = "no C compiler 'cc': install one, or set CC"
+    monkeypatch.setattr("search.worker.lockstep.library_obstacle", lambda precision: obstacle)
+    _, said = work(sqlite_url, text, TRAINING, study=study(GATED), lockstep=lockstep)
+    assert [line for line in said if "networks" in line] == [
+        "small networks train without the library in C, at a fifth to half of the speed "
+        f"({obstacle})"
+    ]
