@@ -53,15 +53,25 @@ def _load(precision: Precision) -> tuple[ctypes.CDLL | None, str | None]:
     if not supported or os.environ.get(SWITCH) == "0":
         return None, None
     try:
-        library = ctypes.CDLL(str(_compiled(["-DBF16"] if precision == "bf16" else [])))
-    except (OSError, subprocess.SubprocessError) as error:
+        return _open(_compiled(["-DBF16"] if precision == "bf16" else [])), None
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
         return None, _describe(error)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Open a compiled library and declare its functions.
+
+    Raises:
+        OSError: if the file is not a library.
+        AttributeError: if it lacks a function.
+    """
+    library = ctypes.CDLL(str(path))
     library.rnn_step.argtypes = [ctypes.c_void_p]
     library.rnn_step.restype = ctypes.c_int
     library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
     library.rnn_scratch_size.restype = ctypes.c_int64
     library.rnn_tile_columns.restype = ctypes.c_int
-    return library, None
+    return library
 
 
 def _multiplies_bf16() -> bool:
@@ -73,9 +83,14 @@ def _compiled(definitions: Sequence[str]) -> Path:
 
     Raises:
         OSError: if the compiler is missing.
+        ValueError: if ``CC`` cannot be split into words.
         subprocess.SubprocessError: if it fails.
     """
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    variable = os.environ.get("CC", "cc")
+    try:
+        compiler = shlex.split(variable)
+    except ValueError as error:
+        raise ValueError(f"CC is {variable!r}: expected a command ({error})") from error
     if not compiler or shutil.which(compiler[0]) is None:
         raise FileNotFoundError(f"no C compiler {' '.join(compiler)!r}: install one, or set CC")
     name = f"step-{_identity(compiler, definitions)}.so"
@@ -101,7 +116,13 @@ def _compile(compiler: Sequence[str], definitions: Sequence[str], target: Path) 
     for threads in (_THREADS, []):  # not every compiler has OpenMP
         command = [*compiler, *_FLAGS, *threads, *definitions, source, "-o", str(target), "-lm"]
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",  # compilers print paths and translated messages in any encoding
+            timeout=_COMPILE_SECONDS,
+            check=False,
         )
         if result.returncode == 0:
             return target
@@ -130,7 +151,9 @@ def _describe(error: Exception) -> str:
     """Return an error in one line: of a compiler that fails, the first of its messages."""
     if isinstance(error, subprocess.CalledProcessError):
         messages = [line for line in (error.stderr or "").splitlines() if "error" in line]
-        return f"{error.cmd[0]} failed: {messages[0] if messages else error.returncode}"
+        return (
+            f"{error.cmd[0]} failed: {messages[0] if messages else f'exit code {error.returncode}'}"
+        )
     if isinstance(error, subprocess.TimeoutExpired):
         return f"{error.cmd[0]} did not end within {_COMPILE_SECONDS} s"
     return str(error)

@@ -94,8 +94,8 @@ class NativeStack:
 
     It computes what :class:`rnn.stacked.network.NetworkStack` computes. In bfloat16 the factors of
     matrix products are rounded, all sums, gradients and biases are float32. The numbers of a
-    network do not depend on the others; in which order streams are summed depends on the number of
-    threads if that is larger than K.
+    network depend neither on the others nor on the number of threads where that divides K or is at
+    most half of it; elsewhere the order in which streams are summed depends on K and the threads.
 
     Args:
         configs: configs of the K networks.

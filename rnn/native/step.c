@@ -7,8 +7,8 @@
 //
 // Streams are independent but for the sums over them in the gradients of the weights. A network is
 // therefore computed in blocks of a few streams whose intermediate results stay in the first and
-// second cache. Networks are divided among threads; where there are fewer networks than threads,
-// the streams of each are, and every thread has gradients of its own, which are added at the end.
+// second cache. Networks are divided among threads; where that would leave threads without work, the
+// streams of each are, and every part has gradients of its own, which are added at the end.
 
 #include <math.h>
 #ifdef _OPENMP

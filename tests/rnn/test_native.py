@@ -204,12 +204,16 @@ def test_library_is_used_where_there_is_a_compiler(compiled):
     ("environment", "obstacle"),
     [
         ({"CC": "no-such-compiler"}, "no C compiler 'no-such-compiler': install one, or set CC"),
-        ({"CC": "false"}, "false failed"),
+        ({"CC": "false"}, "false failed: exit code 1"),
         ({"CC": ""}, "no C compiler ''"),
         ({"CC": "cc -DBLOCK_STREAMS=x"}, "error"),
+        ({"CC": "cc 'unfinished"}, 'CC is "cc \'unfinished": expected a command'),
+        ({"CC": "sh -c 'printf \"\\377 error\" >&2; exit 1'"}, "sh failed: \ufffd error"),
+        ({"CC": "cc -fvisibility=hidden"}, "undefined symbol: rnn_"),
+        ({"CC": "cc -c"}, "rnn/native/__pycache__/step-"),
         ({SWITCH: "0"}, "None"),
     ],
-    ids=["missing", "failing", "empty", "broken", "off"],
+    ids=str,
 )
 def test_networks_train_the_same_without_the_library(compiled, environment, obstacle):
     name, loss, found = run_training(**environment)
