@@ -125,6 +125,8 @@ def _compile(compiler: Sequence[str], definitions: Sequence[str], target: Path) 
             check=False,
         )
         if result.returncode == 0:
+            with target.open("rb") as file:
+                os.fsync(file.fileno())  # a part of a library, as after a power cut, would crash
             return target
     raise subprocess.CalledProcessError(result.returncode, command, result.stdout, result.stderr)
 
@@ -150,7 +152,8 @@ def _cpu() -> str:
 def _describe(error: Exception) -> str:
     """Return an error in one line: of a compiler that fails, the first of its messages."""
     if isinstance(error, subprocess.CalledProcessError):
-        messages = [line for line in (error.stderr or "").splitlines() if "error" in line]
+        lines = (error.stderr or "").splitlines()
+        messages = [line for line in lines if "error" in line or "failed" in line]
         return (
             f"{error.cmd[0]} failed: {messages[0] if messages else f'exit code {error.returncode}'}"
         )

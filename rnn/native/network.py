@@ -212,8 +212,9 @@ class NativeStack:
         return buffers.output.mean(1), buffers.next_states
 
     def _step(self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]) -> "_Buffers":
+        self._check_shapes(tokens, targets, states)  # the library reads whatever is in memory
         tokens = tokens.long().contiguous()
-        states = [state.contiguous() for state in states]
+        states = [state.float().contiguous() for state in states]
         threads, is_training = torch.get_num_threads(), targets is not None
         key = len(tokens), threads, is_training
         buffers = self._buffers.get(key)
@@ -229,6 +230,20 @@ class NativeStack:
         if self._library.rnn_step(ctypes.addressof(step)):
             raise IndexError(f"a token is not below {self._vocab_size}, the vocabulary size")
         return buffers
+
+    def _check_shapes(
+        self, tokens: Tensor, targets: Tensor | None, states: Sequence[Tensor]
+    ) -> None:
+        if tokens.dim() != 1 or not len(tokens):
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: expected one per stream")
+        if targets is not None and targets.shape != tokens.shape:
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}: expected {tuple(tokens.shape)}"
+            )
+        expected = len(self.configs), len(tokens), self._state_size
+        if len(states) != self._layers or any(state.shape != expected for state in states):
+            shapes = [tuple(state.shape) for state in states]
+            raise ValueError(f"states have shapes {shapes}: expected {self._layers} of {expected}")
 
     def _allocate(self, streams: int, threads: int, is_training: bool) -> "_Buffers":
         """Allocate the memory of a step, which every step of as many streams reuses."""

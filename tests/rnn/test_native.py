@@ -157,6 +157,25 @@ def test_token_outside_the_vocabulary_is_an_error(value):
         stack.forward(bad, stack.init_state(2))
 
 
+def test_tensors_of_other_shapes_are_errors_and_other_numbers_are_converted():
+    if load_library("fp32") is None:
+        pytest.skip("no compiler")
+    stack = NativeStack([TrialConfig(gated_configs(2, 8)[0])], 3)
+    tokens, states = torch.tensor([1, 2]), stack.init_state(2)
+    states[0].fill_(0.5)
+    for bad in (states[:1], stack.init_state(1), [state[0] for state in states]):
+        with pytest.raises(ValueError, match=r"states have shapes .* expected 2 of \(1, 2, 8\)"):
+            stack.forward(tokens, bad)
+    with pytest.raises(ValueError, match=r"targets have shape \(1,\): expected \(2,\)"):
+        stack.loss_and_grad(tokens, tokens[:1], states)
+    for bad in (tokens[None], tokens[:0]):
+        with pytest.raises(ValueError, match=r"tokens have shape .*: expected one per stream"):
+            stack.forward(bad, stack.init_state(0))
+    logits = stack.forward(tokens, states)[0].clone()
+    doubles = [state.double() for state in states]
+    assert torch.equal(stack.forward(tokens.int(), doubles)[0], logits)
+
+
 def test_networks_of_several_shapes_are_refused():
     with pytest.raises(ValueError, match=r"have the shapes .*: expected one"):
         NativeStack([TrialConfig(gated_configs(1, size)[0]) for size in (8, 9)], 3)
@@ -210,6 +229,7 @@ def test_library_is_used_where_there_is_a_compiler(compiled):
         ({"CC": "cc 'unfinished"}, 'CC is "cc \'unfinished": expected a command'),
         ({"CC": "sh -c 'printf \"\\377 error\" >&2; exit 1'"}, "sh failed: \ufffd error"),
         ({"CC": "cc -fvisibility=hidden"}, "undefined symbol: rnn_"),
+        ({"CC": "sh -c 'echo ld: final link failed: No space >&2; exit 1'"}, "No space"),
         ({"CC": "cc -c"}, "rnn/native/__pycache__/step-"),
         ({SWITCH: "0"}, "None"),
     ],
