@@ -380,19 +380,33 @@ def pays_off(state_size: int, precision: Precision, device: torch.device | None 
     """
     if device is not None and device.type != "cpu":
         return False
-    limit = _MAX_STATE_SIZE.get(precision, 0)
-    if precision == "bf16" and torch.cpu._is_amx_tile_supported():
-        limit = _MAX_AMX_STATE_SIZE
-    return state_size <= limit and computes_correctly(precision)
+    return _is_small(state_size, precision) and computes_correctly(precision)
 
 
-def library_obstacle(precision: Precision) -> str | None:
-    """Return in one line why the library is not used for a precision, if it could be."""
+def library_obstacle(state_size: int, precision: Precision) -> str | None:
+    """Return in one line why the library does not train networks that it would train fastest.
+
+    Args:
+        state_size: n.
+        precision: precision of the arithmetic.
+
+    Returns:
+        None if it trains them, or PyTorch is faster, or the user has switched the library off.
+    """
+    if not _is_small(state_size, precision):
+        return None
     if (error := library_error(precision)) is not None:
         return error
     if load_library(precision) is None or computes_correctly(precision):
         return None
     return "the compiled library computes other numbers than PyTorch"
+
+
+def _is_small(state_size: int, precision: Precision) -> bool:
+    limit = _MAX_STATE_SIZE.get(precision, 0)
+    if precision == "bf16" and torch.cpu._is_amx_tile_supported():
+        limit = _MAX_AMX_STATE_SIZE
+    return state_size <= limit
 
 
 @cache

@@ -6,14 +6,7 @@ from typing import Any
 
 import torch
 
-from rnn.config import (
-    BYTE_VOCAB_SIZE,
-    CellConfig,
-    GatedConfig,
-    NetworkConfig,
-    Precision,
-    TrialConfig,
-)
+from rnn.config import BYTE_VOCAB_SIZE, CellConfig, GatedConfig, Precision, TrialConfig
 from rnn.errors import CellError
 from rnn.models.cell_network import lockstep_obstacle
 from rnn.models.factory import is_stackable
@@ -53,13 +46,13 @@ class LockstepPlan:
         self._limit = limit
         self._param_names = _list_params(config)
         self._max_by_shape: dict[Hashable, int] = {}  # after running out of memory
-        self._has_checked_library = False
+        self._has_noted_slowness = False
         self._cells_alone: set[str] = set()  # that cannot train in lockstep
 
     def size(self, params: Mapping[str, Any]) -> int:
         """Return how many trials like one of these parameters, including it, to train together."""
         trial_config = to_trial_config(params, self._config)
-        self._note_slow_training(trial_config.architecture)
+        self._note_slow_training(trial_config)
         try:
             if self._limit == 1 or not self._is_stackable(trial_config):
                 return 1
@@ -95,13 +88,15 @@ class LockstepPlan:
             )
         return reason is None
 
-    def _note_slow_training(self, architecture: NetworkConfig) -> None:
+    def _note_slow_training(self, trial_config: TrialConfig) -> None:
         """Log once if gated networks train more slowly than they could on this machine."""
-        if self._has_checked_library or not isinstance(architecture, GatedConfig):
+        network = trial_config.architecture
+        if self._has_noted_slowness or self._device.type != "cpu":
             return
-        self._has_checked_library = True
-        reason = library_obstacle(self._precision) if self._device.type == "cpu" else None
-        if reason is not None:
+        if not isinstance(network, GatedConfig) or trial_config.bptt_steps > 1:
+            return
+        if (reason := library_obstacle(network.state_size, self._precision)) is not None:
+            self._has_noted_slowness = True
             _logger.info(
                 "small networks train without the library in C, at a fifth to half of the speed "
                 f"({reason})"

@@ -189,7 +189,7 @@ from rnn.native.network import library_obstacle
 network = build_network([TrialConfig(GatedConfig(True, True, True, True, True, 'both', 2, 8))], 0)
 tokens = torch.arange(6)
 losses, _ = network.loss_and_grad(tokens, tokens, network.init_state(6))
-print(type(network).__name__, losses.item(), library_obstacle("fp32"))
+print(type(network).__name__, losses.item(), library_obstacle(8, "fp32"))
 """
 
 
@@ -259,7 +259,8 @@ def test_library_that_computes_wrong_numbers_is_not_used(monkeypatch):
     try:
         assert isinstance(build_network(config, 0), NetworkStack)
         assert (
-            library_obstacle("fp32") == "the compiled library computes other numbers than PyTorch"
+            library_obstacle(8, "fp32")
+            == "the compiled library computes other numbers than PyTorch"
         )
     finally:
         computes_correctly.cache_clear()
@@ -314,6 +315,9 @@ def test_large_networks_and_other_devices_and_precisions_use_pytorch(monkeypatch
     assert not pays_off(257, "fp32")
     assert not pays_off(385, "bf16")
     assert not pays_off(32, "fp64")
+    monkeypatch.setattr("rnn.native.network.library_error", lambda precision: "no C compiler")
+    assert library_obstacle(256, "fp32") == "no C compiler"
+    assert library_obstacle(257, "fp32") is None, "nothing is missing for networks of this size"
     assert not pays_off(32, "fp32", torch.device("cuda"))
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     assert not pays_off(256, "bf16"), "PyTorch has the faster instructions of such a CPU"

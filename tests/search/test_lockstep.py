@@ -236,7 +236,7 @@ def test_worker_says_once_why_small_networks_train_slowly(
     sqlite_url, text, study, monkeypatch, lockstep
 ):
     obstacle = "no C compiler 'cc': install one, or set CC"
-    monkeypatch.setattr("search.worker.lockstep.library_obstacle", lambda precision: obstacle)
+    monkeypatch.setattr("search.worker.lockstep.library_obstacle", lambda *args: obstacle)
     _, said = work(sqlite_url, text, TRAINING, study=study(GATED), lockstep=lockstep)
     assert [line for line in said if "networks" in line] == [
         "small networks train without the library in C, at a fifth to half of the speed "
