@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from network_configs import each_of, gated_configs
@@ -17,6 +18,8 @@ from rnn.native import library
 from rnn.native.library import SWITCH, load_library
 from rnn.native.network import NativeStack, computes_correctly, library_obstacle, pays_off
 from rnn.stacked.network import NetworkStack
+from rnn.training.checkpoint import deserialize_checkpoint, serialize_checkpoint
+from rnn.training.loop import TrainConfig, TrainLoop
 
 PRECISIONS = [
     pytest.param(
@@ -127,6 +130,41 @@ def test_network_computes_the_same_bit_for_bit_in_any_stack(precision, thread_co
         own = alone.parameters.extract(0, alone.parameters.grads)
         for name, grad in together.parameters.extract(k, together.parameters.grads).items():
             assert torch.equal(grad, own[name])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_training_resumes_bit_for_bit_and_closely_in_the_fast_engine(precision, thread_count):
+    thread_count(1)
+    text = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
+    settings = TrainConfig(20, 3, 8, 4, 0.9, 3, average_fraction=0.6)
+    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["state"])[::19]]
+
+    def train(stack, states, until):
+        loop = TrainLoop(stack, text, settings, states)
+        for point in loop.train():
+            if point.step == until:
+                break
+        return {
+            config: deserialize_checkpoint(
+                config.architecture, "", serialize_checkpoint(loop.train_state(config), "")
+            )
+            for config in loop.configs
+        }
+
+    def resume(engine, states, until):
+        weights = {config: state.weights for config, state in states.items()}
+        return train(engine(list(states), 3, precision, weights=weights), states, until)
+
+    expected = train(NativeStack(configs, 3, precision), {}, 20)
+    half = train(NativeStack(configs, 3, precision), {}, 8)
+    some = {config: half[config] for config in configs[::2]}  # the others are pruned
+    exact = resume(NativeStack, some, 20)
+    close = resume(NativeStack, resume(NetworkStack, some, 12), 20)
+    for config in some:
+        assert exact[config].curve == expected[config].curve
+        for name, weight in expected[config].weights.items():
+            assert torch.equal(exact[config].weights[name], weight)
+        assert close[config].curve == pytest.approx(expected[config].curve, rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
