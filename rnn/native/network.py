@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnn.config import BYTE_VOCAB_SIZE, GatedConfig, Precision, TrialConfig
 from rnn.native.library import library_error, load_library
+from rnn.native.structs import MAPS, Layer, Map, Network, Step
 from rnn.stacked.flat_parameters import FlatParameters, NamedTensors, align
 from rnn.stacked.linear import StackedLinear, WeightSlice
 from rnn.stacked.network import NetworkStack, draw_initial_weights, require_one_shape
@@ -22,71 +23,6 @@ _MAX_STATE_SIZE: dict[Precision, int] = {"fp32": 256, "bf16": 384}
 
 _MAX_AMX_STATE_SIZE = 128
 """The same in bfloat16 on CPUs with AMX instructions, which PyTorch uses and the library lacks."""
-
-_MAPS = ["input_gate", "candidate", "state_gate", "forget_gate", "read_out", "output_gate"]
-
-
-class _Map(ctypes.Structure):
-    """Struct Map of layer.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ("weight", "bias", "inputs", "outputs", "packed", "transposed")
-    ]
-
-
-class _Layer(ctypes.Structure):
-    """Struct Layer of layer.h."""
-
-    _fields_ = [
-        *((name, _Map) for name in _MAPS),
-        ("output_has_grad", ctypes.c_int64),
-        ("state_has_grad", ctypes.c_int64),
-        ("previous_state_has_grad", ctypes.c_int64),
-    ]
-
-
-class _Network(ctypes.Structure):
-    """Struct Network of layer.h."""
-
-    _fields_ = [
-        ("embedding", _Map),
-        ("head", _Map),
-        ("reads_new_state", ctypes.c_int64),
-        ("reads_previous_state", ctypes.c_int64),
-        ("residual", ctypes.c_int64),
-        ("gates_read_candidate", ctypes.c_int64),
-        ("packed_size", ctypes.c_int64),
-        ("layers", ctypes.c_void_p),
-    ]
-
-
-class _Step(ctypes.Structure):
-    """Struct Step of step.c."""
-
-    _fields_ = [
-        ("count", ctypes.c_int64),
-        ("layers", ctypes.c_int64),
-        ("n", ctypes.c_int64),
-        ("vocabulary", ctypes.c_int64),
-        ("streams", ctypes.c_int64),
-        ("networks", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("grads", ctypes.c_void_p),
-        ("part_grads", ctypes.c_void_p),
-        ("size", ctypes.c_int64),
-        ("states", ctypes.c_void_p),
-        ("next_states", ctypes.c_void_p),
-        ("tokens", ctypes.c_void_p),
-        ("targets", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-        ("losses", ctypes.c_void_p),
-        ("threads", ctypes.c_int64),
-        ("parts", ctypes.c_int64),
-        ("packed", ctypes.c_void_p),
-        ("scratch", ctypes.c_void_p),
-        ("scratch_size", ctypes.c_int64),
-    ]
 
 
 class NativeStack:
@@ -152,8 +88,8 @@ class NativeStack:
             params = (weights or {}).get(config) or draw_initial_weights(config, seed, vocab_size)
             self.parameters.load(k, self.parameters.values, params)
         # Kept as long as the stack: the library reads them at their addresses.
-        self._layer_structs = (_Layer * (len(configs) * self._layers))()
-        self._network_structs = (_Network * len(configs))()
+        self._layer_structs = (Layer * (len(configs) * self._layers))()
+        self._network_structs = (Network * len(configs))()
         self._describe_networks(linears)
         self._buffers: dict[tuple[int, int, bool], _Buffers] = {}
 
@@ -275,7 +211,7 @@ class NativeStack:
         """Write the structs that tell the library where each network's weights are."""
         columns = self._library.rnn_tile_columns()
         pair = 2 if self._precision == "bf16" else 1  # numbers that a factor holds in 32 bits
-        maps: dict[tuple[int, str], _Map] = {}
+        maps: dict[tuple[int, str], Map] = {}
         packed = [0] * len(self.configs)
         for name, linear in linears:
             inputs, outputs = linear.in_features, linear.out_features
@@ -284,7 +220,7 @@ class NativeStack:
             transposed = parts * -(-outputs // pair) * _round_up(self._state_size, columns)
             for row, k in enumerate(linear.networks):
                 weight, bias = linear.weight[row], linear.bias[row]
-                maps[k, name] = _Map(
+                maps[k, name] = Map(
                     weight.storage_offset(),
                     bias.storage_offset(),
                     inputs,
@@ -305,8 +241,8 @@ class NativeStack:
             requires_grad = True
             for index in reversed(range(self._layers)):
                 layer = self._layer_structs[k * self._layers + index]
-                for name in _MAPS:
-                    setattr(layer, name, maps.get((k, f"layers.{index}.{name}"), _Map(-1)))
+                for name in MAPS:
+                    setattr(layer, name, maps.get((k, f"layers.{index}.{name}"), Map(-1)))
                 layer.output_has_grad = requires_grad
                 layer.state_has_grad = requires_grad and architecture.reads_new_state
                 layer.previous_state_has_grad = (
@@ -333,7 +269,7 @@ class _Buffers:
         addresses = ctypes.c_void_p * len(next_states)
         self.state_addresses = addresses()
         self._next_addresses = addresses(*(state.data_ptr() for state in next_states))
-        self.step = _Step(
+        self.step = Step(
             part_grads=part_grads.data_ptr(),
             packed=packed.data_ptr(),
             states=ctypes.addressof(self.state_addresses),
