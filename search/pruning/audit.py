@@ -12,7 +12,7 @@ the predictions are recalibrated on the audited trials from then on.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,8 +140,7 @@ def recalibrate(
         bias[:], factor[:] = _bias_and_factor(scores, len(found))
         others = [_bias_and_factor(scores[owner != i], len(found) - 1) for i in range(len(found))]
         bias[is_held], factor[is_held] = np.array(others)[owner].T
-    mean = prediction.mean + bias * prediction.scale
-    return replace(prediction, mean=mean, scale=factor * prediction.scale)
+    return Prediction(prediction.mean + bias * prediction.scale, factor * prediction.scale)
 
 
 def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:

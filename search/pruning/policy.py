@@ -11,7 +11,6 @@ Decisions depend on the stored state of the study alone.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -75,7 +74,7 @@ class PruningPolicy:
         viable, prediction = self._viable, self._viable_prediction
         mean, scale = np.full(len(viable), np.inf), np.zeros(len(viable))
         mean[viable], scale[viable] = prediction.mean, prediction.scale
-        return replace(prediction, mean=mean, scale=scale)
+        return Prediction(mean, scale)
 
     @cached_property
     def top_threshold(self) -> float:
