@@ -139,12 +139,24 @@ static void part_grads(const Block *block, const Map *map, int part, Rows x, Row
     multiply(streams, n, depth, factor(dy), panels, NULL, dx.values, dx.stride);
 }
 
+// Add the sum of the rows of dy (rows, columns) to a gradient.
+static void add_sum(int64_t rows, int64_t columns, Rows dy, float *grad)
+{
+    enum { SUMS = 64 };
+    for (int64_t j = 0; j < columns; j += SUMS) {
+        int64_t count = columns - j < SUMS ? columns - j : SUMS;
+        float sums[SUMS] = {0};
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t i = 0; i < count; i++)
+                sums[i] += ROW(dy, b)[j + i];
+        for (int64_t i = 0; i < count; i++)
+            grad[j + i] += sums[i];
+    }
+}
+
 static void bias_grad(const Block *block, const Map *map, Rows dy)
 {
-    float *grad = block->grads + map->bias;
-    for (int64_t b = 0; b < block->streams; b++)
-        for (int64_t j = 0; j < map->outputs; j++)
-            grad[j] += ROW(dy, b)[j];
+    add_sum(block->streams, map->outputs, dy, block->grads + map->bias);
 }
 
 // ------------------------------------------------------------------------------ forward pass

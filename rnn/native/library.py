@@ -70,6 +70,8 @@ def _open(path: Path) -> ctypes.CDLL:
     library.rnn_step.restype = ctypes.c_int
     library.rnn_scratch_size.argtypes = [ctypes.c_void_p]
     library.rnn_scratch_size.restype = ctypes.c_int64
+    library.rnn_blocks.argtypes = [ctypes.c_int64]
+    library.rnn_blocks.restype = ctypes.c_int64
     library.rnn_tile_columns.restype = ctypes.c_int
     return library
 

@@ -30,8 +30,7 @@ class NativeStack:
 
     It computes what :class:`rnn.stacked.network.NetworkStack` computes. In bfloat16 the factors of
     matrix products are rounded, all sums, gradients and biases are float32. The numbers of a
-    network depend neither on the others nor on the number of threads where that divides K or is at
-    most half of it; elsewhere the order in which streams are summed depends on K and the threads.
+    network depend neither on the others nor on the number of threads.
 
     Args:
         configs: configs of the K networks.
@@ -184,7 +183,9 @@ class NativeStack:
     def _allocate(self, streams: int, threads: int, is_training: bool) -> "_Buffers":
         """Allocate the memory of a step, which every step of as many streams reuses."""
         count, values = len(self.configs), self.parameters.values
-        parts = _stream_parts(count, threads, streams)
+        # Blocks of streams are divided among threads where whole networks would leave some idle.
+        is_divided = count % threads != 0 and count < 2 * threads
+        parts = self._library.rnn_blocks(streams) if is_divided else 1
         most_packed = max(network.packed_size for network in self._network_structs)
         buffers = _Buffers(
             next_states=self.init_state(streams),
@@ -281,13 +282,6 @@ class _Buffers:
         scratch = torch.empty(self.step.threads, self.step.scratch_size)
         self._others.append(scratch)
         self.step.scratch = scratch.data_ptr()
-
-
-def _stream_parts(networks: int, threads: int, streams: int) -> int:
-    """Return into how many parts the streams are divided so that all threads have work."""
-    if networks % threads == 0 or networks >= 2 * threads:
-        return 1
-    return min(threads, streams)
 
 
 def _stacked_linears(

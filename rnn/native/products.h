@@ -184,18 +184,10 @@ INLINE void multiply_tile(
 {
     Vector sums[TILE_ROWS][TILE_VECTORS];
     float partial[TILE_ROWS][TILE_COLUMNS];
-    const float *first = bias ? bias : c;
-    int64_t first_stride = bias ? 0 : stride;
-    if (columns < TILE_COLUMNS) {
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < TILE_COLUMNS; j++)
-                partial[i][j] = j < columns ? first[i * first_stride + j] : 0.0f;
-        first = partial[0];
-        first_stride = TILE_COLUMNS;
-    }
+    // Added to what is there at the end: so the sum of a block of streams does not depend on it.
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE_VECTORS; j++)
-            sums[i][j] = *(const Vector *)(first + i * first_stride + j * LANES);
+            sums[i][j] = (Vector){0};
     for (int64_t p = 0; p < depth; p++) {
         Numbers vectors[TILE_VECTORS];
         for (int j = 0; j < TILE_VECTORS; j++)
@@ -206,17 +198,21 @@ INLINE void multiply_tile(
                 sums[i][j] = multiply_add(sums[i][j], factor, vectors[j]);
         }
     }
+    const float *first = bias ? bias : c;
+    int64_t first_stride = bias ? 0 : stride;
     if (columns < TILE_COLUMNS) {
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < TILE_VECTORS; j++)
                 *(Vector *)(partial[i] + j * LANES) = sums[i][j];
         for (int i = 0; i < rows; i++)
-            memcpy(c + i * stride, partial[i], columns * sizeof(float));
+            for (int j = 0; j < columns; j++)
+                c[i * stride + j] = first[i * first_stride + j] + partial[i][j];
         return;
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < TILE_VECTORS; j++)
-            *(Vector *)(c + i * stride + j * LANES) = sums[i][j];
+            *(Vector *)(c + i * stride + j * LANES)
+                = *(const Vector *)(first + i * first_stride + j * LANES) + sums[i][j];
 }
 
 // The result (rows, up to TILE_COLUMNS) of one panel.

@@ -17,7 +17,7 @@
 
 #include "layer.h"
 
-// Streams of a block. More use a packed weight for longer, fewer stay in the second cache.
+// Most streams of a block. More use a packed weight for longer, fewer stay in the second cache.
 #ifndef BLOCK_STREAMS
 enum { BLOCK_STREAMS = 128 };
 #endif
@@ -60,6 +60,20 @@ int64_t rnn_scratch_size(const Step *step)
     int64_t block = BLOCK_STREAMS * (inputs + per_layer * step->layers + gradients + vocabulary);
     int64_t forms = numbers(2) == 2 ? 1 : 3;  // a matrix, and its forms as a factor
     return round_up(forms * block + vocabulary + 2 * (step->n + 1) * widest + 64, 64) + round_up(most_packed(step), 64);
+}
+
+// Streams of a block: of the number of streams alone, so that threads do not change the sums.
+static int64_t block_size(int64_t streams)
+{
+    int64_t half = (streams + 1) / 2;
+    return half < 32 ? 32 : least(half, BLOCK_STREAMS);
+}
+
+// Return the number of blocks, into which the streams of a network can be divided as parts.
+int64_t rnn_blocks(int64_t streams)
+{
+    int64_t size = block_size(streams);
+    return (streams + size - 1) / size;
 }
 
 int rnn_tile_columns(void) { return TILE_COLUMNS; }
@@ -142,8 +156,7 @@ static float cross_entropy(float *logits, int64_t vocabulary, int64_t target, fl
     return logf(sum) - target_logit;
 }
 
-// Find the different tokens among the streams' and write them to `different`. Return their
-// count, or 0 if too few repeat for their products to be worth sharing.
+// Find the different tokens among the streams' and write them to `different`; return their count.
 static int64_t find_different(
     const int64_t *tokens, int64_t streams, int32_t *places, int32_t *index, int64_t *different)
 {
@@ -157,7 +170,7 @@ static int64_t find_different(
         }
         index[b] = place;
     }
-    return 4 * count <= 3 * streams ? count : 0;
+    return count;
 }
 
 // Write the embeddings of tokens to x.
@@ -173,16 +186,22 @@ static void embed(
     round_rows(count, block->n, x);
 }
 
+// Add the gradients dx of the streams' inputs to those of the different tokens' rows, and these to
+// the gradients of the embedding.
 static void embedding_grads(
-    const Block *block, const Network *network, const int64_t *tokens, int64_t count, Rows dx)
+    const Block *block, const Network *network, const Repeated *among, const int64_t *different,
+    Rows dx)
 {
-    float *bias = block->grads + network->embedding.bias;
-    for (int64_t b = 0; b < count; b++) {
-        float *row = block->grads + network->embedding.weight + tokens[b] * block->n;
-        for (int64_t j = 0; j < block->n; j++) {
+    for (int64_t b = 0; b < block->streams; b++) {
+        float *row = ROW(among->grads, among->index[b]);
+        for (int64_t j = 0; j < block->n; j++)
             row[j] += ROW(dx, b)[j];
-            bias[j] += ROW(dx, b)[j];
-        }
+    }
+    add_sum(among->count, block->n, among->grads, block->grads + network->embedding.bias);
+    for (int64_t u = 0; u < among->count; u++) {
+        float *row = block->grads + network->embedding.weight + different[u] * block->n;
+        for (int64_t j = 0; j < block->n; j++)
+            row[j] += ROW(among->grads, u)[j];
     }
 }
 
@@ -254,7 +273,7 @@ static void block_step(const Step *step, int64_t k, int64_t first, const Block *
         .grads = take_rows(&next, count, n),
         .products = take_rows(&next, count, 2 * n),
     };
-    if (count) {
+    if (4 * count <= 3 * streams) {  // else too few repeat for their products to be worth sharing
         embed(block, network, different, count, among.rows);
         for (int64_t b = 0; b < streams; b++)
             memcpy(ROW(x, b), ROW(among.rows, index[b]), n * sizeof(float));
@@ -281,8 +300,7 @@ static void block_step(const Step *step, int64_t k, int64_t first, const Block *
     for (int64_t u = 0; u < count; u++)
         memset(ROW(among.grads, u), 0, n * sizeof(float));
     Rows dx = block_backward(step, network, block, layers, logits, next);
-    embedding_grads(block, network, tokens, streams, dx);
-    embedding_grads(block, network, different, count, among.grads);
+    embedding_grads(block, network, &among, different, dx);
 }
 
 // ------------------------------------------------------------------------------ all networks
@@ -295,12 +313,9 @@ static float *grads_of(const Step *step, int64_t part)
 // Compute one part of the streams of network k.
 static void part_step(const Step *step, int64_t k, int64_t part, const Number *packed, Number *scratch)
 {
-    int64_t blocks = (step->streams + BLOCK_STREAMS - 1) / BLOCK_STREAMS;
-    int64_t size = BLOCK_STREAMS;
-    if (blocks < step->parts)
-        size = (step->streams + step->parts - 1) / step->parts;
-    blocks = (step->streams + size - 1) / size;
-    for (int64_t block = blocks * part / step->parts; block < blocks * (part + 1) / step->parts; block++) {
+    int64_t size = block_size(step->streams), blocks = rnn_blocks(step->streams);
+    for (int64_t block = blocks * part / step->parts; block < blocks * (part + 1) / step->parts;
+         block++) {
         int64_t first = block * size;
         Block each = {
             .n = step->n,

@@ -117,19 +117,24 @@ def thread_count():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_network_computes_the_same_bit_for_bit_in_any_stack(precision, thread_count):
+@pytest.mark.parametrize("streams", [7, 40, 200, 300])
+def test_network_computes_the_same_bit_for_bit_in_any_stack_and_on_any_threads(
+    streams, precision, thread_count
+):
+    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::9]]
+    tokens = torch.arange(streams) % 11
     thread_count(1)
-    configs = [TrialConfig(config) for config in gated_configs(2, 7, ["candidate"])[::5]]
     together = NativeStack(configs, 3, precision)
-    tokens = torch.arange(40) % 11
-    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(40))
+    losses, _ = together.loss_and_grad(tokens, tokens + 1, together.init_state(streams))
     for k, config in enumerate(configs):
+        thread_count(1 + k % 4)
         alone = NativeStack([config], 3, precision)
-        loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(40))
+        for _ in range(2):  # the second finds the memory of the first
+            loss, _ = alone.loss_and_grad(tokens, tokens + 1, alone.init_state(streams))
         assert torch.equal(loss[0], losses[k])
         own = alone.parameters.extract(0, alone.parameters.grads)
         for name, grad in together.parameters.extract(k, together.parameters.grads).items():
-            assert torch.equal(grad, own[name])
+            assert torch.equal(grad, own[name]), name
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
