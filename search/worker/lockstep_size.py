@@ -58,8 +58,10 @@ def auto_lockstep(
     if not is_stackable(trial_config, precision, device):
         return 1
     architecture = trial_config.architecture
-    is_cpu = device.type == "cpu"
-    if is_cpu and streams * architecture.state_size > _MAX_CPU_LAYER_STATE:
+    is_cpu, is_cell = device.type == "cpu", isinstance(architecture, CellConfig)
+    is_native = is_cpu and not is_cell and pays_off(architecture.state_size, precision)
+    is_large = streams * architecture.state_size > _MAX_CPU_LAYER_STATE
+    if is_cpu and is_large and not is_native:
         return 1
     largest = architecture
     if isinstance(architecture, GatedConfig):  # the other networks may have every option
@@ -73,7 +75,6 @@ def auto_lockstep(
             state_source="both",
         )
     memory = available_memory(device) * _MEMORY_FRACTION
-    is_cell = isinstance(architecture, CellConfig)
     if is_cpu:
         memory = min(memory, _MAX_CPU_CELL_BYTES if is_cell else _MAX_CPU_BYTES)
     size = estimate_memory(
@@ -84,12 +85,14 @@ def auto_lockstep(
         return 1
     if not is_cpu:
         return count
-    is_native = not is_cell and pays_off(architecture.state_size, precision)
-    return min(count, _native_lockstep() if is_native else _MAX_CPU_LOCKSTEP)
+    return min(count, _native_lockstep(is_large) if is_native else _MAX_CPU_LOCKSTEP)
 
 
-def _native_lockstep() -> int:
-    return min(max(_MAX_NATIVE_LOCKSTEP, torch.get_num_threads()), _MAX_CPU_LOCKSTEP)
+def _native_lockstep(is_large: bool) -> int:
+    threads = torch.get_num_threads()
+    # The library divides a large network between two threads or more.
+    best = (threads + 1) // 2 if is_large else max(_MAX_NATIVE_LOCKSTEP, threads)
+    return min(best, _MAX_CPU_LOCKSTEP)
 
 
 def differing_params(trial_config: TrialConfig) -> set[str]:

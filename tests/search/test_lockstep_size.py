@@ -73,6 +73,15 @@ def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads
     assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
 
 
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_cpu_trains_large_networks_in_lockstep_if_threads_would_have_no_work(
+    monkeypatch, threads, expected
+):
+    monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert auto_lockstep(TrialConfig(all_options(256, 2)), 256, "fp32", CPU) == expected
+
+
 def test_gpu_trains_all_networks_of_one_shape_in_lockstep(monkeypatch):
     """96 networks of three layers and 256 states, on a GPU with 24 GB."""
     monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 24 * 10**9)
