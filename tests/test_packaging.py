@@ -144,3 +144,10 @@ def test_installed_package_works_in_an_empty_folder(built, tmp_path, text):
     (empty / "program.py").write_text(program)
     assert run("program") == "2\n"
     assert {path.name for path in (empty / "studies").iterdir()} >= {"studies.db"}
+
+
+def test_nodes_of_a_ray_cluster_get_all_sources():
+    ray_cluster = pytest.importorskip("search.launch.ray_cluster", exc_type=ImportError)
+    suffixes = {PurePosixPath(name).suffix for name in tracked() if name.startswith("rnn/")}
+    assert suffixes == {".py", ".c", ".h"}
+    assert {f"!*{suffix}" for suffix in suffixes} <= set(ray_cluster._EXCLUDED)

@@ -27,6 +27,8 @@ _EXCLUDED = (
     "?*.*",
     "!*.py",
     "!*.toml",
+    "!*.c",
+    "!*.h",
     "__pycache__",
     "artifacts",
     "checkpoints",
