@@ -1,7 +1,8 @@
 """``python -m benchmarks pruning-families``: pruners on curves for which none was tuned.
 
 Each family draws 128 complete curves that do something that predictions may miss. The definitions
-were fixed before any pruner was run on them.
+were fixed before any pruner was run on them. The pruner has changed since the first six were
+looked at; the last four were added after that.
 """
 
 import itertools
@@ -106,6 +107,42 @@ def _random_numbers(random: np.random.Generator, times: Floats) -> Family:
     return params, curves + rise[:, None] * np.clip(times - 0.1, 0, None)
 
 
+def _overfitting(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate losses on held-out text that rise late, most for large networks that fell fast."""
+    params, values = _simulate_switches(random)
+    is_large = np.array([each["switch_0"] for each in params])
+    speed = np.where(is_large, 12, 7) * random.lognormal(0, 0.15, _COUNT)
+    rise = np.where(is_large, random.uniform(0, 0.5, _COUNT), 0)
+    curves = (values - 0.15 * is_large)[:, None] + 1.2 * np.exp(-speed[:, None] * times)
+    return params, curves + rise[:, None] * np.clip(times - 0.4, 0, None)
+
+
+def _staircase(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate curves that fall when the learning rate does, by an amount of their own."""
+    params, values = _simulate_switches(random)
+    curves = values[:, None] + 1.2 * np.exp(-15 * times)
+    for moment in (0.3, 0.55, 0.8):
+        fall = random.normal(0.12, 0.03, (_COUNT, 1))
+        curves = curves + fall * (times < moment)
+    return params, curves
+
+
+def _slow_and_good(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate exponential falls that are the slower, the better a network ends."""
+    params, values = _simulate_switches(random)
+    place = (values - values.mean()) / values.std()
+    speed = 6 * np.exp(0.3 * place + random.normal(0, 0.15, _COUNT))
+    return params, values[:, None] + 1.0 * np.exp(-speed[:, None] * times)
+
+
+def _wandering(random: np.random.Generator, times: Floats) -> Family:
+    """Simulate curves that wander at random around their fall, as with few evaluation windows."""
+    params, values = _simulate_switches(random)
+    steps = random.normal(0, 0.02, (_COUNT, len(times)))
+    curves = values[:, None] + np.cumsum(steps, axis=1) + 1.2 * np.exp(-8 * times)
+    return params, curves + random.normal(0, 0.03, curves.shape)
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "power laws": _power_laws,
     "fast and slow": _fast_and_slow,
@@ -113,6 +150,10 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Floats], Family]] = {
     "few late": _few_late,
     "uninformative switches": _uninformative_switches,
     "random numbers": _random_numbers,
+    "overfitting": _overfitting,
+    "staircase": _staircase,
+    "slow and good": _slow_and_good,
+    "wandering": _wandering,
 }
 
 BASELINES = ("Percentile(25)", "conformal")
