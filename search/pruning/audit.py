@@ -1,12 +1,14 @@
-"""Audit of the pruner: a random sample of architectures, planned looks at it, and recalibration.
+"""Audit of the pruner: a random sample of architectures, what it corrects, and looks at it.
 
 An architecture is a combination of all parameters but the nuisance parameters: without these, a
 trial. The trials of an audited architecture are trained to the end whatever the pruner decides, so
-their final values test what the pruner predicted for them. The looks are planned: one before the
-first trial is pruned, one before the last ones are. Each is an exact binomial test of the number of
-values outside ± two scales, of one trial of each architecture: predictions of the same architecture
-are wrong together. The level of both together is at most :data:`LEVEL` (Bonferroni). If one fails,
-the predictions are recalibrated on the audited trials from then on.
+their final values test what the pruner predicted for them, and set the scale of its predictions.
+
+The looks are planned: one before the first trial is pruned, one before the last ones are. Each is
+an exact binomial test of the number of values outside ± two scales, of one trial of each
+architecture: predictions of the same architecture are wrong together. The level of both together is
+at most :data:`LEVEL` (Bonferroni). If one fails, the predictions are recalibrated on the audited
+trials from then on.
 """
 
 import math
@@ -33,6 +35,9 @@ LEVEL = 0.05
 
 LOOKS = 2
 """Number of planned looks."""
+
+PRIOR_SCORES = 8
+"""How many audited trials with errors of one scale the predictions' own scale is worth."""
 
 
 def number_architectures(params: Sequence[Mapping[str, Any]], nuisance: Sequence[str]) -> Indices:
@@ -113,14 +118,42 @@ def look(prediction: Prediction, values: Floats, is_held: Mask, architectures: I
         architectures: (N,) architecture of each trial.
     """
     first = np.unique(architectures[is_held], return_index=True)[1]
-    scores = _scores(prediction, values)[is_held][first]
+    scores = prediction.select(is_held).compute_scores(values[is_held])[first]
     return Look(len(scores), int((np.abs(scores) <= INTERVAL_SCALES).sum()))
+
+
+def adjust_scale(
+    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
+) -> Prediction:
+    """Adjust the scale of predictions to the errors of those of audited trials.
+
+    The audited trials that have stopped in decisions are a random sample of all that have stopped.
+    With their scores z = (value − mean) / scale, every scale is multiplied by the root mean square
+    of z and of :data:`PRIOR_SCORES` scores of 1. It is the posterior mean of an inverse gamma
+    distribution of the variance, if scores are normal; those of Student's t-distributions have a
+    mean square of 5/3, so that scales become too large rather than too small. Each architecture
+    counts once. The prediction of an audited trial is adjusted to the scores of the other
+    architectures.
+
+    Args:
+        prediction: final values of N trials.
+        values: (N,) values of finished trials.
+        is_held: (N,) which of them are predicted without their values.
+        architectures: (N,) architecture of each trial.
+    """
+    squares = prediction.select(is_held).compute_scores(values[is_held]) ** 2
+    owner = np.unique(architectures[is_held], return_inverse=True)[1]
+    means = np.bincount(owner, squares) / np.bincount(owner)  # of each architecture
+    total, count = PRIOR_SCORES + means.sum(), PRIOR_SCORES + len(means)
+    factor = np.full(len(values), math.sqrt(total / count))
+    factor[is_held] = np.sqrt((total - means[owner]) / (count - 1))
+    return prediction.correct(np.zeros(len(values)), factor)
 
 
 def recalibrate(
     prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
 ) -> Prediction:
-    """Correct the bias and the scale of predictions by those of audited trials.
+    """Correct the bias and the scale of predictions that an audit has found to be wrong.
 
     With the scores z = (value − mean) / scale of the audited trials, of mean b and of root mean
     square f around it relative to a calibrated prediction's, a prediction becomes mean + b · scale
@@ -133,14 +166,14 @@ def recalibrate(
         is_held: (N,) which of them are predicted without their values.
         architectures: (N,) architecture of each trial.
     """
-    scores, owners = _scores(prediction, values)[is_held], architectures[is_held]
+    scores = prediction.select(is_held).compute_scores(values[is_held])
     bias, factor = np.zeros(len(values)), np.ones(len(values))
-    found, owner = np.unique(owners, return_inverse=True)
+    found, owner = np.unique(architectures[is_held], return_inverse=True)
     if len(found) > 3:
         bias[:], factor[:] = _bias_and_factor(scores, len(found))
         others = [_bias_and_factor(scores[owner != i], len(found) - 1) for i in range(len(found))]
         bias[is_held], factor[is_held] = np.array(others)[owner].T
-    return Prediction(prediction.mean + bias * prediction.scale, factor * prediction.scale)
+    return prediction.correct(bias, factor)
 
 
 def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:
@@ -149,12 +182,6 @@ def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:
     # A new trial's deviation from the estimated mean has the variance of (1 + 1 / n) scores.
     spread = scores.std(ddof=1) * math.sqrt(1 + 1 / architectures)
     return float(scores.mean()), max(1.0, float(spread) / expected)
-
-
-def _scores(prediction: Prediction, values: Floats) -> Floats:
-    scale = np.maximum(prediction.scale, 1e-9 * (1 + np.abs(prediction.mean)))
-    scores: Floats = (values - prediction.mean) / scale
-    return scores
 
 
 def describe_look(found: AuditLook) -> str:

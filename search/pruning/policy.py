@@ -11,13 +11,14 @@ Decisions depend on the stored state of the study alone.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
-from search.pruning.audit import Look, look, recalibrate
+from search.pruning.audit import Look, adjust_scale, look, recalibrate
 from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
-from search.pruning.regression import Floats, Mask
+from search.pruning.regression import Floats, Indices, Mask
 from search.pruning.study_state import StudyState, TrialStage
 from studies.config import top_count
 
@@ -44,7 +45,7 @@ class PruningPolicy:
         keep: fraction of the trials to keep.
         confidence: share of that fraction that is expected to be kept.
         prediction: final values of the trials that did not fail, if already computed.
-        recalibrate: whether to recalibrate the predictions on the audited trials.
+        recalibrate: whether a look at the audited trials has found the predictions to be wrong.
         memory: predictions for earlier states of the study.
 
     Attributes:
@@ -74,7 +75,7 @@ class PruningPolicy:
         viable, prediction = self._viable, self._viable_prediction
         mean, scale = np.full(len(viable), np.inf), np.zeros(len(viable))
         mean[viable], scale[viable] = prediction.mean, prediction.scale
-        return Prediction(mean, scale)
+        return replace(prediction, mean=mean, scale=scale)
 
     @cached_property
     def top_threshold(self) -> float:
@@ -122,9 +123,12 @@ class PruningPolicy:
         return [int(trial) for trial in paused[order]]
 
     def look(self) -> Look:
-        """Test the predictions on the audited trials that are stopped in decisions."""
-        state = self.state
-        return look(self.prediction, state.values, state.is_held, state.owners)
+        """Test the predictions on the audited trials that are stopped in decisions.
+
+        Without their adjusted scale, which would hide that they are wrong.
+        """
+        found = self._viable_prediction if self.recalibrate else self._uncorrected_prediction
+        return look(found, *self._audit_of_viable)
 
     def due_look(self, taken: Collection[str], is_idle: bool) -> str | None:
         """Return the planned look that is due before any trial is pruned; None without one.
@@ -203,8 +207,13 @@ class PruningPolicy:
     def _viable_prediction(self) -> Prediction:
         if self._given_prediction is not None:
             return self._given_prediction
+        correct = recalibrate if self.recalibrate else adjust_scale
+        return correct(self._uncorrected_prediction, *self._audit_of_viable)
+
+    @cached_property
+    def _uncorrected_prediction(self) -> Prediction:
         state, viable = self.state, self._viable
-        prediction = predict_final_values(
+        return predict_final_values(
             state.design,
             state.losses,
             state.values,
@@ -213,8 +222,9 @@ class PruningPolicy:
             ~viable,
             self._memory,
         ).select(viable)
-        if self.recalibrate:
-            prediction = recalibrate(
-                prediction, state.values[viable], state.is_held[viable], state.owners[viable]
-            )
-        return prediction
+
+    @property
+    def _audit_of_viable(self) -> tuple[Floats, Mask, Indices]:
+        """Values, which are held out, and architectures of the trials that did not fail."""
+        state, viable = self.state, self._viable
+        return state.values[viable], state.is_held[viable], state.owners[viable]

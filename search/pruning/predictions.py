@@ -3,6 +3,9 @@
 For a trial that has reached a rung, Bayesian linear regression predicts the difference between its
 final value and its loss at that rung from its curve, its parameters and all pairs of parameters.
 
+Losses and values are predicted on a scale on which bad trials differ less than good ones
+(:mod:`search.pruning.loss_scale`).
+
 The noise of the trials that a policy promotes is that of good ones. Audited trials show that of bad
 ones as well, which may be ten times as large: once there is one, predictions of a regression with
 equal noise and of one with unequal noise are mixed (:mod:`search.pruning.regression`).
@@ -16,7 +19,7 @@ Observations Are Missing*, 1957.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.pruning.design_matrix import DesignMatrix
+from search.pruning.loss_scale import LossScale
 from search.pruning.regression import (
     CONSTANT,
     CURVE,
@@ -54,21 +58,42 @@ class Prediction:
 
     Attributes:
         mean: (N,) location; the value of a finished trial.
-        scale: (N,) scale; 0 for a finished trial.
+        scale: (N,) scale near the location; 0 for a finished trial.
+        losses: scale of losses on which the distributions are symmetric.
     """
 
     mean: Floats
     scale: Floats
+    losses: LossScale = field(default_factory=LossScale)
 
     def select(self, mask: Mask) -> "Prediction":
         """Return the predictions of some trials."""
-        return Prediction(self.mean[mask], self.scale[mask])
+        return replace(self, mean=self.mean[mask], scale=self.scale[mask])
+
+    def correct(self, bias: Floats, factor: Floats) -> "Prediction":
+        """Return the predictions, shifted by their scales and with other scales.
+
+        Args:
+            bias: (N,) shift of each location, in scales.
+            factor: (N,) factor of each scale.
+        """
+        compressed, slope = self.losses.compress(self.mean), self.losses.slope(self.mean)
+        moved = self.losses.expand(compressed + bias * self.scale * slope)
+        mean = np.where(self.scale > 0, moved, self.mean)
+        scale = factor * self.scale * slope / self.losses.slope(mean)
+        return replace(self, mean=mean, scale=scale)
+
+    def compute_scores(self, values: Floats) -> Floats:
+        """Return how many scales each trial's value lies above its location, (N,)."""
+        mean = self.losses.compress(self.mean)
+        scale = np.maximum(self.scale * self.losses.slope(self.mean), 1e-9 * (1 + np.abs(mean)))
+        scores: Floats = (self.losses.compress(values) - mean) / scale
+        return scores
 
     def cdf(self, threshold: float) -> Floats:
         """Return the probability of each trial to finish below a threshold, (N,)."""
-        scale = np.maximum(self.scale, 1e-9 * (1 + np.abs(self.mean)))
         # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
-        angle = np.arctan((threshold - self.mean) / scale / math.sqrt(DEGREES))
+        angle = np.arctan(self.compute_scores(np.array(threshold)) / math.sqrt(DEGREES))
         cosine = np.cos(angle)
         odd: Floats = np.sin(angle) * (cosine + 2 / 3 * cosine**3)
         return 0.5 + (angle + odd) / math.pi
@@ -156,6 +181,13 @@ def predict_final_values(
     memory = PredictionMemory() if memory is None else memory
     has_value = ~np.isnan(values)
     is_held = (held_out >= 0) & ~failed
+    first = losses[:, 0] if rungs else values
+    scale_of_first = LossScale.from_losses(first)
+    scale_of_values = scale_of_first.shift(first, values)
+    values, known_values = scale_of_values.compress(values), values
+    losses = losses.copy()
+    for column in losses.T:
+        column[:] = scale_of_first.shift(first, column).compress(column)
     mean, variance = values.copy(), np.zeros(count)
     known = has_value.copy()
     reached = np.where(known | failed, -1, (~np.isnan(losses)).sum(axis=1))  # (N,) rungs
@@ -188,7 +220,9 @@ def predict_final_values(
         known |= new
     mean = np.where(is_held, held_mean, mean)
     variance = np.where(is_held, held_variance, variance)
-    return Prediction(mean, STD_INFLATION * np.sqrt(variance))
+    mean = np.where(has_value & ~is_held, known_values, scale_of_values.expand(mean))
+    scale = STD_INFLATION * np.sqrt(variance) / scale_of_values.slope(mean)
+    return Prediction(mean, scale, scale_of_values)
 
 
 @dataclass(frozen=True)

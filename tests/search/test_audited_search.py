@@ -12,7 +12,14 @@ from test_worker import RecordingCallbacks
 from reports.data.study_reader import read_results
 from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
-from search.pruning.audit import DIVISOR, describe_look, look, recalibrate
+from search.pruning.audit import (
+    DIVISOR,
+    PRIOR_SCORES,
+    adjust_scale,
+    describe_look,
+    look,
+    recalibrate,
+)
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.pruning.predictions import Prediction, predict_final_values
@@ -210,7 +217,7 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
     joined, messages = search(sqlite_url, text, AUDIT_EIGHT, lockstep=1)
     looks = read_audit_looks(joined.storage, joined.study_id)
     assert any(look.alarm for look in looks.values())
-    (warning,) = (line for line in messages if "pruning held back" in line)
+    warning = next(line for line in messages if "pruning held back" in line)
     assert "audited trials finished within two scales of their predictions, 90% expected" in warning
     without, _ = search(sqlite_url, text, "pruning.audit=0", name="without", lockstep=1)
     with_alarm = count_trials(joined.storage, joined.study_id).pruned
@@ -230,6 +237,35 @@ def test_architectures_are_tested_and_corrected_as_one():
     assert corrected.scale[2] == 1  # the others are within one scale
     assert corrected.scale[0] > 1
     assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
+
+
+def test_predictions_become_as_wide_as_the_errors_of_audited_trials():
+    """Three equal trials of an architecture count once, and do not adjust each other."""
+    values = np.array([0.5, 0.5, 3.0, 3.0, 3.0, -0.5, 0.5, 0.2])
+    architectures = np.array([0, 1, 2, 2, 2, 3, 4, 5])
+    prediction = Prediction(np.zeros(8), np.ones(8))
+    is_held = np.array([True] * 7 + [False])
+    adjusted = adjust_scale(prediction, values, is_held, architectures)
+    assert (adjusted.mean == 0).all()
+    assert adjusted.scale[7] ** 2 == pytest.approx(
+        (PRIOR_SCORES + 4 * 0.25 + 9) / (PRIOR_SCORES + 5)
+    )
+    without = (PRIOR_SCORES + 4 * 0.25) / (PRIOR_SCORES + 4)
+    assert adjusted.scale[2:5] ** 2 == pytest.approx(np.full(3, without))
+    many = adjust_scale(
+        Prediction(np.zeros(1000), np.ones(1000)),
+        np.full(1000, 0.5),
+        np.ones(1000, dtype=bool),
+        np.arange(1000),
+    )
+    assert many.scale == pytest.approx(np.full(1000, 0.5), rel=0.02)
+
+
+def test_predictions_without_audited_trials_keep_their_scale():
+    prediction = Prediction(np.zeros(3), np.ones(3))
+    none = np.zeros(3, dtype=bool)
+    adjusted = adjust_scale(prediction, np.full(3, np.nan), none, np.arange(3))
+    assert (adjusted.scale == 1).all()
 
 
 def make_scheduler(sqlite_url, text):

@@ -1,6 +1,7 @@
 """The pruning policy keeps the best trials and stops or pauses the others."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -14,8 +15,10 @@ from test_predictions import simulate_grid
 from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replay_pruning import replay_in_optuna
 from benchmarks.replayed_search import Replay
+from search.pruning.audit import PRIOR_SCORES
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
+from search.pruning.predictions import predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
@@ -59,6 +62,25 @@ def make_state(stages, reached=2):
 
 def make_policy(stages, keep=0.1, confidence=0.95, **options):
     return PruningPolicy(make_state(stages, **options), keep, confidence)
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_scales_follow_the_errors_of_audited_trials(error):
+    """Four paused trials are audited: the policy knows their values and predicts without them."""
+    state = make_state([TrialStage.COMPLETE] * 12 + [TrialStage.PAUSED] * 12)
+    audited = np.arange(24) % 3 == 2
+    audited[:12] = False
+    before = PruningPolicy(state, 0.1, 0.95).prediction
+    values = np.where(audited, before.mean + error, state.values)
+    held_out = np.where(audited, 2, -1)
+    raw = predict_final_values(state.design, state.losses, values, held_out)
+    scores = raw.compute_scores(values)[audited]
+    policy = PruningPolicy(replace(state, values=values, held_out=held_out), 0.1, 0.95)
+    others = state.in_stage(TrialStage.PAUSED) & ~audited
+    ratio = policy.prediction.scale[others] / raw.scale[others]
+    expected = math.sqrt((PRIOR_SCORES + (scores**2).sum()) / (PRIOR_SCORES + 4))
+    assert ratio == pytest.approx(np.full(8, expected))
+    assert expected > 1 if error else expected < 0.9
 
 
 def test_every_trial_reaches_the_first_rung_before_any_is_promoted():
