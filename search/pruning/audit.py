@@ -129,11 +129,11 @@ def adjust_scale(
 
     The audited trials that have stopped in decisions are a random sample of all that have stopped.
     With their scores z = (value − mean) / scale, every scale is multiplied by the root mean square
-    of z and of :data:`PRIOR_SCORES` scores of 1. It is the posterior mean of an inverse gamma
-    distribution of the variance, if scores are normal; those of Student's t-distributions have a
-    mean square of 5/3, so that scales become too large rather than too small. Each architecture
-    counts once. The prediction of an audited trial is adjusted to the scores of the other
-    architectures.
+    of z and of :data:`PRIOR_SCORES` scores of 1. Its square is the posterior mean of the variance,
+    whose prior is an inverse gamma distribution, if scores are normal. Those of Student's
+    t-distributions have a mean square of 5/3, so that scales become too large rather than too
+    small. Each architecture counts once. The prediction of an audited trial is adjusted to the
+    scores of the other architectures.
 
     Args:
         prediction: final values of N trials.
@@ -141,13 +141,21 @@ def adjust_scale(
         is_held: (N,) which of them are predicted without their values.
         architectures: (N,) architecture of each trial.
     """
+    factor = _scale_factors(prediction, values, is_held, architectures)
+    return prediction.correct(np.zeros(len(values)), factor)
+
+
+def _scale_factors(
+    prediction: Prediction, values: Floats, is_held: Mask, architectures: Indices
+) -> Floats:
+    """Return the factors by which :func:`adjust_scale` multiplies scales, (N,)."""
     squares = prediction.select(is_held).compute_scores(values[is_held]) ** 2
     owner = np.unique(architectures[is_held], return_inverse=True)[1]
     means = np.bincount(owner, squares) / np.bincount(owner)  # of each architecture
     total, count = PRIOR_SCORES + means.sum(), PRIOR_SCORES + len(means)
-    factor = np.full(len(values), math.sqrt(total / count))
-    factor[is_held] = np.sqrt((total - means[owner]) / (count - 1))
-    return prediction.correct(np.zeros(len(values)), factor)
+    factors = np.full(len(values), math.sqrt(total / count))
+    factors[is_held] = np.sqrt((total - means[owner]) / (count - 1))
+    return factors
 
 
 def recalibrate(
@@ -157,8 +165,9 @@ def recalibrate(
 
     With the scores z = (value − mean) / scale of the audited trials, of mean b and of root mean
     square f around it relative to a calibrated prediction's, a prediction becomes mean + b · scale
-    ± f · scale; f is at least 1. The prediction of an audited trial is corrected by the scores of
-    the other architectures. With fewer than three of these, nothing is corrected.
+    ± f · scale; f is at least 1 and the factor of :func:`adjust_scale`. The prediction of an
+    audited trial is corrected by the scores of the other architectures. With fewer than three of
+    these, only the scale is adjusted.
 
     Args:
         prediction: final values of N trials.
@@ -173,7 +182,8 @@ def recalibrate(
         bias[:], factor[:] = _bias_and_factor(scores, len(found))
         others = [_bias_and_factor(scores[owner != i], len(found) - 1) for i in range(len(found))]
         bias[is_held], factor[is_held] = np.array(others)[owner].T
-    return prediction.correct(bias, factor)
+    adjusted = _scale_factors(prediction, values, is_held, architectures)
+    return prediction.correct(bias, np.maximum(factor, adjusted))
 
 
 def _bias_and_factor(scores: Floats, architectures: int) -> tuple[float, float]:

@@ -125,7 +125,8 @@ class PruningPolicy:
     def look(self) -> Look:
         """Test the predictions on the audited trials that are stopped in decisions.
 
-        Without their adjusted scale, which would hide that they are wrong.
+        Their scale is not adjusted, which would hide that they are wrong; after an alarm they are
+        recalibrated.
         """
         found = self._viable_prediction if self.recalibrate else self._uncorrected_prediction
         return look(found, *self._audit_of_viable)

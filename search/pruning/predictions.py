@@ -20,7 +20,7 @@ Observations Are Missing*, 1957.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,8 @@ class Prediction:
 
     Attributes:
         mean: (N,) location; the value of a finished trial.
-        scale: (N,) scale near the location; 0 for a finished trial.
+        scale: (N,) scale near the location, which is multiplied by the slope there on the scale of
+            losses; 0 for a finished trial.
         losses: scale of losses on which the distributions are symmetric.
     """
 
@@ -84,30 +85,46 @@ class Prediction:
         return replace(self, mean=mean, scale=scale)
 
     def compute_scores(self, values: Floats) -> Floats:
-        """Return how many scales each trial's value lies above its location, (N,)."""
-        mean = self.losses.compress(self.mean)
-        scale = np.maximum(self.scale * self.losses.slope(self.mean), 1e-9 * (1 + np.abs(mean)))
+        """Return how many scales each trial's value lies above its location, (N,).
+
+        On the scale of losses, as all distributions are.
+        """
+        mean, scale = self._compressed
         scores: Floats = (self.losses.compress(values) - mean) / scale
         return scores
 
     def cdf(self, threshold: float) -> Floats:
         """Return the probability of each trial to finish below a threshold, (N,)."""
-        # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
-        angle = np.arctan(self.compute_scores(np.array(threshold)) / math.sqrt(DEGREES))
-        cosine = np.cos(angle)
-        odd: Floats = np.sin(angle) * (cosine + 2 / 3 * cosine**3)
-        return 0.5 + (angle + odd) / math.pi
+        return _cumulate(self.compute_scores(np.array(threshold)))
 
     def threshold_for_count(self, count: int) -> float:
         """Return the threshold below which ``count`` of the trials are expected to finish."""
         if count >= len(self.mean):
             return math.inf
-        reach = 100 * self.scale.max() + 1e-6
-        low, high = self.mean.min() - reach, self.mean.max() + reach
+        mean, scale = self._compressed
+        reach = 100 * scale.max() + 1e-6
+        low, high = mean.min() - reach, mean.max() + reach
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.cdf(middle).sum() < count else (low, middle)
-        return float(high)
+            expected = _cumulate((middle - mean) / scale).sum()
+            low, high = (middle, high) if expected < count else (low, middle)
+        return float(self.losses.expand(np.array(high)))
+
+    @cached_property
+    def _compressed(self) -> tuple[Floats, Floats]:
+        """Locations and scales on the scale of losses, (N,) each."""
+        mean = self.losses.compress(self.mean)
+        scale = np.maximum(self.scale * self.losses.slope(self.mean), 1e-9 * (1 + np.abs(mean)))
+        return mean, scale
+
+
+def _cumulate(scores: Floats) -> Floats:
+    """Return the distribution function of Student's t at some scores, (N,)."""
+    # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3, for five degrees.
+    angle = np.arctan(scores / math.sqrt(DEGREES))
+    cosine = np.cos(angle)
+    odd: Floats = np.sin(angle) * (cosine + 2 / 3 * cosine**3)
+    return 0.5 + (angle + odd) / math.pi
 
 
 class PredictionMemory:
@@ -182,9 +199,10 @@ def predict_final_values(
     has_value = ~np.isnan(values)
     is_held = (held_out >= 0) & ~failed
     first = losses[:, 0] if rungs else values
-    scale_of_first = LossScale.from_losses(first)
+    scale_of_first = LossScale.from_losses(first, *losses.T, values)
     scale_of_values = scale_of_first.shift(first, values)
-    values, known_values = scale_of_values.compress(values), values
+    raw_losses, raw_values = losses, values
+    values = scale_of_values.compress(values)
     losses = losses.copy()
     for column in losses.T:
         column[:] = scale_of_first.shift(first, column).compress(column)
@@ -204,8 +222,9 @@ def predict_final_values(
             for architecture in np.unique(architectures[held & usable])
         ]
         if usable.sum() < MIN_COMPLETE + max(map(len, groups), default=0):
-            mean[new], variance[new] = loss[new], _weak_prior_variance(losses)
-            held_mean[held], held_variance[held] = loss[held], _weak_prior_variance(losses)
+            last = scale_of_values.compress(raw_losses[:, rung - 1] if rung else loss)
+            mean[new], variance[new] = last[new], _weak_prior_variance(losses)
+            held_mean[held], held_variance[held] = last[held], _weak_prior_variance(losses)
         else:
             data = _RungData(design, curve, loss, mean[usable], variance[usable], usable, is_held)
             found = memory.recall(
@@ -220,7 +239,7 @@ def predict_final_values(
         known |= new
     mean = np.where(is_held, held_mean, mean)
     variance = np.where(is_held, held_variance, variance)
-    mean = np.where(has_value & ~is_held, known_values, scale_of_values.expand(mean))
+    mean = np.where(has_value & ~is_held, raw_values, scale_of_values.expand(mean))
     scale = STD_INFLATION * np.sqrt(variance) / scale_of_values.slope(mean)
     return Prediction(mean, scale, scale_of_values)
 

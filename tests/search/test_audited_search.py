@@ -261,6 +261,19 @@ def test_predictions_become_as_wide_as_the_errors_of_audited_trials():
     assert many.scale == pytest.approx(np.full(1000, 0.5), rel=0.02)
 
 
+@pytest.mark.parametrize(("count", "score"), [(2, 6.0), (3, 6.0), (4, 6.0), (40, 3.0)])
+def test_an_alarm_makes_no_prediction_narrower(count, score):
+    values = np.append(np.tile([score, -score], count)[:count], np.nan)
+    audited = np.arange(count + 1) < count
+    prediction = Prediction(np.zeros(count + 1), np.ones(count + 1))
+    assert look(prediction, values, audited, np.arange(count + 1)).is_alarm
+    before, after = (
+        correct(prediction, values, audited, np.arange(count + 1)).scale
+        for correct in (adjust_scale, recalibrate)
+    )
+    assert (after >= before).all()
+
+
 def test_predictions_without_audited_trials_keep_their_scale():
     prediction = Prediction(np.zeros(3), np.ones(3))
     none = np.zeros(3, dtype=bool)
