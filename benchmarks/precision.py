@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from benchmarks.stratified_sample import sample_stratified
 from rnn.config import GatedConfig, Precision, TrialConfig
 from rnn.data.corpus import load_corpus
-from rnn.stacked.network import NetworkStack
+from rnn.models.factory import build_network
 from rnn.training.loop import TrainConfig, TrainLoop
 from search.worker.cpu_budget import cores
 
@@ -47,6 +47,6 @@ def measure() -> Iterator[str]:
 def _train(config: GatedConfig, precision: Precision, replicate: int) -> float:
     torch.set_num_threads(1)
     settings = TrainConfig(STEPS, 256, 1000, 50, 0.95, 0)
-    stack = NetworkStack([TrialConfig(config, replicate)], 0, precision)
-    run = TrainLoop(stack, load_corpus("stdlib").train, settings)
+    network = build_network([TrialConfig(config, replicate)], 0, precision)
+    run = TrainLoop(network, load_corpus("stdlib").train, settings)
     return min(point.ema_losses[0] for point in run.train())
