@@ -160,15 +160,16 @@ class TransactionalRDBStorage(RDBStorage):
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a reading transaction, or continue the one in which this is called.
+        """Open a reading transaction on a snapshot, or continue the one in which this is called.
 
-        A server needs several round trips for each new connection.
+        Its queries agree with each other, whatever is written meanwhile. A server needs several
+        round trips for each new connection.
         """
         outer = _reading.get()
         if outer is not None and outer.engine is self.engine:
             yield outer
             return
-        with self.engine.begin() as connection:
+        with self.snapshot() as connection:
             token = _reading.set(connection)
             try:
                 yield connection
@@ -177,7 +178,7 @@ class TransactionalRDBStorage(RDBStorage):
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """Open a reading transaction on a consistent snapshot."""
+        """Open another reading transaction on a consistent snapshot."""
         # SQLite transactions are snapshots by default.
         is_file = self.engine.dialect.name == "sqlite"
         level = {} if is_file else {"isolation_level": "REPEATABLE READ"}

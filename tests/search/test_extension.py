@@ -26,6 +26,7 @@ from studies.attributes import REPORT_CLAIM, Failure
 from studies.compatibility import DESCRIPTIVE
 from studies.errors import ConfigMismatchError, StudiesError, StudyExtendedError
 from studies.loader import load_config_file, read_study_record
+from studies.storage.queries import read_trials
 
 FOUR = [
     *(word.removeprefix("--set=") for word in TINY),
@@ -314,7 +315,9 @@ def extend(url, text):
     return join(url, text, LONGER, extend=True, command="extend").study.user_attrs
 
 
-def test_concurrent_extensions_extend_the_steps_once(url, text, tmp_path, monkeypatch):
+@pytest.fixture
+def complete(url, text, tmp_path, monkeypatch):
+    """A study of four complete trials, with their checkpoints."""
     monkeypatch.chdir(tmp_path)  # a server's checkpoints are in studies/
     joined = join(url, text)
     if not url.startswith("sqlite"):
@@ -325,12 +328,32 @@ def test_concurrent_extensions_extend_the_steps_once(url, text, tmp_path, monkey
         number = joined.storage.get_trial(trial_id).number
         FinalCheckpointStore(store, joined.artifact_folder).write(number, b"state")
         joined.storage.finish(trial_id, "me", TrialState.COMPLETE, 1.0, LOSSES)
+    return joined
+
+
+def test_concurrent_extensions_extend_the_steps_once(complete, url, text):
     attributes = run_simultaneously(extend, [(url, str(text))] * 3)
     assert all(each == attributes[0] for each in attributes)
     assert attributes[0]["commands"] == ["", "extend"]
     assert len(attributes[0]["earlier_ends"]) == 1
     trials = optuna.load_study(study_name="quick", storage=url).trials
     assert [trial.state for trial in trials] == [TrialState.WAITING] * 4
+
+
+def test_trials_are_read_as_they_were_before_an_extension_that_comes_meanwhile(complete, url, text):
+    """It removes their values, which are read after their states."""
+    storage, extended = complete.storage, []
+
+    @sa.event.listens_for(storage.engine, "before_cursor_execute")
+    def extend_meanwhile(connection, cursor, statement, *others):
+        if "FROM trial_values" in statement and not extended:
+            extended.append(True)
+            extend(url, text)
+
+    before = read_trials(storage, complete.study_id, is_strict=True)
+    after = read_trials(storage, complete.study_id, is_strict=True)
+    assert [(trial.state, trial.value) for trial in before] == [(TrialState.COMPLETE, 1.0)] * 4
+    assert [(trial.state, trial.value) for trial in after] == [(TrialState.WAITING, None)] * 4
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
