@@ -14,7 +14,7 @@ export OVERRIDES
 TESTS ?= tests
 PORT ?= 8080
 
-.PHONY: help install demo test test-all test-lowest chaos check docs reference format bench dashboard clean
+.PHONY: help install demo test test-all test-lowest golden mutants chaos check docs reference format bench dashboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,12 @@ test-lowest: install ## run the tests with the lowest versions that pyproject.to
 	VIRTUAL_ENV=$(LOWEST) $(VENV)/bin/uv pip install --quiet --resolution lowest-direct --editable '.[dev,postgres]'
 	@touch $(LOWEST)/.installed
 	$(MAKE) test VENV=$(LOWEST)
+
+golden: install ## write the golden results anew and print what changed: make golden GOLDEN="NAME …"
+	$(RUN) tests/golden/golden.py $(GOLDEN)
+
+mutants: install ## break the code in each of the listed ways and see the tests fail: some minutes
+	$(RUN) tests/mutants/mutants.py $(MUTANTS)
 
 chaos: install ## kill, freeze and stop eight workers two hundred times, on each database and with pruning
 	RNN_SEARCH_CHAOS_DISTURBANCES=200 RNN_SEARCH_CHAOS_WORKERS=8 RNN_SEARCH_CHAOS_TRIALS=144 \
