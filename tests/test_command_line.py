@@ -220,19 +220,20 @@ def test_many_trials_need_confirmation(invoke, sqlite_url, text, tmp_path):
     assert "expected at most 20,000 trials" in line
 
 
-def test_confirmed_trials_are_created(create_only):
-    with pytest.raises(ConfigError, match="confirm with --yes"):
-        create_only(*MANY)
-    assert len(create_only(*MANY, confirmed=True).get_trials(deepcopy=False)) == 28_800
-    create_only(*MANY)  # it exists now: joining it creates nothing
-
-
-@pytest.mark.extended
-def test_extension_by_many_trials_needs_confirmation(create_only):
-    study = create_only(*WIDE, "space.state_size=[3]")
-    with pytest.raises(ConfigError, match=r"28,800 new trials, .* confirm with --yes"):
-        create_only(*WIDE, "space.state_size=[3, 4, 5, 6]", extend=True)
-    assert len(study.get_trials(deepcopy=False)) == 9_600
+def test_confirmed_trials_are_created(create_only, monkeypatch):
+    for module in ("study", "new_study", "refinement"):
+        monkeypatch.setattr(f"search.{module}.MAX_UNCONFIRMED", 3)
+    four, eight = ("space.layers=[1, 2, 3, 4]",), ("space.layers=[1, 2, 3, 4, 5, 6, 7, 8]",)
+    with pytest.raises(ConfigError, match=r"^4 new trials, .* confirm with --yes"):
+        create_only(*four)
+    study = create_only(*four, confirmed=True)
+    assert len(study.trials) == 4
+    create_only(*four)  # it exists now: joining it creates nothing
+    with pytest.raises(ConfigError, match=r"^4 new trials, .* confirm with --yes"):
+        create_only(*eight, extend=True)
+    assert len(study.trials) == 4
+    create_only(*eight, extend=True, confirmed=True)
+    assert len(study.trials) == 8
 
 
 # ------------------------------------------------------------------ stored studies by their names
