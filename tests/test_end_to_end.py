@@ -17,7 +17,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers import QUICK, ROOT, TINY
+from helpers import EACH_DATABASE, QUICK, ROOT, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
 from process_runner import CURVES, FINISHED, query, wait_until, wait_until_running
@@ -181,10 +181,6 @@ def report_lines(output):
 
 
 HINT = "for another copy: python -m reports quick"
-
-EACH_DATABASE = pytest.mark.parametrize(
-    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)], indirect=True
-)
 
 
 @EACH_DATABASE
