@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import socket
 import sqlite3
@@ -20,7 +19,7 @@ import pytest
 from helpers import EACH_DATABASE, QUICK, ROOT, TINY
 from hooks import HANG_TIMEOUT, Gate, Hooks
 from optuna.trial import TrialState
-from process_runner import CURVES, FINISHED, query, wait_until, wait_until_running
+from process_runner import wait_until, wait_until_running
 
 from studies.artifacts import atomic_write
 from studies.attributes import TrialRecord
@@ -519,98 +518,3 @@ def test_file_of_a_report_gets_the_mode_of_a_new_file(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE(page.stat().st_mode) == 0o640
-
-
-OWN_CELLS = """
-nuisance = ["learning_rate"]
-objective = "validation"
-precision = "fp32"
-keep_weights = 1
-
-[[space]]
-cell = ["{cells}/min_gru.py:MinGRU", "{cells}/layer_norm_gru.py:LayerNormGRU"]
-candidate_tanh = [false, true]
-norm = ["none", "all"]
-layers = [1]
-state_size = [3, 4]
-training.learning_rate = [0.001, 0.01]
-
-[[space]]
-cell = ["{cells}/diagonal_lru.py:DiagonalLRU", "{cells}/min_gru.py:MinGRU"]
-candidate_tanh = [true]  # those of MinGRU are in the first grid
-gated = [false, true]
-layers = [1]
-state_size = [3, 4]
-training.learning_rate = [0.001, 0.01]
-
-[training]
-steps = 12
-log_every = 2
-batch_size = 4
-sequence_length = 6
-
-[evaluation]
-windows = 2
-window_length = 8
-
-[checkpoint]
-seconds = 0.1
-"""
-"""A union of 24 tiny networks of the three example cells; four are in both of its grids."""
-
-
-@pytest.mark.extended
-def test_cells_of_users_are_searched_once_each_with_a_killed_process(
-    tmp_path, text, invoke, start, tmp_path_factory
-):
-    """A worker that is killed with a trial in training loses nothing; its copy resumes."""
-    cells = tmp_path / "cells"
-    shutil.copytree(ROOT / "examples" / "cells", cells)
-    (tmp_path / "mine.toml").write_text(OWN_CELLS.format(cells="cells"))
-
-    def search(folder, **options):
-        folder.mkdir(exist_ok=True)
-        words = ("run_search.py", str(tmp_path / "mine.toml"), "--corpus", str(text))
-        words += ("--storage", f"sqlite:///{folder}/studies.db", "--threads", "1")
-        words += ("--lockstep", "1", *options.pop("settings", ()))
-        return start(*words, hooks=Hooks(report=False, **options))
-
-    undisturbed = search(tmp_path / "reference")
-    # Later than the training by which a cell is certified.
-    gate = Gate(tmp_path_factory.mktemp("own") / "gate", step=10)
-    here = tmp_path / "here"
-    lost = search(here, gate=gate, settings=["--set=lease.seconds=1"])
-    other = search(here, gate=gate, settings=["--set=lease.seconds=600"])
-    wait_until_running([lost, other], lambda: len(gate.held) == 2)
-    wait_until(lambda: len(list(here.glob("studies.db.checkpoints/*/*.checkpoint"))) == 2)
-    lost.send(signal.SIGKILL)
-    lost.wait()
-    gate.open()
-    assert other.wait() == 0, other.stderr
-    assert "lease expired, its worker sent no heartbeat" in other.output
-    assert "resumes from step 10" in other.output
-    assert undisturbed.wait() == 0, undisturbed.stderr
-
-    url, reference = (f"sqlite:///{tmp_path}/{name}/studies.db" for name in ("here", "reference"))
-    assert query(url, FINISHED) == [(number, "COMPLETE", 1) for number in range(24)]
-    assert query(url, CURVES) == query(reference, CURVES)
-    study = optuna.load_study(study_name="mine", storage=url)
-    assert len({repr(sorted(trial.params.items())) for trial in study.trials}) == 24
-    options = {"MinGRU": "candidate_tanh", "LayerNormGRU": "norm", "DiagonalLRU": "gated"}
-    for trial in study.trials:
-        option = options[trial.params["cell"]]
-        assert set(trial.params) == {"cell", option, "layers", "state_size", "learning_rate"}
-
-    # Its networks are used where the files do not exist.
-    shutil.rmtree(cells)
-    done = invoke("-m", "search.sample", "mine", "--storage", url, "--length", "5", "--prompt", "a")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("a")
-    exported = tmp_path / "exported"
-    done = invoke("-m", "search.export", "mine", str(exported), "--storage", url)
-    assert done.returncode == 0, done.stderr
-    alone = subprocess.run(
-        [sys.executable, "run.py", "abc"], cwd=exported, capture_output=True, text=True
-    )
-    assert alone.returncode == 0, alone.stderr
-    assert alone.stdout.startswith("abc")
