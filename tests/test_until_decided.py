@@ -145,6 +145,7 @@ def test_one_launcher_serves_all_looks(place, command, invoke, monkeypatch):
     assert cluster.calls == ["submit"] * 3 + ["cancel pending jobs"]
 
 
+@pytest.mark.extended
 def test_looks_of_jobs_at_the_end_of_a_run_do_not_end_the_command(
     place, command, invoke, monkeypatch
 ):
@@ -181,6 +182,7 @@ def test_without_the_option_replicates_have_one_comparison(place):
         rnn_search.run(SOURCE, name="other", until_decided=True, **place)
 
 
+@pytest.mark.extended
 def test_noise_before_the_first_look_is_that_of_the_source(sqlite_url, text, capsys):
     """A grid of 32 networks has enough high-order interactions to estimate it from."""
     switches = ("input_gate", "forget_gate", "output_gate", "state_gate", "residual")
