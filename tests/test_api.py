@@ -233,6 +233,7 @@ def test_study_is_found_after_a_change_of_the_working_directory(text, tmp_path, 
     assert study.best.sample("The ") == expected
 
 
+@pytest.mark.extended
 def test_study_that_was_open_shows_an_extension(empty):
     space = {"cell": ["gru"], "layers": [1], "state_size": [3]}
     study = rnn_search.run(SETTINGS | {"space": space}, name="wider", **empty)

@@ -228,14 +228,6 @@ def test_damage_costs_each_command_one_line_at_most(damage, run_commands, damage
 
 OF_TRIAL = "WHERE param_name = 'layers' AND trial_id = 1"
 CHOICES = '{"name": "CategoricalDistribution", "attributes": {"choices": [101]}}'
-NAMED = {
-    "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'corpus'": (
-        "attribute corpus: Expecting property name enclosed in double quotes: line 1 column 2 "
-        "(char 1)"
-    ),
-}
-"""Statements, and how the message names what they damage."""
-
 LEFT_OUT = {
     "UPDATE trial_user_attributes SET value_json = '-5' WHERE key = 'seconds' AND trial_id = 1": (
         "attribute seconds: input should be greater than or equal to 0"
@@ -250,16 +242,12 @@ LEFT_OUT = {
 """Statements that damage trial 0, and how the warning names what is wrong."""
 
 
-@pytest.mark.parametrize("statement", NAMED)
-def test_message_names_study_and_attribute(damage, statement):
-    url = damage(statement)
-    message = (
-        f"study 'quick' is damaged ({NAMED[statement]}): restore the storage from a backup, or "
-        "choose another study or --name"
-    )
-    with pytest.raises(StudyFormatError) as refused:
+def test_message_names_study_and_attribute(damage):
+    url = damage("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'corpus'")
+    with pytest.raises(
+        StudyFormatError, match=r"^study 'quick' is damaged \(attribute corpus: Exp"
+    ):
         reports.cli.reports.main(["quick", "--storage", url], standalone_mode=False)
-    assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("statement", LEFT_OUT)

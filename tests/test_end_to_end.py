@@ -468,11 +468,8 @@ def list_modes(folder):
     }
 
 
-@pytest.mark.parametrize(
-    "umask",
-    [0o077, *(pytest.param(umask, marks=pytest.mark.extended) for umask in (0o022, 0o002))],
-    ids=oct,
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002], ids=oct)
 def test_umask_decides_who_may_read_and_write_files(tmp_path, text, start, gate, umask):
     """Of a search in the default folders, stopped with a checkpoint, resumed and reported."""
     folder = tmp_path / "project"

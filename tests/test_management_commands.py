@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from click.testing import CliRunner
-from helpers import EACH_DATABASE, QUICK, ROOT, TINY
+from helpers import QUICK, ROOT, TINY
 from invocation import require_refused, unchanged
 from managed_studies import create, create_with_everything, list_files
 
@@ -114,7 +114,7 @@ def test_name_of_a_study_of_plain_optuna_cannot_control_the_terminal(command, sq
     assert len(listed.splitlines()) == 2
 
 
-@EACH_DATABASE
+@pytest.mark.extended
 def test_moved_study_of_an_own_cell_continues_without_its_files(invoke, url, text, tmp_path):
     (tmp_path / "here").mkdir()
     shutil.copy(ROOT / "examples" / "cells" / "min_gru.py", tmp_path / "here")
