@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks.replicate_verdicts import NOISES, count_false_worse, simulate_looks
 from reports.stats.crossed_model import adjust_by_holm
 from reports.stats.pairwise_comparison import compare_pairwise, compute_difference
+from tests.simulations.replicates import NOISES, count_false_worse, simulate_looks
 
 
 def as_runs(losses):
@@ -132,17 +132,6 @@ def test_false_differences_are_rare(runs, noise):
     equal = np.zeros(10)
     look = simulate_looks(equal, NOISES[noise], runs, studies=600)
     assert count_false_worse(look, equal) <= 0.07
-
-
-@pytest.mark.parametrize(("runs", "gap", "least"), [(3, 0.1, 0.5), (5, 0.06, 0.5), (10, 0.06, 0.9)])
-def test_shrunk_variances_find_more_real_differences(runs, gap, least):
-    gaps = np.zeros(10)
-    gaps[-1] = gap
-    before, after = (
-        simulate_looks(gaps, NOISES["equal"], runs, 300, is_shrunk=shrunk).is_worse[:, -1, 0].mean()
-        for shrunk in (False, True)
-    )
-    assert after >= max(before, least)
 
 
 def test_only_a_real_difference_is_significant():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from factories import RATES, gated_params, make_replicates, make_runs
 
-from benchmarks.pareto_simulation import simulate_fronts
 from reports.charts.pareto_plots import describe_front, plot_front
 from reports.data.study_reader import read_results
 from reports.errors import ReportError
@@ -22,6 +21,7 @@ from reports.stats.pareto_front import (
 from rnn_search.study import load
 from studies.errors import ConfigError
 from studies.storage.open import read_storage
+from tests.simulations.pareto import simulate_fronts
 
 pytestmark = pytest.mark.usefixtures("without_optuna_figures")
 

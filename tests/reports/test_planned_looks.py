@@ -7,16 +7,6 @@ import numpy as np
 import pytest
 from factories import gated_params, make_runs
 
-from benchmarks.replicate_verdicts import (
-    MARGIN,
-    NOISES,
-    RUN_NOISE,
-    TEXT_NOISE,
-    has_false_verdict,
-    run_until_decided,
-    simulate_looks,
-    simulate_losses,
-)
 from reports.data.study_reader import read_results
 from reports.page.page import write_report
 from reports.stats.leaderboard import summarize_study
@@ -33,6 +23,16 @@ from studies.attributes import LookRecord
 from studies.config import DEFAULT_LOOKS
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
+from tests.simulations.replicates import (
+    MARGIN,
+    NOISES,
+    RUN_NOISE,
+    TEXT_NOISE,
+    has_false_verdict,
+    run_until_decided,
+    simulate_looks,
+    simulate_losses,
+)
 
 NAMES = {"a": 0, "b": 2, "c": 4, "d": 6}
 

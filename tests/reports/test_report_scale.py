@@ -9,7 +9,6 @@ import pytest
 from helpers import TEXT, DatabaseUse
 from optuna.trial import TrialState
 
-from benchmarks.large_study import NAME, create_large_study
 from reports.charts import training_plots
 from reports.dashboard.publish import StudyPublisher
 from reports.data import drawn_trials
@@ -22,6 +21,7 @@ from studies.artifacts import open_store
 from studies.config import Refinement
 from studies.loader import read_study_record
 from studies.storage.open import load_study, open_storage, read_storage
+from tests.simulations.large_study import NAME, create_large_study
 
 SMALL = ["training.batch_size=2", "training.sequence_length=10", "evaluation.windows=2",
          "evaluation.window_length=10"]  # fmt: skip

@@ -8,8 +8,6 @@ import pandas as pd
 import pytest
 from factories import gated_params, make_replicates, make_runs, make_study
 
-from benchmarks.effect_intervals import NOISE, SMALL_GRID, Scenario, simulate
-from benchmarks.uneven_noise import count_findings, simulate_regions
 from reports.data.replicates import find_replicates
 from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
@@ -22,6 +20,8 @@ from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
 from studies.run_means import RunMeans
 from studies.space import REPLICATE
 from studies.storage.open import read_storage
+from tests.simulations.grids import NOISE, SMALL_GRID, Scenario, simulate
+from tests.simulations.uneven_noise import count_findings, simulate_regions
 
 
 def coverage(scenario, count):
@@ -120,7 +120,7 @@ def test_region_is_fitted_once_per_parameter_however_many_values_it_has():
 @pytest.mark.parametrize("deep", [4, 8])
 def test_few_noisy_networks_do_not_get_the_noise_of_the_others(deep):
     """Ten times the noise: the intervals cover, and nothing depends on anything."""
-    studies = [(truth, new) for truth, _, new in simulate_regions(deep, 10, 30)]
+    studies = list(simulate_regions(deep, 10, 30))
     found = count_findings(studies)
     assert found.covered >= 0.90  # 180 intervals, those of a study correlated
     assert found.differs <= 0.15  # of 30 studies, nominally 5%

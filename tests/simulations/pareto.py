@@ -1,6 +1,5 @@
 """Simulated studies: how often a Pareto front claims that a larger architecture is better."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,30 +73,3 @@ def simulate_fronts(
         better = [each.architecture.label for each in larger if each.cheaper is None]
         found[study] = bool(larger), bool(better), f"{architectures - 1}" in better
     return Claims(*found.mean(axis=0).tolist())
-
-
-def measure() -> Iterator[str]:
-    """Yield the table of docs/statistics.md."""
-    yield (
-        f"a larger architecture is said to be better, of 1,000 studies; {WINDOWS} windows, "
-        f"standard deviations {RUN_STD} (runs), {WINDOW_STD} (windows), {REST_STD} (rest)"
-    )
-    yield (
-        f"  {'architectures':>13} {'runs':>4} {'run std':>7} {'gap':>5} {'before: on front':>16} "
-        f"{'after: significant':>18} {'the largest':>11}"
-    )
-    for architectures, runs, run_std, gap in (
-        (4, 5, RUN_STD, 0.0),
-        (4, 3, RUN_STD, 0.0),
-        (10, 5, RUN_STD, 0.0),
-        (4, 5, RUN_STD, 0.05),
-        (10, 5, RUN_STD, 0.05),
-        (4, 1, 0.0, 0.0),
-        (4, 1, RUN_STD, 0.0),
-        (10, 1, RUN_STD, 0.0),
-    ):
-        claims = simulate_fronts(1000, architectures, runs, gap, 0, run_std)
-        yield (
-            f"  {architectures:13} {runs:4} {run_std:7.2f} {gap:5.2f} {claims.front:16.3f} "
-            f"{claims.significant:18.3f} {claims.largest:11.3f}"
-        )
