@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import hooks
@@ -14,6 +15,7 @@ import optuna
 import pytest
 from helpers import NO_SYNC, TEXT
 from hooks import HANG_TIMEOUT
+from invocation import invoke_command
 from process_runner import ProcessRunner
 from services import PostgreSQL, free_port
 from slurm_service import Slurm
@@ -61,6 +63,14 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessRunner]:
 def run(runner: ProcessRunner) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run a command of the project to its end, as ``run("run_search.py", QUICK, …)``."""
     return runner.run
+
+
+@pytest.fixture
+def invoke(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The same in this process, which costs milliseconds: see ``invocation.py`` for the limits."""
+    return partial(invoke_command, cwd=tmp_path_factory.mktemp("working-directory"))
 
 
 @pytest.fixture(scope="session")

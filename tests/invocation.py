@@ -1,0 +1,103 @@
+"""Run the project's commands in the process of the tests, at the cost of a function call.
+
+A command runs as ``python run_search.py`` or ``python -m reports`` would run it: its main program
+is executed, with its handling of errors and its exit code. What a process would take with it when
+it ends is restored afterwards: signal handlers, loggers, environment variables, the working
+directory, threads of PyTorch.
+
+Commands that start processes (``--workers 2``, ``--dashboard``), and those that are to be killed or
+held, need a process of their own: see ``process_runner.py``.
+"""
+
+import contextlib
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+from hooks import ROOT
+
+import reports.dashboard.launcher
+from search.worker.shutdown import SIGNALS
+from studies.storage.damage import DamagedTrials
+
+
+def invoke_command(
+    *arguments: str, cwd: Path, report: bool = True, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command, as ``invoke_command("-m", "reports", "quick", cwd=tmp_path)``.
+
+    Args:
+        arguments: command line, without the interpreter.
+        cwd: working directory.
+        report: whether a search writes its report and publishes to the dashboard at its end.
+        environment: additional environment variables.
+
+    Raises:
+        Exception: if the command raises one that it does not report as an error.
+    """
+    before = set(threading.enumerate())
+    with (
+        restored_process(),
+        contextlib.chdir(cwd),
+        CliRunner().isolation(env=environment) as (out, err, _),
+    ):
+        if not report:
+            reports.dashboard.launcher.finalize_search = lambda *study: None
+        code = _run_program(*arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        stdout, stderr = (stream.getvalue().decode(errors="replace") for stream in (out, err))
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    assert not left, f"the command left threads behind: {left}"
+    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+def _run_program(program: str, *arguments: str) -> int:
+    try:
+        if program == "-m":
+            program, *arguments = arguments
+            sys.argv = [program, *arguments]
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [program, *arguments]
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+@contextlib.contextmanager
+def restored_process() -> Iterator[None]:
+    """Restore what a command changes in its process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    argv, hook, variables = sys.argv, sys.unraisablehook, dict(os.environ)
+    threads, finalize = torch.get_num_threads(), reports.dashboard.launcher.finalize_search
+    reported, DamagedTrials._reported = DamagedTrials._reported, {}
+    loggers = [each for each in logging.root.manager.loggerDict.values() if hasattr(each, "level")]
+    settings = [(each, each.level, [*each.handlers], each.propagate) for each in loggers]
+    try:
+        with warnings.catch_warnings():
+            # A module that is imported already is run again, as a program.
+            warnings.filterwarnings("ignore", module="runpy", category=RuntimeWarning)
+            yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.argv, sys.unraisablehook = argv, hook
+        os.environ.clear()
+        os.environ.update(variables)
+        torch.set_num_threads(threads)
+        reports.dashboard.launcher.finalize_search = finalize
+        DamagedTrials._reported = reported
+        for logger, level, its_handlers, propagate in settings:
+            logger.setLevel(level)
+            logger.handlers, logger.propagate = its_handlers, propagate
