@@ -96,22 +96,24 @@ def test_architecture_of_a_single_run_does_not_withhold_the_verdicts_of_others()
     assert judgement.bounds["diverged"] == np.inf
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("runs", [2, 3, 10])
+@pytest.mark.extended
+@pytest.mark.parametrize(("runs", "noise"), [(3, "half fourfold"), (10, "equal")])
 def test_none_beyond_the_margin_is_as_good(runs, noise):
     """The worst case: all are exactly the margin worse than the best."""
     gaps = np.full(10, MARGIN)
     gaps[0] = 0
-    look = simulate_looks(gaps, NOISES[noise], runs, studies=400)
-    assert count_false_as_good(look, gaps) <= 0.08
+    look = simulate_looks(gaps, NOISES[noise], runs, studies=200)
+    assert count_false_as_good(look, gaps) <= 0.1
 
 
+@pytest.mark.extended
 def test_bounds_hold_together_for_all_architectures():
     gaps = np.array([0, 0, 0.01, 0.01, 0.03, 0.03, 0.1, 0.1, 0.3, 0.3])
-    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=400)
-    assert (look.bounds < gaps).any(axis=1).mean() <= 0.07
+    look = simulate_looks(gaps, NOISES["half fourfold"], runs=5, studies=200)
+    assert (look.bounds < gaps).any(axis=1).mean() <= 0.1
 
 
+@pytest.mark.extended
 def test_many_runs_show_that_equal_architectures_are_as_good():
-    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=100)
+    look = simulate_looks(np.zeros(10), NOISES["equal"] / 2, runs=20, studies=50)
     assert look.is_as_good.mean() > 0.6
