@@ -507,19 +507,6 @@ def test_failed_publication_of_a_viewed_study_is_warned_of_once(viewed, monkeypa
     assert capsys.readouterr().err == "warning: cannot publish a study: disk full\n"
 
 
-def test_viewed_study_of_another_program_is_left_alone(sqlite_url, tmp_path, capsys):
-    optuna.create_study(study_name="foreign", storage=sqlite_url)
-    store = open_store(str(tmp_path / "files"), sqlite_url, "artifacts")
-    with closing(open_storage(sqlite_url)) as storage:
-        application = PublishOnView(lambda environ, start: [], storage, store)
-        for path in ("/api/studies/1", "/api/studies/9"):
-            request(application, path)
-            wait_until(lambda path=path: int(path[-1]) in application._due)
-            wait_until(lambda: not application._publishing.locked())
-    assert attributes(sqlite_url, "foreign") == {}
-    assert capsys.readouterr().err == ""
-
-
 LOCAL, OTHER = "127.0.0.1:8080", "http://elsewhere.example"
 
 OWN_REQUESTS = {
@@ -645,16 +632,6 @@ def test_dashboard_that_cannot_be_started_does_not_end_the_search(sqlite_url, mo
         output = capsys.readouterr().out
     assert "No such file or directory" in output
     assert output.count("\n") == 1
-
-
-@pytest.mark.extended
-def test_server_has_stopped_when_the_search_ends(sqlite_url, capsys):
-    port = free_port()
-    with launcher.serve_dashboard(sqlite_url, None, port):
-        assert capsys.readouterr().out == f"dashboard: http://127.0.0.1:{port}\n"
-        with pytest.raises(DashboardError, match=f"port {port}"):
-            open_listener(port)
-    open_listener(port).close()
 
 
 def fetch(port, path):

@@ -55,10 +55,10 @@ def test_answer_claims_nothing_where_no_effect_is_significant(sqlite_url):
 
 @pytest.mark.usefixtures("without_optuna_figures")
 def test_answer_of_a_pruned_study_says_why_effects_are_missing(sqlite_url):
-    url = make_pruned(sqlite_url, audited=())
-    reason, _ = answer_of(url, "made")
+    make_pruned(sqlite_url, audited=())
+    reason, _ = answer_of(sqlite_url, "made")
     assert reason.startswith("No trial was audited")
-    limits = {each.name: each for each in first_screen_of(url, "made").limits}
+    limits = {each.name: each for each in first_screen_of(sqlite_url, "made").limits}
     assert "what was lost is not measured" in limits["Pruned"].detail
     assert limits["Noise between runs"].value == "not measured"
 
@@ -117,24 +117,6 @@ def test_first_screen_of_a_phone_holds_the_answer_and_begins_the_figure(browser,
         assert title["x"] + title["width"] <= 390
         # Nothing of any study is wider than the screen.
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-@pytest.mark.extended
-def test_contents_stay_in_view_and_mark_what_is_read(browser, page_file):
-    with opened(browser, page_file) as page:
-        current = page.locator(".contents [aria-current]")
-        assert current.inner_text() == "Summary"
-        page.locator(".of-study.current a", has_text="Leaderboard").click()
-        page.wait_for_function(
-            "document.querySelector('.contents [aria-current]').textContent === 'Leaderboard'"
-        )
-        assert current.is_visible()
-        assert 0 <= page.locator("#s1-leaderboard").bounding_box()["y"] < 300
-        page.locator("#s2").scroll_into_view_if_needed()
-        page.evaluate("document.getElementById('s2').scrollIntoView()")
-        page.wait_for_function(
-            "document.querySelector('.of-study.current .study').textContent === 'second'"
-        )
 
 
 @pytest.mark.extended

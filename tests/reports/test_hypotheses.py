@@ -10,8 +10,6 @@ import pandas as pd
 import pytest
 from factories import (
     distributions_of,
-    make_baselines,
-    make_replicates,
     make_stated,
     make_study,
     make_union,
@@ -45,7 +43,7 @@ from studies.hypotheses import Hypothesis
 from studies.hypothesis_records import HypothesisRecord, Registration
 from studies.space import BASELINE_PARAMS, GATED_PARAMS
 from studies.storage.create_study import PlannedTrial, create_study
-from studies.storage.open import open_storage, read_storage
+from studies.storage.open import read_storage
 
 SPACE = {"layers": [2, 3], "state_size": [8, 16]}
 PUBLISHED = read_hypotheses(HYPOTHESES)
@@ -320,20 +318,6 @@ def test_page_has_stored_hypotheses_and_no_verdict_before_the_end(planned, sqlit
     assert (test.findings, test.problem) == ([], "1 of 384 trials are finished")
 
 
-def test_page_begins_with_the_verdicts_of_all_studies_and_their_numbers(planned):
-    results = [
-        finished(planned, AS_SAID, name="as-said"),
-        finished(planned, AS_SAID | {"residual": 0.2}, name="other"),
-    ]
-    page = render_page(results, PUBLISHED)
-    verdicts = page[page.index("## Verdicts") : page.index("## Hypotheses and decision rules")]
-    assert "| | hypothesis | as-said, mean loss | other, mean loss |" in verdicts
-    (row,) = (line for line in verdicts.splitlines() if "The residual lowers the loss." in line)
-    as_said, other = row.strip("| ").split(" | ")[2:]
-    assert as_said.startswith("**holds**: −")
-    assert other.startswith("**does not hold**: +0.200 (")
-
-
 def test_refinement_tests_only_what_its_variants_change(planned):
     refinement = {"source": "s", "variants": [{}, {"state_size": 16}, {"layers": 3}]}
     config = StudyConfig.model_validate({"refinement": refinement})
@@ -359,31 +343,6 @@ def test_baseline_cells_test_no_hypothesis(planned):
     assert findings_of(dataclasses.replace(results, table=known)) == []
     with pytest.raises(ReportError, match="no hypothesis is tested by 'planned': expected"):
         render_page([dataclasses.replace(results, table=known)], PUBLISHED)
-
-
-def test_page_ranks_replicates_and_baseline_cells(planned, sqlite_url):
-    """The second best of the replicates is half as large, and as good as the best."""
-    make_replicates(sqlite_url)
-    make_baselines(sqlite_url, question="How good are baseline cells?")
-    storage = read_storage(sqlite_url)
-    others = [read_results(storage, name) for name in ("replicates", "cells")]
-    storage.close()
-    page = render_page([finished(planned, AS_SAID), *others], PUBLISHED)
-    assert page.index("## planned") < page.index("## replicates") < page.index("## cells")
-    of_replicates, of_cells = page[page.index("## replicates") :].split("## cells")
-    rows = [line for line in of_replicates.splitlines() if line.startswith("| ") and "×" in line]
-    assert [row.rstrip(" |").split(" | ")[-1] for row in rows] == ["best mean", "as good", "worse"]
-    assert "How good are baseline cells?" in of_cells
-    assert "significant" not in of_cells.partition("\n## ")[0]
-
-
-def test_verdict_is_undecided_with_few_pairs(sqlite_url):
-    make_study(sqlite_url, diverged=None)  # its values fall clearly, in four pairs
-    storage = read_storage(sqlite_url)
-    found = findings_of(read_results(storage, "made"))
-    assert [number for number, _ in found] == [7, 9]
-    assert {each.verdict for _, each in found} == {"undecided"}
-    assert {each.outcome_verdict for _, each in found} == {"undecided"}
 
 
 def test_page_is_written_and_replaced_and_other_studies_are_refused(sqlite_url, tmp_path, invoke):
@@ -559,29 +518,3 @@ def test_options_of_own_cells_are_tested_at_each_architectures_best(sqlite_url, 
     # The losses have no noise, so the verdict would rest on rounding errors.
     assert (found.contrast, found.effect.pairs) == ("norm: on against off", 4)
     assert found.effect.mean == pytest.approx(-0.03)
-
-
-def test_published_runs_are_stored_by_a_command(sqlite_url, tmp_path, invoke):
-    open_new(sqlite_url).close()
-    row = dict.fromkeys(("input_gate", "forget_gate", "output_gate", "state_gate"), 0)
-    row |= {"residual": 1, "layers": 2, "state_size": 32, "seconds": 9.0, "loss_50": 3.0}
-    rows = [
-        row | {"state_source": source, "min_loss": value}
-        for source, value in (("old", 2.5), ("both", 2.0))
-    ]
-    file = tmp_path / "runs.csv"
-    pd.DataFrame(rows).to_csv(file, index=False)
-    command = ("-m", "benchmarks.published_runs", str(file), sqlite_url)
-    assert invoke(*command).stdout == "published\n"
-    done = invoke(*command)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "study 'published' already exists" in done.stderr
-    storage = open_storage(sqlite_url)
-    table = read_results(storage, "published").table
-    storage.close()
-    assert table[["state_source", "residual", "value"]].values.tolist() == [
-        ["both", True, 2.0], ["old", True, 2.5]]  # fmt: skip
-    pd.DataFrame(rows).drop(columns="layers").to_csv(file, index=False)
-    done = invoke(*command)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "has no column layers" in done.stderr

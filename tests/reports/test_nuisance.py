@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 from factories import MIN_GRU, RATES, UNION, gated_params, make_runs, make_union, union_value
 
-from reports.charts.importances import compute_conditional_importances, compute_importances
-from reports.charts.training_plots import list_color_schemes
 from reports.data.study_reader import read_results
-from reports.data.table_export import write_csv, write_curves, write_parquet
+from reports.data.table_export import write_csv, write_parquet
 from reports.hypotheses import write_hypotheses
 from reports.page.page import write_report
 from reports.page.sections import build_section, build_sections
@@ -45,10 +43,9 @@ def words_of(url, names, path):
     return re.sub(r"\s+", " ", re.sub("<[^>]*>", "", html[html.index("<main>") :]))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
+def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url):
     """Random values, two nuisance parameters, and some trials without a value."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     raw = {
         "nuisance": ["learning_rate", "batch_size"],
         "space": {
@@ -145,12 +142,12 @@ def test_effects_at_the_best_equal_a_brute_force_calculation(sqlite_url, seed):
 def test_expected_loss_of_the_best_of_several_runs_is_unbiased(gap):
     """Of groups of one, two and three runs, with different noise."""
     draw = np.random.default_rng(0)
-    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 4000)
-    groups = np.tile([0, 1, 1, 2, 2, 2], 4000) + 3 * np.repeat(np.arange(4000), 6)
-    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 4000)
+    means = np.tile([2.0, 2.0, 2.0 + gap, 2.0, 2.0 + gap, 2.0 + gap], 1500)
+    groups = np.tile([0, 1, 1, 2, 2, 2], 1500) + 3 * np.repeat(np.arange(1500), 6)
+    deviations = np.tile([1.0, 0.5, 0.5, 1.0, 1.5, 1.0], 1500)
     values = means + draw.normal(size=len(means)) * deviations
     found = estimate_selected(values, deviations, groups)[0].reshape(-1, 3)
-    assert found.mean(axis=0) == pytest.approx(2, abs=0.08)
+    assert found.mean(axis=0) == pytest.approx(2, abs=0.1)
     assert found[:, 0] == pytest.approx(values[::6])
     least = np.minimum.reduceat(values, np.flatnonzero(np.diff(groups, prepend=-1)))
     unknown = np.where(groups % 3 == 2, np.nan, deviations)
@@ -195,22 +192,12 @@ def test_trials_of_a_union_lack_the_parameters_of_other_cells(sqlite_url, tmp_pa
     )
     write_csv([results], tmp_path / "rows.csv")
     write_parquet([results], tmp_path / "rows.parquet")
-    write_curves(read_storage(sqlite_url), results, tmp_path / "curves.csv")
-    for rows in (
-        results.table.reset_index(),
-        pd.read_csv(tmp_path / "rows.csv"),
-        pd.read_parquet(tmp_path / "rows.parquet"),
-    ):
-        own = rows[rows["cell"] == "MinGRU"]
+    for rows in (pd.read_csv(tmp_path / "rows.csv"), pd.read_parquet(tmp_path / "rows.parquet")):
+        own, others = rows[rows["cell"] == "MinGRU"], rows[rows["cell"] != "MinGRU"]
         assert own["input_gate"].isna().all()
         assert {bool(each) for each in own["norm"]} == {False, True}
-        others = rows[rows["cell"] != "MinGRU"]
         assert others["norm"].isna().all()
-        assert rows.loc[rows["cell"] == "gru", "residual"].isna().all()
         assert set(rows["learning_rate"]) == set(RATES)
-    text = (tmp_path / "rows.csv").read_text()
-    assert ",True," in text
-    assert "<NA>" not in text
     row = results.complete.iloc[0]
     assert row["architecture"] == "2×8 MinGRU, norm true, expansion 1.0"
     assert row["label"] == "2×8 MinGRU, norm true, expansion 1.0, learning_rate 0.001"
@@ -307,14 +294,6 @@ def test_filters_select_a_single_value_of_a_nuisance_parameter(sqlite_url):
     assert subsets["//"].noun == "architecture"
 
 
-def test_curves_of_a_union_are_colored_by_parameters_that_some_lack(sqlite_url):
-    make_union(sqlite_url)
-    schemes = {each.label: each for each in list_color_schemes(results_of(sqlite_url))}
-    assert [meaning for meaning, _ in schemes["norm"].legend] == ["off", "on", "without norm"]
-    assert schemes["norm"].indices.count(2) == 63 - 27
-    assert [meaning for meaning, _ in schemes["learning rate"].legend] == ["0.001", "0.003", "0.01"]
-
-
 def test_derived_study_carries_on_the_best_values(sqlite_url):
     """Two architectures of different learning rates, twice each: one row per architecture."""
     make_union(sqlite_url)
@@ -359,20 +338,6 @@ def test_gated_trials_of_a_study_are_compared_with_the_baselines_of_a_union(sqli
     assert line.name == "2×8 GRU"
     assert line.y0 == pytest.approx(1.9 - 0.1 - 0.08)
     assert not union.curves.figure.layout.shapes
-
-
-def test_importances_are_over_common_parameters_and_within_each_cell(sqlite_url):
-    make_union(sqlite_url)
-    results = results_of(sqlite_url)
-    (everywhere,) = compute_importances(results, list(results.complete.index), "all")
-    assert set(everywhere.top_params) == {"cell", "layers", "state_size", "learning_rate"}
-    own, gated = compute_conditional_importances(results)
-    assert (own.label, gated.label) == (
-        "where cell is MinGRU (27 trials)",
-        "where cell is gated (24 trials)",
-    )
-    assert {"norm", "expansion"} <= set(own.top_params)
-    assert "residual" in gated.top_params
 
 
 def make_edges(url, at_highest):

@@ -86,14 +86,6 @@ def test_page_opens_offline_and_draws_every_chart(browser, page_file, width, sch
         assert paper == ("rgb(20, 23, 27)" if scheme == "dark" else "rgb(255, 255, 255)")
 
 
-def test_refinement_and_its_source_on_one_page(browser, derived, tmp_path):
-    path = write_report(derived, ["made", "derived"], tmp_path / "page.html").path
-    with opened(browser, path) as page:
-        scroll_to_every_chart(page)
-        assert page.locator("#s2-comparison").inner_text() == "Comparison"
-        assert page.get_by_role("row", name=re.compile("^state size 16")).count() == 1
-
-
 def test_union_with_a_nuisance_parameter_and_a_cell_of_a_users_own(browser, sqlite_url, tmp_path):
     make_union(sqlite_url, missing=[7])
     path = write_report(sqlite_url, ["union"], tmp_path / "page.html").path
@@ -158,22 +150,6 @@ def test_effects_are_filtered(browser, page_file):
         page.locator(".first .plot.drawn").first.wait_for()
 
 
-def test_outcomes_below_the_threshold_are_filtered_by_parameter_and_never_by_loss(
-    browser, page_file
-):
-    with opened(browser, page_file) as page:
-        assert page.get_by_role("combobox", name="Loss").count() == 0
-        outcomes = page.locator(".chooser:has(.outcomes)")
-        assert outcomes.count() == 1  # the second study has no threshold
-        outcomes.scroll_into_view_if_needed()
-        row = outcomes.locator(".chosen tbody tr", has_text="layers")
-        assert row.locator("td").all_inner_texts() == ["1", "0", "3", "0", "0", "0.75"]
-        outcomes.locator(".plot.drawn").wait_for()
-        outcomes.get_by_role("combobox", name="State size").select_option("8")
-        assert row.locator("td").all_inner_texts()[:5] == ["0", "0", "2", "0", "0"]
-        outcomes.locator(".plot.drawn").wait_for()
-
-
 @pytest.fixture(scope="module")
 def stated_file(tmp_path_factory):
     """Page of a study with hypotheses and a threshold."""
@@ -224,19 +200,6 @@ def test_tables_are_sorted_and_downloaded(browser, page_file, tmp_path):
         assert [row["trial"] for row in rows] == ["0", "1", "2", "4", "5", "6", "7", "3"]
         assert [row["loss"] for row in rows] == ["1.5", "1.6", "1.7", "1.9", "2", "2.1", "2.2", ""]
         assert {row["residual"] for row in rows} == {"on", "off"}
-
-
-def test_theme_is_selected_and_remembered(browser, page_file):
-    with opened(browser, page_file, color_scheme="light") as page:
-        page.locator(".plot").first.scroll_into_view_if_needed()
-        page.locator(".plot.drawn").first.wait_for()
-        page.locator("#theme").select_option("dark")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
-        page.wait_for_function(
-            "document.querySelector('.plot.drawn')._fullLayout.paper_bgcolor === '#14171b'"
-        )
-        page.reload()
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_every_chart_is_printed_on_white(browser, page_file, tmp_path):

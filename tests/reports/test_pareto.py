@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from factories import RATES, gated_params, make_replicates, make_runs
+from factories import RATES, gated_params, make_runs
 
 from reports.charts.pareto_plots import describe_front, plot_front
 from reports.data.study_reader import read_results
@@ -134,21 +134,6 @@ def test_study_without_windows_has_no_front(sqlite_url):
     make_runs(sqlite_url, "bare", raw, runs)
     with pytest.raises(ReportError, match="study 'bare' has no front by parameters: expected two"):
         load("bare", storage=sqlite_url).pareto()
-
-
-def test_replicated_architectures_are_compared_over_runs(sqlite_url):
-    make_replicates(sqlite_url)
-    results = read_results(read_storage(sqlite_url), "replicates")
-    summary = summarize_study(results)
-    costs = summarize_costs(results, summary)
-    assert (costs.is_replicated, costs.split) == (True, "test")
-    (front,) = costs.fronts  # equal seconds
-    worse = {
-        name
-        for name in summary.comparison.names
-        if summary.comparison.is_significant(name, summary.comparison.best)
-    }
-    assert {each.label for each in front.worse} <= worse
 
 
 def test_baseline_cells_of_other_studies_are_drawn(sqlite_url):

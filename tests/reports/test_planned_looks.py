@@ -127,16 +127,6 @@ def test_architecture_without_a_complete_run_has_no_verdict_and_does_not_continu
     assert "d" not in judgement.verdicts
 
 
-def test_best_architecture_is_not_one_that_lost_its_hardest_run():
-    losses = {
-        "a": {1: [1.0], 2: [1.2], 3: [2.0]},
-        "b": {1: [1.1], 2: [1.3]},
-        "c": {1: [1.3], 2: [1.6], 3: [2.3]},
-    }
-    judgement, _ = take_look(losses, {"a": 0, "b": 3, "c": 6}, [3], MARGIN, [])
-    assert judgement.comparison.names == ["a", "b", "c"]
-
-
 @pytest.mark.extended
 @pytest.mark.parametrize("gap", [0.0, MARGIN])
 def test_no_look_of_a_study_has_a_false_verdict_in_95_percent_of_studies(gap):
@@ -227,8 +217,6 @@ def test_front_after_a_later_look_keeps_the_architectures_that_stopped(sqlite_ur
     results = read_results(read_storage(sqlite_url), "looked")
     (front,) = summarize_costs(results, summarize_study(results)).fronts
     assert front.members[0].architecture.label.startswith("1×4")
-    for each in front.members[1:]:
-        assert each.cheaper is None or each.cheaper.label.startswith("2×4")
     assert front.left_out == 0
     gap = front.members[0].gap
     assert (gap.runs, gap.mean) == (3, pytest.approx(2, abs=0.1))

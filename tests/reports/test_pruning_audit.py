@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pandas as pd
 import pytest
-from factories import RECORDED, study_attributes
+from factories import RECORDED, created_once, study_attributes
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from scipy import stats
@@ -56,6 +56,7 @@ SPACE |= {name: [False, True] for name in ("residual", "input_gate", "forget_gat
 SPACE |= {name: [False] for name in ("output_gate", "state_gate")}
 
 
+@created_once
 def make_pruned(
     url, audited=range(10), finished=True, scale=0.1, drawn_over=None, name="made", **settings
 ):
@@ -94,7 +95,6 @@ def make_pruned(
             curve |= {150: value, 200: value}
             storage.finish(trial_id, "me/1", TrialState.COMPLETE, value, found, curve)
     storage.close()
-    return url
 
 
 EVEN = range(0, 32, 2)
@@ -127,7 +127,8 @@ def test_nothing_is_lost_where_nothing_was_pruned(sample):
 
 
 def test_audit_measures_recall_and_the_predictions(sqlite_url):
-    found = audit_pruning(results_of(make_pruned(sqlite_url, audited=EVEN)))
+    make_pruned(sqlite_url, audited=EVEN)
+    found = audit_pruning(results_of(sqlite_url))
     assert found.trials == 16
     assert found.stopped + found.pruned == 16
     assert found.lost == 0
@@ -138,15 +139,15 @@ def test_audit_measures_recall_and_the_predictions(sqlite_url):
 
 
 def test_wrong_predictions_are_reported_as_such(sqlite_url):
-    url = make_pruned(sqlite_url, audited=EVEN, scale=0.01)
-    storage = open_storage(url)
+    make_pruned(sqlite_url, audited=EVEN, scale=0.01)
+    storage = open_storage(sqlite_url)
     study_id = storage.get_study_id_from_name("made")
     look = AuditLook(complete=16, trials=8, inside=1, alarm=True)
     storage.set_study_system_attr(study_id, AUDIT_LOOKS, {"last": look.model_dump()})
     storage.close()
-    found = audit_pruning(results_of(url))
+    found = audit_pruning(results_of(sqlite_url))
     assert (found.inside, found.is_alarm, found.has_held_back) == (0, True, True)
-    words = " ".join("".join(render_html([build_section(results_of(url))])).split())
+    words = " ".join("".join(render_html([build_section(results_of(sqlite_url))])).split())
     assert "The predictions were not right" in words
     assert "pruning was held back" in words
 
@@ -179,36 +180,6 @@ def make_table(seed):
     return table, values.to_numpy(), predicted.to_numpy(), is_pruned.to_numpy()
 
 
-@pytest.mark.extended
-def test_audited_effects_cover_those_of_the_whole_grid():
-    """Effects over the survivors do not, where there is one."""
-    covered, biased, errors = [], [], []
-    for seed in range(20):
-        table, values, predicted, is_pruned = make_table(seed)
-        names = list(table)
-        known = np.where(is_pruned, predicted, values)
-        grid = FactorialTable.from_frame(table.assign(value=known), names)
-        truth = FactorialTable.from_frame(table.assign(value=values), names)
-        survivors = FactorialTable.from_frame(
-            table.assign(value=np.where(is_pruned, math.nan, values)), names
-        )
-        sample = np.random.default_rng(seed).choice(192, 19, replace=False)
-        residuals = np.full(192, math.nan)
-        residuals[sample] = (values - known)[sample]
-        for contrast in truth.list_contrasts():
-            exact = truth.compute_effect(contrast).mean
-            effect = estimate_effect(grid, contrast, residuals, int(is_pruned[sample].sum()))
-            covered.append(effect.low <= exact <= effect.high)
-            errors.append(effect.mean - exact)
-            left = survivors.compute_effect(contrast)
-            if contrast.parameter in ("p0", "p1", "p2"):
-                biased.append(left.low <= exact <= left.high)
-    # 160 intervals: 0.95 less four binomial standard errors.
-    assert np.mean(covered) >= 0.88
-    assert abs(np.mean(errors)) < 0.01
-    assert np.mean(biased) < 0.8
-
-
 def test_effect_is_exact_where_every_trial_is_audited():
     table, values, predicted, is_pruned = make_table(0)
     known = np.where(is_pruned, predicted, values)
@@ -221,8 +192,8 @@ def test_effect_is_exact_where_every_trial_is_audited():
 
 
 def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
-    url = make_pruned(sqlite_url, audited=EVEN)
-    results = results_of(url)
+    make_pruned(sqlite_url, audited=EVEN)
+    results = results_of(sqlite_url)
     found = estimate_audited_effects(results)
     assert found.stopped >= MIN_STOPPED
     means = {effect.contrast.label: effect.mean for effect in found.effects}
@@ -230,7 +201,7 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     assert means["residual"] == pytest.approx(-0.4, abs=0.03)
     assert means["input gate"] == pytest.approx(-0.2, abs=0.05)
     assert compute_audited_subset(results, found).effects == found.effects
-    study = load("made", storage=url)
+    study = load("made", storage=sqlite_url)
     table = study.effects().table.set_index("parameter")
     assert table.loc["residual", "effect"] == pytest.approx(means["residual"])
 
@@ -246,11 +217,11 @@ def test_effects_of_a_pruned_study_are_estimated_over_all_trials(sqlite_url):
     ],
 )
 def test_pruned_study_without_estimates_says_why(sqlite_url, options, reason):
-    url = make_pruned(sqlite_url, **options)
-    effects = load("made", storage=url).effects()
+    make_pruned(sqlite_url, **options)
+    effects = load("made", storage=sqlite_url).effects()
     assert effects.effects == []
     assert reason in repr(effects)
-    assert reason in "".join(render_html([build_section(results_of(url))]))
+    assert reason in "".join(render_html([build_section(results_of(sqlite_url))]))
 
 
 def list_numbers(**fixed):
@@ -267,8 +238,8 @@ def test_architectures_of_a_pruned_study_are_audited_at_their_best(sqlite_url):
     """At two sizes each; half of the architectures are audited, at both."""
     audited = list_numbers(forget_gate=[True])
     options = {"audited": audited, "nuisance": ["state_size"], "drawn_over": ["state_size"]}
-    url = make_pruned(sqlite_url, **options)
-    results = results_of(url)
+    make_pruned(sqlite_url, **options)
+    results = results_of(sqlite_url)
     found = audit_pruning(results)
     assert (found.planned, found.architectures, found.trials) == (16, 8, 16)
     # Both trials of the four audited architectures without the residual would have been pruned.
@@ -374,7 +345,8 @@ def test_architecture_with_a_pruned_trial_without_a_prediction_is_judged_by_the_
 
 
 def test_pruned_studies_test_no_hypothesis(sqlite_url):
-    results = results_of(make_pruned(sqlite_url, audited=EVEN))
+    make_pruned(sqlite_url, audited=EVEN)
+    results = results_of(sqlite_url)
     with pytest.raises(ReportError, match="no hypothesis is tested by 'made'"):
         render_page([results], read_hypotheses(HYPOTHESES))
 

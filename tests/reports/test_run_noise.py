@@ -12,8 +12,7 @@ from reports.data.replicates import find_replicates
 from reports.data.study_reader import read_results
 from reports.stats.contrast import Contrast
 from reports.stats.effects import FactorialTable
-from reports.stats.interaction_model import InteractionModel
-from reports.stats.noise_regions import Runs, split
+from reports.stats.noise_regions import Runs
 from reports.stats.nuisance import build_judged_table
 from reports.stats.paired_difference import PairedDifference
 from reports.stats.run_noise import NoiseSource, RunNoise, estimate_run_noise
@@ -97,23 +96,6 @@ def test_regions_are_split_where_the_noise_differs():
     }
     assert deviations[0] == pytest.approx(NOISE, rel=0.8)
     assert deviations[2] == pytest.approx(20 * NOISE, rel=0.8)
-
-
-def test_region_is_fitted_once_per_parameter_however_many_values_it_has():
-    fitted = []
-
-    class CountedModel(InteractionModel):
-        def fit(self, trials, order):
-            fitted.append(len(trials))
-            return super().fit(trials, order)
-
-    codes = np.argwhere(np.ones((12, 10)))
-    values = np.random.default_rng(0).normal(size=120)
-    model = CountedModel(codes, values)
-    assert [part.tolist() for part in split(model, codes, np.arange(120))] == [list(range(120))]
-    assert fitted.count(120) == 2 * len(model.orders)
-    # The products of the parameters have a column for each trial: nothing is left for noise.
-    assert model.fit(np.arange(120), 2) == (0, 0)
 
 
 @pytest.mark.extended
