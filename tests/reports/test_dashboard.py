@@ -2,7 +2,6 @@
 
 import dataclasses
 import http.client
-import http.server
 import json
 import os
 import signal

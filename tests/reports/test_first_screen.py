@@ -120,20 +120,6 @@ def test_first_screen_of_a_phone_holds_the_answer_and_begins_the_figure(browser,
 
 
 @pytest.mark.extended
-def test_contents_of_a_phone_open_and_close(browser, page_file):
-    with opened(browser, page_file, 390) as page:
-        menu = page.locator(".contents nav")
-        assert not menu.is_visible()
-        page.locator(".contents > summary").click()
-        assert menu.is_visible()
-        page.keyboard.press("Escape")
-        assert not menu.is_visible()
-        page.locator(".contents > summary").click()
-        menu.get_by_role("link", name="Leaderboard").first.click()
-        assert not menu.is_visible()
-
-
-@pytest.mark.extended
 def test_page_without_javascript_has_texts_in_place_of_figures(browser, page_file):
     context = browser.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()

@@ -8,7 +8,6 @@ import optuna
 import pandas as pd
 import pytest
 from optuna_dashboard import get_note
-from test_page import opened
 
 from reports.charts.chart import IMPROVES, WORSENS
 from reports.charts.effect_plots import effect_color
@@ -17,7 +16,7 @@ from reports.data.study_reader import read_results
 from reports.data.table_export import write_csv
 from reports.page.headline import format_headline
 from reports.page.imported_section import build_imported_section, describe_uncompared
-from reports.page.page import render_page, write_report
+from reports.page.page import render_page
 from rnn_search import load
 from studies.importing.options import ImportOptions
 from studies.importing.study_import import import_optuna_study, import_table
@@ -163,15 +162,6 @@ def test_table_and_api_have_parameters_and_values_only(grid, tmp_path):
     table = study.effects().table
     assert table.loc[table["parameter"] == "batch norm", "effect"].item() > 0
     assert study.status.is_finished
-
-
-@pytest.mark.extended
-def test_page_of_an_imported_study_is_drawn_in_a_browser(browser, grid, tmp_path):
-    path = write_report(f"sqlite:///{tmp_path}/studies.db", ["table"], tmp_path / "page.html").path
-    with opened(browser, path) as page:
-        page.wait_for_selector(".plot .trace")
-        assert page.locator(".study-name").inner_text() == "table"
-        assert "optimizer adam → sgd" in page.locator("table.effects").inner_text()
 
 
 def test_dashboard_has_note_and_figure_of_an_imported_study(grid, tmp_path):
