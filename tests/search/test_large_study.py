@@ -3,7 +3,6 @@
 import pytest
 from optuna.trial import TrialState
 
-from benchmarks.large_study import NAME, create_large_study
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
 from search.worker.claims import ClaimManager
@@ -11,6 +10,7 @@ from search.worker.shutdown import ShutdownSignal
 from studies.attributes import TrialRecord
 from studies.storage.counts import count_trials
 from studies.storage.open import load_study
+from tests.simulations.large_study import NAME, create_large_study
 
 SMALL = (
     "training.batch_size=4",

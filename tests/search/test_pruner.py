@@ -12,9 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from test_predictions import simulate_grid
 
-from benchmarks.recorded_curves import RecordedCurves, ReplayResult
 from benchmarks.replay_pruning import replay_in_optuna
-from benchmarks.replayed_search import Replay
 from search.pruning.audit import PRIOR_SCORES
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.policy import PruningPolicy
@@ -22,6 +20,7 @@ from search.pruning.predictions import predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.rungs import compute_rungs, compute_steps_to_next_rung
 from search.pruning.study_state import StudyState, TrialStage
+from tests.simulations.pruned_search import RecordedCurves, Replay, ReplayResult
 
 STEPS, LOG_EVERY = 1000, 40
 

@@ -1,19 +1,15 @@
 """Simulated grids of known effects and noise: what intervals and significance tests get right."""
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from reports.page.headline import N_EFFECTS
 from reports.stats.conditional_effects import (
-    RankedEffect,
     compute_conditional_effects,
     rank_effects,
 )
@@ -130,29 +126,6 @@ def draw_values(
     return values
 
 
-def bootstrap_interval(sample: Floats, resamples: int = 4000) -> tuple[float, float]:
-    """Compute the interval that reports had before: bootstrap over the pairs, BCa.
-
-    Expanded for small samples (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015,
-    section 4.5). It treats the pairs of the grid as a sample of others.
-    """
-    n, mean = len(sample), sample.mean()
-    deviations = sample - mean
-    spread = float((deviations**2).sum())
-    means = sample[np.random.default_rng(0).integers(n, size=(resamples, n))].mean(axis=1)
-    normal = NormalDist()
-    below = ((means < mean).sum() + (means <= mean).sum()) / (2 * resamples)
-    bias = normal.inv_cdf(min(max(below, 1 / resamples), 1 - 1 / resamples))
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5)
-    reach = math.sqrt(n / (n - 1)) * float(stats.t.ppf(0.975, n - 1))
-    quantiles = []
-    for end in (-reach, reach):
-        shifted = bias + end
-        quantiles.append(normal.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(means, quantiles)
-    return float(low), float(high)
-
-
 def _draw_runs(
     codes: NDArray[np.int64],
     expected: Floats,
@@ -171,76 +144,13 @@ def _draw_runs(
     return Runs(codes[trials], replicates, drawn)
 
 
-_SCENARIOS = (
-    Scenario(name="equal noise, 96 architectures"),
-    Scenario(name="noise ×1, ×2, ×4 by state size", noise_by_size=(1, 2, 4)),
-    Scenario(name="real interactions of four parameters", scales=(0.2, 0.1, 0.05, 0.02)),
-    Scenario(
-        name="the same, three replicates of nine", scales=(0.2, 0.1, 0.05, 0.02), replicates=3
-    ),
-    Scenario(name="24 architectures", scales=(0.2, 0.1), grid=SMALL_GRID),
-    Scenario(name="24, real interactions of three", grid=SMALL_GRID),
-)
-
-_NAMED = (
-    Scenario(name="no effects", scales=()),
-    Scenario(name="no effects, noise by size", scales=(), noise_by_size=(1, 2, 4)),
-    Scenario(name="no effects, 24 architectures", scales=(), grid=SMALL_GRID),
-)
-
-_FLAGS = (
-    Scenario(name="main effects only", scales=(0.1,)),
-    Scenario(name="main effects only, noise by size", scales=(0.1,), noise_by_size=(1, 2, 4)),
-    Scenario(name="no effects", scales=()),
-    Scenario(name="main effects, 24 architectures", scales=(0.1,), grid=SMALL_GRID),
-    Scenario(name="effect of one sign or none (−0.2, 0)", scales=(), joint=-0.2),
-    Scenario(name="opposite signs, ±0.02", scales=(), reversal=0.02),
-    Scenario(name="opposite signs, ±0.03", scales=(), reversal=0.03),
-)
-
-
-def measure(count: int = 300) -> Iterator[str]:
-    """Yield the tables of intervals and flags over simulated studies."""
-    yield f"{count} simulated studies each: before (bootstrap over the pairs) and after (noise)"
-    yield (
-        "scenario | covered, before | after | width / that of known noise, before | after | "
-        "effect of 3 standard errors found, before | after"
-    )
-    for scenario in _SCENARIOS:
-        found = [row for study in simulate(scenario, count) for row in _compare_intervals(study)]
-        means = np.mean(found, axis=0)
-        widths = np.median(found, axis=0)[2:4]
-        yield (
-            f"{scenario.name} | {means[0]:.1%} | {means[1]:.1%} | {widths[0]:.2f} | "
-            f"{widths[1]:.2f} | {means[4]:.0%} | {means[5]:.0%}"
-        )
-    yield "scenario | studies with a significant range | with opposite signs"
-    for scenario in _FLAGS:
-        flags = np.array([find_flags(study.observed) for study in simulate(scenario, count)])
-        yield f"{scenario.name} | {flags[:, 0].mean():.1%} | {flags[:, 1].mean():.1%}"
-    yield "scenario | studies with an effect named that is zero, before | uncorrected | after"
-    for scenario in _NAMED:
-        named = np.array([find_named(study) for study in simulate(scenario, count)])
-        yield f"{scenario.name} | {' | '.join(f'{share:.1%}' for share in named.mean(axis=0))}"
-
-
-def find_named(study: Simulation) -> tuple[bool, bool, bool]:
-    """Return whether the last line of a search names an effect that is zero.
-
-    Before, it named the two largest effects whether they are significant or not; after, those that
-    are significant after Holm's correction. Between these: without the correction.
-    """
+def names_zero(study: Simulation) -> bool:
+    """Return whether the last line of a search names an effect that is zero."""
     table = study.observed
     effects = table.compute_effects()
     ranked = rank_effects(effects, compute_conditional_effects(table, effects))
-    corrected = [each for each in ranked if each.is_significant]
-    uncorrected = [each for each in ranked if each.condition or each.main.is_significant]
-
-    def names_zero(named: Sequence[RankedEffect]) -> bool:
-        truths = (study.truth.compute_effect(each.main.contrast).mean for each in named[:N_EFFECTS])
-        return any(abs(truth) < 1e-9 for truth in truths)
-
-    return names_zero(ranked), names_zero(uncorrected), names_zero(corrected)
+    named = [each.main.contrast for each in ranked if each.is_significant][:N_EFFECTS]
+    return any(abs(study.truth.compute_effect(contrast).mean) < 1e-9 for contrast in named)
 
 
 def find_flags(table: FactorialTable) -> tuple[bool, bool]:
@@ -248,27 +158,3 @@ def find_flags(table: FactorialTable) -> tuple[bool, bool]:
     found = compute_conditional_effects(table, table.compute_effects())
     differs = any(each.is_significant for each in found)
     return differs, any(each.has_opposite_signs for each in found)
-
-
-def _compare_intervals(study: Simulation) -> Iterator[tuple[float, ...]]:
-    """Yield coverage, relative width and power of the old and the new interval of each effect."""
-    table = study.observed
-    for effect in table.compute_effects():
-        other = next(name for name in table.axes if name != effect.contrast.parameter)
-        before, after = np.hstack(list(table.match_by_level(effect.contrast, other).values()))
-        intervals = (
-            bootstrap_interval(table.values[after] - table.values[before]),
-            (
-                effect.low,
-                effect.high,
-            ),
-        )
-        truth = study.truth.compute_effect(effect.contrast).mean
-        variances = study.deviations[before] ** 2 + study.deviations[after] ** 2
-        error = math.sqrt(variances.sum()) / len(variances)
-        covers = [low <= truth <= high for low, high in intervals]
-        widths = [(high - low) / (2 * 1.96 * error) for low, high in intervals]
-        # The same interval around an effect of three standard errors.
-        shift = 3 * error - truth
-        excludes = [low + shift > 0 or high + shift < 0 for low, high in intervals]
-        yield (*covers, *widths, *excludes)
