@@ -53,6 +53,11 @@ RESULTS = """
 
 
 @pytest.fixture
+def url(sqlite_url):
+    return sqlite_url
+
+
+@pytest.fixture
 def search(runner, url, text):
     return search_starter(runner, url, text)
 
@@ -85,6 +90,7 @@ def artifacts(tmp_path):
     return f"--artifacts={tmp_path / 'artifacts'}"
 
 
+@pytest.mark.extended
 def test_extended_trials_equal_those_trained_at_once(
     search, finish, url, tmp_path, artifacts, reference_curves, tmp_path_factory
 ):
@@ -125,6 +131,7 @@ def test_extended_trials_equal_those_trained_at_once(
     assert "study 'quick' was extended: using its stored 120 steps" in joined
 
 
+@pytest.mark.extended
 def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -147,7 +154,7 @@ def test_as_many_checkpoints_are_kept_as_asked_and_other_trials_restart(
     assert [step for step, _ in json.loads(curve[0])["curve"]] == [10, 20, 30, 40]
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -161,7 +168,7 @@ def test_damaged_checkpoint_of_the_old_end_is_quarantined_and_its_trial_restarts
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_trials_trained_in_lockstep_continue_in_lockstep(
     finish, url, tmp_path, artifacts, reference_curves
 ):
@@ -180,7 +187,7 @@ def test_trials_trained_in_lockstep_continue_in_lockstep(
             )
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
     search, finish, url, tmp_path, artifacts, tmp_path_factory, reference_curves
 ):
@@ -195,7 +202,6 @@ def test_stopped_trial_of_an_extended_study_continues_from_where_it_was(
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
     search, finish, url, artifacts, tmp_path_factory, reference_curves
 ):
@@ -215,7 +221,7 @@ def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
     assert_equals_training_at_once(url, reference_curves)
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_trials_continue_from_checkpoints_in_a_bucket(finish, url, bucket, reference_curves):
     import boto3
 
@@ -237,7 +243,7 @@ replicates = 2
 """
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.extended
 def test_derived_study_is_extended_and_its_report_written_again(
     runner, finish, url, tmp_path, artifacts
 ):
