@@ -14,7 +14,6 @@ from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
 from search.pruning.audit import (
     DIVISOR,
-    PRIOR_SCORES,
     adjust_scale,
     describe_look,
     look,
@@ -76,14 +75,14 @@ def check_audit(joined):
     return stopped
 
 
-@pytest.mark.parametrize("lockstep", [1, 8])
-def test_audited_trials_are_trained_to_the_end(sqlite_url, text, lockstep):
-    joined, messages = search(sqlite_url, text, *BOLD, lockstep=lockstep)
+def test_audited_trials_are_trained_to_the_end(sqlite_url, text):
+    joined, messages = search(sqlite_url, text, *BOLD, lockstep=8)
     assert check_audit(joined), "none of eight would have been pruned"
     assert count_trials(joined.storage, joined.study_id).pruned > 0
     assert messages.count("complete") >= AUDITED
 
 
+@pytest.mark.extended
 def test_interrupted_search_records_the_whole_audit(sqlite_url, text, monkeypatch):
     """Each worker stops after a few trials; the next one continues."""
     ended = []
@@ -144,7 +143,6 @@ def audited_architectures(joined):
     ("first", "then", "found"),
     [
         ([], None, (AUDITED, True, {2})),
-        ([], ["space.training.learning_rate=[0.01, 0.02, 0.04]"], (AUDITED, True, {3})),
         ([], ["space.layers=[1, 2]"], (2 * AUDITED, True, {2})),
         # A rate that did not vary distinguishes no trials, so single trials were architectures.
         (["nuisance=[]", "space.training.learning_rate=[0.01]"], RATES, (AUDITED, True, {2})),
@@ -167,6 +165,7 @@ def test_all_trials_of_an_audited_architecture_are_audited(sqlite_url, text, fir
     assert stored == (["learning_rate"] if is_pure else [])
 
 
+@pytest.mark.extended
 def test_pruned_search_at_several_rates_audits_architectures(sqlite_url, text):
     """Each look and the report compare one trial of each audited architecture."""
     joined, _ = search(sqlite_url, text, *BOLD, *RATES, lockstep=8)
@@ -212,6 +211,7 @@ def mislead(monkeypatch):
     monkeypatch.setattr("search.pruning.policy.predict_final_values", predict_badly)
 
 
+@pytest.mark.extended
 def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text, monkeypatch):
     mislead(monkeypatch)
     joined, messages = search(sqlite_url, text, AUDIT_EIGHT, lockstep=1)
@@ -241,28 +241,6 @@ def test_architectures_are_tested_and_corrected_as_one():
     assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
 
 
-def test_predictions_become_as_wide_as_the_errors_of_audited_trials():
-    """Three equal trials of an architecture count once, and do not adjust each other."""
-    values = np.array([0.5, 0.5, 3.0, 3.0, 3.0, -0.5, 0.5, 0.2])
-    architectures = np.array([0, 1, 2, 2, 2, 3, 4, 5])
-    prediction = Prediction(np.zeros(8), np.ones(8))
-    is_held = np.array([True] * 7 + [False])
-    adjusted = adjust_scale(prediction, values, is_held, architectures)
-    assert (adjusted.mean == 0).all()
-    assert adjusted.scale[7] ** 2 == pytest.approx(
-        (PRIOR_SCORES + 4 * 0.25 + 9) / (PRIOR_SCORES + 5)
-    )
-    without = (PRIOR_SCORES + 4 * 0.25) / (PRIOR_SCORES + 4)
-    assert adjusted.scale[2:5] ** 2 == pytest.approx(np.full(3, without))
-    many = adjust_scale(
-        Prediction(np.zeros(1000), np.ones(1000)),
-        np.full(1000, 0.5),
-        np.ones(1000, dtype=bool),
-        np.arange(1000),
-    )
-    assert many.scale == pytest.approx(np.full(1000, 0.5), rel=0.02)
-
-
 @pytest.mark.parametrize(("count", "score"), [(2, 6.0), (3, 6.0), (4, 6.0), (40, 3.0)])
 def test_an_alarm_makes_no_prediction_narrower(count, score):
     values = np.append(np.tile([score, -score], count)[:count], np.nan)
@@ -274,13 +252,6 @@ def test_an_alarm_makes_no_prediction_narrower(count, score):
         for correct in (adjust_scale, recalibrate)
     )
     assert (after >= before).all()
-
-
-def test_predictions_without_audited_trials_keep_their_scale():
-    prediction = Prediction(np.zeros(3), np.ones(3))
-    none = np.zeros(3, dtype=bool)
-    adjusted = adjust_scale(prediction, np.full(3, np.nan), none, np.arange(3))
-    assert (adjusted.scale == 1).all()
 
 
 def make_scheduler(sqlite_url, text):

@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
 from search.pruning.regression import (
-    CONSTANT,
     EQUAL_NOISE,
-    MAIN_EFFECT,
     BayesianRidge,
-    fit_noise,
-    mix,
 )
 
 SWITCHES = ("input", "forget", "output", "state")
@@ -78,26 +74,6 @@ def test_design_matrix_has_centred_levels_and_their_products():
         DesignMatrix.from_params(names).main_effects.shape[1],
         DesignMatrix.from_params(names).interactions.shape[1],
     ) == (48, 0)
-
-
-def test_numbers_of_a_wide_grid_enter_interactions_in_their_order():
-    rates, sizes, depths = (0.001, 0.002, 0.004, 0.008), (16, 32, 64, 128, 256), range(1, 9)
-    params = [
-        {"rate": rate, "size": size, "depth": depth, "cell": cell, "source": source}
-        for rate in rates
-        for size in sizes
-        for depth in depths
-        for cell in "abcdefgh"
-        for source in "xyz"
-    ]
-    design = DesignMatrix.from_params(params)
-    assert design.main_effects.shape[1] == 3 + 4 + 7 + 7 + 2
-    # One column for each of the numbers, seven and two for the texts.
-    assert design.interactions.shape[1] == 3 + 3 * 7 + 3 * 2 + 7 * 2
-    # The lowest rate and the smallest size, each half of its range below the mean.
-    assert design.interactions[0, 0] == pytest.approx(0.25)
-    missing = DesignMatrix.from_params([*params, *({"cell": cell} for cell in "abcdefgh")])
-    assert np.isfinite(missing.interactions).all()
 
 
 def count_fits(monkeypatch):
@@ -172,22 +148,18 @@ def test_prediction_of_a_finished_trial_is_its_value():
     assert (prediction.scale[30:] > 0).all()
 
 
-def test_finished_trial_without_a_curve_does_not_disturb_the_predictions():
-    params, losses, values = simulate_grid(0)
-    losses, values = hide_unobserved(losses, values, np.arange(30), 2)
-    without = predict_final_values(DesignMatrix.from_params(params), losses, values)
-    losses[5], losses[6, 1:] = math.nan, math.nan
-    prediction = predict_final_values(DesignMatrix.from_params(params), losses, values)
-    assert (prediction.mean[:30] == values[:30]).all()
-    assert prediction.mean == pytest.approx(without.mean, abs=0.1)
-    assert (prediction.scale[30:] > 0).all()
-
-
-@pytest.mark.parametrize("reached", [0, 1, 3])
-def test_predictions_are_calibrated(reached):
+@pytest.mark.parametrize(
+    ("reached", "seeds"),
+    [
+        (1, 3),
+        pytest.param(0, 12, marks=pytest.mark.extended),
+        pytest.param(3, 12, marks=pytest.mark.extended),
+    ],
+)
+def test_predictions_are_calibrated(reached, seeds):
     """Over many simulations errors are about one scale on average and rarely exceed three."""
     errors = []
-    for seed in range(12):
+    for seed in range(seeds):
         params, losses, values = simulate_grid(seed)
         complete = np.random.default_rng(seed).permutation(len(values))[:30]
         prediction = predict_final_values(
@@ -201,6 +173,7 @@ def test_predictions_are_calibrated(reached):
     assert (abs(errors) > 3).mean() < 0.02
 
 
+@pytest.mark.extended
 def test_similar_trials_improve_the_prediction_from_the_curve_alone():
     errors, scales = [], []
     for seed in range(10):
@@ -220,6 +193,7 @@ def test_similar_trials_improve_the_prediction_from_the_curve_alone():
     assert scale < 0.9 * scale_of_curve
 
 
+@pytest.mark.extended
 def test_predictions_of_stopped_trials_are_not_biased():
     """Only the better half of each rung continues."""
     mean_errors = []
@@ -249,7 +223,7 @@ def test_without_complete_trials_predictions_follow_the_curves():
     assert 0.01 < probabilities.min() < probabilities.max() < 0.9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 5))
 def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed):
     params, losses, values = simulate_grid(seed)
@@ -287,92 +261,6 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
         assert probabilities.sum() == pytest.approx(count, abs=1e-3)
 
 
-def test_threshold_for_all_trials_is_infinite():
-    prediction = Prediction(np.array([1.0, 2.0]), np.array([0.0, 1.0]))
-    assert prediction.cdf(prediction.threshold_for_count(2)) == pytest.approx([1, 1])
-
-
-def test_held_out_architectures_are_predicted_as_without_their_values():
-    """Two trials of each, held at different rungs."""
-    params, losses, values = simulate_grid(0)
-    design, count = DesignMatrix.from_params(params), len(values)
-    architectures = np.arange(count) // 2
-    held_out = np.full(count, -1)
-    held_out[[0, 1, 4, 5, 9]] = 1, 2, 3, 1, 2  # the last one's sibling was not stopped
-    found = predict_final_values(design, losses, values, held_out, architectures)
-    others = values.copy()
-    for trials in ([0, 1], [4, 5], [9]):
-        hidden_losses, hidden = losses.copy(), values.copy()
-        hidden[trials] = math.nan
-        held = np.where(np.isin(np.arange(count), trials), -1, held_out)
-        for trial in trials:
-            hidden_losses[trial, held_out[trial] :] = math.nan
-        for trial in trials:  # alone: the prediction of its sibling is no data for it
-            rows = np.setdiff1d(np.arange(count), [each for each in trials if each != trial])
-            alone = predict_final_values(
-                design.select(np.isin(np.arange(count), rows)),
-                hidden_losses[rows],
-                hidden[rows],
-                held[rows],
-                architectures[rows],
-            )
-            place = int(np.flatnonzero(rows == trial)[0])
-            # The weights of the hyperparameters have seen the values: nearly equal.
-            assert found.mean[trial] == pytest.approx(
-                alone.mean[place], abs=0.15 * alone.scale[place]
-            )
-            assert found.scale[trial] == pytest.approx(alone.scale[place], rel=0.1)
-        others[trials] = math.nan
-    # Where a value is far off, a sibling's prediction does not follow it.
-    values[1] += 10
-    again = predict_final_values(design, losses, values, held_out, architectures)
-    alone = predict_final_values(design, losses, values, held_out)
-    assert abs(again.mean[0] - found.mean[0]) < abs(alone.mean[0] - found.mean[0])
-
-
-def simulate_rows(seed, ratio, count=60):
-    """Simulate rows of two features; where the first is positive, noise is larger by a factor."""
-    random = np.random.default_rng(seed)
-    switches = random.integers(0, 2, (count, 2)) - 0.5
-    features = np.column_stack([np.ones(count), switches])
-    kinds = np.array([CONSTANT, MAIN_EFFECT, MAIN_EFFECT])
-    noise = np.where(switches[:, 0] > 0, ratio, 1) * random.normal(0, 0.05, count)
-    return features, kinds, features @ [0, 0.2, -0.1] + noise, np.zeros(count)
-
-
-def test_each_row_is_left_out_as_if_it_had_been_absent():
-    features, kinds, target, variance = simulate_rows(0, 1, count=12)
-    fitted = BayesianRidge(features, kinds, target, variance)
-    means, variances = fitted.leave_each_out()
-    for row in range(12):
-        mean, spread = fitted.leave_out(np.array([row]))
-        assert (means[row], variances[row]) == pytest.approx((mean[0], spread[0]))
-        others = np.arange(12) != row
-        refitted = BayesianRidge(features[others], kinds, target[others], variance[others])
-        exact, _ = refitted.predict(features[[row]])
-        # Scales and weights of the priors are those with all rows.
-        assert means[row] == pytest.approx(exact[0], abs=0.02)
-
-
-@pytest.mark.parametrize("ratio", [1, 8])
-def test_ratio_of_the_noise_is_estimated(ratio):
-    found = []
-    for seed in range(40):
-        rows = simulate_rows(seed, ratio)
-        noise = fit_noise(*rows, BayesianRidge(*rows))
-        low, high = noise.compute_ratios(np.array([[1, -0.5, 0], [1, 0.5, 0]]))
-        found.append(math.sqrt(high / low))
-    # The prior draws it towards 1.
-    assert ratio**0.7 / 1.3 < np.median(found) < ratio * 1.3
-    assert np.quantile(found, [0.05, 0.95]) == pytest.approx([np.median(found)] * 2, rel=0.7)
-
-
-def test_the_more_certain_prediction_counts_for_more():
-    mean, variance = mix([(np.array([1.0, 1.0]), np.ones(2)), (np.zeros(2), np.array([1.0, 0.01]))])
-    assert mean == pytest.approx([0.5, 1 / 101])
-    assert variance == pytest.approx([1 + 0.25, 2 / 101 + 100 / 101**2])
-
-
 def simulate_noisy_grid(seed):
     """Simulate a grid in which networks without two switches end higher, by 0.2 to 1.4 nats."""
     params, losses, values = simulate_grid(seed, sizes=(16, 32, 64, 128))
@@ -398,6 +286,7 @@ def predict_noisy_grid(seed):
     return errors / found.scale[quiet], math.sqrt((errors**2).mean())
 
 
+@pytest.mark.extended
 def test_noisy_networks_do_not_blur_the_predictions_of_quiet_ones(monkeypatch):
     scores, errors = zip(*map(predict_noisy_grid, range(20)), strict=True)
     inside = (np.abs(np.concatenate(scores)) <= 2).mean()

@@ -147,19 +147,15 @@ def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
     check_pruning(*pruned, unpruned, 0)
 
 
-def test_best_trials_complete_in_lockstep(sqlite_url, text, tmp_path, unpruned):
-    check_pruning(tmp_path, *search(sqlite_url, text, lockstep=8), unpruned, 1e-4)
+@pytest.mark.extended
+def test_best_trials_of_a_larger_grid_complete_in_lockstep(
+    sqlite_url, text, tmp_path, unpruned_wide
+):
+    found = search(sqlite_url, text, *WIDE, lockstep=8)
+    check_pruning(tmp_path, *found, unpruned_wide, 1e-4)
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (8, 1e-4)])
-def test_best_trials_of_a_larger_grid_complete(
-    sqlite_url, text, tmp_path, unpruned_wide, lockstep, tolerance
-):
-    found = search(sqlite_url, text, *WIDE, lockstep=lockstep)
-    check_pruning(tmp_path, *found, unpruned_wide, tolerance)
-
-
 def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, monkeypatch):
     """A pause would lose the training so far."""
 
@@ -173,6 +169,7 @@ def test_trials_are_not_paused_without_checkpoints(sqlite_url, text, unpruned, m
     assert any("cannot write the checkpoint" in line and "(no room)" in line for line in messages)
 
 
+@pytest.mark.extended
 def test_trials_continue_while_the_storage_does_not_respond(sqlite_url, text, monkeypatch):
     monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", 0.0)
     unanswered = Future()
@@ -226,10 +223,8 @@ FINE = "training.log_every=3"
 FINE_RUNGS = {rung.step for rung in compute_rungs(STEPS, 3)}
 
 
-@pytest.mark.parametrize(("lockstep", "tolerance"), [(1, 0), (4, 1e-4)])
-def test_late_decisions_stop_trials_after_their_rung(
-    sqlite_url, text, monkeypatch, lockstep, tolerance
-):
+@pytest.mark.extended
+def test_late_decisions_stop_trials_after_their_rung(sqlite_url, text, monkeypatch):
     """Training goes on while a decision is computed; none is lost."""
     slow = SlowDecisions(monkeypatch)
 
@@ -238,7 +233,7 @@ def test_late_decisions_stop_trials_after_their_rung(
 
     unpruned, _ = search(sqlite_url, text, FINE, prune=False, name="unpruned", lockstep=1)
     monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    joined, messages = search(sqlite_url, text, FINE, lockstep=lockstep)
+    joined, messages = search(sqlite_url, text, FINE, lockstep=4)
     assert not any(
         re.search("resumes? from", line) or line.startswith("warning") for line in messages
     )
@@ -254,27 +249,14 @@ def test_late_decisions_stop_trials_after_their_rung(
         curve = trial.intermediate_values
         assert list(curve) == list(range(3, max(curve) + 1, 3))
         expected = {step: reference[step] for step in curve}
-        assert curve == pytest.approx(expected, rel=tolerance, abs=0)
+        assert curve == pytest.approx(expected, rel=1e-4, abs=0)
     counts = count_trials(joined.storage, joined.study_id)
     assert counts.complete + counts.pruned == TRIALS
     assert counts.pruned
     assert count_steps(joined) < STEPS * TRIALS
 
 
-def test_late_decision_can_prune_a_trial(sqlite_url, text, monkeypatch):
-    monkeypatch.setattr(PruningPolicy, "should_continue", lambda self, trial: False)
-    monkeypatch.setattr(PruningPolicy, "should_prune_now", lambda self, trial: True)
-    slow = SlowDecisions(monkeypatch)
-    monkeypatch.setattr(RecordingCallbacks, "on_log", lambda *_: slow.release())
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert set(messages) == {f"pruned at step {2 * LOG_EVERY}"}
-    for trial in joined.study.trials:
-        assert trial.state is TrialState.PRUNED
-        # The storage may have been read at the next rung.
-        assert trial.user_attrs["rung"] in (LOG_EVERY, 2 * LOG_EVERY)
-        assert max(trial.intermediate_values) == 2 * LOG_EVERY
-
-
+@pytest.mark.extended
 def test_trial_that_ends_before_its_decision_is_complete(sqlite_url, text, monkeypatch, unpruned):
     """The next trial is not affected."""
     slow = SlowDecisions(monkeypatch)
@@ -290,6 +272,7 @@ def test_trial_that_ends_before_its_decision_is_complete(sqlite_url, text, monke
     check_curves(joined, unpruned, 0)
 
 
+@pytest.mark.extended
 def test_decision_is_made_after_an_outage_at_all_rungs(sqlite_url, text, monkeypatch):
     slow, reasons = SlowDecisions(monkeypatch), ["away"]
 
@@ -305,6 +288,7 @@ def test_decision_is_made_after_an_outage_at_all_rungs(sqlite_url, text, monkeyp
     assert stops[:2] == ["paused at step 54", f"paused at step {2 * LOG_EVERY}"]
 
 
+@pytest.mark.extended
 def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monkeypatch):
     def fail(self, progress, trial_ids, avoid):
         raise IndexError("no such thing")
@@ -337,6 +321,7 @@ def fail_to_start_threads(monkeypatch):
     return f"RuntimeError: {message}"
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fail", [fail_to_predict, fail_to_start_threads])
 def test_search_finishes_without_pruning_decisions(
     sqlite_url, text, unpruned, monkeypatch, caplog, fail
@@ -356,6 +341,7 @@ def test_search_finishes_without_pruning_decisions(
     assert not any("exception calling callback" in record.message for record in caplog.records)
 
 
+@pytest.mark.extended
 def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch):
     failing = []
 
@@ -376,6 +362,7 @@ def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch)
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
 
 
+@pytest.mark.extended
 def test_trial_that_failed_here_is_paused_and_resumed(sqlite_url, text, unpruned, monkeypatch):
     failed = set()
 
@@ -411,6 +398,7 @@ def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
     assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == 2 * TRIALS
 
 
+@pytest.mark.extended
 def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypatch):
     """Another worker hangs with the last trial; this one waits, then ignores it."""
     file = load_config_file(QUICK, [*SETTINGS, *GRID])
@@ -433,6 +421,7 @@ def test_hanging_worker_does_not_block_others_forever(sqlite_url, text, monkeypa
     assert scheduler.select_to_resume(scheduler.read(), 0, (), True).resumed == ()
 
 
+@pytest.mark.extended
 def test_paused_trials_without_checkpoints_restart_and_finish(
     sqlite_url, text, tmp_path, unpruned, monkeypatch
 ):
