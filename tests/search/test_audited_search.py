@@ -7,7 +7,6 @@ import pytest
 from helpers import QUICK
 from optuna.trial import TrialState
 from test_pruned_search import GRID, LOG_EVERY, SETTINGS, STEPS, TRIALS, search
-from test_worker import RecordingCallbacks
 
 from reports.data.study_reader import read_results
 from reports.stats.pruning_audit import audit_pruning
@@ -25,7 +24,6 @@ from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.pruner import TopFractionPruner
 from search.pruning.study_state import TrialStage
 from search.study import create_or_join
-from search.worker.shutdown import ShutdownSignal
 from studies.attributes import AUDIT, AUDIT_LOOKS, AuditLook, AuditState, TrialRecord
 from studies.loader import load_config_file
 from studies.storage.counts import count_audited, count_trials
@@ -82,27 +80,6 @@ def test_audited_trials_are_trained_to_the_end(sqlite_url, text):
     assert messages.count("complete") >= AUDITED
 
 
-@pytest.mark.extended
-def test_interrupted_search_records_the_whole_audit(sqlite_url, text, monkeypatch):
-    """Each worker stops after a few trials; the next one continues."""
-    ended = []
-
-    def on_trial_end(self, event):
-        ended.append(event)
-
-    for _ in range(20):
-        ended.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
-            patch.setattr(ShutdownSignal, "requested", property(lambda self: len(ended) > 7))
-            joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
-        counts = count_trials(joined.storage, joined.study_id)
-        if counts.finished == counts.planned:
-            break
-    joined, _ = search(sqlite_url, text, *BOLD, lockstep=1)
-    assert check_audit(joined)
-
-
 def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
     numbers = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -112,18 +89,6 @@ def test_audited_trials_are_drawn_with_the_seed(sqlite_url, text):
         numbers.append({trial.number for trial in audited(joined)})
     assert numbers[0] == numbers[1] != numbers[2]
     assert [len(each) for each in numbers] == [AUDITED] * 3
-
-
-def test_extension_audits_the_same_share_of_the_added_trials(sqlite_url, text):
-    file = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT])
-    create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    wider = load_config_file(QUICK, [*SETTINGS, *GRID, AUDIT_EIGHT, "space.layers=[1, 2]"])
-    joined = create_or_join(
-        wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True)
-    )
-    numbers = [trial.number for trial in audited(joined)]
-    assert sum(number >= TRIALS for number in numbers) == AUDITED
-    assert len(numbers) == 2 * AUDITED
 
 
 RATES = ["nuisance=['learning_rate']", "space.training.learning_rate=[0.01, 0.02]"]

@@ -5,20 +5,15 @@ from dataclasses import asdict
 import optuna
 import pytest
 import sqlalchemy as sa
-import torch
 from helpers import QUICK, TINY, run_simultaneously
 from optuna.trial import TrialState
 from process_runner import query
 
 import search.grid as grid_module
 from reports.report_claim import ReportClaim, claim_report
-from rnn.errors import CheckpointError
-from rnn.training.checkpoint import TrainState
-from rnn.training.loop import TrainConfig
 from search.new_study import StudyOptions
 from search.outage import wait_for_storage
 from search.study import create_or_join
-from search.worker.checkpointing import continue_to_end
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trial_artifacts import FinalCheckpointStore
 from studies.artifacts import open_store
@@ -190,22 +185,6 @@ def test_least_number_of_steps_in_a_refusal_is_accepted(sqlite_url, text, averag
     assert extended.config.training.steps == least
 
 
-def test_average_of_the_old_end_is_dropped_unless_it_begins_at_the_same_step():
-    average = {"head.bias": torch.ones(3)}
-    zero = torch.zeros(())
-    state = TrainState(25, 1.0, {}, ({}, {}), [], zero, {}, average)
-
-    def continue_to(steps, fraction):
-        settings = TrainConfig(steps, 4, 8, 2, 0.9, 0, fraction)
-        return continue_to_end(state, settings, old_steps=25)
-
-    assert continue_to(50, 0.1).average is None
-    assert continue_to(50, 0.5).average is None  # from step 25 on
-    assert continue_to(26, 0.9).average is average  # from step 3 on at both ends
-    with pytest.raises(CheckpointError, match="weights are averaged from step 24 on"):
-        continue_to(26, 0.1)
-
-
 # ------------------------------------------------------------------ settings that describe a study
 
 DESCRIBED = [*FOUR, "nuisance=['state_size']", "question='Q?'", "report_threshold=2.0"]
@@ -277,26 +256,6 @@ def test_descriptive_settings_change_with_the_steps_and_from_an_earlier_file(sql
     assert earlier.notice.endswith("; changed report_threshold from 2.33 to none")
     changed = stored.model_copy(update={"nuisance": [], "report_threshold": None})
     assert read_study_record(earlier.study).config == changed
-
-
-def test_concurrent_change_of_descriptive_settings_is_applied_to_what_is_stored(
-    sqlite_url, text, monkeypatch
-):
-    join(sqlite_url, text)
-    replace, calls = grid_module.replace_attributes, []
-
-    def be_overtaken(*args):
-        calls.append(args)
-        if len(calls) == 1:
-            join(sqlite_url, text, [*FOUR, "space.layers=[1, 2]"], extend=True)
-        return replace(*args)
-
-    monkeypatch.setattr("search.grid.replace_attributes", be_overtaken)
-    joined = join(sqlite_url, text, DESCRIBED, extend=True)
-    assert len(calls) == 2
-    assert joined.config.nuisance == ["state_size"]
-    assert joined.config.space[0].layers == [1, 2]
-    assert len(joined.study.trials) == 8
 
 
 def extend(url, text):
@@ -457,21 +416,3 @@ def test_removed_hypothesis_stays_as_withdrawn(sqlite_url, text):
     assert "; withdrawn on 2" in first.mark
     assert second.withdrawn is None
     assert [each.claim for each in changed.config.hypothesis] == ["New."]
-
-
-def test_hypothesis_is_not_preregistered_once_a_trial_was_started(sqlite_url, text):
-    """Also if the trial has been requeued, or waits to be trained for more steps."""
-    joined = join(sqlite_url, text, STATED)
-    trial_id = joined.storage.claim(joined.study_id, "me")
-    joined.storage.report(trial_id, "me", {2: 1.5})
-    joined.storage.requeue(trial_id, "me", Failure.INTERRUPTED)
-    extended = join(sqlite_url, text, BOTH, extend=True)
-    *_, second = read_study_record(extended.study).hypotheses
-    assert second.mark.endswith(", after 1 of 4 trials was started")
-    finish(joined, 4)
-    longer = [*OTHER, "training.steps=8"]
-    join(sqlite_url, text, [*BOTH, "training.steps=8"], extend=True)
-    extended = join(sqlite_url, text, [*longer[:-2], f"hypothesis=[{NEWER[:-1]}, margin=0.3}}]",
-                                       "training.steps=8"], extend=True)  # fmt: skip
-    *_, third = read_study_record(extended.study).hypotheses
-    assert third.mark.endswith(", after 4 of 4 trials were finished")

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.pruning.design_matrix import DesignMatrix
-from search.pruning.predictions import Prediction, PredictionMemory, predict_final_values
+from search.pruning.predictions import Prediction, predict_final_values
 from search.pruning.regression import (
     EQUAL_NOISE,
-    BayesianRidge,
 )
 
 SWITCHES = ("input", "forget", "output", "state")
@@ -74,54 +73,6 @@ def test_design_matrix_has_centred_levels_and_their_products():
         DesignMatrix.from_params(names).main_effects.shape[1],
         DesignMatrix.from_params(names).interactions.shape[1],
     ) == (48, 0)
-
-
-def count_fits(monkeypatch):
-    """Return a list that grows by one with each regression."""
-    fits, fit = [], BayesianRidge.__init__
-
-    def count(self, *args):
-        fits.append(args)
-        fit(self, *args)
-
-    monkeypatch.setattr(BayesianRidge, "__init__", count)
-    return fits
-
-
-def test_remembered_predictions_equal_new_ones(monkeypatch):
-    """A search goes on: trials reach rungs, are complete or fail, audited ones among them."""
-    fits = count_fits(monkeypatch)
-    params, losses, values = simulate_grid(3)
-    design, memory = DesignMatrix.from_params(params), PredictionMemory()
-    random = np.random.default_rng(3)
-    count = len(values)
-    reached, failed = random.integers(0, 4, count), np.zeros(count, dtype=bool)
-    complete = random.permutation(count)[:20].tolist()
-    held_out = np.where(np.isin(np.arange(count), complete[:5]), 1, -1)
-    saved = 0
-    for trial in random.permutation(count)[:30].tolist():
-        if reached[trial] < 3:
-            reached[trial] += 1
-        elif trial % 5:
-            complete.append(trial)
-        else:
-            failed[trial] = True
-        others = np.setdiff1d(np.arange(count), complete)
-        observed = hide_unobserved(losses, values, np.unique(complete), reached[others])
-        inputs = (design, *observed, held_out, None, failed)
-        fits.clear()
-        remembered, used = predict_final_values(*inputs, memory), len(fits)
-        new = predict_final_values(*inputs)
-        assert remembered.mean == pytest.approx(new.mean, rel=1e-12, nan_ok=True)
-        assert remembered.scale == pytest.approx(new.scale, rel=1e-12, nan_ok=True)
-        assert np.isnan(new.mean[failed]).all()
-        saved += len(fits) - 2 * used
-        fits.clear()
-        predict_final_values(*inputs, memory)
-        assert not fits, "nothing has changed"
-    assert saved > 30, "later rungs are not computed again"
-    predict_final_values(DesignMatrix.from_params(params[::-1]), *inputs[1:], memory)
-    assert fits, "other parameters"
 
 
 def test_failed_trials_do_not_affect_the_predictions_of_others():

@@ -4,7 +4,6 @@ import re
 import shutil
 import threading
 from concurrent.futures import Future
-from functools import partialmethod
 
 import hooks
 import optuna
@@ -13,7 +12,7 @@ from helpers import QUICK, TEXT
 from hooks import HANG_TIMEOUT
 from optuna.trial import TrialState
 from process_runner import wait_until
-from test_worker import ONE_NETWORK, SETTINGS, RecordingCallbacks, work
+from test_worker import SETTINGS, RecordingCallbacks, work
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
@@ -27,10 +26,9 @@ from search.worker.pruning_decisions import PruningDecisions
 from search.worker.shutdown import ShutdownSignal
 from search.worker.trainer import Trainer
 from search.worker.trial_artifacts import CheckpointStore
-from search.worker.worker import Worker
 from studies.attributes import TrialRecord
 from studies.config import top_count
-from studies.errors import ConfigError, ConfigMismatchError, StudiesError
+from studies.errors import ConfigMismatchError, StudiesError
 from studies.loader import load_config_file
 from studies.storage.counts import count_trials
 
@@ -257,38 +255,6 @@ def test_late_decisions_stop_trials_after_their_rung(sqlite_url, text, monkeypat
 
 
 @pytest.mark.extended
-def test_trial_that_ends_before_its_decision_is_complete(sqlite_url, text, monkeypatch, unpruned):
-    """The next trial is not affected."""
-    slow = SlowDecisions(monkeypatch)
-
-    def on_trial_end(self, event):
-        self.messages.append(event.message)
-        slow.release()
-        monkeypatch.setattr("search.worker.pruning_decisions.DECISION_WAIT", HANG_TIMEOUT)
-
-    monkeypatch.setattr(RecordingCallbacks, "on_trial_end", on_trial_end)
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert messages[:2] == ["complete", f"paused at step {LOG_EVERY}"]
-    check_curves(joined, unpruned, 0)
-
-
-@pytest.mark.extended
-def test_decision_is_made_after_an_outage_at_all_rungs(sqlite_url, text, monkeypatch):
-    slow, reasons = SlowDecisions(monkeypatch), ["away"]
-
-    def on_log(self, running):
-        if running[0].step == 48:  # after the last rung, step 42
-            reasons[:] = [None]
-        slow.release()
-
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr(ClaimManager, "unavailable_reason", property(lambda self: reasons[0]))
-    _, messages = search(sqlite_url, text, lockstep=1)
-    stops = [line for line in messages if not line.startswith("storage")]
-    assert stops[:2] == ["paused at step 54", f"paused at step {2 * LOG_EVERY}"]
-
-
-@pytest.mark.extended
 def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monkeypatch):
     def fail(self, progress, trial_ids, avoid):
         raise IndexError("no such thing")
@@ -300,42 +266,24 @@ def test_error_in_the_pruning_policy_does_not_fail_trials(sqlite_url, text, monk
     assert not any("retries" in trial.user_attrs for trial in joined.study.trials)
 
 
-def fail_to_predict(monkeypatch):
-    def predict(self):
+@pytest.mark.extended
+def test_search_finishes_without_pruning_decisions(sqlite_url, text, unpruned, monkeypatch, caplog):
+    """Also with trials that were paused before."""
+
+    def fail(self):
         raise IndexError("no such thing")
 
-    monkeypatch.setattr(PruningPolicy, "prediction", property(predict))
-    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(predict))
-    return "IndexError: no such thing"
-
-
-def fail_to_start_threads(monkeypatch):
-    start, message = threading.Thread.start, "can't start new thread"
-
-    def refuse(self):
-        if self.name == "pruning":
-            raise RuntimeError(message)
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    return f"RuntimeError: {message}"
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("fail", [fail_to_predict, fail_to_start_threads])
-def test_search_finishes_without_pruning_decisions(
-    sqlite_url, text, unpruned, monkeypatch, caplog, fail
-):
-    """Also with trials that were paused before."""
     file = load_config_file(QUICK, [*SETTINGS, *GRID])
     joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
     for _ in range(3):
         trial_id = joined.storage.claim(joined.study_id, "paused/1")
         joined.storage.pause(trial_id, "paused/1", {})
-    error = fail(monkeypatch)
+    monkeypatch.setattr(PruningPolicy, "prediction", property(fail))
+    monkeypatch.setattr(PruningPolicy, "_viable_prediction", property(fail))
     joined, messages = search(sqlite_url, text, lockstep=1)
     assert count_trials(joined.storage, joined.study_id).complete == TRIALS
     check_curves(joined, unpruned, 0)
+    error = "IndexError: no such thing"
     warning = f"warning: pruning decision failed ({error}); paused trials resume without it"
     assert warning in messages
     assert not any("exception calling callback" in record.message for record in caplog.records)
@@ -360,42 +308,6 @@ def test_failed_trial_is_retried_after_the_others(sqlite_url, text, monkeypatch)
     assert counts.complete + counts.pruned == TRIALS
     again = [t for t in joined.study.trials if t.user_attrs.get("retries") == {"exception": 1}]
     assert [trial.state for trial in again] == [TrialState.COMPLETE]
-
-
-@pytest.mark.extended
-def test_trial_that_failed_here_is_paused_and_resumed(sqlite_url, text, unpruned, monkeypatch):
-    failed = set()
-
-    def on_log(self, running):
-        if running[0].number not in failed:
-            failed.add(running[0].number)
-            raise RuntimeError("once")
-
-    monkeypatch.setattr(RecordingCallbacks, "on_log", on_log)
-    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    joined, messages = search(sqlite_url, text, lockstep=1)
-    assert messages.count("failed, requeued for a retry") == TRIALS
-    assert any("paused at step" in line for line in messages)
-    check_curves(joined, unpruned, 0)
-
-
-def test_scheduler_notices_the_extension_of_a_study(sqlite_url, text):
-    file = load_config_file(QUICK, [*SETTINGS, *GRID])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text), prune=True))
-    scheduler = PauseResumeScheduler(joined.storage, joined.study_id, joined.config)
-
-    def pause_all():
-        while (trial_id := joined.storage.claim(joined.study_id, "me/1")) is not None:
-            loss = 3.0 - trial_id / 100
-            joined.storage.pause(trial_id, "me/1", {}, {LOG_EVERY: loss})
-
-    pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == TRIALS
-    wider = load_config_file(QUICK, [*SETTINGS, *GRID, "space.layers=[1, 2]"])
-    create_or_join(wider, sqlite_url, StudyOptions(corpus=str(text), prune=True, extend=True))
-    assert scheduler.select_to_resume(scheduler.read(), 0.0).resumed == (), "new trials come first"
-    pause_all()
-    assert len(scheduler.select_to_resume(scheduler.read(), 0.0).resumed) == 2 * TRIALS
 
 
 @pytest.mark.extended
@@ -486,31 +398,6 @@ def test_refinement_of_a_pruned_study_uses_the_kept_trials(pruned):
     origins = [trial.user_attrs["source_trials"] for trial in derived.study.trials]
     assert origins == [[number] for _, number in values[:KEPT]]
     assert not derived.config.pruning.enabled, "pruning is not inherited"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("pruning.keep=1.5", "pruning.keep is 1.5: input should be less than 1"),
-        ("pruning.confidence=0.2", "pruning.confidence is 0.2: input should be greater than"),
-        ("pruning.kept=0.5", "unknown key pruning.kept: expected one of enabled, keep"),
-        (
-            f"training.log_every={STEPS}",
-            "log_every is 60 and steps 60, expected",
-        ),
-    ],
-)
-def test_invalid_pruning_settings_are_rejected(sqlite_url, text, override, message):
-    with pytest.raises(ConfigError, match=message):
-        search(sqlite_url, text, override)
-
-
-def test_pruning_of_replicates_is_rejected(sqlite_url, text):
-    one = [*ONE_NETWORK, "space.output_gate=[false]", "space.state_gate=[false]"]
-    search(sqlite_url, text, *one, "training.steps=10", prune=False)
-    overrides = ["refinement.replicates=3", "pruning.enabled=true"]
-    with pytest.raises(ConfigError, match=r"has pruning\.enabled and 3 replicates"):
-        refine(sqlite_url, *overrides)
 
 
 def test_plain_optuna_runs_a_study_with_pruning(sqlite_url, text):

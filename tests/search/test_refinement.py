@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event
 
 from search.errors import UnfinishedSourceError
 from search.new_study import StudyOptions
-from search.refinement import derive_trials, rank_trials
+from search.refinement import derive_trials
 from search.study import create_or_join
 from studies.config import StudyConfig, top_count
 from studies.errors import ConfigError
@@ -54,14 +54,10 @@ def counts(complete: int, **others: int) -> TrialCounts:
 @pytest.mark.parametrize(
     ("best", "planned", "expected"),
     [
-        (0.1, 432, 43),
         (0.1, 96, 9),
         (0.1, 9, 1),
-        (0.1, 1, 1),
         (10, 130, 10),
-        (0.5, 3, 1),
         (0.29, 100, 29),
-        (0.57, 100, 57),
     ],
 )
 def test_top_count_is_a_fraction_rounded_down_but_at_least_one(best, planned, expected):
@@ -82,12 +78,6 @@ def test_variants_are_applied_to_the_best_and_equal_trials_merged():
     ]
     switches = [list(trial.params.items())[:6] for trial in trials]
     assert all(s == switches[0] for s in switches)
-
-
-def test_replicates_are_numbered_from_one():
-    trials = derive_trials(source(), counts(40), config(top=2, replicates=3))
-    assert [trial.params["replicate"] for trial in trials] == [1, 2, 3, 1, 2, 3]
-    assert [trial.attributes["source_trials"] for trial in trials] == [[0]] * 3 + [[1]] * 3
 
 
 def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
@@ -155,18 +145,12 @@ def test_too_few_complete_trials_are_rejected():
         derive_trials(study, counts(2, diverged=8), config(top=0.5))
 
 
-def test_ties_are_ranked_by_number():
-    infinite = TrialRow(4, TrialState.COMPLETE, {}, {})  # has no finite value
-    trials = [infinite, complete(3, 1.0), *reversed(source(3))]
-    assert [trial.number for trial in rank_trials(trials)] == [0, 1, 3, 2, 4]
-
-
-def test_source_trials_are_ranked_without_reading_curves(url, text):
+def test_source_trials_are_ranked_without_reading_curves(sqlite_url, text):
     """Curves are almost all of a large study; trials outside of the grid are not ranked."""
     options = StudyOptions(corpus=str(text))
     settings = [word.removeprefix("--set=") for word in TINY]
     space = ["space.layers=[1]", "space.state_size=[3]"]
-    first = create_or_join(load_config_file(QUICK, [*settings, *space]), url, options)
+    first = create_or_join(load_config_file(QUICK, [*settings, *space]), sqlite_url, options)
     count = len(first.study.sampler.combinations)
     for value in range(count):
         trial_id = first.storage.claim(first.study_id, "me")
@@ -184,7 +168,7 @@ def test_source_trials_are_ranked_without_reading_curves(url, text):
     try:
         file = load_config_file("quick-refined", [*settings, "refinement.top=2"])
         for _ in ("derive", "join"):
-            derived = create_or_join(file, url, options)
+            derived = create_or_join(file, sqlite_url, options)
             derived.storage.close()
     finally:
         event.remove(Engine, "before_cursor_execute", record)

@@ -101,9 +101,9 @@ def test_runs_that_exist_are_not_added_again():
 
 
 @pytest.fixture
-def looked(url):
+def looked(sqlite_url):
     """A study of three architectures with two complete runs each, before its first look."""
-    storage = open_storage(url)
+    storage = open_storage(sqlite_url)
     trials = [row.params for row in rows((2, 2, 2))]
     planned = [PlannedTrial(params, {"source_trials": [0]}) for params in trials]
     space = distributions(observed_search_space(trials))

@@ -22,7 +22,6 @@ from search.check import check
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
-from studies.cell_record import CellRecord
 from studies.config import to_trial_config
 from studies.config_file import ConfigFile
 from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
@@ -347,11 +346,6 @@ def test_large_files_and_long_names_are_rejected(folder):
         load_cells(long)
 
 
-def test_malformed_cells_are_reported_with_the_other_settings(folder):
-    file = config_file(folder).with_overrides({"space": {"cell": ["a b:c d", 5, "nope"]}})
-    assert load_cells(file).cells == {}
-
-
 def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     words = [f"{folder}/cells/mine.py:Mine", "--set", "depth=2"]
     done = CliRunner().invoke(check, words, standalone_mode=False)
@@ -429,24 +423,6 @@ def test_reports_and_exports_execute_no_source(search, run, folder, marker, sqli
     done = run("-m", "search.sample", *common, "--length", "3")
     assert done.returncode == 0, done.stderr
     assert marker.exists()
-
-
-@pytest.mark.extended
-def test_copies_are_kept_in_a_bucket(folder, bucket, sqlite_url, text, create):
-    create(artifacts=bucket)
-    options = StudyOptions(corpus=str(text), artifacts=bucket)
-    (folder / "cells" / "mine.py").unlink()
-    file = load_config_file("mine", [], sqlite_url)
-    assert list(create_or_join(file, sqlite_url, options).config.cells) == ["Mine"]
-    boto3 = pytest.importorskip("boto3")
-    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
-    (key,) = [each["Key"] for each in stored]
-    assert key.endswith("/cell-Mine.py")
-    other = {"Mine": file.settings["cells"]["Mine"] | {"sha256": "0" * 64}}
-    with pytest.raises(CellError, match=r"in s3://networks/mine-.* is not the file that the"):
-        CellStore(open_store(bucket, sqlite_url, "cells"), key.partition("/")[0]).load(
-            {name: CellRecord(**record) for name, record in other.items()}
-        )
 
 
 @pytest.mark.extended

@@ -83,6 +83,7 @@ def test_log_is_never_silent_for_five_seconds(monkeypatch):
     assert min(b - a for a, b in pairwise(lines)) >= PROGRESS_SECONDS
 
 
+@pytest.mark.extended
 def test_progress_is_printed_before_the_first_log_point(search, gates):
     process = search(*ONE, gate=gates[0])
     wait_until(lambda: process.stdout.count("0 of 1 finished, 1 running\n") >= 2)
@@ -91,14 +92,6 @@ def test_progress_is_printed_before_the_first_log_point(search, gates):
 
 
 @pytest.mark.extended
-def test_parent_process_prints_the_progress_of_all_workers(search, gates):
-    process = search("--workers", "2", "--lockstep", "2", gate=gates[1])
-    line = "0 of 96 finished, 4 running  |  running trials at "
-    wait_until(lambda: process.stdout.count(line) >= 2)
-    process.send(signal.SIGTERM)
-    assert process.wait() == 143
-
-
 def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
     other = search(*ONE, gate=gates[0])
     wait_until(lambda: gates[0].held)
@@ -112,6 +105,7 @@ def test_progress_is_printed_while_waiting_for_other_workers(search, gates):
     assert "stopped; progress is saved" in other.stdout
 
 
+@pytest.mark.extended
 def test_slow_preparation_of_a_study_is_reported(search, sqlite_url):
     assert search(*ONE).wait() == 0
     path = sqlite_url.removeprefix("sqlite:///")

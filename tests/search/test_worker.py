@@ -38,7 +38,7 @@ from search.worker.worker import Worker
 from studies.artifacts import open_store
 from studies.attributes import Failure, TrialRecord
 from studies.config import StudyConfig, to_trial_config
-from studies.errors import LeaseLostError, StorageUnavailableError
+from studies.errors import LeaseLostError
 from studies.loader import load_config_file
 from studies.storage.counts import TimingStats, TrialCounts, count_trials
 from studies.storage.open import open_storage
@@ -250,37 +250,6 @@ def test_weights_of_the_best_trials_are_those_evaluated(sqlite_url, text, alone)
     assert not any("sample" in trial.user_attrs for trial in alone), "it keeps none"
 
 
-def test_worker_saves_its_number_of_models_and_keeps_those_of_others(sqlite_url, text, monkeypatch):
-    """The study keeps three: a worker that keeps one removes none of the best three."""
-    monkeypatch.setattr(Worker, "__init__", partialmethod(Worker.__init__, wait=False))
-    file = load_config_file(QUICK, [*SETTINGS, "keep_weights=3"])
-    joined = create_or_join(file, sqlite_url, StudyOptions(corpus=str(text)))
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
-    trials = joined.study.trials
-    held = [joined.storage.claim(joined.study_id, "you/1") for _ in trials[3:]]
-    work(sqlite_url, text, ["keep_weights=3"])
-    assert weights.list_trials() == {
-        trial.number for trial in trials if trial._trial_id not in held
-    }
-    for trial_id in held:
-        joined.storage.requeue(trial_id, "you/1", Failure.INTERRUPTED)
-    work(sqlite_url, text, ["keep_weights=1"])
-    best = sorted(joined.study.trials, key=lambda trial: trial.value)
-    assert weights.list_trials() >= {best[0].number}
-    first = {trial.number for trial in trials if trial._trial_id not in held}
-    assert first.intersection(trial.number for trial in best[:3]) <= weights.list_trials()
-    assert joined.study.user_attrs["config"]["keep_weights"] == 3
-
-
-def test_weights_of_an_unrecorded_run_are_removed(sqlite_url, text):
-    joined, _ = work(sqlite_url, text, [*ONE_NETWORK, "keep_weights=10"], name="once")
-    weights = WeightStore(open_store(None, sqlite_url, "weights"), joined.artifact_folder)
-    weights.write(0, b"of a worker that died")
-    best_models = BestModelStore(joined, weights, lambda query: query())
-    best_models.evict(0)
-    assert 0 not in weights.list_trials()
-
-
 def test_training_continues_when_weights_cannot_be_saved(sqlite_url, text, monkeypatch):
     def write(self, number, content):
         raise OSError("no space left")
@@ -438,16 +407,6 @@ def test_trials_resumed_by_another_version_warn_and_record_both(
         TrialRecord.model_validate(trial.user_attrs)
 
 
-def test_other_training_code_is_reported_once(sqlite_url, text, monkeypatch):
-    overrides = ["precision='fp32'", "training.steps=12"]
-    with monkeypatch.context() as patch:
-        patch.setattr("rnn.training.checkpoint.source_hash", lambda: "0123456789ab")
-        stop_in_the_midst(sqlite_url, text, monkeypatch, overrides, lockstep=2)
-    _, said = work(sqlite_url, text, overrides, lockstep=1)
-    assert sum("resumes from step 4" in line for line in said) == 2
-    assert sum("was trained with 0123456789ab" in line for line in said) == 1
-
-
 def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     sqlite_url, text, monkeypatch
 ):
@@ -471,31 +430,6 @@ def test_joining_warns_if_other_versions_trained_the_unfinished_study(
     assert "was created or trained with training code ba9876543210 so far" in join()
     work(sqlite_url, text, ["training.steps=12"])
     assert join() == "", "nothing is left to train"
-
-
-def test_unrecorded_divergence_is_recorded_by_the_next_worker(
-    sqlite_url, text, tmp_path, monkeypatch
-):
-    """Its checkpoint contains a complete curve."""
-
-    def away(self, claim, *rest):
-        raise StorageUnavailableError("away")
-
-    overrides = ["training.learning_rate=1e30", "training.log_every=2"]
-    with monkeypatch.context() as patch:
-        patch.setattr(ClaimManager, "finish", away)
-        patch.setattr(ClaimManager, "requeue", away)
-        with pytest.raises(StorageUnavailableError):
-            work(sqlite_url, text, overrides)
-    assert len(list(tmp_path.glob("*.checkpoints/*/*"))) == 6
-    storage = open_storage(sqlite_url)
-    for trial_id, lease in storage.running_leases(1).items():
-        storage.requeue(trial_id, lease.claim_token, Failure.LEASE_EXPIRED)
-    joined, _ = work(sqlite_url, text, overrides)
-    diverged = joined.study.trials
-    assert [trial.user_attrs["failure"] for trial in diverged] == ["diverged"] * 6
-    assert {tuple(trial.intermediate_values) for trial in diverged} == {(2,)}
-    assert diverged[0].user_attrs["retries"] == {"lease_expired": 1}
 
 
 def fail_with_a_forget_gate(monkeypatch, error):
