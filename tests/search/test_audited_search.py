@@ -13,7 +13,6 @@ from reports.stats.pruning_audit import audit_pruning
 from search.new_study import StudyOptions
 from search.pruning.audit import (
     DIVISOR,
-    adjust_scale,
     describe_look,
     look,
     recalibrate,
@@ -204,19 +203,6 @@ def test_architectures_are_tested_and_corrected_as_one():
     assert corrected.scale[2] == 1  # the others are within one scale
     assert corrected.scale[0] > 1
     assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
-
-
-@pytest.mark.parametrize(("count", "score"), [(2, 6.0), (3, 6.0), (4, 6.0), (40, 3.0)])
-def test_an_alarm_makes_no_prediction_narrower(count, score):
-    values = np.append(np.tile([score, -score], count)[:count], np.nan)
-    audited = np.arange(count + 1) < count
-    prediction = Prediction(np.zeros(count + 1), np.ones(count + 1))
-    assert look(prediction, values, audited, np.arange(count + 1)).is_alarm
-    before, after = (
-        correct(prediction, values, audited, np.arange(count + 1)).scale
-        for correct in (adjust_scale, recalibrate)
-    )
-    assert (after >= before).all()
 
 
 def make_scheduler(sqlite_url, text):

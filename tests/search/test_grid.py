@@ -97,13 +97,6 @@ def check_each_ran_once(url: str) -> None:
 # ------------------------------------------------------------------ studies of run_search.py
 
 
-def test_study_is_opened_with_the_grid_sampler(sqlite_url, text):
-    study = create(sqlite_url, str(text))
-    assert isinstance(study.sampler, GridSampler)
-    assert len(study.sampler.combinations) == 16
-    assert not study.sampler.is_exhausted(study)
-
-
 def test_optimize_runs_each_combination_once(sqlite_url, text):
     study = create(sqlite_url, str(text))
     study.optimize(objective_of_stored_params)
@@ -172,26 +165,12 @@ def test_study_of_plain_optuna_runs_the_whole_grid():
     assert set(complete_combinations(study)) == GRID
 
 
-def test_threads_run_each_combination_once_in_memory():
-    study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
-    study.optimize(objective, n_trials=1)
-    study.optimize(in_four_threads(objective), n_jobs=4)
-    assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
-
-
 def test_enqueued_combination_is_not_run_again():
     study = optuna.create_study(sampler=GridSampler(SPACE, exclude=EXCLUDE))
     study.enqueue_trial({"a": 1, "b": True, "c": "x"})
     study.optimize(objective, n_trials=1)
     study.optimize(objective)
     assert sorted(complete_combinations(study), key=repr) == sorted(GRID, key=repr)
-
-
-def test_order_depends_on_the_seed():
-    one, again, other = (GridSampler(SPACE, seed).combinations for seed in (1, 1, 2))
-    assert one == again
-    assert one != other
-    assert sorted(one, key=repr) == sorted(other, key=repr)
 
 
 def test_given_combinations_run_in_their_order():

@@ -35,15 +35,6 @@ def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch)
     assert auto_lockstep(TrialConfig(all_options(256)), 256, "bf16", CPU) == 1
 
 
-def test_lockstep_on_a_cpu_uses_no_more_memory_than_one_large_network(monkeypatch):
-    """Independent of the first network: the others may have every option on."""
-    monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: False)
-    count = auto_lockstep(TrialConfig(PLAIN), 256, "bf16", CPU)
-    assert count == auto_lockstep(TrialConfig(all_options(32, 3)), 256, "bf16", CPU) > 16
-    allocated = count * estimate_memory(TrialConfig(all_options(32, 3)), 256, "bf16")
-    assert allocated < 2 * estimate_memory(TrialConfig(all_options(256, 3)), 256, "bf16")
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_cpu_trains_users_own_cells_in_lockstep_if_many_fit_into_a_little_memory(name):
     """Those of 256 states are faster one after another: `python -m benchmarks cell-lockstep`."""
@@ -71,15 +62,6 @@ def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads
     monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
-
-
-@pytest.mark.parametrize(("threads", "expected"), [(2, 1), (3, 2)])
-def test_cpu_trains_large_networks_in_lockstep_if_threads_would_have_no_work(
-    monkeypatch, threads, expected
-):
-    monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert auto_lockstep(TrialConfig(all_options(256, 2)), 256, "fp32", CPU) == expected
 
 
 def test_gpu_trains_all_networks_of_one_shape_in_lockstep(monkeypatch):

@@ -144,25 +144,6 @@ def test_similar_trials_improve_the_prediction_from_the_curve_alone():
     assert scale < 0.9 * scale_of_curve
 
 
-@pytest.mark.extended
-def test_predictions_of_stopped_trials_are_not_biased():
-    """Only the better half of each rung continues."""
-    mean_errors = []
-    for seed in range(8):
-        params, losses, values = simulate_grid(seed)
-        observed = losses.copy(), np.full(len(values), math.nan)
-        alive = np.arange(len(values))
-        for rung in (0, 1, 2):
-            order = np.argsort(losses[alive, rung])
-            stop, alive = alive[order[len(order) // 2 :]], alive[order[: len(order) // 2]]
-            observed[0][stop, rung + 1 :] = math.nan
-        observed[1][alive] = values[alive]
-        prediction = predict_final_values(DesignMatrix.from_params(params), *observed)
-        stopped = prediction.scale > 0
-        mean_errors.append(((values - prediction.mean)[stopped] / prediction.scale[stopped]).mean())
-    assert abs(np.mean(mean_errors)) < 0.7
-
-
 def test_without_complete_trials_predictions_follow_the_curves():
     params, losses, values = simulate_grid(2)
     prediction = predict_final_values(
@@ -246,3 +227,29 @@ def test_noisy_networks_do_not_blur_the_predictions_of_quiet_ones(monkeypatch):
     assert inside > 0.8  # 0.9 are stated
     assert np.mean(errors) < 0.95 * np.mean(before)
     assert np.mean(np.array(errors) < before) > 0.6
+
+
+@pytest.mark.parametrize("complete", [1, 3])
+def test_with_few_complete_trials_the_others_are_predicted_at_their_losses(complete):
+    losses = 3 + np.random.default_rng(0).normal(0, 0.1, 40)
+    values = np.where(np.arange(40) < complete, losses - 1, np.nan)
+    design = DesignMatrix.from_params([{} for _ in values])
+    prediction = predict_final_values(design, losses[:, None], values)
+    assert prediction.mean[complete:] == pytest.approx(losses[complete:])
+    assert prediction.cdf(prediction.threshold_for_count(4)).sum() == pytest.approx(4)
+
+
+def test_networks_that_learn_nothing_do_not_exclude_the_middle_ones():
+    """Bad networks stay where they are, good ones fall, and middle ones fall as good ones do."""
+    random = np.random.default_rng(0)
+    fall = np.repeat([0.7, 0.7, 0.0], [20, 20, 20])
+    first = np.repeat([2.6, 2.8, 3.5], [20, 20, 20]) + random.normal(0, 0.02, 60)
+    values = first - fall
+    known = np.zeros(60, dtype=bool)
+    known[:12], known[40:46] = True, True
+    prediction = predict_final_values(
+        DesignMatrix.from_params([{} for _ in values]),
+        first[:, None],
+        np.where(known, values, np.nan),
+    )
+    assert np.abs(prediction.mean - values)[20:40].mean() < 0.04

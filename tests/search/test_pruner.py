@@ -118,15 +118,6 @@ def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
     assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
 
 
-def test_failed_trials_have_no_keep_probability():
-    stages = [TrialStage.COMPLETE] * 20 + [TrialStage.PAUSED] * 20 + [TrialStage.FAILED] * 20
-    policy = make_policy(stages)
-    assert policy.top_count == 6  # of all trials
-    assert (policy.keep_probabilities[40:] == 0).all()
-    assert policy.keep_probabilities.sum() == pytest.approx(6, abs=0.5)
-    assert make_policy([TrialStage.FAILED] * 10).is_final
-
-
 def record_curves(seed, sizes=(32,)):
     """Simulate complete curves, 48 of each size."""
     params, rungs, values = simulate_grid(seed, sizes=sizes)

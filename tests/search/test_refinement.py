@@ -1,7 +1,6 @@
 """Trials derived from the best of a source study."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from helpers import QUICK, TINY
@@ -92,19 +91,6 @@ def test_bptt_steps_is_a_parameter_of_every_trial_if_it_varies():
     assert "bptt_steps" not in unchanged[0].params
 
 
-def test_variant_of_a_parameter_that_a_baseline_cell_lacks_is_rejected():
-    gru = StudyConfig(space={"cell": ["gru"], "layers": [1], "state_size": [8]})
-    (params,) = gru.grid.combinations()
-    trials = [complete(0, 1.0, params)]
-    wider = config(top=1, variants=[{"state_size": 16, "bptt_steps": 4}])
-    (derived,) = derive_trials(trials, counts(1), wider)
-    assert derived.params == params | {"state_size": 16, "bptt_steps": 4}
-    with pytest.raises(
-        ConfigError, match=r"unknown parameter .* forget_gate; .* have cell, layers"
-    ):
-        derive_trials(trials, counts(1), config(top=1, variants=[{"forget_gate": True}]))
-
-
 def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     """The first architecture has the best run, the second the best mean."""
     combinations = list(SPACE.combinations())[:3]
@@ -122,12 +108,6 @@ def test_source_with_replicates_is_ranked_by_mean_and_run_with_new_replicates():
     assert [sorted(trial.attributes["source_trials"]) for trial in derived[::2]] == [[2, 3], [0, 1]]
     (tenth,) = derive_trials(trials, counts(6), config(top=0.4))
     assert tenth.params == combinations[1], "a fraction of the architectures"
-
-
-def test_fraction_counts_all_planned_trials_including_diverged_ones():
-    study = source(count=40, failed=15)
-    trials = derive_trials(study, counts(25, diverged=15), config(top=0.1))
-    assert len(trials) == 4
 
 
 def test_unfinished_source_is_rejected_unless_partial_is_set():
@@ -217,17 +197,6 @@ def test_architecture_is_judged_at_its_best_nuisance_value_which_is_carried_on()
     # Without nuisance parameters, trials are ranked.
     two = derive_trials(trials, counts(9), config(top=2))
     assert [trial.params["layers"] for trial in two] == [3, 1]
-
-
-def test_best_nuisance_value_has_the_best_mean_over_replicates():
-    first = at_rates([1, 4, 9], replicate=1)
-    second = at_rates([9, 4, 9], replicate=2)
-    trials = first + [replace(trial, number=3 + trial.number) for trial in second]
-    replicates = config(top=1, replicates=2, nuisance=["learning_rate"])
-    derived = derive_trials(trials, counts(6), replicates)
-    assert [trial.params["learning_rate"] for trial in derived] == [0.2, 0.2]
-    assert [trial.params["replicate"] for trial in derived] == [3, 4]
-    assert sorted(derived[0].attributes["source_trials"]) == [1, 4]
 
 
 def test_pruned_source_keeps_enough_trials_for_its_top_architectures():
@@ -320,10 +289,7 @@ def test_variant_that_applies_to_no_trial_is_refused():
     ("optimizers", "setting", "values", "default"),
     [(["adam", "sgd"], "momentum", [0.0, 0.9], 0.9), (["sgd", "adam"], "beta1", [0.8, 0.9], 0.9)],
 )
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_run_that_a_change_of_the_optimizer_repeats_is_one(
-    optimizers, setting, values, default, replicates
-):
+def test_run_that_a_change_of_the_optimizer_repeats_is_one(optimizers, setting, values, default):
     """The trial whose optimizer lacks the setting becomes the one at the study's value."""
     table = {"cell": ["gru"], "layers": [1], "state_size": [8]}
     training = {"optimizer": optimizers, "learning_rate": [0.01], setting: values}
@@ -333,8 +299,8 @@ def test_run_that_a_change_of_the_optimizer_repeats_is_one(
     before, after = optimizers
 
     def derive(**refinement):
-        changed = config(variants=[{}, {"optimizer": after}], replicates=replicates, **refinement)
-        derived = derive_trials(trials, counts(3), changed)[::replicates]
+        changed = config(variants=[{}, {"optimizer": after}], **refinement)
+        derived = derive_trials(trials, counts(3), changed)
         params = [trial.params for trial in derived]
         return derived, [(each["optimizer"], each.get(setting)) for each in params]
 

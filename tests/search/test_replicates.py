@@ -135,13 +135,6 @@ def test_look_and_its_trials_are_stored_once(looked):
     assert all(t.state is TrialState.WAITING for t in trials[6:])
 
 
-def test_last_look_adds_no_trials(looked):
-    study = load_study(looked, "looked")
-    assert record_look(looked, study, read_study_record(study), look_at(2)) == 0
-    assert len(read_trials(looked, study._study_id)) == 6
-    assert read_study_record(load_study(looked, "looked")).looks == [look_at(2)]
-
-
 def test_look_waits_for_trials_that_a_worker_holds(looked):
     study = load_study(looked, "looked")
     assert record_look(looked, study, read_study_record(study), look_at(2, 0, 4)) == 2
