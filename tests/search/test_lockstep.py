@@ -1,13 +1,10 @@
 """Trials whose training settings and cells differ: which train together, and by which settings."""
 
 import pytest
-import torch
 from test_worker import SETTINGS, work
 
 from rnn.models.cell_network import CellNetwork
 from rnn.training.loop import TrainLoop
-from search.worker.lockstep import LockstepPlan
-from studies.loader import load_config_file
 
 TRAINING = [setting for setting in SETTINGS if not setting.startswith("space.")]
 
@@ -201,18 +198,6 @@ def test_union_of_cells_trains_each_kind_in_its_own_stacks(sqlite_url, text, stu
     others = results(alone)
     for params, result in results(joined).items():
         compare(result, others[params], rel=1e-4)
-
-
-def test_out_of_memory_of_one_batch_size_does_not_limit_the_other(study):
-    path = study(f"{GATED}[space.training]\nbatch_size = [4, 6]\n")
-    config = load_config_file(path, TRAINING).resolve()
-    first, *_, last = config.grid.combinations()
-    plan = LockstepPlan(config, "fp32", torch.device("cpu"))
-    most = plan.size(first)
-    assert plan.size(last) == most >= 8
-    plan.reduce(first, 8)
-    assert (plan.size(first), plan.size(last)) == (4, most)
-    assert plan.size({**first, "forget_gate": True}) == 4
 
 
 def test_worker_says_once_why_small_networks_train_slowly(sqlite_url, text, study, monkeypatch):

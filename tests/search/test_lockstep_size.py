@@ -8,7 +8,6 @@ import torch
 from user_cells import EXAMPLES, cell_config
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
-from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.factory import build_network
 from rnn.stacked.memory import estimate_memory
 from rnn.stacked.network import NetworkStack
@@ -99,29 +98,6 @@ def test_stack_takes_no_more_memory_than_estimated(build, most, precision, size)
     allocated = sum(size for address, size in tensor_memory().items() if address not in before)
     estimate = sum(estimate_memory(trial_config, 256, precision) for trial_config in trial_configs)
     assert allocated < estimate < most * allocated
-    del program
-
-
-@pytest.mark.parametrize(
-    ("architecture", "bptt_steps", "precision"),
-    [(all_options(32), 12, "fp32"), (BaselineConfig("lstm", 2, 32), 12, "bf16")],
-)
-def test_bptt_network_takes_no_more_memory_than_estimated(architecture, bptt_steps, precision):
-    trial_config, tokens, kept = TrialConfig(architecture, 0, bptt_steps), torch.arange(256), []
-
-    def keep(tensor):
-        kept.append(tensor)
-        return tensor
-
-    before = tensor_memory()
-    program = TrainStep(BPTTNetwork([trial_config], 0, precision), 256, 0.9)
-    for _ in range(bptt_steps):
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            program.step(tokens, tokens)
-    allocated = sum(size for address, size in tensor_memory().items() if address not in before)
-    assert allocated < estimate_memory(trial_config, 256, precision) < 8 * allocated
-    assert len(kept) > bptt_steps
     del program
 
 

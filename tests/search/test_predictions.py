@@ -50,31 +50,6 @@ def hide_unobserved(losses, values, complete, reached):
     return losses, values
 
 
-def test_design_matrix_has_centred_levels_and_their_products():
-    params = [{"a": a, "b": b} for a in (False, True) for b in ("x", "y", "z")]
-    design = DesignMatrix.from_params(params)
-    assert design.main_effects.shape == (6, 3)
-    assert design.interactions.shape == (6, 2)
-    assert design.main_effects.mean(axis=0) == pytest.approx([0, 0, 0])
-    assert design.interactions[:, 0] == pytest.approx(
-        design.main_effects[:, 0] * design.main_effects[:, 1]
-    )
-    # A constant parameter has no column; a missing value is a level.
-    assert DesignMatrix.from_params([{"a": 1}, {"a": 1}]).main_effects.shape == (2, 0)
-    assert DesignMatrix.from_params([{"a": 1}, {"b": 1}]).main_effects.shape == (2, 2)
-    many = DesignMatrix.from_params([{"rate": float(number)} for number in range(20)])
-    assert many.main_effects.shape == (20, 1)
-    # A missing number gets an indicator column; too many interactions are left out.
-    some = DesignMatrix.from_params([{"rate": float(number)} for number in range(20)] + [{}, {}])
-    assert some.main_effects.shape == (22, 2)
-    assert np.isfinite(some.main_effects).all()
-    names = [{f"p{i}": f"{i}-{number % 9}" for i in range(6)} for number in range(60)]
-    assert (
-        DesignMatrix.from_params(names).main_effects.shape[1],
-        DesignMatrix.from_params(names).interactions.shape[1],
-    ) == (48, 0)
-
-
 def test_failed_trials_do_not_affect_the_predictions_of_others():
     params, losses, values = simulate_grid(4)
     observed = hide_unobserved(losses, values, np.arange(30), 2)

@@ -48,9 +48,6 @@ GRID = [
 ]
 """Twenty-four tiny networks, the best two of which are to be kept."""
 
-WIDE = ["space.input_gate=[false, true]"]
-"""Extends the grid to twice as many networks."""
-
 RUNGS = {rung.step for rung in compute_rungs(STEPS, LOG_EVERY)}
 
 
@@ -76,12 +73,6 @@ def trials_by_params(joined):
 def unpruned(tmp_path_factory):
     """Trials of the search without pruning, by their parameters."""
     _, joined, _ = search_in_new_folder(tmp_path_factory, prune=False)
-    return trials_by_params(joined)
-
-
-@pytest.fixture(scope="module")
-def unpruned_wide(tmp_path_factory):
-    _, joined, _ = search_in_new_folder(tmp_path_factory, *WIDE, prune=False)
     return trials_by_params(joined)
 
 
@@ -146,11 +137,8 @@ def test_best_trials_complete_and_pruned_curves_are_unchanged(pruned, unpruned):
 
 
 @pytest.mark.extended
-def test_best_trials_of_a_larger_grid_complete_in_lockstep(
-    sqlite_url, text, tmp_path, unpruned_wide
-):
-    found = search(sqlite_url, text, *WIDE, lockstep=8)
-    check_pruning(tmp_path, *found, unpruned_wide, 1e-4)
+def test_best_trials_complete_in_lockstep(sqlite_url, text, tmp_path, unpruned):
+    check_pruning(tmp_path, *search(sqlite_url, text, lockstep=8), unpruned, 1e-4)
 
 
 @pytest.mark.extended

@@ -107,17 +107,6 @@ def test_search_is_final_when_expected_losses_are_within_the_budget():
     assert not reversed_policy.is_final
 
 
-def test_trial_is_pruned_early_only_once_enough_trials_are_complete():
-    few = make_policy([TrialStage.COMPLETE] * 5 + [TrialStage.RUNNING] * 91)
-    enough = make_policy([TrialStage.COMPLETE] * 20 + [TrialStage.RUNNING] * 76)
-    worst = int(np.argmin(enough.keep_probabilities))
-    assert enough.should_prune_now(worst)
-    # Same keep probability, but too few complete trials.
-    few.__dict__["keep_probabilities"] = enough.keep_probabilities
-    assert not few.should_prune_now(worst)
-    assert not enough.should_prune_now(int(np.argmax(enough.keep_probabilities[20:])) + 20)
-
-
 def record_curves(seed, sizes=(32,)):
     """Simulate complete curves, 48 of each size."""
     params, rungs, values = simulate_grid(seed, sizes=sizes)

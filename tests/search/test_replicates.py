@@ -27,11 +27,6 @@ def test_looks_of_the_file_or_the_default_are_planned():
     assert (default.looks, default.replicates) == (list(DEFAULT_LOOKS), DEFAULT_LOOKS[-1])
 
 
-def test_looks_of_the_file_are_ignored_without_the_option():
-    planned = plan_looks(derived(looks=[2, 4], replicates=7), until_decided=False).refinement
-    assert (planned.looks, planned.replicates, planned.initial_runs) == ([], 7, 7)
-
-
 @pytest.mark.parametrize(
     ("config", "until_decided", "message"),
     [

