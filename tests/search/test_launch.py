@@ -177,7 +177,7 @@ def test_job_that_could_not_reach_what_it_needs_is_refused_in_one_line(
     (tmp_path / "shared").mkdir()
     options = {"storage": SERVER} | options
     with pytest.raises(LaunchError, match=message) as refused:
-        run_workers(RunOptions("quick", target=LaunchTarget("slurm"), **options))
+        prepare_launch(RunOptions("quick", target=LaunchTarget("slurm"), **options))
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "shared"}
