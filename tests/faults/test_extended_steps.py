@@ -1,7 +1,6 @@
 """Trials of a study whose steps are extended continue from their checkpoints, bit for bit."""
 
 import json
-import os
 import signal
 from contextlib import closing
 
@@ -218,20 +217,6 @@ def test_frozen_worker_that_wakes_after_an_extension_overwrites_nothing(
         "error: study 'quick' was extended to 120 steps while this search used it: run the same "
         "command to continue; recorded results are kept\n" in frozen.stderr
     )
-    assert_equals_training_at_once(url, reference_curves)
-
-
-@pytest.mark.extended
-def test_trials_continue_from_checkpoints_in_a_bucket(finish, url, bucket, reference_curves):
-    import boto3
-
-    environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    options = {"environment": environment, **FIVE}
-    finish("--set=keep_checkpoints=3", f"--artifacts={bucket}", **options)
-    stored = boto3.client("s3").list_objects(Bucket="networks")["Contents"]
-    assert len([entry for entry in stored if entry["Key"].endswith(".final")]) == 3
-    said = finish(f"--artifacts={bucket}", "--extend", **options | LONGER)
-    assert "trials that continue from their checkpoints: 3; trials that restart" in said
     assert_equals_training_at_once(url, reference_curves)
 
 

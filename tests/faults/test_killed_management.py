@@ -81,17 +81,6 @@ def test_killed_copy_shows_nothing_and_the_next_one_removes_what_it_left(
 
 @pytest.mark.extended
 @on_sqlite
-def test_interrupted_copy_leaves_nothing(held_command, copy_arguments, url, tmp_path):
-    command = held_command(BEFORE_COMMIT, *copy_arguments)
-    command.send(signal.SIGINT)
-    assert command.wait() == 130
-    assert command.stderr.strip() == "error: interrupted"
-    assert query(url, NONE_STORED) == [(0,)]
-    assert list_files(tmp_path / "copies") == {}
-
-
-@pytest.mark.extended
-@on_sqlite
 def test_copy_that_another_one_overtakes_leaves_that_one_whole(
     run, held_command, copy_arguments, url, tmp_path
 ):

@@ -148,25 +148,6 @@ def test_trial_of_a_worker_killed_before_its_first_checkpoint_restarts_and_says_
 
 
 @pytest.mark.extended
-def test_trial_of_a_worker_killed_before_its_first_log_point_says_so_without_a_warning(
-    search, sqlite_url, reference_curves, tmp_path_factory
-):
-    early = Gate(tmp_path_factory.mktemp("early") / "gate", 1)
-    settings = ONE | {"lease_seconds": 1, "checkpoint_seconds": 1000}
-    first = search(gate=early, **settings)
-    wait_until_running([first], lambda: first.pid in early.held)
-    first.send(signal.SIGKILL)
-    second = search(**ONE)
-    assert second.wait() == 0
-    assert (
-        "\ntrial 0: the worker was killed or cut off before it recorded a loss or wrote a "
-        "checkpoint; training starts at step 0\n"
-    ) in second.output
-    assert "warning" not in second.output
-    assert_all_trials_match(sqlite_url, reference_curves, ONE)
-
-
-@pytest.mark.extended
 def test_trials_trained_in_lockstep_are_resumed(
     held, search, sqlite_url, tmp_path, reference_curves
 ):

@@ -314,24 +314,6 @@ def test_optuna_reads_a_study_whose_trials_have_different_parameters(union, sqli
     optuna.visualization.plot_parallel_coordinate(plain)
 
 
-def test_study_of_plain_optuna_runs_combinations_that_lack_parameters():
-    combinations = [{"a": 1, "b": True}, {"a": 2}, {"c": "x"}]
-    sampler = GridSampler(SPACE, combinations=combinations)
-    study = optuna.create_study(sampler=sampler)
-
-    def objective(trial):
-        expected = combinations[trial.number]
-        for name, value in expected.items():
-            assert trial.suggest_categorical(name, SPACE[name]) == value
-        absent = next(name for name in SPACE if name not in expected)
-        with pytest.raises(ValueError, match=f"trial {trial.number} has no parameter '{absent}'"):
-            trial.suggest_categorical(absent, SPACE[absent])
-        return 0.0
-
-    study.optimize(objective)
-    assert [trial.params for trial in study.trials] == combinations
-
-
 SMALLER_TABLE = """
 [[space]]
 cell = ["gru"]

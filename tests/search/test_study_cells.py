@@ -12,19 +12,18 @@ from helpers import TINY
 
 import rnn.cells.loading
 from reports.dashboard.publish import publish_study
-from rnn.cells.source import MAX_SOURCE_BYTES
 from rnn.errors import CellError
 from rnn.inference.saved_model import deserialize_model, serialize_model
 from rnn.models.cell_module import module_shapes
 from rnn.models.shapes import count_parameters
-from search.cells import CellStore, load_cells
+from search.cells import load_cells
 from search.check import check
 from search.new_study import StudyOptions
 from search.study import create_or_join
 from studies.artifacts import open_store
 from studies.config import to_trial_config
 from studies.config_file import ConfigFile
-from studies.errors import ArtifactsError, ConfigError, ConfigMismatchError
+from studies.errors import ConfigError, ConfigMismatchError
 from studies.loader import load_config_file
 from studies.storage.open import open_storage
 
@@ -319,33 +318,6 @@ def test_new_values_of_an_option_are_checked_before_a_study_is_extended(
     extended.storage.close()
 
 
-def test_copies_are_confined_to_their_folder_and_errors_name_it(tmp_path, folder):
-    file = load_cells(config_file(folder))
-    cells = file.cells
-    store = CellStore(open_store(str(tmp_path), "sqlite://", "cells"), "made-1")
-    with pytest.raises(ArtifactsError, match="is not a valid name of an artifact"):
-        CellStore(open_store(str(tmp_path), "sqlite://", "cells"), "../made").load(
-            {"Mine": cells["Mine"].model_copy(update={"sha256": "0" * 64})}
-        )
-    store.save(cells)
-    assert (tmp_path / "made-1" / "cell-Mine.py").read_text() == CELL
-    (tmp_path / "made-1" / "cell-Mine.py").unlink()
-    (tmp_path / "made-1").rmdir()
-    (tmp_path / "made-1").touch()
-    with pytest.raises(ArtifactsError, match=r"source of cell Mine cannot be written to .*made-1"):
-        store.save(cells)
-
-
-def test_large_files_and_long_names_are_rejected(folder):
-    (folder / "cells" / "mine.py").write_text(CELL + "#" * MAX_SOURCE_BYTES)
-    with pytest.raises(CellError, match="is too large, expected at most 1,048,576 bytes"):
-        load_cells(config_file(folder))
-    (folder / "cells" / "mine.py").write_text(CELL.replace("Mine", "M" * 300))
-    long = config_file(folder).with_overrides({"space": {"cell": [f"cells/mine.py:{'M' * 300}"]}})
-    with pytest.raises(CellError, match="has a name of 300 characters: expected a shorter one"):
-        load_cells(long)
-
-
 def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     words = [f"{folder}/cells/mine.py:Mine", "--set", "depth=2"]
     done = CliRunner().invoke(check, words, standalone_mode=False)
@@ -360,14 +332,6 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
         "Mine passed all checks with 3 combinations of options; options: tanh (true or false, "
         "default false), kind (one of 'a', 'b', default a), depth (an integer, default 1)"
     )
-
-
-def test_check_says_why_a_cell_is_trained_alone(folder, few_checks):
-    branching = CELL.replace("return state, state", "return state * int(x.sum() < 1e9), state")
-    (folder / "cells" / "mine.py").write_text(branching)
-    done = CliRunner().invoke(check, [f"{folder}/cells/mine.py:Mine"], standalone_mode=False)
-    assert done.return_value == 0, done.output
-    assert "are trained one at a time (torch.vmap: " in done.output
 
 
 @pytest.mark.parametrize(
