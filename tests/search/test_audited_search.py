@@ -14,8 +14,6 @@ from search.new_study import StudyOptions
 from search.pruning.audit import (
     DIVISOR,
     describe_look,
-    look,
-    recalibrate,
 )
 from search.pruning.decisions import Decisions
 from search.pruning.pause_resume import PauseResumeScheduler
@@ -188,21 +186,6 @@ def test_wrong_predictions_raise_the_alarm_and_stop_the_pruning(sqlite_url, text
     without, _ = search(sqlite_url, text, "pruning.audit=0", name="without", lockstep=1)
     with_alarm = count_trials(joined.storage, joined.study_id).pruned
     assert with_alarm < count_trials(without.storage, without.study_id).pruned
-
-
-def test_architectures_are_tested_and_corrected_as_one():
-    """Three equal trials of an architecture count once, and do not correct each other."""
-    values = np.array([0.0, 0.1, 5.0, 5.0, 5.0, -0.2, 0.3, 0.2])
-    architectures = np.array([0, 0, 1, 1, 1, 2, 3, 4])
-    prediction = Prediction(np.zeros(8), np.ones(8))
-    is_held = np.array([True] * 7 + [False])
-    found = look(prediction, values, is_held, architectures)
-    assert (found.trials, found.inside) == (4, 3)
-    corrected = recalibrate(prediction, values, is_held, architectures)
-    assert corrected.mean[2] == pytest.approx(np.mean([0, 0.1, -0.2, 0.3]))
-    assert corrected.scale[2] == 1  # the others are within one scale
-    assert corrected.scale[0] > 1
-    assert corrected.mean[7] == pytest.approx(np.mean(values[:7]))
 
 
 def make_scheduler(sqlite_url, text):

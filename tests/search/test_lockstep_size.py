@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from user_cells import EXAMPLES, cell_config
 
 from rnn.config import STATE_SOURCES, BaselineConfig, GatedConfig, TrialConfig
 from rnn.models.factory import build_network
@@ -34,19 +33,6 @@ def test_cpu_trains_small_networks_in_lockstep_and_large_ones_alone(monkeypatch)
     assert auto_lockstep(TrialConfig(all_options(256)), 256, "bf16", CPU) == 1
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_cpu_trains_users_own_cells_in_lockstep_if_many_fit_into_a_little_memory(name):
-    """Those of 256 states are faster one after another: `python -m benchmarks cell-lockstep`."""
-    for state_size, streams, expected in [
-        (32, 32, range(32, 33)),
-        (32, 256, range(8, 32)),
-        (256, 8, range(1, 2)),
-        (256, 256, range(1, 2)),
-    ]:
-        trial_config = TrialConfig(cell_config(name, state_size=state_size))
-        assert auto_lockstep(trial_config, streams, "fp32", CPU) in expected
-
-
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_lockstep_size_is_limited_by_memory(monkeypatch, device):
     size = estimate_memory(TrialConfig(all_options(32, 3)), 256, "fp32")
@@ -61,12 +47,6 @@ def test_cpu_trains_few_networks_in_lockstep_by_the_library(monkeypatch, threads
     monkeypatch.setattr(lockstep_size, "pays_off", lambda *args: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert auto_lockstep(TrialConfig(all_options(32, 1)), 256, "fp32", CPU) == expected
-
-
-def test_gpu_trains_all_networks_of_one_shape_in_lockstep(monkeypatch):
-    """96 networks of three layers and 256 states, on a GPU with 24 GB."""
-    monkeypatch.setattr(lockstep_size, "available_memory", lambda device: 24 * 10**9)
-    assert auto_lockstep(TrialConfig(all_options(256, 3)), 256, "bf16", CUDA) >= 96
 
 
 def tensor_memory() -> dict[int, int]:

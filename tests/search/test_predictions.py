@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from search.pruning.design_matrix import DesignMatrix
 from search.pruning.predictions import Prediction, predict_final_values
-from search.pruning.regression import (
-    EQUAL_NOISE,
-)
 
 SWITCHES = ("input", "forget", "output", "state")
 
@@ -119,17 +116,6 @@ def test_similar_trials_improve_the_prediction_from_the_curve_alone():
     assert scale < 0.9 * scale_of_curve
 
 
-def test_without_complete_trials_predictions_follow_the_curves():
-    params, losses, values = simulate_grid(2)
-    prediction = predict_final_values(
-        DesignMatrix.from_params(params),
-        *hide_unobserved(losses, values, np.array([], dtype=int), 1),
-    )
-    assert (np.argsort(prediction.mean) == np.argsort(losses[:, 0])).all()
-    probabilities = prediction.cdf(prediction.threshold_for_count(9))
-    assert 0.01 < probabilities.min() < probabilities.max() < 0.9
-
-
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(0, 5))
 def test_predictions_do_not_depend_on_the_order_of_trials(random, complete, seed):
@@ -166,42 +152,6 @@ def test_expected_number_below_the_threshold_is_the_given_count(distributions, d
     assert probabilities.sum() == pytest.approx(count, abs=0.5)
     if (scale > 0).all():
         assert probabilities.sum() == pytest.approx(count, abs=1e-3)
-
-
-def simulate_noisy_grid(seed):
-    """Simulate a grid in which networks without two switches end higher, by 0.2 to 1.4 nats."""
-    params, losses, values = simulate_grid(seed, sizes=(16, 32, 64, 128))
-    is_noisy = np.array([not each["input"] and not each["forget"] for each in params])
-    rise = np.random.default_rng(seed).uniform(0.2, 1.4, len(params)) * is_noisy
-    return params, losses + rise[:, None] * [0, 0.1, 0.3], values + rise, is_noisy
-
-
-def predict_noisy_grid(seed):
-    """Return the scores of quiet trials, and their root mean square error.
-
-    The best fifth is complete, and a random tenth is audited.
-    """
-    params, losses, values, is_noisy = simulate_noisy_grid(seed)
-    audited = np.random.default_rng(seed).choice(len(values), len(values) // 10, replace=False)
-    best = np.argsort(values)[: len(values) // 5]
-    observed = hide_unobserved(losses, values, np.union1d(best, audited), 1)
-    held = np.full(len(values), -1)
-    held[np.setdiff1d(audited, best)] = 1
-    found = predict_final_values(DesignMatrix.from_params(params), *observed, held)
-    quiet = (found.scale > 0) & ~is_noisy
-    errors = (values - found.mean)[quiet]
-    return errors / found.scale[quiet], math.sqrt((errors**2).mean())
-
-
-@pytest.mark.extended
-def test_noisy_networks_do_not_blur_the_predictions_of_quiet_ones(monkeypatch):
-    scores, errors = zip(*map(predict_noisy_grid, range(20)), strict=True)
-    inside = (np.abs(np.concatenate(scores)) <= 2).mean()
-    monkeypatch.setattr("search.pruning.predictions.fit_noise", lambda *_: EQUAL_NOISE)
-    _, before = zip(*map(predict_noisy_grid, range(20)), strict=True)
-    assert inside > 0.8  # 0.9 are stated
-    assert np.mean(errors) < 0.95 * np.mean(before)
-    assert np.mean(np.array(errors) < before) > 0.6
 
 
 @pytest.mark.parametrize("complete", [1, 3])

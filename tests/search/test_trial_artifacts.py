@@ -216,21 +216,6 @@ def test_checkpoint_identity_consists_of_named_values_and_no_class_name():
     )
 
 
-@pytest.mark.parametrize("settings", [{"name": "sgd"}, {"gradient_clipping": 1.0}])
-def test_checkpoint_identity_differs_by_every_setting_of_the_optimizer(settings):
-    architecture = GatedConfig(False, True, False, True, True, "new", 2, 8)
-    config = StudyConfig.model_validate({"precision": "fp32", "space": SPACE})
-    train_config = TrainConfig(20, 6, 9, 2, 0.9, 3)
-    corpus = Corpus("letters", np.frombuffer(b"a" * 100, np.uint8))
-    default, other = (
-        checkpoint_identity(
-            TrialConfig(architecture, optimizer=optimizer), config, train_config, corpus
-        )
-        for optimizer in (OptimizerConfig(), OptimizerConfig(**settings))
-    )
-    assert default != other
-
-
 SPACE = {"layers": [2], "state_size": [8]}
 
 
