@@ -168,10 +168,10 @@ def test_cell_that_cannot_be_searched_is_rejected_in_one_line(folder, sqlite_url
 def test_two_cells_of_one_name_and_names_of_built_in_cells_are_rejected(folder):
     shutil.copy(folder / "cells" / "mine.py", folder / "copy.py")
     with pytest.raises(ConfigError, match="is named Mine as well: expected distinct class"):
-        load_cells(config_file(folder, cells=', "copy.py:Mine"'))
+        load_cells(config_file(folder, cells=', "copy.py:Mine"')).resolve()
     builtin = config_file(folder).with_overrides({"space": {"cell": ["cells/mine.py:gru"]}})
-    with pytest.raises(CellError, match="has the name of a built-in cell: rename the class"):
-        load_cells(builtin)
+    with pytest.raises(ConfigError, match="has the name of a built-in cell: rename the class"):
+        load_cells(builtin).resolve()
 
 
 def test_changed_source_of_a_study_is_rejected(folder, sqlite_url, text, create):
@@ -323,7 +323,7 @@ def test_check_prints_what_a_cell_passed_and_its_options(folder, few_checks):
     done = CliRunner().invoke(check, words, standalone_mode=False)
     assert done.return_value == 0, done.output
     *passed, lockstep, last = done.output.splitlines()
-    assert len(passed) == 8
+    assert len(passed) == 9
     assert all(line.startswith("passed: ") for line in passed)
     assert lockstep == (
         "networks that differ in settings of the optimizer can be trained in lockstep"
