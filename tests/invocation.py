@@ -14,6 +14,7 @@ import logging
 import os
 import runpy
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,6 +29,9 @@ from hooks import ROOT
 import reports.dashboard.launcher
 from search.worker.shutdown import SIGNALS
 from studies.storage.damage import DamagedTrials
+
+SECRETS = ("s3cret", "hunter2")
+"""Passwords that tests give to commands, which print none."""
 
 
 def invoke_command(
@@ -73,6 +77,48 @@ def _run_program(program: str, *arguments: str) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
+
+
+def require_refused(done: "subprocess.CompletedProcess[str]", *parts: str) -> str:
+    """Require that a command refused its input: exit code 2, and an error in one line.
+
+    Args:
+        done: the command.
+        parts: texts that the line contains.
+
+    Returns:
+        The line.
+    """
+    assert done.returncode == 2, done.stdout + done.stderr
+    line = done.stderr.removesuffix("\n")
+    assert line.startswith("error: ")
+    assert len(line.splitlines()) == 1, line
+    for part in parts:
+        assert part in line, line
+    for secret in SECRETS:
+        assert secret not in done.stdout + done.stderr
+    return line
+
+
+@contextlib.contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Require that a block changes neither a file nor a database of a folder."""
+    before = _read_content(folder)
+    yield
+    assert _read_content(folder) == before
+
+
+def _read_content(folder: Path) -> dict[str, object]:
+    """Return the rows of each database by its path, and the bytes of each other file."""
+    content: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name in ("studies.db-wal", "studies.db-shm"):
+            continue  # a reader may create them
+        content[str(path)] = path.read_bytes() if path.is_file() else None
+        if path.name == "studies.db":
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                content[str(path)] = list(database.iterdump())
+    return content
 
 
 @contextlib.contextmanager

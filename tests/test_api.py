@@ -175,11 +175,11 @@ def test_trained_network_is_a_module_that_writes_the_sample(study):
     assert weights == study.results["parameter_count"].iloc[0]
 
 
-def test_trial_is_sampled_and_exported_as_by_the_commands(study, run, tmp_path):
+def test_trial_is_sampled_and_exported_as_by_the_commands(study, invoke, tmp_path):
     words = ("mine", "--storage", study.storage)
-    done = run("-m", "search.sample", *words, "--prompt", "The ", "--length", "30")
+    done = invoke("-m", "search.sample", *words, "--prompt", "The ", "--length", "30")
     assert done.stdout == study.best.sample("The ", length=30) + "\n"
-    assert run("-m", "search.export", *words, str(tmp_path / "a")).returncode == 0
+    assert invoke("-m", "search.export", *words, str(tmp_path / "a")).returncode == 0
     assert study.best.export(tmp_path / "b") == tmp_path / "b"
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
@@ -259,9 +259,9 @@ def test_what_is_missing_is_named(study, place, tmp_path):
         rnn_search.load(None)
 
 
-def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, run, monkeypatch):
+def test_settings_are_those_of_the_study_in_every_way_to_open_it(study, place, invoke, monkeypatch):
     words = ("mine", "--storage", study.storage)
-    assert run("run_search.py", *words, report=False).returncode == 0
+    assert invoke("run_search.py", *words, report=False).returncode == 0
     again = rnn_search.run(SETTINGS, name="mine", **place)
     assert again.config == study.config
     assert again == study == rnn_search.load("mine", storage=study.storage)
@@ -371,7 +371,8 @@ print("complete:", study.counts.complete)
 """Program without ``if __name__ == "__main__"``."""
 
 
-@pytest.mark.parametrize("way", ["file", pytest.param("stdin", marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("way", ["file", "stdin"])
 def test_worker_processes_do_not_run_the_script_again(empty, tmp_path, way):
     program = SCRIPT.format(
         settings=SETTINGS, storage=empty["storage"], corpus=str(empty["corpus"])
@@ -450,11 +451,14 @@ def test_package_is_imported_without_slow_libraries():
     code = """if True:
         import sys, rnn_search, rnn_search.console
         assert not {"torch", "pandas", "plotly"} & sys.modules.keys()
-        assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
-        assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
-        assert all(map(lambda name: getattr(rnn_search, name), rnn_search.__all__))
     """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_package_has_the_public_names():
+    assert set(rnn_search.__all__) >= {"run", "load", "Study", "Trial", "StudiesError"}
+    assert set(rnn_search.__all__) | {"__version__"} <= set(dir(rnn_search))
+    assert all(getattr(rnn_search, name) for name in rnn_search.__all__)
 
 
 # ------------------------------------------------------------------ the examples
@@ -475,6 +479,7 @@ print("ran", len(cells), "cells")
 """Program that runs the cells of another one after another, as a notebook does."""
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_as_a_script_and_as_a_notebook(example, runner, tmp_path):
     program = tmp_path / "notebook.py"

@@ -6,7 +6,8 @@ import sqlite3
 
 import pytest
 import sqlalchemy as sa
-from helpers import QUICK, TEXT, TINY, create_small_study
+from helpers import EACH_DATABASE, QUICK, TEXT, TINY, create_small_study
+from invocation import invoke_command, require_refused
 
 import refine
 import reports.cli
@@ -42,13 +43,14 @@ DERIVED = (*TINY, "--set=refinement.top=1", "--set=refinement.variants=[{}]", "-
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, runner):
+def finished(tmp_path_factory):
     """Folder with a finished study of two trials, of which trial 0 has every attribute."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "text").write_bytes(TEXT)
     common = ("--storage", f"sqlite:///{folder}/studies.db", "--threads", "1")
     corpus = ("--corpus", str(folder / "text"))
-    done = runner.run("run_search.py", QUICK, *common, *corpus, *SETTINGS, report=False)
+    words = (QUICK, *common, *corpus, *SETTINGS)
+    done = invoke_command("run_search.py", *words, cwd=folder, report=False)
     assert done.returncode == 0, done.stderr
     with connected(folder) as database:
         present = {key for (key,) in database.execute("SELECT key FROM trial_user_attributes")}
@@ -124,40 +126,6 @@ def damage(finished, tmp_path):
     return change
 
 
-def run_commands(url, folder, text, is_fast=False):
-    """Run all commands on the study, or the fast ones; return the messages of those that fail."""
-    common = ("--storage", url)
-
-    def publish():
-        with contextlib.closing(open_storage(url)) as storage:
-            publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
-
-    corpus = ("--corpus", str(text), "--threads", "1")
-    commands = [
-        (run_search.run_search, QUICK, "--status", "--json"),
-        (reports.cli.reports, "quick", "--csv", f"{folder}/a.csv", "--curves", f"{folder}/b.csv"),
-        (sample, "quick", "--length", "5"),
-    ]
-    if not is_fast:
-        commands += [
-            (run_search.run_search, QUICK, *corpus, *SETTINGS),
-            (refine.refine, "quick-refined", "--threads", "1", *DERIVED),
-            (reports.cli.reports, "quick", "--output", f"{folder}/page.html"),
-            (export, "quick", f"{folder}/exported"),
-        ]
-    calls = [
-        lambda command=command, words=words: command.main([*words, *common], standalone_mode=False)
-        for command, *words in commands
-    ]
-    messages = []
-    for call in calls if is_fast else (*calls, publish):
-        try:
-            call()
-        except (*USER_ERRORS, ReportError) as error:
-            messages.append(str(error))
-    return messages
-
-
 @pytest.fixture
 def quiet(monkeypatch):
     """Draw none of Optuna's figures, and write no report after a search."""
@@ -166,27 +134,96 @@ def quiet(monkeypatch):
     monkeypatch.setattr("reports.dashboard.launcher.finalize_search", lambda *study: None)
 
 
-@pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(("table", "name"), ATTRIBUTES)
-def test_damaged_attribute_costs_one_line_at_most(damage, finished, tmp_path, table, name):
+@pytest.fixture
+def run_commands(finished, tmp_path, quiet):
+    """Run the commands that read a study, or all, and require that each fails in one line at most.
+
+    A damaged trial is left out, so that a command may also do its work.
+    """
+
+    def publish(url):
+        with contextlib.closing(open_storage(url)) as storage:
+            publish_study(storage, "quick", lambda: open_store(None, url, "artifacts"))
+
+    def run(url, every=False):
+        corpus = ("--corpus", str(finished / "text"), "--threads", "1")
+        tables = ("--csv", f"{tmp_path}/a.csv", "--curves", f"{tmp_path}/b.csv")
+        commands = [
+            (run_search.run_search, QUICK, "--status", "--json"),
+            (reports.cli.reports, "quick", *tables),
+            (sample, "quick", "--length", "5"),
+        ]
+        if every:
+            commands += [
+                (run_search.run_search, QUICK, *corpus, *SETTINGS),
+                (refine.refine, "quick-refined", "--threads", "1", *DERIVED),
+                (reports.cli.reports, "quick", "--output", f"{tmp_path}/page.html"),
+                (export, "quick", f"{tmp_path}/exported"),
+            ]
+        for command, *words in commands:
+            with one_line():
+                command.main([*words, "--storage", url], standalone_mode=False)
+        if every:
+            with one_line():
+                publish(url)
+
+    return run
+
+
+@contextlib.contextmanager
+def one_line():
+    message = ""
+    try:
+        yield
+    except (*USER_ERRORS, ReportError) as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def damage_attribute(table, name, kind):
+    """Return a statement that damages an attribute of the study or of trial 0, and its values."""
     row = "trial_id = 1" if table.startswith("trial") else "study_id = 1"
-    for kind, text in DAMAGE.items():
-        if text is None:
-            url = damage(f"DELETE FROM {table} WHERE key = ? AND {row}", name)
-        else:
-            url = damage(f"UPDATE {table} SET value_json = ? WHERE key = ? AND {row}", text, name)
-        for message in run_commands(url, tmp_path, finished / "text", kind != "word"):
-            assert "\n" not in message, kind
-            assert len(message) < 600, kind
+    if DAMAGE[kind] is None:
+        return f"DELETE FROM {table} WHERE key = ? AND {row}", name
+    return f"UPDATE {table} SET value_json = ? WHERE key = ? AND {row}", DAMAGE[kind], name
 
 
-@pytest.mark.usefixtures("quiet")
+KINDS = [*DAMAGE]
+SOME_DAMAGE = [
+    (*attribute, KINDS[index % len(KINDS)]) for index, attribute in enumerate(ATTRIBUTES)
+]
+"""Each attribute, damaged in one of the ways."""
+
+
+@pytest.mark.parametrize(("table", "name", "kind"), SOME_DAMAGE)
+def test_damaged_attribute_costs_one_line_at_most(damage, run_commands, table, name, kind):
+    run_commands(damage(*damage_attribute(table, name, kind)))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("table", "name"), ATTRIBUTES)
+def test_attribute_damaged_in_any_way_costs_one_line_at_most(damage, run_commands, table, name):
+    for kind in KINDS:
+        run_commands(damage(*damage_attribute(table, name, kind)))
+
+
 @pytest.mark.parametrize("statement", ROWS)
-def test_damaged_row_costs_one_line_at_most(damage, finished, tmp_path, statement):
-    url = damage(statement)
-    for message in run_commands(url, tmp_path, finished / "text"):
-        assert "\n" not in message
-        assert len(message) < 600
+def test_damaged_row_costs_one_line_at_most(damage, run_commands, statement):
+    run_commands(damage(statement))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *((statement,) for statement in ROWS[::3]),
+        *(damage_attribute(*each, "word") for each in ATTRIBUTES[::6]),
+    ],
+    ids=str,
+)
+def test_damage_costs_each_command_one_line_at_most(damage, run_commands, damaged):
+    run_commands(damage(*damaged), every=True)
 
 
 OF_TRIAL = "WHERE param_name = 'layers' AND trial_id = 1"
@@ -276,6 +313,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("statement", UNREADABLE)
+@EACH_DATABASE
 def test_damaged_study_leaves_the_others_in_the_list(url, statement):
     with contextlib.closing(open_storage(url)) as storage:
         first = create_small_study(storage, 1, "damaged")
@@ -290,13 +328,12 @@ def test_damaged_study_leaves_the_others_in_the_list(url, statement):
         assert "study 'damaged' is damaged (attribute" in damaged.user_attrs["damaged"]
 
 
-def test_other_studies_of_the_storage_are_not_affected(damage, finished, run):
+def test_other_studies_of_the_storage_are_not_affected(damage, finished, invoke):
     url = damage("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'config'")
-    done = run("run_search.py", QUICK, "--storage", url, "--status")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "study 'quick' is damaged" in done.stderr
+    done = invoke("run_search.py", QUICK, "--storage", url, "--status")
+    require_refused(done, "study 'quick' is damaged")
     common = ("--storage", url, "--corpus", str(finished / "text"), "--threads", "1")
-    done = run("run_search.py", QUICK, "--name", "other", *common, *SETTINGS, report=False)
+    done = invoke("run_search.py", QUICK, "--name", "other", *common, *SETTINGS, report=False)
     assert done.returncode == 0, done.stderr
 
 

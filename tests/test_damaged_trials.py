@@ -12,8 +12,9 @@ import sqlite3
 
 import pytest
 import sqlalchemy as sa
-from helpers import QUICK, TEXT, create_small_study
-from process_runner import query, search_starter
+from helpers import EACH_DATABASE, QUICK, create_small_study
+from invocation import invoke_command
+from process_runner import query
 from test_damaged_studies import DERIVED, SETTINGS, connected, finished, quiet
 
 import refine
@@ -102,8 +103,11 @@ def require_other_trial(url, folder, capsys):
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("column", COLUMNS)
-def test_damaged_trial_leaves_the_others_shown(finished, tmp_path, capsys, caplog, column):
-    for index, value in enumerate(VALUES):
+@pytest.mark.parametrize(
+    "values", [["x"], pytest.param(VALUES, marks=pytest.mark.extended)], ids=["text", "all"]
+)
+def test_damaged_trial_leaves_the_others_shown(finished, tmp_path, capsys, caplog, column, values):
+    for index, value in enumerate(values):
         folder = tmp_path / str(index)
         shutil.copytree(finished, folder)
         if not damage(folder, column, COLUMNS[column], value):
@@ -119,11 +123,15 @@ def test_damaged_trial_leaves_the_others_shown(finished, tmp_path, capsys, caplo
             assert len(line) < 300
 
 
-ALL_COMMANDS = ("trials.state", "trial_params.param_name", "trial_values.value")
-
-
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("column", ALL_COMMANDS)
+@pytest.mark.parametrize(
+    "column",
+    [
+        "trial_params.param_name",
+        pytest.param("trials.state", marks=pytest.mark.extended),
+        pytest.param("trial_values.value", marks=pytest.mark.extended),
+    ],
+)
 def test_damaged_trial_leaves_every_command_its_work(finished, tmp_path, column):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
@@ -152,6 +160,7 @@ CHANGES = {
 """Damage that PostgreSQL allows as well."""
 
 
+@EACH_DATABASE
 @pytest.mark.parametrize("statement", CHANGES)
 def test_damage_that_both_databases_allow_is_named(url, caplog, statement):
     with contextlib.closing(open_storage(url)) as storage:
@@ -183,11 +192,12 @@ def test_warnings_name_the_first_and_count_the_others(finished, tmp_path, caplog
     assert lines[-1] == "study 'quick': 2 more damaged trials are left out"
 
 
-def test_commands_print_the_warning_in_one_line(finished, tmp_path, run):
+def test_commands_print_the_warning_in_one_line(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     assert damage(folder, "trials.state", "1", "\x1b[2J")
-    done = run("run_search.py", QUICK, "--status", "--storage", f"sqlite:///{folder}/studies.db")
+    words = (QUICK, "--status", "--storage", f"sqlite:///{folder}/studies.db")
+    done = invoke_command("run_search.py", *words, cwd=tmp_path)
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("warning: study 'quick': trial 0 is damaged and left out (its state is")
@@ -236,35 +246,31 @@ DAMAGE = {
 """Statements, and what the warning calls the trial and says of it."""
 
 
+@EACH_DATABASE
 @pytest.mark.parametrize(
     ("damaged", "words"),
     [
         ("param_value", ()),
-        ("param_value", ("--prune",)),
-        ("param_value", ("--workers", "2")),
-        ("number", ("--prune",)),
+        pytest.param("param_value", ("--workers", "2"), marks=pytest.mark.extended),
+        pytest.param("number", ("--prune",), marks=pytest.mark.extended),
     ],
 )
-def test_worker_fails_a_damaged_trial_and_trains_the_others(runner, url, tmp_path, damaged, words):
-    (tmp_path / "text").write_bytes(TEXT)
-    start = search_starter(runner, url, tmp_path / "text")
-    settings = {"training_steps": 4, "training_log_every": 2, "space_state_size": "[3, 4]"}
-    settings |= {"space_residual": "[true]", "space_state_source": "['new']"}
-    created = start("--until", "0.01s", *words, **settings)
-    created.wait()
+def test_worker_fails_a_damaged_trial_and_trains_the_others(request, url, text, damaged, words):
+    run = request.getfixturevalue("run" if "--workers" in words else "invoke")
+    command = ("run_search.py", QUICK, "--storage", url, "--corpus", str(text), *SETTINGS, *words)
+    assert run(*command, "--until", "0.000001s", report=False).returncode == 0
     (lowest,) = query(url, "SELECT min(trial_id) FROM trials")[0]
-    statement, name, reason = (text.format(lowest) for text in DAMAGE[damaged])
+    statement, name, reason = (part.format(lowest) for part in DAMAGE[damaged])
     change(url, statement)
-    search = start(*words, **settings)
-    assert search.wait() == 0, search.output
+    done = run(*command, report=False)
+    assert done.returncode == 0, done.stderr
     states = query(url, "SELECT state, count(*) FROM trials GROUP BY state ORDER BY state")
-    assert dict(states).pop("FAIL") == 1
-    assert "WAITING" not in dict(states)
-    assert "RUNNING" not in dict(states)
+    assert states == [("COMPLETE", 1), ("FAIL", 1)]
     error = "SELECT value_json FROM trial_user_attributes WHERE key = 'error'"
     assert query(url, error) == [(f'"damaged: {reason}"',)]
-    assert f"{name} is damaged and left out ({reason}" in search.output
-    assert "Traceback" not in search.output
+    output = done.stdout + done.stderr
+    assert f"{name} is damaged and left out ({reason}" in output
+    assert "Traceback" not in output
 
 
 def change(url, statement):

@@ -1,7 +1,6 @@
 """The documents: every command runs, every study file is valid, every name and link exists."""
 
 import contextlib
-import importlib
 import os
 import re
 import shutil
@@ -13,7 +12,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import click
 import optuna
 import pytest
 from documents import (
@@ -36,7 +34,6 @@ from docs.generator.reference import PARTS, generate_parts
 from docs.generator.settings import STUDY_TABLES, describe_field, describe_settings
 from reports.formatting import format_signed
 from studies.attributes import StudyRecord, TrialRecord
-from studies.config import StudyConfig
 
 PACKAGES = ("reports", "rnn", "rnn_search", "search", "studies")
 
@@ -255,14 +252,6 @@ def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) < 150
 
 
-def setting_names(model) -> set[str]:
-    names = set()
-    for name, field in model.model_fields.items():
-        nested = getattr(field.annotation, "model_fields", None)
-        names |= setting_names(field.annotation) if nested else {name}
-    return names - {"refinement", "space"}
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/reference/")])
 def test_reference_tables_follow_from_the_code(page):
     assert generate_parts(PAGES[page]) == PAGES[page], "make reference writes them"
@@ -290,34 +279,6 @@ def test_every_setting_and_attribute_has_a_description():
     for model in (*STUDY_TABLES.values(), TrialRecord, StudyRecord):
         lacking = {name for name in model.model_fields if not describe_field(model, name)}
         assert lacking - {*STUDY_TABLES, "cells"} == set(), model
-
-
-def test_reference_names_every_setting():
-    page = PAGES["docs/reference/study-file.md"]
-    assert {
-        name for name in setting_names(StudyConfig) if not re.search(rf"\b{name}\b", page)
-    } == set()
-
-
-def test_reference_names_every_option():
-    page = PAGES["docs/reference/command-line.md"]
-    missing = set()
-    for module, name in (
-        ("run_search", "run_search"),
-        ("refine", "refine"),
-        ("reports.cli", "reports"),
-        ("search.check", "check"),
-    ):
-        command = getattr(importlib.import_module(module), name)
-        for parameter in command.params:
-            if isinstance(parameter, click.Option):
-                missing |= {option for option in parameter.opts if option not in page}
-    assert missing == set()
-
-
-def test_reference_names_every_attribute():
-    page = PAGES["docs/reference/stored-data.md"]
-    assert {name for name in TrialRecord.model_fields if f"`{name}`" not in page} == set()
 
 
 def test_reference_has_every_public_name():

@@ -65,6 +65,7 @@ def test_documented_studies_have_the_trials_that_the_page_says(page, number, tri
     assert config.grid.count() == trials
 
 
+@pytest.mark.extended
 def test_documented_python_runs(sqlite_url, text, monkeypatch, tmp_path, capsys):
     """On a storage with the study that the page names."""
     shutil.copytree(ROOT / "examples" / "cells", tmp_path / "examples" / "cells")

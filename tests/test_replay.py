@@ -44,11 +44,11 @@ def create_grid(url):
 
 
 @pytest.fixture
-def curves(sqlite_url, tmp_path, run):
+def curves(sqlite_url, tmp_path, invoke):
     """File of recorded curves of a grid."""
     create_grid(sqlite_url)
     file = tmp_path / "curves.csv.gz"
-    done = run("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
+    done = invoke("-m", "reports", "grid", "--storage", sqlite_url, "--curves", str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}\n")
     return file
 
@@ -90,19 +90,13 @@ def test_recorded_curves_are_replayed(curves, tmp_path):
     assert float(complete) < 1 < float(starts)
 
 
-def test_other_files_are_refused_in_one_line(tmp_path, run):
+def test_other_files_are_refused_in_one_line(tmp_path, invoke):
     empty, gaps, other = (tmp_path / name for name in ("empty.csv", "gaps.csv.gz", "other.csv"))
     empty.write_text("")
     gaps.write_bytes(gzip.compress(b"a,min_loss,loss_50,loss_100\n1,2.0,3.0,\n2,2.0,3.0,2.0\n"))
     other.write_text("a,b\n1,2\n")
     for file in (empty, gaps, other):
-        done = run(*COMMAND, str(file))
+        done = invoke(*COMMAND, str(file))
         assert done.returncode == 2
         assert f"cannot read {file}" in done.stderr
         assert "python -m reports STUDY --curves FILE" in done.stderr
-
-
-def test_curves_of_two_studies_are_refused(sqlite_url, tmp_path, run):
-    done = run("-m", "reports", "a", "b", "--storage", sqlite_url, "--curves", f"{tmp_path}/x.csv")
-    assert done.returncode == 2
-    assert "--curves expected one study, got 2" in done.stderr

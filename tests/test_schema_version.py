@@ -1,10 +1,10 @@
 """Every command refuses a study of another schema version and leaves it unchanged."""
 
 import contextlib
-import sqlite3
 
 import pytest
-from helpers import QUICK, TINY, study_attributes
+from helpers import QUICK, TEXT, TINY, study_attributes
+from invocation import require_refused, unchanged
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -44,45 +44,35 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(params=[WITHOUT_VERSION, NEWER], ids=["no version", "newer version"])
-def other_version(request, sqlite_url, text):
-    """URL of a storage with two such studies, each with one complete trial."""
-    with contextlib.closing(open_storage(sqlite_url)) as storage:
+@pytest.fixture(
+    scope="module", params=[WITHOUT_VERSION, NEWER], ids=["no version", "newer version"]
+)
+def other_version(request, tmp_path_factory):
+    """Folder with two such studies, each with one complete trial, and a corpus."""
+    folder = tmp_path_factory.mktemp("other-version")
+    (folder / "text").write_bytes(TEXT)
+    with contextlib.closing(open_storage(f"sqlite:///{folder}/studies.db")) as storage:
         for name in ("quick", "old"):
             planned = [PlannedTrial({"layers": layers}) for layers in (1, 2)]
             choices = {"layers": CategoricalDistribution((1, 2))}
             create_study(storage, name, "loss", request.param, choices, planned)
             trial_id = storage.claim(storage.get_study_id_from_name(name), "worker/1")
             storage.finish(trial_id, "worker/1", TrialState.COMPLETE, 1.0, {}, {50: 1.0})
-    return sqlite_url
-
-
-def dump(url):
-    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
-        return list(database.iterdump())
+    return folder
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_refuses_another_schema_version_in_one_line(other_version, tmp_path, run, command):
-    before, files = dump(other_version), {path.name for path in tmp_path.iterdir()}
-    words = [word.format(tmp=tmp_path) for word in command]
-    done = run(*words, "--storage", other_version)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "schema version" in line
-    assert f"expected {SCHEMA_VERSION}" in line
-    assert dump(other_version) == before
-    assert {path.name for path in tmp_path.iterdir()} - files <= {
-        "studies.db-wal",
-        "studies.db-shm",
-    }
+def test_command_refuses_another_schema_version(other_version, invoke, command):
+    words = [word.format(tmp=other_version) for word in command]
+    with unchanged(other_version):
+        done = invoke(*words, "--storage", f"sqlite:///{other_version}/studies.db")
+    require_refused(done, "schema version", f"expected {SCHEMA_VERSION}")
 
 
 def test_dashboard_publishes_nothing_to_another_schema_version(other_version):
-    before = dump(other_version)
     with (
-        contextlib.closing(open_storage(other_version)) as storage,
+        unchanged(other_version),
+        contextlib.closing(open_storage(f"sqlite:///{other_version}/studies.db")) as storage,
         pytest.raises(StudyFormatError, match="schema version"),
     ):
         publish_study(storage, "quick", pytest.fail)
-    assert dump(other_version) == before

@@ -4,12 +4,12 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import time
 from contextlib import closing
 
 import pytest
 from hooks import HANG_TIMEOUT, Gate, Hooks
+from invocation import require_refused
 from process_runner import wait_until, wait_until_running
 
 import rnn_search
@@ -111,13 +111,15 @@ class Cluster:
     ends_with_command = False
     log_folder = None
 
-    def __init__(self):
+    def __init__(self, invoke):
         self.calls = []
+        self._invoke = invoke
 
     def submit(self, name, command, count):
         self.calls.append("submit")
-        arguments = [each for each in command.arguments if each != "--until-decided"]
-        subprocess.run(arguments, check=True, timeout=HANG_TIMEOUT, capture_output=True)
+        words = [each for each in command.arguments[1:] if each != "--until-decided"]
+        done = self._invoke(*words)
+        assert done.returncode == 0, done.stderr
         return []
 
     def list_jobs(self, name):
@@ -128,19 +130,25 @@ class Cluster:
         return ""
 
 
-def test_one_launcher_serves_all_looks(place, command, monkeypatch):
+def test_one_launcher_serves_all_looks(place, command, invoke, monkeypatch):
     """It knows the jobs that it submitted, and ends those that wait once, at the last look."""
     clusters = []
-    monkeypatch.setattr(
-        "search.launch.jobs.create_launcher", lambda _: clusters.append(Cluster()) or clusters[-1]
-    )
+
+    def create_cluster(target):
+        clusters.append(Cluster(invoke))
+        return clusters[-1]
+
+    monkeypatch.setattr("search.launch.jobs.create_launcher", create_cluster)
     rnn_search.run(command[1], until_decided=True, launch="slurm", **place)
     check_finished(place["storage"])
     (cluster,) = clusters
     assert cluster.calls == ["submit"] * 3 + ["cancel pending jobs"]
 
 
-def test_looks_of_jobs_at_the_end_of_a_run_do_not_end_the_command(place, command, monkeypatch):
+@pytest.mark.extended
+def test_looks_of_jobs_at_the_end_of_a_run_do_not_end_the_command(
+    place, command, invoke, monkeypatch
+):
     """A job takes a look after the command saw all trials finished, before it reads them again."""
 
     def run_jobs(*arguments):
@@ -148,7 +156,7 @@ def test_looks_of_jobs_at_the_end_of_a_run_do_not_end_the_command(place, command
         planned_looks.take_due_look(place["storage"], "copies")
         return failure
 
-    monkeypatch.setattr("search.launch.jobs.create_launcher", lambda _: Cluster())
+    monkeypatch.setattr("search.launch.jobs.create_launcher", lambda _: Cluster(invoke))
     monkeypatch.setattr("search.run.run_jobs", run_jobs)
     rnn_search.run(command[1], until_decided=True, launch="slurm", **place)
     check_finished(place["storage"])
@@ -174,6 +182,7 @@ def test_without_the_option_replicates_have_one_comparison(place):
         rnn_search.run(SOURCE, name="other", until_decided=True, **place)
 
 
+@pytest.mark.extended
 def test_noise_before_the_first_look_is_that_of_the_source(sqlite_url, text, capsys):
     """A grid of 32 networks has enough high-order interactions to estimate it from."""
     switches = ("input_gate", "forget_gate", "output_gate", "state_gate", "residual")
@@ -187,13 +196,14 @@ def test_noise_before_the_first_look_is_that_of_the_source(sqlite_url, text, cap
 
 
 def test_several_processes_take_each_look_once(place, command, runner):
-    processes = [runner.start(*command, "--workers", "1") for _ in range(3)]
+    processes = [runner.start(*command, hooks=Hooks(report=False)) for _ in range(2)]
     for process in processes:
         assert process.wait() == 0, process.output
     check_finished(place["storage"])
     assert any("look at 5 runs" in process.stdout for process in processes)
 
 
+@pytest.mark.extended
 def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, runner, tmp_path):
     process = runner.start(*command, "--set=lease.seconds=1")
     end = time.monotonic() + HANG_TIMEOUT
@@ -215,6 +225,7 @@ def test_process_killed_after_a_look_loses_and_repeats_nothing(place, command, r
     check_finished(place["storage"])
 
 
+@pytest.mark.extended
 def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_path):
     gate = Gate(tmp_path / "gate", 2)
     words = (*command, "--set=lease.seconds=1", "--lockstep", "1")
@@ -235,12 +246,10 @@ def test_killed_worker_process_says_how_to_continue(place, command, runner, tmp_
     check_finished(place["storage"])
 
 
-def test_study_with_looks_keeps_its_steps_and_takes_another_question(place, command, runner):
-    assert runner.run(*command).returncode == 0
-    done = runner.run(*command, "--extend", "--set=training.steps=6")
-    assert done.returncode == 2
-    assert "has planned looks" in done.stderr
-    done = runner.run(*command, "--extend", '--set=question="which?"')
+def test_study_with_looks_keeps_its_steps_and_takes_another_question(place, command, invoke):
+    assert invoke(*command, report=False).returncode == 0
+    require_refused(invoke(*command, "--extend", "--set=training.steps=6"), "has planned looks")
+    done = invoke(*command, "--extend", '--set=question="which?"', report=False)
     assert done.returncode == 0, done.stderr
     assert read_record(place["storage"]).config.question == "which?"
     check_finished(place["storage"])
