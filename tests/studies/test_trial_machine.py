@@ -1,0 +1,717 @@
+"""The life of trials as a state machine: any workers, in any order, with faults between.
+
+Hypothesis chooses the steps. After each one plain SQL must find what a model in Python expects. All
+access to the project's own code is in the classes :class:`Worker` and :class:`Storages`.
+"""
+
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from search.pruning.rungs import Rung
+from search.worker.claims import ClaimManager
+from search.worker.shutdown import ShutdownSignal
+from studies.attributes import Failure
+from studies.errors import LeaseLostError, StudiesError, StudyDeletedError, StudyHeldError
+from studies.storage.create_study import PlannedTrial, create_study, extend_study
+from studies.storage.earlier_ends import NewEnd
+from studies.storage.failed_trials import retry_trials
+from studies.storage.open import load_study, open_storage
+from studies.storage.presence import StudyIdentity
+from studies.storage.study_changes import delete_study
+from studies.storage.trial_progress import ProgressReader
+
+LEASES = (120, 120, 60)
+"""Duration of the leases of each worker, in seconds."""
+
+LOG_EVERY = 10
+RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+NAMES = ("made", "other")
+
+
+# ------------------------------------------------------------------ access to the project's code
+
+
+class LostConnectionError(Exception):
+    """Error of a database driver."""
+
+
+class ClaimManagerWithoutThread(ClaimManager):
+    """Does and repeats the storage's operations as ever, but in the thread of the caller."""
+
+    def _submit(self, operation, future):
+        super()._submit(operation, future)
+        self.work()
+
+    def work(self):
+        self._retrying(self._process)
+        self._outage_message = None
+
+    def _sleep(self, seconds):
+        """Do not wait between two attempts."""
+
+
+class Worker:
+    """A worker of the study, with its own connections, whose commits can fail.
+
+    Attributes:
+        holdings: the trials that it believes to hold.
+        ended: those that it has let go of.
+        is_awake: whether it sends heartbeats.
+    """
+
+    def __init__(self, storage, study, name, lease):
+        self.name, self.storage = name, storage
+        self.holdings, self.ended, self.is_awake = [], [], True
+        storage.require_study(study)
+        self._manager = ClaimManagerWithoutThread(
+            storage, study.study_id, name, ShutdownSignal(), lease
+        )
+
+    @contextmanager
+    def failing(self, fault):
+        """Have the connection break before or after a commit, once."""
+        dialect = self.storage.engine.dialect
+        commit, left = dialect.do_commit, [] if fault is None else [*range(fault[1] + 1)]
+
+        def do_commit(connection):
+            is_last = len(left) == 1
+            if not (is_last and fault[0] == "before"):
+                commit(connection)
+            if left:
+                left.pop()
+            if is_last:
+                raise sa.exc.OperationalError("COMMIT", {}, LostConnectionError("is lost"))
+
+        dialect.do_commit = do_commit
+        try:
+            yield
+        finally:
+            del dialect.do_commit
+
+    def work(self):
+        self._manager.work()
+
+    def claim(self, **options):
+        return self._manager.claim(lockstep_params=lambda trial: ["size"], **options)
+
+    def flush(self):
+        self._manager.query_after_flush(lambda: None)
+
+    def finish(self, claim, state, value, attributes):
+        self._manager.finish(claim, TrialState[state], value, attributes)
+
+    def pause(self, claim):
+        self._manager.pause(claim, {"rung": 20})
+
+    def requeue(self, claims, cause):
+        self._manager.requeue_all(claims, cause)
+
+    def vanish(self):
+        note = self._manager._note_statement
+        sa.event.remove(self.storage.engine, "before_cursor_execute", note)
+
+
+class Storages:
+    """The study's storage, as several processes open it, and what is done to a whole study."""
+
+    def __init__(self, url):
+        self.url = url
+        self.pool = [open_storage(url) for _ in LEASES]
+        self._storage = open_storage(url)
+        self.rows = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
+
+    def close(self):
+        self.rows.close()
+        for storage in (*self.pool, self._storage):
+            storage.close()
+
+    def sql(self, statement):
+        return self.rows.exec_driver_sql(statement).all()
+
+    def clear(self):
+        for table in reversed(self._storage_tables()):
+            self.rows.exec_driver_sql(f"DELETE FROM {table}")
+
+    def _storage_tables(self):
+        tables = optuna.storages._rdb.models.BaseModel.metadata.sorted_tables
+        return [table.name for table in tables if table.name != "version_info"]
+
+    def orphans(self):
+        """Return the number of rows that belong to no study."""
+        return sum(
+            self.sql(f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT {owner} "
+                     f"FROM {owners})")[0][0]
+            for table in self._storage_tables()
+            if table != "studies"
+            for owner, owners in [("trial_id", "trials") if table.startswith("trial_")
+                                  else ("study_id", "studies")]
+        )  # fmt: skip
+
+    def create(self, name, points):
+        folder = f"folder-{time.perf_counter_ns()}"
+        attributes = {"artifact_folder": folder, "edition": 1}
+        create_study(self._storage, name, "loss", attributes, *self._plan(range(points)))
+        study_id = load_study(self._storage, name)._study_id
+        return StudyIdentity(study_id, name, folder)
+
+    def _plan(self, points):
+        choices = {"x": tuple(points) or (0,), "size": (0, 1)}
+        trials = [PlannedTrial({"x": x, "size": x % 2}) for x in points]
+        return {name: CategoricalDistribution(of) for name, of in choices.items()}, trials
+
+    def claim(self, study):
+        return self._storage.claim(study.study_id, "elsewhere/token")
+
+    def prune_paused(self, study, planned, trial_ids):
+        reasons = {trial_id: {"rung": 20} for trial_id in trial_ids}
+        return self._storage.prune_paused(study.study_id, planned, reasons)
+
+    def retry(self, study, kinds):
+        return retry_trials(self._storage, study.name, kinds)
+
+    def extend(self, study, edition, points, steps=None):
+        """Extend a study as two processes do that both find it at one edition."""
+        new_end = None if steps is None else NewEnd(*steps)
+        return [
+            extend_study(self._storage, study.study_id, {"edition": edition},
+                         {"edition": edition + 1}, *self._plan(points), new_end)
+            for _ in range(2)
+        ]  # fmt: skip
+
+    def delete(self, study):
+        delete_study(self._storage, study.name)
+
+    def progress(self, study):
+        return ProgressReader(self._storage, study.study_id, RUNGS)
+
+
+class Clock:
+    """Monotonic clock of the workers."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+# ------------------------------------------------------------------ the model
+
+
+@dataclass
+class Trial:
+    """What the model expects of a trial."""
+
+    state: str = "WAITING"
+    token: str | None = None  # of the claim under which it runs
+    finisher: str | None = None  # token of the claim under which it was finished
+    is_paused: bool = False
+    curve: dict = field(default_factory=dict)
+    value: float | None = None
+    retries: Counter = field(default_factory=Counter)
+    failure: Failure | None = None
+
+    @property
+    def is_waiting(self):
+        return self.state == "WAITING" and not self.is_paused
+
+    @property
+    def worker(self):
+        return self.token.rpartition("/")[0]
+
+
+@dataclass
+class Holding:
+    """A claimed trial, and the whole curve that its worker has in memory."""
+
+    claim: object
+    number: int
+    curve: dict
+
+
+FAULTS = st.sampled_from(
+    [None, None, None, *itertools.product(("before", "after"), range(3))]
+)  # "after" loses the answer of a commit that took place
+WORKERS = st.integers(0, len(LEASES) - 1)
+PICKS = st.integers(0, 9)
+
+
+class TrialMachine(RuleBasedStateMachine):
+    """Workers that claim, train and leave the trials of one study, and what is done to it."""
+
+    def __init__(self, storages, clock):
+        super().__init__()
+        self.storages, self.clock = storages, clock
+        self.names = map("host/{}".format, itertools.count())
+        self.losses = map(float, itertools.count(1))
+        self.workers = []
+        storages.clear()
+        self.start()
+        bystander = storages.create("other", 2)
+        storages.claim(bystander)
+
+    def start(self):
+        self.study = self.storages.create("made", 5)
+        self.trials = [Trial() for _ in range(5)]
+        self.finished, self.heard = {}, {}
+        self.end, self.edition = 100, 1
+        self.reader = self.storages.progress(self.study)
+        for worker in self.workers:  # of a study that was deleted and had the same name and id
+            with pytest.raises(StudyDeletedError):
+                worker.claim()
+            worker.vanish()
+        self.workers = [self.new_worker(place) for place in range(len(LEASES))]
+
+    def new_worker(self, place):
+        return Worker(self.storages.pool[place], self.study, next(self.names), LEASES[place])
+
+    @property
+    def running(self):
+        return [trial for trial in self.trials if trial.state == "RUNNING"]
+
+    @property
+    def ids(self):
+        query = f"SELECT trial_id FROM trials WHERE study_id = {self.study.study_id}"
+        return [trial_id for (trial_id,) in self.storages.sql(f"{query} ORDER BY number")]
+
+    def pick(self, place):
+        """Choose one of all claims, those that are lost or ended included."""
+        held = [(worker, each) for worker in self.workers for each in worker.holdings]
+        ended = [(worker, each) for worker in self.workers for each in worker.ended[-1:]]
+        return [*held, *ended][place % len([*held, *ended])]
+
+    def can_pick(self):
+        return any(worker.holdings or worker.ended for worker in self.workers)
+
+    def is_held(self, holding):
+        return self.trials[holding.number].token == holding.claim.claim_token
+
+    # ------------------------------------------------------------------ steps of workers
+
+    @rule(place=WORKERS, size=st.integers(1, 4), excluded=st.sets(PICKS, max_size=2),
+          back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
+    def claim(self, place, size, excluded, back, fault):
+        waiting = [
+            number
+            for number, trial in enumerate(self.trials)
+            if trial.is_waiting and number not in excluded
+        ]
+        ids = {each for number, each in enumerate(self.ids) if number in excluded}
+        self.take(place, waiting[:1], waiting[1:], size, back, fault, exclude=ids)
+
+    @precondition(lambda self: any(trial.is_paused for trial in self.trials))
+    @rule(place=WORKERS, size=st.integers(1, 4), order=st.randoms(use_true_random=False),
+          back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
+    def resume(self, place, size, order, back, fault):
+        numbers = order.sample(range(len(self.trials)), len(self.trials))
+        first = [number for number in numbers[:1] if self.trials[number].is_paused]
+        others = [number for number in numbers[1:] if self.trials[number].is_paused]
+        ids = self.ids
+        paused_ids = [ids[number] for number in numbers]
+        self.take(place, first, others, size, back, fault, paused_ids=paused_ids)
+
+    def take(self, place, first, others, size, back, fault, **options):
+        worker = self.workers[place]
+        matching = [number for number in others if first and number % 2 == first[0] % 2]
+        names = {trial.worker for trial in self.running} | {worker.name}
+        share = -(-(len(matching) + 1) // len(names)) - 1
+        with worker.failing(fault):
+            claims = worker.claim(lockstep_size=lambda trial: size, **options)
+        worker.is_awake = True
+        numbers = [claim.trial.number for claim in claims]
+        assert numbers[:1] == first
+        assert sorted(numbers[1:]) == sorted(matching[: min(size - 1, share)])
+        for claim in claims:
+            trial = self.trials[claim.trial.number]
+            assert claim.trial.intermediate_values == trial.curve
+            assert claim.trial.user_attrs.get("retries", {}) == trial.retries
+            trial.state, trial.token, trial.is_paused = "RUNNING", claim.claim_token, False
+            holding = Holding(claim, claim.trial.number, dict(trial.curve))
+            worker.holdings.append(holding)
+            if back < 4 and trial.curve:  # its checkpoint may be older than its curve
+                kept = itertools.islice(trial.curve.items(), len(trial.curve) * back // 4)
+                holding.curve = dict(kept)
+                claim.replace_curve(holding.curve)
+
+    @precondition(can_pick)
+    @rule(place=PICKS, points=st.integers(1, 4), is_written=st.booleans(), fault=FAULTS)
+    def train(self, place, points, is_written, fault):
+        worker, holding = self.pick(place)
+        first = max(holding.curve, default=0) + LOG_EVERY
+        for step in range(first, self.end + 1, LOG_EVERY)[:points]:
+            holding.curve[step] = next(self.losses)
+            holding.claim.report(step, holding.curve[step])
+        if not is_written:
+            return
+        with worker.failing(fault):
+            worker.flush()
+        worker.is_awake = True
+        for each in worker.holdings:
+            if self.is_held(each):
+                self.trials[each.number].curve = dict(each.curve)
+            elif each is not holding or fault is None:
+                assert each.claim.lost or each.number in self.just_expired()
+
+    def just_expired(self):
+        """Numbers of the trials that a worker that wakes up has requeued itself."""
+        rows = self.read_trials()
+        return [n for n, t in enumerate(self.trials) if t.token and rows[n].state == "WAITING"]
+
+    def leave(self, place, fault, operation, is_finish=False):
+        """End a claim; return the trial and its curve, or None if that had to be refused."""
+        worker, holding = self.pick(place)
+        trial = self.trials[holding.number]
+        token = holding.claim.claim_token
+        is_held = trial.token == token
+        # An answer that is lost may be that of the end.
+        may_pass = fault is not None and (not is_finish or trial.finisher == token)
+        refused = nullcontext() if is_held or may_pass else pytest.raises(LeaseLostError)
+        with worker.failing(fault), refused:
+            try:
+                operation(worker, holding.claim)
+            except LeaseLostError:
+                if is_held or not may_pass:
+                    raise
+        worker.is_awake = True
+        self.let_go(worker, [holding])
+        if not is_held:
+            return None
+        trial.token, trial.curve = None, dict(holding.curve)
+        return trial, token
+
+    def let_go(self, worker, holdings):
+        worker.holdings = [each for each in worker.holdings if each not in holdings]
+        worker.ended = [each for each in worker.ended if each not in holdings] + holdings
+
+    @precondition(can_pick)
+    @rule(place=PICKS, state=st.sampled_from(FINISHED), is_diverged=st.booleans(), fault=FAULTS)
+    def finish(self, place, state, is_diverged, fault):
+        value = next(self.losses) if state == "COMPLETE" else None
+        failure = Failure.DIVERGED if is_diverged else Failure.EXCEPTION
+        attributes = {"failure": failure} if state == "FAIL" else {"worker": "me"}
+        left = self.leave(
+            place, fault, lambda w, claim: w.finish(claim, state, value, attributes), True
+        )
+        if left:
+            trial, trial.finisher = left
+            trial.state, trial.value, trial.failure = state, value, failure
+
+    @precondition(can_pick)
+    @rule(place=PICKS, fault=FAULTS)
+    def pause(self, place, fault):
+        left = self.leave(place, fault, lambda worker, claim: worker.pause(claim))
+        if left:
+            left[0].state, left[0].is_paused = "WAITING", True
+
+    @precondition(can_pick)
+    @rule(place=PICKS, cause=st.sampled_from([Failure.INTERRUPTED, Failure.EXCEPTION]),
+          are_all=st.booleans(), fault=FAULTS)  # fmt: skip
+    def requeue(self, place, cause, are_all, fault):
+        worker, holding = self.pick(place)
+        holdings = [*worker.holdings] if are_all else [holding]
+        with worker.failing(fault):
+            worker.requeue([each.claim for each in holdings], cause)
+        worker.is_awake = True
+        for each in holdings:
+            trial = self.trials[each.number]
+            if self.is_held(each):
+                trial.state, trial.token, trial.curve = "WAITING", None, dict(each.curve)
+                trial.retries[cause] += 1
+                assert not each.claim.lost
+            elif fault is None:
+                assert each.claim.lost
+        self.let_go(worker, holdings)
+
+    @rule(place=WORKERS)
+    def freeze(self, place):
+        self.workers[place].is_awake = False
+
+    @rule(place=WORKERS)
+    def kill(self, place):
+        self.workers[place].vanish()
+        self.workers[place] = self.new_worker(place)
+
+    # ------------------------------------------------------------------ time
+
+    @rule(seconds=st.sampled_from([5, 29, 60, 3600]), fault=FAULTS)
+    def pass_time(self, seconds, fault):
+        """Workers that are awake send heartbeats in time, however long all of them stood still."""
+        self.clock.now += seconds
+        for worker in self.workers:
+            if worker.is_awake:
+                with worker.failing(fault):
+                    worker.work()
+                fault = None
+
+    def is_silent(self, trial):
+        """Whether the worker of a running trial sends no heartbeats."""
+        awake = {worker.name for worker in self.workers if worker.is_awake}
+        return trial.state == "RUNNING" and trial.worker not in awake
+
+    @precondition(lambda self: any(map(self.is_silent, self.trials)))
+    @precondition(lambda self: any(worker.is_awake for worker in self.workers))
+    @rule()
+    def expire(self):
+        for _ in range(6):
+            self.pass_time(30, None)
+            self.database_is_as_expected()
+        assert not any(map(self.is_silent, self.trials)), "its lease has not expired"
+
+    # ------------------------------------------------------------------ the whole study
+
+    @precondition(lambda self: any(trial.is_paused for trial in self.trials))
+    @rule(planned=st.sampled_from([0, 0, 0, 1]))
+    def prune_paused(self, planned):
+        paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
+        is_final = not self.running and not any(trial.is_waiting for trial in self.trials)
+        ids = self.ids
+        pruned = self.storages.prune_paused(
+            self.study, len(self.trials) + planned, [ids[number] for number in paused]
+        )
+        expected = paused if is_final and not planned else []
+        assert pruned == [ids[number] for number in expected]
+        for number in expected:
+            self.trials[number].state, self.trials[number].is_paused = "PRUNED", False
+
+    def reopen(self, number, keeps_curve=False):
+        old = self.trials[number]
+        self.trials[number] = Trial(curve=old.curve if keeps_curve else {})
+        del self.finished[number]
+
+    @rule(kinds=st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")]))
+    def retry(self, kinds):
+        if self.running:
+            with pytest.raises(StudyHeldError):
+                self.storages.retry(self.study, kinds)
+            return
+        counts = dict.fromkeys(kinds, 0)
+        for number, trial in enumerate(self.trials):
+            kind = "diverged" if trial.failure is Failure.DIVERGED else "failed"
+            if trial.state == "FAIL" and kind in kinds:
+                counts[kind] += 1
+                self.reopen(number)
+        assert self.storages.retry(self.study, kinds) == counts
+
+    @precondition(lambda self: len(self.trials) < 12)
+    @rule(points=st.integers(1, 3))
+    def extend_points(self, points):
+        numbers = range(len(self.trials), len(self.trials) + points)
+        if self.extend(numbers, None, any(trial.state == "PRUNED" for trial in self.trials)):
+            self.trials += [Trial() for _ in numbers]
+
+    @rule(checkpointed=st.sets(PICKS, min_size=3))
+    def extend_steps(self, checkpointed):
+        complete = [n for n, trial in enumerate(self.trials) if trial.state == "COMPLETE"]
+        is_compared = any(trial.state == "PRUNED" or trial.is_paused for trial in self.trials)
+        cannot_continue = complete and not checkpointed & {*complete}
+        steps = self.end + 20, self.end, "a command", frozenset(checkpointed)
+        if self.extend((), steps, is_compared or cannot_continue):
+            self.end += 20
+            for number in complete:
+                self.reopen(number, keeps_curve=number in checkpointed)
+
+    def extend(self, points, steps, is_refused):
+        if self.running or is_refused:
+            with pytest.raises(StudiesError):
+                self.storages.extend(self.study, self.edition, points, steps)
+            return False
+        assert self.storages.extend(self.study, self.edition, points, steps) == [True, False]
+        self.edition += 1
+        return True
+
+    @rule()
+    def delete(self):
+        if self.running:
+            with pytest.raises(StudyHeldError):
+                self.storages.delete(self.study)
+            return
+        self.storages.delete(self.study)
+        assert self.storages.sql("SELECT study_name FROM studies") == [("other",)]
+        assert self.storages.orphans() == 0
+        self.start()
+
+    @rule()
+    def read_progress(self):
+        """A reader that knows what it read earlier finds the same as a new one."""
+        found = self.reader.read()
+        assert repr(found) == repr(self.storages.progress(self.study).read())
+        for trial, expected in zip(found, self.trials, strict=True):
+            assert (trial.state.name, trial.is_paused) == (expected.state, expected.is_paused)
+            for rung, loss in zip(RUNGS, trial.losses, strict=True):
+                steps = range(rung.after + LOG_EVERY, rung.step + 1, LOG_EVERY)
+                losses = [expected.curve[step] for step in steps if step in expected.curve]
+                is_reached = rung.step in expected.curve
+                assert (loss == sum(losses) / len(losses)) if is_reached else loss != loss
+
+    # ------------------------------------------------------------------ what plain SQL finds
+
+    def read_trials(self):
+        of_trial = "trial_id = t.trial_id"
+        system = f"SELECT value_json FROM trial_system_attributes WHERE {of_trial} AND key"
+        user = f"SELECT value_json FROM trial_user_attributes WHERE {of_trial} AND key"
+        return self.storages.sql(
+            f"SELECT t.number, t.state, t.datetime_complete AS ended, v.value, "
+            f"({system} = 'lease') AS lease, ({system} = 'paused') AS since, "
+            f"({user} = 'retries') AS retries FROM trials t LEFT JOIN trial_values v "
+            f"ON v.trial_id = t.trial_id WHERE study_id = {self.study.study_id} ORDER BY t.number"
+        )
+
+    def read_curves(self):
+        curves = [{} for _ in self.trials]
+        for number, step, loss in self.storages.sql(
+            "SELECT number, step, intermediate_value FROM trials JOIN trial_intermediate_values "
+            f"USING (trial_id) WHERE study_id = {self.study.study_id} ORDER BY number, step"
+        ):
+            curves[number][step] = loss
+        return curves
+
+    @invariant()
+    def database_is_as_expected(self):
+        rows, curves = self.read_trials(), self.read_curves()
+        (points,) = self.storages.sql(
+            "SELECT count(DISTINCT param_value) FROM trial_params JOIN trials USING (trial_id) "
+            f"WHERE param_name = 'x' AND study_id = {self.study.study_id}"
+        )
+        assert points == (len(self.trials),)
+        assert [row.number for row in rows] == list(range(len(self.trials)))
+        for row, curve, trial in zip(rows, curves, self.trials, strict=True):
+            self.note_expiry(row, trial)
+            self.note_flush(row.number, curve, trial)
+            assert row.state == trial.state
+            assert (row.since is not None) == trial.is_paused
+            assert row.value == trial.value
+            assert json.loads(row.retries or "{}") == trial.retries
+            assert curve == trial.curve
+            assert list(curve) == list(range(LOG_EVERY, LOG_EVERY * len(curve) + 1, LOG_EVERY))
+            assert (row.ended is not None) == (trial.state in FINISHED)
+            if trial.state == "WAITING":
+                assert row.lease is None
+            if trial.state in FINISHED:
+                assert self.finished.setdefault(row.number, (row, curve)) == (row, curve)
+
+    def note_expiry(self, row, trial):
+        """A worker that stopped its heartbeats may lose its trial, and no other worker may."""
+        if trial.state != "RUNNING":
+            self.heard.pop(row.number, None)
+        elif row.state == "RUNNING":
+            lease = json.loads(row.lease)
+            assert lease["claim_token"] == trial.token
+            heard = lease["claim_token"], lease["heartbeats"], lease["seconds"]
+            if self.heard.get(row.number, (None,))[0] != heard:
+                self.heard[row.number] = heard, self.clock.now
+        elif row.state == "WAITING":
+            (_, _, seconds), since = self.heard.pop(row.number)
+            assert self.clock.now - since >= seconds
+            assert self.is_silent(trial)
+            trial.state, trial.token = "WAITING", None
+            trial.retries[Failure.LEASE_EXPIRED] += 1
+
+    def note_flush(self, number, curve, trial):
+        """The worker that holds a trial may have written what it has in memory."""
+        if trial.state == "RUNNING" and curve != trial.curve:
+            (held,) = (
+                holding
+                for worker in self.workers
+                for holding in worker.holdings
+                if holding.number == number and self.is_held(holding)
+            )
+            trial.curve = dict(held.curve)
+
+    def teardown(self):
+        if sys.exc_info()[0] is None:
+            self.drain()
+        for worker in self.workers:
+            worker.vanish()
+
+    def drain(self):
+        """A single worker that outlives all others finishes every trial."""
+        for worker in self.workers:
+            worker.is_awake = False
+        self.kill(0)
+        if self.running:
+            self.expire()
+        paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
+        for number in paused[::2]:
+            ids = [self.ids[number]]
+            self.take(0, [number], [], 1, 4, None, paused_ids=ids)
+        while any(trial.is_waiting for trial in self.trials) or self.workers[0].holdings:
+            self.claim(0, 4, set(), 4, None)
+            while self.workers[0].holdings:
+                self.finish(0, "COMPLETE", False, None)
+        if paused[1::2]:
+            self.prune_paused(0)
+        self.database_is_as_expected()
+        assert {trial.state for trial in self.trials} <= {*FINISHED}
+        read = optuna.load_study(study_name="made", storage=self.storages.url).trials
+        assert [(trial.state.name, trial.intermediate_values) for trial in read] == [
+            (trial.state, trial.curve) for trial in self.trials
+        ]
+        bystanders = "SELECT state FROM trials JOIN studies USING (study_id) WHERE study_name = "
+        assert self.storages.sql(f"{bystanders} 'other'") == [("RUNNING",), ("WAITING",)]
+
+
+def run_machine(url, monkeypatch, examples, steps):
+    clock = Clock()
+    moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
+    for module in ("search.worker.claim", "search.worker.claims"):
+        monkeypatch.setattr(f"{module}.time", moved)
+    with closing(Storages(url)) as storages:
+        run_state_machine_as_test(
+            lambda: TrialMachine(storages, clock),
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+@pytest.fixture
+def memory_url():
+    """URL of an SQLite file in memory, where there is such a folder."""
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="rnn-search-", dir=memory if memory.is_dir() else None)
+    yield f"sqlite:///{folder}/studies.db"
+    shutil.rmtree(folder)
+
+
+def test_trials_live_as_expected_whatever_happens_to_workers(memory_url, monkeypatch):
+    run_machine(memory_url, monkeypatch, 30, 40)
+
+
+@pytest.mark.extended
+def test_trials_live_as_expected_in_many_searches(memory_url, monkeypatch):
+    run_machine(memory_url, monkeypatch, 120, 60)
+
+
+@pytest.mark.extended
+def test_trials_live_as_expected_on_a_server(postgresql_url, monkeypatch):
+    run_machine(postgresql_url, monkeypatch, 12, 40)
