@@ -295,24 +295,35 @@ class TrialMachine(RuleBasedStateMachine):
         return [trial for trial in self.trials if trial.state == "RUNNING"]
 
     @property
+    def idle(self):
+        """The workers that may claim, because they hold nothing."""
+        return [worker for worker in self.workers if not worker.holdings]
+
+    def is_any(self, *states):
+        return any(trial.state in states for trial in self.trials)
+
+    @property
     def ids(self):
         query = f"SELECT trial_id FROM trials WHERE study_id = {self.study.study_id}"
         return [trial_id for (trial_id,) in self.storages.sql(f"{query} ORDER BY number")]
 
     def pick(self, place):
-        """Choose one of all claims, those that are lost or ended included."""
+        """Choose one of all claims: often one that is lost, sometimes one that has ended."""
         held = [(worker, each) for worker in self.workers for each in worker.holdings]
-        ended = [(worker, each) for worker in self.workers for each in worker.ended[-1:]]
-        return [*held, *ended][place % len([*held, *ended])]
+        lost = [pair for pair in held if not self.is_held(pair[1])]
+        ended = [(worker, each) for worker in self.workers for each in worker.ended]
+        chosen = {place < 5: lost, place == 9: ended}.get(True) or held
+        return chosen[place % len(chosen)]
 
     def can_pick(self):
-        return any(worker.holdings or worker.ended for worker in self.workers)
+        return any(worker.holdings for worker in self.workers)
 
     def is_held(self, holding):
         return self.trials[holding.number].token == holding.claim.claim_token
 
     # ------------------------------------------------------------------ steps of workers
 
+    @precondition(lambda self: any(trial.is_waiting for trial in self.trials) and self.idle)
     @rule(place=WORKERS, size=st.integers(1, 4), excluded=st.sets(PICKS, max_size=2),
           back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
     def claim(self, place, size, excluded, back, fault):
@@ -324,7 +335,7 @@ class TrialMachine(RuleBasedStateMachine):
         ids = {each for number, each in enumerate(self.ids) if number in excluded}
         self.take(place, waiting[:1], waiting[1:], size, back, fault, exclude=ids)
 
-    @precondition(lambda self: any(trial.is_paused for trial in self.trials))
+    @precondition(lambda self: any(trial.is_paused for trial in self.trials) and self.idle)
     @rule(place=WORKERS, size=st.integers(1, 4), order=st.randoms(use_true_random=False),
           back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
     def resume(self, place, size, order, back, fault):
@@ -336,7 +347,7 @@ class TrialMachine(RuleBasedStateMachine):
         self.take(place, first, others, size, back, fault, paused_ids=paused_ids)
 
     def take(self, place, first, others, size, back, fault, **options):
-        worker = self.workers[place]
+        worker = self.idle[place % len(self.idle)]
         matching = [number for number in others if first and number % 2 == first[0] % 2]
         names = {trial.worker for trial in self.running} | {worker.name}
         share = -(-(len(matching) + 1) // len(names)) - 1
@@ -409,7 +420,8 @@ class TrialMachine(RuleBasedStateMachine):
         worker.ended = [each for each in worker.ended if each not in holdings] + holdings
 
     @precondition(can_pick)
-    @rule(place=PICKS, state=st.sampled_from(FINISHED), is_diverged=st.booleans(), fault=FAULTS)
+    @rule(place=PICKS, state=st.sampled_from(["COMPLETE", "COMPLETE", "COMPLETE", *FINISHED]),
+          is_diverged=st.booleans(), fault=FAULTS)  # fmt: skip
     def finish(self, place, state, is_diverged, fault):
         value = next(self.losses) if state == "COMPLETE" else None
         failure = Failure.DIVERGED if is_diverged else Failure.EXCEPTION
@@ -433,7 +445,9 @@ class TrialMachine(RuleBasedStateMachine):
           are_all=st.booleans(), fault=FAULTS)  # fmt: skip
     def requeue(self, place, cause, are_all, fault):
         worker, holding = self.pick(place)
-        holdings = [*worker.holdings] if are_all else [holding]
+        self.give_back(worker, [*worker.holdings] if are_all else [holding], cause, fault)
+
+    def give_back(self, worker, holdings, cause, fault):
         with worker.failing(fault):
             worker.requeue([each.claim for each in holdings], cause)
         worker.is_awake = True
@@ -447,17 +461,18 @@ class TrialMachine(RuleBasedStateMachine):
                 assert each.claim.lost
         self.let_go(worker, holdings)
 
-    @rule(place=WORKERS)
-    def freeze(self, place):
+    @precondition(lambda self: self.running)
+    @rule(place=WORKERS, is_killed=st.booleans())
+    def stop(self, place, is_killed):
+        """A worker stands still, and may write later, or is killed, and another one starts."""
         self.workers[place].is_awake = False
-
-    @rule(place=WORKERS)
-    def kill(self, place):
-        self.workers[place].vanish()
-        self.workers[place] = self.new_worker(place)
+        if is_killed:
+            self.workers[place].vanish()
+            self.workers[place] = self.new_worker(place)
 
     # ------------------------------------------------------------------ time
 
+    @precondition(lambda self: self.running)
     @rule(seconds=st.sampled_from([5, 29, 60, 3600]), fault=FAULTS)
     def pass_time(self, seconds, fault):
         """Workers that are awake send heartbeats in time, however long all of them stood still."""
@@ -498,13 +513,26 @@ class TrialMachine(RuleBasedStateMachine):
         for number in expected:
             self.trials[number].state, self.trials[number].is_paused = "PRUNED", False
 
+    def leave_all(self):
+        """All workers let go of their trials; those of killed ones are requeued later."""
+        for worker in self.workers:
+            if worker.holdings:
+                self.give_back(worker, [*worker.holdings], Failure.INTERRUPTED, None)
+            worker.is_awake = True
+        if self.running:
+            self.expire()
+
     def reopen(self, number, keeps_curve=False):
         old = self.trials[number]
         self.trials[number] = Trial(curve=old.curve if keeps_curve else {})
         del self.finished[number]
 
-    @rule(kinds=st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")]))
-    def retry(self, kinds):
+    @precondition(lambda self: self.is_any("FAIL"))
+    @rule(kinds=st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")]),
+          is_free=st.booleans())  # fmt: skip
+    def retry(self, kinds, is_free):
+        if is_free:
+            self.leave_all()
         if self.running:
             with pytest.raises(StudyHeldError):
                 self.storages.retry(self.study, kinds)
@@ -517,15 +545,20 @@ class TrialMachine(RuleBasedStateMachine):
                 self.reopen(number)
         assert self.storages.retry(self.study, kinds) == counts
 
-    @precondition(lambda self: len(self.trials) < 12)
-    @rule(points=st.integers(1, 3))
-    def extend_points(self, points):
+    @precondition(lambda self: len(self.trials) < 12 and self.is_any(*FINISHED))
+    @rule(points=st.integers(1, 3), is_free=st.booleans())
+    def extend_points(self, points, is_free):
+        if is_free:
+            self.leave_all()
         numbers = range(len(self.trials), len(self.trials) + points)
         if self.extend(numbers, None, any(trial.state == "PRUNED" for trial in self.trials)):
             self.trials += [Trial() for _ in numbers]
 
-    @rule(checkpointed=st.sets(PICKS, min_size=3))
-    def extend_steps(self, checkpointed):
+    @precondition(lambda self: self.is_any("COMPLETE"))
+    @rule(checkpointed=st.sets(PICKS, min_size=3), is_free=st.booleans())
+    def extend_steps(self, checkpointed, is_free):
+        if is_free:
+            self.leave_all()
         complete = [n for n, trial in enumerate(self.trials) if trial.state == "COMPLETE"]
         is_compared = any(trial.state == "PRUNED" or trial.is_paused for trial in self.trials)
         cannot_continue = complete and not checkpointed & {*complete}
@@ -544,8 +577,11 @@ class TrialMachine(RuleBasedStateMachine):
         self.edition += 1
         return True
 
-    @rule()
-    def delete(self):
+    @precondition(lambda self: len(self.finished) > 2)
+    @rule(is_free=st.booleans())
+    def delete(self, is_free):
+        if is_free:
+            self.leave_all()
         if self.running:
             with pytest.raises(StudyHeldError):
                 self.storages.delete(self.study)
@@ -555,6 +591,7 @@ class TrialMachine(RuleBasedStateMachine):
         assert self.storages.orphans() == 0
         self.start()
 
+    @precondition(lambda self: any(trial.curve for trial in self.trials))
     @rule()
     def read_progress(self):
         """A reader that knows what it read earlier finds the same as a new one."""
@@ -650,18 +687,17 @@ class TrialMachine(RuleBasedStateMachine):
 
     def drain(self):
         """A single worker that outlives all others finishes every trial."""
-        for worker in self.workers:
-            worker.is_awake = False
-        self.kill(0)
+        for place in range(len(self.workers)):
+            self.stop(place, True)
         if self.running:
             self.expire()
         paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
         for number in paused[::2]:
-            ids = [self.ids[number]]
-            self.take(0, [number], [], 1, 4, None, paused_ids=ids)
-        while any(trial.is_waiting for trial in self.trials) or self.workers[0].holdings:
+            self.take(0, [number], [], 1, 4, None, paused_ids=[self.ids[number]])
+            self.finish(0, "COMPLETE", False, None)
+        while any(trial.is_waiting for trial in self.trials):
             self.claim(0, 4, set(), 4, None)
-            while self.workers[0].holdings:
+            while self.can_pick():
                 self.finish(0, "COMPLETE", False, None)
         if paused[1::2]:
             self.prune_paused(0)
