@@ -354,9 +354,8 @@ class TrialMachine(RuleBasedStateMachine):
         with worker.failing(fault):
             claims = worker.claim(lockstep_size=lambda trial: size, **options)
         worker.is_awake = True
-        numbers = [claim.trial.number for claim in claims]
-        assert numbers[:1] == first
-        assert sorted(numbers[1:]) == sorted(matching[: min(size - 1, share)])
+        expected = [*first, *matching[: min(size - 1, share)]]
+        assert sorted(claim.trial.number for claim in claims) == sorted(expected)
         for claim in claims:
             trial = self.trials[claim.trial.number]
             assert claim.trial.intermediate_values == trial.curve
@@ -462,7 +461,7 @@ class TrialMachine(RuleBasedStateMachine):
         self.let_go(worker, holdings)
 
     @precondition(lambda self: self.running)
-    @rule(place=WORKERS, is_killed=st.booleans())
+    @rule(place=WORKERS, is_killed=st.sampled_from([False, False, True]))
     def stop(self, place, is_killed):
         """A worker stands still, and may write later, or is killed, and another one starts."""
         self.workers[place].is_awake = False
@@ -476,12 +475,13 @@ class TrialMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([5, 29, 60, 3600]), fault=FAULTS)
     def pass_time(self, seconds, fault):
         """Workers that are awake send heartbeats in time, however long all of them stood still."""
-        self.clock.now += seconds
-        for worker in self.workers:
-            if worker.is_awake:
-                with worker.failing(fault):
-                    worker.work()
-                fault = None
+        for seconds in (30, seconds):  # all leases are seen before
+            self.clock.now += seconds
+            for worker in self.workers:
+                if worker.is_awake:
+                    with worker.failing(fault):
+                        worker.work()
+                    fault = None
 
     def is_silent(self, trial):
         """Whether the worker of a running trial sends no heartbeats."""
@@ -492,10 +492,26 @@ class TrialMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.is_awake for worker in self.workers))
     @rule()
     def expire(self):
-        for _ in range(6):
+        for _ in range(3):
             self.pass_time(30, None)
             self.database_is_as_expected()
         assert not any(map(self.is_silent, self.trials)), "its lease has not expired"
+
+    @precondition(lambda self: any(each.holdings for each in self.workers if not each.is_awake))
+    @precondition(lambda self: any(worker.is_awake for worker in self.workers))
+    @rule(step=st.sampled_from(["train", "finish", "pause", "requeue"]), fault=FAULTS)
+    def write_late(self, step, fault):
+        """A worker stands still until its trials are claimed by others, and writes then."""
+        self.expire()
+        if self.idle and any(trial.is_waiting for trial in self.trials):
+            self.claim(0, 4, set(), 4, None)
+        late = {
+            "train": lambda: self.train(0, 1, True, fault),
+            "finish": lambda: self.finish(0, "COMPLETE", False, fault),
+            "pause": lambda: self.pause(0, fault),
+            "requeue": lambda: self.requeue(0, Failure.EXCEPTION, True, fault),
+        }
+        late[step]()
 
     # ------------------------------------------------------------------ the whole study
 
