@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from studies.attributes import Failure
 from studies.errors import LeaseLostError
 from studies.storage import storage as storage_module
 from studies.storage.counts import count_trials

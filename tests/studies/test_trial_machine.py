@@ -475,8 +475,8 @@ class TrialMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([5, 29, 60, 3600]), fault=FAULTS)
     def pass_time(self, seconds, fault):
         """Workers that are awake send heartbeats in time, however long all of them stood still."""
-        for seconds in (30, seconds):  # all leases are seen before
-            self.clock.now += seconds
+        for passed in (30, seconds):  # all leases are seen before
+            self.clock.now += passed
             for worker in self.workers:
                 if worker.is_awake:
                     with worker.failing(fault):
