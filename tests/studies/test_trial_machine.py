@@ -6,14 +6,11 @@ access to the project's own code is in the classes :class:`Worker` and :class:`S
 
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -21,13 +18,8 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_as_test
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -50,7 +42,10 @@ LEASES = (120, 120, 60)
 LOG_EVERY = 10
 RUNGS = [Rung(20, 0), Rung(40, 30), Rung(80, 60)]
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
-NAMES = ("made", "other")
+TABLES = [
+    table.name for table in optuna.storages._rdb.models.BaseModel.metadata.sorted_tables
+    if table.name != "version_info"
+]  # fmt: skip
 
 
 # ------------------------------------------------------------------ access to the project's code
@@ -61,15 +56,15 @@ class LostConnectionError(Exception):
 
 
 class ClaimManagerWithoutThread(ClaimManager):
-    """Does and repeats the storage's operations as ever, but in the thread of the caller."""
-
-    def _submit(self, operation, future):
-        super()._submit(operation, future)
-        self.work()
+    """Does and repeats what the storage thread does, but in the thread of the caller."""
 
     def work(self):
         self._retrying(self._process)
         self._outage_message = None
+
+    def _submit(self, operation, future):
+        super()._submit(operation, future)
+        self.work()
 
     def _sleep(self, seconds):
         """Do not wait between two attempts."""
@@ -88,23 +83,20 @@ class Worker:
         self.name, self.storage = name, storage
         self.holdings, self.ended, self.is_awake = [], [], True
         storage.require_study(study)
-        self._manager = ClaimManagerWithoutThread(
-            storage, study.study_id, name, ShutdownSignal(), lease
-        )
+        stop = ShutdownSignal()
+        self._manager = ClaimManagerWithoutThread(storage, study.study_id, name, stop, lease)
 
     @contextmanager
     def failing(self, fault):
-        """Have the connection break before or after a commit, once."""
-        dialect = self.storage.engine.dialect
-        commit, left = dialect.do_commit, [] if fault is None else [*range(fault[1] + 1)]
+        """Have the connection break once: before or after the commit of a number."""
+        dialect, count = self.storage.engine.dialect, itertools.count()
+        commit, (moment, number) = dialect.do_commit, fault or (None, None)
 
         def do_commit(connection):
-            is_last = len(left) == 1
-            if not (is_last and fault[0] == "before"):
+            breaks = next(count) == number
+            if not (breaks and moment == "before"):
                 commit(connection)
-            if left:
-                left.pop()
-            if is_last:
+            if breaks:
                 raise sa.exc.OperationalError("COMMIT", {}, LostConnectionError("is lost"))
 
         dialect.do_commit = do_commit
@@ -154,23 +146,11 @@ class Storages:
         return self.rows.exec_driver_sql(statement).all()
 
     def clear(self):
-        for table in reversed(self._storage_tables()):
+        for table in reversed(TABLES):
             self.rows.exec_driver_sql(f"DELETE FROM {table}")
 
-    def _storage_tables(self):
-        tables = optuna.storages._rdb.models.BaseModel.metadata.sorted_tables
-        return [table.name for table in tables if table.name != "version_info"]
-
-    def orphans(self):
-        """Return the number of rows that belong to no study."""
-        return sum(
-            self.sql(f"SELECT count(*) FROM {table} WHERE {owner} NOT IN (SELECT {owner} "
-                     f"FROM {owners})")[0][0]
-            for table in self._storage_tables()
-            if table != "studies"
-            for owner, owners in [("trial_id", "trials") if table.startswith("trial_")
-                                  else ("study_id", "studies")]
-        )  # fmt: skip
+    def count_rows(self):
+        return [self.sql(f"SELECT count(*) FROM {table}") for table in TABLES]
 
     def create(self, name, points):
         folder = f"folder-{time.perf_counter_ns()}"
@@ -194,30 +174,17 @@ class Storages:
     def retry(self, study, kinds):
         return retry_trials(self._storage, study.name, kinds)
 
-    def extend(self, study, edition, points, steps=None):
-        """Extend a study as two processes do that both find it at one edition."""
-        new_end = None if steps is None else NewEnd(*steps)
-        return [
-            extend_study(self._storage, study.study_id, {"edition": edition},
-                         {"edition": edition + 1}, *self._plan(points), new_end)
-            for _ in range(2)
-        ]  # fmt: skip
+    def extend(self, study, edition, points, steps):
+        editions = {"edition": edition}, {"edition": edition + 1}
+        new_end = steps and NewEnd(*steps)
+        plan = self._plan(points)
+        return extend_study(self._storage, study.study_id, *editions, *plan, new_end)
 
     def delete(self, study):
         delete_study(self._storage, study.name)
 
     def progress(self, study):
         return ProgressReader(self._storage, study.study_id, RUNGS)
-
-
-class Clock:
-    """Monotonic clock of the workers."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
 
 
 # ------------------------------------------------------------------ the model
@@ -254,11 +221,17 @@ class Holding:
     curve: dict
 
 
-FAULTS = st.sampled_from(
-    [None, None, None, *itertools.product(("before", "after"), range(3))]
-)  # "after" loses the answer of a commit that took place
+FAULTS = st.sampled_from([None, None, None, *itertools.product(("before", "after"), range(3))])
+"""When a connection breaks; after a commit, only its answer is lost."""
+
 WORKERS = st.integers(0, len(LEASES) - 1)
 PICKS = st.integers(0, 9)
+SIZES = st.integers(1, 4)
+BACK = st.integers(0, 4)
+ENDS = st.sampled_from([*FINISHED, "COMPLETE", "COMPLETE", "COMPLETE"])
+CAUSES = st.sampled_from([Failure.INTERRUPTED, Failure.EXCEPTION])
+KINDS = st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")])
+STEPS = st.sampled_from(["train", "finish", "pause", "requeue"])
 
 
 class TrialMachine(RuleBasedStateMachine):
@@ -271,9 +244,9 @@ class TrialMachine(RuleBasedStateMachine):
         self.losses = map(float, itertools.count(1))
         self.workers = []
         storages.clear()
+        storages.claim(storages.create("other", 2))
+        self.rows_of_others = storages.count_rows()
         self.start()
-        bystander = storages.create("other", 2)
-        storages.claim(bystander)
 
     def start(self):
         self.study = self.storages.create("made", 5)
@@ -302,10 +275,16 @@ class TrialMachine(RuleBasedStateMachine):
     def is_any(self, *states):
         return any(trial.state in states for trial in self.trials)
 
-    @property
-    def ids(self):
+    def is_any_waiting(self):
+        return any(trial.is_waiting for trial in self.trials)
+
+    def is_any_paused(self):
+        return any(trial.is_paused for trial in self.trials)
+
+    def list_ids(self, numbers):
         query = f"SELECT trial_id FROM trials WHERE study_id = {self.study.study_id}"
-        return [trial_id for (trial_id,) in self.storages.sql(f"{query} ORDER BY number")]
+        ids = [trial_id for (trial_id,) in self.storages.sql(f"{query} ORDER BY number")]
+        return [ids[number] for number in numbers]
 
     def pick(self, place):
         """Choose one of all claims: often one that is lost, sometimes one that has ended."""
@@ -323,28 +302,22 @@ class TrialMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ steps of workers
 
-    @precondition(lambda self: any(trial.is_waiting for trial in self.trials) and self.idle)
-    @rule(place=WORKERS, size=st.integers(1, 4), excluded=st.sets(PICKS, max_size=2),
-          back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
-    def claim(self, place, size, excluded, back, fault):
-        waiting = [
-            number
-            for number, trial in enumerate(self.trials)
-            if trial.is_waiting and number not in excluded
-        ]
-        ids = {each for number, each in enumerate(self.ids) if number in excluded}
+    @precondition(lambda self: self.is_any_waiting() and self.idle)
+    @rule(place=WORKERS, size=SIZES, excluded=st.sets(BACK, max_size=2), back=BACK, fault=FAULTS)
+    def claim(self, place=0, size=4, excluded=frozenset(), back=4, fault=None):
+        numbers = [number for number in range(len(self.trials)) if number not in excluded]
+        waiting = [number for number in numbers if self.trials[number].is_waiting]
+        ids = self.list_ids(excluded)
         self.take(place, waiting[:1], waiting[1:], size, back, fault, exclude=ids)
 
-    @precondition(lambda self: any(trial.is_paused for trial in self.trials) and self.idle)
-    @rule(place=WORKERS, size=st.integers(1, 4), order=st.randoms(use_true_random=False),
-          back=st.integers(0, 4), fault=FAULTS)  # fmt: skip
+    @precondition(lambda self: self.is_any_paused() and self.idle)
+    @rule(place=WORKERS, size=SIZES, order=st.permutations(range(12)), back=BACK, fault=FAULTS)
     def resume(self, place, size, order, back, fault):
-        numbers = order.sample(range(len(self.trials)), len(self.trials))
+        numbers = [number for number in order if number < len(self.trials)]
         first = [number for number in numbers[:1] if self.trials[number].is_paused]
         others = [number for number in numbers[1:] if self.trials[number].is_paused]
-        ids = self.ids
-        paused_ids = [ids[number] for number in numbers]
-        self.take(place, first, others, size, back, fault, paused_ids=paused_ids)
+        ids = self.list_ids(numbers)
+        self.take(place, first, others, size, back, fault, paused_ids=ids)
 
     def take(self, place, first, others, size, back, fault, **options):
         worker = self.idle[place % len(self.idle)]
@@ -369,7 +342,7 @@ class TrialMachine(RuleBasedStateMachine):
                 claim.replace_curve(holding.curve)
 
     @precondition(can_pick)
-    @rule(place=PICKS, points=st.integers(1, 4), is_written=st.booleans(), fault=FAULTS)
+    @rule(place=PICKS, points=SIZES, is_written=st.booleans(), fault=FAULTS)
     def train(self, place, points, is_written, fault):
         worker, holding = self.pick(place)
         first = max(holding.curve, default=0) + LOG_EVERY
@@ -384,29 +357,22 @@ class TrialMachine(RuleBasedStateMachine):
         for each in worker.holdings:
             if self.is_held(each):
                 self.trials[each.number].curve = dict(each.curve)
-            elif each is not holding or fault is None:
-                assert each.claim.lost or each.number in self.just_expired()
-
-    def just_expired(self):
-        """Numbers of the trials that a worker that wakes up has requeued itself."""
-        rows = self.read_trials()
-        return [n for n, t in enumerate(self.trials) if t.token and rows[n].state == "WAITING"]
+            else:
+                assert each.claim.lost
 
     def leave(self, place, fault, operation, is_finish=False):
-        """End a claim; return the trial and its curve, or None if that had to be refused."""
+        """End a claim; return the trial and the token, or None if that had to be refused."""
         worker, holding = self.pick(place)
         trial = self.trials[holding.number]
         token = holding.claim.claim_token
         is_held = trial.token == token
         # An answer that is lost may be that of the end.
         may_pass = fault is not None and (not is_finish or trial.finisher == token)
-        refused = nullcontext() if is_held or may_pass else pytest.raises(LeaseLostError)
+        refused = pytest.raises(LeaseLostError)
+        if is_held or may_pass:
+            refused = nullcontext() if is_held else suppress(LeaseLostError)
         with worker.failing(fault), refused:
-            try:
-                operation(worker, holding.claim)
-            except LeaseLostError:
-                if is_held or not may_pass:
-                    raise
+            operation(worker, holding.claim)
         worker.is_awake = True
         self.let_go(worker, [holding])
         if not is_held:
@@ -419,29 +385,24 @@ class TrialMachine(RuleBasedStateMachine):
         worker.ended = [each for each in worker.ended if each not in holdings] + holdings
 
     @precondition(can_pick)
-    @rule(place=PICKS, state=st.sampled_from(["COMPLETE", "COMPLETE", "COMPLETE", *FINISHED]),
-          is_diverged=st.booleans(), fault=FAULTS)  # fmt: skip
-    def finish(self, place, state, is_diverged, fault):
+    @rule(place=PICKS, state=ENDS, is_diverged=st.booleans(), fault=FAULTS)
+    def finish(self, place=0, state="COMPLETE", is_diverged=False, fault=None):
         value = next(self.losses) if state == "COMPLETE" else None
         failure = Failure.DIVERGED if is_diverged else Failure.EXCEPTION
         attributes = {"failure": failure} if state == "FAIL" else {"worker": "me"}
-        left = self.leave(
-            place, fault, lambda w, claim: w.finish(claim, state, value, attributes), True
-        )
-        if left:
+        end = (lambda worker, claim: worker.finish(claim, state, value, attributes)), True
+        if left := self.leave(place, fault, *end):
             trial, trial.finisher = left
             trial.state, trial.value, trial.failure = state, value, failure
 
     @precondition(can_pick)
     @rule(place=PICKS, fault=FAULTS)
     def pause(self, place, fault):
-        left = self.leave(place, fault, lambda worker, claim: worker.pause(claim))
-        if left:
+        if left := self.leave(place, fault, lambda worker, claim: worker.pause(claim)):
             left[0].state, left[0].is_paused = "WAITING", True
 
     @precondition(can_pick)
-    @rule(place=PICKS, cause=st.sampled_from([Failure.INTERRUPTED, Failure.EXCEPTION]),
-          are_all=st.booleans(), fault=FAULTS)  # fmt: skip
+    @rule(place=PICKS, cause=CAUSES, are_all=st.booleans(), fault=FAULTS)
     def requeue(self, place, cause, are_all, fault):
         worker, holding = self.pick(place)
         self.give_back(worker, [*worker.holdings] if are_all else [holding], cause, fault)
@@ -475,9 +436,10 @@ class TrialMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([5, 29, 60, 3600]), fault=FAULTS)
     def pass_time(self, seconds, fault):
         """Workers that are awake send heartbeats in time, however long all of them stood still."""
-        for passed in (30, seconds):  # all leases are seen before
+        # In the second round each worker has seen the heartbeats of the others.
+        for passed, order in ((30, 1), (seconds, -1)):
             self.clock.now += passed
-            for worker in self.workers:
+            for worker in self.workers[::order]:
                 if worker.is_awake:
                     with worker.failing(fault):
                         worker.work()
@@ -499,44 +461,39 @@ class TrialMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(each.holdings for each in self.workers if not each.is_awake))
     @precondition(lambda self: any(worker.is_awake for worker in self.workers))
-    @rule(step=st.sampled_from(["train", "finish", "pause", "requeue"]), fault=FAULTS)
+    @rule(step=STEPS, fault=FAULTS)
     def write_late(self, step, fault):
         """A worker stands still until its trials are claimed by others, and writes then."""
         self.expire()
-        if self.idle and any(trial.is_waiting for trial in self.trials):
-            self.claim(0, 4, set(), 4, None)
-        late = {
-            "train": lambda: self.train(0, 1, True, fault),
-            "finish": lambda: self.finish(0, "COMPLETE", False, fault),
-            "pause": lambda: self.pause(0, fault),
-            "requeue": lambda: self.requeue(0, Failure.EXCEPTION, True, fault),
-        }
-        late[step]()
+        if self.idle and self.is_any_waiting():
+            self.claim()
+        options = {"train": (1, True), "requeue": (Failure.EXCEPTION, True)}
+        getattr(self, step)(0, *options.get(step, ()), fault=fault)
 
     # ------------------------------------------------------------------ the whole study
 
-    @precondition(lambda self: any(trial.is_paused for trial in self.trials))
+    @precondition(is_any_paused)
     @rule(planned=st.sampled_from([0, 0, 0, 1]))
     def prune_paused(self, planned):
         paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
-        is_final = not self.running and not any(trial.is_waiting for trial in self.trials)
-        ids = self.ids
-        pruned = self.storages.prune_paused(
-            self.study, len(self.trials) + planned, [ids[number] for number in paused]
-        )
-        expected = paused if is_final and not planned else []
-        assert pruned == [ids[number] for number in expected]
-        for number in expected:
+        ids, planned = self.list_ids(paused), len(self.trials) + planned
+        pruned = self.storages.prune_paused(self.study, planned, ids)
+        if self.running or self.is_any_waiting() or planned > len(self.trials):
+            assert pruned == []
+            return
+        assert pruned == ids
+        for number in paused:
             self.trials[number].state, self.trials[number].is_paused = "PRUNED", False
 
-    def leave_all(self):
-        """All workers let go of their trials; those of killed ones are requeued later."""
-        for worker in self.workers:
+    def is_free(self, must_be_free):
+        """Have workers let go of all trials, if this is wanted; return whether none is held."""
+        for worker in self.workers if must_be_free else ():
             if worker.holdings:
                 self.give_back(worker, [*worker.holdings], Failure.INTERRUPTED, None)
             worker.is_awake = True
-        if self.running:
+        if must_be_free and self.running:  # by killed workers
             self.expire()
+        return not self.running
 
     def reopen(self, number, keeps_curve=False):
         old = self.trials[number]
@@ -544,12 +501,9 @@ class TrialMachine(RuleBasedStateMachine):
         del self.finished[number]
 
     @precondition(lambda self: self.is_any("FAIL"))
-    @rule(kinds=st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")]),
-          is_free=st.booleans())  # fmt: skip
+    @rule(kinds=KINDS, is_free=st.booleans())
     def retry(self, kinds, is_free):
-        if is_free:
-            self.leave_all()
-        if self.running:
+        if not self.is_free(is_free):
             with pytest.raises(StudyHeldError):
                 self.storages.retry(self.study, kinds)
             return
@@ -561,50 +515,45 @@ class TrialMachine(RuleBasedStateMachine):
                 self.reopen(number)
         assert self.storages.retry(self.study, kinds) == counts
 
-    @precondition(lambda self: len(self.trials) < 12 and self.is_any(*FINISHED))
+    @precondition(lambda self: len(self.trials) < 10 and self.finished)
     @rule(points=st.integers(1, 3), is_free=st.booleans())
     def extend_points(self, points, is_free):
-        if is_free:
-            self.leave_all()
         numbers = range(len(self.trials), len(self.trials) + points)
-        if self.extend(numbers, None, any(trial.state == "PRUNED" for trial in self.trials)):
+        if self.extend(numbers, None, self.is_free(is_free) and not self.is_any("PRUNED")):
             self.trials += [Trial() for _ in numbers]
 
     @precondition(lambda self: self.is_any("COMPLETE"))
-    @rule(checkpointed=st.sets(PICKS, min_size=3), is_free=st.booleans())
+    @rule(checkpointed=st.frozensets(PICKS, min_size=3), is_free=st.booleans())
     def extend_steps(self, checkpointed, is_free):
-        if is_free:
-            self.leave_all()
+        is_allowed = self.is_free(is_free) and not self.is_any("PRUNED")
         complete = [n for n, trial in enumerate(self.trials) if trial.state == "COMPLETE"]
-        is_compared = any(trial.state == "PRUNED" or trial.is_paused for trial in self.trials)
-        cannot_continue = complete and not checkpointed & {*complete}
-        steps = self.end + 20, self.end, "a command", frozenset(checkpointed)
-        if self.extend((), steps, is_compared or cannot_continue):
+        is_allowed &= not self.is_any_paused() and bool(checkpointed & {*complete})
+        steps = self.end + 20, self.end, "a command", checkpointed
+        if self.extend((), steps, is_allowed):
             self.end += 20
             for number in complete:
                 self.reopen(number, keeps_curve=number in checkpointed)
 
-    def extend(self, points, steps, is_refused):
-        if self.running or is_refused:
+    def extend(self, points, steps, is_allowed):
+        arguments = self.study, self.edition, points, steps
+        if not is_allowed:
             with pytest.raises(StudiesError):
-                self.storages.extend(self.study, self.edition, points, steps)
+                self.storages.extend(*arguments)
             return False
-        assert self.storages.extend(self.study, self.edition, points, steps) == [True, False]
+        assert self.storages.extend(*arguments)
+        assert not self.storages.extend(*arguments), "another process has extended it"
         self.edition += 1
         return True
 
     @precondition(lambda self: len(self.finished) > 2)
     @rule(is_free=st.booleans())
     def delete(self, is_free):
-        if is_free:
-            self.leave_all()
-        if self.running:
+        if not self.is_free(is_free):
             with pytest.raises(StudyHeldError):
                 self.storages.delete(self.study)
             return
         self.storages.delete(self.study)
-        assert self.storages.sql("SELECT study_name FROM studies") == [("other",)]
-        assert self.storages.orphans() == 0
+        assert self.storages.count_rows() == self.rows_of_others
         self.start()
 
     @precondition(lambda self: any(trial.curve for trial in self.trials))
@@ -662,8 +611,7 @@ class TrialMachine(RuleBasedStateMachine):
             assert curve == trial.curve
             assert list(curve) == list(range(LOG_EVERY, LOG_EVERY * len(curve) + 1, LOG_EVERY))
             assert (row.ended is not None) == (trial.state in FINISHED)
-            if trial.state == "WAITING":
-                assert row.lease is None
+            assert trial.state != "WAITING" or row.lease is None
             if trial.state in FINISHED:
                 assert self.finished.setdefault(row.number, (row, curve)) == (row, curve)
 
@@ -687,13 +635,9 @@ class TrialMachine(RuleBasedStateMachine):
     def note_flush(self, number, curve, trial):
         """The worker that holds a trial may have written what it has in memory."""
         if trial.state == "RUNNING" and curve != trial.curve:
-            (held,) = (
-                holding
-                for worker in self.workers
-                for holding in worker.holdings
-                if holding.number == number and self.is_held(holding)
-            )
-            trial.curve = dict(held.curve)
+            holdings = [each for worker in self.workers for each in worker.holdings]
+            held = filter(self.is_held, holdings)
+            trial.curve = next(dict(each.curve) for each in held if each.number == number)
 
     def teardown(self):
         if sys.exc_info()[0] is None:
@@ -709,13 +653,13 @@ class TrialMachine(RuleBasedStateMachine):
             self.expire()
         paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
         for number in paused[::2]:
-            self.take(0, [number], [], 1, 4, None, paused_ids=[self.ids[number]])
-            self.finish(0, "COMPLETE", False, None)
-        while any(trial.is_waiting for trial in self.trials):
-            self.claim(0, 4, set(), 4, None)
+            self.take(0, [number], [], 1, 4, None, paused_ids=self.list_ids([number]))
+            self.finish()
+        while self.is_any_waiting():
+            self.claim()
             while self.can_pick():
-                self.finish(0, "COMPLETE", False, None)
-        if paused[1::2]:
+                self.finish()
+        if self.is_any_paused():
             self.prune_paused(0)
         self.database_is_as_expected()
         assert {trial.state for trial in self.trials} <= {*FINISHED}
@@ -728,40 +672,29 @@ class TrialMachine(RuleBasedStateMachine):
 
 
 def run_machine(url, monkeypatch, examples, steps):
-    clock = Clock()
-    moved = SimpleNamespace(**vars(time) | {"monotonic": clock.monotonic})
+    clock = SimpleNamespace(now=0.0)
+    moved = SimpleNamespace(**vars(time) | {"monotonic": lambda: clock.now})
     for module in ("search.worker.claim", "search.worker.claims"):
         monkeypatch.setattr(f"{module}.time", moved)
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     with closing(Storages(url)) as storages:
-        run_state_machine_as_test(
-            lambda: TrialMachine(storages, clock),
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                derandomize=True,
-                database=None,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_as_test(lambda: TrialMachine(storages, clock), settings=chosen)
 
 
-@pytest.fixture
-def memory_url():
-    """URL of an SQLite file in memory, where there is such a folder."""
-    memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="rnn-search-", dir=memory if memory.is_dir() else None)
-    yield f"sqlite:///{folder}/studies.db"
-    shutil.rmtree(folder)
-
-
-def test_trials_live_as_expected_whatever_happens_to_workers(memory_url, monkeypatch):
-    run_machine(memory_url, monkeypatch, 30, 40)
+def test_trials_live_as_expected_whatever_happens_to_workers(sqlite_url, monkeypatch):
+    run_machine(sqlite_url, monkeypatch, 30, 40)
 
 
 @pytest.mark.extended
-def test_trials_live_as_expected_in_many_searches(memory_url, monkeypatch):
-    run_machine(memory_url, monkeypatch, 120, 60)
+def test_trials_live_as_expected_in_many_searches(sqlite_url, monkeypatch):
+    run_machine(sqlite_url, monkeypatch, 120, 60)
 
 
 @pytest.mark.extended
