@@ -82,14 +82,6 @@ def test_params_survive_optunas_categorical_distributions(space):
 
 
 @settings(deadline=None)
-@given(ARCHITECTURES, st.integers(0, 99))
-def test_trial_config_survives_as_params(architecture, replicate):
-    config = study_config({"layers": [1], "state_size": [1]})
-    trial_config = TrialConfig(architecture, replicate)
-    assert to_trial_config(params_of(trial_config, with_replicate=True), config) == trial_config
-
-
-@settings(deadline=None)
 @given(st.lists(ARCHITECTURES, min_size=2, unique=True))
 def test_architectures_have_distinct_labels_and_keys(architectures):
     assert len({architecture.label for architecture in architectures}) == len(architectures)
@@ -127,14 +119,6 @@ def test_bptt_steps_comes_from_the_trial_or_else_from_the_study():
     fixed = StudyConfig.model_validate({"space": space, "training": {"bptt_steps": 4}})
     (params,) = fixed.grid.combinations()
     assert to_trial_config(params, fixed).bptt_steps == 4
-
-
-def test_gate_inputs_come_from_the_study():
-    config = StudyConfig.model_validate(
-        {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}
-    )
-    params = next(config.grid.combinations())
-    assert to_trial_config(params, config).architecture.gate_inputs == "candidate"
 
 
 def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
@@ -226,15 +210,11 @@ CROSSED = [{"layers": 1, "learning_rate": 0.1}, {"layers": 2, "learning_rate": 0
 REFUSED = [
     ([], {}, "space has no table: expected at least one"),
     ([{**MIN_GRU, "norm": [1]}], {}, "space: MinGRU has norm = 1: expected true or false"),
-    ([{**MIN_GRU, "values": [True]}], {}, "MinGRU has values = True: expected an integer"),
     ([{**MIN_GRU, "values": [1.0]}], {}, "MinGRU has values = 1.0: expected an integer"),
     ([{**MIN_GRU, "decay": [10**400]}], {}, "MinGRU has decay = 1000.*expected a number"),
     ([{**MIN_GRU, "mode": ["c"]}], {}, "MinGRU has mode = 'c': expected one of 'a', 'b'"),
-    ([{**MIN_GRU, "mode": []}], {}, r"mode is \[\]: expected at least one value"),
-    ([{**MIN_GRU, "mode": ["a", "a"]}], {}, "expected distinct values"),
     ([{**MIN_GRU, "decay": [1, 1.0]}], {}, r"has decay = \[1, 1.0\]: expected distinct values"),
     ([MIN_GRU, {**MIN_GRU, "nrom": [True]}], {}, "space 2 has the unknown key nrom: .*, norm"),
-    ([{**SMALL, "norm": [True]}], {}, "space has the unknown key norm"),
     ([{**SMALL, **LR}], {}, r"space has learning_rate: expected it in \[space.training\]"),
     ([{**MIN_GRU, "cell": ["other.py:MinGRU"]}], {}, "'cells.py:MinGRU' is named MinGRU as well"),
     ([{**MIN_GRU, "cell": ["a.py:Other"]}], {}, "'a.py:Other', which is not loaded"),
@@ -246,7 +226,6 @@ REFUSED = [
     ([SMALL, {**SMALL, "exclude": [{"layers": 1}]}], {}, "space 2 has no combination"),
     ([{**SMALL, "training": LR}], {"nuisance": ["layers"]}, "'layers', which does not vary"),
     ([{**SMALL, "training": LR}], {"nuisance": ["rate"]}, "'rate', which .* learning_rate"),
-    ([{**SMALL, "training": LR}], {"nuisance": ["learning_rate"] * 2}, "learning_rate twice"),
     (
         [{**MIN_GRU, "training": LR}],
         {"nuisance": ["learning_rate"]},
@@ -257,11 +236,6 @@ REFUSED = [
         {"nuisance": ["optimizer"]},
         "'optimizer', which has one value for each architecture: expected several values for the "
         "same other parameters; name momentum as well ",
-    ),
-    (
-        [{**MIN_GRU, **TWO, "training": {"optimizer": ["adam", "sgd"], "beta1": [0.9]}}],
-        {"nuisance": ["optimizer"]},
-        r"'optimizer', which has one .* same other parameters; give beta1 in \[training\] ",
     ),
     (
         [

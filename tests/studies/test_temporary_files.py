@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from search.export import write_folder
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, atomic_write
 from studies.storage.open import open_storage
@@ -95,14 +93,6 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
     assert names(tmp_path) == ["studies.db"]
 
 
-def test_created_file_is_whole_and_in_wal_mode(tmp_path, sqlite_url):
-    open_storage(sqlite_url).close()
-    with sqlite3.connect(tmp_path / "studies.db") as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
-
-
 def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
     """Also those of another trial, which may not be written again."""
     store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
@@ -156,16 +146,3 @@ def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
         atomic_write(page, [b"whole"])
         assert names(tmp_path) == sorted([name, foreign.name])
         page.unlink()
-
-
-def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
-    directory = tmp_path / "network"
-    run_until_killed(
-        "rename",
-        "from search.export import write_folder\n"
-        f"write_folder(pathlib.Path({str(directory)!r}), {{'a': b'1'}})",
-    )
-    assert len(names(tmp_path)) == 1
-    make_old(tmp_path)
-    write_folder(directory, {"a": b"1"})
-    assert names(tmp_path) == ["network"]
