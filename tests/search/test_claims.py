@@ -16,7 +16,7 @@ from search.errors import ShutdownRequestedError
 from search.worker.claims import ClaimManager
 from search.worker.shutdown import ShutdownSignal
 from studies.attributes import CHECKPOINTED, Failure
-from studies.errors import StorageUnavailableError
+from studies.errors import LeaseLostError, StorageUnavailableError
 from studies.storage.leases import LeaseMonitor
 from studies.storage.open import open_storage
 
@@ -184,6 +184,26 @@ def test_number_of_statements_does_not_depend_on_the_number_of_trials(url, monke
     few = statements(4)
     assert statements(32) == few
     assert few["requeue"] <= 15
+
+
+def test_result_that_arrives_after_that_of_another_worker_is_refused(study, monkeypatch):
+    """The connection breaks before the commit, and the outage is longer than the lease."""
+    storage = open_storage(study.url)
+    with study.manager(storage=storage) as manager:
+        (claim,) = manager.claim()
+        finish = storage.finish
+
+        def overtaken(*args):
+            monkeypatch.setattr(storage, "finish", finish)
+            study.storage.requeue(claim.trial_id, claim.claim_token, Failure.LEASE_EXPIRED)
+            assert study.storage.claim(study.study_id, "heir") == claim.trial_id
+            study.storage.finish(claim.trial_id, "heir", TrialState.COMPLETE, 0.5, {})
+            raise sa.exc.OperationalError("COMMIT", {}, AwayError("server closed the connection"))
+
+        monkeypatch.setattr(storage, "finish", overtaken)
+        with pytest.raises(LeaseLostError):
+            manager.finish(claim, TrialState.COMPLETE, 1.0, {})
+    assert study.trial(claim).value == 0.5
 
 
 def test_worker_waits_for_an_outage_up_to_the_limit(study, broken):

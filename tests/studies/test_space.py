@@ -121,6 +121,14 @@ def test_bptt_steps_comes_from_the_trial_or_else_from_the_study():
     assert to_trial_config(params, fixed).bptt_steps == 4
 
 
+def test_gate_inputs_come_from_the_study():
+    config = StudyConfig.model_validate(
+        {"space": {"layers": [1], "state_size": [4]}, "gate_inputs": "candidate"}
+    )
+    params = next(config.grid.combinations())
+    assert to_trial_config(params, config).architecture.gate_inputs == "candidate"
+
+
 def test_grid_that_is_too_large_to_list_is_refused_before_it_is():
     values = {"layers": [*range(1, 101)], "state_size": [*range(1, 50_001)]}
     with pytest.MonkeyPatch.context() as watched:

@@ -28,7 +28,7 @@ from studies.errors import (
 from studies.management import StudyManager
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import load_study, open_storage
-from studies.tables.anonymity import shorten_paths
+from studies.tables.anonymity import MachineNames, shorten_paths
 from studies.tables.study_export import export_study
 from studies.tables.study_import import import_studies
 from studies.tables.study_table import format_cell, parse_cell
@@ -126,6 +126,15 @@ def test_file_has_no_name_of_a_machine_a_user_or_a_folder(sqlite_url, tmp_path, 
     import_studies(other_url, [path])
     export_study(other_url, "made", tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_text() == content
+
+
+def test_workers_of_one_machine_can_be_told_apart():
+    machines = MachineNames()
+    trials = [{"host": "a", "worker": f"a/{pid}"} for pid in (7, 9, 7)]
+    for trial in trials:
+        machines.add(trial)
+    workers = [machines.replace(trial)["worker"] for trial in trials]
+    assert workers == ["machine-1/1", "machine-1/2", "machine-1/1"]
 
 
 def test_text_of_a_cell_is_read_as_it_was_and_stays_on_one_line():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from search.export import write_folder
 from search.worker.trial_artifacts import CheckpointStore, WeightStore
 from studies.artifacts import AtomicFileStore, atomic_write
 from studies.storage.open import open_storage
@@ -146,3 +147,16 @@ def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
         atomic_write(page, [b"whole"])
         assert names(tmp_path) == sorted([name, foreign.name])
         page.unlink()
+
+
+def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
+    directory = tmp_path / "network"
+    run_until_killed(
+        "rename",
+        "from search.export import write_folder\n"
+        f"write_folder(pathlib.Path({str(directory)!r}), {{'a': b'1'}})",
+    )
+    assert len(names(tmp_path)) == 1
+    make_old(tmp_path)
+    write_folder(directory, {"a": b"1"})
+    assert names(tmp_path) == ["network"]
