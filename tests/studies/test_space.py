@@ -51,7 +51,7 @@ def params_of(trial_config: TrialConfig, with_replicate: bool = False) -> dict:
     return params | ({REPLICATE: trial_config.replicate} if with_replicate else {})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(SPACES, st.data())
 def test_grid_is_the_product_of_the_values_less_the_excluded(space, data):
     names = data.draw(st.lists(st.sampled_from(GATED_PARAMS), min_size=1, max_size=3, unique=True))
@@ -67,7 +67,7 @@ def test_grid_is_the_product_of_the_values_less_the_excluded(space, data):
         assert list(config.grid.combinations()) == kept
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(SPACES)
 def test_params_survive_optunas_categorical_distributions(space):
     config = study_config(space)
@@ -81,14 +81,14 @@ def test_params_survive_optunas_categorical_distributions(space):
         assert params_of(to_trial_config(external, config)) == params
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(ARCHITECTURES, min_size=2, unique=True))
 def test_architectures_have_distinct_labels_and_keys(architectures):
     assert len({architecture.label for architecture in architectures}) == len(architectures)
     assert len({architecture.init_key for architecture in architectures}) == len(architectures)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(ARCHITECTURES, min_size=1))
 def test_observed_search_space_has_the_values_that_occur(architectures):
     trials = [params_of(TrialConfig(architecture)) for architecture in architectures]
@@ -302,7 +302,7 @@ TABLES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(TABLES, min_size=1, max_size=2), st.randoms(use_true_random=False))
 def test_constant_parameters_are_those_of_a_brute_force_search(tables, random):
     try:

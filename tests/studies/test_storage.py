@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from studies.attributes import Failure
 from studies.cli import run_with_exit_code
-from studies.errors import StorageError, StudyNotFoundError
+from studies.errors import StorageError
 from studies.storage.counts import best_trial_ids, count_retries, count_trials
 from studies.storage.open import _LockHeldError, load_study, open_storage, read_storage
 from studies.storage.retry import error_message, is_outage, is_transient
@@ -415,13 +415,6 @@ def test_invalid_url_is_reported_in_one_line_without_its_password(bad):
             opener(bad)
         assert "s3cret" not in str(raised.value)
         assert "\n" not in str(raised.value)
-
-
-def test_unknown_study_error_lists_the_existing_studies(sqlite_url):
-    storage = open_storage(sqlite_url)
-    create_small_study(storage, 1)
-    with pytest.raises(StudyNotFoundError, match=r"'large' is not in .*existing studies: small"):
-        load_study(storage, "large")
 
 
 def test_storage_is_created_where_a_link_leads(tmp_path):

@@ -185,6 +185,7 @@ def test_copy_whose_file_is_damaged_on_the_way_leaves_nothing(manager, url, tmp_
     assert query(target, "SELECT count(*) FROM studies") == [(0,)]
 
 
+@pytest.mark.extended
 def test_copies_to_and_from_a_bucket(manager, url, bucket, tmp_path):
     target = f"sqlite:///{tmp_path}/copies.db"
     assert copy_study(manager, "made", target, None, bucket).files.count == 7
@@ -440,25 +441,3 @@ def test_list_shows_each_study_and_its_workers(manager, url, folder):
     assert "invalid attribute config" in listed["broken"].problem
     assert listed["plain"].counts.waiting == 1
     json.dumps([each.as_json() for each in listed.values()])
-
-
-@pytest.mark.parametrize(
-    ("statement", "kind"),
-    [
-        ("UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1", "grid"),
-        ("UPDATE study_user_attributes SET value_json = '{' WHERE study_id = 1", "damaged"),
-        ("UPDATE study_directions SET direction = 'UNKNOWN' WHERE study_id = 1", "damaged"),
-        ("DELETE FROM study_user_attributes WHERE study_id = 1", "plain Optuna"),
-        ("UPDATE study_user_attributes SET study_id = 3 WHERE study_id = 1; "
-         "UPDATE trials SET state = 'UNKNOWN' WHERE study_id = 1", "damaged"),
-    ],
-)  # fmt: skip
-def test_damaged_rows_do_not_break_the_list(sqlite_url, folder, tmp_path, statement, kind):
-    create(sqlite_url)
-    create(sqlite_url, "other")
-    with closing(sqlite3.connect(tmp_path / "studies.db")) as file, file:
-        file.executescript(statement)
-    with closing(open_storage(sqlite_url)) as storage:
-        made, other = list_studies(storage, StudyStores(str(folder), sqlite_url))
-    assert (made.kind, other.kind) == (kind, "grid")
-    assert bool(made.problem) == (kind == "damaged")

@@ -694,9 +694,9 @@ def test_trials_live_as_expected_whatever_happens_to_workers(sqlite_url, monkeyp
 
 @pytest.mark.extended
 def test_trials_live_as_expected_in_many_searches(sqlite_url, monkeypatch):
-    run_machine(sqlite_url, monkeypatch, 120, 60)
+    run_machine(sqlite_url, monkeypatch, 80, 50)
 
 
 @pytest.mark.extended
 def test_trials_live_as_expected_on_a_server(postgresql_url, monkeypatch):
-    run_machine(postgresql_url, monkeypatch, 12, 40)
+    run_machine(postgresql_url, monkeypatch, 8, 30)
