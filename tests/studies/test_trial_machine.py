@@ -228,7 +228,7 @@ WORKERS = st.integers(0, len(LEASES) - 1)
 PICKS = st.integers(0, 9)
 SIZES = st.integers(1, 4)
 BACK = st.integers(0, 4)
-ENDS = st.sampled_from([*FINISHED, "COMPLETE", "COMPLETE", "COMPLETE"])
+ENDS = st.sampled_from([*FINISHED, "COMPLETE", "COMPLETE", "FAIL"])
 CAUSES = st.sampled_from([Failure.INTERRUPTED, Failure.EXCEPTION])
 KINDS = st.sampled_from([("failed",), ("diverged",), ("failed", "diverged")])
 STEPS = st.sampled_from(["train", "finish", "pause", "requeue"])
@@ -525,7 +525,9 @@ class TrialMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.is_any("COMPLETE"))
     @rule(checkpointed=st.frozensets(PICKS, min_size=3), is_free=st.booleans())
     def extend_steps(self, checkpointed, is_free):
-        is_allowed = self.is_free(is_free) and not self.is_any("PRUNED")
+        if is_free:
+            self.finish_all()
+        is_allowed = not self.running and not self.is_any("PRUNED")
         complete = [n for n, trial in enumerate(self.trials) if trial.state == "COMPLETE"]
         is_allowed &= not self.is_any_paused() and bool(checkpointed & {*complete})
         steps = self.end + 20, self.end, "a command", checkpointed
@@ -645,20 +647,25 @@ class TrialMachine(RuleBasedStateMachine):
         for worker in self.workers:
             worker.vanish()
 
-    def drain(self):
-        """A single worker that outlives all others finishes every trial."""
+    def finish_all(self, resumed=slice(None)):
+        """One worker that outlives all others finishes every trial but some that are paused."""
         for place in range(len(self.workers)):
             self.stop(place, True)
         if self.running:
             self.expire()
         paused = [number for number, trial in enumerate(self.trials) if trial.is_paused]
-        for number in paused[::2]:
+        for number in paused[resumed]:
             self.take(0, [number], [], 1, 4, None, paused_ids=self.list_ids([number]))
             self.finish()
         while self.is_any_waiting():
             self.claim()
+            self.train(0, 2, True, None)
             while self.can_pick():
                 self.finish()
+        self.database_is_as_expected()
+
+    def drain(self):
+        self.finish_all(slice(0, None, 2))
         if self.is_any_paused():
             self.prune_paused(0)
         self.database_is_as_expected()
