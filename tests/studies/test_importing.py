@@ -134,7 +134,7 @@ def test_seed_numbers_replicates_prefixes_are_stripped_and_curves_are_read(table
     assert study.metric_names == ["accuracy"]
     assert [trial.intermediate_values for trial in study.trials] == 4 * [{10: 0.9}]
     with pytest.raises(StudyExistsError, match="choose another --name"):
-        table(content)
+        table(content, value="mean_loss")
 
 
 def test_columns_of_names_constants_and_numbers_are_left_out(table):

@@ -94,6 +94,7 @@ def test_creator_whose_file_was_removed_creates_a_whole_one(
     assert names(tmp_path) == ["studies.db"]
 
 
+@pytest.mark.extended
 def test_files_of_killed_writers_are_removed_by_the_next_write(tmp_path):
     """Also those of another trial, which may not be written again."""
     store = f"AtomicFileStore(pathlib.Path({str(tmp_path)!r}), 'weights')"
@@ -149,6 +150,7 @@ def test_file_of_a_killed_report_is_removed_by_the_next_one(tmp_path):
         page.unlink()
 
 
+@pytest.mark.extended
 def test_folder_of_a_killed_export_is_removed_by_the_next_one(tmp_path):
     directory = tmp_path / "network"
     run_until_killed(
