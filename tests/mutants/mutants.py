@@ -25,7 +25,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not extended")
+PYTEST = ("-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not extended")
 
 LIMIT = 600.0
 """Seconds after which tests of a mutant count as hanging, which is an error."""
@@ -209,6 +209,7 @@ def main() -> int:
             _print(ERROR, 0, mutant.name, mistake)
     mutants = [mutant for mutant in mutants if not mutant.find_mistake()]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        Path(folder).chmod(0o755)  # a database server runs as another user
         count = len(os.sched_getaffinity(0))
         checkouts = Checkouts(Path(folder), count)
         with ThreadPoolExecutor(count) as threads:
