@@ -5,7 +5,7 @@ import json
 import resource
 
 import pytest
-from test_checkpoint import ALL, IDENTITY
+from test_checkpoint import CONFIG, IDENTITY
 
 from rnn.errors import CheckpointError, SavedModelError
 from rnn.inference.saved_model import deserialize_model
@@ -52,7 +52,7 @@ def test_absurd_header_is_refused_without_a_large_allocation(name):
     checkpoint = hashlib.sha256(content).digest() + content
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match="cannot be read") as checkpoint_refused:
-        deserialize_checkpoint(ALL[-1].architecture, IDENTITY, checkpoint)
+        deserialize_checkpoint(CONFIG.architecture, IDENTITY, checkpoint)
     with pytest.raises(SavedModelError, match="cannot be read") as model_refused:
         deserialize_model(content)
     for refused in (checkpoint_refused, model_refused):
