@@ -1,4 +1,4 @@
-"""The training loop: repetition, independent networks, smoothed losses, removal, averaging."""
+"""The training loop: text, log points, smoothed losses, removal, averaging, initial weights."""
 
 import math
 from dataclasses import replace
@@ -54,61 +54,6 @@ def advance(stack, tokens, targets, states):
     return stack.losses(logits, targets)
 
 
-def test_single_network_repeats_bit_for_bit():
-    first, one = train(MIXED[:1])
-    second, two = train(MIXED[:1])
-    assert first.tobytes() == second.tobytes()
-    assert torch.equal(one.parameters.values, two.parameters.values)
-
-
-@pytest.mark.parametrize("gate_inputs", ["state", "candidate"])
-def test_network_trains_the_same_in_a_stack_as_alone(gate_inputs):
-    configs = [
-        config._replace(architecture=replace(config.architecture, gate_inputs=gate_inputs))
-        for config in MIXED
-    ]
-    stacked, _ = train(configs, "fp64")
-    for k, config in enumerate(configs):
-        alone, _ = train([config], "fp64")
-        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=1e-9)
-
-
-OPTIMIZER_CONFIGS = [
-    OptimizerConfig(learning_rate=0.001),
-    OptimizerConfig(learning_rate=0.1, gradient_clipping=0.5),
-    OptimizerConfig("adamw", 0.01, weight_decay=0.1),
-    OptimizerConfig("rmsprop", 0.01, beta2=0.9),
-    OptimizerConfig("sgd", 0.1, gradient_clipping=0.5),
-]
-
-
-@pytest.mark.parametrize("precision", ["fp64", "bf16"])
-def test_network_trains_the_same_next_to_networks_with_other_optimizers(precision):
-    configs = [
-        config._replace(optimizer=optimizer, varied=(("learning_rate", optimizer.learning_rate),))
-        for optimizer in OPTIMIZER_CONFIGS
-        for config in MIXED[:3]
-    ]
-    stacked, _ = train(configs, precision)
-    assert len({tuple(curve) for curve in stacked.T}) == len(configs), "the settings matter"
-    for k, config in enumerate(configs):
-        alone, _ = train([config], precision)
-        tolerance = 1e-9 if precision == "fp64" else 0.01
-        np.testing.assert_allclose(stacked[:, k], alone[:, 0], rtol=tolerance)
-
-
-def test_stack_has_one_order_of_networks_that_differ_in_training_settings_alone():
-    configs = [
-        MIXED[0]._replace(optimizer=optimizer, varied=varied)
-        for optimizer in OPTIMIZER_CONFIGS
-        for varied in ((), (("learning_rate", 0.1),), (("learning_rate", 0.02),))
-    ]
-    shuffled = configs[::2] + configs[1::2]
-    orders = {NetworkStack(order, 1).configs for order in (configs, configs[::-1], shuffled)}
-    assert len(orders) == 1
-    assert set(orders.pop()) == set(configs)
-
-
 def test_smoothed_loss_is_a_moving_average_that_starts_at_three():
     train_config = replace(TRAIN_CONFIG, steps=8)
     smoothed, stack = train([FROZEN], "fp64", train_config)
@@ -156,20 +101,6 @@ def test_sequences_reach_both_ends_of_the_text():
     assert max(batch.max() for batch in batches) == 11
 
 
-def test_initial_weights_differ_by_architecture_replicate_and_seed():
-    one, other = MIXED[0], MIXED[1]
-
-    def candidate(config, seed=1):
-        return draw_initial_weights(config, seed)["layers.0.candidate.weight"]
-
-    assert torch.equal(candidate(one), candidate(one))
-    assert not torch.equal(candidate(one), candidate(one._replace(replicate=1)))
-    assert not torch.equal(candidate(one), candidate(other))
-    assert not torch.equal(candidate(one), candidate(one, seed=2))
-    other = one._replace(optimizer=OPTIMIZER_CONFIGS[-1], varied=(("optimizer", "sgd"),))
-    assert torch.equal(candidate(one), candidate(other)), "all optimizers start from the same"
-
-
 def test_initial_weights_equal_recorded_values():
     """Unfinished studies must continue with the weights that they started with."""
     architecture = MIXED[0].architecture
@@ -195,42 +126,6 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_inputs():
         assert bias.abs().max() <= bound
         assert weight.abs().max() > 0.95 * bound
         assert abs(weight.mean()) < 0.05 * bound
-
-
-def test_diverged_network_does_not_affect_the_others():
-    stack = NetworkStack(MIXED, seed=1, precision="fp64")
-    diverged = MIXED[1]
-    k = stack.configs.index(diverged)
-    values = stack.parameters.values
-    weights = stack.parameters.extract(k, values)
-    weights["head.weight"].fill_(math.inf)
-    stack.parameters.load(k, values, weights)
-    run = TrainLoop(stack, TEXT, TRAIN_CONFIG)
-    list(run.train())
-    curves = dict(zip(run.configs, run.curves, strict=True))
-    assert not math.isfinite(curves[diverged][20])
-    expected, _ = train(MIXED, "fp64")
-    for column, config in enumerate(MIXED):
-        if config != diverged:
-            curve = list(curves[config].values())
-            np.testing.assert_allclose(curve, expected[:, column], rtol=1e-9)
-
-
-@pytest.mark.parametrize("removed", [[0], [1, 3], [0, 1, 2, 3]])
-def test_removal_within_a_sequence_does_not_affect_the_others(removed):
-    run = TrainLoop(NetworkStack(MIXED, seed=1, precision="fp64"), TEXT, TRAIN_CONFIG)
-
-    def on_step():
-        if run.step == 11:
-            run.remove_configs([MIXED[k] for k in removed])
-
-    points = list(run.train(on_step))
-    kept = [config for k, config in enumerate(MIXED) if k not in removed]
-    assert set(run.configs) == set(kept)
-    assert len(points[-1].ema_losses) == len(kept)
-    for config, curve in zip(run.configs, run.curves, strict=True):
-        alone, _ = train([config], "fp64")
-        np.testing.assert_allclose(list(curve.values()), alone[:, 0], rtol=1e-9)
 
 
 def test_removed_network_costs_no_matrix_products():

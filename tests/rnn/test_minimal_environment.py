@@ -96,9 +96,9 @@ def test_benchmark_that_needs_another_library_says_so():
 def test_gpu_tests_need_nothing_else():
     """Those of the stand-in, in both files, are run; those of a GPU are collected with them."""
     words = "recorded and candidate and fp64 and not alone and (plain or interrupted or again)"
-    ended = run(RUN_TESTS.format(arguments=["-v", "-m", "not extended", "-k", words, "tests"]))
+    ended = run(RUN_TESTS.format(arguments=["-vv", "-m", "not extended", "-k", words, "tests"]))
     assert ended.returncode == 0, ended.stdout
     for file in ("test_contract", "test_gpu"):
         assert re.search(rf"{file}\.py::.* PASSED", ended.stdout)
-        assert re.search(rf"{file}\.py::.*GPU\] (PASSED|SKIPPED)", ended.stdout)
+        assert re.search(rf"{file}\.py::.*GPU.* (PASSED|SKIPPED)", ended.stdout)
     assert "FAILED" not in ended.stdout

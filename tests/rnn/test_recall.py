@@ -48,16 +48,6 @@ def test_only_the_token_at_the_distance_informs_about_answers(distance):
         assert mutual_information(pair, text[answers]) < 0.005
 
 
-def test_types_of_tokens_and_letters_are_random():
-    text = codes(generate_recall(4))
-    is_answer = (text < 8).astype(int)
-    assert is_answer.mean() == pytest.approx(0.5, abs=0.003)
-    for d in range(1, 13):
-        assert mutual_information(text[:-d], is_answer[d:]) < 0.001
-        letters = np.flatnonzero(text[d:] >= 8) + d
-        assert mutual_information(text[letters - d], text[letters]) < 0.001
-
-
 def test_answers_at_recall_positions_are_the_letters_of_the_distance_before():
     text = generate_recall(5)
     found = find_recall_positions(text, 5)

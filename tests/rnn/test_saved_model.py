@@ -54,17 +54,14 @@ def test_safetensors_reads_the_file(tmp_path):
         assert file.get_tensor("layers.1.candidate.weight").shape == (8, 4)
 
 
-def with_header(**metadata: object) -> bytes:
-    """Return the file with other metadata in its header; None removes a key."""
-    length = int.from_bytes(CONTENT[:8], "little")
-    header = json.loads(CONTENT[8 : 8 + length])
-    for key, value in metadata.items():
-        if value is None:
-            del header["__metadata__"][key]
-        else:
-            header["__metadata__"][key] = value
+def with_header(content: bytes = CONTENT, **metadata: object) -> bytes:
+    """Return a file with other metadata in its header; None removes a key."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    found = header["__metadata__"] | metadata
+    header["__metadata__"] = {key: value for key, value in found.items() if value is not None}
     new = json.dumps(header).encode()
-    return len(new).to_bytes(8, "little") + new + CONTENT[8 + length :]
+    return len(new).to_bytes(8, "little") + new + content[8 + length :]
 
 
 ARCHITECTURE = json.dumps(dataclasses.asdict(GATED))
@@ -78,39 +75,31 @@ def with_architecture(**fields: object) -> bytes:
     "content",
     [
         b"",
-        b"a checkpoint" * 20,
         CONTENT[:-1],
         CONTENT[:100],
+        (10**10).to_bytes(8, "little") + CONTENT[8:],  # length of the header
         with_header(format_version="1"),
         with_header(format_version=None),
         with_header(precision="fp8"),
         with_header(metadata="{"),
         with_header(metadata='"words"'),
-        with_header(architecture="[" * 100_000),
-        with_header(architecture="[]"),
-        with_header(architecture='{"cell": "lstm"}'),
-        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
-        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_header(metadata='{"trial": 3}'),
         with_header(tokenizer="null"),  # a smaller vocabulary than the tensors'
         with_header(tokenizer='"' + "[" * 100_000 + '"'),
-        (10**10).to_bytes(8, "little") + CONTENT[8:],  # length of the header
+        with_header(architecture="[" * 100_000),
+        with_header(architecture="[]"),
+        with_header(architecture='{"cell": "tree", "layers": 1, "state_size": 4}'),
+        with_header(architecture='{"cell": "gru", "layers": 1, "state_size": 4}'),  # no tensors
+        with_header(architecture=ARCHITECTURE.replace('{"', '{"layers": 3, "', 1)),
         with_architecture(layers=10**9),
         with_architecture(layers=-1),
-        with_architecture(layers=2.0),
         with_architecture(layers="2"),
-        with_architecture(layers=True),
-        with_architecture(layers=None),
         with_architecture(layers=1),  # more tensors than it needs
         with_architecture(state_size=10**4000),
         with_architecture(state_size=float("nan")),
-        with_architecture(state_size=float("inf")),
         with_architecture(residual=1),
-        with_architecture(residual="yes"),
         with_architecture(state_source=["both"]),
         with_architecture(cells=3),
-        with_header(architecture=ARCHITECTURE.replace('{"', '{"layers": 3, "', 1)),
-        with_header(metadata='{"trial": 3}'),
-        with_header(metadata=None),
     ],
     ids=lambda content: f"{len(content)} bytes",  # the order of metadata varies
 )
@@ -171,12 +160,12 @@ def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypa
 def cell_content(**changes: object) -> bytes:
     content = serialize_model(make_cell_model())
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    for key, value in changes.items():
-        found = json.loads(header["__metadata__"][key])
-        header["__metadata__"][key] = json.dumps(found | value if value else value)
-    new = json.dumps(header).encode()
-    return len(new).to_bytes(8, "little") + new + content[8 + length :]
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    changed = {
+        key: json.dumps(json.loads(metadata[key]) | value if value else value)
+        for key, value in changes.items()
+    }
+    return with_header(content, **changed)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +189,3 @@ def test_damaged_model_of_a_users_own_cell_is_refused(changes, expected):
     with pytest.raises(SavedModelError, match=expected) as refused:
         deserialize_model(cell_content(**changes))
     assert "\n" not in str(refused.value)
-
-
-def test_damaged_tokenizer_raises_tokenizer_error():
-    with pytest.raises(TokenizerError):
-        deserialize_model(with_header(tokenizer='"{}"'))
