@@ -36,7 +36,7 @@ from rnn.config import (
 from rnn.data.corpus import TokenArray
 from rnn.models.bptt_network import BPTTNetwork
 from rnn.models.cell_network import CellNetwork
-from rnn.models.factory import TrainableNetwork
+from rnn.models.factory import TrainableNetwork, build_network
 from rnn.native.library import load_library
 from rnn.native.network import NativeStack
 from rnn.stacked.flat_parameters import NamedTensors
@@ -92,6 +92,26 @@ def label(config: NetworkConfig) -> str:
 
 def few(configs: Sequence[GatedConfig]) -> list[GatedConfig]:
     return representatives(configs)[:4]
+
+
+# ------------------------------------------------------------------ trained networks
+
+
+def make_model(
+    config: NetworkConfig,
+    tokenizer: Any,
+    precision: Precision = "bf16",
+    scale: float = 1.0,
+    **metadata: str,
+) -> Any:
+    """Return a network with initial weights as if it were trained; ``scale`` is of its head."""
+    from rnn.inference.saved_model import SavedModel  # needs more than PyTorch
+
+    computed: Precision = "fp64" if precision == "fp64" else "fp32"
+    network = build_network([TrialConfig(config)], 7, computed, tokenizer.size)
+    weights = extract(network)
+    weights["head.weight"] *= scale
+    return SavedModel(config, weights, tokenizer, precision, metadata)
 
 
 # ------------------------------------------------------------------ the plain module

@@ -150,63 +150,41 @@ class Cell(nn.Module):
     return cell_config("Cell", 2, 4, text)
 
 
+CONSTRUCTORS = {
+    "raise ValueError('odd size')": "(input_size=4, state_size=4) raises ValueError (odd size) in",
+    "self.a = nn.Linear(4, 4); self.b = self.a": "has one parameter under two names, layers.0.a.w",
+    "self.a = nn.BatchNorm1d(4); self.register_buffer('b', self.a.running_mean)": "has one buffer",
+    "self.a = nn.LazyBatchNorm1d(affine=False)": "buffer layers.0.a.running_mean of cell Cell has",
+    "self.a = nn.Parameter(torch.zeros(4, dtype=torch.complex64))": "layers.0.a of cell Cell is c",
+    "self.a = nn.LazyLinear(4)": "parameter layers.0.a.weight of cell Cell has no shape yet",
+}
+FORWARDS = {
+    "x": "forward returned of shape (3, 4): expected the output and the new state",
+    "x[:, :2], state": "returned the output of shape (3, 2): expected a tensor of the input's",
+    "x, state[:, :2]": "the state of shape (3, 2): expected the shapes of the initial state, of sh",
+    "x, (state, state)": "the state (of shape (3, 4), of shape (3, 4)): expected the shapes of the",
+    "x, [state]": "the state of type list: expected a real tensor or a tuple of real tensors",
+}
+INITIAL_STATES = {
+    "torch.zeros(4, batch_size)": "returned a tensor of shape (4, 1) for a batch size of 1",
+    "0": "initial_state returned of type int: expected a real tensor or a tuple of real tensors",
+}
+
+
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("arguments", "expected"),
     [
-        (
-            {"constructor": "raise ValueError('odd size')"},
-            "cell Cell(input_size=4, state_size=4) raises ValueError (odd size) in line 8",
-        ),
-        (
-            {"constructor": "self.a = nn.Linear(4, 4); self.b = self.a"},
-            "cell Cell has one parameter under two names, layers.0.a.weight and layers.0.b.weight",
-        ),
-        (
-            {
-                "constructor": "self.a = nn.BatchNorm1d(4); "
-                "self.register_buffer('b', self.a.running_mean)"
-            },
-            "cell Cell has one buffer under two names, layers.0.b and layers.0.a.running_mean",
-        ),
-        (
-            {"constructor": "self.a = nn.LazyBatchNorm1d(affine=False)"},
-            "buffer layers.0.a.running_mean of cell Cell has no shape yet",
-        ),
-        (
-            {"constructor": "self.a = nn.Parameter(torch.zeros(4, dtype=torch.complex64))"},
-            "parameter layers.0.a of cell Cell is complex: expected real parameters",
-        ),
-        (
-            {"constructor": "self.a = nn.LazyLinear(4)"},
-            "parameter layers.0.a.weight of cell Cell has no shape yet",
-        ),
-        ({"forward": "return x"}, "forward returned of shape (3, 4): expected the output and"),
-        (
-            {"forward": "return x[:, :2], state"},
-            "returned the output of shape (3, 2): expected a tensor of the input's shape (3, 4)",
-        ),
-        (
-            {"forward": "return x, state[:, :2]"},
-            "the state of shape (3, 2): expected the shapes of the initial state, of shape (3, 4)",
-        ),
-        (
-            {"forward": "return x, (state, state)"},
-            "the state (of shape (3, 4), of shape (3, 4)): expected the shapes of the initial",
-        ),
-        ({"forward": "return x, [state]"}, "the state of type list: expected a real tensor or a"),
-        (
-            {"more": "def initial_state(self, batch_size): return torch.zeros(4, batch_size)"},
-            "initial_state returned a tensor of shape (4, 1) for a batch size of 1",
-        ),
-        (
-            {"more": "def initial_state(self, batch_size): return 0"},
-            "initial_state returned of type int: expected a real tensor or a tuple of real tensors",
+        *(((code,), expected) for code, expected in CONSTRUCTORS.items()),
+        *((("pass", f"return {code}"), expected) for code, expected in FORWARDS.items()),
+        *(
+            (("pass", "return x, state", f"def initial_state(self, batch_size): return {code}"), e)
+            for code, e in INITIAL_STATES.items()
         ),
     ],
 )
-def test_cell_that_breaks_the_contract_is_refused(config, expected):
+def test_cell_that_breaks_the_contract_is_refused(arguments, expected):
     def train():
-        network = build_network([TrialConfig(cell_of(**config))], 0, vocab_size=VOCAB)
+        network = build_network([TrialConfig(cell_of(*arguments))], 0, vocab_size=VOCAB)
         tokens, targets = random_text(2)
         network.loss_and_grad(tokens, targets, network.init_training_state(STREAMS))
 

@@ -172,21 +172,6 @@ def test_equations_compute_the_baseline_layer(config: BaselineConfig):
     torch.testing.assert_close(state, torch.cat(expected, 1), rtol=1e-12, atol=1e-12)
 
 
-@each_gated
-def test_equations_have_the_letters_of_the_gates_that_are_on(config: GatedConfig):
-    text = "\n".join(generate_latex(config))
-    assert {LETTERS[name] for name in ("candidate", "read_out")} <= set(re.findall(r"W_(\w)", text))
-    for name in GATES:
-        assert (f"W_{LETTERS[name]}" in text) == getattr(config, name)
-    assert ("'" in text) == config.input_gate
-    assert ("z" in text) == config.state_gate
-    assert bool(re.search(r"\bf\b", text)) == config.forget_gate
-    # Each letter is assigned once, and the next h last.
-    targets = [re.split(r" = | \\leftarrow ", line)[0] for line in text.splitlines()]
-    assert len(set(targets)) == len(targets)
-    assert targets[-1] == "h"
-
-
 def test_equations_can_be_rendered():
     converter = pytest.importorskip("latex2mathml.converter")
     for line in {line for config in (*GATED, *BASELINES) for line in generate_latex(config)}:

@@ -28,8 +28,10 @@ from networks import (
     list_cases,
 )
 from torch import Tensor
+from user_cells import cell_config
 
-from rnn.config import GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig, OptimizerConfig, TrialConfig
+from rnn.models.factory import build_network, is_stackable, stack_key
 from rnn.stacked.flat_parameters import NamedTensors
 from rnn.training.checkpoint import TrainState
 from rnn.training.evaluation import compute_eval_losses
@@ -39,19 +41,11 @@ RANDOM = np.random.default_rng(0)
 TEXT = RANDOM.integers(0, VOCAB_SIZE, 500, dtype=np.uint8)
 WINDOWS = RANDOM.integers(0, VOCAB_SIZE, (9, 2 * STREAMS), dtype=np.uint8)
 
-SETTINGS = TrainConfig(
-    steps=20,
-    batch_size=STREAMS,
-    sequence_length=9,
-    log_every=2,
-    smoothing=0.9,
-    seed=3,
-    average_fraction=0.6,
-)
+SETTINGS = TrainConfig(20, STREAMS, 9, 2, smoothing=0.9, seed=3, average_fraction=0.6)
 """Two and a half sequences of eight steps; weights are averaged from step 8 on."""
 
 ALL = [*IMPLEMENTATIONS, *GPU_IMPLEMENTATIONS]
-LOCKSTEP = [each for each in ALL if all(len(group) > 1 for group in each.groups.values())]
+STACKS = [each for each in ALL if all(len(group) > 1 for group in each.groups.values())]
 
 complete = list_cases(ALL, is_complete=True)
 every_option = [
@@ -60,7 +54,7 @@ every_option = [
 ]
 each_case = pytest.mark.parametrize("case", list_cases(ALL), indirect=True)
 each_complete_case = pytest.mark.parametrize("case", complete, indirect=True)
-each_stack = pytest.mark.parametrize("case", list_cases(LOCKSTEP), indirect=True)
+each_stack = pytest.mark.parametrize("case", list_cases(STACKS), indirect=True)
 
 # Of an operation without a batching rule.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -237,8 +231,8 @@ def reached_weights(config: GatedConfig) -> set[str]:
 @each_complete_case
 def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
     run = begin(case)
-    # Before the first step, in a sequence, at its end, while weights are averaged, at the end.
-    for step in (0, 1, 6, 8, 13, 20):
+    # Before the first step, early in a sequence, at its end, while weights are averaged, at the end.
+    for step in (0, 1, 8, 9, 13, 20):
         train_until(run, step)
         run = begin(case, store(run))
     assert list(run.train()) == []
@@ -362,3 +356,55 @@ def test_initial_weights_depend_on_seed_replicate_and_architecture_alone(case):
     starts = {tuple(weights["embedding.bias"].float().tolist()) for weights in seen}
     texts = {(config.architecture, config.replicate) for config in case.configs}
     assert len(starts) >= 3 * len(texts) - 1
+
+
+# ------------------------------------------------------------------ what trains together
+
+FULL, LSTM = GatedConfig(True, True, True, True, True, "both", 2, 5), BaselineConfig("lstm", 2, 5)
+MIN_GRU = TrialConfig(cell_config("MinGRU"), 0, 2)
+
+
+def test_configs_of_one_key_are_trained_together():
+    gated = TrialConfig(FULL)
+    other_gates = TrialConfig(replace(FULL, forget_gate=False), optimizer=OptimizerConfig("sgd"))
+    others = [MIN_GRU._replace(replicate=1), MIN_GRU._replace(optimizer=OptimizerConfig("sgd"))]
+    for configs in ([gated, other_gates], [MIN_GRU, *others]):
+        assert all(map(is_stackable, configs))
+        assert len(set(map(stack_key, configs))) == 1
+        assert set(build_network(configs, 0).configs) == set(configs)
+    for alone in (
+        TrialConfig(LSTM),
+        gated._replace(bptt_steps=2),
+        TrialConfig(cell_config("TorchGRU")),
+    ):
+        assert not is_stackable(alone)
+        assert build_network([alone], 0).configs == (alone,)
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (
+            [TrialConfig(FULL), TrialConfig(replace(FULL, layers=1))],
+            r"expected one \(layers, state",
+        ),
+        ([TrialConfig(LSTM), TrialConfig(FULL)], "^2 configs .* expected one"),
+        ([TrialConfig(FULL, 0, 2), TrialConfig(FULL, 1, 2)], "^2 configs .* expected one"),
+        ([TrialConfig(LSTM, bptt_steps=0)], "bptt_steps is 0: expected 1 or more"),
+        ([MIN_GRU, MIN_GRU._replace(bptt_steps=3)], "expected one of both"),
+        ([MIN_GRU, TrialConfig(cell_config("MinGRU", 1), 0, 2)], "expected one of both"),
+        (
+            [MIN_GRU._replace(bptt_steps=0)],
+            "expected a user's own cell and bptt_steps of 1 or more",
+        ),
+    ],
+)
+def test_configs_that_cannot_be_trained_together_are_refused(configs, expected):
+    with pytest.raises(ValueError, match=expected):
+        build_network(configs, 0)
+
+
+def test_replicates_that_read_other_texts_cannot_share_a_run():
+    configs = [TrialConfig(FULL), TrialConfig(FULL, replicate=1)]
+    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
+        TrainLoop(build_network(configs, 1), TEXT, SETTINGS)

@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import PlainNetwork, baseline_configs, gated_configs, label, representatives
+from networks import (
+    PlainNetwork,
+    baseline_configs,
+    gated_configs,
+    label,
+    make_model,
+    representatives,
+)
 from user_cells import cell_config, source_of
 
 from rnn.config import BaselineConfig, GatedConfig, TrialConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.inference.export import export_files
-from rnn.inference.saved_model import SavedModel
 from rnn.inference.trained_module import build_trained_module
 from rnn.models.factory import build_network
 
@@ -69,16 +75,6 @@ assert not {"rnn", "safetensors", "tokenizers"} & {*sys.modules}
 """
 
 
-def make_model(config, tokenizer=BYTES, precision="bf16") -> SavedModel:
-    computed = "fp64" if precision == "fp64" else "fp32"
-    network = build_network([TrialConfig(config)], 7, computed, tokenizer.size)
-    weights = network.parameters.extract(0, network.parameters.values)
-    weights = {
-        name: each * 2 if name.endswith("weight") else each for name, each in weights.items()
-    }
-    return SavedModel(config, weights, tokenizer, precision, {"study": "quick | {x}"})
-
-
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
 @pytest.mark.parametrize(
     "config",
@@ -91,7 +87,7 @@ def make_model(config, tokenizer=BYTES, precision="bf16") -> SavedModel:
     ids=label,
 )
 def test_trained_module_computes_the_exported_network_in_any_number_of_calls(config, precision):
-    model = make_model(config, precision=precision)
+    model = make_model(config, BYTES, precision)
     plain, module = PlainNetwork(TrialConfig(config), BYTES.size), build_trained_module(model)
     plain.load(model.weights)
     tokens = torch.randint(BYTES.size, (5, 4), generator=torch.Generator().manual_seed(0))
@@ -109,7 +105,9 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     """Folder of each export, run by a process that cannot import the project."""
     folders = {name: tmp_path_factory.mktemp(name) for name in NETWORKS}
     for name, folder in folders.items():
-        for file, content in (export_files(make_model(*NETWORKS[name])) | {"text": TEXT}).items():
+        for file, content in (
+            export_files(make_model(*NETWORKS[name], study="quick | {x}")) | {"text": TEXT}
+        ).items():
             (folder / file).write_bytes(content)
     done = subprocess.run(
         [sys.executable, "-c", USER, *map(str, folders.values())],
@@ -123,7 +121,10 @@ def exports(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_export_computes_the_same_logits(exports, name):
-    model, result = make_model(*NETWORKS[name]), json.loads((exports[name] / "result").read_text())
+    model, result = (
+        make_model(*NETWORKS[name], study="quick | {x}"),
+        json.loads((exports[name] / "result").read_text()),
+    )
     tokens = model.tokenizer.encode(np.frombuffer(TEXT, np.uint8)).tolist()
     assert result["tokens"] == tokens
     assert bytes.fromhex(result["text"]) == TEXT

@@ -3,12 +3,10 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.matmul_limit import count_flops, matmul_shapes
 from rnn.config import GatedConfig, OptimizerConfig, TrialConfig
@@ -17,14 +15,7 @@ from rnn.training.evaluation import compute_eval_losses, select_eval_windows
 from rnn.training.loop import TrainConfig, TrainLoop, sample_batch
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times. " * 30, np.uint8)
-TRAIN_CONFIG = TrainConfig(
-    steps=20,
-    batch_size=6,
-    sequence_length=9,
-    log_every=2,
-    smoothing=0.9,
-    seed=3,
-)
+TRAIN_CONFIG = TrainConfig(20, batch_size=6, sequence_length=9, log_every=2, smoothing=0.9, seed=3)
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 MIXED = [
@@ -172,58 +163,6 @@ def test_training_lowers_the_loss():
     losses = compute_eval_losses(stack, select_eval_windows(TEXT, 4, 20))
     assert losses.shape == (1, 4)
     assert losses.mean() < math.log(256) - 2
-
-
-def test_networks_of_different_shapes_cannot_be_stacked():
-    other = TrialConfig(GatedConfig(False, False, False, False, False, "new", 1, 8))
-    with pytest.raises(ValueError, match=r"expected one \(layers, state size"):
-        NetworkStack([MIXED[0], other], 1)
-
-
-def test_networks_of_different_replicates_cannot_share_a_run():
-    configs = [MIXED[0], MIXED[0]._replace(replicate=1)]
-    with pytest.raises(ValueError, match=r"\[0, 1\]: expected one"):
-        TrainLoop(NetworkStack(configs, 1), TEXT, TRAIN_CONFIG)
-
-
-class SeparateTexts(NetworkStack):
-    """Networks that read a text each, and keep what they read instead of training."""
-
-    separate_texts = True
-    read: ClassVar[dict[int, list[tuple[Tensor, Tensor]]]] = {}
-
-    def with_configs(self, weights):
-        return SeparateTexts(list(weights), self.seed)
-
-    def init_training_state(self, streams):
-        return [torch.full((len(self.configs), 2), 5)]
-
-    def loss_and_grad(self, tokens, targets, states):
-        assert (states[0] == 5).all() == (len(self.read[0]) % 8 == 0), "set at a sequence's start"
-        for k, config in enumerate(self.configs):
-            pair = (each if each.dim() == 1 else each[k] for each in (tokens, targets))
-            self.read[config.replicate].append(tuple(each.clone() for each in pair))
-        return torch.zeros(len(self.configs)), [torch.zeros_like(state) for state in states]
-
-
-def test_each_network_reads_the_text_of_its_replicate_across_a_removal():
-    configs = [MIXED[0]._replace(replicate=replicate) for replicate in (0, 1, 2)]
-    SeparateTexts.read = {0: [], 1: [], 2: []}
-    run = TrainLoop(SeparateTexts(configs, 1), TEXT, TRAIN_CONFIG)
-
-    def on_step():
-        if run.step in (5, 13):
-            run.remove_configs([configs[{5: 2, 13: 1}[run.step]]])
-
-    list(run.train(on_step))
-    for replicate, steps in ((0, 20), (1, 13), (2, 5)):
-        read = SeparateTexts.read[replicate]
-        assert len(read) == steps
-        for step, (tokens, targets) in enumerate(read):
-            sequence, t = divmod(step, 8)
-            text = sample_batch(TEXT, TRAIN_CONFIG, sequence, replicate)
-            assert tokens.tolist() == text[t].tolist()
-            assert targets.tolist() == text[t + 1].tolist()
 
 
 def test_weights_are_averaged_over_the_last_steps_across_a_removal():

@@ -85,6 +85,7 @@ def test_gpu_benchmark_needs_nothing_else():
     assert lines[-1].startswith("no checks failed")
 
 
+@pytest.mark.extended
 def test_benchmark_that_needs_another_library_says_so():
     ended = run('from benchmarks.__main__ import main\nmain(["gpu", "--device=cpu", "claiming"])')
     assert ended.returncode == 2
@@ -95,7 +96,7 @@ def test_benchmark_that_needs_another_library_says_so():
 
 def test_gpu_tests_need_nothing_else():
     """Those of the stand-in, in both files, are run; those of a GPU are collected with them."""
-    words = "recorded and candidate and fp64 and not alone and (plain or interrupted or again)"
+    words = "recorded and candidate and fp64 and not alone and (modules or again)"
     ended = run(RUN_TESTS.format(arguments=["-vv", "-m", "not extended", "-k", words, "tests"]))
     assert ended.returncode == 0, ended.stdout
     for file in ("test_contract", "test_gpu"):

@@ -152,6 +152,7 @@ def test_learning_rates_can_be_scaled_during_training():
     torch.testing.assert_close(before - parameters.values, torch.full_like(before, 0.15))
 
 
+@pytest.mark.extended
 def test_training_does_not_import_the_compiler():
     """``torch.optim`` imports it, which takes every worker a second."""
     code = (

@@ -31,7 +31,7 @@ def codes(tokens):
     return np.searchsorted(np.concatenate([ANSWERS, LETTERS]), tokens)
 
 
-@pytest.mark.parametrize("distance", [1, 3, 8])
+@pytest.mark.parametrize("distance", [1, pytest.param(8, marks=pytest.mark.extended)])
 def test_only_the_token_at_the_distance_informs_about_answers(distance):
     text = codes(generate_recall(distance))
     reach = distance + 4

@@ -8,34 +8,27 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from networks import make_model
 from safetensors import safe_open
 from user_cells import cell_config, source_of
 
-from rnn.config import BaselineConfig, GatedConfig, TrialConfig
+from rnn.config import BaselineConfig, GatedConfig
 from rnn.data.tokenizer import load_tokenizer, train_tokenizer
 from rnn.errors import SavedModelError, TokenizerError
-from rnn.inference.saved_model import SavedModel, deserialize_model, serialize_model
-from rnn.models.factory import build_network
-from rnn.stacked.network import draw_initial_weights
+from rnn.inference.saved_model import deserialize_model, serialize_model
 
 GATED = GatedConfig(True, False, True, False, True, "both", 2, 4, "candidate")
 BPE = train_tokenizer("bpe:260", np.frombuffer(b"the cat, the hat, that" * 9, np.uint8))
 METADATA = {"study": "quick", "trial": "3", "note": "\u201ewörtlich\u201c\n"}
 
 
-def make_model(architecture=GATED, tokenizer=BPE) -> SavedModel:
-    initial = draw_initial_weights(TrialConfig(architecture), 7, tokenizer.size)
-    weights = {name: weight.float() for name, weight in initial.items()}
-    return SavedModel(architecture, weights, tokenizer, "bf16", METADATA)
-
-
-CONTENT = serialize_model(make_model())
+CONTENT = serialize_model(make_model(GATED, BPE, **METADATA))
 
 
 @pytest.mark.parametrize("architecture", [GATED, BaselineConfig("lstm", 2, 4)])
 @pytest.mark.parametrize("tokenizer", [load_tokenizer(None), BPE])
 def test_model_is_read_as_it_was_written(architecture, tokenizer):
-    model = make_model(architecture, tokenizer)
+    model = make_model(architecture, tokenizer, **METADATA)
     restored = deserialize_model(serialize_model(model))
     assert restored.architecture == architecture
     assert (restored.precision, restored.metadata) == ("bf16", METADATA)
@@ -136,15 +129,11 @@ def test_weights_that_are_not_finite_or_of_another_dtype_are_refused(spoil):
         deserialize_model(serialize_model(dataclasses.replace(model, weights=weights)))
 
 
-def make_cell_model(tokenizer=BPE) -> SavedModel:
-    config = TrialConfig(cell_config("Everything", 2, 4, scale=0.25))
-    network = build_network([config], 7, vocab_size=tokenizer.size)
-    weights = network.parameters.extract(0, network.parameters.values)
-    return SavedModel(config.architecture, weights, tokenizer, "fp32", METADATA)
+OWN = cell_config("Everything", 2, 4, scale=0.25)
 
 
 def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypatch):
-    model = make_cell_model()
+    model = make_model(OWN, BPE)
     content = serialize_model(model)
     for name in ("load_cell", "_execute"):
         monkeypatch.setattr(f"rnn.cells.loading.{name}", lambda *_: pytest.fail("executed"))
@@ -158,7 +147,7 @@ def test_model_of_a_users_own_cell_is_read_without_executing_its_source(monkeypa
 
 
 def cell_content(**changes: object) -> bytes:
-    content = serialize_model(make_cell_model())
+    content = serialize_model(make_model(OWN, BPE))
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length])["__metadata__"]
     changed = {
@@ -185,7 +174,7 @@ def cell_content(**changes: object) -> bytes:
     ],
 )
 def test_damaged_model_of_a_users_own_cell_is_refused(changes, expected):
-    assert deserialize_model(cell_content()).architecture == make_cell_model().architecture
+    assert deserialize_model(cell_content()).architecture == make_model(OWN, BPE).architecture
     with pytest.raises(SavedModelError, match=expected) as refused:
         deserialize_model(cell_content(**changes))
     assert "\n" not in str(refused.value)
