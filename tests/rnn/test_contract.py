@@ -53,7 +53,11 @@ every_option = [
     for each in list_cases(EVERY_OPTION)
 ]
 each_case = pytest.mark.parametrize("case", list_cases(ALL), indirect=True)
-each_complete_case = pytest.mark.parametrize("case", complete, indirect=True)
+each_complete_case = pytest.mark.parametrize(
+    "case",
+    [*list_cases(IMPLEMENTATIONS, is_complete=True), *list_cases(GPU_IMPLEMENTATIONS)],
+    indirect=True,
+)
 each_stack = pytest.mark.parametrize("case", list_cases(STACKS), indirect=True)
 
 # Of an operation without a batching rule.
@@ -231,8 +235,8 @@ def reached_weights(config: GatedConfig) -> set[str]:
 @each_complete_case
 def test_training_that_is_interrupted_at_any_step_resumes_bit_for_bit(case):
     run = begin(case)
-    # Before the first step, early in a sequence, at its end, while weights are averaged, at the end.
-    for step in (0, 1, 8, 9, 13, 20):
+    # Before the first step, at a sequence's end, early in one, with averaged weights, at the end.
+    for step in (0, 8, 9, 13, 20):
         train_until(run, step)
         run = begin(case, store(run))
     assert list(run.train()) == []
@@ -281,7 +285,7 @@ def test_training_resumes_in_another_implementation_or_on_another_device(
     networks.prepare("stand-in", monkeypatch)
     precision = "fp32" if BY_NAME["native"] in (first, second) else "fp64"
     configs = min(*first.groups.values(), key=len)
-    uninterrupted = Case(first, tuple(configs), precision)
+    uninterrupted = Case(first, tuple(configs[:4]), precision)
     run = begin(uninterrupted)
     train_until(run, 11)
     resumed = finish(begin(replace(uninterrupted, implementation=second), store(run)))

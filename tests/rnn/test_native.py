@@ -185,6 +185,7 @@ def test_compiled_library_is_kept_beside_the_source_or_else_in_a_private_folder(
     for name in ("step.c", "layer.h", "products.h"):
         (tmp_path / name).write_bytes((library._FOLDER / name).read_bytes())
     monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, "-O0"])  # compiles sooner
     path = library._compiled([])
     assert path.parent == tmp_path / "__pycache__"
     assert [each.name for each in path.parent.iterdir()] == [path.name]
