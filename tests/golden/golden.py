@@ -16,7 +16,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-MODULES: tuple[str, ...] = ("golden_statistics",)
+MODULES: tuple[str, ...] = ("golden_statistics", "golden_pruning")
 """Modules of this folder with a list ``GOLDEN``."""
 
 SIGNIFICANT_DIGITS = 12

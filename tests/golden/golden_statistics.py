@@ -20,6 +20,16 @@ import numpy as np
 import pandas as pd
 from golden import FOLDER, Golden
 
+from reports.charts.importances import compute_importances
+from reports.data.study_reader import read_results
+from reports.hypotheses import read_hypotheses
+from reports.stats.hypothesis_tests import StudyTables, to_frame
+from reports.stats.leaderboard import summarize_study
+from reports.stats.nuisance import build_judged_table
+from reports.stats.pruning_audit import audit_pruning
+from rnn_search import ReportError, import_results, import_study, load
+from studies.storage.open import read_storage
+
 INPUTS = FOLDER / "inputs"
 
 STUDIES = ("full-grid", "excluded-points", "learning-rates", "replicates", "pruned", "sweep")
@@ -43,19 +53,12 @@ class StoredStudy:
     """A study of ``inputs/`` and what the project computes from it."""
 
     def __init__(self, name: str) -> None:
-        from rnn_search import load
-
-        self.name = name
-        self.storage = _import_studies()
-        self.study = load(name, storage=self.storage)
+        self.study = load(name, storage=f"sqlite:///{_import_studies().name}/studies.db")
 
     @cached_property
     def results(self) -> Any:
-        from reports.data.study_reader import read_results
-        from studies.storage.open import read_storage
-
-        with closing(read_storage(self.storage)) as storage:
-            return read_results(storage, self.name)
+        with closing(read_storage(self.study.storage)) as storage:
+            return read_results(storage, self.study.name)
 
     @cached_property
     def effects(self) -> Any:
@@ -63,29 +66,19 @@ class StoredStudy:
 
     @cached_property
     def summary(self) -> Any:
-        from reports.stats.leaderboard import summarize_study
-
         return summarize_study(self.results)
 
     def compute_interactions(self) -> list[Any]:
-        from reports.stats.nuisance import build_judged_table
-
         table = build_judged_table(self.results)
         return [] if self.results.is_pruned else table.compute_interactions()
 
     def find_front(self, cost: str) -> Any:
-        from rnn_search import ReportError
-
         try:
             return self.study.pareto(cost).front
         except ReportError:  # nothing to compare
             return None
 
     def test_hypotheses(self) -> list[pd.DataFrame]:
-        """Return a frame for each hypothesis of the file."""
-        from reports.hypotheses import read_hypotheses
-        from reports.stats.hypothesis_tests import StudyTables, to_frame
-
         tables = StudyTables(self.results)
         hypotheses = read_hypotheses(INPUTS / "hypotheses.toml")
         return [to_frame([tables.test(each)]) for each in hypotheses]
@@ -95,42 +88,36 @@ class StoredStudy:
         return self.study.outcomes() if has_threshold else pd.DataFrame()
 
     def audit(self) -> Any:
-        from reports.stats.pruning_audit import audit_pruning
-
         return audit_pruning(self.results) if self.results.is_pruned else None
 
-    def compute_importances(self) -> dict[str, dict[str, float]]:
-        """Return the importance of each parameter by method."""
-        from reports.charts.importances import compute_importances
-
+    @cached_property
+    def importances(self) -> dict[str, dict[str, float]]:
         (found,) = compute_importances(self.results, list(self.results.complete.index), "all")
         bars = {chart.title: chart.figure.data[0] for chart in found.charts}
         return {name: dict(sorted(zip(bar.y, bar.x, strict=True))) for name, bar in bars.items()}
 
 
 @cache
-def _import_studies() -> str:
-    """Import the studies to one storage; return its URL."""
-    from rnn_search import import_results, import_study
+def _open_study(name: str) -> StoredStudy:
+    return StoredStudy(name)
 
-    storage = f"sqlite:///{_create_folder().name}/studies.db"
+
+@cache
+def _import_studies() -> TemporaryDirectory[str]:
+    """Import the studies to a storage in a folder, which is removed at the end of the process."""
+    folder = TemporaryDirectory(prefix="golden-")
+    storage = f"sqlite:///{folder.name}/studies.db"
     *exported, sweep = (INPUTS / f"{name}.csv" for name in STUDIES)
     for file in exported:
         import_study(file, storage=storage)
     others = ["f1", "gpu_hours"]
     import_results(sweep, storage=storage, value="accuracy", maximize=True, ignore=others)
-    return storage
-
-
-@cache
-def _create_folder() -> TemporaryDirectory[str]:
-    """Create a folder that is removed at the end of the process."""
-    return TemporaryDirectory(prefix="golden-")
+    return folder
 
 
 def compute_statistics(name: str) -> dict[str, Any]:
-    """Return all statistics of a study but the importances."""
-    stored = StoredStudy(name)
+    """Return all statistics of a study but fANOVA."""
+    stored = _open_study(name)
     return {
         "counts": _pick(stored.study.counts, COUNTS),
         "best": _pick(stored.study.best, ("number", "value", "params")),
@@ -150,12 +137,13 @@ def compute_statistics(name: str) -> dict[str, Any]:
             _to_plain(frame[list(TESTED)].to_dict("records")) for frame in stored.test_hypotheses()
         ],
         "audit": _pick(stored.audit(), AUDIT),
+        "PED-ANOVA": _to_plain(stored.importances["PED-ANOVA"]),
     }
 
 
-def compute_importances() -> dict[str, Any]:
-    """Return the importances of the parameters of all studies."""
-    return {name: _to_plain(StoredStudy(name).compute_importances()) for name in STUDIES}
+def compute_fanova() -> dict[str, Any]:
+    """Return the fANOVA importances of the parameters of all studies."""
+    return {name: _to_plain(_open_study(name).importances["fANOVA"]) for name in STUDIES}
 
 
 def _list_effects(stored: StoredStudy) -> dict[str, Any]:
@@ -247,5 +235,5 @@ def _to_plain(value: Any) -> Any:
 # libraries. fANOVA's forest of random trees may differ as a whole; its order may not.
 GOLDEN = [
     *(Golden(name, partial(compute_statistics, name), 1e-6, 1e-9) for name in STUDIES),
-    Golden("importances", compute_importances, 1e-6, 0.02),
+    Golden("fanova", compute_fanova, 1e-6, 0.02),
 ]
