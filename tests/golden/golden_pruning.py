@@ -1,9 +1,9 @@
 """Decisions of the pruner on the curves in ``inputs/curves.csv``, in four orders of the trials.
 
 The curves are made up: those of deep networks start slowly and cross others, and one diverges. A
-simulated search follows them, four trials at a time and equally fast, and asks the scheduler of a
-stored study as a worker does. In two of the orders the pruner for plain Optuna, which cannot pause,
-gets the same curves one by one.
+simulated search follows them, with several trials at a time that are equally fast, and asks the
+scheduler of a stored study as a worker does. In two of the orders the pruner for plain Optuna,
+which cannot pause, gets the same curves one by one.
 """
 
 import heapq
@@ -31,11 +31,12 @@ from studies.config import StudyConfig
 from studies.storage.create_study import PlannedTrial, create_study
 from studies.storage.open import open_storage
 
-ORDERS, ORDERS_IN_OPTUNA = 4, 2
+CONCURRENT = (1, 4, 8, 16)
+"""Number of trials that train at a time, by order."""
 
-CONCURRENT = 4
+ORDERS_IN_OPTUNA = 2
 
-STEPS, LOG_EVERY, KEEP = 1000, 50, 0.1
+STEPS, LOG_EVERY, KEEP = 1000, 40, 0.1
 
 WORKER = "worker"
 """Token of all claims."""
@@ -90,12 +91,12 @@ class StoredSearch:
         self.predictions: dict[int, list[float]] = {}
         self.looks: dict[str, Any] = {}
 
-    def run(self) -> None:
+    def run(self, concurrent: int) -> None:
         """Train the trials, some at a time, until all have ended."""
         running: list[tuple[int, int, int]] = []
         now = started = 0
         while True:
-            chosen = self._claim() if len(running) < CONCURRENT else None
+            chosen = self._claim() if len(running) < concurrent else None
             if chosen is None and not running:
                 if self._prune_paused():
                     return
@@ -193,9 +194,9 @@ class StoredSearch:
 
 def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) -> Any:
     """Store a study of the trials, which start in this order; return its config."""
-    fixed = {"state_size": [64], "input_gate": [False], "state_gate": [False]}
+    fixed = {name: [False] for name in ("input_gate", "output_gate", "state_gate")}
     raw = {
-        "space": recorded.choices | fixed,
+        "space": recorded.choices | fixed | {"state_size": [64]},
         "training": {"steps": STEPS, "log_every": LOG_EVERY},
         "pruning": {"enabled": True, "keep": KEEP},
     }
@@ -207,14 +208,16 @@ def _create_study(recorded: RecordedCurves, order: Sequence[int], storage: Any) 
     return config
 
 
-def replay_search(recorded: RecordedCurves, order: Sequence[int]) -> dict[str, Any]:
+def replay_search(
+    recorded: RecordedCurves, order: Sequence[int], concurrent: int
+) -> dict[str, Any]:
     """Replay a search that pauses, resumes and prunes trials."""
     with (
         TemporaryDirectory() as folder,
         closing(open_storage(f"sqlite:///{folder}/studies.db")) as storage,
     ):
         search = StoredSearch(recorded, order, storage)
-        search.run()
+        search.run(concurrent)
     return {
         **recorded.measure(search.ends),
         "audited": search.audited,
@@ -246,10 +249,10 @@ def replay_in_optuna(recorded: RecordedCurves, order: Sequence[int]) -> dict[str
 def _replay(number: int) -> dict[str, Any]:
     recorded = RecordedCurves()
     order = np.random.default_rng(number).permutation(len(recorded.values)).tolist()
-    found = {"pause and resume": replay_search(recorded, order)}
+    found = {"pause and resume": replay_search(recorded, order, CONCURRENT[number])}
     if number < ORDERS_IN_OPTUNA:
         found["plain Optuna"] = replay_in_optuna(recorded, order)
     return found
 
 
-GOLDEN = [Golden(f"pruning-{n}", partial(_replay, n), 1e-6, 1e-9) for n in range(ORDERS)]
+GOLDEN = [Golden(f"pruning-{n}", partial(_replay, n), 1e-6, 1e-9) for n in range(len(CONCURRENT))]
